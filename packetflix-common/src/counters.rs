@@ -1,0 +1,83 @@
+//! What is counted for an interface, on each CPU.
+
+use core::mem::{offset_of, size_of};
+
+/// Packets of one interface on one CPU since the capture began.
+///
+/// The program that counts runs to its end before another one starts on the same CPU, so
+/// `accepted = delivered + ring_full + copy_failed` holds whenever none is running.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceCounters {
+    /// Packets that the hook saw.
+    pub seen: u64,
+    /// Packets that the filter let through.
+    pub accepted: u64,
+    /// Packets that were put into a ring.
+    pub delivered: u64,
+    /// Packets lost because the ring had no room.
+    pub ring_full: u64,
+    /// Packets lost because the kernel could not copy them.
+    pub copy_failed: u64,
+}
+
+impl InterfaceCounters {
+    /// Packets that were accepted but lost, whatever the cause.
+    pub fn dropped(&self) -> u64 {
+        self.ring_full + self.copy_failed
+    }
+}
+
+impl core::iter::Sum for InterfaceCounters {
+    fn sum<I: Iterator<Item = Self>>(counters: I) -> Self {
+        counters.fold(Self::default(), |sum, next| Self {
+            seen: sum.seen + next.seen,
+            accepted: sum.accepted + next.accepted,
+            delivered: sum.delivered + next.delivered,
+            ring_full: sum.ring_full + next.ring_full,
+            copy_failed: sum.copy_failed + next.copy_failed,
+        })
+    }
+}
+
+/// An interface as the programs know it, on one CPU. An interface without an entry is not captured.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceEntry {
+    /// What is counted.
+    pub counters: InterfaceCounters,
+    /// Number of the interface in the capture, put into its records. Never used twice, unlike an index.
+    pub interface_id: u32,
+    /// Packets dropped since the last one delivered: goes into the next record.
+    pub dropped_unreported: u32,
+    /// Not zero for a loopback device, whose packets pass twice: only the receiving side is captured.
+    pub loopback: u32,
+    /// Keeps the layout free of implicit padding.
+    pub reserved: u32,
+}
+
+const _: () = {
+    assert!(size_of::<InterfaceCounters>() == 40);
+    assert!(size_of::<InterfaceEntry>() == 56);
+    assert!(offset_of!(InterfaceEntry, counters) == 0);
+    assert!(offset_of!(InterfaceEntry, interface_id) == 40);
+    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 44);
+    assert!(offset_of!(InterfaceEntry, loopback) == 48);
+    assert!(offset_of!(InterfaceEntry, reserved) == 52);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::InterfaceCounters;
+
+    #[test]
+    fn sums_every_counter() {
+        let one = InterfaceCounters { seen: 5, accepted: 4, delivered: 1, ring_full: 2, copy_failed: 1 };
+        let sum: InterfaceCounters = [one, one].into_iter().sum();
+        assert_eq!(
+            sum,
+            InterfaceCounters { seen: 10, accepted: 8, delivered: 2, ring_full: 4, copy_failed: 2 }
+        );
+        assert_eq!(sum.accepted, sum.delivered + sum.dropped());
+    }
+}

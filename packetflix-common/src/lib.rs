@@ -1,0 +1,56 @@
+//! What packetflix' eBPF programs and its user space agree on: the record that carries a packet through a
+//! ring, the counters of an interface, and the names of maps, globals and programs.
+//!
+//! Both sides run on the same machine, so every number is in native byte order.
+
+#![no_std]
+
+mod counters;
+mod record;
+
+pub use counters::{InterfaceCounters, InterfaceEntry};
+pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
+
+/// Names of the programs in the eBPF object.
+pub mod programs {
+    /// Classifier for packets that an interface receives (TCX ingress, kernel 6.6).
+    pub const TC_INGRESS: &str = "tc_ingress";
+    /// Classifier for packets that an interface sends (TCX egress, kernel 6.6).
+    pub const TC_EGRESS: &str = "tc_egress";
+    /// Socket filter for both directions (AF_PACKET, kernel 5.8 for its ring buffer).
+    pub const SOCKET: &str = "socket";
+}
+
+/// Names of the maps in the eBPF object.
+pub mod maps {
+    /// Array of one ring buffer per possible CPU, indexed by the CPU's number.
+    pub const RINGS: &str = "RINGS";
+    /// Per-CPU hash from interface index to [`InterfaceEntry`](crate::InterfaceEntry).
+    pub const INTERFACES: &str = "INTERFACES";
+    /// The ring of aya-log, with the name aya-log gives it.
+    pub const LOGS: &str = "AYA_LOGS";
+}
+
+/// Names of the globals that user space sets before it loads a program.
+pub mod globals {
+    /// `u32`: at most so many bytes of a packet are copied.
+    pub const SNAPSHOT_LENGTH: &str = "SNAPSHOT_LENGTH";
+    /// `u32`: the clock of the timestamps, see [`clock`](crate::clock).
+    pub const CLOCK: &str = "CLOCK";
+    /// `u8`: level of aya-log, 0 is off.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
+/// Values of the global [`CLOCK`](globals::CLOCK).
+pub mod clock {
+    /// CLOCK_TAI, by `bpf_ktime_get_tai_ns` (kernel 6.1).
+    pub const TAI: u32 = 0;
+    /// CLOCK_BOOTTIME, by `bpf_ktime_get_boot_ns` (kernel 5.8).
+    pub const BOOTTIME: u32 = 1;
+}
+
+/// How many interfaces one capture can hold at a time.
+pub const MAX_INTERFACES: u32 = 4096;
+
+/// How many CPUs the array of rings is declared for; user space sets the machine's number at load.
+pub const DECLARED_CPUS: u32 = 1;

@@ -1,0 +1,165 @@
+//! From a packet to a record in the ring of this CPU.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_ktime_get_tai_ns, bpf_skb_load_bytes,
+    },
+    programs::sk_buff::SkBuff,
+};
+use aya_log_ebpf::debug;
+use packetflix_common::{Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeader, clock};
+
+use crate::{
+    maps::{INTERFACES, RINGS, Ring, clock, snapshot_length},
+    packet,
+};
+
+/// Why an accepted packet does not reach user space.
+enum Lost {
+    /// The ring has no room: user space is too slow, or its client is.
+    RingFull,
+    /// The kernel could not copy the packet; holds its length and the helper's error.
+    Copy(u32, i64),
+    /// This CPU has no ring, which user space rules out by creating one for each possible CPU.
+    NoRing,
+}
+
+/// Captures one packet, and counts what became of it.
+#[inline(always)]
+pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direction) {
+    let ifindex = packet::ifindex(skb);
+    let Some(interface) = INTERFACES.get_ptr_mut(ifindex) else { return };
+    // SAFETY: the entry is this CPU's own, no other program runs on this CPU before this one ends, and user
+    // space removes an entry only after the programs were detached from its interface.
+    #[expect(unsafe_code, reason = "a map hands out raw pointers")]
+    let interface = unsafe { &mut *interface };
+
+    if interface.loopback != 0 && matches!(direction, Direction::Outbound) {
+        return;
+    }
+    interface.counters.seen += 1;
+    interface.counters.accepted += 1;
+
+    match deliver(skb, interface, ifindex, direction) {
+        Ok(()) => {
+            interface.counters.delivered += 1;
+            interface.dropped_unreported = 0;
+        }
+        Err(Lost::RingFull) => {
+            interface.counters.ring_full += 1;
+            interface.dropped_unreported += 1;
+        }
+        Err(Lost::Copy(len, error)) => {
+            interface.counters.copy_failed += 1;
+            interface.dropped_unreported += 1;
+            debug!(context, "interface {}: cannot copy a packet of {} bytes: error {}", ifindex, len, error);
+        }
+        Err(Lost::NoRing) => {
+            interface.counters.copy_failed += 1;
+            interface.dropped_unreported += 1;
+            debug!(context, "interface {}: this CPU has no ring", ifindex);
+        }
+    }
+}
+
+/// Puts the packet into this CPU's ring, in the smallest size class that holds it.
+#[inline(always)]
+fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Direction) -> Result<(), Lost> {
+    // Before room is reserved: a ring's records then are in the order of their timestamps.
+    let timestamp = now();
+    let facts = packet::facts(skb);
+    let captured_len = facts.len.min(snapshot_length());
+    let header = RecordHeader {
+        timestamp,
+        interface_id: interface.interface_id,
+        ifindex,
+        original_len: facts.len,
+        captured_len,
+        dropped_before: interface.dropped_unreported,
+        gso_size: facts.gso_size,
+        gso_segs: facts.gso_segs,
+        vlan_tci: facts.vlan_tci,
+        vlan_protocol: facts.vlan_protocol,
+        direction: direction as u8,
+        packet_type: facts.packet_type,
+        reserved: 0,
+    };
+    // SAFETY: the helper has no precondition.
+    #[expect(unsafe_code, reason = "every helper is declared unsafe")]
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    let ring = RINGS.get(cpu).ok_or(Lost::NoRing)?;
+
+    // The verifier wants a constant size to reserve; what is reserved beyond the packet is lost room.
+    macro_rules! smallest_of {
+        ($($class:expr),+) => {
+            match captured_len {
+                $(len if len <= $class => store::<{ $class as usize }>(skb, ring, &header),)+
+                len => Err(Lost::Copy(len, 0)),
+            }
+        };
+    }
+    smallest_of!(
+        64,
+        128,
+        256,
+        512,
+        1024,
+        1520,
+        2048,
+        4096,
+        9216,
+        18_432,
+        36_864,
+        69_632,
+        139_264,
+        MAX_CAPTURED_LEN
+    )
+}
+
+/// A record of one size class.
+#[repr(C)]
+struct Record<const CLASS: usize> {
+    header: RecordHeader,
+    packet: [u8; CLASS],
+}
+
+#[inline(always)]
+fn store<const CLASS: usize>(skb: &SkBuff, ring: &Ring, header: &RecordHeader) -> Result<(), Lost> {
+    let mut entry = ring.reserve_untyped::<Record<CLASS>>(0).ok_or(Lost::RingFull)?;
+    let record: *mut Record<CLASS> = MaybeUninit::as_mut_ptr(&mut entry);
+    // The verifier must see that the length which it bounded is the one that the helper is given.
+    let len = core::hint::black_box(header.captured_len);
+    // SAFETY: `record` points to a whole `Record<CLASS>` that is this program's alone until it is submitted,
+    // and at most `CLASS` bytes are written to its packet.
+    #[expect(unsafe_code, reason = "the record is filled in place, and the helper takes raw pointers")]
+    let result = unsafe {
+        (&raw mut (*record).header).write(*header);
+        if len == 0 {
+            0
+        } else if len as usize > CLASS {
+            -1
+        } else {
+            bpf_skb_load_bytes(skb.skb.cast(), 0, (&raw mut (*record).packet).cast(), len)
+        }
+    };
+    if result == 0 {
+        entry.submit(0);
+        Ok(())
+    } else {
+        entry.discard(0);
+        Err(Lost::Copy(header.original_len, result))
+    }
+}
+
+/// Nanoseconds of the clock that user space chose.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helpers have no precondition.
+    #[expect(unsafe_code, reason = "every helper is declared unsafe")]
+    unsafe {
+        if clock() == clock::TAI { bpf_ktime_get_tai_ns() } else { bpf_ktime_get_boot_ns() }
+    }
+}

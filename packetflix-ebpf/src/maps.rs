@@ -1,0 +1,49 @@
+//! Maps and globals. Their names stand in `packetflix_common`, for user space to find them by.
+
+use aya_ebpf::{
+    btf_maps::{ArrayOfMaps, PerCpuHashMap, RingBuf},
+    macros::btf_map,
+};
+use packetflix_common::{DECLARED_CPUS, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, clock};
+
+/// A CPU's ring, as declared: user space creates each in the size that it wants.
+pub(crate) type Ring = RingBuf<u8, 4096>;
+
+/// One ring per CPU, so that CPUs never wait for each other.
+#[btf_map]
+pub(crate) static RINGS: ArrayOfMaps<Ring, { DECLARED_CPUS as usize }> = ArrayOfMaps::new();
+
+/// The captured interfaces by their index.
+#[btf_map]
+pub(crate) static INTERFACES: PerCpuHashMap<u32, InterfaceEntry, { MAX_INTERFACES as usize }> =
+    PerCpuHashMap::new();
+
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "user space finds the global by its name")]
+static SNAPSHOT_LENGTH: u32 = MAX_CAPTURED_LEN;
+
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "user space finds the global by its name")]
+static CLOCK: u32 = clock::TAI;
+
+/// At most so many bytes of a packet are copied.
+#[inline(always)]
+pub(crate) fn snapshot_length() -> u32 {
+    global(&SNAPSHOT_LENGTH)
+}
+
+/// The clock of the timestamps.
+#[inline(always)]
+pub(crate) fn clock() -> u32 {
+    global(&CLOCK)
+}
+
+#[inline(always)]
+fn global(value: &'static u32) -> u32 {
+    // SAFETY: a reference is valid to read from. Volatile, since user space changes the value before the
+    // program is loaded, which the compiler cannot know.
+    #[expect(unsafe_code, reason = "the compiler must not take the initial value for the final one")]
+    unsafe {
+        core::ptr::read_volatile(value)
+    }
+}

@@ -1,0 +1,58 @@
+//! Facts about the packet, read from its `__sk_buff`. None of these reads needs packet memory.
+
+use aya_ebpf::{bindings::__sk_buff, programs::sk_buff::SkBuff};
+use packetflix_common::Direction;
+
+/// `linux/if_packet.h`
+const PACKET_OUTGOING: u32 = 4;
+
+/// What a record tells about a packet beside its bytes.
+pub(crate) struct Facts {
+    pub(crate) len: u32,
+    pub(crate) packet_type: u8,
+    pub(crate) vlan_tci: u16,
+    pub(crate) vlan_protocol: u16,
+    pub(crate) gso_size: u16,
+    pub(crate) gso_segs: u16,
+}
+
+#[inline(always)]
+fn fields(skb: &SkBuff) -> &__sk_buff {
+    // SAFETY: the kernel hands the program a valid `__sk_buff` for as long as it runs, and rewrites each
+    // load of a field into a load from its own structure.
+    #[expect(unsafe_code, reason = "the context is a raw pointer")]
+    unsafe {
+        &*skb.skb
+    }
+}
+
+/// Index of the interface the packet is seen on.
+#[inline(always)]
+pub(crate) fn ifindex(skb: &SkBuff) -> u32 {
+    fields(skb).ifindex
+}
+
+/// Direction as a packet socket sees it.
+#[inline(always)]
+pub(crate) fn direction(skb: &SkBuff) -> Direction {
+    if fields(skb).pkt_type == PACKET_OUTGOING { Direction::Outbound } else { Direction::Inbound }
+}
+
+/// Reads all that a record tells.
+#[inline(always)]
+pub(crate) fn facts(skb: &SkBuff) -> Facts {
+    let skb = fields(skb);
+    let (vlan_tci, vlan_protocol) = if skb.vlan_present != 0 {
+        (skb.vlan_tci as u16, u16::from_be(skb.vlan_proto as u16))
+    } else {
+        (0, 0)
+    };
+    Facts {
+        len: skb.len,
+        packet_type: skb.pkt_type as u8,
+        vlan_tci,
+        vlan_protocol,
+        gso_size: skb.gso_size as u16,
+        gso_segs: skb.gso_segs as u16,
+    }
+}

@@ -1,0 +1,90 @@
+//! The command line: flags as they are given. What they amount to is [`Config`](crate::config::Config).
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::tap::Hook;
+
+/// Flags, each also as an environment variable.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "packetflix", version, about = "Packet capture as a service for container hosts")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub struct Args {
+    /// TCP port to listen on, over IPv4 and IPv6
+    #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
+    pub port: u16,
+
+    /// Where in the kernel packets are seen
+    #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Auto)]
+    pub hook: Hook,
+
+    /// Size of the ring of each CPU, for each capture (KiB and MiB are understood); by default 64 MiB shared
+    /// among the CPUs, at least 1 MiB and at most 8 MiB each
+    #[arg(long, env = "PACKETFLIX_RING_SIZE", value_parser = parse_size)]
+    pub ring_size: Option<u64>,
+
+    /// How many captures may run at the same time
+    #[arg(long, env = "PACKETFLIX_MAX_CAPTURES", default_value_t = 128)]
+    pub max_captures: u16,
+
+    /// Seconds after which a client that takes nothing, or answers no ping, is given up
+    #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", default_value = "120", value_parser = parse_seconds)]
+    pub client_timeout: Duration,
+
+    /// Log what is of use for finding faults, from the eBPF programs too
+    #[arg(long, env = "PACKETFLIX_DEBUG")]
+    pub debug: bool,
+
+    /// Log each request
+    #[arg(long, env = "PACKETFLIX_LOG_REQUESTS")]
+    pub log_requests: bool,
+
+    /// Log the headers of each request, but for those that hold secrets
+    #[arg(long, env = "PACKETFLIX_LOG_HEADERS")]
+    pub log_headers: bool,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("give a whole number of seconds from 1 to 86400".to_owned()),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        _ => return Err("the unit is KiB or MiB".to_owned()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or_else(|| "give a whole number, such as 4MiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn understands_sizes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("512KiB"), Ok(512 << 10));
+        assert_eq!(parse_size("4 MiB"), Ok(4 << 20));
+        for wrong in ["", "MiB", "4MB", "-1", "4.5MiB", "99999999999999999999", "18446744073709551615MiB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

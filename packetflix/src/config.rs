@@ -1,0 +1,93 @@
+//! Configuration that was checked: what the flags amount to on this machine.
+
+use std::time::Duration;
+
+use crate::{
+    cli::Args,
+    tap::{MIN_RING_SIZE, TapConfig},
+};
+
+/// Shared among the rings of a capture, in bytes, unless a flag says otherwise.
+const RING_BUDGET: u64 = 64 << 20;
+/// Bounds of what a ring gets of it. The upper one holds a tenth of a second of small packets at the rate that
+/// one CPU can receive them.
+const DEFAULT_RING_SIZES: (u64, u64) = (1 << 20, 8 << 20);
+/// The kernel's own bound: ring buffers of 2 GiB and more cannot be mapped with their double data pages.
+const MAX_RING_SIZE: u64 = 1 << 30;
+
+/// How the server runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How captures are made.
+    pub tap: TapConfig,
+    /// How many captures may run at the same time.
+    pub max_captures: usize,
+    /// After how long a client is given up that takes nothing or answers no ping.
+    pub client_timeout: Duration,
+    /// Whether each request is logged.
+    pub log_requests: bool,
+    /// Whether the headers of each request are logged.
+    pub log_headers: bool,
+    /// The host's name.
+    pub node_name: String,
+}
+
+/// Why the flags cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A ring cannot have that size.
+    #[error("--ring-size {0}: a ring has from {MIN_RING_SIZE} to {MAX_RING_SIZE} bytes, and a power of two of them")]
+    RingSize(u64),
+    /// The number of CPUs is not known.
+    #[error("the number of CPUs could not be read")]
+    Cpus(#[source] std::io::Error),
+}
+
+impl TryFrom<&Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| ConfigError::Cpus(error))?;
+        Ok(Self {
+            tap: TapConfig {
+                hook: args.hook,
+                ring_size: ring_size(args.ring_size, cpus)?,
+                log_programs: args.debug,
+            },
+            max_captures: usize::from(args.max_captures),
+            client_timeout: args.client_timeout,
+            log_requests: args.log_requests,
+            log_headers: args.log_headers,
+            node_name: nix::unistd::gethostname()
+                .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
+        })
+    }
+}
+
+fn ring_size(wanted: Option<u64>, cpus: usize) -> Result<u32, ConfigError> {
+    let (least, most) = DEFAULT_RING_SIZES;
+    let share = RING_BUDGET / cpus as u64;
+    let size = wanted.unwrap_or_else(|| share.clamp(least, most).next_power_of_two().min(most));
+    let fits = (MIN_RING_SIZE..=MAX_RING_SIZE).contains(&size) && size.is_power_of_two();
+    u32::try_from(size).ok().filter(|_| fits).ok_or(ConfigError::RingSize(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_follow_the_number_of_cpus() {
+        for (cpus, size) in [(1, 8 << 20), (2, 8 << 20), (8, 8 << 20), (12, 8 << 20), (64, 1 << 20), (512, 1 << 20)] {
+            assert_eq!(ring_size(None, cpus).unwrap(), size, "{cpus} CPUs");
+        }
+    }
+
+    #[test]
+    fn refuses_rings_that_the_kernel_would() {
+        assert_eq!(ring_size(Some(1 << 20), 4).unwrap(), 1 << 20);
+        for wrong in [0, 4096, (1 << 20) + 1, 3 << 20, 1 << 31, 1 << 32, u64::MAX] {
+            assert!(ring_size(Some(wrong), 4).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `/capture`: from a handshake to a session that streams.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+use warp::{
+    Reply,
+    http::{HeaderMap, Request, StatusCode},
+    reply::Response,
+};
+
+use super::{
+    refusal::Refusal,
+    request::{CaptureRequest, RequestError, check_origin},
+    websocket,
+};
+use crate::{
+    config::Config,
+    netns::Netns,
+    session::{Session, SessionRequest},
+};
+
+/// What all requests share.
+pub(super) struct App {
+    pub(super) config: Arc<Config>,
+    /// Connections and captures, to wait for at the end.
+    pub(super) tasks: TaskTracker,
+    /// Cancelled when the service shuts down.
+    pub(super) stop: CancellationToken,
+    captures: Arc<Semaphore>,
+    next_id: AtomicU64,
+}
+
+/// A request for a capture, as it came.
+pub(super) struct Handshake {
+    pub(super) query: String,
+    pub(super) headers: HeaderMap,
+    pub(super) on_upgrade: Option<OnUpgrade>,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+impl App {
+    pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let captures = Arc::new(Semaphore::new(config.max_captures));
+        Self { config, tasks, stop, captures, next_id: AtomicU64::new(1) }
+    }
+
+    pub(super) fn running_captures(&self) -> usize {
+        self.config.max_captures - self.captures.available_permits()
+    }
+
+    /// Starts a capture and answers the handshake, or says why not.
+    pub(super) async fn capture(self: Arc<Self>, handshake: Handshake) -> Result<Response, Refusal> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!("capture", id);
+        let app = Arc::clone(&self);
+        let started = app.start(handshake, span.clone()).instrument(span.clone()).await;
+        if let Err(refusal) = &started {
+            span.in_scope(|| {
+                tracing::info!(status = refusal.status.as_u16(), reason = refusal.sentence, "refused");
+            });
+        }
+        started
+    }
+
+    async fn start(self: Arc<Self>, handshake: Handshake, span: tracing::Span) -> Result<Response, Refusal> {
+        tracing::debug!(peer = ?handshake.peer, query = handshake.query, "asked for a capture");
+        check_origin(&handshake.headers)?;
+        let (switching, upgraded) = accept_upgrade(&handshake)?;
+        let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
+        let permit = self.permit()?;
+
+        let netns = tokio::task::spawn_blocking(move || Netns::find(request.netns)).await.map_err(|_| {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the search for the namespace was cut off")
+        })??;
+        let asked = SessionRequest { selection: request.selection, chaste: request.chaste };
+        let session = Session::start(netns, asked, &self.config.tap, &self.config.node_name).await?;
+        tracing::info!(netns = request.netns, "started");
+
+        let app = Arc::clone(&self);
+        self.tasks.spawn(async move { app.stream(upgraded, session, permit).await }.instrument(span));
+        Ok(switching)
+    }
+
+    /// One more capture, if that many may run and the service does not end.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        if self.stop.is_cancelled() {
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the service is shutting down"));
+        }
+        Arc::clone(&self.captures).try_acquire_owned().map_err(|_| {
+            let sentence = format!("{} captures are running, and no more may", self.config.max_captures);
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, sentence)
+        })
+    }
+
+    /// Streams to the client; the permit is given back when all is over.
+    async fn stream(self: Arc<Self>, upgraded: UpgradeFut, session: Session, permit: OwnedSemaphorePermit) {
+        match upgraded.await {
+            Ok(socket) => websocket::serve(socket, session, &self.stop, self.config.client_timeout).await,
+            Err(error) => tracing::info!(%error, "ended: the client left before the stream began"),
+        }
+        drop(permit);
+    }
+}
+
+/// Checks the WebSocket handshake and prepares its answer.
+fn accept_upgrade(handshake: &Handshake) -> Result<(Response, UpgradeFut), RequestError> {
+    let mut request = Request::new(());
+    *request.headers_mut() = handshake.headers.clone();
+    if !is_upgrade_request(&request) {
+        return Err(RequestError::NoUpgrade);
+    }
+    // Only a request of HTTP/1.1 can be upgraded.
+    let on_upgrade = handshake.on_upgrade.clone().ok_or(RequestError::NoUpgrade)?;
+    request.extensions_mut().insert(on_upgrade);
+    let (response, upgraded) = upgrade(&mut request).map_err(|error| match error {
+        fastwebsockets::WebSocketError::InvalidSecWebsocketVersion => RequestError::WebSocketVersion,
+        _ => RequestError::NoWebSocketKey,
+    })?;
+    Ok((response.map(|_| "").into_response(), upgraded))
+}

@@ -1,0 +1,10 @@
+//! The HTTP side: the listening socket, the routes, requests and refusals, and the WebSocket.
+
+mod capture;
+mod refusal;
+mod request;
+mod routes;
+mod server;
+mod websocket;
+
+pub use server::{listen, serve};

@@ -1,0 +1,113 @@
+//! Refusals before the upgrade: the one place where errors of the domain become a status and a sentence.
+
+use std::error::Error;
+
+use nix::errno::Errno;
+use serde_json::json;
+use warp::{
+    Reply,
+    http::{HeaderValue, StatusCode, header},
+    reply::{self, Response},
+};
+
+use super::request::RequestError;
+use crate::{
+    error,
+    netns::{EnterError, FindError},
+    tap::{HookError, LoadError, TapError},
+};
+
+/// An answer that says why there is no capture.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) sentence: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
+        Self { status, sentence: sentence.into() }
+    }
+
+    /// The kernel refused something that took `capability`.
+    fn by_kernel(error: &(dyn Error + 'static), capability: &str) -> Self {
+        let mut sentence = error::chain(error);
+        if matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES)) {
+            sentence.push_str(": the service lacks ");
+            sentence.push_str(capability);
+        }
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)
+    }
+}
+
+impl Reply for Refusal {
+    fn into_response(self) -> Response {
+        let body = reply::json(&json!({ "error": self.sentence }));
+        let mut response = reply::with_status(body, self.status).into_response();
+        if self.status == StatusCode::UPGRADE_REQUIRED {
+            let headers = response.headers_mut();
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        response
+    }
+}
+
+impl From<RequestError> for Refusal {
+    fn from(error: RequestError) -> Self {
+        let status = match error {
+            RequestError::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            RequestError::NoUpgrade | RequestError::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
+            RequestError::Query(_)
+            | RequestError::Header(_)
+            | RequestError::Repeated(_)
+            | RequestError::NoTarget
+            | RequestError::TwoTargets
+            | RequestError::ContainerUnsupported
+            | RequestError::FilterUnsupported(_)
+            | RequestError::Netns(_)
+            | RequestError::TooManyInterfaces(_)
+            | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<FindError> for Refusal {
+    fn from(error: FindError) -> Self {
+        let status = match error {
+            FindError::NotFound { .. } => StatusCode::NOT_FOUND,
+            FindError::Denied { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<TapError> for Refusal {
+    fn from(error: TapError) -> Self {
+        match &error {
+            TapError::NoSuchInterface { .. } | TapError::NoInterface => {
+                Self::new(StatusCode::NOT_FOUND, error.to_string())
+            }
+            TapError::UnknownLinkType { .. } | TapError::TooManyInterfaces => {
+                Self::new(StatusCode::BAD_REQUEST, error.to_string())
+            }
+            TapError::Hook(HookError::Gone { .. }) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            TapError::Enter(EnterError::Thread(_) | EnterError::Setns(_)) => {
+                Self::by_kernel(&error, "CAP_SYS_ADMIN")
+            }
+            TapError::Socket { .. } | TapError::Hook(HookError::Socket { .. }) => {
+                Self::by_kernel(&error, "CAP_NET_RAW")
+            }
+            TapError::Load(LoadError::Program { .. }) | TapError::Hook(HookError::Load(_)) => {
+                Self::by_kernel(&error, "CAP_BPF, or CAP_NET_ADMIN for a classifier")
+            }
+            TapError::Load(_) | TapError::Entry { .. } => Self::by_kernel(&error, "CAP_BPF"),
+            TapError::Hook(HookError::Attach { .. } | HookError::Query { .. } | HookError::NoTcx) => {
+                Self::by_kernel(&error, "CAP_NET_ADMIN")
+            }
+            TapError::List(_) | TapError::Rings(_) | TapError::Clock(_) => Self::by_kernel(&error, "a right"),
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What a client asks for, taken from the query and the headers. Touches nothing of the system.
+
+use std::collections::BTreeMap;
+
+use packetflix_common::MAX_INTERFACES;
+use warp::http::{HeaderMap, header, uri::Authority};
+
+use crate::tap::InterfaceSelection;
+
+const CONTAINER: Parameter = Parameter { name: "container", header: Some("clustershark-container") };
+const NETNS: Parameter = Parameter { name: "netns", header: None };
+const NIF: Parameter = Parameter { name: "nif", header: Some("clustershark-nif") };
+const FILTER: Parameter = Parameter { name: "filter", header: Some("clustershark-filter") };
+const CHASTE: Parameter = Parameter { name: "chaste", header: Some("clustershark-chaste") };
+
+/// A parameter of the query, and the header that wins over it.
+struct Parameter {
+    name: &'static str,
+    header: Option<&'static str>,
+}
+
+/// A capture that a client wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CaptureRequest {
+    /// Inode number of the network namespace.
+    pub(super) netns: u64,
+    /// Which interfaces.
+    pub(super) selection: InterfaceSelection,
+    /// Without promiscuous mode.
+    pub(super) chaste: bool,
+}
+
+/// Why a request cannot be served.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum RequestError {
+    #[error("a page of {origin} may not capture here: its origin is not {host}")]
+    ForeignOrigin { origin: String, host: String },
+    #[error(
+        "this is a WebSocket endpoint: please ask for an upgrade, with a client such as csharg or Wireshark's \
+         cshargextcap, at ws://HOST:PORT/capture?netns=NUMBER"
+    )]
+    NoUpgrade,
+    #[error("the WebSocket protocol is spoken here in its version 13 only")]
+    WebSocketVersion,
+    #[error("the WebSocket handshake lacks its Sec-WebSocket-Key")]
+    NoWebSocketKey,
+    #[error("the query cannot be read: {0}")]
+    Query(String),
+    #[error("the header {0} is not readable text")]
+    Header(&'static str),
+    #[error("the parameter {0} is given more than once")]
+    Repeated(&'static str),
+    #[error("no target is given: name a network namespace with netns=NUMBER")]
+    NoTarget,
+    #[error("both container and netns are given: they exclude each other")]
+    TwoTargets,
+    #[error("container= is not supported yet: name the network namespace with netns=NUMBER")]
+    ContainerUnsupported,
+    #[error("filters are not supported yet: filter={0}")]
+    FilterUnsupported(String),
+    #[error("netns={0} is not the inode number of a network namespace")]
+    Netns(String),
+    #[error("nif= names {0} interfaces, and {MAX_INTERFACES} is the most")]
+    TooManyInterfaces(usize),
+}
+
+impl CaptureRequest {
+    /// Reads the request for a capture. Parameters that we do not know are ignored, as are the headers.
+    pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, RequestError> {
+        let parameters = Parameters::parse(query, headers)?;
+        let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
+        let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
+        let netns = match (container, netns) {
+            (None, None) => return Err(RequestError::NoTarget),
+            (Some(_), Some(_)) => return Err(RequestError::TwoTargets),
+            (Some(_), None) => return Err(RequestError::ContainerUnsupported),
+            (None, Some(netns)) => parse_netns(netns)?,
+        };
+        if let Some(filter) = parameters.get(&FILTER)?.filter(|text| !text.trim().is_empty()) {
+            return Err(RequestError::FilterUnsupported(filter.to_owned()));
+        }
+        let selection = parse_interfaces(parameters.get(&NIF)?.unwrap_or_default())?;
+        // Presence alone counts: existing clients rely on it, whatever the value.
+        let chaste = parameters.get(&CHASTE)?.is_some();
+        Ok(Self { netns, selection, chaste })
+    }
+}
+
+fn parse_netns(text: &str) -> Result<u64, RequestError> {
+    text.parse().ok().filter(|number| *number != 0).ok_or_else(|| RequestError::Netns(text.to_owned()))
+}
+
+fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
+    let mut names: Vec<String> = text.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    names.sort_unstable();
+    names.dedup();
+    match &names[..] {
+        [] => Ok(InterfaceSelection::All),
+        [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
+        _ if names.len() > MAX_INTERFACES as usize => Err(RequestError::TooManyInterfaces(names.len())),
+        _ => Ok(InterfaceSelection::Named(names)),
+    }
+}
+
+/// The parameters of a query, beside the headers.
+struct Parameters<'a> {
+    query: BTreeMap<String, Vec<String>>,
+    headers: &'a HeaderMap,
+}
+
+impl<'a> Parameters<'a> {
+    fn parse(query: &str, headers: &'a HeaderMap) -> Result<Self, RequestError> {
+        let pairs: Vec<(String, String)> =
+            serde_urlencoded::from_str(query).map_err(|error| RequestError::Query(error.to_string()))?;
+        let mut query: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in pairs {
+            query.entry(name).or_default().push(value);
+        }
+        Ok(Self { query, headers })
+    }
+
+    fn get(&self, parameter: &Parameter) -> Result<Option<&str>, RequestError> {
+        if let Some(name) = parameter.header {
+            let mut values = self.headers.get_all(name).iter();
+            if let Some(value) = values.next() {
+                if values.next().is_some() {
+                    return Err(RequestError::Repeated(name));
+                }
+                let value = std::str::from_utf8(value.as_bytes()).map_err(|_| RequestError::Header(name))?;
+                return Ok(Some(value));
+            }
+        }
+        match self.query.get(parameter.name).map(Vec::as_slice) {
+            None | Some([]) => Ok(None),
+            Some([value]) => Ok(Some(value)),
+            Some(_) => Err(RequestError::Repeated(parameter.name)),
+        }
+    }
+}
+
+/// Lets a browser's page capture only where it came from: `Origin` tells the page's host and port, `Host`
+/// ours. Programs send no `Origin`.
+pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), RequestError> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let host = headers.get(header::HOST);
+    let origin = String::from_utf8_lossy(origin.as_bytes());
+    let host = host.map(|host| String::from_utf8_lossy(host.as_bytes())).unwrap_or_default();
+    if is_same_origin(&origin, &host) {
+        Ok(())
+    } else {
+        Err(RequestError::ForeignOrigin { origin: origin.into_owned(), host: host.into_owned() })
+    }
+}
+
+fn is_same_origin(origin: &str, host: &str) -> bool {
+    let Some((scheme, origin)) = origin.split_once("://") else { return false };
+    let default_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return false,
+    };
+    let host_and_port = |text: &str| {
+        let authority: Authority = text.parse().ok()?;
+        Some((authority.host().to_ascii_lowercase(), authority.port_u16().unwrap_or(default_port)))
+    };
+    host_and_port(origin).is_some_and(|origin| Some(origin) == host_and_port(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use warp::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    fn parse(query: &str) -> Result<CaptureRequest, RequestError> {
+        CaptureRequest::parse(query, &HeaderMap::new())
+    }
+
+    fn named(names: &[&str]) -> InterfaceSelection {
+        InterfaceSelection::Named(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn every_way_to_say_all_interfaces() {
+        for query in ["netns=5", "netns=5&nif=", "netns=5&nif=all", "netns=5&nif=any", "netns=5&nif=%2F"] {
+            let request = parse(query).unwrap();
+            assert_eq!(request, CaptureRequest { netns: 5, selection: InterfaceSelection::All, chaste: false });
+        }
+    }
+
+    #[test]
+    fn names_are_joined_by_slashes() {
+        assert_eq!(parse("netns=5&nif=eth0").unwrap().selection, named(&["eth0"]));
+        assert_eq!(parse("netns=5&nif=lo%2Feth0%2Flo").unwrap().selection, named(&["eth0", "lo"]));
+        assert_eq!(parse("netns=5&nif=all/eth0").unwrap().selection, named(&["all", "eth0"]));
+    }
+
+    #[test]
+    fn chaste_is_a_matter_of_presence() {
+        for query in ["netns=5&chaste", "netns=5&chaste=", "netns=5&chaste=false"] {
+            assert!(parse(query).unwrap().chaste, "{query}");
+        }
+        assert!(CaptureRequest::parse("netns=5", &headers(&[("clustershark-chaste", "")])).unwrap().chaste);
+    }
+
+    #[test]
+    fn headers_win_over_the_query() {
+        let headers = headers(&[("clustershark-nif", "eth1")]);
+        assert_eq!(CaptureRequest::parse("netns=5&nif=eth0", &headers).unwrap().selection, named(&["eth1"]));
+    }
+
+    #[test]
+    fn says_what_cannot_be_used() {
+        use RequestError::*;
+        for (query, error) in [
+            ("", NoTarget),
+            ("netns=", NoTarget),
+            ("container=", NoTarget),
+            ("netns=0", Netns("0".into())),
+            ("netns=-1", Netns("-1".into())),
+            ("netns=4026531840x", Netns("4026531840x".into())),
+            ("netns=99999999999999999999", Netns("99999999999999999999".into())),
+            ("netns=5&container={}", TwoTargets),
+            ("container={}", ContainerUnsupported),
+            ("netns=5&filter=tcp+port+80", FilterUnsupported("tcp port 80".into())),
+            ("netns=5&netns=6", Repeated("netns")),
+        ] {
+            assert_eq!(parse(query), Err(error), "{query}");
+        }
+        let filter = headers(&[("clustershark-filter", "udp")]);
+        assert_eq!(CaptureRequest::parse("netns=5", &filter), Err(FilterUnsupported("udp".into())));
+        let many = (0..=MAX_INTERFACES).map(|n| format!("i{n}")).collect::<Vec<_>>().join("/");
+        assert_eq!(parse(&format!("netns=5&nif={many}")), Err(TooManyInterfaces(4097)));
+    }
+
+    #[test]
+    fn pages_capture_only_where_they_came_from() {
+        for (origin, host, same) in [
+            ("http://host:5001", "host:5001", true),
+            ("http://HOST:5001", "host:5001", true),
+            ("http://host", "host:80", true),
+            ("https://host", "host", true),
+            ("http://[::1]:5001", "[::1]:5001", true),
+            ("http://host:8080", "host:5001", false),
+            ("http://evil", "host:5001", false),
+            ("http://host:5001.evil", "host:5001", false),
+            ("http://host:5001", "", false),
+            ("null", "host:5001", false),
+            ("", "host:5001", false),
+        ] {
+            assert_eq!(is_same_origin(origin, host), same, "{origin} {host}");
+        }
+        assert_eq!(check_origin(&headers(&[("host", "host:5001")])), Ok(()));
+        assert!(check_origin(&headers(&[("host", "host:5001"), ("origin", "http://evil")])).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn takes_any_query(query in any::<String>(), nif in any::<Vec<u8>>()) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&nif) {
+                headers.insert("clustershark-nif", value);
+            }
+            let _ = CaptureRequest::parse(&query, &headers);
+        }
+
+        #[test]
+        fn reads_back_what_was_encoded(
+            netns in 1u64.., names in proptest::collection::btree_set("[a-z0-9.@:%&=+-]{4,15}", 0..5), chaste in any::<bool>(),
+        ) {
+            let names: Vec<String> = names.into_iter().collect();
+            let mut pairs = vec![("netns", netns.to_string()), ("nif", names.join("/"))];
+            if chaste {
+                pairs.push(("chaste", String::new()));
+            }
+            let query = serde_urlencoded::to_string(&pairs).unwrap();
+            let selection = if names.is_empty() { InterfaceSelection::All } else { InterfaceSelection::Named(names) };
+            prop_assert_eq!(parse(&query), Ok(CaptureRequest { netns, selection, chaste }));
+        }
+
+        #[test]
+        fn takes_any_origin(origin in any::<String>(), host in any::<String>()) {
+            is_same_origin(&origin, &host);
+        }
+    }
+}

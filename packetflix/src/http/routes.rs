@@ -1,0 +1,109 @@
+//! Which request goes where.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use hyper::upgrade::OnUpgrade;
+use serde_json::json;
+use warp::{
+    Filter, Reply,
+    filters::{BoxedFilter, log::Info},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    path::FullPath,
+    reply::Response,
+};
+
+use super::{
+    capture::{App, Handshake},
+    refusal::Refusal,
+};
+
+/// Headers whose values are never logged.
+const SECRET: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+
+/// All routes, as a filter that never rejects.
+pub(super) type Routes = BoxedFilter<(Response,)>;
+
+/// All routes, with every answer, the refusals too, as a response.
+pub(super) fn routes(app: Arc<App>) -> Routes {
+    let log = {
+        let config = Arc::clone(&app.config);
+        warp::log::custom(move |info| {
+            if config.log_requests || config.log_headers {
+                log_request(&info, config.log_headers);
+            }
+        })
+    };
+    let query = warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) });
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::ext::optional::<SocketAddr>())
+        .then(move |method, path, query, headers, on_upgrade, peer| {
+            let app = Arc::clone(&app);
+            async move { route(app, &method, &path, Handshake { query, headers, on_upgrade, peer }).await }
+        })
+        .with(log)
+        .map(Reply::into_response)
+        .boxed()
+}
+
+async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Handshake) -> Response {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let sentence = format!("{} is read with GET, not {method}", path.as_str());
+        return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence).into_response();
+    }
+    match path.as_str() {
+        "/version" => version(),
+        "/capture" => app.capture(handshake).await.unwrap_or_else(Reply::into_response),
+        unknown => {
+            let sentence = format!("there is nothing at {unknown}: see /version and /capture");
+            Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
+        }
+    }
+}
+
+fn version() -> Response {
+    warp::reply::json(&json!({ "name": "packetflix", "version": env!("CARGO_PKG_VERSION") })).into_response()
+}
+
+fn log_request(info: &Info<'_>, with_headers: bool) {
+    tracing::info!(
+        method = %info.method(),
+        path = info.path(),
+        status = info.status().as_u16(),
+        elapsed_ms = info.elapsed().as_millis(),
+        headers = with_headers.then(|| loggable(info.request_headers())),
+        "request"
+    );
+}
+
+fn loggable(headers: &HeaderMap) -> String {
+    headers
+        .iter()
+        .map(|(name, value)| {
+            let hidden = SECRET.contains(name);
+            let value = if hidden { "(hidden)".into() } else { String::from_utf8_lossy(value.as_bytes()) };
+            format!("{name}: {value}")
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use warp::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_logged() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer abc"));
+        headers.insert(header::HOST, HeaderValue::from_static("here"));
+        let logged = loggable(&headers);
+        assert!(logged.contains("host: here"));
+        assert!(!logged.contains("abc"));
+    }
+}

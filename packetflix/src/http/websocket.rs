@@ -1,0 +1,283 @@
+//! The WebSocket of a running capture: batches out, the client's control frames in, and a proper end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastwebsockets::{
+    Frame, OpCode, Payload, WebSocket, WebSocketError, WebSocketRead, WebSocketWrite,
+};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{ReadHalf, WriteHalf},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::Instrument as _;
+
+use crate::session::{Ended, Session, Totals};
+
+/// Batches that wait for the socket: while one is written, the next is put together.
+const QUEUED_BATCHES: usize = 1;
+
+/// Most bytes of a frame that a client may send; all that it has to say are control frames.
+const MAX_CLIENT_FRAME_LEN: usize = 64 * 1024;
+
+/// Most control frames of the client that wait to be answered.
+const QUEUED_EVENTS: usize = 8;
+
+/// How often a client is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long the last frames may take, and then the client's close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Most bytes of a close frame's reason (RFC 6455, section 5.5).
+const MAX_REASON_LEN: usize = 123;
+
+const NORMAL: u16 = 1000;
+const GOING_AWAY: u16 = 1001;
+const PROTOCOL_ERROR: u16 = 1002;
+const FAILED: u16 = 1011;
+
+type Reader = WebSocketRead<ReadHalf<TokioIo<Upgraded>>>;
+type Writer = WebSocketWrite<WriteHalf<TokioIo<Upgraded>>>;
+
+/// What the client says.
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    Ping(Bytes),
+    Pong,
+    Close,
+    /// It broke the protocol; holds how.
+    Garbage(String),
+    /// The connection is gone; holds how.
+    Gone(String),
+}
+
+/// Why the client's side ended the capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ClientEnd {
+    Closed,
+    Garbage(String),
+    Gone(String),
+}
+
+/// The connection.
+struct Client {
+    writer: Writer,
+    peer: Peer,
+    timeout: Duration,
+}
+
+/// What is known of the client.
+struct Peer {
+    events: mpsc::Receiver<Event>,
+    last_heard: Instant,
+    /// A ping of the client's that is still to be answered.
+    pong_due: Option<Bytes>,
+    end: Option<ClientEnd>,
+    /// Ends the session, which then sends its last batches.
+    stop: CancellationToken,
+}
+
+/// Runs `session` and sends what it makes, until either side ends it; then closes the connection.
+pub(super) async fn serve(
+    socket: WebSocket<TokioIo<Upgraded>>,
+    session: Session,
+    shutdown: &CancellationToken,
+    client_timeout: Duration,
+) {
+    let (reader, writer) = socket.split(tokio::io::split);
+    let (sender, events) = mpsc::channel(QUEUED_EVENTS);
+    let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
+    let stop = shutdown.child_token();
+    let (sender, batches) = mpsc::channel(QUEUED_BATCHES);
+    let session = session.run(sender, stop.clone()).in_current_span();
+    let session = AbortOnDropHandle::new(tokio::spawn(session));
+    let peer = Peer { events, last_heard: Instant::now(), pong_due: None, end: None, stop };
+    let mut client = Client { writer, peer, timeout: client_timeout };
+    client.send_all(batches).await;
+
+    let (ended, totals) = session.await.unwrap_or_else(|error| {
+        (Ended::Failed(format!("the capture was cut off: {error}")), Totals::default())
+    });
+    let (code, reason) = close_reason(client.peer.end.as_ref(), &ended);
+    tracing::info!(code, reason, delivered = totals.delivered, dropped = totals.dropped, "ended");
+    // Of a failed write nobody knows how much went out: what follows it could not be read.
+    if !matches!(client.peer.end, Some(ClientEnd::Gone(_))) {
+        // A client that does not take the frame in time has had its chance.
+        let _ = timeout(CLOSE_TIMEOUT, client.close(code, &reason)).await;
+    }
+}
+
+impl Client {
+    /// Sends batches until the session makes no more, or the client does not take them any more.
+    async fn send_all(&mut self, mut batches: mpsc::Receiver<Bytes>) {
+        let mut ping = interval(PING_INTERVAL.min(self.timeout / 3));
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ping.reset();
+        while !matches!(self.peer.end, Some(ClientEnd::Gone(_) | ClientEnd::Garbage(_))) {
+            let written = tokio::select! {
+                biased;
+                event = self.peer.events.recv(), if self.peer.end.is_none() => {
+                    self.peer.note(event);
+                    Ok(())
+                }
+                _ = ping.tick(), if self.peer.end.is_none() => self.ping().await,
+                batch = batches.recv() => match batch {
+                    Some(batch) => self.write(Frame::binary(Payload::Borrowed(&batch))).await,
+                    None => return,
+                }
+            };
+            let written = match (written, self.peer.pong_due.take()) {
+                (Ok(()), Some(payload)) => self.write(Frame::pong(Payload::Borrowed(&payload))).await,
+                (written, _) => written,
+            };
+            if let Err(reason) = written {
+                self.peer.end = Some(ClientEnd::Gone(reason));
+            }
+        }
+    }
+
+    /// Asks the client whether it is there, unless it has been silent for too long.
+    async fn ping(&mut self) -> Result<(), String> {
+        if self.peer.last_heard.elapsed() >= self.timeout {
+            return Err(format!("it answered no ping for {} s", self.timeout.as_secs()));
+        }
+        self.write(Frame::new(true, OpCode::Ping, None, Payload::Borrowed(&[]))).await
+    }
+
+    /// Writes a frame whole, and listens meanwhile: a client that stalls may close, or vanish. Once the end
+    /// has begun, it gets little time to take the frame.
+    async fn write(&mut self, frame: Frame<'_>) -> Result<(), String> {
+        let Self { writer, peer, timeout } = self;
+        let mut write = std::pin::pin!(async {
+            writer.write_frame(frame).await?;
+            writer.flush().await
+        });
+        let stop = peer.stop.clone();
+        let mut ending = stop.is_cancelled();
+        let mut deadline = Instant::now() + if ending { CLOSE_TIMEOUT } else { *timeout };
+        loop {
+            tokio::select! {
+                biased;
+                written = write.as_mut() => return written.map_err(|error| error.to_string()),
+                event = peer.events.recv(), if peer.end.is_none() => {
+                    peer.note(event);
+                    if let Some(ClientEnd::Gone(reason)) = &peer.end {
+                        return Err(reason.clone());
+                    }
+                }
+                () = stop.cancelled(), if !ending => {
+                    ending = true;
+                    deadline = Instant::now() + CLOSE_TIMEOUT;
+                }
+                () = sleep_until(deadline) => {
+                    return Err(format!("it took nothing for {} s", timeout.as_secs()));
+                }
+            }
+        }
+    }
+
+    /// Says goodbye, and waits for the client to do so.
+    async fn close(&mut self, code: u16, reason: &str) -> Result<(), WebSocketError> {
+        self.writer.write_frame(Frame::close(code, reason.as_bytes())).await?;
+        self.writer.flush().await?;
+        while self.peer.end.is_none() {
+            let event = self.peer.events.recv().await;
+            self.peer.note(event);
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    /// Takes in what the client said; `None` when it will say no more.
+    fn note(&mut self, event: Option<Event>) {
+        self.last_heard = Instant::now();
+        self.end = match event {
+            Some(Event::Pong) => None,
+            Some(Event::Ping(payload)) => {
+                self.pong_due = Some(payload);
+                None
+            }
+            Some(Event::Close) => Some(ClientEnd::Closed),
+            Some(Event::Garbage(what)) => Some(ClientEnd::Garbage(what)),
+            Some(Event::Gone(how)) => Some(ClientEnd::Gone(how)),
+            None => Some(ClientEnd::Gone("the connection is gone".to_owned())),
+        };
+        if self.end.is_some() {
+            self.stop.cancel();
+        }
+    }
+}
+
+/// Reads what the client says until it ends. Data frames mean nothing here.
+async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
+    reader.set_auto_close(false);
+    reader.set_auto_pong(false);
+    reader.set_max_message_size(MAX_CLIENT_FRAME_LEN);
+    loop {
+        // Nothing is sent on the client's behalf: both automatisms are off.
+        let frame = reader.read_frame(&mut |_| async { Ok::<_, WebSocketError>(()) }).await;
+        let event = match frame {
+            Ok(frame) => match frame.opcode {
+                OpCode::Ping => Event::Ping(Bytes::copy_from_slice(&frame.payload)),
+                OpCode::Pong => Event::Pong,
+                OpCode::Close => Event::Close,
+                OpCode::Text | OpCode::Binary | OpCode::Continuation => continue,
+            },
+            Err(WebSocketError::UnexpectedEOF) => Event::Gone("it left without a close".to_owned()),
+            Err(WebSocketError::IoError(error)) => Event::Gone(error.to_string()),
+            Err(error) => Event::Garbage(error.to_string()),
+        };
+        let last = !matches!(event, Event::Ping(_) | Event::Pong);
+        if events.send(event).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// The close code and reason for an end: the client's own comes first, since the session ends in its wake.
+fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, String) {
+    let (code, mut reason) = match (client, session) {
+        (Some(ClientEnd::Closed), _) => (NORMAL, "closed by the client".to_owned()),
+        (Some(ClientEnd::Garbage(what)), _) => (PROTOCOL_ERROR, format!("not WebSocket: {what}")),
+        (Some(ClientEnd::Gone(how)), _) => (NORMAL, format!("the client is gone: {how}")),
+        (None, Ended::Stopped) => (GOING_AWAY, "the service is shutting down".to_owned()),
+        (None, Ended::NamespaceGone(inode)) => (NORMAL, format!("the network namespace {inode} has ended")),
+        (None, Ended::Failed(why)) => (FAILED, why.clone()),
+        (None, Ended::ClientGone) => (FAILED, "the stream was cut off".to_owned()),
+    };
+    reason.truncate(reason.floor_char_boundary(MAX_REASON_LEN));
+    (code, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_a_code_that_may_be_sent() {
+        let clients = [
+            None,
+            Some(ClientEnd::Closed),
+            Some(ClientEnd::Garbage("ü".repeat(200))),
+            Some(ClientEnd::Gone("x".repeat(200))),
+        ];
+        let sessions =
+            [Ended::Stopped, Ended::ClientGone, Ended::NamespaceGone(5), Ended::Failed("y".repeat(200))];
+        for client in &clients {
+            for session in &sessions {
+                let (code, reason) = close_reason(client.as_ref(), session);
+                assert!([1000, 1001, 1002, 1011].contains(&code));
+                assert!(!reason.is_empty() && reason.len() <= MAX_REASON_LEN);
+            }
+        }
+        assert_eq!(close_reason(None, &Ended::Stopped).0, GOING_AWAY);
+        assert_eq!(close_reason(None, &Ended::NamespaceGone(5)).0, NORMAL);
+        assert_eq!(close_reason(None, &Ended::Failed(String::new())).0, FAILED);
+    }
+}

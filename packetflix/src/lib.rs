@@ -1,0 +1,14 @@
+//! packetflix: eBPF-accelerated packet capture as a service for container hosts.
+//!
+//! The road of a packet: the kernel's hook ─► a ring per CPU ([`tap`]) ─► pcapng ([`pcapng`]) ─► batches
+//! (`session`) ─► WebSocket ([`http`]). `ARCHITECTURE.md` has the whole picture.
+
+pub mod cli;
+pub mod config;
+mod error;
+pub mod http;
+pub mod netns;
+pub mod pcapng;
+mod session;
+mod sys;
+pub mod tap;

@@ -1,0 +1,205 @@
+//! Finding a network namespace by its inode number.
+
+use std::{
+    collections::HashSet,
+    fmt, fs, io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process,
+};
+
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sched::CloneFlags,
+    sys::{
+        stat::{Mode, fstat},
+        statfs::{NSFS_MAGIC, fstatfs},
+    },
+};
+
+use super::proc_fs::{namespace_link, namespace_mounts, numbers_in};
+use crate::sys;
+
+/// Who keeps a network namespace in existence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// A process in it.
+    Process { pid: u32 },
+    /// A thread that left its process's namespace for it.
+    Thread { pid: u32, tid: u32 },
+    /// A bind mount, at a path of the mount namespace of process `pid`.
+    Mount { pid: u32, path: PathBuf },
+}
+
+/// Why a namespace was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// There is none with this number.
+    #[error("{}", not_found(*inode, *kind))]
+    NotFound {
+        /// The number that was looked for.
+        inode: u64,
+        /// Kind of the namespace of ours that has this number.
+        kind: Option<&'static str>,
+    },
+    /// It was not found, but not every process could be looked at.
+    #[error(
+        "network namespace {inode} was not found, and {processes} processes could not be looked at: \
+         that takes CAP_SYS_PTRACE"
+    )]
+    Denied {
+        /// The number that was looked for.
+        inode: u64,
+        /// How many processes could not be looked at.
+        processes: usize,
+    },
+}
+
+fn not_found(inode: u64, kind: Option<&str>) -> String {
+    match kind {
+        Some(kind) => format!("{inode} is no network namespace but a namespace of type {kind}"),
+        None => format!("no process, thread or bind mount holds a network namespace {inode}"),
+    }
+}
+
+/// Finds and opens the namespace.
+pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
+    let mut denied = 0;
+    let pids: Vec<u32> = numbers_in(Path::new("/proc")).into_iter().flatten().collect();
+    let candidates = holding_processes(&pids, inode, &mut denied)
+        .chain(holding_mounts(&pids, inode))
+        .chain(holding_threads(&pids, inode));
+    for holder in candidates {
+        if let Some(descriptor) = holder.open(inode) {
+            return Ok((holder, descriptor));
+        }
+    }
+    match (denied, other_kind(inode)) {
+        (0, kind) | (_, kind @ Some(_)) => Err(FindError::NotFound { inode, kind }),
+        (processes, None) => Err(FindError::Denied { inode, processes }),
+    }
+}
+
+fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Iterator<Item = Holder> {
+    pids.iter().map(|&pid| Holder::Process { pid }).filter(move |holder| match holder.namespace() {
+        Ok(found) => found == inode,
+        Err(error) => {
+            *denied += usize::from(error.kind() == io::ErrorKind::PermissionDenied);
+            false
+        }
+    })
+}
+
+/// Looks into each mount namespace once.
+fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
+    let mut seen = HashSet::new();
+    pids.iter()
+        .filter(move |pid| namespace_link(&proc_path(**pid, "ns/mnt")).is_ok_and(|(_, mnt)| seen.insert(mnt)))
+        .flat_map(move |&pid| {
+            let mountinfo = fs::read(proc_path(pid, "mountinfo")).unwrap_or_default();
+            let found: Vec<_> = namespace_mounts(&mountinfo, inode).collect();
+            found.into_iter().map(move |path| Holder::Mount { pid, path })
+        })
+}
+
+/// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it.
+fn holding_threads(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
+    pids.iter().filter(|&&pid| pid != process::id()).flat_map(move |&pid| {
+        numbers_in(&proc_path(pid, "task"))
+            .into_iter()
+            .flatten()
+            .map(move |tid| Holder::Thread { pid, tid })
+            .filter(move |holder| holder.namespace().is_ok_and(|found| found == inode))
+    })
+}
+
+/// Kind of the namespace of this process that has the number.
+fn other_kind(inode: u64) -> Option<&'static str> {
+    ["cgroup", "ipc", "mnt", "pid", "time", "user", "uts"].into_iter().find(|kind| {
+        namespace_link(&Path::new("/proc/self/ns").join(kind)).is_ok_and(|(_, found)| found == inode)
+    })
+}
+
+impl Holder {
+    /// Whether it still holds the namespace.
+    pub(super) fn holds(&self, inode: u64) -> bool {
+        match self {
+            Self::Process { .. } | Self::Thread { .. } => self.namespace().is_ok_and(|found| found == inode),
+            Self::Mount { .. } => self.open(inode).is_some(),
+        }
+    }
+
+    /// Number of the namespace that the link in `/proc` names.
+    fn namespace(&self) -> io::Result<u64> {
+        namespace_link(&self.path()).map(|(_, inode)| inode)
+    }
+
+    /// Opens the namespace, and checks on the descriptor that it is the one that was meant.
+    fn open(&self, inode: u64) -> Option<OwnedFd> {
+        let descriptor = match self {
+            // The link of a process leads to a namespace and nowhere else.
+            Self::Process { .. } | Self::Thread { .. } => {
+                open(&self.path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?
+            }
+            Self::Mount { pid, path } => open_mounted(*pid, path)?,
+        };
+        is_network_namespace(descriptor.as_fd(), inode).then_some(descriptor)
+    }
+
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Process { pid } => proc_path(*pid, "ns/net"),
+            Self::Thread { pid, tid } => proc_path(*pid, &format!("task/{tid}/ns/net")),
+            Self::Mount { path, .. } => path.clone(),
+        }
+    }
+
+    /// Name and type for the stream's comment.
+    pub(super) fn name_and_type(&self) -> (String, &'static str) {
+        match self {
+            Self::Process { .. } | Self::Thread { .. } => (self.to_string(), "proc"),
+            Self::Mount { .. } => (self.to_string(), "bindmount"),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { pid } | Self::Thread { pid, .. } => {
+                let name = fs::read_to_string(proc_path(*pid, "comm")).unwrap_or_default();
+                write!(f, "{} ({pid})", name.trim_end())
+            }
+            Self::Mount { path, .. } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Opens a file of another mount namespace without trusting what lies there: it may be anything by now, and
+/// whoever owns it may have put a link in the way. Nothing but a namespace is ever opened for reading.
+fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
+    let root = open(
+        &proc_path(pid, "root"),
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let handle = openat2(&root, path, how).ok()?;
+    if fstatfs(&handle).ok()?.filesystem_type() != NSFS_MAGIC {
+        return None;
+    }
+    let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    open(handle_path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()
+}
+
+fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {
+    fstat(descriptor).is_ok_and(|stat| stat.st_ino == inode)
+        && sys::namespace_type(descriptor).is_ok_and(|kind| kind == CloneFlags::CLONE_NEWNET.bits())
+}
+
+fn proc_path(pid: u32, rest: &str) -> PathBuf {
+    Path::new("/proc").join(pid.to_string()).join(rest)
+}

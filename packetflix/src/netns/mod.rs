@@ -1,0 +1,98 @@
+//! A network namespace: found once, held as an open descriptor, entered by short-lived threads only.
+
+mod find;
+mod links;
+mod proc_fs;
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Mutex,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+pub use find::FindError;
+pub(crate) use links::{Link, LinkWatch};
+
+use crate::netns::find::Holder;
+
+/// An open network namespace.
+///
+/// The descriptor keeps the namespace alive, so whether it has ended for everyone else is asked through
+/// [`Self::is_held`].
+#[derive(Debug)]
+pub struct Netns {
+    descriptor: OwnedFd,
+    inode: u64,
+    holder: Mutex<Holder>,
+}
+
+/// Why a namespace could not be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// No thread could be started.
+    #[error("no thread could be started to enter the network namespace")]
+    Thread(#[source] io::Error),
+    /// `setns` failed; without CAP_SYS_ADMIN it does with `EPERM`.
+    #[error("the network namespace could not be entered (setns)")]
+    Setns(#[source] io::Error),
+}
+
+impl Netns {
+    /// Finds the namespace with the inode number `inode` through processes, bind mounts and threads, in this
+    /// order, and opens it. Blocks for as long as reading `/proc` takes.
+    ///
+    /// # Errors
+    /// When there is none, or not all places could be looked at.
+    pub fn find(inode: u64) -> Result<Self, FindError> {
+        let (holder, descriptor) = find::find(inode)?;
+        Ok(Self { descriptor, inode, holder: Mutex::new(holder) })
+    }
+
+    /// The namespace's number.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Name and kind of who holds the namespace, as GhostWire would list it.
+    pub(crate) fn name_and_type(&self) -> (String, &'static str) {
+        self.holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).name_and_type()
+    }
+
+    /// Whether a process, a thread or a bind mount other than our descriptor still holds the namespace.
+    /// Blocks; costs one look while the holder that is known remains, and a whole search when it is gone.
+    pub(crate) fn is_held(&self) -> bool {
+        let mut holder = self.holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if holder.holds(self.inode) {
+            return true;
+        }
+        match find::find(self.inode) {
+            Ok((next, _)) => {
+                *holder = next;
+                true
+            }
+            Err(FindError::Denied { .. }) => true,
+            Err(FindError::NotFound { .. }) => false,
+        }
+    }
+
+    /// Does `work` inside the namespace, on a thread of its own, and waits for it.
+    ///
+    /// # Errors
+    /// When there can be no such thread, or it may not enter.
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, EnterError> {
+        thread::scope(|scope| {
+            let inside = thread::Builder::new()
+                .name("netns".to_owned())
+                .spawn_scoped(scope, || {
+                    setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET)
+                        .map_err(|error| EnterError::Setns(error.into()))?;
+                    Ok(work())
+                })
+                .map_err(EnterError::Thread)?;
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! Interface Description Block.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use bytes::BytesMut;
+
+use super::{SNAPLEN, options::Block};
+
+const BLOCK_TYPE: u32 = 1;
+const IF_NAME: u16 = 2;
+const IF_DESCRIPTION: u16 = 3;
+const IF_IPV4ADDR: u16 = 4;
+const IF_IPV6ADDR: u16 = 5;
+const IF_MACADDR: u16 = 6;
+const IF_SPEED: u16 = 8;
+const IF_TSRESOL: u16 = 9;
+const IF_OS: u16 = 12;
+
+/// Timestamps count 10^-9 seconds.
+const NANOSECONDS: u8 = 9;
+
+/// Most addresses that are told of one interface: a host may have thousands.
+const MAX_ADDRESSES: usize = 64;
+
+/// What a packet of an interface begins with.
+///
+/// Source: <https://www.tcpdump.org/linktypes.html>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum LinkType {
+    /// An Ethernet header.
+    Ethernet = 1,
+    /// An IPv4 or IPv6 header.
+    Raw = 101,
+}
+
+/// An address of an interface and the length of its network prefix in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of it that name the network.
+    pub prefix_len: u8,
+}
+
+/// Describes an interface. Its number is its place among the section's descriptions, from 0.
+pub struct InterfaceDescription<'a> {
+    /// What its packets begin with.
+    pub link_type: LinkType,
+    /// Its name.
+    pub name: &'a str,
+    /// What the operator says of it, or empty.
+    pub description: &'a str,
+    /// Its addresses; at most 64 are told.
+    pub addresses: &'a [InterfaceAddress],
+    /// Its hardware address, where it has one of 48 bits.
+    pub mac: Option<[u8; 6]>,
+    /// Its speed in bits per second, where known.
+    pub speed: Option<u64>,
+    /// Name and release of the operating system.
+    pub os: &'a str,
+}
+
+impl InterfaceDescription<'_> {
+    /// Appends the block.
+    pub fn encode(&self, out: &mut BytesMut) {
+        let mut block = Block::begin(out, BLOCK_TYPE);
+        block.body(&u32::from(self.link_type as u16).to_le_bytes());
+        block.body(&SNAPLEN.to_le_bytes());
+        block.text(IF_NAME, self.name);
+        block.text(IF_DESCRIPTION, self.description);
+        for address in self.addresses.iter().take(MAX_ADDRESSES) {
+            encode_address(&mut block, address);
+        }
+        if let Some(mac) = self.mac {
+            block.option(IF_MACADDR, &mac);
+        }
+        if let Some(speed) = self.speed {
+            block.option(IF_SPEED, &speed.to_le_bytes());
+        }
+        block.option(IF_TSRESOL, &[NANOSECONDS]);
+        block.text(IF_OS, self.os);
+        block.end();
+    }
+}
+
+/// Addresses are the one thing of pcapng in network order.
+fn encode_address(block: &mut Block<'_>, InterfaceAddress { address, prefix_len }: &InterfaceAddress) {
+    match address {
+        IpAddr::V4(address) => {
+            let host_bits = 32 - u32::from(*prefix_len).min(32);
+            let mask = Ipv4Addr::from_bits(u32::MAX.checked_shl(host_bits).unwrap_or(0));
+            let mut value = [0; 8];
+            value[..4].copy_from_slice(&address.octets());
+            value[4..].copy_from_slice(&mask.octets());
+            block.option(IF_IPV4ADDR, &value);
+        }
+        IpAddr::V6(address) => {
+            let mut value = [0; 17];
+            value[..16].copy_from_slice(&address.octets());
+            value[16] = *prefix_len;
+            block.option(IF_IPV6ADDR, &value);
+        }
+    }
+}

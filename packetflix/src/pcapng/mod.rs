@@ -1,0 +1,40 @@
+//! Encodes pcapng: a section header, interface descriptions, packets and interface statistics, little endian
+//! and into one buffer. No I/O, no clock, nothing of Linux.
+//!
+//! Source of every format and number here: "PCAP Now Generic Dump File Format"
+//! (draft-ietf-opsawg-pcapng), sections 3 and 4.
+
+mod interface;
+mod options;
+mod packet;
+mod section;
+mod statistics;
+
+pub use interface::{InterfaceAddress, InterfaceDescription, LinkType};
+pub use packet::{EnhancedPacket, PacketDirection, Reception, VlanTag};
+pub use section::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader};
+pub use statistics::InterfaceStatistics;
+
+/// Snapshot length told in every interface description, in bytes: readers on libpcap refuse a file whose
+/// interfaces differ.
+pub const SNAPLEN: u32 = 262_144;
+
+/// No block is longer, in bytes: Wireshark ends a live capture at one that is.
+pub const MAX_BLOCK_LEN: usize = 262_144;
+
+/// Length of `len` bytes with the padding to 32 bits.
+const fn padded(len: usize) -> usize {
+    len.next_multiple_of(4)
+}
+
+/// Nanoseconds as the two halves in which pcapng writes a timestamp.
+fn timestamp(nanoseconds: u64) -> [u8; 8] {
+    let [high, low] = [(nanoseconds >> 32) as u32, nanoseconds as u32];
+    let mut out = [0; 8];
+    out[..4].copy_from_slice(&high.to_le_bytes());
+    out[4..].copy_from_slice(&low.to_le_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Enhanced Packet Block: written once per packet, so without the detours of the other blocks.
+
+use bytes::{BufMut as _, BytesMut};
+
+use super::{padded, timestamp};
+
+const BLOCK_TYPE: u32 = 6;
+const EPB_FLAGS: u16 = 2;
+const EPB_DROPCOUNT: u16 = 4;
+
+/// Block type, length, interface, timestamp, two lengths of the packet, and the length again.
+const FIXED_LEN: usize = 32;
+/// The flags with their option header, and the end of options.
+const FLAGS_LEN: usize = 8 + 4;
+const DROPCOUNT_LEN: usize = 12;
+
+/// Bytes of an Ethernet header before the place of a VLAN tag.
+const VLAN_OFFSET: usize = 12;
+const VLAN_LEN: usize = 4;
+
+/// Which way a packet went, seen from the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketDirection {
+    /// Received.
+    Inbound,
+    /// Sent.
+    Outbound,
+}
+
+/// Whom a received packet was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reception {
+    /// Not known.
+    Unspecified = 0,
+    /// This interface alone.
+    Unicast = 1,
+    /// A group.
+    Multicast = 2,
+    /// Everyone.
+    Broadcast = 3,
+    /// Another; seen thanks to promiscuous mode.
+    Promiscuous = 4,
+}
+
+/// A VLAN tag that was kept beside the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanTag {
+    /// EtherType of the tag: 0x8100 or 0x88a8.
+    pub protocol: u16,
+    /// Priority, drop eligibility and VLAN identifier.
+    pub tci: u16,
+}
+
+/// A packet, or its beginning.
+pub struct EnhancedPacket<'a> {
+    /// Place of the interface among the section's descriptions.
+    pub interface_id: u32,
+    /// Nanoseconds since 1970, UTC.
+    pub timestamp: u64,
+    /// Bytes that the packet had, without `vlan`.
+    pub original_len: u32,
+    /// The captured bytes, without `vlan`.
+    pub data: &'a [u8],
+    /// Tag to put back into an Ethernet packet.
+    pub vlan: Option<VlanTag>,
+    /// Which way it went.
+    pub direction: PacketDirection,
+    /// Whom it was for.
+    pub reception: Reception,
+    /// Packets of this interface lost since its previous one.
+    pub dropped_before: u32,
+}
+
+impl EnhancedPacket<'_> {
+    /// Bytes that [`Self::encode`] appends.
+    #[inline]
+    pub fn encoded_len(&self) -> usize {
+        let dropcount = if self.dropped_before > 0 { DROPCOUNT_LEN } else { 0 };
+        FIXED_LEN + FLAGS_LEN + dropcount + padded(self.data.len() + self.tag_len())
+    }
+
+    /// Appends the block.
+    #[inline]
+    pub fn encode(&self, out: &mut BytesMut) {
+        let len = self.encoded_len();
+        let captured_len = self.data.len() + self.tag_len();
+        out.reserve(len);
+
+        let mut head = [0; 28];
+        head[0..4].copy_from_slice(&BLOCK_TYPE.to_le_bytes());
+        head[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        head[8..12].copy_from_slice(&self.interface_id.to_le_bytes());
+        head[12..20].copy_from_slice(&timestamp(self.timestamp));
+        head[20..24].copy_from_slice(&(captured_len as u32).to_le_bytes());
+        let original_len = self.original_len.saturating_add(self.tag_len() as u32);
+        head[24..28].copy_from_slice(&original_len.to_le_bytes());
+        out.put_slice(&head);
+
+        match self.insertable_vlan() {
+            Some(VlanTag { protocol, tci }) => {
+                let (addresses, rest) = self.data.split_at(VLAN_OFFSET);
+                out.put_slice(addresses);
+                out.put_u16(protocol);
+                out.put_u16(tci);
+                out.put_slice(rest);
+            }
+            None => out.put_slice(self.data),
+        }
+        out.put_bytes(0, padded(captured_len) - captured_len);
+
+        out.put_u16_le(EPB_FLAGS);
+        out.put_u16_le(4);
+        out.put_u32_le(self.flags());
+        if self.dropped_before > 0 {
+            out.put_u16_le(EPB_DROPCOUNT);
+            out.put_u16_le(8);
+            out.put_u64_le(u64::from(self.dropped_before));
+        }
+        // End of options.
+        out.put_u32_le(0);
+        out.put_u32_le(len as u32);
+    }
+
+    /// A packet that was cut within its addresses has no place for a tag.
+    fn insertable_vlan(&self) -> Option<VlanTag> {
+        self.vlan.filter(|_| self.data.len() >= VLAN_OFFSET)
+    }
+
+    fn tag_len(&self) -> usize {
+        if self.insertable_vlan().is_some() { VLAN_LEN } else { 0 }
+    }
+
+    /// Bits 0 and 1 are the direction, 2 to 4 the reception.
+    fn flags(&self) -> u32 {
+        let direction = match self.direction {
+            PacketDirection::Inbound => 1,
+            PacketDirection::Outbound => 2,
+        };
+        direction | (self.reception as u32) << 2
+    }
+}

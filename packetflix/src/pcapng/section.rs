@@ -1,0 +1,91 @@
+//! Section Header Block.
+
+use bytes::BytesMut;
+
+use super::options::{Block, OPT_COMMENT};
+
+const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
+const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
+const SHB_HARDWARE: u16 = 2;
+const SHB_OS: u16 = 3;
+const SHB_USERAPPL: u16 = 4;
+
+/// No section header is longer, in bytes: clients add to it, and dumpcap corrupts its heap on one of more
+/// than 2048.
+pub const MAX_SECTION_HEADER_LEN: usize = 1024;
+
+/// Most bytes that one string of the header takes, so that all together stay within the bound.
+const MAX_TEXT_LEN: usize = 128;
+
+/// Begins the section, which lasts to the end of the stream.
+pub struct SectionHeader<'a> {
+    /// The machine's architecture.
+    pub hardware: &'a str,
+    /// Name and release of the operating system.
+    pub os: &'a str,
+    /// Name and version of this program.
+    pub application: &'a str,
+    /// What is captured.
+    pub comment: CaptureComment<'a>,
+}
+
+/// What is captured, for people and for the clients that replace it by what they know.
+pub struct CaptureComment<'a> {
+    /// Name of the container, process or file that stands for the namespace.
+    pub container_name: &'a str,
+    /// GhostWire's word for that kind of target.
+    pub container_type: &'a str,
+    /// The host's name.
+    pub node_name: &'a str,
+    /// Whether the client asked for no promiscuous mode.
+    pub chaste: bool,
+}
+
+impl SectionHeader<'_> {
+    /// Appends the block; strings that are too long lose their end.
+    pub fn encode(&self, out: &mut BytesMut) {
+        let mut block = Block::begin(out, BLOCK_TYPE);
+        block.body(&BYTE_ORDER_MAGIC.to_le_bytes());
+        // Version 1.0, and a section whose length is not known.
+        block.body(&[1, 0, 0, 0]);
+        block.body(&u64::MAX.to_le_bytes());
+        block.option(OPT_COMMENT, self.comment.yaml().as_bytes());
+        block.text(SHB_HARDWARE, cut(self.hardware, MAX_TEXT_LEN));
+        block.text(SHB_OS, cut(self.os, MAX_TEXT_LEN));
+        block.text(SHB_USERAPPL, cut(self.application, MAX_TEXT_LEN));
+        block.end();
+    }
+}
+
+impl CaptureComment<'_> {
+    fn yaml(&self) -> String {
+        let mut yaml = format!(
+            "---\n# capture target information\ncontainer-name: {}\ncontainer-type: {}\nnode-name: {}\n",
+            quoted(self.container_name),
+            quoted(self.container_type),
+            quoted(self.node_name),
+        );
+        if self.chaste {
+            yaml.push_str("no-promiscuous-mode: true\n");
+        }
+        yaml
+    }
+}
+
+/// A string in double quotes, as YAML and JSON both write it, of at most [`MAX_TEXT_LEN`] bytes.
+fn quoted(text: &str) -> String {
+    let mut text = cut(text, MAX_TEXT_LEN);
+    loop {
+        let quoted = serde_json::Value::from(text).to_string();
+        if quoted.len() <= MAX_TEXT_LEN + 2 {
+            return quoted;
+        }
+        // Characters that need an escape grow up to sixfold.
+        text = cut(text, text.len() / 2);
+    }
+}
+
+/// The longest beginning of `text` of at most `len` bytes that is whole characters.
+fn cut(text: &str, len: usize) -> &str {
+    &text[..text.floor_char_boundary(len)]
+}

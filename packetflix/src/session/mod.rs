@@ -1,0 +1,219 @@
+//! A session joins a tap to one client: it turns records into batches of pcapng, as fast as they are taken,
+//! keeps the statistics, and knows why it ended.
+
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::stream::{Stream, StreamInfo};
+use crate::{
+    error,
+    netns::Netns,
+    tap::{Drained, InterfaceSelection, Tap, TapConfig, TapError},
+};
+
+/// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
+const COALESCE: Duration = Duration::from_millis(1);
+
+/// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
+const MERGE_WINDOW: u64 = 500_000;
+
+/// How often statistics are sent, and the namespace and the clocks looked at.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a client gets.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionRequest {
+    /// Which interfaces.
+    pub(crate) selection: InterfaceSelection,
+    /// Without promiscuous mode.
+    pub(crate) chaste: bool,
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// Nobody takes what it sends.
+    ClientGone,
+    /// Nobody but us holds the namespace any more.
+    NamespaceGone(u64),
+    /// It could not go on.
+    Failed(String),
+}
+
+/// A capture that is set up, and has sent nothing yet.
+#[derive(Debug)]
+pub(crate) struct Session {
+    netns: Arc<Netns>,
+    tap: Tap,
+    stream: Stream,
+}
+
+/// What a whole session amounted to, for the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) delivered: u64,
+    pub(crate) dropped: u64,
+}
+
+impl Session {
+    /// Sets up the capture: from now on packets are captured.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) async fn start(
+        netns: Netns,
+        request: SessionRequest,
+        config: &TapConfig,
+        node_name: &str,
+    ) -> Result<Self, TapError> {
+        let netns = Arc::new(netns);
+        let tap = Tap::open(&netns, request.selection, !request.chaste, config).await?;
+        let stream = Stream::begin(&tap, &StreamInfo { netns: &netns, node_name, chaste: request.chaste });
+        Ok(Self { netns, tap, stream })
+    }
+
+    /// Sends batches until `stop` is cancelled, the client is gone, or the namespace has ended; then detaches,
+    /// sends what is left with the final statistics, and tells why.
+    pub(crate) async fn run(
+        mut self,
+        batches: mpsc::Sender<Bytes>,
+        stop: CancellationToken,
+    ) -> (Ended, Totals) {
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ended::Stopped,
+            () = batches.closed() => Ended::ClientGone,
+            ended = self.capture(&batches) => ended,
+        };
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        // Without its end the stream still holds the statistics of a moment ago.
+        let _ = timeout_at(deadline, self.finish(&batches)).await;
+        (ended, self.stream.totals())
+    }
+
+    /// Captures until the namespace ends or something fails. May be dropped at any await without losing a
+    /// record.
+    async fn capture(&mut self, batches: &mpsc::Sender<Bytes>) -> Ended {
+        match self.capture_loop(batches).await {
+            Ok(ended) => ended,
+            Err(CaptureError::Closed) => Ended::ClientGone,
+            Err(CaptureError::Tap(error)) => Ended::Failed(error::chain(&error)),
+            Err(CaptureError::Wait(error)) => Ended::Failed(error::chain(&error)),
+        }
+    }
+
+    async fn capture_loop(&mut self, batches: &mpsc::Sender<Bytes>) -> Result<Ended, CaptureError> {
+        let mut every_second = interval(STATISTICS_INTERVAL);
+        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rings = RingsState::Due;
+        loop {
+            tokio::select! {
+                biased;
+                _ = every_second.tick() => {
+                    self.tap.adjust_clock();
+                    if !self.is_held().await {
+                        return Ok(Ended::NamespaceGone(self.netns.inode()));
+                    }
+                    self.stream.statistics_due();
+                    rings = RingsState::Due;
+                }
+                () = self.tap.links_changed() => {
+                    self.follow_links().await?;
+                    rings = RingsState::Due;
+                }
+                // Records leave the rings only when there is room for them: when the client is too slow, they
+                // fill the rings, and the programs count what they cannot put there.
+                room = batches.reserve(), if rings == RingsState::Due => {
+                    let room = room.map_err(|_| CaptureError::Closed)?;
+                    let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
+                    let drained = self.stream.fill(&mut self.tap, old_enough);
+                    if let Some(batch) = self.stream.take_batch() {
+                        room.send(batch);
+                    }
+                    rings = match drained {
+                        Drained::Full => RingsState::Due,
+                        Drained::Held => RingsState::Coalescing,
+                        Drained::Empty => RingsState::Idle,
+                    };
+                }
+                () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
+                ready = self.tap.readable(), if rings == RingsState::Idle => {
+                    ready.map_err(CaptureError::Wait)?;
+                    // What comes right behind the first packet goes with it.
+                    rings = RingsState::Coalescing;
+                }
+            }
+            if self.stream.has_let_go() {
+                // An interface may have waited for the index of one that has left.
+                self.follow_links().await?;
+            }
+        }
+    }
+
+    async fn is_held(&self) -> bool {
+        let netns = Arc::clone(&self.netns);
+        tokio::task::spawn_blocking(move || netns.is_held()).await.unwrap_or(true)
+    }
+
+    /// Lets interfaces that are gone leave, and new ones join.
+    async fn follow_links(&mut self) -> Result<(), CaptureError> {
+        let changes = self.tap.link_changes().await?;
+        for ifindex in changes.gone {
+            self.tap.detach(ifindex);
+            self.stream.leave(&self.tap, ifindex);
+        }
+        self.tap.join(&self.netns, changes.new)?;
+        self.stream.describe_new(&self.tap);
+        Ok(())
+    }
+
+    /// Detaches, and sends all that was captured until then, with the final statistics.
+    async fn finish(&mut self, batches: &mpsc::Sender<Bytes>) {
+        self.tap.detach_all();
+        self.stream.end(&self.tap);
+        while let Ok(room) = batches.reserve().await {
+            let drained = self.stream.fill(&mut self.tap, u64::MAX);
+            if let Some(batch) = self.stream.take_batch() {
+                room.send(batch);
+            }
+            if drained != Drained::Full {
+                break;
+            }
+        }
+    }
+}
+
+/// What is to be done about the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RingsState {
+    /// They were empty: the kernel tells when they are not.
+    Idle,
+    /// Something came a moment ago, more may come.
+    Coalescing,
+    /// They are to be read as soon as there is room.
+    Due,
+}
+
+/// Why capturing cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum CaptureError {
+    #[error("nobody takes the batches")]
+    Closed,
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error("the rings cannot be waited for")]
+    Wait(#[source] std::io::Error),
+}

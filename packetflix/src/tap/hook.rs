@@ -1,0 +1,220 @@
+//! Where in the kernel an interface's packets are seen.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::OnceLock,
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, Program, ProgramError, SchedClassifier, SocketFilter, TcAttachType,
+        tc::{SchedClassifierLink, TcAttachOptions},
+    },
+};
+use nix::{errno::Errno, net::if_::if_indextoname};
+use packetflix_common::programs::{SOCKET, TC_EGRESS, TC_INGRESS};
+
+use super::object::LoadError;
+use crate::{error::errno, netns::Link, sys};
+
+/// Which hook to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Hook {
+    /// TCX where the kernel has it, else a socket filter
+    Auto,
+    /// TCX, at the head of the chain (kernel 6.6)
+    Tcx,
+    /// A filter on a packet socket (kernel 5.8)
+    Socket,
+}
+
+/// Why an interface could not be tapped.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// The program could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Whether the kernel has TCX could not be found out.
+    #[error("whether this kernel has TCX could not be found out on {interface}")]
+    Query {
+        /// Any interface of the namespace.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The kernel has no TCX.
+    #[error("this kernel has no TCX, which came with Linux 6.6: use the hook `socket`")]
+    NoTcx,
+    /// The interface vanished meanwhile.
+    #[error("the interface {name} is gone")]
+    Gone {
+        /// Its name when it was listed.
+        name: String,
+    },
+    /// The kernel refused to attach.
+    #[error("the program {program} could not be attached to {interface}")]
+    Attach {
+        /// Which program.
+        program: &'static str,
+        /// To which interface.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The packet socket could not be set up.
+    #[error("the packet socket for {interface} could not be set up ({step})")]
+    Socket {
+        /// For which interface.
+        interface: String,
+        /// Which step.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Holds an interface's hook; dropping it detaches, and waits until no program runs any more.
+pub(super) enum Attachment {
+    /// Links of one or both directions, kept for their drop.
+    Tcx { _links: Vec<SchedClassifierLink> },
+    /// A socket whose filter captures, kept for its drop.
+    Socket { _socket: OwnedFd },
+}
+
+/// The hook that a tap uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChosenHook {
+    Tcx,
+    Socket,
+}
+
+impl ChosenHook {
+    /// Settles on a hook. `interface` is any interface of the calling thread's network namespace.
+    pub(super) fn choose(hook: Hook, interface: &str) -> Result<Self, HookError> {
+        match hook {
+            Hook::Socket => Ok(Self::Socket),
+            Hook::Tcx if has_tcx(interface)? => Ok(Self::Tcx),
+            Hook::Tcx => Err(HookError::NoTcx),
+            Hook::Auto => Ok(*AUTO.get_or_init(|| choose_for_auto(interface))),
+        }
+    }
+
+    /// Loads the programs of this hook.
+    pub(super) fn load(self, programs: &mut Ebpf) -> Result<(), LoadError> {
+        match self {
+            Self::Tcx => {
+                for name in [TC_INGRESS, TC_EGRESS] {
+                    let program: &mut SchedClassifier = program(programs, name)?;
+                    program.load().map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+                }
+                Ok(())
+            }
+            Self::Socket => {
+                let program: &mut SocketFilter = program(programs, SOCKET)?;
+                program.load().map_err(|source| LoadError::Program { name: SOCKET, source: Box::new(source) })
+            }
+        }
+    }
+
+    /// Attaches to an interface of the calling thread's network namespace.
+    pub(super) fn attach(self, programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+        match self {
+            Self::Tcx => attach_tcx(programs, link),
+            Self::Socket => attach_socket(programs, link),
+        }
+    }
+}
+
+/// What `auto` settled on, once for the process: the kernel stays the same.
+static AUTO: OnceLock<ChosenHook> = OnceLock::new();
+
+fn choose_for_auto(interface: &str) -> ChosenHook {
+    match has_tcx(interface) {
+        Ok(true) => {
+            tracing::info!(hook = "tcx", "the hook is TCX, which this kernel has");
+            ChosenHook::Tcx
+        }
+        Ok(false) => {
+            tracing::info!(hook = "socket", "the hook is a socket filter: this kernel has no TCX (Linux 6.6)");
+            ChosenHook::Socket
+        }
+        Err(error) => {
+            tracing::warn!(
+                hook = "socket",
+                error = %crate::error::chain(&error),
+                "the hook is a socket filter: whether this kernel has TCX could not be found out"
+            );
+            ChosenHook::Socket
+        }
+    }
+}
+
+/// A kernel without TCX knows no such attach type and answers `EINVAL`.
+fn has_tcx(interface: &str) -> Result<bool, HookError> {
+    match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+        Ok(_) => Ok(true),
+        Err(error) if errno(&error) == Some(Errno::EINVAL) => Ok(false),
+        Err(source) => Err(HookError::Query { interface: interface.to_owned(), source: Box::new(source) }),
+    }
+}
+
+fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+    // A loopback device hands back what it is given: one side sees it all.
+    let sides: &[_] = if link.loopback {
+        &[(TC_INGRESS, TcAttachType::Ingress)]
+    } else {
+        &[(TC_INGRESS, TcAttachType::Ingress), (TC_EGRESS, TcAttachType::Egress)]
+    };
+    let mut links = Vec::with_capacity(sides.len());
+    for (name, side) in sides {
+        // By its name of this moment: it may have been renamed since it was listed.
+        let interface = if_indextoname(link.ifindex)
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .ok_or_else(|| HookError::Gone { name: link.name.clone() })?;
+        let classifier: &mut SchedClassifier = program(programs, name)?;
+        let attached = classifier
+            .attach_with_options(&interface, *side, TcAttachOptions::TcxOrder(LinkOrder::first()))
+            .and_then(|id| classifier.take_link(id))
+            .map_err(|error| match errno(&error) {
+                Some(Errno::ENODEV) => HookError::Gone { name: link.name.clone() },
+                _ => HookError::Attach { program: name, interface, source: Box::new(error) },
+            })?;
+        links.push(attached);
+    }
+    Ok(Attachment::Tcx { _links: links })
+}
+
+/// The filter is in place before the socket is bound, so that no packet is ever queued on it.
+fn attach_socket(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+    let failed = |step| {
+        move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone { name: link.name.clone() },
+            _ => HookError::Socket { interface: link.name.clone(), step, source },
+        }
+    };
+    let socket = sys::packet_socket().map_err(failed("open"))?;
+    let filter: &mut SocketFilter = program(programs, SOCKET)?;
+    filter.attach(&socket).map_err(|error| HookError::Attach {
+        program: SOCKET,
+        interface: link.name.clone(),
+        source: Box::new(error),
+    })?;
+    sys::bind_packet_socket(socket.as_fd(), link.ifindex).map_err(failed("bind"))?;
+    Ok(Attachment::Socket { _socket: socket })
+}
+
+fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<P, LoadError>
+where
+    P: TryFrom<&'a mut Program>,
+{
+    programs
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing(name))
+}

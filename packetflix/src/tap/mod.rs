@@ -1,0 +1,452 @@
+//! A tap: one kernel capture in one network namespace. It owns the loaded eBPF object, what attaches it to
+//! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
+
+mod clock;
+mod hook;
+mod object;
+mod rings;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, MapError, PerCpuValues, RingBuf},
+};
+use nix::libc;
+use packetflix_common::{InterfaceCounters, InterfaceEntry, MAX_INTERFACES, maps};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) use self::{
+    clock::CaptureClock,
+    rings::{Drained, Head},
+};
+pub use self::{
+    hook::{Hook, HookError},
+    object::LoadError,
+};
+use self::{
+    hook::{Attachment, ChosenHook},
+    object::{Entry, InterfaceMap, Object},
+    rings::{Merge, RingsReady},
+};
+use crate::{
+    netns::{EnterError, Link, LinkWatch, Netns},
+    pcapng::LinkType,
+    sys,
+};
+
+/// The smallest ring, in bytes: it holds the largest record.
+pub const MIN_RING_SIZE: u64 = 512 << 10;
+
+/// How taps are made.
+#[derive(Clone, Debug)]
+pub struct TapConfig {
+    /// Where packets are seen.
+    pub hook: Hook,
+    /// Bytes of the ring of each CPU: a power of two, and of whole pages.
+    pub ring_size: u32,
+    /// Whether the programs log what fails.
+    pub log_programs: bool,
+}
+
+/// Which interfaces a capture wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterfaceSelection {
+    /// Each there is, and each that comes.
+    All,
+    /// Those of these names.
+    Named(Vec<String>),
+}
+
+/// Why there is no tap, or an interface could not be added to it.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    /// A socket in the namespace could not be opened.
+    #[error("the {kind} socket in the network namespace could not be opened")]
+    Socket {
+        /// Which kind.
+        kind: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The interfaces could not be listed.
+    #[error("the network interfaces of the namespace could not be listed")]
+    List(#[source] Box<rtnetlink::Error>),
+    /// An interface was asked for that is not there.
+    #[error("there is no network interface {} in the namespace; there are: {}", missing.join(", "), present.join(", "))]
+    NoSuchInterface {
+        /// Those that were asked for and are missing.
+        missing: Vec<String>,
+        /// Those that exist.
+        present: Vec<String>,
+    },
+    /// An interface was asked for whose packets begin with something that we do not know.
+    #[error("the packets of the network interface {name} cannot be captured: its hardware type {hardware_type} is not known")]
+    UnknownLinkType {
+        /// The interface.
+        name: String,
+        /// Its `ARPHRD_…` number.
+        hardware_type: u16,
+    },
+    /// No interface is left to capture.
+    #[error("the namespace has no network interface that can be captured")]
+    NoInterface,
+    /// More than one tap holds.
+    #[error("a capture holds at most {MAX_INTERFACES} interfaces")]
+    TooManyInterfaces,
+    /// The object or its maps.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// An interface could not be attached to.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The rings could not be waited for.
+    #[error("the rings could not be watched")]
+    Rings(#[source] io::Error),
+    /// An interface's entry in the map of interfaces.
+    #[error("the interface {name} could not be made known to the eBPF programs")]
+    Entry {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: MapError,
+    },
+    /// The clock could not be read.
+    #[error("the clock could not be read")]
+    Clock(#[source] io::Error),
+}
+
+/// A running kernel capture.
+pub(crate) struct Tap {
+    // Dropped in this order: first the hooks, so that nothing runs any more when the rings go.
+    interfaces: BTreeMap<u32, TappedInterface>,
+    programs: Ebpf,
+    entries: InterfaceMap,
+    rings: Merge<RingBuf<MapData>>,
+    ready: RingsReady,
+    links: LinkWatch,
+    /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
+    control: OwnedFd,
+    hook: ChosenHook,
+    clock: CaptureClock,
+    selection: InterfaceSelection,
+    promiscuous: bool,
+    next_interface_id: u32,
+    _log: Option<AbortOnDropHandle<()>>,
+}
+
+/// An interface that a tap captures.
+pub(crate) struct TappedInterface {
+    /// Its number in the capture, from 0, never used again.
+    pub(crate) id: u32,
+    /// When it joined, in nanoseconds of the records' clock.
+    pub(crate) since: u64,
+    /// What its packets begin with.
+    pub(crate) link_type: LinkType,
+    /// What was known of it when it joined.
+    pub(crate) link: Link,
+    /// `None` when it is being detached.
+    attachment: Option<Attachment>,
+}
+
+/// What has changed since the interfaces were last looked at.
+pub(crate) struct LinkChanges {
+    /// Indexes of captured interfaces that are gone.
+    pub(crate) gone: Vec<u32>,
+    /// Interfaces that are wanted and not yet captured.
+    pub(crate) new: Vec<Link>,
+}
+
+impl Tap {
+    /// Sets up the capture of `selection` in `netns`.
+    ///
+    /// # Errors
+    /// Whatever the kernel refuses; nothing is left behind then.
+    pub(crate) async fn open(
+        netns: &Netns,
+        selection: InterfaceSelection,
+        promiscuous: bool,
+        config: &TapConfig,
+    ) -> Result<Self, TapError> {
+        let runtime = Handle::current();
+        let (control, links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
+        let present = links.list(control.as_fd()).await.map_err(|error| TapError::List(Box::new(error)))?;
+        let wanted = select(&present, &selection)?;
+
+        let (object, hook) = blocking(|| {
+            let mut object = Object::load(config)?;
+            let hook = netns.enter(|| ChosenHook::choose(config.hook, &wanted[0].name))??;
+            hook.load(&mut object.programs)?;
+            Ok::<_, TapError>((object, hook))
+        })?;
+        let Object { mut programs, interfaces: entries, rings, clock } = object;
+        let log = if config.log_programs { Some(forward_logs(&mut programs)?) } else { None };
+        let mut tap = Self {
+            interfaces: BTreeMap::new(),
+            programs,
+            entries,
+            ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
+            rings: Merge::new(rings),
+            links,
+            control,
+            hook,
+            clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
+            selection,
+            promiscuous,
+            next_interface_id: 0,
+            _log: log,
+        };
+        tap.join(netns, wanted)?;
+        if tap.interfaces.is_empty() {
+            return Err(TapError::NoInterface);
+        }
+        Ok(tap)
+    }
+
+    /// Adds interfaces. One that vanished meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the kernel refuses one; those before it have joined.
+    pub(crate) fn join(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), TapError> {
+        blocking(|| netns.enter(|| links.into_iter().try_for_each(|link| self.join_one(link))))?
+    }
+
+    /// Runs inside the namespace.
+    fn join_one(&mut self, link: Link) -> Result<(), TapError> {
+        let Some(link_type) = link_type(link.hardware_type) else { return Ok(()) };
+        if self.interfaces.len() >= MAX_INTERFACES as usize {
+            return Err(TapError::TooManyInterfaces);
+        }
+        let id = self.next_interface_id;
+        let entry = Entry(InterfaceEntry {
+            interface_id: id,
+            loopback: u32::from(link.loopback),
+            ..InterfaceEntry::default()
+        });
+        self.insert_entry(link.ifindex, entry)
+            .map_err(|source| TapError::Entry { name: link.name.clone(), source })?;
+        let since = self.clock.now();
+        let attachment = match self.hook.attach(&mut self.programs, &link) {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                self.remove_entry(link.ifindex);
+                return match error {
+                    HookError::Gone { .. } => Ok(()),
+                    error => Err(error.into()),
+                };
+            }
+        };
+        if self.promiscuous
+            && !link.loopback
+            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
+        {
+            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
+        }
+        self.next_interface_id += 1;
+        let attachment = Some(attachment);
+        self.interfaces.insert(link.ifindex, TappedInterface { id, since, link_type, link, attachment });
+        Ok(())
+    }
+
+    /// Captured interfaces by their index.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = &TappedInterface> {
+        self.interfaces.values()
+    }
+
+    /// Detaches from one interface, whose records are still in the rings.
+    pub(crate) fn detach(&mut self, ifindex: u32) {
+        if let Some(interface) = self.interfaces.get_mut(&ifindex) {
+            let attachment = interface.attachment.take();
+            blocking(|| drop(attachment));
+        }
+    }
+
+    /// Detaches from all interfaces: no record comes after this.
+    pub(crate) fn detach_all(&mut self) {
+        let attachments: Vec<_> =
+            self.interfaces.values_mut().filter_map(|interface| interface.attachment.take()).collect();
+        blocking(|| drop(attachments));
+    }
+
+    /// Forgets a detached interface, and tells its last counts.
+    pub(crate) fn remove(&mut self, ifindex: u32) -> Option<(TappedInterface, InterfaceCounters)> {
+        let interface = self.interfaces.remove(&ifindex)?;
+        let counters = self.counters(ifindex);
+        self.remove_entry(ifindex);
+        Some((interface, counters))
+    }
+
+    /// What was counted for an interface so far, over all CPUs.
+    pub(crate) fn counters(&self, ifindex: u32) -> InterfaceCounters {
+        match self.entries.get(&ifindex, 0) {
+            Ok(by_cpu) => by_cpu.iter().map(|entry| entry.0.counters).sum(),
+            Err(error) => {
+                tracing::error!(ifindex, %error, "the counters of an interface could not be read");
+                InterfaceCounters::default()
+            }
+        }
+    }
+
+    /// The records' clock.
+    pub(crate) fn clock(&self) -> &CaptureClock {
+        &self.clock
+    }
+
+    /// Takes account of a change of the clocks.
+    pub(crate) fn adjust_clock(&mut self) {
+        if let Err(error) = self.clock.adjust() {
+            tracing::warn!(%error, "the clock could not be read");
+        }
+    }
+
+    /// Waits until the rings may have something new.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.ready.wait().await
+    }
+
+    /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
+    pub(crate) fn drain(&mut self, until: u64, take: impl FnMut(&[u8]) -> Head) -> Drained {
+        self.rings.drain(until, take)
+    }
+
+    /// Waits until an interface was added, removed or altered.
+    pub(crate) async fn links_changed(&self) {
+        self.links.changed().await;
+    }
+
+    /// Compares the interfaces that there are with those that are captured.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub(crate) async fn link_changes(&self) -> Result<LinkChanges, TapError> {
+        let removed = self.links.take_removed();
+        let present =
+            self.links.list(self.control.as_fd()).await.map_err(|error| TapError::List(Box::new(error)))?;
+        let gone: Vec<u32> = self
+            .interfaces
+            .keys()
+            .copied()
+            .filter(|ifindex| {
+                removed.contains(ifindex) || !present.iter().any(|link| link.ifindex == *ifindex)
+            })
+            .collect();
+        let new = present
+            .into_iter()
+            .filter(|link| self.selection.wants(link))
+            .filter(|link| gone.contains(&link.ifindex) || !self.interfaces.contains_key(&link.ifindex))
+            .collect();
+        Ok(LinkChanges { gone, new })
+    }
+
+    /// The same entry for every CPU.
+    fn insert_entry(&mut self, ifindex: u32, entry: Entry) -> Result<(), MapError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        let by_cpu = PerCpuValues::try_from(vec![entry; cpus]).map_err(MapError::IoError)?;
+        self.entries.insert(ifindex, by_cpu, 0)
+    }
+
+    fn remove_entry(&mut self, ifindex: u32) {
+        if let Err(error) = self.entries.remove(&ifindex) {
+            tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
+        }
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tap").field("hook", &self.hook).finish_non_exhaustive()
+    }
+}
+
+impl InterfaceSelection {
+    fn wants(&self, link: &Link) -> bool {
+        link_type(link.hardware_type).is_some()
+            && match self {
+                Self::All => true,
+                Self::Named(names) => names.contains(&link.name),
+            }
+    }
+}
+
+/// The links to begin with. An interface that was asked for and cannot be captured is an error; among all,
+/// it is left out with a line in the log.
+fn select(present: &[Link], selection: &InterfaceSelection) -> Result<Vec<Link>, TapError> {
+    if let InterfaceSelection::Named(names) = selection {
+        let missing: Vec<String> =
+            names.iter().filter(|name| !present.iter().any(|link| link.name == **name)).cloned().collect();
+        if !missing.is_empty() {
+            let present = present.iter().map(|link| link.name.clone()).collect();
+            return Err(TapError::NoSuchInterface { missing, present });
+        }
+    }
+    for link in present.iter().filter(|link| link_type(link.hardware_type).is_none()) {
+        match selection {
+            InterfaceSelection::All => tracing::warn!(
+                interface = link.name,
+                hardware_type = link.hardware_type,
+                "an interface is left out: its hardware type is not known"
+            ),
+            InterfaceSelection::Named(names) if names.contains(&link.name) => {
+                return Err(TapError::UnknownLinkType {
+                    name: link.name.clone(),
+                    hardware_type: link.hardware_type,
+                });
+            }
+            InterfaceSelection::Named(_) => {}
+        }
+    }
+    let wanted: Vec<Link> = present.iter().filter(|link| selection.wants(link)).cloned().collect();
+    if wanted.is_empty() { Err(TapError::NoInterface) } else { Ok(wanted) }
+}
+
+/// `linux/if_arp.h`: cellular modems.
+const ARPHRD_RAWIP: u16 = 519;
+
+/// What the packets of a kind of hardware (`linux/if_arp.h`) begin with, as libpcap has it; `None` for kinds
+/// that libpcap captures without their link-layer header, or that we cannot test.
+fn link_type(hardware_type: u16) -> Option<LinkType> {
+    match hardware_type {
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Some(LinkType::Ethernet),
+        libc::ARPHRD_NONE | ARPHRD_RAWIP | libc::ARPHRD_PPP => Some(LinkType::Raw),
+        libc::ARPHRD_TUNNEL | libc::ARPHRD_TUNNEL6 | libc::ARPHRD_SIT => Some(LinkType::Raw),
+        _ => None,
+    }
+}
+
+/// Runs inside the namespace, in which the sockets stay; they are served by `runtime`.
+fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {
+    let _context = runtime.enter();
+    let control = sys::packet_socket().map_err(|source| TapError::Socket { kind: "packet", source })?;
+    let links = LinkWatch::open().map_err(|source| TapError::Socket { kind: "netlink", source })?;
+    Ok((control, links))
+}
+
+/// Passes on what the programs log.
+fn forward_logs(programs: &mut Ebpf) -> Result<AbortOnDropHandle<()>, LoadError> {
+    let mut logger = aya_log::EbpfLogger::init(programs).map_err(|_| LoadError::Missing(maps::LOGS))?;
+    let watch = logger.as_fd().try_clone_to_owned().and_then(sys::watch).map_err(LoadError::Logs)?;
+    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Ok(mut guard) = watch.readable().await {
+            guard.clear_ready();
+            logger.flush();
+        }
+    })))
+}
+
+/// Does what blocks for a moment without holding up the runtime's other tasks.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}

@@ -1,0 +1,130 @@
+//! The eBPF object: loaded once per tap, with its maps taken out.
+
+use std::{io, sync::LazyLock};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{ArrayOfMaps, Map, MapData, MapError, PerCpuHashMap, RingBuf},
+    programs::{ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+    util::nr_cpus,
+};
+use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
+
+use super::{TapConfig, clock::ClockSource};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
+
+/// Value of aya-log's level that keeps the programs silent, and the one that lets them say all.
+const LOG_OFF: u8 = 0;
+const LOG_DEBUG: u8 = 4;
+
+/// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
+const RING_BUFFER: u32 = 27;
+
+/// How user space sees an interface's entry: one per CPU.
+pub(super) type InterfaceMap = PerCpuHashMap<MapData, u32, Entry>;
+
+/// An [`InterfaceEntry`], as aya wants the value of a map.
+#[derive(Clone, Copy, Default)]
+#[repr(transparent)]
+pub(super) struct Entry(pub(super) InterfaceEntry);
+
+#[expect(unsafe_code, reason = "aya copies map values as bytes")]
+// SAFETY: `InterfaceEntry` is repr(C) of integers without padding, asserted where it is defined.
+unsafe impl aya::Pod for Entry {}
+
+/// Why the object could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object as a whole.
+    #[error("the eBPF object could not be loaded")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// A program was refused.
+    #[error("the kernel refused the eBPF program {name}")]
+    Program {
+        /// Which one.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A map is missing or was refused.
+    #[error("the eBPF map {name} could not be set up")]
+    Map {
+        /// Which one.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: MapError,
+    },
+    /// The object was not built from the source of this server.
+    #[error("the eBPF object has no {0}")]
+    Missing(&'static str),
+    /// What the programs log could not be read.
+    #[error("the log of the eBPF programs could not be read")]
+    Logs(#[source] io::Error),
+    /// The number of CPUs is not known.
+    #[error("the number of CPUs could not be read")]
+    Cpus(#[source] io::Error),
+}
+
+/// The loaded object.
+pub(super) struct Object {
+    pub(super) programs: Ebpf,
+    pub(super) interfaces: InterfaceMap,
+    pub(super) rings: Vec<RingBuf<MapData>>,
+    pub(super) clock: ClockSource,
+}
+
+impl Object {
+    /// Creates the maps and rings; the programs are loaded when their hook is known.
+    pub(super) fn load(config: &TapConfig) -> Result<Self, LoadError> {
+        let cpus = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
+        let clock = clock_source();
+        let number = clock.number();
+        let log_level = if config.log_programs { LOG_DEBUG } else { LOG_OFF };
+        let mut programs = EbpfLoader::new()
+            .override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true)
+            .override_global(globals::CLOCK, &number, true)
+            .override_global(globals::LOG_LEVEL, &log_level, true)
+            .map_max_entries(maps::RINGS, cpus)
+            .load(OBJECT)
+            .map_err(|error| LoadError::Object(Box::new(error)))?;
+
+        let rings = create_rings(&mut programs, cpus, config.ring_size)
+            .map_err(|source| LoadError::Map { name: maps::RINGS, source })?;
+        let interfaces = take_map(&mut programs, maps::INTERFACES)?
+            .try_into()
+            .map_err(|source| LoadError::Map { name: maps::INTERFACES, source })?;
+        Ok(Self { programs, interfaces, rings, clock })
+    }
+}
+
+fn create_rings(programs: &mut Ebpf, cpus: u32, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
+    let map = programs.map_mut(maps::RINGS).ok_or(MapError::KeyNotFound)?;
+    let mut by_cpu: ArrayOfMaps<_, MapData> = map.try_into()?;
+    (0..cpus)
+        .map(|cpu| {
+            let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
+            let ring = MapData::create(ring, "ring", None)?;
+            by_cpu.set(cpu, &ring, 0)?;
+            RingBuf::try_from(Map::RingBuf(ring))
+        })
+        .collect()
+}
+
+pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    programs.take_map(name).ok_or(LoadError::Missing(name))
+}
+
+/// CLOCK_TAI where programs can read it.
+fn clock_source() -> ClockSource {
+    static SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
+        let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter].into_iter().all(|program| {
+            is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false)
+        });
+        if tai { ClockSource::Tai } else { ClockSource::Boottime }
+    });
+    *SOURCE
+}

@@ -1,0 +1,210 @@
+//! The rings of all CPUs, read as one stream in the order of the timestamps.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use packetflix_common::RecordHeader;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// A timestamp that lies further in the future than this, in nanoseconds, is from before the clock was set
+/// back; its record is not held until that time comes again.
+const CLOCK_WAS_SET_BACK: u64 = 1_000_000_000;
+
+/// One CPU's ring: records in the order of their timestamps.
+pub(crate) trait Ring {
+    /// Shows the oldest record to `look`, and removes it when `look` says so.
+    ///
+    /// `None` when there is none.
+    fn with_head<R>(&mut self, look: impl FnOnce(&[u8]) -> (Head, R)) -> Option<R>;
+}
+
+/// What becomes of the record at the head of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Head {
+    Keep,
+    Remove,
+}
+
+/// How far a drain came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// The rings are empty.
+    Empty,
+    /// What is left is too young to be sure that no older record will come from another CPU.
+    Held,
+    /// Whoever takes the records has no room for the next one, which stays.
+    Full,
+}
+
+impl Ring for RingBuf<MapData> {
+    fn with_head<R>(&mut self, look: impl FnOnce(&[u8]) -> (Head, R)) -> Option<R> {
+        let item = self.next()?;
+        let (head, result) = look(&item);
+        match head {
+            Head::Remove => drop(item),
+            // The item removes the record when it is dropped; forgotten, it leaves the ring as it was.
+            Head::Keep => std::mem::forget(item),
+        }
+        Some(result)
+    }
+}
+
+/// Rings, merged.
+pub(crate) struct Merge<R> {
+    rings: Vec<R>,
+    /// Timestamp and ring of each ring's oldest record, while draining.
+    heads: BinaryHeap<Reverse<(u64, usize)>>,
+}
+
+impl<R: Ring> Merge<R> {
+    pub(crate) fn new(rings: Vec<R>) -> Self {
+        let heads = BinaryHeap::with_capacity(rings.len());
+        Self { rings, heads }
+    }
+
+    /// Gives each record that is not younger than `until` to `take`, oldest first over all rings, and removes
+    /// it unless `take` says [`Head::Keep`], which ends the drain.
+    ///
+    /// Costs O(log rings) per change of ring, and O(1) per record within one.
+    pub(crate) fn drain(&mut self, until: u64, mut take: impl FnMut(&[u8]) -> Head) -> Drained {
+        let Self { rings, heads } = self;
+        heads.clear();
+        for (index, ring) in rings.iter_mut().enumerate() {
+            heads.extend(timestamp(ring).map(|time| Reverse((time, index))));
+        }
+        while let Some(Reverse((time, index))) = heads.pop() {
+            if is_too_young(time, until) {
+                return Drained::Held;
+            }
+            // As long as no other ring has an older record, this one goes on.
+            let others = heads.peek().map_or(u64::MAX, |Reverse((time, _))| *time);
+            loop {
+                if rings[index].with_head(|record| { let head = take(record); (head, head) }) == Some(Head::Keep) {
+                    return Drained::Full;
+                }
+                match timestamp(&mut rings[index]) {
+                    Some(time) if time <= others && !is_too_young(time, until) => {}
+                    Some(time) => {
+                        heads.push(Reverse((time, index)));
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        }
+        Drained::Empty
+    }
+}
+
+fn is_too_young(time: u64, until: u64) -> bool {
+    time > until && time - until < CLOCK_WAS_SET_BACK
+}
+
+/// A record that is too short to have a timestamp counts as the oldest, to be got rid of.
+fn timestamp(ring: &mut impl Ring) -> Option<u64> {
+    ring.with_head(|record| (Head::Keep, RecordHeader::decode_timestamp(record).unwrap_or(0)))
+}
+
+/// Tells when any of the rings has a record, while the reader has caught up with all of them.
+pub(crate) struct RingsReady(AsyncFd<OwnedFd>);
+
+impl RingsReady {
+    /// One descriptor stands for all rings.
+    ///
+    /// # Errors
+    /// When the process has too many descriptors.
+    pub(crate) fn new(rings: &[RingBuf<MapData>]) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for ring in rings {
+            epoll.add(ring.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        }
+        Ok(Self(sys::watch(epoll.0)?))
+    }
+
+    /// Waits until a ring may have a record that was not there when it was last drained.
+    pub(crate) async fn wait(&self) -> io::Result<()> {
+        // Cleared before the rings are drained: what comes meanwhile wakes again.
+        self.0.readable().await.map(|mut guard| guard.clear_ready())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Ring for VecDeque<[u8; 8]> {
+        fn with_head<R>(&mut self, look: impl FnOnce(&[u8]) -> (Head, R)) -> Option<R> {
+            let (head, result) = look(self.front()?);
+            if head == Head::Remove {
+                self.pop_front();
+            }
+            Some(result)
+        }
+    }
+
+    fn merge(rings: &[Vec<u64>]) -> Merge<VecDeque<[u8; 8]>> {
+        let ring = |times: &Vec<u64>| times.iter().map(|time| time.to_ne_bytes()).collect();
+        Merge::new(rings.iter().map(ring).collect())
+    }
+
+    fn time(record: &[u8]) -> u64 {
+        RecordHeader::decode_timestamp(record).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn merges_in_order_and_loses_nothing(
+            mut rings in proptest::collection::vec(proptest::collection::vec(0u64..1000, 0..40), 1..9),
+            until in 0u64..1200, room in 0usize..200,
+        ) {
+            rings.iter_mut().for_each(|ring| ring.sort_unstable());
+            let mut expected: Vec<u64> = rings.concat();
+            expected.sort_unstable();
+            let old = expected.iter().filter(|time| **time <= until).count();
+
+            let mut merge = merge(&rings);
+            let mut taken = Vec::new();
+            let drained = merge.drain(until, |record| {
+                if taken.len() == room {
+                    return Head::Keep;
+                }
+                taken.push(time(record));
+                Head::Remove
+            });
+            prop_assert_eq!(&taken[..], &expected[..old.min(room)]);
+            prop_assert_eq!(drained, match () {
+                () if room < old => Drained::Full,
+                () if old < expected.len() => Drained::Held,
+                () => Drained::Empty,
+            });
+
+            let drained = merge.drain(u64::MAX, |record| { taken.push(time(record)); Head::Remove });
+            prop_assert_eq!(drained, Drained::Empty);
+            prop_assert_eq!(taken, expected);
+        }
+    }
+
+    #[test]
+    fn clock_that_was_set_back_holds_nothing() {
+        let mut merge = merge(&[vec![5_000_000_000, 100], vec![200]]);
+        let mut taken = Vec::new();
+        let drained = merge.drain(1000, |record| {
+            taken.push(time(record));
+            Head::Remove
+        });
+        assert_eq!(drained, Drained::Empty);
+        assert_eq!(taken.len(), 3);
+    }
+}

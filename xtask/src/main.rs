@@ -1,0 +1,36 @@
+//! `cargo xtask VERB`: one module per verb.
+
+mod build_ebpf;
+mod capture;
+mod lint;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs, tests and checks packetflix")]
+enum Verb {
+    /// Build the eBPF object into target/ebpf
+    BuildEbpf,
+    /// Install what is missing, build everything and start the server
+    Run(run::Args),
+    /// Stream a capture of a running server to standard output, as pcapng
+    Capture(capture::Args),
+    /// Install what is missing and run all tests
+    Test(test::Args),
+    /// Check formatting, lints of the host and eBPF crates, and dependencies
+    Lint,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Verb::parse() {
+        Verb::BuildEbpf => build_ebpf::build_ebpf(),
+        Verb::Run(args) => run::run(&args),
+        Verb::Capture(args) => capture::capture(&args),
+        Verb::Test(args) => test::test(&args),
+        Verb::Lint => lint::lint(),
+    }
+}

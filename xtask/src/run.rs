@@ -1,0 +1,61 @@
+//! `cargo xtask run`
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::Context as _;
+
+use crate::{
+    build_ebpf::build_ebpf,
+    shell::{cargo, execute, find_program, is_root, root},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Flags of the server: see `cargo xtask run -- --help`
+    #[arg(last = true)]
+    server: Vec<String>,
+}
+
+/// Builds all, tells what to do next, and becomes the server.
+///
+/// # Errors
+/// When something does not build, or the server cannot be started.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    build_ebpf()?;
+    execute(cargo().args(["build", "--release", "--package=packetflix"]))?;
+
+    let server = root().join("target/release/packetflix");
+    let mut command = if is_root() || find_program("sudo").is_none() {
+        Command::new(&server)
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.arg(&server);
+        sudo
+    };
+    print_next_steps();
+    // Returns only when it fails.
+    let error = command.args(&args.server).exec();
+    Err(error).with_context(|| format!("cannot start {}", server.display()))
+}
+
+fn print_next_steps() {
+    let sudo = if is_root() { "" } else { "sudo " };
+    eprintln!(
+        "
+Starting packetflix. To see it capture, paste this into a second terminal, in this folder:
+
+    {sudo}ip netns add demo; {sudo}ip -n demo link set lo up
+    cargo xtask capture \"netns=$(stat -Lc %i /run/netns/demo)\" | wireshark -k -i -
+
+(or `| tshark -i -` without a desktop), and make some traffic from a third:
+
+    {sudo}ip netns exec demo ping 127.0.0.1
+
+A container is captured by the network namespace of one of its processes:
+
+    netns=$(sudo stat -Lc %i /proc/$(docker inspect -f '{{{{.State.Pid}}}}' NAME)/ns/net)
+
+Ctrl-C ends the server.
+"
+    );
+}

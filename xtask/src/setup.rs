@@ -1,0 +1,92 @@
+//! What the project needs on a machine, and how to get it.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::shell::{cargo, execute, find_program, is_root, output_of, root};
+
+/// From 0.11 on bpf-linker wants an LLVM of the system; this one loads the LLVM of rustc.
+const BPF_LINKER: &str = "0.10.3";
+
+/// A program, and the Debian package that has it.
+struct Tool(&'static str, &'static str);
+
+const TEST_TOOLS: &[Tool] = &[
+    Tool("ip", "iproute2"),
+    Tool("bridge", "iproute2"),
+    Tool("nsenter", "util-linux"),
+    Tool("setpriv", "util-linux"),
+    Tool("tcpdump", "tcpdump"),
+    Tool("tshark", "tshark"),
+    Tool("capinfos", "wireshark-common"),
+    Tool("bpftool", "bpftool"),
+    Tool("dockerd", "docker.io"),
+    Tool("docker", "docker.io"),
+    Tool("busybox", "busybox-static"),
+];
+
+/// What compiling the eBPF crate needs: the standard library's source, and the linker, whose path is
+/// returned.
+///
+/// # Errors
+/// When something is missing and cannot be installed; the sentence says how to get it.
+pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
+    let sysroot = output_of(Command::new("rustc").current_dir(root()).args(["--print", "sysroot"]))
+        .context("rustc is missing: install Rust from https://rustup.rs")?;
+    let core = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    if !core.exists() {
+        execute(Command::new("rustup").current_dir(root()).args(["component", "add", "rust-src"]))
+            .context("the source of Rust's core library is missing: rustup component add rust-src")?;
+    }
+
+    let tools = root().join("target/tools");
+    let own = tools.join("bin/bpf-linker");
+    for linker in [Some(own.clone()), find_program("bpf-linker"), home_program("bpf-linker")].into_iter().flatten()
+    {
+        if output_of(Command::new(&linker).arg("--version")).is_some_and(|text| text.contains(BPF_LINKER)) {
+            return Ok(linker);
+        }
+    }
+    execute(cargo().args(["install", "--locked", "--root"]).arg(&tools).arg(format!("bpf-linker@{BPF_LINKER}")))
+        .with_context(|| {
+            format!("bpf-linker {BPF_LINKER} is missing: cargo install --locked bpf-linker@{BPF_LINKER}")
+        })?;
+    Ok(own)
+}
+
+/// What the tests need beside Rust.
+///
+/// # Errors
+/// When something is missing and we may not install it, or installing fails; the sentence names it all.
+pub(crate) fn test_tools() -> anyhow::Result<()> {
+    let missing: Vec<&Tool> = TEST_TOOLS.iter().filter(|tool| find_program(tool.0).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let programs = missing.iter().map(|tool| tool.0).collect::<Vec<_>>().join(", ");
+    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.1).collect();
+    packages.dedup();
+    let by_hand = format!(
+        "missing: {programs}. On Debian or Ubuntu: sudo apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !is_root() || find_program("apt-get").is_none() {
+        bail!("{by_hand}");
+    }
+    execute(Command::new("apt-get").args(["update", "--quiet"])).with_context(|| by_hand.clone())?;
+    execute(
+        Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+            .args(packages),
+    )
+    .context(by_hand)
+}
+
+fn home_program(name: &str) -> Option<PathBuf> {
+    let cargo_home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))?;
+    Some(cargo_home.join("bin").join(name)).filter(|file| file.is_file())
+}
