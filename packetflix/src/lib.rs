@@ -12,3 +12,5 @@ pub mod pcapng;
 mod session;
 mod sys;
 pub mod tap;
+
+pub use sys::raise_descriptor_limit;

@@ -6,12 +6,17 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use packetflix::{cli::Args, config::Config, http};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{
+    Layer as _,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let level = if args.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
+    init_logging(args.debug);
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -21,8 +26,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn init_logging(debug: bool) {
+    // Our own debugging is not that of the libraries, which tell of each relocation and each frame.
+    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let targets = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("packetflix", level)
+        .with_target("packetflix_ebpf", level);
+    let output = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(output.with_filter(targets)).init();
+}
+
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
+    if let Err(error) = packetflix::raise_descriptor_limit() {
+        tracing::warn!(%error, "the bound of open descriptors could not be raised");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = http::listen(args.port)

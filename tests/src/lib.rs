@@ -1,1 +1,8 @@
-//! fixtures
+//! What the tests on the real kernel share: namespaces, the server as a program, a client and a pcapng reader
+//! of other makes, and a sender of frames.
+
+pub mod client;
+pub mod namespace;
+pub mod raw;
+pub mod recording;
+pub mod server;

@@ -40,6 +40,9 @@ pub(crate) fn ebpf_cargo(verb: &str) -> anyhow::Result<Command> {
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags)
         // No target of a released compiler has a core library for eBPF: it is built here, which is unstable.
         .env("RUSTC_BOOTSTRAP", "1")
+        // bpf-linker makes the BTF, without which the kernel takes no maps, of whole debug information.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "full")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env_remove("RUSTFLAGS");
     Ok(command)
 }

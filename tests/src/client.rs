@@ -1,0 +1,191 @@
+//! A WebSocket client of a stack that is not the server's.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{
+        self, Bytes, Message,
+        client::IntoClientRequest as _,
+        http::{HeaderName, HeaderValue},
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
+
+use crate::recording::Recording;
+
+/// Longer than any server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An open capture.
+pub struct Capture {
+    socket: WebSocketStream<TcpStream>,
+}
+
+/// The server's refusal of a handshake.
+#[derive(Debug)]
+pub struct Refused {
+    /// HTTP status.
+    pub status: u16,
+    /// Body of the answer.
+    pub body: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.status, self.body)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A piece of the stream, or its end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes of pcapng.
+    Data(Bytes),
+    /// The server's close frame: code and reason.
+    Closed(u16, String),
+}
+
+impl Capture {
+    /// Opens `url`, which begins with `ws://`.
+    ///
+    /// # Errors
+    /// [`Refused`] when the server answers with anything but an upgrade.
+    pub async fn open(url: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<Self> {
+        let mut request = url.into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
+        }
+        let server = request.uri().authority().context("a URL without a host")?.as_str();
+        let stream = TcpStream::connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
+        match timeout(PATIENCE, client_async(request, stream)).await.context("no answer")? {
+            Ok((socket, _)) => Ok(Self { socket }),
+            Err(tungstenite::Error::Http(response)) => {
+                let status = response.status().as_u16();
+                let body = response.body().as_deref().unwrap_or_default();
+                bail!(Refused { status, body: String::from_utf8_lossy(body).into_owned() })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The next piece of the stream. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the server sends text.
+    pub async fn next(&mut self) -> anyhow::Result<Piece> {
+        loop {
+            match self.socket.next().await.context("the connection ended without a close frame")?? {
+                Message::Binary(data) => return Ok(Piece::Data(data)),
+                Message::Close(Some(CloseFrame { code, reason })) => {
+                    // The answer to the close is written with the next call that works on the socket.
+                    let _ = self.socket.flush().await;
+                    return Ok(Piece::Closed(code.into(), reason.as_str().to_owned()));
+                }
+                Message::Close(None) => bail!("a close frame without a code"),
+                Message::Text(text) => bail!("a text frame: {text}"),
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Asks the server to end.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn close(&mut self) -> anyhow::Result<()> {
+        self.socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() })).await?;
+        Ok(())
+    }
+
+    /// The socket below, for what no decent client does.
+    pub fn tcp(&mut self) -> &mut TcpStream {
+        self.socket.get_mut()
+    }
+}
+
+/// A capture whose stream is kept.
+pub struct Recorder {
+    capture: Capture,
+    stream: Vec<u8>,
+}
+
+impl Recorder {
+    /// Opens `url` and waits for the first piece: from then on packets are captured.
+    ///
+    /// # Errors
+    /// As [`Capture::open`], and when the first piece is not the section header.
+    pub async fn start(url: &str) -> anyhow::Result<Self> {
+        let mut recorder = Self { capture: Capture::open(url, &[]).await?, stream: Vec::new() };
+        recorder.read().await?;
+        ensure!(recorder.stream.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "no section header first");
+        Ok(recorder)
+    }
+
+    /// Takes in the next piece; tells the close frame when that is it.
+    ///
+    /// # Errors
+    /// When nothing comes for a long time.
+    pub async fn read(&mut self) -> anyhow::Result<Option<(u16, String)>> {
+        match timeout(PATIENCE, self.capture.next()).await.context("nothing comes")?? {
+            Piece::Data(data) => {
+                ensure!(data.len() <= 262_144, "a message of {} bytes", data.len());
+                self.stream.extend_from_slice(&data);
+                Ok(None)
+            }
+            Piece::Closed(code, reason) => Ok(Some((code, reason))),
+        }
+    }
+
+    /// Reads until what came so far is `enough`.
+    ///
+    /// # Errors
+    /// When the stream ends before that.
+    pub async fn read_until(&mut self, mut enough: impl FnMut(&Recording) -> bool) -> anyhow::Result<()> {
+        while !enough(&Recording::parse(&self.stream)?) {
+            if let Some((code, reason)) = self.read().await? {
+                bail!("ended with {code} {reason}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until the server ends the stream.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn read_to_end(mut self) -> anyhow::Result<(Recording, u16, String)> {
+        loop {
+            if let Some((code, reason)) = self.read().await? {
+                return Ok((Recording::parse(&self.stream)?, code, reason));
+            }
+        }
+    }
+
+    /// Closes, and reads what still comes.
+    ///
+    /// # Errors
+    /// When the stream does not end with the final statistics and the code of a normal end.
+    pub async fn finish(mut self) -> anyhow::Result<Recording> {
+        self.capture.close().await?;
+        let (recording, code, reason) = self.read_to_end().await?;
+        ensure!(code == 1000, "{code} {reason}");
+        recording.check_complete()?;
+        Ok(recording)
+    }
+
+    /// What came so far.
+    pub fn stream(&self) -> &[u8] {
+        &self.stream
+    }
+
+    /// The client below.
+    pub fn capture(&mut self) -> &mut Capture {
+        &mut self.capture
+    }
+}

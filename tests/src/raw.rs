@@ -1,0 +1,145 @@
+//! Sends frames as they are, through a packet socket.
+
+#![expect(unsafe_code, reason = "no crate of ours makes the address of a packet socket")]
+
+use std::{
+    io::{self, IoSlice},
+    mem::size_of,
+    net::Ipv4Addr,
+    os::fd::AsRawFd as _,
+};
+
+use nix::{
+    libc,
+    sys::socket::{LinkAddr, MsgFlags, MultiHeaders, sendmmsg},
+};
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::namespace::Namespace;
+
+/// Packets handed to the kernel with one call.
+const AT_ONCE: usize = 64;
+
+/// A packet socket bound to one interface.
+pub struct RawSocket {
+    socket: Socket,
+}
+
+impl RawSocket {
+    /// Opens one in `namespace`.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn open(namespace: &Namespace, interface: &str) -> anyhow::Result<Self> {
+        let ifindex = i32::try_from(namespace.ifindex(interface)?)?;
+        let socket = namespace.inside(|| Socket::new(Domain::PACKET, Type::RAW, None))??;
+        let mut storage = SockAddrStorage::zeroed();
+        // SAFETY: every bit pattern is a valid `sockaddr_ll`, all of whose fields are integers.
+        let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+        address.sll_family = u16::try_from(libc::AF_PACKET)?;
+        address.sll_ifindex = ifindex;
+        let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>())?;
+        // SAFETY: the storage was zeroed and then filled as a `sockaddr_ll`, whose length is given.
+        socket.bind(&unsafe { SockAddr::new(storage, len) })?;
+        Ok(Self { socket })
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.socket.send(frame).map(drop)
+    }
+
+    /// Sends `frame` `count` times, as fast as the kernel takes it, with a running number of 8 bytes at
+    /// offset `number_at`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn flood(&self, frame: &[u8], count: u64, number_at: usize) -> anyhow::Result<()> {
+        let mut frames = vec![frame.to_vec(); AT_ONCE];
+        let mut headers = MultiHeaders::<LinkAddr>::preallocate(AT_ONCE, None);
+        let mut sent = 0;
+        while sent < count {
+            let now = usize::try_from(count - sent)?.min(AT_ONCE);
+            for (number, frame) in (sent..).zip(&mut frames[..now]) {
+                frame[number_at..number_at + 8].copy_from_slice(&number.to_be_bytes());
+            }
+            let slices: Vec<[IoSlice<'_>; 1]> = frames[..now].iter().map(|frame| [IoSlice::new(frame)]).collect();
+            let addresses = vec![None; now];
+            let results = sendmmsg(
+                self.socket.as_raw_fd(),
+                &mut headers,
+                &slices,
+                addresses,
+                [],
+                MsgFlags::empty(),
+            )?;
+            sent += results.count() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// MAC address that frames of tests are from.
+pub const SOURCE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x51];
+/// MAC address that frames of tests are for: nobody's.
+pub const TARGET_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x52];
+
+/// An Ethernet frame.
+pub fn ethernet(ether_type: u16, payload: &[u8]) -> Vec<u8> {
+    [&TARGET_MAC[..], &SOURCE_MAC, &ether_type.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 packet with UDP, from `10.9.9.1` to `10.9.9.2`.
+pub fn ipv4_udp(payload: &[u8]) -> Vec<u8> {
+    let udp = udp(payload);
+    let total = (20 + udp.len()) as u16;
+    let mut head = vec![0x45, 0];
+    head.extend(total.to_be_bytes());
+    head.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    head.extend(Ipv4Addr::new(10, 9, 9, 1).octets());
+    head.extend(Ipv4Addr::new(10, 9, 9, 2).octets());
+    let sum = checksum(&head);
+    head[10..12].copy_from_slice(&sum.to_be_bytes());
+    [head, udp].concat()
+}
+
+/// An IPv6 packet with UDP.
+pub fn ipv6_udp(payload: &[u8]) -> Vec<u8> {
+    let udp = udp(payload);
+    let mut head = vec![0x60, 0, 0, 0];
+    head.extend((udp.len() as u16).to_be_bytes());
+    head.extend([17, 64]);
+    for host in [1u8, 2] {
+        head.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    [head, udp].concat()
+}
+
+/// An ARP request of IPv4 over Ethernet.
+pub fn arp() -> Vec<u8> {
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend(SOURCE_MAC);
+    arp.extend([10, 9, 9, 1, 0, 0, 0, 0, 0, 0, 10, 9, 9, 2]);
+    arp
+}
+
+/// Puts a VLAN tag before an EtherType and payload.
+pub fn vlan(tci: u16, ether_type: u16, payload: &[u8]) -> Vec<u8> {
+    [&tci.to_be_bytes()[..], &ether_type.to_be_bytes(), payload].concat()
+}
+
+fn udp(payload: &[u8]) -> Vec<u8> {
+    let mut udp = vec![0x30, 0x39, 0x30, 0x3a];
+    udp.extend(((8 + payload.len()) as u16).to_be_bytes());
+    udp.extend([0, 0]);
+    udp.extend(payload);
+    udp
+}
+
+fn checksum(head: &[u8]) -> u16 {
+    let sum: u32 = head.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    !(((sum & 0xffff) + (sum >> 16)) as u16)
+}

@@ -1,0 +1,241 @@
+//! A pcapng stream, read by a library that is not the server's encoder.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use anyhow::{Context as _, bail, ensure};
+use pcap_file::pcapng::{
+    Block, PcapNgParser,
+    blocks::{
+        enhanced_packet::EnhancedPacketOption,
+        interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
+        interface_statistics::InterfaceStatisticsOption,
+        section_header::SectionHeaderOption,
+    },
+};
+
+/// A whole stream.
+#[derive(Debug, Default)]
+pub struct Recording {
+    /// Comment of the section header.
+    pub comment: String,
+    /// In the order of their numbers.
+    pub interfaces: Vec<Interface>,
+    /// In the order of the stream.
+    pub packets: Vec<Packet>,
+    /// In the order of the stream.
+    pub statistics: Vec<Statistics>,
+}
+
+/// An interface description.
+#[derive(Debug, Default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its link type's number.
+    pub link_type: u32,
+    /// Snapshot length.
+    pub snaplen: u32,
+    /// All options as the library shows them.
+    pub options: String,
+}
+
+/// A packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Number of its interface.
+    pub interface: usize,
+    /// Nanoseconds since 1970.
+    pub timestamp: u64,
+    /// Bytes that it had.
+    pub original_len: u32,
+    /// Its captured bytes.
+    pub data: Vec<u8>,
+    /// `epb_flags`.
+    pub flags: u32,
+    /// `epb_dropcount`, 0 if absent.
+    pub dropped_before: u64,
+}
+
+/// Interface statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Number of the interface.
+    pub interface: usize,
+    /// How many packets of the interface stand before this block.
+    pub packets_before: u64,
+    /// `isb_ifrecv`
+    pub received: u64,
+    /// `isb_filteraccept`
+    pub accepted: u64,
+    /// `isb_usrdeliv`
+    pub delivered: u64,
+    /// `isb_osdrop`
+    pub dropped: u64,
+    /// Whether it has an `isb_endtime`.
+    pub last: bool,
+}
+
+impl Packet {
+    /// Whether the interface sent it.
+    pub fn is_outbound(&self) -> bool {
+        self.flags & 3 == 2
+    }
+}
+
+impl Recording {
+    /// Reads a stream, which must be whole blocks.
+    ///
+    /// # Errors
+    /// When it is not, or breaks a rule of the service's contract.
+    pub fn parse(stream: &[u8]) -> anyhow::Result<Self> {
+        check_block_lengths(stream)?;
+        let (mut rest, mut parser) = PcapNgParser::new(stream)?;
+        let mut recording = Self { comment: comment(&parser)?, ..Self::default() };
+        let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
+        while !rest.is_empty() {
+            let (next, block) = parser.next_block(rest)?;
+            rest = next;
+            match block {
+                Block::InterfaceDescription(block) => recording.interfaces.push(interface(&block)),
+                Block::EnhancedPacket(block) => {
+                    let interface = block.interface_id as usize;
+                    ensure!(interface < recording.interfaces.len(), "a packet before its interface");
+                    *counts.entry(interface).or_default() += 1;
+                    let mut packet = Packet {
+                        interface,
+                        timestamp: u64::try_from(block.timestamp.as_nanos())?,
+                        original_len: block.original_len,
+                        data: block.data.to_vec(),
+                        flags: 0,
+                        dropped_before: 0,
+                    };
+                    for option in &block.options {
+                        match option {
+                            EnhancedPacketOption::Flags(flags) => packet.flags = *flags,
+                            EnhancedPacketOption::DropCount(count) => packet.dropped_before = *count,
+                            other => bail!("unexpected option {other:?}"),
+                        }
+                    }
+                    recording.packets.push(packet);
+                }
+                Block::InterfaceStatistics(block) => {
+                    let interface = block.interface_id as usize;
+                    let packets_before = counts.get(&interface).copied().unwrap_or_default();
+                    let mut statistics = Statistics { interface, packets_before, ..Statistics::default() };
+                    for option in &block.options {
+                        match option {
+                            InterfaceStatisticsOption::IsbIfRecv(n) => statistics.received = *n,
+                            InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
+                            InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
+                            InterfaceStatisticsOption::IsbOsDrop(n) => statistics.dropped = *n,
+                            InterfaceStatisticsOption::IsbEndTime(_) => statistics.last = true,
+                            _ => {}
+                        }
+                    }
+                    recording.statistics.push(statistics);
+                }
+                other => bail!("unexpected block {other:?}"),
+            }
+        }
+        recording.check()?;
+        Ok(recording)
+    }
+
+    /// Packets of the interface `name`.
+    pub fn packets_of(&self, name: &str) -> Vec<&Packet> {
+        let ids: Vec<usize> = (0..self.interfaces.len()).filter(|id| self.interfaces[*id].name == name).collect();
+        self.packets.iter().filter(|packet| ids.contains(&packet.interface)).collect()
+    }
+
+    /// The final statistics of the first interface of that name.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn final_statistics(&self, name: &str) -> anyhow::Result<Statistics> {
+        let id = self
+            .interfaces
+            .iter()
+            .position(|interface| interface.name == name)
+            .with_context(|| format!("no interface {name}"))?;
+        self.statistics
+            .iter()
+            .copied()
+            .find(|statistics| statistics.interface == id && statistics.last)
+            .with_context(|| format!("no final statistics of {name}"))
+    }
+
+    /// What holds for every stream.
+    fn check(&self) -> anyhow::Result<()> {
+        for interface in &self.interfaces {
+            ensure!(interface.snaplen == 262_144, "{interface:?}");
+        }
+        for statistics in &self.statistics {
+            ensure!(statistics.accepted == statistics.delivered + statistics.dropped, "{statistics:?}");
+            ensure!(statistics.received >= statistics.accepted, "{statistics:?}");
+            ensure!(statistics.delivered == statistics.packets_before, "{statistics:?}");
+        }
+        Ok(())
+    }
+
+    /// Checks that the stream ends with the final statistics of all interfaces.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn check_complete(&self) -> anyhow::Result<()> {
+        for (id, interface) in self.interfaces.iter().enumerate() {
+            let finals = self.statistics.iter().filter(|one| one.interface == id && one.last).count();
+            ensure!(finals == 1, "{finals} final statistics of {}", interface.name);
+        }
+        Ok(())
+    }
+
+    /// Checks that timestamps never go back.
+    ///
+    /// # Errors
+    /// At the first that does.
+    pub fn check_order(&self) -> anyhow::Result<()> {
+        for (index, pair) in self.packets.windows(2).enumerate() {
+            ensure!(pair[0].timestamp <= pair[1].timestamp, "packet {} is older than the one before", index + 1);
+        }
+        Ok(())
+    }
+}
+
+fn check_block_lengths(stream: &[u8]) -> anyhow::Result<()> {
+    let mut rest = stream;
+    let mut first = true;
+    while !rest.is_empty() {
+        let head: [u8; 8] = rest.get(..8).context("half a block")?.try_into()?;
+        let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        ensure!((12..=262_144).contains(&len) && len % 4 == 0, "a block of {len} bytes");
+        ensure!(!first || len <= 1024, "a section header of {len} bytes");
+        rest = rest.get(len..).context("half a block")?;
+        first = false;
+    }
+    Ok(())
+}
+
+fn comment(parser: &PcapNgParser) -> anyhow::Result<String> {
+    parser
+        .section()
+        .options
+        .iter()
+        .find_map(|option| match option {
+            SectionHeaderOption::Comment(comment) => Some(Cow::into_owned(comment.clone())),
+            _ => None,
+        })
+        .context("the section header has no comment")
+}
+
+fn interface(block: &InterfaceDescriptionBlock<'_>) -> Interface {
+    let name = block.options.iter().find_map(|option| match option {
+        InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+        _ => None,
+    });
+    Interface {
+        name: name.unwrap_or_default(),
+        link_type: u32::from(block.linktype),
+        snaplen: block.snaplen,
+        options: format!("{:?}", block.options),
+    }
+}

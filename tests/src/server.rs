@@ -1,0 +1,176 @@
+//! The server, as the program that users start.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A running server on a port of its own; killed when dropped.
+pub struct Server {
+    child: Child,
+    port: u16,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// The built program `name`, beside the tests.
+///
+/// # Errors
+/// When it was not built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let tests = std::env::current_exe()?;
+    let program = tests
+        .ancestors()
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .with_context(|| format!("the program {name} was not built: use `cargo xtask test`"))?;
+    Ok(program)
+}
+
+impl Server {
+    /// Starts a server with these flags.
+    ///
+    /// # Errors
+    /// When it does not get to listen.
+    pub fn start(flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_by(&mut Command::new(program("packetflix")?), flags)
+    }
+
+    /// Starts a server by a command that ends with the program's name.
+    ///
+    /// # Errors
+    /// When it does not get to listen.
+    pub fn start_by(command: &mut Command, flags: &[&str]) -> anyhow::Result<Self> {
+        let mut child = command
+            .args(["--port", "0"])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start the server")?;
+        let mut lines = BufReader::new(child.stderr.take().context("no log")?).lines();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let port = loop {
+            let Some(Ok(line)) = lines.next() else { bail!("the server ended: {:?}", log.lock()) };
+            let port = line
+                .split_once("listening address=[::]:")
+                .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+            if let Ok(mut log) = log.lock() {
+                log.push(line);
+            }
+            if let Some(port) = port {
+                break port;
+            }
+        };
+        let into = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(mut log) = into.lock() {
+                    log.push(line);
+                }
+            }
+        });
+        Ok(Self { child, port, log })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// URL of a capture with this query.
+    pub fn url(&self, query: &str) -> String {
+        format!("ws://127.0.0.1:{}/capture?{query}", self.port)
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().map(|lines| lines.join("\n")).unwrap_or_default()
+    }
+
+    /// Waits until it has logged `text`.
+    ///
+    /// # Errors
+    /// When it has not within ten seconds.
+    pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
+        wait_until(Duration::from_secs(10), || Ok(self.log().contains(text)))
+            .with_context(|| format!("not logged: {text}; but:\n{}", self.log()))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end within 15 seconds.
+    pub fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        let mut status = None;
+        wait_until(Duration::from_secs(15), || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        status.context("no status")
+    }
+
+    /// Number of its open descriptors.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// A number of `/proc/PID/status`, such as `VmRSS` in KiB, or `Threads`.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn status(&self, name: &str) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
+            .with_context(|| format!("no {name}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks again and again until the answer is yes.
+///
+/// # Errors
+/// When it is not in time.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    while !done()? {
+        if Instant::now() > deadline {
+            bail!("waited for {limit:?} in vain");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
