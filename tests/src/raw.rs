@@ -3,7 +3,8 @@
 #![expect(unsafe_code, reason = "no crate of ours makes the address of a packet socket")]
 
 use std::{
-    io::{self, IoSlice},
+    fs::File,
+    io::{self, IoSlice, Read as _, Write as _},
     mem::size_of,
     net::Ipv4Addr,
     os::fd::AsRawFd as _,
@@ -142,4 +143,55 @@ fn udp(payload: &[u8]) -> Vec<u8> {
 fn checksum(head: &[u8]) -> u16 {
     let sum: u32 = head.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     !(((sum & 0xffff) + (sum >> 16)) as u16)
+}
+
+/// A tun device that this process holds: what its namespace sends comes to be read, what is written arrives.
+pub struct Tun {
+    file: File,
+}
+
+impl Tun {
+    /// Makes one in `namespace`.
+    ///
+    /// # Errors
+    /// When the kernel has no tun devices.
+    pub fn open(namespace: &Namespace, name: &str) -> anyhow::Result<Self> {
+        nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
+
+        let file = namespace.inside(|| {
+            let mut request = libc::ifreq {
+                ifr_name: [0; libc::IFNAMSIZ],
+                ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                    ifru_flags: i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?,
+                },
+            };
+            for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+                *to = from as libc::c_char;
+            }
+            let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+            // SAFETY: the request is an `ifreq` whose name ends with a zero.
+            unsafe { set_interface(file.as_raw_fd(), &raw const request) }?;
+            anyhow::Ok(file)
+        })??;
+        Ok(Self { file })
+    }
+
+    /// What the namespace sent: one packet.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut packet = vec![0; 65_536];
+        let len = self.file.read(&mut packet)?;
+        packet.truncate(len);
+        Ok(packet)
+    }
+
+    /// Lets one packet arrive.
+    ///
+    /// # Errors
+    /// When the device is down.
+    pub fn write(&mut self, packet: &[u8]) -> io::Result<()> {
+        self.file.write_all(packet)
+    }
 }

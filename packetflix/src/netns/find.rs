@@ -17,7 +17,7 @@ use nix::{
     },
 };
 
-use super::proc_fs::{namespace_link, namespace_mounts, numbers_in};
+use super::proc_fs::{may_look_at_all, namespace_link, namespace_mounts, numbers_in};
 use crate::sys;
 
 /// Who keeps a network namespace in existence.
@@ -42,10 +42,10 @@ pub enum FindError {
         /// Kind of the namespace of ours that has this number.
         kind: Option<&'static str>,
     },
-    /// It was not found, but not every process could be looked at.
+    /// It was not found, but not every process could be looked at, since we lack CAP_SYS_PTRACE.
     #[error(
         "network namespace {inode} was not found, and {processes} processes could not be looked at: \
-         that takes CAP_SYS_PTRACE"
+         the service lacks CAP_SYS_PTRACE"
     )]
     Denied {
         /// The number that was looked for.
@@ -74,10 +74,12 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
             return Ok((holder, descriptor));
         }
     }
-    match (denied, other_kind(inode)) {
-        (0, kind) | (_, kind @ Some(_)) => Err(FindError::NotFound { inode, kind }),
-        (processes, None) => Err(FindError::Denied { inode, processes }),
+    let kind = other_kind(inode);
+    // Some hosts hide a process from everyone: that is not for us to complain about.
+    if denied > 0 && kind.is_none() && !may_look_at_all() {
+        return Err(FindError::Denied { inode, processes: denied });
     }
+    Err(FindError::NotFound { inode, kind })
 }
 
 fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Iterator<Item = Holder> {

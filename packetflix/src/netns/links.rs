@@ -1,25 +1,20 @@
 //! Network interfaces of a namespace: what there is, and that something has changed.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::IpAddr,
-    os::fd::BorrowedFd,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, io, net::IpAddr, os::fd::BorrowedFd};
 
+use futures_channel::mpsc::UnboundedReceiver;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use nix::libc;
 use rtnetlink::{
     Handle, MulticastGroup,
-    packet_core::NetlinkPayload,
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::AddressAttribute,
         link::{LinkAttribute, LinkFlags, LinkMessage},
     },
+    sys::SocketAddr,
 };
-use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{pcapng::InterfaceAddress, sys};
@@ -50,21 +45,13 @@ pub(crate) struct Link {
 /// A change is only a reason to list again, so that none that is missed does harm.
 pub(crate) struct LinkWatch {
     handle: Handle,
-    changes: Arc<Changes>,
-    _connection: AbortOnDropHandle<()>,
-    _reader: AbortOnDropHandle<()>,
-}
-
-#[derive(Default)]
-struct Changes {
-    happened: Notify,
+    messages: Messages,
     /// Indexes of interfaces that were removed: another may have taken the index before we list again.
-    removed: Mutex<Vec<u32>>,
+    removed: Vec<u32>,
+    _connection: AbortOnDropHandle<()>,
 }
 
-/// Most removed interfaces that are remembered between two lists; an index that recurs while so many vanish
-/// would be taken for the old interface.
-const MAX_REMOVED: usize = 65_536;
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 impl LinkWatch {
     /// Opens the netlink socket in the calling thread's network namespace, where it stays. The thread must
@@ -73,35 +60,58 @@ impl LinkWatch {
     /// # Errors
     /// When the socket cannot be opened.
     pub(crate) fn open() -> io::Result<Self> {
-        let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-        let changes = Arc::new(Changes::default());
-        let reader = {
-            let changes = Arc::clone(&changes);
-            async move {
-                while let Some((message, _)) = messages.next().await {
-                    if let NetlinkPayload::InnerMessage(message) = &message.payload {
-                        changes.note(message);
-                    }
-                }
-            }
-        };
-        Ok(Self {
-            handle,
-            changes,
-            _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
-            _reader: AbortOnDropHandle::new(tokio::spawn(reader)),
-        })
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        Ok(Self { handle, messages, removed: Vec::new(), _connection: connection })
     }
 
     /// Waits until a link was added, removed or altered since the last time.
-    pub(crate) async fn changed(&self) {
-        self.changes.happened.notified().await;
+    pub(crate) async fn changed(&mut self) {
+        while let Some((message, _)) = self.messages.next().await {
+            if self.note(&message) {
+                self.note_all();
+                return;
+            }
+        }
+        // Without a connection nothing will ever change.
+        std::future::pending::<()>().await;
     }
 
-    /// Indexes of the interfaces that were removed since the last call.
-    pub(crate) fn take_removed(&self) -> Vec<u32> {
-        std::mem::take(&mut *self.changes.removed.lock().unwrap_or_else(PoisonError::into_inner))
+    /// All links as they are now, and the indexes of the interfaces that were removed since the last call:
+    /// a link of that index is another one.
+    ///
+    /// # Errors
+    /// When the kernel does not answer as it should.
+    pub(crate) async fn list_with_removed(
+        &mut self,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(Vec<Link>, Vec<u32>), rtnetlink::Error> {
+        let links = self.list(socket).await?;
+        // The kernel's answer and its messages come through one socket in the order in which they were sent:
+        // whatever was removed before the links were listed has been told by now.
+        self.note_all();
+        Ok((links, std::mem::take(&mut self.removed)))
+    }
+
+    /// Takes in all messages that wait.
+    fn note_all(&mut self) {
+        while let Ok((message, _)) = self.messages.try_recv() {
+            self.note(&message);
+        }
+    }
+
+    /// Whether the message is of a link. A bridge tells of its ports with the same messages, in a family of
+    /// its own.
+    fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else { return false };
+        match message {
+            RouteNetlinkMessage::NewLink(link) => link.header.interface_family == AddressFamily::Unspec,
+            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                self.removed.push(link.header.index);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// All links with their addresses, in the order of their indexes. `socket` is any socket of the
@@ -144,23 +154,6 @@ impl LinkWatch {
         }
         links.sort_by_key(|link| link.ifindex);
         Ok(links)
-    }
-}
-
-impl Changes {
-    fn note(&self, message: &RouteNetlinkMessage) {
-        match message {
-            // A bridge tells of a port that leaves it with the same message in its own family.
-            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
-                if removed.len() < MAX_REMOVED {
-                    removed.push(link.header.index);
-                }
-            }
-            RouteNetlinkMessage::NewLink(_) => {}
-            _ => return,
-        }
-        self.happened.notify_one();
     }
 }
 

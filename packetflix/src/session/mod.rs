@@ -16,7 +16,7 @@ use self::stream::{Stream, StreamInfo};
 use crate::{
     error,
     netns::Netns,
-    tap::{Drained, InterfaceSelection, Tap, TapConfig, TapError},
+    tap::{Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
 };
 
 /// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
@@ -130,10 +130,6 @@ impl Session {
                     self.stream.statistics_due();
                     rings = RingsState::Due;
                 }
-                () = self.tap.links_changed() => {
-                    self.follow_links().await?;
-                    rings = RingsState::Due;
-                }
                 // Records leave the rings only when there is room for them: when the client is too slow, they
                 // fill the rings, and the programs count what they cannot put there.
                 room = batches.reserve(), if rings == RingsState::Due => {
@@ -150,10 +146,15 @@ impl Session {
                     };
                 }
                 () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
-                ready = self.tap.readable(), if rings == RingsState::Idle => {
-                    ready.map_err(CaptureError::Wait)?;
-                    // What comes right behind the first packet goes with it.
-                    rings = RingsState::Coalescing;
+                change = self.tap.changed(rings == RingsState::Idle) => {
+                    match change.map_err(CaptureError::Wait)? {
+                        TapChange::Links => {
+                            self.follow_links().await?;
+                            rings = RingsState::Due;
+                        }
+                        // What comes right behind the first packet goes with it.
+                        TapChange::Rings => rings = RingsState::Coalescing,
+                    }
                 }
             }
             if self.stream.has_let_go() {

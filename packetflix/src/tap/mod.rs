@@ -159,6 +159,15 @@ pub(crate) struct TappedInterface {
     attachment: Option<Attachment>,
 }
 
+/// What a tap waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TapChange {
+    /// Interfaces came, went or changed.
+    Links,
+    /// The rings may have something new.
+    Rings,
+}
+
 /// What has changed since the interfaces were last looked at.
 pub(crate) struct LinkChanges {
     /// Indexes of captured interfaces that are gone.
@@ -309,12 +318,16 @@ impl Tap {
         }
     }
 
-    /// Waits until the rings may have something new.
+    /// Waits until an interface was added, removed or altered, or, if `rings_too`, the rings may have something
+    /// new.
     ///
     /// # Errors
     /// When the runtime is shutting down.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.ready.wait().await
+    pub(crate) async fn changed(&mut self, rings_too: bool) -> io::Result<TapChange> {
+        tokio::select! {
+            () = self.links.changed() => Ok(TapChange::Links),
+            ready = self.ready.wait(), if rings_too => ready.map(|()| TapChange::Rings),
+        }
     }
 
     /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
@@ -322,31 +335,27 @@ impl Tap {
         self.rings.drain(until, take)
     }
 
-    /// Waits until an interface was added, removed or altered.
-    pub(crate) async fn links_changed(&self) {
-        self.links.changed().await;
-    }
-
     /// Compares the interfaces that there are with those that are captured.
     ///
     /// # Errors
     /// When they cannot be listed.
-    pub(crate) async fn link_changes(&self) -> Result<LinkChanges, TapError> {
-        let removed = self.links.take_removed();
-        let present =
-            self.links.list(self.control.as_fd()).await.map_err(|error| TapError::List(Box::new(error)))?;
+    pub(crate) async fn link_changes(&mut self) -> Result<LinkChanges, TapError> {
+        let (present, removed) = self
+            .links
+            .list_with_removed(self.control.as_fd())
+            .await
+            .map_err(|error| TapError::List(Box::new(error)))?;
         let gone: Vec<u32> = self
             .interfaces
-            .keys()
-            .copied()
-            .filter(|ifindex| {
-                removed.contains(ifindex) || !present.iter().any(|link| link.ifindex == *ifindex)
-            })
+            .values()
+            .filter(|interface| interface.attachment.is_some())
+            .map(|interface| interface.link.ifindex)
+            .filter(|index| removed.contains(index) || !present.iter().any(|link| link.ifindex == *index))
             .collect();
+        // One whose index is still that of an interface that is leaving waits until it has left.
         let new = present
             .into_iter()
-            .filter(|link| self.selection.wants(link))
-            .filter(|link| gone.contains(&link.ifindex) || !self.interfaces.contains_key(&link.ifindex))
+            .filter(|link| self.selection.wants(link) && !self.interfaces.contains_key(&link.ifindex))
             .collect();
         Ok(LinkChanges { gone, new })
     }
