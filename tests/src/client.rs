@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{
@@ -15,7 +15,7 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::recording::Recording;
+use crate::recording::{Recording, Statistics};
 
 /// Longer than any server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -103,6 +103,12 @@ impl Capture {
         Ok(())
     }
 
+    /// Whether nothing comes for a moment.
+    pub async fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        timeout(Duration::from_millis(20), self.socket.get_mut().peek(&mut byte)).await.is_err()
+    }
+
     /// The socket below, for what no decent client does.
     pub fn tcp(&mut self) -> &mut TcpStream {
         self.socket.get_mut()
@@ -153,6 +159,41 @@ impl Recorder {
             }
         }
         Ok(())
+    }
+
+    /// Reads for as long as `work` goes on.
+    ///
+    /// # Errors
+    /// When the stream ends before that, or the work fails.
+    pub async fn read_during(&mut self, mut work: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                done = &mut work => return done?,
+                ended = self.read() => if let Some((code, reason)) = ended? {
+                    bail!("ended with {code} {reason}");
+                }
+            }
+        }
+    }
+
+    /// Reads until there are statistics that are `enough`; looks only when nothing comes for a moment, since the
+    /// stream may be large.
+    ///
+    /// # Errors
+    /// When the stream ends before that.
+    pub async fn read_until_statistics(
+        &mut self,
+        mut enough: impl FnMut(&Statistics) -> bool,
+    ) -> anyhow::Result<()> {
+        loop {
+            if let Some((code, reason)) = self.read().await? {
+                bail!("ended with {code} {reason}");
+            }
+            // Statistics come once a second.
+            if self.capture.is_quiet().await && Recording::parse(&self.stream)?.statistics.iter().any(&mut enough) {
+                return Ok(());
+            }
+        }
     }
 
     /// Reads until the server ends the stream.

@@ -311,10 +311,7 @@ async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> 
                 anyhow::Ok(())
             })
         };
-        while !talk.is_finished() {
-            recorder.read().await?;
-        }
-        talk.await??;
+        recorder.read_during(talk).await?;
         let recording = recorder.finish().await?;
         let largest = recording.packets.iter().max_by_key(|packet| packet.original_len).context("no packet")?;
         ensure!(largest.original_len > 262_144, "{hook}: the largest has {} bytes", largest.original_len);

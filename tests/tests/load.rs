@@ -1,0 +1,127 @@
+//! Full speed, and clients that are too slow: every packet is delivered or told as dropped.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use packetflix_tests::{
+    client::Recorder,
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    recording::Recording,
+    server::Server,
+};
+use tokio::time::{Instant, sleep};
+
+const BURST: u64 = 1_000_000;
+
+/// 64 bytes, as they stand in a frame without its checksum.
+fn small_frame() -> Vec<u8> {
+    raw::ethernet(0x88b5, &[0; 50])
+}
+
+/// Where the running number lies in the frame.
+const NUMBER_AT: usize = 14;
+
+fn number(data: &[u8]) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&data[NUMBER_AT..NUMBER_AT + 8]);
+    u64::from_be_bytes(number)
+}
+
+struct Burst {
+    _here: Namespace,
+    there: Namespace,
+    server: Server,
+    recorder: Recorder,
+    sending: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+async fn start_burst(hook: &str) -> anyhow::Result<Burst> {
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    here.connect("va", &there, "vb", 1)?;
+    let server = Server::start(&["--hook", hook])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    let sending = tokio::task::spawn_blocking(move || socket.flood(&small_frame(), BURST, NUMBER_AT));
+    Ok(Burst { _here: here, there, server, recorder, sending })
+}
+
+/// Delivered and dropped are what was sent, and in its order.
+fn check_accounts(recording: &Recording, sent: u64) -> anyhow::Result<()> {
+    let statistics = recording.final_statistics("va")?;
+    assert_eq!(statistics.received, sent);
+    assert_eq!(statistics.accepted, sent);
+    assert_eq!(statistics.delivered, recording.packets.len() as u64);
+    assert_eq!(statistics.delivered + statistics.dropped, sent);
+    let numbers: Vec<u64> =
+        recording.packets.iter().filter(|packet| packet.data.len() == 64).map(|packet| number(&packet.data)).collect();
+    ensure!(numbers.is_sorted(), "packets are out of order");
+    recording.check_order()?;
+    Ok(())
+}
+
+async fn loses_nothing(hook: &str) -> anyhow::Result<()> {
+    let mut burst = start_burst(hook).await?;
+    burst.recorder.read_during(burst.sending).await?;
+    let recording = burst.recorder.finish().await?;
+    check_accounts(&recording, BURST)?;
+    assert_eq!(recording.final_statistics("va")?.dropped, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_million_packets_through_tcx_and_none_lost() -> anyhow::Result<()> {
+    loses_nothing("tcx").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_million_packets_through_a_socket_and_none_lost() -> anyhow::Result<()> {
+    loses_nothing("socket").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> {
+    let mut burst = start_burst("tcx").await?;
+    let before = burst.server.status("VmRSS")?;
+    let mut most = before;
+    let stall_ends = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < stall_ends {
+        sleep(Duration::from_millis(50)).await;
+        most = most.max(burst.server.status("VmRSS")?);
+    }
+    burst.sending.await??;
+    ensure!(most < before + 4 * 1024, "resident memory grew from {before} KiB to {most} KiB");
+
+    // The client reads again. The next packet on each CPU tells how many were lost before it.
+    burst.recorder.read_until_statistics(|one| one.delivered + one.dropped == BURST).await?;
+    let cpus = send_from_each_cpu(&burst.there)?;
+    let recording = burst.recorder.finish().await?;
+    check_accounts(&recording, BURST + cpus)?;
+    let statistics = recording.final_statistics("va")?;
+    ensure!(statistics.dropped > 0, "{statistics:?}");
+    let told: u64 = recording.packets.iter().map(|packet| packet.dropped_before).sum();
+    assert_eq!(told, statistics.dropped);
+    Ok(())
+}
+
+fn send_from_each_cpu(namespace: &Namespace) -> anyhow::Result<u64> {
+    let socket = RawSocket::open(namespace, "vb")?;
+    let cpus = std::thread::available_parallelism()?.get();
+    for cpu in 0..cpus {
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let mut only = CpuSet::new();
+                only.set(cpu)?;
+                sched_setaffinity(Pid::from_raw(0), &only)?;
+                socket.send(&raw::ethernet(0x88b5, b"after the storm"))?;
+                anyhow::Ok(())
+            });
+            sender.join().ok().context("the sender panicked")?
+        })?;
+    }
+    Ok(cpus as u64)
+}
