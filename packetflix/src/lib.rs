@@ -13,4 +13,4 @@ mod session;
 mod sys;
 pub mod tap;
 
-pub use sys::raise_descriptor_limit;
+pub use sys::{limit_allocator_arenas, raise_descriptor_limit};

@@ -15,6 +15,7 @@ use tracing_subscriber::{
 };
 
 fn main() -> ExitCode {
+    packetflix::limit_allocator_arenas();
     let args = Args::parse();
     init_logging(args.debug);
     match run(&args) {

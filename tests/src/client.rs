@@ -57,12 +57,33 @@ impl Capture {
     /// # Errors
     /// [`Refused`] when the server answers with anything but an upgrade.
     pub async fn open(url: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<Self> {
+        let server = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).context("no ws:// URL")?;
+        let stream = TcpStream::connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
+        Self::handshake(stream, url, headers).await
+    }
+
+    /// Opens `url` over a connection that was made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn over(
+        stream: std::net::TcpStream,
+        url: &str,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Self::handshake(TcpStream::from_std(stream)?, url, headers).await
+    }
+
+    async fn handshake(
+        stream: TcpStream,
+        url: &str,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut request = url.into_client_request()?;
         for (name, value) in headers {
             request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
         }
-        let server = request.uri().authority().context("a URL without a host")?.as_str();
-        let stream = TcpStream::connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
         match timeout(PATIENCE, client_async(request, stream)).await.context("no answer")? {
             Ok((socket, _)) => Ok(Self { socket }),
             Err(tungstenite::Error::Http(response)) => {
@@ -101,6 +122,30 @@ impl Capture {
     pub async fn close(&mut self) -> anyhow::Result<()> {
         self.socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() })).await?;
         Ok(())
+    }
+
+    /// Sends data, which means nothing to the server.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn talk(&mut self) -> anyhow::Result<()> {
+        self.socket.send(Message::text("hello")).await?;
+        Ok(self.socket.send(Message::binary(vec![0; 1000])).await?)
+    }
+
+    /// Sends a ping and waits for its answer.
+    ///
+    /// # Errors
+    /// When something else comes than data and the answer.
+    pub async fn ping(&mut self) -> anyhow::Result<()> {
+        self.socket.send(Message::Ping(Bytes::from_static(b"there?"))).await?;
+        loop {
+            match timeout(PATIENCE, self.socket.next()).await?.context("the connection ended")?? {
+                Message::Pong(payload) if payload == b"there?"[..] => return Ok(()),
+                Message::Binary(_) => {}
+                other => bail!("{other}"),
+            }
+        }
     }
 
     /// Whether nothing comes for a moment.

@@ -30,7 +30,7 @@ use super::{
     capture::App,
     routes::{Routes, routes},
 };
-use crate::config::Config;
+use crate::{config::Config, tap};
 
 /// Most connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -82,6 +82,7 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Fu
     }
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    tasks.spawn_blocking(tap::prepare);
     let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
 
     tokio::select! {

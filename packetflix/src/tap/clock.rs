@@ -26,10 +26,10 @@ pub(crate) struct CaptureClock {
 
 impl ClockSource {
     /// Its number, for the programs.
-    pub(super) fn number(self) -> u32 {
+    pub(super) fn number(self) -> &'static u32 {
         match self {
-            Self::Tai => clock::TAI,
-            Self::Boottime => clock::BOOTTIME,
+            Self::Tai => &clock::TAI,
+            Self::Boottime => &clock::BOOTTIME,
         }
     }
 

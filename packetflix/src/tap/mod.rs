@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::CaptureClock,
+    object::prepare,
     rings::{Drained, Head},
 };
 pub use self::{

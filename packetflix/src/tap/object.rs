@@ -1,6 +1,9 @@
 //! The eBPF object: loaded once per tap, with its maps taken out.
 
-use std::{io, sync::LazyLock};
+use std::{
+    io,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -16,8 +19,22 @@ use super::{TapConfig, clock::ClockSource};
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
 /// Value of aya-log's level that keeps the programs silent, and the one that lets them say all.
-const LOG_OFF: u8 = 0;
-const LOG_DEBUG: u8 = 4;
+static LOG_OFF: u8 = 0;
+static LOG_DEBUG: u8 = 4;
+
+/// The loader, made once: it reads the kernel's whole BTF, which takes a tenth of a second and which our object,
+/// that looks into no structure of the kernel, has no use for.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true);
+    Mutex::new(loader)
+});
+
+/// Does what no capture needs to wait for.
+pub(crate) fn prepare() {
+    LazyLock::force(&LOADER);
+    LazyLock::force(&CLOCK_SOURCE);
+}
 
 /// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
 const RING_BUFFER: u32 = 27;
@@ -81,13 +98,13 @@ impl Object {
     /// Creates the maps and rings; the programs are loaded when their hook is known.
     pub(super) fn load(config: &TapConfig) -> Result<Self, LoadError> {
         let cpus = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
-        let clock = clock_source();
-        let number = clock.number();
-        let log_level = if config.log_programs { LOG_DEBUG } else { LOG_OFF };
-        let mut programs = EbpfLoader::new()
-            .override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true)
-            .override_global(globals::CLOCK, &number, true)
-            .override_global(globals::LOG_LEVEL, &log_level, true)
+        let clock = *CLOCK_SOURCE;
+        let log_level = if config.log_programs { &LOG_DEBUG } else { &LOG_OFF };
+        let mut programs = LOADER
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .override_global(globals::CLOCK, clock.number(), true)
+            .override_global(globals::LOG_LEVEL, log_level, true)
             .map_max_entries(maps::RINGS, cpus)
             .load(OBJECT)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
@@ -119,12 +136,9 @@ pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, L
 }
 
 /// CLOCK_TAI where programs can read it.
-fn clock_source() -> ClockSource {
-    static SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
-        let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter].into_iter().all(|program| {
-            is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false)
-        });
-        if tai { ClockSource::Tai } else { ClockSource::Boottime }
+static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
+    let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter].into_iter().all(|program| {
+        is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false)
     });
-    *SOURCE
-}
+    if tai { ClockSource::Tai } else { ClockSource::Boottime }
+});

@@ -1,0 +1,298 @@
+//! Beginnings and ends: nothing is left behind, whoever ends a capture and however.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::ensure;
+use futures_util::future::try_join_all;
+use nix::sys::signal::Signal;
+use packetflix_tests::{
+    client::{Capture, Recorder},
+    namespace::{Namespace, run},
+    raw::{self, RawSocket},
+    recording::Recording,
+    server::{Server, wait_until},
+};
+use tokio::time::sleep;
+
+/// All that a capture could leave in the kernel, as text to compare.
+fn traces(namespaces: &[&Namespace]) -> anyhow::Result<String> {
+    let mut traces = String::new();
+    for what in [&["prog", "show"][..], &["map", "show"], &["link", "show"]] {
+        // Numbers and times of what others own do not change; what is ours would be one more.
+        traces += &run("bpftool", what)?;
+    }
+    for namespace in namespaces {
+        let inside = |program: &str, arguments: &[&str]| {
+            let output = namespace.command(program).args(arguments).output()?;
+            anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        traces += &inside("bpftool", &["net", "show"])?;
+        traces += &inside("ip", &["-d", "link", "show"])?;
+        traces += &inside("tc", &["qdisc", "show"])?;
+        traces += &inside("cat", &["/proc/net/packet"])?;
+    }
+    Ok(traces)
+}
+
+/// The traces before a capture, when the kernel has let go of all that earlier ones held.
+fn traces_before(namespaces: &[&Namespace]) -> anyhow::Result<String> {
+    let mut traces = String::new();
+    wait_until(Duration::from_secs(5), || {
+        traces = self::traces(namespaces)?;
+        Ok(!traces.contains("name RINGS"))
+    })?;
+    Ok(traces)
+}
+
+/// Waits until the kernel holds what it held.
+fn wait_for_traces(before: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> {
+    let mut now = String::new();
+    wait_until(Duration::from_secs(5), || {
+        now = traces(namespaces)?;
+        Ok(now == before)
+    })
+    .map_err(|_| anyhow::anyhow!("left behind; before:\n{before}\nnow:\n{now}"))
+}
+
+fn frame(number: u8) -> Vec<u8> {
+    raw::ethernet(0x88b5, &[number; 46])
+}
+
+fn count(recording: &Recording, data: &[u8]) -> usize {
+    recording.packets.iter().filter(|packet| packet.data == data).count()
+}
+
+#[tokio::test]
+async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    here.connect("va", &there, "vb", 1)?;
+    let before = traces_before(&[&here])?;
+    for round in 0..20u8 {
+        let hook = if round % 2 == 0 { "tcx" } else { "socket" };
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(round))?;
+        recorder.read_until(|recording| count(recording, &frame(round)) == 1).await?;
+        ensure!(traces(&[&here])? != before, "the capture left no trace while it ran");
+        server.signal(Signal::SIGKILL)?;
+        drop(server);
+        wait_for_traces(&before, &[&here])?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (here, there) = (Namespace::new()?, Namespace::new()?);
+        here.connect("va", &there, "vb", 1)?;
+        let before = traces_before(&[&here])?;
+        let mut server = Server::start(&[])?;
+        let url = server.url(&format!("netns={}", here.inode()?));
+        let recorders = try_join_all((0..3).map(|_| Recorder::start(&url))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        server.signal(signal)?;
+        for recorder in recorders {
+            let (recording, code, reason) = recorder.read_to_end().await?;
+            recording.check_complete()?;
+            assert_eq!(count(&recording, &frame(1)), 1);
+            assert_eq!((code, reason.as_str()), (1001, "the service is shutting down"));
+        }
+        assert_eq!(server.wait()?.code(), Some(0));
+        wait_for_traces(&before, &[&here])?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Result<()> {
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    here.connect("va", &there, "vb", 1)?;
+    let mut server = Server::start(&[])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    socket.flood(&raw::ethernet(0x88b5, &[0; 1400]), 30_000, 14)?;
+    let start = Instant::now();
+    server.signal(Signal::SIGTERM)?;
+    assert_eq!(server.wait()?.code(), Some(0));
+    ensure!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+    drop(recorder);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = (Namespace::new()?, Namespace::new()?);
+        here.connect("va", &there, "vb", 1)?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+        let socket = RawSocket::open(&there, "vb")?;
+        let sending = tokio::task::spawn_blocking(move || {
+            for _ in 0..101 {
+                std::thread::sleep(Duration::from_millis(17));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
+                socket.send(&raw::ethernet(0x88b5, &now.to_be_bytes()))?;
+            }
+            anyhow::Ok(())
+        });
+        let mut delays = Vec::new();
+        while delays.len() < 101 {
+            let seen = recorder.stream().len();
+            recorder.read().await?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
+            delays.extend(payload_times(&recorder.stream()[seen..]).map(|sent| now.saturating_sub(sent)));
+        }
+        sending.await??;
+        delays.sort_unstable();
+        eprintln!("{hook}: delay p50 {} µs, p99 {} µs", delays[50] / 1000, delays[99] / 1000);
+        ensure!(delays[50] < 5_000_000, "{hook}: the median is {} µs", delays[50] / 1000);
+        recorder.finish().await?;
+    }
+    Ok(())
+}
+
+/// The times in the payloads of a piece, which is whole blocks.
+fn payload_times(mut piece: &[u8]) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        while !piece.is_empty() {
+            let len = u32::from_le_bytes(piece[4..8].try_into().ok()?) as usize;
+            let (block, rest) = piece.split_at(len);
+            piece = rest;
+            if block[..4] == [6, 0, 0, 0] {
+                return Some(u64::from_be_bytes(block[28 + 14..28 + 22].try_into().ok()?));
+            }
+        }
+        None
+    })
+}
+
+#[tokio::test]
+async fn twenty_captures_of_one_namespace_each_have_it_all() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = (Namespace::new()?, Namespace::new()?);
+        here.connect("va", &there, "vb", 1)?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}&nif=va", here.inode()?));
+        let recorders = try_join_all((0..20).map(|_| Recorder::start(&url))).await?;
+        let socket = RawSocket::open(&there, "vb")?;
+        (0..100).try_for_each(|number| socket.send(&frame(number)))?;
+        for mut recorder in recorders {
+            recorder.read_until(|recording| count(recording, &frame(99)) == 1).await?;
+            let recording = recorder.finish().await?;
+            let expected: Vec<_> = (0..100).map(frame).collect();
+            ensure!(recording.packets.iter().map(|packet| &packet.data).eq(&expected), "{hook}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let here = Namespace::new()?;
+        let server = Server::start(&["--hook", hook])?;
+        let before = traces_before(&[&here])?;
+        let url = server.url(&format!("netns={}", here.inode()?));
+        let cycle = || async { Recorder::start(&url).await?.finish().await };
+        for _ in 0..10 {
+            cycle().await?;
+        }
+        wait_for_traces(&before, &[&here])?;
+        let (descriptors, memory) = (server.descriptors()?, server.status("VmRSS")?);
+        for _ in 0..200 {
+            cycle().await?;
+        }
+        wait_for_traces(&before, &[&here])?;
+        wait_until(Duration::from_secs(5), || Ok(server.descriptors()? <= descriptors))?;
+        // Threads that do what blocks end when there was nothing to do for ten seconds.
+        wait_until(Duration::from_secs(15), || Ok(server.status("Threads")? <= 6))?;
+        let grown = server.status("VmRSS")?.saturating_sub(memory);
+        ensure!(grown < 2048, "{hook}: resident memory grew by {grown} KiB");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_that_leaves_without_a_word_is_noticed() -> anyhow::Result<()> {
+    let here = Namespace::new()?;
+    let before = traces_before(&[&here])?;
+    let server = Server::start(&[])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    drop(recorder);
+    server.wait_for_log("the client is gone: it left without a close")?;
+    wait_for_traces(&before, &[&here])
+}
+
+#[tokio::test]
+async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
+    let (here, desk, house) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
+    desk.connect("desk", &house, "house", 1)?;
+    let before = traces_before(&[&here])?;
+    let mut inside = house.command("env");
+    inside.arg(packetflix_tests::server::program("packetflix")?);
+    let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
+    let connect = || std::net::TcpStream::connect(("10.9.1.2", server.port()));
+    let stream = desk.inside(connect)??;
+    let url = format!("ws://10.9.1.2/capture?netns={}", here.inode()?);
+    let mut capture = Capture::over(stream, &url, &[]).await?;
+    capture.next().await?;
+    desk.ip(&["link", "set", "desk", "down"])?;
+    server.wait_for_log("it answered no ping for 2 s")?;
+    wait_for_traces(&before, &[&here])
+}
+
+#[tokio::test]
+async fn client_that_stalls_too_long_is_given_up() -> anyhow::Result<()> {
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    here.connect("va", &there, "vb", 1)?;
+    let before = traces_before(&[&here])?;
+    let server = Server::start(&["--client-timeout", "2"])?;
+    let _recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    socket.flood(&raw::ethernet(0x88b5, &[0; 1400]), 30_000, 14)?;
+    server.wait_for_log("it took nothing for 2 s")?;
+    wait_for_traces(&before, &[&here])
+}
+
+#[tokio::test]
+async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()> {
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    here.connect("va", &there, "vb", 1)?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let mut good = Recorder::start(&url).await?;
+    let mut garbage = vec![0xff; 4096];
+    for (name, bytes) in [
+        ("reserved bits", &garbage.clone()[..]),
+        ("a frame of 2^63 bytes", &[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4][..]),
+        ("half a header", &[0x82][..]),
+    ] {
+        let mut bad = Recorder::start(&url).await?;
+        tokio::io::AsyncWriteExt::write_all(bad.capture().tcp(), bytes).await?;
+        if name == "half a header" {
+            drop(bad);
+        } else {
+            let ended = bad.read_to_end().await;
+            // The close frame may be overtaken by the reset that unread garbage brings about.
+            ensure!(ended.as_ref().map_or(true, |(_, code, _)| *code == 1002), "{name}: {ended:?}");
+        }
+    }
+    garbage.clear();
+    sleep(Duration::from_millis(50)).await;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    good.read_until(|recording| count(recording, &frame(1)) == 1).await?;
+    good.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_may_ping_and_talk() -> anyhow::Result<()> {
+    let here = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    recorder.capture().talk().await?;
+    recorder.capture().ping().await?;
+    recorder.finish().await?;
+    Ok(())
+}
