@@ -1,6 +1,7 @@
 //! Maps and globals. Their names stand in `packetflix_common`, for user space to find them by.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{ArrayOfMaps, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
@@ -13,10 +14,15 @@ pub(crate) type Ring = RingBuf<u8, 4096>;
 #[btf_map]
 pub(crate) static RINGS: ArrayOfMaps<Ring, { DECLARED_CPUS as usize }> = ArrayOfMaps::new();
 
-/// The captured interfaces by their index.
+/// The captured interfaces by their index. Entries are allocated as they come: all that there could be would
+/// take megabytes on a machine of many CPUs.
 #[btf_map]
-pub(crate) static INTERFACES: PerCpuHashMap<u32, InterfaceEntry, { MAX_INTERFACES as usize }> =
-    PerCpuHashMap::new();
+pub(crate) static INTERFACES: PerCpuHashMap<
+    u32,
+    InterfaceEntry,
+    { MAX_INTERFACES as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = PerCpuHashMap::new();
 
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "user space finds the global by its name")]
