@@ -2,6 +2,7 @@
 //! of other makes, and a sender of frames.
 
 pub mod client;
+pub mod docker;
 pub mod namespace;
 pub mod raw;
 pub mod recording;

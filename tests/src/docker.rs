@@ -1,0 +1,99 @@
+//! A Docker engine of the test's own, in a network namespace of its own: nothing of it touches the host's.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{namespace::Namespace, server::wait_until};
+
+/// Name of the one image there is: a static busybox.
+pub const IMAGE: &str = "packetflix-busybox";
+
+/// A running engine; stopped with its containers when dropped.
+pub struct Docker {
+    engine: Child,
+    folder: PathBuf,
+    _namespace: Namespace,
+}
+
+impl Docker {
+    /// Starts the engine and makes its image.
+    ///
+    /// # Errors
+    /// When it does not come up; the message holds its log.
+    pub fn start() -> anyhow::Result<Self> {
+        let namespace = Namespace::new()?;
+        let folder = std::env::temp_dir().join(format!("packetflix-docker-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let log = File::create(folder.join("log"))?;
+        let path = |name: &str| folder.join(name).display().to_string();
+        let engine = namespace
+            .command("dockerd")
+            .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
+            .args(["--host", &format!("unix://{}", path("socket")), "--group", "root"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start dockerd")?;
+        let docker = Self { engine, folder, _namespace: namespace };
+        wait_until(Duration::from_secs(60), || Ok(docker.run(&["info"]).is_ok()))
+            .with_context(|| fs::read_to_string(docker.folder.join("log")).unwrap_or_default())?;
+        docker.import_busybox()?;
+        Ok(docker)
+    }
+
+    /// Runs `docker` and gives what it prints, without the newline at its end.
+    ///
+    /// # Errors
+    /// When it fails, with what it says.
+    pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new("docker")
+            .arg(format!("--host=unix://{}", self.folder.join("socket").display()))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "docker {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+    }
+
+    fn import_busybox(&self) -> anyhow::Result<()> {
+        let root = self.folder.join("root/bin");
+        fs::create_dir_all(&root)?;
+        fs::copy("/bin/busybox", root.join("busybox"))?;
+        let archive = self.folder.join("busybox.tar");
+        let tar = Command::new("tar").arg("-C").arg(self.folder.join("root")).arg("-cf").arg(&archive).arg(".").status()?;
+        ensure!(tar.success(), "tar failed");
+        self.run(&["import", &archive.display().to_string(), IMAGE])?;
+        Ok(())
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        if let Ok(containers) = self.run(&["ps", "--quiet"]) {
+            for container in containers.lines() {
+                let _ = self.run(&["kill", container]);
+            }
+        }
+        if let Ok(pid) = i32::try_from(self.engine.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let _ = self.engine.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
