@@ -10,6 +10,9 @@ fn main() {
     println!("cargo::rerun-if-changed={}", object.display());
     let copy = Path::new(&env::var("OUT_DIR").expect("cargo sets it")).join("packetflix.bpf.o");
     if let Err(error) = fs::copy(&object, &copy) {
-        println!("cargo::error=no eBPF object at {} ({error}): run `cargo xtask build-ebpf`", object.display());
+        println!(
+            "cargo::error=no eBPF object at {} ({error}): run `cargo xtask build-ebpf`",
+            object.display()
+        );
     }
 }

@@ -72,11 +72,23 @@ mod tests {
 
     #[test]
     fn sums_every_counter() {
-        let one = InterfaceCounters { seen: 5, accepted: 4, delivered: 1, ring_full: 2, copy_failed: 1 };
+        let one = InterfaceCounters {
+            seen: 5,
+            accepted: 4,
+            delivered: 1,
+            ring_full: 2,
+            copy_failed: 1,
+        };
         let sum: InterfaceCounters = [one, one].into_iter().sum();
         assert_eq!(
             sum,
-            InterfaceCounters { seen: 10, accepted: 8, delivered: 2, ring_full: 4, copy_failed: 2 }
+            InterfaceCounters {
+                seen: 10,
+                accepted: 8,
+                delivered: 2,
+                ring_full: 4,
+                copy_failed: 2
+            }
         );
         assert_eq!(sum.accepted, sum.delivered + sum.dropped());
     }

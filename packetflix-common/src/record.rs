@@ -138,27 +138,32 @@ mod tests {
     use super::*;
 
     fn header() -> impl Strategy<Value = RecordHeader> {
-        (any::<(u64, u32, u32, u32, u32)>(), 0u32..2000, any::<(u16, u16, u16, u16, u8, u8)>()).prop_map(
-            |(
-                (timestamp, interface_id, ifindex, original_len, dropped_before),
-                captured_len,
-                (gso_size, gso_segs, vlan_tci, vlan_protocol, direction, packet_type),
-            )| RecordHeader {
-                timestamp,
-                interface_id,
-                ifindex,
-                original_len,
-                captured_len,
-                dropped_before,
-                gso_size,
-                gso_segs,
-                vlan_tci,
-                vlan_protocol,
-                direction,
-                packet_type,
-                reserved: 0,
-            },
+        (
+            any::<(u64, u32, u32, u32, u32)>(),
+            0u32..2000,
+            any::<(u16, u16, u16, u16, u8, u8)>(),
         )
+            .prop_map(
+                |(
+                    (timestamp, interface_id, ifindex, original_len, dropped_before),
+                    captured_len,
+                    (gso_size, gso_segs, vlan_tci, vlan_protocol, direction, packet_type),
+                )| RecordHeader {
+                    timestamp,
+                    interface_id,
+                    ifindex,
+                    original_len,
+                    captured_len,
+                    dropped_before,
+                    gso_size,
+                    gso_segs,
+                    vlan_tci,
+                    vlan_protocol,
+                    direction,
+                    packet_type,
+                    reserved: 0,
+                },
+            )
     }
 
     proptest! {
@@ -205,8 +210,11 @@ mod tests {
             packet_type: 12,
             reserved: 0,
         };
+        #[expect(
+            unsafe_code,
+            reason = "the encoder is held against the memory layout that the programs write"
+        )]
         // SAFETY: the struct is repr(C), has no padding (asserted above), and any byte is a valid u8.
-        #[expect(unsafe_code, reason = "the encoder is held against the memory layout the kernel side writes")]
         let memory: [u8; RecordHeader::SIZE] = unsafe { core::mem::transmute(header) };
         assert_eq!(memory, header.encode());
     }

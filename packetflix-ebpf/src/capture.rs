@@ -4,9 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{
-        bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_ktime_get_tai_ns, bpf_skb_load_bytes,
-    },
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_ktime_get_tai_ns, bpf_skb_load_bytes},
     programs::sk_buff::SkBuff,
 };
 use aya_log_ebpf::debug;
@@ -31,7 +29,9 @@ enum Lost {
 #[inline(always)]
 pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direction) {
     let ifindex = packet::ifindex(skb);
-    let Some(interface) = INTERFACES.get_ptr_mut(ifindex) else { return };
+    let Some(interface) = INTERFACES.get_ptr_mut(ifindex) else {
+        return;
+    };
     // SAFETY: the entry is this CPU's own, no other program runs on this CPU before this one ends, and user
     // space removes an entry only after the programs were detached from its interface.
     #[expect(unsafe_code, reason = "a map hands out raw pointers")]
@@ -55,7 +55,10 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
         Err(Lost::Copy(len, error)) => {
             interface.counters.copy_failed += 1;
             interface.dropped_unreported += 1;
-            debug!(context, "interface {}: cannot copy a packet of {} bytes: error {}", ifindex, len, error);
+            debug!(
+                context,
+                "interface {}: cannot copy a packet of {} bytes: error {}", ifindex, len, error
+            );
         }
         Err(Lost::NoRing) => {
             interface.counters.copy_failed += 1;
@@ -127,6 +130,7 @@ struct Record<const CLASS: usize> {
 }
 
 #[inline(always)]
+#[expect(unsafe_code, reason = "the record is filled in place, by a helper")]
 fn store<const CLASS: usize>(skb: &SkBuff, ring: &Ring, header: &RecordHeader) -> Result<(), Lost> {
     let mut entry = ring.reserve_untyped::<Record<CLASS>>(0).ok_or(Lost::RingFull)?;
     let record: *mut Record<CLASS> = MaybeUninit::as_mut_ptr(&mut entry);
@@ -134,7 +138,6 @@ fn store<const CLASS: usize>(skb: &SkBuff, ring: &Ring, header: &RecordHeader) -
     let len = core::hint::black_box(header.captured_len);
     // SAFETY: `record` points to a whole `Record<CLASS>` that is this program's alone until it is submitted,
     // and at most `CLASS` bytes are written to its packet.
-    #[expect(unsafe_code, reason = "the record is filled in place, and the helper takes raw pointers")]
     let result = unsafe {
         (&raw mut (*record).header).write(*header);
         if len == 0 {
@@ -160,6 +163,10 @@ fn now() -> u64 {
     // SAFETY: the helpers have no precondition.
     #[expect(unsafe_code, reason = "every helper is declared unsafe")]
     unsafe {
-        if clock() == clock::TAI { bpf_ktime_get_tai_ns() } else { bpf_ktime_get_boot_ns() }
+        if clock() == clock::TAI {
+            bpf_ktime_get_tai_ns()
+        } else {
+            bpf_ktime_get_boot_ns()
+        }
     }
 }

@@ -3,7 +3,12 @@
 
 #![no_std]
 #![no_main]
-#![expect(missing_docs, unreachable_pub, reason = "the macro `classifier` makes undocumented public functions")]
+#![expect(
+    missing_docs,
+    unreachable_pub,
+    clippy::needless_pass_by_value,
+    reason = "the macro `classifier` makes undocumented public functions, and passes contexts by value"
+)]
 
 mod capture;
 mod maps;
@@ -39,7 +44,10 @@ pub fn tc_egress(context: TcContext) -> i32 {
 // SAFETY: no other symbol of the object has this name; the section's prefix tells the loader the type.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "socket/capture")]
-#[expect(unsafe_code, reason = "the loader finds the program by its symbol and section")]
+#[expect(
+    unsafe_code,
+    reason = "the loader finds the program by its symbol and section"
+)]
 pub extern "C" fn socket(skb: *mut __sk_buff) -> i64 {
     let context = SkBuffContext::new(skb);
     let skb = &context.skb;
@@ -54,7 +62,10 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 }
 
 /// The licence that the kernel asks for.
-#[expect(unsafe_code, reason = "the kernel reads the licence from a section of this name")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel reads the licence from a section of this name"
+)]
 // SAFETY: no other symbol of the object has this name, and the section holds nothing else.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

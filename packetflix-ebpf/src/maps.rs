@@ -45,11 +45,9 @@ pub(crate) fn clock() -> u32 {
 }
 
 #[inline(always)]
+#[expect(unsafe_code, reason = "the compiler must not trust the initial value")]
 fn global(value: &'static u32) -> u32 {
     // SAFETY: a reference is valid to read from. Volatile, since user space changes the value before the
     // program is loaded, which the compiler cannot know.
-    #[expect(unsafe_code, reason = "the compiler must not take the initial value for the final one")]
-    unsafe {
-        core::ptr::read_volatile(value)
-    }
+    unsafe { core::ptr::read_volatile(value) }
 }

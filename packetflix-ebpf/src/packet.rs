@@ -35,7 +35,11 @@ pub(crate) fn ifindex(skb: &SkBuff) -> u32 {
 /// Direction as a packet socket sees it.
 #[inline(always)]
 pub(crate) fn direction(skb: &SkBuff) -> Direction {
-    if fields(skb).pkt_type == PACKET_OUTGOING { Direction::Outbound } else { Direction::Inbound }
+    if fields(skb).pkt_type == PACKET_OUTGOING {
+        Direction::Outbound
+    } else {
+        Direction::Inbound
+    }
 }
 
 /// Reads all that a record tells.

@@ -8,8 +8,11 @@ use crate::tap::Hook;
 
 /// Flags, each also as an environment variable.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "packetflix", version, about = "Packet capture as a service for container hosts")]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+#[command(
+    name = "packetflix",
+    version,
+    about = "Packet capture as a service for container hosts"
+)]
 pub struct Args {
     /// TCP port to listen on, over IPv4 and IPv6
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
@@ -83,7 +86,15 @@ mod tests {
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("512KiB"), Ok(512 << 10));
         assert_eq!(parse_size("4 MiB"), Ok(4 << 20));
-        for wrong in ["", "MiB", "4MB", "-1", "4.5MiB", "99999999999999999999", "18446744073709551615MiB"] {
+        for wrong in [
+            "",
+            "MiB",
+            "4MB",
+            "-1",
+            "4.5MiB",
+            "99999999999999999999",
+            "18446744073709551615MiB",
+        ] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

@@ -36,7 +36,9 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A ring cannot have that size.
-    #[error("--ring-size {0}: a ring has from {MIN_RING_SIZE} to {MAX_RING_SIZE} bytes, and a power of two of them")]
+    #[error(
+        "--ring-size {0}: a ring has from {MIN_RING_SIZE} to {MAX_RING_SIZE} bytes, and a power of two of them"
+    )]
     RingSize(u64),
     /// The number of CPUs is not known.
     #[error("the number of CPUs could not be read")]
@@ -69,7 +71,10 @@ fn ring_size(wanted: Option<u64>, cpus: usize) -> Result<u32, ConfigError> {
     let share = RING_BUDGET / cpus as u64;
     let size = wanted.unwrap_or_else(|| share.clamp(least, most).next_power_of_two().min(most));
     let fits = (MIN_RING_SIZE..=MAX_RING_SIZE).contains(&size) && size.is_power_of_two();
-    u32::try_from(size).ok().filter(|_| fits).ok_or(ConfigError::RingSize(size))
+    u32::try_from(size)
+        .ok()
+        .filter(|_| fits)
+        .ok_or(ConfigError::RingSize(size))
 }
 
 #[cfg(test)]
@@ -78,7 +83,14 @@ mod tests {
 
     #[test]
     fn rings_follow_the_number_of_cpus() {
-        for (cpus, size) in [(1, 8 << 20), (2, 8 << 20), (8, 8 << 20), (12, 8 << 20), (64, 1 << 20), (512, 1 << 20)] {
+        for (cpus, size) in [
+            (1, 8 << 20),
+            (2, 8 << 20),
+            (8, 8 << 20),
+            (12, 8 << 20),
+            (64, 1 << 20),
+            (512, 1 << 20),
+        ] {
             assert_eq!(ring_size(None, cpus).unwrap(), size, "{cpus} CPUs");
         }
     }

@@ -29,13 +29,19 @@ fn main() -> ExitCode {
 
 fn init_logging(debug: bool) {
     // Our own debugging is not that of the libraries, which tell of each relocation and each frame.
-    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let level = if debug {
+        LevelFilter::DEBUG
+    } else {
+        LevelFilter::INFO
+    };
     let targets = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("packetflix", level)
         .with_target("packetflix_ebpf", level);
     let output = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry().with(output.with_filter(targets)).init();
+    tracing_subscriber::registry()
+        .with(output.with_filter(targets))
+        .init();
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -45,8 +51,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = http::listen(args.port)
-            .with_context(|| format!("cannot listen on port {}", args.port))?;
+        let listener =
+            http::listen(args.port).with_context(|| format!("cannot listen on port {}", args.port))?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = async move {

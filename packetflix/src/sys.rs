@@ -98,13 +98,21 @@ pub(crate) fn interface_speed(socket: BorrowedFd<'_>, name: &str) -> Option<u64>
 
     nix::ioctl_readwrite_bad!(siocethtool, libc::SIOCETHTOOL, libc::ifreq);
 
-    let mut command = EthtoolCommand { command: ETHTOOL_GSET, ..EthtoolCommand::default() };
+    let mut command = EthtoolCommand {
+        command: ETHTOOL_GSET,
+        ..EthtoolCommand::default()
+    };
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut command).cast() },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: (&raw mut command).cast(),
+        },
     };
     // The last byte stays zero.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
+        .iter_mut()
+        .zip(name.bytes())
+    {
         *to = from as libc::c_char;
     }
     // SAFETY: the request's name ends with a zero, and its data points to an `ethtool_cmd`, which this

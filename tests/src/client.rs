@@ -57,8 +57,13 @@ impl Capture {
     /// # Errors
     /// [`Refused`] when the server answers with anything but an upgrade.
     pub async fn open(url: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<Self> {
-        let server = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).context("no ws:// URL")?;
-        let stream = TcpStream::connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
+        let server = url
+            .strip_prefix("ws://")
+            .and_then(|rest| rest.split('/').next())
+            .context("no ws:// URL")?;
+        let stream = TcpStream::connect(server)
+            .await
+            .with_context(|| format!("cannot connect to {server}"))?;
         Self::handshake(stream, url, headers).await
     }
 
@@ -82,14 +87,22 @@ impl Capture {
     ) -> anyhow::Result<Self> {
         let mut request = url.into_client_request()?;
         for (name, value) in headers {
-            request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
+            request
+                .headers_mut()
+                .insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
         }
-        match timeout(PATIENCE, client_async(request, stream)).await.context("no answer")? {
+        match timeout(PATIENCE, client_async(request, stream))
+            .await
+            .context("no answer")?
+        {
             Ok((socket, _)) => Ok(Self { socket }),
             Err(tungstenite::Error::Http(response)) => {
                 let status = response.status().as_u16();
                 let body = response.body().as_deref().unwrap_or_default();
-                bail!(Refused { status, body: String::from_utf8_lossy(body).into_owned() })
+                bail!(Refused {
+                    status,
+                    body: String::from_utf8_lossy(body).into_owned()
+                })
             }
             Err(error) => Err(error.into()),
         }
@@ -101,7 +114,12 @@ impl Capture {
     /// When the connection breaks, or the server sends text.
     pub async fn next(&mut self) -> anyhow::Result<Piece> {
         loop {
-            match self.socket.next().await.context("the connection ended without a close frame")?? {
+            match self
+                .socket
+                .next()
+                .await
+                .context("the connection ended without a close frame")??
+            {
                 Message::Binary(data) => return Ok(Piece::Data(data)),
                 Message::Close(Some(CloseFrame { code, reason })) => {
                     // The answer to the close is written with the next call that works on the socket.
@@ -120,7 +138,12 @@ impl Capture {
     /// # Errors
     /// When the connection is broken.
     pub async fn close(&mut self) -> anyhow::Result<()> {
-        self.socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() })).await?;
+        self.socket
+            .close(Some(CloseFrame {
+                code: CloseCode::Normal,
+                reason: "".into(),
+            }))
+            .await?;
         Ok(())
     }
 
@@ -138,9 +161,14 @@ impl Capture {
     /// # Errors
     /// When something else comes than data and the answer.
     pub async fn ping(&mut self) -> anyhow::Result<()> {
-        self.socket.send(Message::Ping(Bytes::from_static(b"there?"))).await?;
+        self.socket
+            .send(Message::Ping(Bytes::from_static(b"there?")))
+            .await?;
         loop {
-            match timeout(PATIENCE, self.socket.next()).await?.context("the connection ended")?? {
+            match timeout(PATIENCE, self.socket.next())
+                .await?
+                .context("the connection ended")??
+            {
                 Message::Pong(payload) if payload == b"there?"[..] => return Ok(()),
                 Message::Binary(_) => {}
                 other => bail!("{other}"),
@@ -151,7 +179,9 @@ impl Capture {
     /// Whether nothing comes for a moment.
     pub async fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        timeout(Duration::from_millis(20), self.socket.get_mut().peek(&mut byte)).await.is_err()
+        timeout(Duration::from_millis(20), self.socket.get_mut().peek(&mut byte))
+            .await
+            .is_err()
     }
 
     /// The socket below, for what no decent client does.
@@ -172,9 +202,15 @@ impl Recorder {
     /// # Errors
     /// As [`Capture::open`], and when the first piece is not the section header.
     pub async fn start(url: &str) -> anyhow::Result<Self> {
-        let mut recorder = Self { capture: Capture::open(url, &[]).await?, stream: Vec::new() };
+        let mut recorder = Self {
+            capture: Capture::open(url, &[]).await?,
+            stream: Vec::new(),
+        };
         recorder.read().await?;
-        ensure!(recorder.stream.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "no section header first");
+        ensure!(
+            recorder.stream.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]),
+            "no section header first"
+        );
         Ok(recorder)
     }
 
@@ -183,7 +219,10 @@ impl Recorder {
     /// # Errors
     /// When nothing comes for a long time.
     pub async fn read(&mut self) -> anyhow::Result<Option<(u16, String)>> {
-        match timeout(PATIENCE, self.capture.next()).await.context("nothing comes")?? {
+        match timeout(PATIENCE, self.capture.next())
+            .await
+            .context("nothing comes")??
+        {
             Piece::Data(data) => {
                 ensure!(data.len() <= 262_144, "a message of {} bytes", data.len());
                 self.stream.extend_from_slice(&data);
@@ -235,7 +274,9 @@ impl Recorder {
                 bail!("ended with {code} {reason}");
             }
             // Statistics come once a second.
-            if self.capture.is_quiet().await && Recording::parse(&self.stream)?.statistics.iter().any(&mut enough) {
+            if self.capture.is_quiet().await
+                && Recording::parse(&self.stream)?.statistics.iter().any(&mut enough)
+            {
                 return Ok(());
             }
         }

@@ -38,14 +38,25 @@ impl Docker {
         let path = |name: &str| folder.join(name).display().to_string();
         let engine = namespace
             .command("dockerd")
-            .args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")])
+            .args([
+                "--data-root",
+                &path("data"),
+                "--exec-root",
+                &path("exec"),
+                "--pidfile",
+                &path("pid"),
+            ])
             .args(["--host", &format!("unix://{}", path("socket")), "--group", "root"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("cannot start dockerd")?;
-        let docker = Self { engine, folder, _namespace: namespace };
+        let docker = Self {
+            engine,
+            folder,
+            _namespace: namespace,
+        };
         wait_until(Duration::from_secs(60), || Ok(docker.run(&["info"]).is_ok()))
             .with_context(|| fs::read_to_string(docker.folder.join("log")).unwrap_or_default())?;
         docker.import_busybox()?;
@@ -76,7 +87,13 @@ impl Docker {
         fs::create_dir_all(&root)?;
         fs::copy("/bin/busybox", root.join("busybox"))?;
         let archive = self.folder.join("busybox.tar");
-        let tar = Command::new("tar").arg("-C").arg(self.folder.join("root")).arg("-cf").arg(&archive).arg(".").status()?;
+        let tar = Command::new("tar")
+            .arg("-C")
+            .arg(self.folder.join("root"))
+            .arg("-cf")
+            .arg(&archive)
+            .arg(".")
+            .status()?;
         ensure!(tar.success(), "tar failed");
         self.run(&["import", &archive.display().to_string(), IMAGE])?;
         Ok(())

@@ -71,7 +71,9 @@ impl Namespace {
     /// A command that runs inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).arg(program);
+        command
+            .arg(format!("--net={}", self.path().display()))
+            .arg(program);
         command
     }
 
@@ -86,7 +88,9 @@ impl Namespace {
                 setns(namespace, CloneFlags::CLONE_NEWNET)?;
                 Ok(work())
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -95,7 +99,8 @@ impl Namespace {
     /// # Errors
     /// When there is none of that name.
     pub fn ifindex(&self, name: &str) -> anyhow::Result<u32> {
-        self.inside(|| if_nametoindex(name))?.with_context(|| format!("no interface {name}"))
+        self.inside(|| if_nametoindex(name))?
+            .with_context(|| format!("no interface {name}"))
     }
 
     /// Connects two namespaces by a pair of virtual Ethernet devices, `ours` here and `theirs` there, with
@@ -104,7 +109,18 @@ impl Namespace {
     /// # Errors
     /// When `ip` fails.
     pub fn connect(&self, ours: &str, other: &Self, theirs: &str, network: u8) -> anyhow::Result<()> {
-        self.ip(&["link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", &other.name])?;
+        self.ip(&[
+            "link",
+            "add",
+            ours,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            theirs,
+            "netns",
+            &other.name,
+        ])?;
         for (namespace, interface, host) in [(self, ours, 1), (other, theirs, 2)] {
             let address = format!("10.9.{network}.{host}/24");
             namespace.ip(&["address", "add", &address, "dev", interface])?;

@@ -67,7 +67,8 @@ impl RawSocket {
             for (number, frame) in (sent..).zip(&mut frames[..now]) {
                 frame[number_at..number_at + 8].copy_from_slice(&number.to_be_bytes());
             }
-            let slices: Vec<[IoSlice<'_>; 1]> = frames[..now].iter().map(|frame| [IoSlice::new(frame)]).collect();
+            let slices: Vec<[IoSlice<'_>; 1]> =
+                frames[..now].iter().map(|frame| [IoSlice::new(frame)]).collect();
             let addresses = vec![None; now];
             let results = sendmmsg(
                 self.socket.as_raw_fd(),
@@ -141,7 +142,10 @@ fn udp(payload: &[u8]) -> Vec<u8> {
 }
 
 fn checksum(head: &[u8]) -> u16 {
-    let sum: u32 = head.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum: u32 = head
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
     !(((sum & 0xffff) + (sum >> 16)) as u16)
 }
 
@@ -165,7 +169,10 @@ impl Tun {
                     ifru_flags: i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?,
                 },
             };
-            for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+            for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
+                .iter_mut()
+                .zip(name.bytes())
+            {
                 *to = from as libc::c_char;
             }
             let file = File::options().read(true).write(true).open("/dev/net/tun")?;

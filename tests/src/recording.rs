@@ -90,7 +90,10 @@ impl Recording {
     pub fn parse(stream: &[u8]) -> anyhow::Result<Self> {
         check_block_lengths(stream)?;
         let (mut rest, mut parser) = PcapNgParser::new(stream)?;
-        let mut recording = Self { comment: comment(&parser)?, ..Self::default() };
+        let mut recording = Self {
+            comment: comment(&parser)?,
+            ..Self::default()
+        };
         let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
         while !rest.is_empty() {
             let (next, block) = parser.next_block(rest)?;
@@ -99,7 +102,10 @@ impl Recording {
                 Block::InterfaceDescription(block) => recording.interfaces.push(interface(&block)),
                 Block::EnhancedPacket(block) => {
                     let interface = block.interface_id as usize;
-                    ensure!(interface < recording.interfaces.len(), "a packet before its interface");
+                    ensure!(
+                        interface < recording.interfaces.len(),
+                        "a packet before its interface"
+                    );
                     *counts.entry(interface).or_default() += 1;
                     let mut packet = Packet {
                         interface,
@@ -121,7 +127,11 @@ impl Recording {
                 Block::InterfaceStatistics(block) => {
                     let interface = block.interface_id as usize;
                     let packets_before = counts.get(&interface).copied().unwrap_or_default();
-                    let mut statistics = Statistics { interface, packets_before, ..Statistics::default() };
+                    let mut statistics = Statistics {
+                        interface,
+                        packets_before,
+                        ..Statistics::default()
+                    };
                     for option in &block.options {
                         match option {
                             InterfaceStatisticsOption::IsbIfRecv(n) => statistics.received = *n,
@@ -143,8 +153,13 @@ impl Recording {
 
     /// Packets of the interface `name`.
     pub fn packets_of(&self, name: &str) -> Vec<&Packet> {
-        let ids: Vec<usize> = (0..self.interfaces.len()).filter(|id| self.interfaces[*id].name == name).collect();
-        self.packets.iter().filter(|packet| ids.contains(&packet.interface)).collect()
+        let ids: Vec<usize> = (0..self.interfaces.len())
+            .filter(|id| self.interfaces[*id].name == name)
+            .collect();
+        self.packets
+            .iter()
+            .filter(|packet| ids.contains(&packet.interface))
+            .collect()
     }
 
     /// The final statistics of the first interface of that name.
@@ -170,9 +185,15 @@ impl Recording {
             ensure!(interface.snaplen == 262_144, "{interface:?}");
         }
         for statistics in &self.statistics {
-            ensure!(statistics.accepted == statistics.delivered + statistics.dropped, "{statistics:?}");
+            ensure!(
+                statistics.accepted == statistics.delivered + statistics.dropped,
+                "{statistics:?}"
+            );
             ensure!(statistics.received >= statistics.accepted, "{statistics:?}");
-            ensure!(statistics.delivered == statistics.packets_before, "{statistics:?}");
+            ensure!(
+                statistics.delivered == statistics.packets_before,
+                "{statistics:?}"
+            );
         }
         Ok(())
     }
@@ -183,7 +204,11 @@ impl Recording {
     /// When one is missing.
     pub fn check_complete(&self) -> anyhow::Result<()> {
         for (id, interface) in self.interfaces.iter().enumerate() {
-            let finals = self.statistics.iter().filter(|one| one.interface == id && one.last).count();
+            let finals = self
+                .statistics
+                .iter()
+                .filter(|one| one.interface == id && one.last)
+                .count();
             ensure!(finals == 1, "{finals} final statistics of {}", interface.name);
         }
         Ok(())
@@ -195,7 +220,11 @@ impl Recording {
     /// At the first that does.
     pub fn check_order(&self) -> anyhow::Result<()> {
         for (index, pair) in self.packets.windows(2).enumerate() {
-            ensure!(pair[0].timestamp <= pair[1].timestamp, "packet {} is older than the one before", index + 1);
+            ensure!(
+                pair[0].timestamp <= pair[1].timestamp,
+                "packet {} is older than the one before",
+                index + 1
+            );
         }
         Ok(())
     }
@@ -207,7 +236,10 @@ fn check_block_lengths(stream: &[u8]) -> anyhow::Result<()> {
     while !rest.is_empty() {
         let head: [u8; 8] = rest.get(..8).context("half a block")?.try_into()?;
         let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
-        ensure!((12..=262_144).contains(&len) && len % 4 == 0, "a block of {len} bytes");
+        ensure!(
+            (12..=262_144).contains(&len) && len.is_multiple_of(4),
+            "a block of {len} bytes"
+        );
         ensure!(!first || len <= 1024, "a section header of {len} bytes");
         rest = rest.get(len..).context("half a block")?;
         first = false;

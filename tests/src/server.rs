@@ -60,7 +60,9 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().context("no log")?).lines();
         let log = Arc::new(Mutex::new(Vec::new()));
         let port = loop {
-            let Some(Ok(line)) = lines.next() else { bail!("the server ended: {:?}", log.lock()) };
+            let Some(Ok(line)) = lines.next() else {
+                bail!("the server ended: {:?}", log.lock())
+            };
             let port = line
                 .split_once("listening address=[::]:")
                 .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
@@ -148,7 +150,14 @@ impl Server {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         status
             .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .strip_prefix(':')?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
             .with_context(|| format!("no {name}"))
     }
 }

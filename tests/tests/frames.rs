@@ -52,10 +52,14 @@ async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
     talk_tcp(&here, &there)?;
     talk_udp(&here, &there)?;
     let end = nanoseconds();
-    recorder.read_until(|recording| recording.packets.iter().any(is_farewell)).await?;
+    recorder
+        .read_until(|recording| recording.packets.iter().any(is_farewell))
+        .await?;
     let beside = folder.join("beside.pcap");
     wait_until(Duration::from_secs(10), || {
-        Ok(std::fs::read(&beside)?.windows(FAREWELL.len()).any(|bytes| bytes == FAREWELL))
+        Ok(std::fs::read(&beside)?
+            .windows(FAREWELL.len())
+            .any(|bytes| bytes == FAREWELL))
     })?;
     kill(Pid::from_raw(i32::try_from(tcpdump.id())?), Signal::SIGINT)?;
     tcpdump.wait()?;
@@ -66,48 +70,97 @@ async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
     // The same packets, byte for byte. Two CPUs carry TCP at once, and then its order is a matter of who looks.
     let mut beside = read_pcap(&beside)?;
     let mut ours: Vec<&Packet> = recording.packets.iter().collect();
-    ensure!(ours.len() == beside.len(), "{} packets, tcpdump has {}", ours.len(), beside.len());
+    ensure!(
+        ours.len() == beside.len(),
+        "{} packets, tcpdump has {}",
+        ours.len(),
+        beside.len()
+    );
     let known = inbound.len() + outbound.len();
     let by_content = |packet: &Packet| (packet.data.clone(), packet.timestamp);
     ours[known..].sort_by_key(|packet| by_content(packet));
     beside[known..].sort_by_key(by_content);
     for (ours, theirs) in ours.iter().zip(&beside) {
         let what = || format!("{:02x?}, tcpdump has {:02x?}", head(ours), head(theirs));
-        ensure!((ours.original_len, &ours.data) == (theirs.original_len, &theirs.data), what());
-        ensure!((start..=end).contains(&ours.timestamp), "{} is not in {start}..={end}", ours.timestamp);
+        ensure!(
+            (ours.original_len, &ours.data) == (theirs.original_len, &theirs.data),
+            what()
+        );
+        ensure!(
+            (start..=end).contains(&ours.timestamp),
+            "{} is not in {start}..={end}",
+            ours.timestamp
+        );
         ensure!(ours.timestamp.abs_diff(theirs.timestamp) < MOST_APART, what());
     }
     recording.check_order()?;
     // And those that we know, in their direction.
     for (frames, is_outbound) in [(&inbound, false), (&outbound, true)] {
         for frame in frames {
-            let found = recording.packets.iter().filter(|packet| packet.data == *frame).collect::<Vec<_>>();
+            let found = recording
+                .packets
+                .iter()
+                .filter(|packet| packet.data == *frame)
+                .collect::<Vec<_>>();
             ensure!(found.len() == 1, "{} of {frame:02x?}", found.len());
             ensure!(found[0].is_outbound() == is_outbound, "{:?}", found[0]);
         }
     }
     let statistics = recording.final_statistics("va")?;
     assert_eq!((statistics.received, statistics.dropped), (ours.len() as u64, 0));
-    assert!(recording.comment.starts_with("---\n# capture target information\ncontainer-name: "));
-    assert!(recording.interfaces[0].options.contains("IfMacAddr"), "{}", recording.interfaces[0].options);
-    assert!(recording.interfaces[0].options.contains("IfIpv4Addr"), "{}", recording.interfaces[0].options);
+    assert!(
+        recording
+            .comment
+            .starts_with("---\n# capture target information\ncontainer-name: ")
+    );
+    assert!(
+        recording.interfaces[0].options.contains("IfMacAddr"),
+        "{}",
+        recording.interfaces[0].options
+    );
+    assert!(
+        recording.interfaces[0].options.contains("IfIpv4Addr"),
+        "{}",
+        recording.interfaces[0].options
+    );
 
     // tshark, which dissected them live, and tcpdump, which reads the file.
-    ensure!(live.len() == ours.len(), "tshark has {} packets:\n{}", live.len(), live.join("\n"));
+    ensure!(
+        live.len() == ours.len(),
+        "tshark has {} packets:\n{}",
+        live.len(),
+        live.join("\n")
+    );
     for text in [":arp", ":vlan:", ":ip:udp", ":ip:tcp", ":ipv6:udp"] {
-        ensure!(live.iter().any(|line| line.contains(text)), "tshark shows no {text}:\n{}", live.join("\n"));
+        ensure!(
+            live.iter().any(|line| line.contains(text)),
+            "tshark shows no {text}:\n{}",
+            live.join("\n")
+        );
     }
-    let reread = Command::new("tcpdump").arg("-nr").arg(folder.join("ours.pcapng")).output()?;
-    ensure!(reread.status.success(), "{}", String::from_utf8_lossy(&reread.stderr));
+    let reread = Command::new("tcpdump")
+        .arg("-nr")
+        .arg(folder.join("ours.pcapng"))
+        .output()?;
+    ensure!(
+        reread.status.success(),
+        "{}",
+        String::from_utf8_lossy(&reread.stderr)
+    );
     // What it cannot dissect follows in lines that are indented.
-    let lines = String::from_utf8(reread.stdout)?.lines().filter(|line| !line.starts_with('\t')).count();
+    let lines = String::from_utf8(reread.stdout)?
+        .lines()
+        .filter(|line| !line.starts_with('\t'))
+        .count();
     assert_eq!(lines, ours.len());
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }
 
+type Frames = Vec<Vec<u8>>;
+
 /// Sends known frames both ways, and returns them as they are captured at `here`.
-fn send_frames(here: &Namespace, there: &Namespace) -> anyhow::Result<(Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+fn send_frames(here: &Namespace, there: &Namespace) -> anyhow::Result<(Frames, Frames)> {
     let frames = |mark: u8| {
         let payload = [mark; 33];
         let tagged = raw::vlan(0x6005, 0x0800, &raw::ipv4_udp(&payload));
@@ -166,7 +219,19 @@ fn is_farewell(packet: &Packet) -> bool {
 fn start_tcpdump(namespace: &Namespace, file: &Path) -> anyhow::Result<Child> {
     let mut tcpdump = namespace
         .command("tcpdump")
-        .args(["-i", "va", "-n", "-U", "-Z", "root", "--immediate-mode", "-B", "65536", "--time-stamp-precision=nano", "-w"])
+        .args([
+            "-i",
+            "va",
+            "-n",
+            "-U",
+            "-Z",
+            "root",
+            "--immediate-mode",
+            "-B",
+            "65536",
+            "--time-stamp-precision=nano",
+            "-w",
+        ])
         .arg(file)
         .stderr(Stdio::piped())
         .spawn()?;
@@ -183,10 +248,17 @@ fn start_tcpdump(namespace: &Namespace, file: &Path) -> anyhow::Result<Child> {
 
 /// The command-line client, piped into tshark: what somebody at a desk runs.
 fn start_tshark(url: &str) -> anyhow::Result<(Child, Child)> {
-    let mut client = Command::new(program("capture")?).arg(url).stdout(Stdio::piped()).spawn()?;
+    let mut client = Command::new(program("capture")?)
+        .arg(url)
+        .stdout(Stdio::piped())
+        .spawn()?;
     let stream = client.stdout.take().context("no stream")?;
-    let mut tshark =
-        Command::new("tshark").args(["-l", "-n", "-T", "fields", "-e", "frame.protocols", "-i", "-"]).stdin(stream).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut tshark = Command::new("tshark")
+        .args(["-l", "-n", "-T", "fields", "-e", "frame.protocols", "-i", "-"])
+        .stdin(stream)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut line = String::new();
     let mut log = BufReader::new(tshark.stderr.take().context("no log")?);
     while !line.contains("Capturing on") {
@@ -202,12 +274,19 @@ fn output_of_tshark((mut client, tshark): (Child, Child)) -> anyhow::Result<Vec<
     kill(Pid::from_raw(i32::try_from(client.id())?), Signal::SIGINT)?;
     client.wait()?;
     let output = tshark.wait_with_output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 /// What tells a packet from others, for messages.
 fn head(packet: &Packet) -> (u64, u32, &[u8]) {
-    (packet.timestamp, packet.original_len, &packet.data[..packet.data.len().min(60)])
+    (
+        packet.timestamp,
+        packet.original_len,
+        &packet.data[..packet.data.len().min(60)],
+    )
 }
 
 fn read_pcap(file: &Path) -> anyhow::Result<Vec<Packet>> {
@@ -228,5 +307,7 @@ fn read_pcap(file: &Path) -> anyhow::Result<Vec<Packet>> {
 }
 
 fn nanoseconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos() as u64)
 }

@@ -28,7 +28,10 @@ fn count(recording: &Recording, interface: &str, outbound: bool, data: &[u8]) ->
 }
 
 fn has(recording: &Recording, data: &[u8]) -> bool {
-    recording.packets.iter().any(|packet| packet.data.windows(data.len()).any(|bytes| bytes == data))
+    recording
+        .packets
+        .iter()
+        .any(|packet| packet.data.windows(data.len()).any(|bytes| bytes == data))
 }
 
 #[tokio::test]
@@ -48,7 +51,10 @@ async fn loopback_packets_appear_once() -> anyhow::Result<()> {
         recorder.read_until(|recording| has(recording, &[9; 20])).await?;
         let recording = recorder.finish().await?;
         assert_eq!(recording.packets.len(), 10, "{hook}");
-        assert!(recording.packets.iter().all(|packet| !packet.is_outbound()), "{hook}");
+        assert!(
+            recording.packets.iter().all(|packet| !packet.is_outbound()),
+            "{hook}"
+        );
         assert_eq!(recording.interfaces[0].name, "lo");
         assert_eq!(recording.interfaces[0].link_type, 1);
         assert_eq!(recording.final_statistics("lo")?.received, 10, "{hook}");
@@ -71,7 +77,9 @@ async fn tun_packets_are_raw_ip() -> anyhow::Result<()> {
         let sent = tun.read()?;
         let arriving = raw::ipv4_udp(b"in through the tunnel");
         tun.write(&arriving)?;
-        recorder.read_until(|recording| has(recording, b"in through the tunnel")).await?;
+        recorder
+            .read_until(|recording| has(recording, b"in through the tunnel"))
+            .await?;
         let recording = recorder.finish().await?;
         assert_eq!(recording.interfaces[0].link_type, 101, "{hook}");
         assert_eq!(count(&recording, "tun7", true, &sent), 1, "{hook}");
@@ -90,7 +98,15 @@ async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
             middle.connect(port, end, "eth0", network)?;
             middle.ip(&["link", "set", port, "master", "br7"])?;
         }
-        let forwarding = || Ok(!middle.command("bridge").arg("link").output()?.stdout.windows(8).any(|w| w == b"disabled"));
+        let forwarding = || {
+            Ok(!middle
+                .command("bridge")
+                .arg("link")
+                .output()?
+                .stdout
+                .windows(8)
+                .any(|w| w == b"disabled"))
+        };
         wait_until(Duration::from_secs(5), forwarding)?;
 
         let server = Server::start(&["--hook", hook])?;
@@ -102,13 +118,28 @@ async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
         wait_until(Duration::from_secs(5), || {
             socket.send(&broadcast)?;
             let stats = right.ip(&["-s", "link", "show", "eth0"])?;
-            Ok(stats.lines().nth(3).and_then(|line| line.split_whitespace().nth(1)?.parse().ok()) > Some(0u32))
+            Ok(stats
+                .lines()
+                .nth(3)
+                .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+                > Some(0u32))
         })?;
-        recorder.read_until(|recording| count(recording, "right", true, &broadcast) > 0).await?;
+        recorder
+            .read_until(|recording| count(recording, "right", true, &broadcast) > 0)
+            .await?;
         let recording = recorder.finish().await?;
-        ensure!(count(&recording, "left", false, &broadcast) > 0, "{hook}: the port that receives");
-        ensure!(count(&recording, "br7", false, &broadcast) > 0, "{hook}: the bridge");
-        ensure!(count(&recording, "right", true, &broadcast) > 0, "{hook}: the port that sends");
+        ensure!(
+            count(&recording, "left", false, &broadcast) > 0,
+            "{hook}: the port that receives"
+        );
+        ensure!(
+            count(&recording, "br7", false, &broadcast) > 0,
+            "{hook}: the bridge"
+        );
+        ensure!(
+            count(&recording, "right", true, &broadcast) > 0,
+            "{hook}: the port that sends"
+        );
         ensure!(count(&recording, "right", false, &broadcast) == 0, "{hook}");
     }
     Ok(())
@@ -119,13 +150,25 @@ async fn macvlan_and_its_parent_both_see_the_frame() -> anyhow::Result<()> {
     for hook in HOOKS {
         let (here, there) = (Namespace::new()?, Namespace::new()?);
         here.connect("va", &there, "vb", 1)?;
-        here.ip(&["link", "add", "mv7", "link", "va", "address", "02:00:00:00:00:52", "type", "macvlan"])?;
+        here.ip(&[
+            "link",
+            "add",
+            "mv7",
+            "link",
+            "va",
+            "address",
+            "02:00:00:00:00:52",
+            "type",
+            "macvlan",
+        ])?;
         here.ip(&["link", "set", "mv7", "up"])?;
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
         let frame = raw::ethernet(0x88b5, &[8; 46]);
         RawSocket::open(&there, "vb")?.send(&frame)?;
-        recorder.read_until(|recording| count(recording, "mv7", false, &frame) == 1).await?;
+        recorder
+            .read_until(|recording| count(recording, "mv7", false, &frame) == 1)
+            .await?;
         let recording = recorder.finish().await?;
         assert_eq!(count(&recording, "va", false, &frame), 1, "{hook}");
         assert_eq!(count(&recording, "mv7", false, &frame), 1, "{hook}");
@@ -142,7 +185,18 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
         // Twice, the second time with the same name and index.
         for round in 0..2u8 {
             here.ip(&[
-                "link", "add", "late", "index", "77", "type", "veth", "peer", "name", "peer", "netns", there.name(),
+                "link",
+                "add",
+                "late",
+                "index",
+                "77",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "peer",
+                "netns",
+                there.name(),
             ])?;
             here.ip(&["link", "set", "late", "up"])?;
             there.ip(&["link", "set", "peer", "up"])?;
@@ -150,7 +204,9 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
             recorder.read_until(joined).await?;
             let frame = raw::ethernet(0x88b5, &[round; 46]);
             RawSocket::open(&there, "peer")?.send(&frame)?;
-            recorder.read_until(|recording| count(recording, "late", false, &frame) == 1).await?;
+            recorder
+                .read_until(|recording| count(recording, "late", false, &frame) == 1)
+                .await?;
             here.ip(&["link", "delete", "late"])?;
             let left = |recording: &Recording| {
                 recording.statistics.iter().filter(|one| one.last).count() == 1 + usize::from(round)
@@ -159,9 +215,15 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
         }
         // The capture goes on.
         here.inside(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"still here", "127.0.0.1:9"))??;
-        recorder.read_until(|recording| has(recording, b"still here")).await?;
+        recorder
+            .read_until(|recording| has(recording, b"still here"))
+            .await?;
         let recording = recorder.finish().await?;
-        let names: Vec<&str> = recording.interfaces.iter().map(|interface| &interface.name[..]).collect();
+        let names: Vec<&str> = recording
+            .interfaces
+            .iter()
+            .map(|interface| &interface.name[..])
+            .collect();
         assert_eq!(names, ["lo", "late", "late"], "{hook}");
     }
     Ok(())
@@ -179,7 +241,9 @@ async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result
         let frame = raw::ethernet(0x88b5, &[5; 46]);
         let socket = RawSocket::open(&there, "vb")?;
         wait_until(Duration::from_secs(5), || Ok(socket.send(&frame).is_ok()))?;
-        recorder.read_until(|recording| count(recording, "va", false, &frame) == 1).await?;
+        recorder
+            .read_until(|recording| count(recording, "va", false, &frame) == 1)
+            .await?;
         recorder.finish().await?;
     }
     Ok(())
@@ -194,14 +258,18 @@ async fn capture_ends_with_its_namespace() -> anyhow::Result<()> {
     let mut recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
     let frame = raw::ethernet(0x88b5, &[3; 46]);
     RawSocket::open(&there, "vb")?.send(&frame)?;
-    recorder.read_until(|recording| count(recording, "va", false, &frame) == 1).await?;
+    recorder
+        .read_until(|recording| count(recording, "va", false, &frame) == 1)
+        .await?;
     here.delete()?;
     let (recording, code, reason) = recorder.read_to_end().await?;
     recording.check_complete()?;
     assert_eq!(code, 1000);
     assert_eq!(reason, format!("the network namespace {inode} has ended"));
     // Nothing of ours keeps it: its end of the cable is gone, and so is the other.
-    wait_until(Duration::from_secs(5), || Ok(there.ip(&["link", "show", "vb"]).is_err()))?;
+    wait_until(Duration::from_secs(5), || {
+        Ok(there.ip(&["link", "show", "vb"]).is_err())
+    })?;
     Ok(())
 }
 
@@ -210,7 +278,9 @@ async fn namespace_of_a_process_alone_is_found_and_ends_with_it() -> anyhow::Res
     let mut process = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
     let link = format!("/proc/{}/ns/net", process.id());
     let ours = std::fs::read_link("/proc/self/ns/net")?;
-    wait_until(Duration::from_secs(5), || Ok(std::fs::read_link(&link).is_ok_and(|theirs| theirs != ours)))?;
+    wait_until(Duration::from_secs(5), || {
+        Ok(std::fs::read_link(&link).is_ok_and(|theirs| theirs != ours))
+    })?;
     let inode = inode_of_link(&link)?;
     let server = Server::start(&[])?;
     let recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
@@ -218,7 +288,11 @@ async fn namespace_of_a_process_alone_is_found_and_ends_with_it() -> anyhow::Res
     process.wait()?;
     let (recording, code, reason) = recorder.read_to_end().await?;
     recording.check_complete()?;
-    ensure!(recording.comment.contains("container-name: \"sleep ("), "{}", recording.comment);
+    ensure!(
+        recording.comment.contains("container-name: \"sleep ("),
+        "{}",
+        recording.comment
+    );
     ensure!(code == 1000 && reason.contains(&inode), "{code} {reason}");
     Ok(())
 }
@@ -257,7 +331,11 @@ async fn namespace_mounted_in_another_mount_namespace_is_found() -> anyhow::Resu
     let server = Server::start(&[])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", line.trim()))).await?;
     let recording = recorder.finish().await?;
-    ensure!(recording.comment.contains("container-name: \"/mnt/a b\""), "{}", recording.comment);
+    ensure!(
+        recording.comment.contains("container-name: \"/mnt/a b\""),
+        "{}",
+        recording.comment
+    );
     process.kill()?;
     process.wait()?;
     Ok(())
@@ -269,7 +347,8 @@ async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
         let (here, there) = (Namespace::new()?, Namespace::new()?);
         here.connect("va", &there, "vb", 1)?;
         let server = Server::start(&["--hook", hook])?;
-        let is_promiscuous = || anyhow::Ok(!here.ip(&["-d", "link", "show", "va"])?.contains("promiscuity 0"));
+        let is_promiscuous =
+            || anyhow::Ok(!here.ip(&["-d", "link", "show", "va"])?.contains("promiscuity 0"));
         let inode = here.inode()?;
         let recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
         ensure!(is_promiscuous()?, "{hook}: not switched on");
@@ -278,7 +357,11 @@ async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
         let recorder = Recorder::start(&server.url(&format!("netns={inode}&chaste"))).await?;
         ensure!(!is_promiscuous()?, "{hook}: switched on although chaste");
         let recording = recorder.finish().await?;
-        ensure!(recording.comment.contains("no-promiscuous-mode: true"), "{}", recording.comment);
+        ensure!(
+            recording.comment.contains("no-promiscuous-mode: true"),
+            "{}",
+            recording.comment
+        );
     }
     Ok(())
 }
@@ -290,12 +373,22 @@ async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> 
         here.connect("va", &there, "vb", 1)?;
         for (namespace, interface, address) in [(&here, "va", "fd00::1/64"), (&there, "vb", "fd00::2/64")] {
             // Of IPv4, iproute2 can set this from 6.3 on only.
-            namespace.ip(&["link", "set", interface, "gso_max_size", "500000", "gro_max_size", "500000"])?;
+            namespace.ip(&[
+                "link",
+                "set",
+                interface,
+                "gso_max_size",
+                "500000",
+                "gro_max_size",
+                "500000",
+            ])?;
             let switch = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
             namespace.inside(|| std::fs::write(switch, "0"))??;
             namespace.ip(&["address", "add", address, "dev", interface, "nodad"])?;
-            namespace.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 16000000 16000000"))??;
-            namespace.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 16000000 16000000"))??;
+            namespace
+                .inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 16000000 16000000"))??;
+            namespace
+                .inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 16000000 16000000"))??;
         }
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
@@ -313,11 +406,26 @@ async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> 
         };
         recorder.read_during(talk).await?;
         let recording = recorder.finish().await?;
-        let largest = recording.packets.iter().max_by_key(|packet| packet.original_len).context("no packet")?;
-        ensure!(largest.original_len > 262_144, "{hook}: the largest has {} bytes", largest.original_len);
-        ensure!(largest.data.len() == 262_072, "{hook}: {} bytes of it were kept", largest.data.len());
+        let largest = recording
+            .packets
+            .iter()
+            .max_by_key(|packet| packet.original_len)
+            .context("no packet")?;
+        ensure!(
+            largest.original_len > 262_144,
+            "{hook}: the largest has {} bytes",
+            largest.original_len
+        );
+        ensure!(
+            largest.data.len() == 262_072,
+            "{hook}: {} bytes of it were kept",
+            largest.data.len()
+        );
         let statistics = recording.final_statistics("va")?;
-        ensure!(statistics.dropped == 0 || recording.packets.len() as u64 == statistics.delivered, "{statistics:?}");
+        ensure!(
+            statistics.dropped == 0 || recording.packets.len() as u64 == statistics.delivered,
+            "{statistics:?}"
+        );
     }
     Ok(())
 }

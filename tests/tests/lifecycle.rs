@@ -59,7 +59,11 @@ fn frame(number: u8) -> Vec<u8> {
 }
 
 fn count(recording: &Recording, data: &[u8]) -> usize {
-    recording.packets.iter().filter(|packet| packet.data == data).count()
+    recording
+        .packets
+        .iter()
+        .filter(|packet| packet.data == data)
+        .count()
 }
 
 #[tokio::test]
@@ -72,8 +76,13 @@ async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
         RawSocket::open(&there, "vb")?.send(&frame(round))?;
-        recorder.read_until(|recording| count(recording, &frame(round)) == 1).await?;
-        ensure!(traces(&[&here])? != before, "the capture left no trace while it ran");
+        recorder
+            .read_until(|recording| count(recording, &frame(round)) == 1)
+            .await?;
+        ensure!(
+            traces(&[&here])? != before,
+            "the capture left no trace while it ran"
+        );
         server.signal(Signal::SIGKILL)?;
         drop(server);
         wait_for_traces(&before, &[&here])?;
@@ -115,7 +124,11 @@ async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Resul
     let start = Instant::now();
     server.signal(Signal::SIGTERM)?;
     assert_eq!(server.wait()?.code(), Some(0));
-    ensure!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < Duration::from_secs(10),
+        "took {:?}",
+        start.elapsed()
+    );
     drop(recorder);
     Ok(())
 }
@@ -145,8 +158,16 @@ async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
         }
         sending.await??;
         delays.sort_unstable();
-        eprintln!("{hook}: delay p50 {} µs, p99 {} µs", delays[50] / 1000, delays[99] / 1000);
-        ensure!(delays[50] < 5_000_000, "{hook}: the median is {} µs", delays[50] / 1000);
+        eprintln!(
+            "{hook}: delay p50 {} µs, p99 {} µs",
+            delays[50] / 1000,
+            delays[99] / 1000
+        );
+        ensure!(
+            delays[50] < 5_000_000,
+            "{hook}: the median is {} µs",
+            delays[50] / 1000
+        );
         recorder.finish().await?;
     }
     Ok(())
@@ -178,10 +199,15 @@ async fn twenty_captures_of_one_namespace_each_have_it_all() -> anyhow::Result<(
         let socket = RawSocket::open(&there, "vb")?;
         (0..100).try_for_each(|number| socket.send(&frame(number)))?;
         for mut recorder in recorders {
-            recorder.read_until(|recording| count(recording, &frame(99)) == 1).await?;
+            recorder
+                .read_until(|recording| count(recording, &frame(99)) == 1)
+                .await?;
             let recording = recorder.finish().await?;
             let expected: Vec<_> = (0..100).map(frame).collect();
-            ensure!(recording.packets.iter().map(|packet| &packet.data).eq(&expected), "{hook}");
+            ensure!(
+                recording.packets.iter().map(|packet| &packet.data).eq(&expected),
+                "{hook}"
+            );
         }
     }
     Ok(())
@@ -204,7 +230,10 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
             cycle().await?;
         }
         wait_for_traces(&before, &[&here])?;
-        wait_until(Duration::from_secs(5), || Ok(server.descriptors()? <= descriptors))?;
+        wait_until(
+            Duration::from_secs(5),
+            || Ok(server.descriptors()? <= descriptors),
+        )?;
         // Threads that do what blocks end when there was nothing to do for ten seconds.
         wait_until(Duration::from_secs(15), || Ok(server.status("Threads")? <= 6))?;
         let grown = server.status("VmRSS")?.saturating_sub(memory);
@@ -265,7 +294,10 @@ async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()
     let mut garbage = vec![0xff; 4096];
     for (name, bytes) in [
         ("reserved bits", &garbage.clone()[..]),
-        ("a frame of 2^63 bytes", &[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4][..]),
+        (
+            "a frame of 2^63 bytes",
+            &[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4][..],
+        ),
         ("half a header", &[0x82][..]),
     ] {
         let mut bad = Recorder::start(&url).await?;
@@ -275,13 +307,17 @@ async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()
         } else {
             let ended = bad.read_to_end().await;
             // The close frame may be overtaken by the reset that unread garbage brings about.
-            ensure!(ended.as_ref().map_or(true, |(_, code, _)| *code == 1002), "{name}: {ended:?}");
+            ensure!(
+                ended.as_ref().map_or(true, |(_, code, _)| *code == 1002),
+                "{name}: {ended:?}"
+            );
         }
     }
     garbage.clear();
     sleep(Duration::from_millis(50)).await;
     RawSocket::open(&there, "vb")?.send(&frame(1))?;
-    good.read_until(|recording| count(recording, &frame(1)) == 1).await?;
+    good.read_until(|recording| count(recording, &frame(1)) == 1)
+        .await?;
     good.finish().await?;
     Ok(())
 }

@@ -47,7 +47,13 @@ async fn start_burst(hook: &str) -> anyhow::Result<Burst> {
     let recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
     let socket = RawSocket::open(&there, "vb")?;
     let sending = tokio::task::spawn_blocking(move || socket.flood(&small_frame(), BURST, NUMBER_AT));
-    Ok(Burst { _here: here, there, server, recorder, sending })
+    Ok(Burst {
+        _here: here,
+        there,
+        server,
+        recorder,
+        sending,
+    })
 }
 
 /// Delivered and dropped are what was sent, and in its order.
@@ -57,8 +63,12 @@ fn check_accounts(recording: &Recording, sent: u64) -> anyhow::Result<()> {
     assert_eq!(statistics.accepted, sent);
     assert_eq!(statistics.delivered, recording.packets.len() as u64);
     assert_eq!(statistics.delivered + statistics.dropped, sent);
-    let numbers: Vec<u64> =
-        recording.packets.iter().filter(|packet| packet.data.len() == 64).map(|packet| number(&packet.data)).collect();
+    let numbers: Vec<u64> = recording
+        .packets
+        .iter()
+        .filter(|packet| packet.data.len() == 64)
+        .map(|packet| number(&packet.data))
+        .collect();
     ensure!(numbers.is_sorted(), "packets are out of order");
     recording.check_order()?;
     Ok(())
@@ -94,10 +104,16 @@ async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> 
         most = most.max(burst.server.status("VmRSS")?);
     }
     burst.sending.await??;
-    ensure!(most < before + 4 * 1024, "resident memory grew from {before} KiB to {most} KiB");
+    ensure!(
+        most < before + 4 * 1024,
+        "resident memory grew from {before} KiB to {most} KiB"
+    );
 
     // The client reads again. The next packet on each CPU tells how many were lost before it.
-    burst.recorder.read_until_statistics(|one| one.delivered + one.dropped == BURST).await?;
+    burst
+        .recorder
+        .read_until_statistics(|one| one.delivered + one.dropped == BURST)
+        .await?;
     let cpus = send_from_each_cpu(&burst.there)?;
     let recording = burst.recorder.finish().await?;
     check_accounts(&recording, BURST + cpus)?;

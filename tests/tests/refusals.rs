@@ -11,7 +11,11 @@ use packetflix_tests::{
 };
 
 /// Opens a capture that must be refused, and gives the status and the sentence.
-async fn refused(server: &Server, query: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<(u16, String)> {
+async fn refused(
+    server: &Server,
+    query: &str,
+    headers: &[(&'static str, &str)],
+) -> anyhow::Result<(u16, String)> {
     match Capture::open(&server.url(query), headers).await {
         Ok(_) => bail!("{query} was not refused"),
         Err(error) => {
@@ -31,7 +35,11 @@ async fn each_refusal_has_its_status_and_names_the_value() -> anyhow::Result<()>
     let server = Server::start(&[])?;
     let netns = format!("netns={}", namespace.inode()?);
     let pid_namespace = std::fs::read_link("/proc/self/ns/pid")?;
-    let pid_inode = pid_namespace.to_str().context("no text")?.trim_start_matches("pid:[").trim_end_matches(']');
+    let pid_inode = pid_namespace
+        .to_str()
+        .context("no text")?
+        .trim_start_matches("pid:[")
+        .trim_end_matches(']');
 
     for (query, status, words) in [
         ("", 400, "no target"),
@@ -43,20 +51,36 @@ async fn each_refusal_has_its_status_and_names_the_value() -> anyhow::Result<()>
         (&format!("{netns}&filter=tcp"), 400, "filter=tcp"),
         ("netns=1", 404, "network namespace 1"),
         (&format!("netns={pid_inode}"), 404, "a namespace of type pid"),
-        (&format!("{netns}&nif=eth7"), 404, "eth7 in the namespace; there are: lo, tun7"),
+        (
+            &format!("{netns}&nif=eth7"),
+            404,
+            "eth7 in the namespace; there are: lo, tun7",
+        ),
         (&format!("{netns}&nif=lo/eth7"), 404, "eth7"),
     ] {
         let (found, sentence) = refused(&server, query, &[]).await?;
-        ensure!(found == status && sentence.contains(words), "{query}: {found} {sentence}");
+        ensure!(
+            found == status && sentence.contains(words),
+            "{query}: {found} {sentence}"
+        );
     }
 
     for origin in ["http://evil.example", "null"] {
         let (status, sentence) = refused(&server, &netns, &[("origin", origin)]).await?;
-        ensure!(status == 403 && sentence.contains(origin), "{origin}: {status} {sentence}");
+        ensure!(
+            status == 403 && sentence.contains(origin),
+            "{origin}: {status} {sentence}"
+        );
     }
     let own = format!("http://127.0.0.1:{}", server.port());
-    Capture::open(&server.url(&netns), &[("origin", &own)]).await.context("its own origin")?;
-    Capture::open(&server.url(&netns), &[("clustershark-nif", "lo"), ("clustershark-chaste", "")]).await?;
+    Capture::open(&server.url(&netns), &[("origin", &own)])
+        .await
+        .context("its own origin")?;
+    Capture::open(
+        &server.url(&netns),
+        &[("clustershark-nif", "lo"), ("clustershark-chaste", "")],
+    )
+    .await?;
     let (status, _) = refused(&server, &netns, &[("clustershark-nif", "eth7")]).await?;
     assert_eq!(status, 404);
     Ok(())
@@ -78,10 +102,16 @@ fn plain_requests_are_answered() -> anyhow::Result<()> {
     let server = Server::start(&["--log-requests", "--log-headers"])?;
     let version = plain(&server, "GET /version HTTP/1.1\r\nAuthorization: Bearer secret")?;
     ensure!(version.starts_with("HTTP/1.1 200 "), "{version}");
-    ensure!(version.contains(r#"{"name":"packetflix","version":"0.1.0"}"#), "{version}");
+    ensure!(
+        version.contains(r#"{"name":"packetflix","version":"0.1.0"}"#),
+        "{version}"
+    );
     let upgrade = plain(&server, "GET /capture HTTP/1.1")?;
     ensure!(upgrade.starts_with("HTTP/1.1 426 Upgrade Required"), "{upgrade}");
-    ensure!(upgrade.to_lowercase().contains("\r\nupgrade: websocket\r\n"), "{upgrade}");
+    ensure!(
+        upgrade.to_lowercase().contains("\r\nupgrade: websocket\r\n"),
+        "{upgrade}"
+    );
     ensure!(upgrade.contains("this is a WebSocket endpoint"), "{upgrade}");
     ensure!(plain(&server, "GET /nothing HTTP/1.1")?.starts_with("HTTP/1.1 404 "));
     ensure!(plain(&server, "POST /capture HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
@@ -98,7 +128,10 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
     let query = format!("netns={}", namespace.inode()?);
     let first = Recorder::start(&server.url(&query)).await?;
     let (status, sentence) = refused(&server, &query, &[]).await?;
-    assert_eq!((status, &sentence[..]), (429, "1 captures are running, and no more may"));
+    assert_eq!(
+        (status, &sentence[..]),
+        (429, "1 captures are running, and no more may")
+    );
     first.finish().await?;
     server.wait_for_log("closed by the client")?;
     let mut tries = 0;
@@ -113,15 +146,24 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
 async fn missing_capability_is_named() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
     for (lacks, query, words) in [
-        ("-sys_admin", format!("netns={}", namespace.inode()?), "CAP_SYS_ADMIN"),
+        (
+            "-sys_admin",
+            format!("netns={}", namespace.inode()?),
+            "CAP_SYS_ADMIN",
+        ),
         ("-net_raw", format!("netns={}", namespace.inode()?), "CAP_NET_RAW"),
         ("-sys_ptrace", "netns=1".to_owned(), "CAP_SYS_PTRACE"),
     ] {
         let mut setpriv = Command::new("setpriv");
-        setpriv.arg(format!("--bounding-set={lacks}")).arg(program("packetflix")?);
+        setpriv
+            .arg(format!("--bounding-set={lacks}"))
+            .arg(program("packetflix")?);
         let server = Server::start_by(&mut setpriv, &["--hook", "tcx"])?;
         let (status, sentence) = refused(&server, &query, &[]).await?;
-        ensure!(status == 500 && sentence.contains(words), "{lacks}: {status} {sentence}");
+        ensure!(
+            status == 500 && sentence.contains(words),
+            "{lacks}: {status} {sentence}"
+        );
     }
     Ok(())
 }
@@ -133,13 +175,18 @@ async fn kernel_without_tcx_captures_through_a_socket() -> anyhow::Result<()> {
     let without = || Ok::<_, anyhow::Error>(Command::new(program("without-tcx")?));
     let server = Server::start_by(without()?.arg(program("packetflix")?), &["--hook", "tcx"])?;
     let (status, sentence) = refused(&server, &query, &[]).await?;
-    ensure!(status == 500 && sentence.contains("no TCX"), "{status} {sentence}");
+    ensure!(
+        status == 500 && sentence.contains("no TCX"),
+        "{status} {sentence}"
+    );
 
     let server = Server::start_by(without()?.arg(program("packetflix")?), &[])?;
     let mut recorder = Recorder::start(&server.url(&query)).await?;
     server.wait_for_log("the hook is a socket filter: this kernel has no TCX")?;
     namespace.inside(|| std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"here", "127.0.0.1:9"))??;
-    recorder.read_until(|recording| !recording.packets.is_empty()).await?;
+    recorder
+        .read_until(|recording| !recording.packets.is_empty())
+        .await?;
     recorder.finish().await?;
 
     let server = Server::start(&[])?;
@@ -152,11 +199,15 @@ async fn kernel_without_btf_captures() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
     let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
     let mut hidden = Command::new("unshare");
-    hidden.args(["--mount", "sh", "-c", script]).arg(program("packetflix")?);
+    hidden
+        .args(["--mount", "sh", "-c", script])
+        .arg(program("packetflix")?);
     let server = Server::start_by(&mut hidden, &[])?;
     let mut recorder = Recorder::start(&server.url(&format!("netns={}", namespace.inode()?))).await?;
     namespace.inside(|| std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"here", "127.0.0.1:9"))??;
-    recorder.read_until(|recording| !recording.packets.is_empty()).await?;
+    recorder
+        .read_until(|recording| !recording.packets.is_empty())
+        .await?;
     recorder.finish().await?;
     Ok(())
 }
@@ -165,9 +216,14 @@ async fn kernel_without_btf_captures() -> anyhow::Result<()> {
 fn port_that_is_taken_is_said() -> anyhow::Result<()> {
     let first = Server::start(&[])?;
     let port = first.port().to_string();
-    let second = Command::new(program("packetflix")?).args(["--port", &port]).output()?;
+    let second = Command::new(program("packetflix")?)
+        .args(["--port", &port])
+        .output()?;
     assert_eq!(second.status.code(), Some(1));
     let log = String::from_utf8_lossy(&second.stderr).into_owned();
-    ensure!(log.contains(&format!("cannot listen on port {port}: Address already in use")), "{log}");
+    ensure!(
+        log.contains(&format!("cannot listen on port {port}: Address already in use")),
+        "{log}"
+    );
     Ok(())
 }

@@ -34,7 +34,12 @@ pub(crate) fn ebpf_cargo(verb: &str) -> anyhow::Result<Command> {
     .join("\u{1f}");
     let mut command = cargo();
     command
-        .args([verb, "--package=packetflix-ebpf", "--release", "--target=bpfel-unknown-none"])
+        .args([
+            verb,
+            "--package=packetflix-ebpf",
+            "--release",
+            "--target=bpfel-unknown-none",
+        ])
         .arg("-Zbuild-std=core")
         .arg("--target-dir=target/ebpf")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags)

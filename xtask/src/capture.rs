@@ -18,7 +18,16 @@ pub(crate) struct Args {
 /// # Errors
 /// When the client does not build or cannot be started.
 pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
-    execute(cargo().args(["build", "--quiet", "--release", "--package=packetflix-tests", "--bin=capture"]))?;
+    execute(cargo().args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package=packetflix-tests",
+        "--bin=capture",
+    ]))?;
     let url = format!("ws://{}/capture?{}", args.server, args.query);
-    Err(std::process::Command::new(root().join("target/release/capture")).arg(url).exec().into())
+    Err(std::process::Command::new(root().join("target/release/capture"))
+        .arg(url)
+        .exec()
+        .into())
 }

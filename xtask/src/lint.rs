@@ -4,25 +4,34 @@ use std::process::Command;
 
 use crate::{
     build_ebpf::{build_ebpf, ebpf_cargo},
-    shell::{cargo, execute, find_program, root},
+    setup,
+    shell::{cargo, execute, root},
 };
 
-/// Checks formatting, the lints of all crates, and, where cargo-deny is installed, licences and sources of
-/// the dependencies.
+/// Checks formatting, the lints of all crates, and licences and sources of the dependencies.
 ///
 /// # Errors
 /// At the first check that fails.
 pub(crate) fn lint() -> anyhow::Result<()> {
     execute(cargo().args(["fmt", "--all", "--check"]))?;
     build_ebpf()?;
-    execute(cargo().args(["clippy", "--workspace", "--exclude=packetflix-ebpf", "--all-targets"]).args(DENY))?;
+    execute(
+        cargo()
+            .args([
+                "clippy",
+                "--workspace",
+                "--exclude=packetflix-ebpf",
+                "--all-targets",
+            ])
+            .args(DENY),
+    )?;
     execute(ebpf_cargo("clippy")?.args(DENY))?;
-    if find_program("cargo-deny").is_some() {
-        execute(Command::new("cargo-deny").current_dir(root()).args(["check", "bans", "licenses", "sources"]))?;
-    } else {
-        eprintln!("xtask: left out: cargo-deny is not installed (cargo install --locked cargo-deny)");
-    }
-    Ok(())
+    let deny = setup::cargo_deny()?;
+    execute(
+        Command::new(deny)
+            .current_dir(root())
+            .args(["check", "bans", "licenses", "sources"]),
+    )
 }
 
 const DENY: [&str; 3] = ["--", "--deny", "warnings"];

@@ -8,6 +8,8 @@ mod setup;
 mod shell;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 #[derive(Parser)]
@@ -25,12 +27,19 @@ enum Verb {
     Lint,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Verb::parse() {
+fn main() -> ExitCode {
+    let done = match Verb::parse() {
         Verb::BuildEbpf => build_ebpf::build_ebpf(),
         Verb::Run(args) => run::run(&args),
         Verb::Capture(args) => capture::capture(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Lint => lint::lint(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

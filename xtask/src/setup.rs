@@ -9,6 +9,8 @@ use crate::shell::{cargo, execute, find_program, is_root, output_of, root};
 /// From 0.11 on bpf-linker wants an LLVM of the system; this one loads the LLVM of rustc.
 const BPF_LINKER: &str = "0.10.3";
 
+const CARGO_DENY: &str = "0.20.2";
+
 /// A program, and the Debian package that has it.
 struct Tool(&'static str, &'static str);
 
@@ -32,26 +34,53 @@ const TEST_TOOLS: &[Tool] = &[
 /// # Errors
 /// When something is missing and cannot be installed; the sentence says how to get it.
 pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
-    let sysroot = output_of(Command::new("rustc").current_dir(root()).args(["--print", "sysroot"]))
-        .context("rustc is missing: install Rust from https://rustup.rs")?;
+    let sysroot = output_of(
+        Command::new("rustc")
+            .current_dir(root())
+            .args(["--print", "sysroot"]),
+    )
+    .context("rustc is missing: install Rust from https://rustup.rs")?;
     let core = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
     if !core.exists() {
-        execute(Command::new("rustup").current_dir(root()).args(["component", "add", "rust-src"]))
-            .context("the source of Rust's core library is missing: rustup component add rust-src")?;
+        execute(
+            Command::new("rustup")
+                .current_dir(root())
+                .args(["component", "add", "rust-src"]),
+        )
+        .context("the source of Rust's core library is missing: rustup component add rust-src")?;
     }
 
+    cargo_tool("bpf-linker", BPF_LINKER)
+}
+
+/// cargo-deny, which checks the dependencies' licences and sources.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn cargo_deny() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-deny", CARGO_DENY)
+}
+
+/// A program that cargo installs, in just this version: where it is, or else into `target/tools`.
+fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
     let tools = root().join("target/tools");
-    let own = tools.join("bin/bpf-linker");
-    for linker in [Some(own.clone()), find_program("bpf-linker"), home_program("bpf-linker")].into_iter().flatten()
+    let own = tools.join("bin").join(name);
+    for program in [Some(own.clone()), find_program(name), home_program(name)]
+        .into_iter()
+        .flatten()
     {
-        if output_of(Command::new(&linker).arg("--version")).is_some_and(|text| text.contains(BPF_LINKER)) {
-            return Ok(linker);
+        let printed = output_of(Command::new(&program).arg("--version"));
+        if printed.is_some_and(|text| text.split_whitespace().any(|word| word == version)) {
+            return Ok(program);
         }
     }
-    execute(cargo().args(["install", "--locked", "--root"]).arg(&tools).arg(format!("bpf-linker@{BPF_LINKER}")))
-        .with_context(|| {
-            format!("bpf-linker {BPF_LINKER} is missing: cargo install --locked bpf-linker@{BPF_LINKER}")
-        })?;
+    execute(
+        cargo()
+            .args(["install", "--locked", "--root"])
+            .arg(&tools)
+            .arg(format!("{name}@{version}")),
+    )
+    .with_context(|| format!("{name} {version} is missing: cargo install --locked {name}@{version}"))?;
     Ok(own)
 }
 
@@ -60,7 +89,10 @@ pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
-    let missing: Vec<&Tool> = TEST_TOOLS.iter().filter(|tool| find_program(tool.0).is_none()).collect();
+    let missing: Vec<&Tool> = TEST_TOOLS
+        .iter()
+        .filter(|tool| find_program(tool.0).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

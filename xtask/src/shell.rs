@@ -9,7 +9,9 @@ use anyhow::{Context as _, ensure};
 
 /// The workspace's root.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace's root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace's root")
 }
 
 /// `cargo`, in the workspace's root.
@@ -26,7 +28,9 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn execute(command: &mut Command) -> anyhow::Result<()> {
     let line = command_line(command);
     eprintln!("xtask: {line}");
-    let status = command.status().with_context(|| format!("cannot start: {line}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start: {line}"))?;
     ensure!(status.success(), "{status}: {line}");
     Ok(())
 }
@@ -34,7 +38,10 @@ pub(crate) fn execute(command: &mut Command) -> anyhow::Result<()> {
 /// What `command` prints on standard output; `None` when it cannot be started or fails.
 pub(crate) fn output_of(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The program `name` in `PATH`, or in the folders that hold root's programs.

@@ -51,6 +51,9 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     // The server and the client are tested as programs of their own too.
     execute(cargo().args(["build", "--package=packetflix", "--package", PRIVILEGED, "--bins"]))?;
     execute(
-        cargo().args(["test", "--package", PRIVILEGED]).args(filter).args(["--", "--test-threads=1"]),
+        cargo()
+            .args(["test", "--package", PRIVILEGED])
+            .args(filter)
+            .args(["--", "--test-threads=1"]),
     )
 }

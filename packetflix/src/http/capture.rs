@@ -52,7 +52,13 @@ pub(super) struct Handshake {
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let captures = Arc::new(Semaphore::new(config.max_captures));
-        Self { config, tasks, stop, captures, next_id: AtomicU64::new(1) }
+        Self {
+            config,
+            tasks,
+            stop,
+            captures,
+            next_id: AtomicU64::new(1),
+        }
     }
 
     pub(super) fn running_captures(&self) -> usize {
@@ -67,7 +73,11 @@ impl App {
         let started = app.start(handshake, span.clone()).instrument(span.clone()).await;
         if let Err(refusal) = &started {
             span.in_scope(|| {
-                tracing::info!(status = refusal.status.as_u16(), reason = refusal.sentence, "refused");
+                tracing::info!(
+                    status = refusal.status.as_u16(),
+                    reason = refusal.sentence,
+                    "refused"
+                );
             });
         }
         started
@@ -80,25 +90,40 @@ impl App {
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         let permit = self.permit()?;
 
-        let netns = tokio::task::spawn_blocking(move || Netns::find(request.netns)).await.map_err(|_| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the search for the namespace was cut off")
-        })??;
-        let asked = SessionRequest { selection: request.selection, chaste: request.chaste };
+        let netns = tokio::task::spawn_blocking(move || Netns::find(request.netns))
+            .await
+            .map_err(|_| {
+                Refusal::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the search for the namespace was cut off",
+                )
+            })??;
+        let asked = SessionRequest {
+            selection: request.selection,
+            chaste: request.chaste,
+        };
         let session = Session::start(netns, asked, &self.config.tap, &self.config.node_name).await?;
         tracing::info!(netns = request.netns, "started");
 
         let app = Arc::clone(&self);
-        self.tasks.spawn(async move { app.stream(upgraded, session, permit).await }.instrument(span));
+        self.tasks
+            .spawn(async move { app.stream(upgraded, session, permit).await }.instrument(span));
         Ok(switching)
     }
 
     /// One more capture, if that many may run and the service does not end.
     fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.stop.is_cancelled() {
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the service is shutting down"));
+            return Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the service is shutting down",
+            ));
         }
         Arc::clone(&self.captures).try_acquire_owned().map_err(|_| {
-            let sentence = format!("{} captures are running, and no more may", self.config.max_captures);
+            let sentence = format!(
+                "{} captures are running, and no more may",
+                self.config.max_captures
+            );
             Refusal::new(StatusCode::TOO_MANY_REQUESTS, sentence)
         })
     }

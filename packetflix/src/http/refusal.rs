@@ -26,7 +26,10 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
-        Self { status, sentence: sentence.into() }
+        Self {
+            status,
+            sentence: sentence.into(),
+        }
     }
 
     /// The kernel refused something that took `capability`.

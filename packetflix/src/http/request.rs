@@ -7,11 +7,26 @@ use warp::http::{HeaderMap, header, uri::Authority};
 
 use crate::tap::InterfaceSelection;
 
-const CONTAINER: Parameter = Parameter { name: "container", header: Some("clustershark-container") };
-const NETNS: Parameter = Parameter { name: "netns", header: None };
-const NIF: Parameter = Parameter { name: "nif", header: Some("clustershark-nif") };
-const FILTER: Parameter = Parameter { name: "filter", header: Some("clustershark-filter") };
-const CHASTE: Parameter = Parameter { name: "chaste", header: Some("clustershark-chaste") };
+const CONTAINER: Parameter = Parameter {
+    name: "container",
+    header: Some("clustershark-container"),
+};
+const NETNS: Parameter = Parameter {
+    name: "netns",
+    header: None,
+};
+const NIF: Parameter = Parameter {
+    name: "nif",
+    header: Some("clustershark-nif"),
+};
+const FILTER: Parameter = Parameter {
+    name: "filter",
+    header: Some("clustershark-filter"),
+};
+const CHASTE: Parameter = Parameter {
+    name: "chaste",
+    header: Some("clustershark-chaste"),
+};
 
 /// A parameter of the query, and the header that wins over it.
 struct Parameter {
@@ -82,16 +97,27 @@ impl CaptureRequest {
         let selection = parse_interfaces(parameters.get(&NIF)?.unwrap_or_default())?;
         // Presence alone counts: existing clients rely on it, whatever the value.
         let chaste = parameters.get(&CHASTE)?.is_some();
-        Ok(Self { netns, selection, chaste })
+        Ok(Self {
+            netns,
+            selection,
+            chaste,
+        })
     }
 }
 
 fn parse_netns(text: &str) -> Result<u64, RequestError> {
-    text.parse().ok().filter(|number| *number != 0).ok_or_else(|| RequestError::Netns(text.to_owned()))
+    text.parse()
+        .ok()
+        .filter(|number| *number != 0)
+        .ok_or_else(|| RequestError::Netns(text.to_owned()))
 }
 
 fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
-    let mut names: Vec<String> = text.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let mut names: Vec<String> = text
+        .split('/')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
     names.sort_unstable();
     names.dedup();
     match &names[..] {
@@ -141,19 +167,28 @@ impl<'a> Parameters<'a> {
 /// Lets a browser's page capture only where it came from: `Origin` tells the page's host and port, `Host`
 /// ours. Programs send no `Origin`.
 pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), RequestError> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
     let host = headers.get(header::HOST);
     let origin = String::from_utf8_lossy(origin.as_bytes());
-    let host = host.map(|host| String::from_utf8_lossy(host.as_bytes())).unwrap_or_default();
+    let host = host
+        .map(|host| String::from_utf8_lossy(host.as_bytes()))
+        .unwrap_or_default();
     if is_same_origin(&origin, &host) {
         Ok(())
     } else {
-        Err(RequestError::ForeignOrigin { origin: origin.into_owned(), host: host.into_owned() })
+        Err(RequestError::ForeignOrigin {
+            origin: origin.into_owned(),
+            host: host.into_owned(),
+        })
     }
 }
 
 fn is_same_origin(origin: &str, host: &str) -> bool {
-    let Some((scheme, origin)) = origin.split_once("://") else { return false };
+    let Some((scheme, origin)) = origin.split_once("://") else {
+        return false;
+    };
     let default_port = match scheme {
         "http" => 80,
         "https" => 443,
@@ -161,7 +196,10 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
     };
     let host_and_port = |text: &str| {
         let authority: Authority = text.parse().ok()?;
-        Some((authority.host().to_ascii_lowercase(), authority.port_u16().unwrap_or(default_port)))
+        Some((
+            authority.host().to_ascii_lowercase(),
+            authority.port_u16().unwrap_or(default_port),
+        ))
     };
     host_and_port(origin).is_some_and(|origin| Some(origin) == host_and_port(host))
 }
@@ -176,7 +214,12 @@ mod tests {
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_str(value).unwrap(),
+                )
+            })
             .collect()
     }
 
@@ -190,17 +233,36 @@ mod tests {
 
     #[test]
     fn every_way_to_say_all_interfaces() {
-        for query in ["netns=5", "netns=5&nif=", "netns=5&nif=all", "netns=5&nif=any", "netns=5&nif=%2F"] {
+        for query in [
+            "netns=5",
+            "netns=5&nif=",
+            "netns=5&nif=all",
+            "netns=5&nif=any",
+            "netns=5&nif=%2F",
+        ] {
             let request = parse(query).unwrap();
-            assert_eq!(request, CaptureRequest { netns: 5, selection: InterfaceSelection::All, chaste: false });
+            assert_eq!(
+                request,
+                CaptureRequest {
+                    netns: 5,
+                    selection: InterfaceSelection::All,
+                    chaste: false
+                }
+            );
         }
     }
 
     #[test]
     fn names_are_joined_by_slashes() {
         assert_eq!(parse("netns=5&nif=eth0").unwrap().selection, named(&["eth0"]));
-        assert_eq!(parse("netns=5&nif=lo%2Feth0%2Flo").unwrap().selection, named(&["eth0", "lo"]));
-        assert_eq!(parse("netns=5&nif=all/eth0").unwrap().selection, named(&["all", "eth0"]));
+        assert_eq!(
+            parse("netns=5&nif=lo%2Feth0%2Flo").unwrap().selection,
+            named(&["eth0", "lo"])
+        );
+        assert_eq!(
+            parse("netns=5&nif=all/eth0").unwrap().selection,
+            named(&["all", "eth0"])
+        );
     }
 
     #[test]
@@ -208,13 +270,22 @@ mod tests {
         for query in ["netns=5&chaste", "netns=5&chaste=", "netns=5&chaste=false"] {
             assert!(parse(query).unwrap().chaste, "{query}");
         }
-        assert!(CaptureRequest::parse("netns=5", &headers(&[("clustershark-chaste", "")])).unwrap().chaste);
+        assert!(
+            CaptureRequest::parse("netns=5", &headers(&[("clustershark-chaste", "")]))
+                .unwrap()
+                .chaste
+        );
     }
 
     #[test]
     fn headers_win_over_the_query() {
         let headers = headers(&[("clustershark-nif", "eth1")]);
-        assert_eq!(CaptureRequest::parse("netns=5&nif=eth0", &headers).unwrap().selection, named(&["eth1"]));
+        assert_eq!(
+            CaptureRequest::parse("netns=5&nif=eth0", &headers)
+                .unwrap()
+                .selection,
+            named(&["eth1"])
+        );
     }
 
     #[test]
@@ -230,15 +301,27 @@ mod tests {
             ("netns=99999999999999999999", Netns("99999999999999999999".into())),
             ("netns=5&container={}", TwoTargets),
             ("container={}", ContainerUnsupported),
-            ("netns=5&filter=tcp+port+80", FilterUnsupported("tcp port 80".into())),
+            (
+                "netns=5&filter=tcp+port+80",
+                FilterUnsupported("tcp port 80".into()),
+            ),
             ("netns=5&netns=6", Repeated("netns")),
         ] {
             assert_eq!(parse(query), Err(error), "{query}");
         }
         let filter = headers(&[("clustershark-filter", "udp")]);
-        assert_eq!(CaptureRequest::parse("netns=5", &filter), Err(FilterUnsupported("udp".into())));
-        let many = (0..=MAX_INTERFACES).map(|n| format!("i{n}")).collect::<Vec<_>>().join("/");
-        assert_eq!(parse(&format!("netns=5&nif={many}")), Err(TooManyInterfaces(4097)));
+        assert_eq!(
+            CaptureRequest::parse("netns=5", &filter),
+            Err(FilterUnsupported("udp".into()))
+        );
+        let many = (0..=MAX_INTERFACES)
+            .map(|n| format!("i{n}"))
+            .collect::<Vec<_>>()
+            .join("/");
+        assert_eq!(
+            parse(&format!("netns=5&nif={many}")),
+            Err(TooManyInterfaces(4097))
+        );
     }
 
     #[test]

@@ -42,7 +42,20 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
         .and(warp::ext::optional::<SocketAddr>())
         .then(move |method, path, query, headers, on_upgrade, peer| {
             let app = Arc::clone(&app);
-            async move { route(app, &method, &path, Handshake { query, headers, on_upgrade, peer }).await }
+            async move {
+                route(
+                    app,
+                    &method,
+                    &path,
+                    Handshake {
+                        query,
+                        headers,
+                        on_upgrade,
+                        peer,
+                    },
+                )
+                .await
+            }
         })
         .with(log)
         .map(Reply::into_response)
@@ -84,7 +97,11 @@ fn loggable(headers: &HeaderMap) -> String {
         .iter()
         .map(|(name, value)| {
             let hidden = SECRET.contains(name);
-            let value = if hidden { "(hidden)".into() } else { String::from_utf8_lossy(value.as_bytes()) };
+            let value = if hidden {
+                "(hidden)".into()
+            } else {
+                String::from_utf8_lossy(value.as_bytes())
+            };
             format!("{name}: {value}")
         })
         .collect::<Vec<_>>()

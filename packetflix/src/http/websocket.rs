@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use fastwebsockets::{
-    Frame, OpCode, Payload, WebSocket, WebSocketError, WebSocketRead, WebSocketWrite,
-};
+use fastwebsockets::{Frame, OpCode, Payload, WebSocket, WebSocketError, WebSocketRead, WebSocketWrite};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -96,15 +94,34 @@ pub(super) async fn serve(
     let (sender, batches) = mpsc::channel(QUEUED_BATCHES);
     let session = session.run(sender, stop.clone()).in_current_span();
     let session = AbortOnDropHandle::new(tokio::spawn(session));
-    let peer = Peer { events, last_heard: Instant::now(), pong_due: None, end: None, stop };
-    let mut client = Client { writer, peer, timeout: client_timeout };
+    let peer = Peer {
+        events,
+        last_heard: Instant::now(),
+        pong_due: None,
+        end: None,
+        stop,
+    };
+    let mut client = Client {
+        writer,
+        peer,
+        timeout: client_timeout,
+    };
     client.send_all(batches).await;
 
     let (ended, totals) = session.await.unwrap_or_else(|error| {
-        (Ended::Failed(format!("the capture was cut off: {error}")), Totals::default())
+        (
+            Ended::Failed(format!("the capture was cut off: {error}")),
+            Totals::default(),
+        )
     });
     let (code, reason) = close_reason(client.peer.end.as_ref(), &ended);
-    tracing::info!(code, reason, delivered = totals.delivered, dropped = totals.dropped, "ended");
+    tracing::info!(
+        code,
+        reason,
+        delivered = totals.delivered,
+        dropped = totals.dropped,
+        "ended"
+    );
     // Of a failed write nobody knows how much went out: what follows it could not be read.
     if !matches!(client.peer.end, Some(ClientEnd::Gone(_))) {
         // A client that does not take the frame in time has had its chance.
@@ -146,13 +163,18 @@ impl Client {
         if self.peer.last_heard.elapsed() >= self.timeout {
             return Err(format!("it answered no ping for {} s", self.timeout.as_secs()));
         }
-        self.write(Frame::new(true, OpCode::Ping, None, Payload::Borrowed(&[]))).await
+        self.write(Frame::new(true, OpCode::Ping, None, Payload::Borrowed(&[])))
+            .await
     }
 
     /// Writes a frame whole, and listens meanwhile: a client that stalls may close, or vanish. Once the end
     /// has begun, it gets little time to take the frame.
     async fn write(&mut self, frame: Frame<'_>) -> Result<(), String> {
-        let Self { writer, peer, timeout } = self;
+        let Self {
+            writer,
+            peer,
+            timeout,
+        } = self;
         let mut write = std::pin::pin!(async {
             writer.write_frame(frame).await?;
             writer.flush().await
@@ -183,7 +205,9 @@ impl Client {
 
     /// Says goodbye, and waits for the client to do so.
     async fn close(&mut self, code: u16, reason: &str) -> Result<(), WebSocketError> {
-        self.writer.write_frame(Frame::close(code, reason.as_bytes())).await?;
+        self.writer
+            .write_frame(Frame::close(code, reason.as_bytes()))
+            .await?;
         self.writer.flush().await?;
         while self.peer.end.is_none() {
             let event = self.peer.events.recv().await;
@@ -221,7 +245,9 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
     reader.set_max_message_size(MAX_CLIENT_FRAME_LEN);
     loop {
         // Nothing is sent on the client's behalf: both automatisms are off.
-        let frame = reader.read_frame(&mut |_| async { Ok::<_, WebSocketError>(()) }).await;
+        let frame = reader
+            .read_frame(&mut |_| async { Ok::<_, WebSocketError>(()) })
+            .await;
         let event = match frame {
             Ok(frame) => match frame.opcode {
                 OpCode::Ping => Event::Ping(Bytes::copy_from_slice(&frame.payload)),
@@ -267,8 +293,12 @@ mod tests {
             Some(ClientEnd::Garbage("ü".repeat(200))),
             Some(ClientEnd::Gone("x".repeat(200))),
         ];
-        let sessions =
-            [Ended::Stopped, Ended::ClientGone, Ended::NamespaceGone(5), Ended::Failed("y".repeat(200))];
+        let sessions = [
+            Ended::Stopped,
+            Ended::ClientGone,
+            Ended::NamespaceGone(5),
+            Ended::Failed("y".repeat(200)),
+        ];
         for client in &clients {
             for session in &sessions {
                 let (code, reason) = close_reason(client.as_ref(), session);

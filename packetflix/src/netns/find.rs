@@ -77,19 +77,24 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
     let kind = other_kind(inode);
     // Some hosts hide a process from everyone: that is not for us to complain about.
     if denied > 0 && kind.is_none() && !may_look_at_all() {
-        return Err(FindError::Denied { inode, processes: denied });
+        return Err(FindError::Denied {
+            inode,
+            processes: denied,
+        });
     }
     Err(FindError::NotFound { inode, kind })
 }
 
 fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Iterator<Item = Holder> {
-    pids.iter().map(|&pid| Holder::Process { pid }).filter(move |holder| match holder.namespace() {
-        Ok(found) => found == inode,
-        Err(error) => {
-            *denied += usize::from(error.kind() == io::ErrorKind::PermissionDenied);
-            false
-        }
-    })
+    pids.iter()
+        .map(|&pid| Holder::Process { pid })
+        .filter(move |holder| match holder.namespace() {
+            Ok(found) => found == inode,
+            Err(error) => {
+                *denied += usize::from(error.kind() == io::ErrorKind::PermissionDenied);
+                false
+            }
+        })
 }
 
 /// Looks into each mount namespace once.
@@ -106,20 +111,24 @@ fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
 
 /// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it.
 fn holding_threads(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
-    pids.iter().filter(|&&pid| pid != process::id()).flat_map(move |&pid| {
-        numbers_in(&proc_path(pid, "task"))
-            .into_iter()
-            .flatten()
-            .map(move |tid| Holder::Thread { pid, tid })
-            .filter(move |holder| holder.namespace().is_ok_and(|found| found == inode))
-    })
+    pids.iter()
+        .filter(|&&pid| pid != process::id())
+        .flat_map(move |&pid| {
+            numbers_in(&proc_path(pid, "task"))
+                .into_iter()
+                .flatten()
+                .map(move |tid| Holder::Thread { pid, tid })
+                .filter(move |holder| holder.namespace().is_ok_and(|found| found == inode))
+        })
 }
 
 /// Kind of the namespace of this process that has the number.
 fn other_kind(inode: u64) -> Option<&'static str> {
-    ["cgroup", "ipc", "mnt", "pid", "time", "user", "uts"].into_iter().find(|kind| {
-        namespace_link(&Path::new("/proc/self/ns").join(kind)).is_ok_and(|(_, found)| found == inode)
-    })
+    ["cgroup", "ipc", "mnt", "pid", "time", "user", "uts"]
+        .into_iter()
+        .find(|kind| {
+            namespace_link(&Path::new("/proc/self/ns").join(kind)).is_ok_and(|(_, found)| found == inode)
+        })
 }
 
 impl Holder {
@@ -194,7 +203,12 @@ fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
         return None;
     }
     let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    open(handle_path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()
+    open(
+        handle_path.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()
 }
 
 fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {

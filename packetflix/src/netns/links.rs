@@ -62,7 +62,12 @@ impl LinkWatch {
     pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
         let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-        Ok(Self { handle, messages, removed: Vec::new(), _connection: connection })
+        Ok(Self {
+            handle,
+            messages,
+            removed: Vec::new(),
+            _connection: connection,
+        })
     }
 
     /// Waits until a link was added, removed or altered since the last time.
@@ -103,7 +108,9 @@ impl LinkWatch {
     /// Whether the message is of a link. A bridge tells of its ports with the same messages, in a family of
     /// its own.
     fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-        let NetlinkPayload::InnerMessage(message) = &message.payload else { return false };
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return false;
+        };
         match message {
             RouteNetlinkMessage::NewLink(link) => link.header.interface_family == AddressFamily::Unspec,
             RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
@@ -124,7 +131,8 @@ impl LinkWatch {
         let mut stream = self.handle.address().get().execute();
         while let Some(message) = stream.try_next().await? {
             // Of a link between two points, the local address is ours and the other the peer's.
-            let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+            let find =
+                |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
             let address = find(|attribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),
                 _ => None,

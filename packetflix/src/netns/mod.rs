@@ -48,7 +48,11 @@ impl Netns {
     /// When there is none, or not all places could be looked at.
     pub fn find(inode: u64) -> Result<Self, FindError> {
         let (holder, descriptor) = find::find(inode)?;
-        Ok(Self { descriptor, inode, holder: Mutex::new(holder) })
+        Ok(Self {
+            descriptor,
+            inode,
+            holder: Mutex::new(holder),
+        })
     }
 
     /// The namespace's number.
@@ -58,13 +62,19 @@ impl Netns {
 
     /// Name and kind of who holds the namespace, as GhostWire would list it.
     pub(crate) fn name_and_type(&self) -> (String, &'static str) {
-        self.holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).name_and_type()
+        self.holder
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .name_and_type()
     }
 
     /// Whether a process, a thread or a bind mount other than our descriptor still holds the namespace.
     /// Blocks; costs one look while the holder that is known remains, and a whole search when it is gone.
     pub(crate) fn is_held(&self) -> bool {
-        let mut holder = self.holder.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut holder = self
+            .holder
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if holder.holds(self.inode) {
             return true;
         }
@@ -92,7 +102,9 @@ impl Netns {
                     Ok(work())
                 })
                 .map_err(EnterError::Thread)?;
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }

@@ -90,7 +90,10 @@ mod tests {
 
     #[test]
     fn takes_links_apart() {
-        assert_eq!(parse_namespace("net:[4026531840]"), Some(("net".to_owned(), 4_026_531_840)));
+        assert_eq!(
+            parse_namespace("net:[4026531840]"),
+            Some(("net".to_owned(), 4_026_531_840))
+        );
         for wrong in ["", "net", "net:[", "net:[]", "net:[x]", "net:[1"] {
             assert_eq!(parse_namespace(wrong), None, "{wrong}");
         }

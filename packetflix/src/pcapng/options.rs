@@ -23,7 +23,11 @@ impl<'out> Block<'out> {
         let start = out.len();
         out.put_u32_le(block_type);
         out.put_u32_le(0);
-        Self { out, start, has_options: false }
+        Self {
+            out,
+            start,
+            has_options: false,
+        }
     }
 
     /// The fixed part of the block, whose length must be a multiple of 4.

@@ -127,7 +127,11 @@ impl EnhancedPacket<'_> {
     }
 
     fn tag_len(&self) -> usize {
-        if self.insertable_vlan().is_some() { VLAN_LEN } else { 0 }
+        if self.insertable_vlan().is_some() {
+            VLAN_LEN
+        } else {
+            0
+        }
     }
 
     /// Bits 0 and 1 are the direction, 2 to 4 the reception.

@@ -176,7 +176,10 @@ fn largest_packet_stays_within_a_block() {
         timestamp: 0,
         original_len: 524_280,
         data: &data,
-        vlan: Some(VlanTag { protocol: 0x8100, tci: 5 }),
+        vlan: Some(VlanTag {
+            protocol: 0x8100,
+            tci: 5,
+        }),
         direction: PacketDirection::Inbound,
         reception: Reception::Unicast,
         dropped_before: 1,

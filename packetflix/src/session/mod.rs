@@ -81,7 +81,14 @@ impl Session {
     ) -> Result<Self, TapError> {
         let netns = Arc::new(netns);
         let tap = Tap::open(&netns, request.selection, !request.chaste, config).await?;
-        let stream = Stream::begin(&tap, &StreamInfo { netns: &netns, node_name, chaste: request.chaste });
+        let stream = Stream::begin(
+            &tap,
+            &StreamInfo {
+                netns: &netns,
+                node_name,
+                chaste: request.chaste,
+            },
+        );
         Ok(Self { netns, tap, stream })
     }
 
@@ -166,7 +173,9 @@ impl Session {
 
     async fn is_held(&self) -> bool {
         let netns = Arc::clone(&self.netns);
-        tokio::task::spawn_blocking(move || netns.is_held()).await.unwrap_or(true)
+        tokio::task::spawn_blocking(move || netns.is_held())
+            .await
+            .unwrap_or(true)
     }
 
     /// Lets interfaces that are gone leave, and new ones join.

@@ -9,8 +9,8 @@ use packetflix_common::{Direction, InterfaceCounters, RecordHeader};
 use crate::{
     netns::Netns,
     pcapng::{
-        CaptureComment, EnhancedPacket, InterfaceDescription, InterfaceStatistics, PacketDirection, Reception,
-        SectionHeader, VlanTag,
+        CaptureComment, EnhancedPacket, InterfaceDescription, InterfaceStatistics, PacketDirection,
+        Reception, SectionHeader, VlanTag,
     },
     tap::{CaptureClock, Drained, Head, Tap, TappedInterface},
 };
@@ -81,8 +81,10 @@ impl Stream {
 
     /// Describes interfaces that joined since the last time.
     pub(super) fn describe_new(&mut self, tap: &Tap) {
-        let mut new: Vec<&TappedInterface> =
-            tap.interfaces().filter(|interface| interface.id as usize >= self.interfaces.len()).collect();
+        let mut new: Vec<&TappedInterface> = tap
+            .interfaces()
+            .filter(|interface| interface.id as usize >= self.interfaces.len())
+            .collect();
         new.sort_by_key(|interface| interface.id);
         for interface in new {
             InterfaceDescription {
@@ -107,7 +109,10 @@ impl Stream {
     /// Notes that all interfaces were detached.
     pub(super) fn end(&mut self, tap: &Tap) {
         let now = tap.clock().now();
-        self.leaving = tap.interfaces().map(|interface| (interface.link.ifindex, now)).collect();
+        self.leaving = tap
+            .interfaces()
+            .map(|interface| (interface.link.ifindex, now))
+            .collect();
     }
 
     /// Statistics are to be written with the next batch.
@@ -137,7 +142,9 @@ impl Stream {
     /// written, the statistics that are due.
     pub(super) fn fill(&mut self, tap: &mut Tap, until: u64) -> Drained {
         let clock = *tap.clock();
-        let Self { batch, interfaces, .. } = self;
+        let Self {
+            batch, interfaces, ..
+        } = self;
         let drained = tap.drain(until, |record| write_record(record, &clock, batch, interfaces));
         if drained != Drained::Full {
             self.let_go(tap, until);
@@ -244,8 +251,10 @@ fn write_record(
         timestamp: clock.realtime(header.timestamp),
         original_len: header.original_len,
         data,
-        vlan: (header.vlan_protocol != 0)
-            .then_some(VlanTag { protocol: header.vlan_protocol, tci: header.vlan_tci }),
+        vlan: (header.vlan_protocol != 0).then_some(VlanTag {
+            protocol: header.vlan_protocol,
+            tci: header.vlan_tci,
+        }),
         direction: direction(&header),
         reception: reception(&header),
         dropped_before: header.dropped_before,
@@ -282,6 +291,12 @@ fn reception(header: &RecordHeader) -> Reception {
 static OS: LazyLock<String> = LazyLock::new(|| {
     uname().map_or_else(
         |_| "Linux".to_owned(),
-        |name| format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy()),
+        |name| {
+            format!(
+                "{} {}",
+                name.sysname().to_string_lossy(),
+                name.release().to_string_lossy()
+            )
+        },
     )
 });

@@ -94,7 +94,13 @@ mod tests {
 
     #[test]
     fn rounds_to_the_nearest_second() {
-        for (distance, whole) in [(0, 0), (400, 0), (-400, 0), (-37_000_000_300, -37), (-36_999_999_700, -37)] {
+        for (distance, whole) in [
+            (0, 0),
+            (400, 0),
+            (-400, 0),
+            (-37_000_000_300, -37),
+            (-36_999_999_700, -37),
+        ] {
             assert_eq!(whole_seconds(distance), whole * NANOSECONDS_PER_SECOND);
         }
     }
@@ -108,7 +114,10 @@ mod tests {
             let after = read(ClockId::CLOCK_REALTIME).unwrap();
             // Boottime is measured to within the time between two readings.
             let slack = 1_000_000;
-            assert!((before - slack..=after + slack).contains(&ours), "{source:?}: {before} {ours} {after}");
+            assert!(
+                (before - slack..=after + slack).contains(&ours),
+                "{source:?}: {before} {ours} {after}"
+            );
         }
     }
 }

@@ -110,13 +110,19 @@ impl ChosenHook {
             Self::Tcx => {
                 for name in [TC_INGRESS, TC_EGRESS] {
                     let program: &mut SchedClassifier = program(programs, name)?;
-                    program.load().map_err(|source| LoadError::Program { name, source: Box::new(source) })?;
+                    program.load().map_err(|source| LoadError::Program {
+                        name,
+                        source: Box::new(source),
+                    })?;
                 }
                 Ok(())
             }
             Self::Socket => {
                 let program: &mut SocketFilter = program(programs, SOCKET)?;
-                program.load().map_err(|source| LoadError::Program { name: SOCKET, source: Box::new(source) })
+                program.load().map_err(|source| LoadError::Program {
+                    name: SOCKET,
+                    source: Box::new(source),
+                })
             }
         }
     }
@@ -140,7 +146,10 @@ fn choose_for_auto(interface: &str) -> ChosenHook {
             ChosenHook::Tcx
         }
         Ok(false) => {
-            tracing::info!(hook = "socket", "the hook is a socket filter: this kernel has no TCX (Linux 6.6)");
+            tracing::info!(
+                hook = "socket",
+                "the hook is a socket filter: this kernel has no TCX (Linux 6.6)"
+            );
             ChosenHook::Socket
         }
         Err(error) => {
@@ -159,7 +168,10 @@ fn has_tcx(interface: &str) -> Result<bool, HookError> {
     match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
         Ok(_) => Ok(true),
         Err(error) if errno(&error) == Some(Errno::EINVAL) => Ok(false),
-        Err(source) => Err(HookError::Query { interface: interface.to_owned(), source: Box::new(source) }),
+        Err(source) => Err(HookError::Query {
+            interface: interface.to_owned(),
+            source: Box::new(source),
+        }),
     }
 }
 
@@ -168,7 +180,10 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
     let sides: &[_] = if link.loopback {
         &[(TC_INGRESS, TcAttachType::Ingress)]
     } else {
-        &[(TC_INGRESS, TcAttachType::Ingress), (TC_EGRESS, TcAttachType::Egress)]
+        &[
+            (TC_INGRESS, TcAttachType::Ingress),
+            (TC_EGRESS, TcAttachType::Egress),
+        ]
     };
     let mut links = Vec::with_capacity(sides.len());
     for (name, side) in sides {
@@ -176,14 +191,22 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
         let interface = if_indextoname(link.ifindex)
             .ok()
             .and_then(|name| name.into_string().ok())
-            .ok_or_else(|| HookError::Gone { name: link.name.clone() })?;
+            .ok_or_else(|| HookError::Gone {
+                name: link.name.clone(),
+            })?;
         let classifier: &mut SchedClassifier = program(programs, name)?;
         let attached = classifier
             .attach_with_options(&interface, *side, TcAttachOptions::TcxOrder(LinkOrder::first()))
             .and_then(|id| classifier.take_link(id))
             .map_err(|error| match errno(&error) {
-                Some(Errno::ENODEV) => HookError::Gone { name: link.name.clone() },
-                _ => HookError::Attach { program: name, interface, source: Box::new(error) },
+                Some(Errno::ENODEV) => HookError::Gone {
+                    name: link.name.clone(),
+                },
+                _ => HookError::Attach {
+                    program: name,
+                    interface,
+                    source: Box::new(error),
+                },
             })?;
         links.push(attached);
     }
@@ -194,8 +217,14 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
 fn attach_socket(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
     let failed = |step| {
         move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone { name: link.name.clone() },
-            _ => HookError::Socket { interface: link.name.clone(), step, source },
+            Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone {
+                name: link.name.clone(),
+            },
+            _ => HookError::Socket {
+                interface: link.name.clone(),
+                step,
+                source,
+            },
         }
     };
     let socket = sys::packet_socket().map_err(failed("open"))?;

@@ -26,14 +26,14 @@ pub(crate) use self::{
     object::prepare,
     rings::{Drained, Head},
 };
-pub use self::{
-    hook::{Hook, HookError},
-    object::LoadError,
-};
 use self::{
     hook::{Attachment, ChosenHook},
     object::{Entry, InterfaceMap, Object},
     rings::{Merge, RingsReady},
+};
+pub use self::{
+    hook::{Hook, HookError},
+    object::LoadError,
 };
 use crate::{
     netns::{EnterError, Link, LinkWatch, Netns},
@@ -91,7 +91,9 @@ pub enum TapError {
         present: Vec<String>,
     },
     /// An interface was asked for whose packets begin with something that we do not know.
-    #[error("the packets of the network interface {name} cannot be captured: its hardware type {hardware_type} is not known")]
+    #[error(
+        "the packets of the network interface {name} cannot be captured: its hardware type {hardware_type} is not known"
+    )]
     UnknownLinkType {
         /// The interface.
         name: String,
@@ -190,7 +192,10 @@ impl Tap {
     ) -> Result<Self, TapError> {
         let runtime = Handle::current();
         let (control, links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-        let present = links.list(control.as_fd()).await.map_err(|error| TapError::List(Box::new(error)))?;
+        let present = links
+            .list(control.as_fd())
+            .await
+            .map_err(|error| TapError::List(Box::new(error)))?;
         let wanted = select(&present, &selection)?;
 
         let (object, hook) = blocking(|| {
@@ -199,8 +204,17 @@ impl Tap {
             hook.load(&mut object.programs)?;
             Ok::<_, TapError>((object, hook))
         })?;
-        let Object { mut programs, interfaces: entries, rings, clock } = object;
-        let log = if config.log_programs { Some(forward_logs(&mut programs)?) } else { None };
+        let Object {
+            mut programs,
+            interfaces: entries,
+            rings,
+            clock,
+        } = object;
+        let log = if config.log_programs {
+            Some(forward_logs(&mut programs)?)
+        } else {
+            None
+        };
         let mut tap = Self {
             interfaces: BTreeMap::new(),
             programs,
@@ -233,7 +247,9 @@ impl Tap {
 
     /// Runs inside the namespace.
     fn join_one(&mut self, link: Link) -> Result<(), TapError> {
-        let Some(link_type) = link_type(link.hardware_type) else { return Ok(()) };
+        let Some(link_type) = link_type(link.hardware_type) else {
+            return Ok(());
+        };
         if self.interfaces.len() >= MAX_INTERFACES as usize {
             return Err(TapError::TooManyInterfaces);
         }
@@ -244,7 +260,10 @@ impl Tap {
             ..InterfaceEntry::default()
         });
         self.insert_entry(link.ifindex, entry)
-            .map_err(|source| TapError::Entry { name: link.name.clone(), source })?;
+            .map_err(|source| TapError::Entry {
+                name: link.name.clone(),
+                source,
+            })?;
         let since = self.clock.now();
         let attachment = match self.hook.attach(&mut self.programs, &link) {
             Ok(attachment) => attachment,
@@ -264,7 +283,16 @@ impl Tap {
         }
         self.next_interface_id += 1;
         let attachment = Some(attachment);
-        self.interfaces.insert(link.ifindex, TappedInterface { id, since, link_type, link, attachment });
+        self.interfaces.insert(
+            link.ifindex,
+            TappedInterface {
+                id,
+                since,
+                link_type,
+                link,
+                attachment,
+            },
+        );
         Ok(())
     }
 
@@ -283,8 +311,11 @@ impl Tap {
 
     /// Detaches from all interfaces: no record comes after this.
     pub(crate) fn detach_all(&mut self) {
-        let attachments: Vec<_> =
-            self.interfaces.values_mut().filter_map(|interface| interface.attachment.take()).collect();
+        let attachments: Vec<_> = self
+            .interfaces
+            .values_mut()
+            .filter_map(|interface| interface.attachment.take())
+            .collect();
         blocking(|| drop(attachments));
     }
 
@@ -377,7 +408,9 @@ impl Tap {
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").field("hook", &self.hook).finish_non_exhaustive()
+        f.debug_struct("Tap")
+            .field("hook", &self.hook)
+            .finish_non_exhaustive()
     }
 }
 
@@ -395,14 +428,20 @@ impl InterfaceSelection {
 /// it is left out with a line in the log.
 fn select(present: &[Link], selection: &InterfaceSelection) -> Result<Vec<Link>, TapError> {
     if let InterfaceSelection::Named(names) = selection {
-        let missing: Vec<String> =
-            names.iter().filter(|name| !present.iter().any(|link| link.name == **name)).cloned().collect();
+        let missing: Vec<String> = names
+            .iter()
+            .filter(|name| !present.iter().any(|link| link.name == **name))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             let present = present.iter().map(|link| link.name.clone()).collect();
             return Err(TapError::NoSuchInterface { missing, present });
         }
     }
-    for link in present.iter().filter(|link| link_type(link.hardware_type).is_none()) {
+    for link in present
+        .iter()
+        .filter(|link| link_type(link.hardware_type).is_none())
+    {
         match selection {
             InterfaceSelection::All => tracing::warn!(
                 interface = link.name,
@@ -418,8 +457,16 @@ fn select(present: &[Link], selection: &InterfaceSelection) -> Result<Vec<Link>,
             InterfaceSelection::Named(_) => {}
         }
     }
-    let wanted: Vec<Link> = present.iter().filter(|link| selection.wants(link)).cloned().collect();
-    if wanted.is_empty() { Err(TapError::NoInterface) } else { Ok(wanted) }
+    let wanted: Vec<Link> = present
+        .iter()
+        .filter(|link| selection.wants(link))
+        .cloned()
+        .collect();
+    if wanted.is_empty() {
+        Err(TapError::NoInterface)
+    } else {
+        Ok(wanted)
+    }
 }
 
 /// `linux/if_arp.h`: cellular modems.
@@ -439,15 +486,25 @@ fn link_type(hardware_type: u16) -> Option<LinkType> {
 /// Runs inside the namespace, in which the sockets stay; they are served by `runtime`.
 fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {
     let _context = runtime.enter();
-    let control = sys::packet_socket().map_err(|source| TapError::Socket { kind: "packet", source })?;
-    let links = LinkWatch::open().map_err(|source| TapError::Socket { kind: "netlink", source })?;
+    let control = sys::packet_socket().map_err(|source| TapError::Socket {
+        kind: "packet",
+        source,
+    })?;
+    let links = LinkWatch::open().map_err(|source| TapError::Socket {
+        kind: "netlink",
+        source,
+    })?;
     Ok((control, links))
 }
 
 /// Passes on what the programs log.
 fn forward_logs(programs: &mut Ebpf) -> Result<AbortOnDropHandle<()>, LoadError> {
     let mut logger = aya_log::EbpfLogger::init(programs).map_err(|_| LoadError::Missing(maps::LOGS))?;
-    let watch = logger.as_fd().try_clone_to_owned().and_then(sys::watch).map_err(LoadError::Logs)?;
+    let watch = logger
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(sys::watch)
+        .map_err(LoadError::Logs)?;
     Ok(AbortOnDropHandle::new(tokio::spawn(async move {
         while let Ok(mut guard) = watch.readable().await {
             guard.clear_ready();

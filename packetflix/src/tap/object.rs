@@ -26,7 +26,9 @@ static LOG_DEBUG: u8 = 4;
 /// that looks into no structure of the kernel, has no use for.
 static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true);
+    loader
+        .btf(None)
+        .override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true);
     Mutex::new(loader)
 });
 
@@ -109,12 +111,22 @@ impl Object {
             .load(OBJECT)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
-        let rings = create_rings(&mut programs, cpus, config.ring_size)
-            .map_err(|source| LoadError::Map { name: maps::RINGS, source })?;
+        let rings = create_rings(&mut programs, cpus, config.ring_size).map_err(|source| LoadError::Map {
+            name: maps::RINGS,
+            source,
+        })?;
         let interfaces = take_map(&mut programs, maps::INTERFACES)?
             .try_into()
-            .map_err(|source| LoadError::Map { name: maps::INTERFACES, source })?;
-        Ok(Self { programs, interfaces, rings, clock })
+            .map_err(|source| LoadError::Map {
+                name: maps::INTERFACES,
+                source,
+            })?;
+        Ok(Self {
+            programs,
+            interfaces,
+            rings,
+            clock,
+        })
     }
 }
 
@@ -137,8 +149,12 @@ pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, L
 
 /// CLOCK_TAI where programs can read it.
 static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
-    let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter].into_iter().all(|program| {
-        is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false)
-    });
-    if tai { ClockSource::Tai } else { ClockSource::Boottime }
+    let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter]
+        .into_iter()
+        .all(|program| is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false));
+    if tai {
+        ClockSource::Tai
+    } else {
+        ClockSource::Boottime
+    }
 });

@@ -87,7 +87,11 @@ impl<R: Ring> Merge<R> {
             // As long as no other ring has an older record, this one goes on.
             let others = heads.peek().map_or(u64::MAX, |Reverse((time, _))| *time);
             loop {
-                if rings[index].with_head(|record| { let head = take(record); (head, head) }) == Some(Head::Keep) {
+                if rings[index].with_head(|record| {
+                    let head = take(record);
+                    (head, head)
+                }) == Some(Head::Keep)
+                {
                     return Drained::Full;
                 }
                 match timestamp(&mut rings[index]) {

@@ -19,7 +19,9 @@ async fn main() -> ExitCode {
 
 /// Ctrl-C asks the server to end, and what it still sends is written.
 async fn run() -> anyhow::Result<()> {
-    let url = std::env::args().nth(1).context("usage: capture ws://HOST:PORT/capture?netns=NUMBER")?;
+    let url = std::env::args()
+        .nth(1)
+        .context("usage: capture ws://HOST:PORT/capture?netns=NUMBER")?;
     let mut capture = Capture::open(&url, &[]).await?;
     let mut out = tokio::io::stdout();
     let mut closing = false;

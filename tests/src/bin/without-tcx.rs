@@ -17,7 +17,9 @@ const FIRST_ARGUMENT_AT: u32 = 16;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let program = arguments.next().context("usage: without-tcx PROGRAM ARGUMENT...")?;
+    let program = arguments
+        .next()
+        .context("usage: without-tcx PROGRAM ARGUMENT...")?;
     install_filter()?;
     Err(std::process::Command::new(program).args(arguments).exec().into())
 }
@@ -43,7 +45,10 @@ fn install_filter() -> anyhow::Result<()> {
         instruction(RETURN, 0, 0, invalid),
         instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
     // SAFETY: the first call takes numbers; the program of the second points to a filter of the length that
     // it says, which outlives the call.
     unsafe {
