@@ -42,6 +42,16 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Two that are connected: `va` with 10.9.1.1 in the first, `vb` with 10.9.1.2 in the second.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn pair() -> anyhow::Result<(Self, Self)> {
+        let (here, there) = (Self::new()?, Self::new()?);
+        here.connect("va", &there, "vb", 1)?;
+        Ok((here, there))
+    }
+
     /// Its name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name

@@ -36,8 +36,7 @@ async fn socket_captures_as_tcpdump_does() -> anyhow::Result<()> {
 }
 
 async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let server = Server::start(&["--hook", hook])?;
     let folder = std::env::temp_dir().join(format!("packetflix-{}-{hook}", std::process::id()));
     std::fs::create_dir_all(&folder)?;

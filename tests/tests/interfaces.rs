@@ -148,8 +148,7 @@ async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
 #[tokio::test]
 async fn macvlan_and_its_parent_both_see_the_frame() -> anyhow::Result<()> {
     for hook in HOOKS {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         here.ip(&[
             "link",
             "add",
@@ -232,8 +231,7 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
 #[tokio::test]
 async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result<()> {
     for hook in HOOKS {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         here.ip(&["link", "set", "va", "down"])?;
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
@@ -251,8 +249,7 @@ async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result
 
 #[tokio::test]
 async fn capture_ends_with_its_namespace() -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let inode = here.inode()?;
     let server = Server::start(&[])?;
     let mut recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
@@ -344,8 +341,7 @@ async fn namespace_mounted_in_another_mount_namespace_is_found() -> anyhow::Resu
 #[tokio::test]
 async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
     for hook in HOOKS {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, _there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let is_promiscuous =
             || anyhow::Ok(!here.ip(&["-d", "link", "show", "va"])?.contains("promiscuity 0"));
@@ -369,8 +365,7 @@ async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
 #[tokio::test]
 async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> {
     for hook in HOOKS {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         for (namespace, interface, address) in [(&here, "va", "fd00::1/64"), (&there, "vb", "fd00::2/64")] {
             // Of IPv4, iproute2 can set this from 6.3 on only.
             namespace.ip(&[

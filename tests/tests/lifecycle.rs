@@ -68,8 +68,7 @@ fn count(recording: &Recording, data: &[u8]) -> usize {
 
 #[tokio::test]
 async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let before = traces_before(&[&here])?;
     for round in 0..20u8 {
         let hook = if round % 2 == 0 { "tcx" } else { "socket" };
@@ -93,8 +92,7 @@ async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
 #[tokio::test]
 async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         let before = traces_before(&[&here])?;
         let mut server = Server::start(&[])?;
         let url = server.url(&format!("netns={}", here.inode()?));
@@ -115,8 +113,7 @@ async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let mut server = Server::start(&[])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
     let socket = RawSocket::open(&there, "vb")?;
@@ -136,8 +133,7 @@ async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
     for hook in ["tcx", "socket"] {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
         let socket = RawSocket::open(&there, "vb")?;
@@ -191,8 +187,7 @@ fn payload_times(mut piece: &[u8]) -> impl Iterator<Item = u64> {
 #[tokio::test]
 async fn twenty_captures_of_one_namespace_each_have_it_all() -> anyhow::Result<()> {
     for hook in ["tcx", "socket"] {
-        let (here, there) = (Namespace::new()?, Namespace::new()?);
-        here.connect("va", &there, "vb", 1)?;
+        let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
         let recorders = try_join_all((0..20).map(|_| Recorder::start(&url))).await?;
@@ -273,8 +268,7 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn client_that_stalls_too_long_is_given_up() -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let before = traces_before(&[&here])?;
     let server = Server::start(&["--client-timeout", "2"])?;
     let _recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
@@ -286,8 +280,7 @@ async fn client_that_stalls_too_long_is_given_up() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let server = Server::start(&[])?;
     let url = server.url(&format!("netns={}", here.inode()?));
     let mut good = Recorder::start(&url).await?;
@@ -319,6 +312,22 @@ async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()
     good.read_until(|recording| count(recording, &frame(1)) == 1)
         .await?;
     good.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn captures_while_debugging() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--debug", "--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        recorder
+            .read_until(|recording| count(recording, &frame(1)) == 1)
+            .await?;
+        recorder.finish().await?;
+        server.wait_for_log("asked for a capture")?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,12 @@
 //! Full speed, and clients that are too slow: every packet is delivered or told as dropped.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use nix::{
@@ -41,8 +47,7 @@ struct Burst {
 }
 
 async fn start_burst(hook: &str) -> anyhow::Result<Burst> {
-    let (here, there) = (Namespace::new()?, Namespace::new()?);
-    here.connect("va", &there, "vb", 1)?;
+    let (here, there) = Namespace::pair()?;
     let server = Server::start(&["--hook", hook])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
     let socket = RawSocket::open(&there, "vb")?;
@@ -121,6 +126,40 @@ async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> 
     ensure!(statistics.dropped > 0, "{statistics:?}");
     let told: u64 = recording.packets.iter().map(|packet| packet.dropped_before).sum();
     assert_eq!(told, statistics.dropped);
+    Ok(())
+}
+
+/// The rings never run empty: statistics come all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn client_that_is_too_slow_is_told_of_its_losses_meanwhile() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&["--ring-size", "512KiB"])?;
+    let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let sending = tokio::task::spawn_blocking(move || {
+        let frame = raw::ethernet(0x88b5, &[0; 1400]);
+        while !stopped.load(Ordering::Relaxed) {
+            socket.flood(&frame, 1000, NUMBER_AT)?;
+        }
+        anyhow::Ok(())
+    });
+    // About 5 MB a second, of more than a gigabyte.
+    let slow_until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < slow_until {
+        recorder.read().await?;
+        sleep(Duration::from_millis(50)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    sending.await??;
+    let recording = recorder.finish().await?;
+    let while_slow = recording
+        .statistics
+        .iter()
+        .filter(|one| !one.last && one.dropped > 0)
+        .count();
+    ensure!(while_slow >= 2, "{:?}", recording.statistics);
     Ok(())
 }
 

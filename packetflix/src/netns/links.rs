@@ -108,8 +108,11 @@ impl LinkWatch {
     /// Whether the message is of a link. A bridge tells of its ports with the same messages, in a family of
     /// its own.
     fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-        let NetlinkPayload::InnerMessage(message) = &message.payload else {
-            return false;
+        let message = match &message.payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            // The socket's buffer was too small for all that happened: a look at everything is due.
+            NetlinkPayload::Overrun(_) => return true,
+            _ => return false,
         };
         match message {
             RouteNetlinkMessage::NewLink(link) => link.header.interface_family == AddressFamily::Unspec,

@@ -147,7 +147,7 @@ impl Session {
                         room.send(batch);
                     }
                     rings = match drained {
-                        Drained::Full => RingsState::Due,
+                        Drained::Full(_) => RingsState::Due,
                         Drained::Held => RingsState::Coalescing,
                         Drained::Empty => RingsState::Idle,
                     };
@@ -199,7 +199,7 @@ impl Session {
             if let Some(batch) = self.stream.take_batch() {
                 room.send(batch);
             }
-            if drained != Drained::Full {
+            if drained == Drained::Empty {
                 break;
             }
         }

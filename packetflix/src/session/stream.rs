@@ -138,24 +138,26 @@ impl Stream {
         }
     }
 
-    /// Writes records that are not younger than `until`, as long as they fit into the batch, and when all are
-    /// written, the statistics that are due.
+    /// Writes the statistics that are due, then records that are not younger than `until`, as long as they fit
+    /// into the batch.
     pub(super) fn fill(&mut self, tap: &mut Tap, until: u64) -> Drained {
+        if std::mem::take(&mut self.statistics_due) {
+            self.write_statistics(tap);
+        }
         let clock = *tap.clock();
         let Self {
             batch, interfaces, ..
         } = self;
         let drained = tap.drain(until, |record| write_record(record, &clock, batch, interfaces));
-        if drained != Drained::Full {
-            self.let_go(tap, until);
-            if std::mem::take(&mut self.statistics_due) {
-                self.write_statistics(tap);
-            }
-        }
+        let written_until = match drained {
+            Drained::Full(next) => next.saturating_sub(1).min(until),
+            Drained::Held | Drained::Empty => until,
+        };
+        self.let_go(tap, written_until);
         drained
     }
 
-    /// Writes the final statistics of interfaces whose last record has been written.
+    /// Writes the final statistics of interfaces that left before `until`, up to which all records are written.
     fn let_go(&mut self, tap: &mut Tap, until: u64) {
         let (done, leaving) = self.leaving.drain(..).partition(|(_, since)| *since <= until);
         self.leaving = leaving;

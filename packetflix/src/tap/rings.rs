@@ -40,8 +40,8 @@ pub(crate) enum Drained {
     Empty,
     /// What is left is too young to be sure that no older record will come from another CPU.
     Held,
-    /// Whoever takes the records has no room for the next one, which stays.
-    Full,
+    /// Whoever takes the records has no room for the next one, which stays; holds its timestamp.
+    Full(u64),
 }
 
 impl Ring for RingBuf<MapData> {
@@ -80,24 +80,24 @@ impl<R: Ring> Merge<R> {
         for (index, ring) in rings.iter_mut().enumerate() {
             heads.extend(timestamp(ring).map(|time| Reverse((time, index))));
         }
-        while let Some(Reverse((time, index))) = heads.pop() {
+        while let Some(Reverse((mut time, index))) = heads.pop() {
             if is_too_young(time, until) {
                 return Drained::Held;
             }
             // As long as no other ring has an older record, this one goes on.
             let others = heads.peek().map_or(u64::MAX, |Reverse((time, _))| *time);
             loop {
-                if rings[index].with_head(|record| {
+                let taken = rings[index].with_head(|record| {
                     let head = take(record);
                     (head, head)
-                }) == Some(Head::Keep)
-                {
-                    return Drained::Full;
+                });
+                if taken == Some(Head::Keep) {
+                    return Drained::Full(time);
                 }
                 match timestamp(&mut rings[index]) {
-                    Some(time) if time <= others && !is_too_young(time, until) => {}
-                    Some(time) => {
-                        heads.push(Reverse((time, index)));
+                    Some(next) if next <= others && !is_too_young(next, until) => time = next,
+                    Some(next) => {
+                        heads.push(Reverse((next, index)));
                         break;
                     }
                     None => break,
@@ -189,7 +189,7 @@ mod tests {
             });
             prop_assert_eq!(&taken[..], &expected[..old.min(room)]);
             prop_assert_eq!(drained, match () {
-                () if room < old => Drained::Full,
+                () if room < old => Drained::Full(expected[room]),
                 () if old < expected.len() => Drained::Held,
                 () => Drained::Empty,
             });
