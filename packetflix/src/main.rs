@@ -36,6 +36,8 @@ fn init_logging(debug: bool) {
     };
     let targets = Targets::new()
         .with_default(LevelFilter::WARN)
+        // It warns when a list of interfaces is cut off because its capture ends.
+        .with_target("netlink_proto", LevelFilter::ERROR)
         .with_target("packetflix", level)
         .with_target("packetflix_ebpf", level);
     let output = fmt::layer().with_writer(std::io::stderr).with_ansi(false);

@@ -185,9 +185,10 @@ impl Session {
             self.tap.detach(ifindex);
             self.stream.leave(&self.tap, ifindex);
         }
-        self.tap.join(&self.netns, changes.new)?;
+        let joined = self.tap.join(&self.netns, changes.new);
+        // Those that did join have packets already, whatever became of the others.
         self.stream.describe_new(&self.tap);
-        Ok(())
+        Ok(joined?)
     }
 
     /// Detaches, and sends all that was captured until then, with the final statistics.

@@ -2,7 +2,9 @@
 
 use std::{
     io,
+    os::fd::AsFd as _,
     sync::{LazyLock, Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
@@ -40,6 +42,9 @@ pub(crate) fn prepare() {
 
 /// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
 const RING_BUFFER: u32 = 27;
+
+/// Most threads that create rings.
+const MAX_THREADS: usize = 16;
 
 /// How user space sees an interface's entry: one per CPU.
 pub(super) type InterfaceMap = PerCpuHashMap<MapData, u32, Entry>;
@@ -111,7 +116,7 @@ impl Object {
             .load(OBJECT)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
-        let rings = create_rings(&mut programs, cpus, config.ring_size).map_err(|source| LoadError::Map {
+        let rings = create_rings(&programs, cpus, config.ring_size).map_err(|source| LoadError::Map {
             name: maps::RINGS,
             source,
         })?;
@@ -130,11 +135,37 @@ impl Object {
     }
 }
 
-fn create_rings(programs: &mut Ebpf, cpus: u32, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
-    let map = programs.map_mut(maps::RINGS).ok_or(MapError::KeyNotFound)?;
-    let mut by_cpu: ArrayOfMaps<_, MapData> = map.try_into()?;
-    (0..cpus)
-        .map(|cpu| {
+/// Creates a ring for each CPU. Putting one into the array waits some ten milliseconds for the kernel, but several
+/// threads wait for the same thing.
+fn create_rings(programs: &Ebpf, cpus: u32, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
+    let Some(Map::ArrayOfMaps(by_cpu)) = programs.map(maps::RINGS) else {
+        return Err(MapError::KeyNotFound);
+    };
+    let cpus: Vec<u32> = (0..cpus).collect();
+    thread::scope(|scope| {
+        let threads: Vec<_> = cpus
+            .chunks(cpus.len().div_ceil(MAX_THREADS))
+            .map(|cpus| thread::Builder::new().spawn_scoped(scope, || create_rings_of(cpus, by_cpu, size)))
+            .collect();
+        let mut rings = Vec::with_capacity(cpus.len());
+        for thread in threads {
+            let made = thread.map_err(MapError::IoError)?.join();
+            rings.extend(made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(rings)
+    })
+}
+
+fn create_rings_of(cpus: &[u32], by_cpu: &MapData, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
+    // A handle of this thread's own.
+    let by_cpu = by_cpu
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(MapError::IoError)?;
+    let mut by_cpu: ArrayOfMaps<_, MapData> = Map::ArrayOfMaps(MapData::from_fd(by_cpu)?).try_into()?;
+    cpus.iter()
+        .map(|&cpu| {
             let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
             let ring = MapData::create(ring, "ring", None)?;
             by_cpu.set(cpu, &ring, 0)?;
