@@ -1,6 +1,9 @@
 //! Beginnings and ends: nothing is left behind, whoever ends a capture and however.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::ensure;
 use futures_util::future::try_join_all;
@@ -267,14 +270,28 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn client_that_stalls_too_long_is_given_up() -> anyhow::Result<()> {
+async fn client_that_stalls_too_long_is_given_up_and_others_do_not_notice() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let before = traces_before(&[&here])?;
-    let server = Server::start(&["--client-timeout", "2"])?;
-    let _recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    let server = Arc::new(Server::start(&["--client-timeout", "2"])?);
+    let url = server.url(&format!("netns={}&nif=va", here.inode()?));
+    let _stalling = Recorder::start(&url).await?;
+    let mut reading = Recorder::start(&url).await?;
     let socket = RawSocket::open(&there, "vb")?;
-    socket.flood(&raw::ethernet(0x88b5, &[0; 1400]), 30_000, 14)?;
-    server.wait_for_log("it took nothing for 2 s")?;
+    // More than rings and sockets hold, at a pace that a client can follow.
+    let sending = tokio::task::spawn_blocking(move || {
+        for _ in 0..40 {
+            socket.flood(&raw::ethernet(0x88b5, &[0; 1400]), 1000, 14)?;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        anyhow::Ok(())
+    });
+    reading.read_during(sending).await?;
+    let waiting = Arc::clone(&server);
+    let waiting = tokio::task::spawn_blocking(move || waiting.wait_for_log("it took nothing for 2 s"));
+    reading.read_during(waiting).await?;
+    let statistics = reading.finish().await?.final_statistics("va")?;
+    assert_eq!((statistics.delivered, statistics.dropped), (40_000, 0));
     wait_for_traces(&before, &[&here])
 }
 

@@ -197,7 +197,8 @@ impl Client {
                     deadline = Instant::now() + CLOSE_TIMEOUT;
                 }
                 () = sleep_until(deadline) => {
-                    return Err(format!("it took nothing for {} s", timeout.as_secs()));
+                    let patience = if ending { CLOSE_TIMEOUT } else { *timeout };
+                    return Err(format!("it took nothing for {} s", patience.as_secs()));
                 }
             }
         }
