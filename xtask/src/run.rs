@@ -22,7 +22,14 @@ pub(crate) struct Args {
 /// When something does not build, or the server cannot be started.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     build_ebpf()?;
-    execute(cargo().args(["build", "--release", "--package=packetflix"]))?;
+    // The client too, which the next steps begin with.
+    execute(cargo().args([
+        "build",
+        "--release",
+        "--package=packetflix",
+        "--package=packetflix-tests",
+        "--bins",
+    ]))?;
 
     let server = root().join("target/release/packetflix");
     let mut command = if is_root() || find_program("sudo").is_none() {
