@@ -107,9 +107,9 @@ impl From<TapError> for Refusal {
                 Self::by_kernel(&error, "CAP_BPF, or CAP_NET_ADMIN for a classifier")
             }
             TapError::Load(_) | TapError::Entry { .. } => Self::by_kernel(&error, "CAP_BPF"),
-            TapError::Hook(HookError::Attach { .. } | HookError::Query { .. } | HookError::NoTcx) => {
-                Self::by_kernel(&error, "CAP_NET_ADMIN")
-            }
+            TapError::Hook(
+                HookError::Attach { .. } | HookError::Query(_) | HookError::Loopback(_) | HookError::NoTcx,
+            ) => Self::by_kernel(&error, "CAP_NET_ADMIN"),
             TapError::List(_) | TapError::Rings(_) | TapError::Clock(_) => Self::by_kernel(&error, "a right"),
         }
     }

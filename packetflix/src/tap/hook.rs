@@ -17,7 +17,11 @@ use nix::{errno::Errno, net::if_::if_indextoname};
 use packetflix_common::programs::{SOCKET, TC_EGRESS, TC_INGRESS};
 
 use super::object::LoadError;
-use crate::{error::errno, netns::Link, sys};
+use crate::{
+    error::{chain, errno},
+    netns::Link,
+    sys,
+};
 
 /// Which hook to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -36,15 +40,12 @@ pub enum HookError {
     /// The program could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The namespace's loopback device has no name.
+    #[error("the namespace has no loopback device")]
+    Loopback(#[source] io::Error),
     /// Whether the kernel has TCX could not be found out.
-    #[error("whether this kernel has TCX could not be found out on {interface}")]
-    Query {
-        /// Any interface of the namespace.
-        interface: String,
-        /// What the kernel said.
-        #[source]
-        source: Box<ProgramError>,
-    },
+    #[error("whether this kernel has TCX could not be found out")]
+    Query(#[source] Box<ProgramError>),
     /// The kernel has no TCX.
     #[error("this kernel has no TCX, which came with Linux 6.6: use the hook `socket`")]
     NoTcx,
@@ -94,13 +95,38 @@ pub(super) enum ChosenHook {
 }
 
 impl ChosenHook {
-    /// Settles on a hook. `interface` is any interface of the calling thread's network namespace.
-    pub(super) fn choose(hook: Hook, interface: &str) -> Result<Self, HookError> {
+    /// Settles on a hook. Runs inside a network namespace, any will do.
+    pub(super) fn choose(hook: Hook) -> Result<Self, HookError> {
         match hook {
             Hook::Socket => Ok(Self::Socket),
-            Hook::Tcx if has_tcx(interface)? => Ok(Self::Tcx),
+            Hook::Tcx if has_tcx()? => Ok(Self::Tcx),
             Hook::Tcx => Err(HookError::NoTcx),
-            Hook::Auto => Ok(*AUTO.get_or_init(|| choose_for_auto(interface))),
+            Hook::Auto => Ok(Self::choose_for_auto()),
+        }
+    }
+
+    /// TCX if the kernel has it. The answer holds for the process, and is logged once.
+    fn choose_for_auto() -> Self {
+        static CHOSEN: OnceLock<ChosenHook> = OnceLock::new();
+
+        if let Some(chosen) = CHOSEN.get() {
+            return *chosen;
+        }
+        match has_tcx() {
+            Ok(true) => *CHOSEN.get_or_init(|| {
+                tracing::info!(hook = "tcx", "the hook is TCX, which this kernel has");
+                Self::Tcx
+            }),
+            Ok(false) => *CHOSEN.get_or_init(|| {
+                let why = "the hook is a socket filter: this kernel has no TCX (Linux 6.6)";
+                tracing::info!(hook = "socket", "{why}");
+                Self::Socket
+            }),
+            Err(error) => {
+                let why = "the hook is a socket filter: whether this kernel has TCX could not be found out";
+                tracing::warn!(hook = "socket", error = %chain(&error), "{why}");
+                Self::Socket
+            }
         }
     }
 
@@ -136,42 +162,14 @@ impl ChosenHook {
     }
 }
 
-/// What `auto` settled on, once for the process: the kernel stays the same.
-static AUTO: OnceLock<ChosenHook> = OnceLock::new();
-
-fn choose_for_auto(interface: &str) -> ChosenHook {
-    match has_tcx(interface) {
-        Ok(true) => {
-            tracing::info!(hook = "tcx", "the hook is TCX, which this kernel has");
-            ChosenHook::Tcx
-        }
-        Ok(false) => {
-            tracing::info!(
-                hook = "socket",
-                "the hook is a socket filter: this kernel has no TCX (Linux 6.6)"
-            );
-            ChosenHook::Socket
-        }
-        Err(error) => {
-            tracing::warn!(
-                hook = "socket",
-                error = %crate::error::chain(&error),
-                "the hook is a socket filter: whether this kernel has TCX could not be found out"
-            );
-            ChosenHook::Socket
-        }
-    }
-}
-
-/// A kernel without TCX knows no such attach type and answers `EINVAL`.
-fn has_tcx(interface: &str) -> Result<bool, HookError> {
-    match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+/// Asks for the programs on the loopback device, which every namespace has under the first index. A kernel without
+/// TCX knows no such attach type and answers `EINVAL`.
+fn has_tcx() -> Result<bool, HookError> {
+    let loopback = if_indextoname(1).map_err(|error| HookError::Loopback(error.into()))?;
+    match SchedClassifier::query_tcx(&loopback.to_string_lossy(), TcAttachType::Ingress) {
         Ok(_) => Ok(true),
         Err(error) if errno(&error) == Some(Errno::EINVAL) => Ok(false),
-        Err(source) => Err(HookError::Query {
-            interface: interface.to_owned(),
-            source: Box::new(source),
-        }),
+        Err(error) => Err(HookError::Query(Box::new(error))),
     }
 }
 

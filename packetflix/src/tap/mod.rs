@@ -193,7 +193,7 @@ impl Tap {
 
         let (object, hook) = blocking(|| {
             let mut object = Object::load(config)?;
-            let hook = netns.enter(|| ChosenHook::choose(config.hook, &wanted[0].name))??;
+            let hook = netns.enter(|| ChosenHook::choose(config.hook))??;
             hook.load(&mut object.programs)?;
             Ok::<_, TapError>((object, hook))
         })?;
