@@ -17,7 +17,7 @@ use rtnetlink::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{pcapng::InterfaceAddress, sys};
+use crate::sys;
 
 /// A network interface.
 #[derive(Clone, Debug)]
@@ -35,9 +35,16 @@ pub(crate) struct Link {
     /// What the operator says of it.
     pub(crate) alias: String,
     /// Its addresses.
-    pub(crate) addresses: Vec<InterfaceAddress>,
+    pub(crate) addresses: Vec<LinkAddress>,
     /// Bits per second.
     pub(crate) speed: Option<u64>,
+}
+
+/// An address of a link, and how many of its bits name the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkAddress {
+    pub(crate) address: IpAddr,
+    pub(crate) prefix_len: u8,
 }
 
 /// Asks the kernel for the links of one namespace, and is told when they change.
@@ -130,7 +137,7 @@ impl LinkWatch {
     /// # Errors
     /// When the kernel does not answer as it should.
     pub(crate) async fn list(&self, socket: BorrowedFd<'_>) -> Result<Vec<Link>, rtnetlink::Error> {
-        let mut addresses: HashMap<u32, Vec<InterfaceAddress>> = HashMap::new();
+        let mut addresses: HashMap<u32, Vec<LinkAddress>> = HashMap::new();
         let mut stream = self.handle.address().get().execute();
         while let Some(message) = stream.try_next().await? {
             // Of a link between two points, the local address is ours and the other the peer's.
@@ -151,7 +158,7 @@ impl LinkWatch {
                 addresses
                     .entry(message.header.index)
                     .or_default()
-                    .push(InterfaceAddress { address, prefix_len });
+                    .push(LinkAddress { address, prefix_len });
             }
         }
         let mut links = Vec::new();

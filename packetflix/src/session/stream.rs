@@ -9,8 +9,8 @@ use packetflix_common::{Direction, InterfaceCounters, RecordHeader};
 use crate::{
     netns::Netns,
     pcapng::{
-        CaptureComment, EnhancedPacket, InterfaceDescription, InterfaceStatistics, PacketDirection,
-        Reception, SectionHeader, VlanTag,
+        CaptureComment, EnhancedPacket, InterfaceAddress, InterfaceDescription, InterfaceStatistics,
+        PacketDirection, Reception, SectionHeader, VlanTag,
     },
     tap::{CaptureClock, Drained, Head, Tap, TappedInterface},
 };
@@ -87,11 +87,20 @@ impl Stream {
             .collect();
         new.sort_by_key(|interface| interface.id);
         for interface in new {
+            let addresses: Vec<InterfaceAddress> = interface
+                .link
+                .addresses
+                .iter()
+                .map(|link| InterfaceAddress {
+                    address: link.address,
+                    prefix_len: link.prefix_len,
+                })
+                .collect();
             InterfaceDescription {
                 link_type: interface.link_type,
                 name: &interface.link.name,
                 description: &interface.link.alias,
-                addresses: &interface.link.addresses,
+                addresses: &addresses,
                 mac: interface.link.mac,
                 speed: interface.link.speed,
                 os: &OS,
