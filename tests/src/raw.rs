@@ -183,6 +183,18 @@ impl Tun {
         Ok(Self { file })
     }
 
+    /// Makes it pass for another kind of hardware (`linux/if_arp.h`); it must be down.
+    ///
+    /// # Errors
+    /// When it is up.
+    pub fn set_hardware_type(&self, hardware_type: u16) -> anyhow::Result<()> {
+        nix::ioctl_write_int_bad!(set_link, libc::TUNSETLINK as libc::Ioctl);
+
+        // SAFETY: the request takes a number.
+        unsafe { set_link(self.file.as_raw_fd(), i32::from(hardware_type)) }?;
+        Ok(())
+    }
+
     /// What the namespace sent: one packet.
     ///
     /// # Errors

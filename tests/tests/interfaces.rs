@@ -89,6 +89,49 @@ async fn tun_packets_are_raw_ip() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn kinds_of_hardware_without_a_header_are_raw_ip_and_unknown_ones_are_named() -> anyhow::Result<()> {
+    const PPP: u16 = 512;
+    const RAWIP: u16 = 519;
+    const TUNNEL: u16 = 768;
+    const TUNNEL6: u16 = 769;
+    const SIT: u16 = 776;
+    const CAN: u16 = 280;
+
+    let namespace = Namespace::new()?;
+    let mut tun = Tun::open(&namespace, "tun7")?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}&nif=tun7", namespace.inode()?));
+    for hardware_type in [PPP, RAWIP, TUNNEL, TUNNEL6, SIT] {
+        namespace.ip(&["link", "set", "tun7", "down"])?;
+        tun.set_hardware_type(hardware_type)?;
+        namespace.ip(&["link", "set", "tun7", "up"])?;
+        let mut recorder = Recorder::start(&url).await?;
+        let arriving = raw::ipv4_udp(&hardware_type.to_be_bytes());
+        tun.write(&arriving)?;
+        recorder
+            .read_until(|recording| count(recording, "tun7", false, &arriving) == 1)
+            .await?;
+        assert_eq!(
+            recorder.finish().await?.interfaces[0].link_type,
+            101,
+            "{hardware_type}"
+        );
+    }
+    namespace.ip(&["link", "set", "tun7", "down"])?;
+    tun.set_hardware_type(CAN)?;
+    let refused = Recorder::start(&url).await.err().context("not refused")?;
+    let text = refused.to_string();
+    ensure!(
+        text.starts_with("400 ") && text.contains("tun7") && text.contains("280"),
+        "{text}"
+    );
+    // Among all interfaces it is left out.
+    let recorder = Recorder::start(&server.url(&format!("netns={}", namespace.inode()?))).await?;
+    assert_eq!(recorder.finish().await?.interfaces.len(), 1);
+    server.wait_for_log("an interface is left out: its hardware type is not known interface=\"tun7\"")
+}
+
+#[tokio::test]
 async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
     for hook in HOOKS {
         let (middle, left, right) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
