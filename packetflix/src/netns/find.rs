@@ -3,7 +3,10 @@
 use std::{
     collections::HashSet,
     fmt, fs, io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process,
 };
@@ -97,16 +100,28 @@ fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Itera
         })
 }
 
-/// Looks into each mount namespace once.
+/// Looks into each mount namespace once, and once more for each root that processes have in it: a process sees the
+/// mounts below its root only.
 fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
     let mut seen = HashSet::new();
-    pids.iter()
-        .filter(move |pid| namespace_link(&proc_path(**pid, "ns/mnt")).is_ok_and(|(_, mnt)| seen.insert(mnt)))
-        .flat_map(move |&pid| {
-            let mountinfo = fs::read(proc_path(pid, "mountinfo")).unwrap_or_default();
-            let found: Vec<_> = namespace_mounts(&mountinfo, inode).collect();
-            found.into_iter().map(move |path| Holder::Mount { pid, path })
-        })
+    pids.iter().flat_map(move |&pid| {
+        let view = view_of_mounts(pid).ok().filter(|view| !seen.contains(view));
+        // A process that ends meanwhile leaves the view to the next one that has it.
+        let mountinfo = view.and_then(|view| {
+            let mountinfo = fs::read(proc_path(pid, "mountinfo")).ok()?;
+            seen.insert(view);
+            Some(mountinfo)
+        });
+        let found: Vec<_> = namespace_mounts(&mountinfo.unwrap_or_default(), inode).collect();
+        found.into_iter().map(move |path| Holder::Mount { pid, path })
+    })
+}
+
+/// What decides which mounts a process sees: its mount namespace, and device and inode number of its root.
+fn view_of_mounts(pid: u32) -> io::Result<(u64, u64, u64)> {
+    let (_, namespace) = namespace_link(&proc_path(pid, "ns/mnt"))?;
+    let root = fs::metadata(proc_path(pid, "root"))?;
+    Ok((namespace, root.dev(), root.ino()))
 }
 
 /// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it.

@@ -32,8 +32,10 @@ pub(super) struct StreamInfo<'a> {
 #[derive(Debug)]
 pub(super) struct Stream {
     batch: BytesMut,
-    /// By the interface's number in the capture.
-    interfaces: Vec<InterfaceState>,
+    /// By the interface's number in the capture; `None` for one that vanished before it had joined.
+    interfaces: Vec<Option<InterfaceState>>,
+    /// How many interfaces are described.
+    described: u32,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
     statistics_due: bool,
@@ -43,6 +45,8 @@ pub(super) struct Stream {
 /// What the stream has said of an interface.
 #[derive(Clone, Copy, Debug, Default)]
 struct InterfaceState {
+    /// Place of its description in the stream.
+    number: u32,
     /// Packets written.
     delivered: u64,
     /// Packets lost, all that is known.
@@ -71,6 +75,7 @@ impl Stream {
         let mut stream = Self {
             batch,
             interfaces: Vec::new(),
+            described: 0,
             leaving: Vec::new(),
             statistics_due: false,
             has_let_go: false,
@@ -106,7 +111,12 @@ impl Stream {
                 os: &OS,
             }
             .encode(&mut self.batch);
-            self.interfaces.push(InterfaceState::default());
+            self.interfaces.resize(interface.id as usize, None);
+            self.interfaces.push(Some(InterfaceState {
+                number: self.described,
+                ..InterfaceState::default()
+            }));
+            self.described += 1;
         }
     }
 
@@ -142,8 +152,18 @@ impl Stream {
     /// Packets delivered and dropped on all interfaces, as far as it is known.
     pub(super) fn totals(&self) -> super::Totals {
         super::Totals {
-            delivered: self.interfaces.iter().map(|interface| interface.delivered).sum(),
-            dropped: self.interfaces.iter().map(|interface| interface.dropped).sum(),
+            delivered: self
+                .interfaces
+                .iter()
+                .flatten()
+                .map(|interface| interface.delivered)
+                .sum(),
+            dropped: self
+                .interfaces
+                .iter()
+                .flatten()
+                .map(|interface| interface.dropped)
+                .sum(),
         }
     }
 
@@ -185,8 +205,10 @@ impl Stream {
     /// are known to be lost. Packets that are still in the rings come with the next ones.
     fn write_statistics(&mut self, tap: &Tap) {
         for interface in tap.interfaces() {
+            let Some(state) = state_of(&mut self.interfaces, interface.id) else {
+                continue;
+            };
             let counters = tap.counters(interface.link.ifindex);
-            let state = &mut self.interfaces[interface.id as usize];
             state.dropped = counters.dropped();
             let accepted = state.delivered + state.dropped;
             let rejected = counters.seen.saturating_sub(counters.accepted);
@@ -196,7 +218,7 @@ impl Stream {
             }
             let clock = tap.clock();
             InterfaceStatistics {
-                interface_id: interface.id,
+                interface_id: state.number,
                 timestamp: clock.realtime(clock.now()),
                 start: clock.realtime(interface.since),
                 end: None,
@@ -216,7 +238,9 @@ impl Stream {
         clock: &CaptureClock,
         end: u64,
     ) {
-        let state = &mut self.interfaces[interface.id as usize];
+        let Some(state) = state_of(&mut self.interfaces, interface.id) else {
+            return;
+        };
         state.dropped = counters.accepted.saturating_sub(state.delivered);
         if state.delivered != counters.delivered || state.dropped != counters.dropped() {
             tracing::error!(
@@ -228,7 +252,7 @@ impl Stream {
         }
         let end = clock.realtime(end);
         InterfaceStatistics {
-            interface_id: interface.id,
+            interface_id: state.number,
             timestamp: end,
             start: clock.realtime(interface.since),
             end: Some(end),
@@ -247,18 +271,21 @@ fn write_record(
     record: &[u8],
     clock: &CaptureClock,
     batch: &mut BytesMut,
-    interfaces: &mut [InterfaceState],
+    interfaces: &mut [Option<InterfaceState>],
 ) -> Head {
     let Some((header, data)) = RecordHeader::decode(record) else {
         tracing::error!(len = record.len(), "a record is shorter than it says");
         return Head::Remove;
     };
-    let Some(interface) = interfaces.get_mut(header.interface_id as usize) else {
-        tracing::error!(?header, "a record is of an interface that is not known");
+    let Some(interface) = state_of(interfaces, header.interface_id) else {
+        tracing::debug!(
+            ?header,
+            "a packet is of an interface that vanished before it had joined"
+        );
         return Head::Remove;
     };
     let packet = EnhancedPacket {
-        interface_id: header.interface_id,
+        interface_id: interface.number,
         timestamp: clock.realtime(header.timestamp),
         original_len: header.original_len,
         data,
@@ -276,6 +303,11 @@ fn write_record(
     packet.encode(batch);
     interface.delivered += 1;
     Head::Remove
+}
+
+#[inline]
+fn state_of(interfaces: &mut [Option<InterfaceState>], id: u32) -> Option<&mut InterfaceState> {
+    interfaces.get_mut(id as usize)?.as_mut()
 }
 
 fn direction(header: &RecordHeader) -> PacketDirection {

@@ -246,7 +246,9 @@ impl Tap {
         if self.interfaces.len() >= MAX_INTERFACES as usize {
             return Err(TapError::TooManyInterfaces);
         }
+        // Used up even if the interface does not join: it may have got a packet into a ring.
         let id = self.next_interface_id;
+        self.next_interface_id += 1;
         let entry = Entry(InterfaceEntry {
             interface_id: id,
             loopback: u32::from(link.loopback),
@@ -274,7 +276,6 @@ impl Tap {
         {
             tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
         }
-        self.next_interface_id += 1;
         let attachment = Some(attachment);
         self.interfaces.insert(
             link.ifindex,
