@@ -272,6 +272,36 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn accounts_stay_exact_while_interfaces_come_and_go_quickly() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = (Namespace::new()?, Namespace::new()?);
+        let server = Server::start(&["--hook", hook])?;
+        let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        for round in 0..40u8 {
+            // Three names and indexes, so that each is soon another interface's.
+            let (name, index) = (format!("late{}", round % 3), format!("{}", 70 + round % 3));
+            let peer = ["peer", "name", "peer", "netns", there.name()];
+            here.ip(&[
+                &["link", "add", &name, "index", &index, "type", "veth"][..],
+                &peer,
+            ]
+            .concat())?;
+            here.ip(&["link", "set", &name, "up"])?;
+            there.ip(&["link", "set", "peer", "up"])?;
+            RawSocket::open(&there, "peer")?.send(&raw::ethernet(0x88b5, &[round; 46]))?;
+            here.ip(&["link", "delete", &name])?;
+        }
+        here.inside(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"still here", "127.0.0.1:9"))??;
+        // Reading checks each count against the packets.
+        let recording = recorder.finish().await?;
+        ensure!(has(&recording, b"still here"), "{hook}");
+        ensure!(recording.interfaces.len() > 1, "{hook}: nothing joined");
+        ensure!(!server.log().contains("ERROR"), "{hook}: {}", server.log());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result<()> {
     for hook in HOOKS {
         let (here, there) = Namespace::pair()?;
