@@ -121,7 +121,7 @@ impl App {
         }
         Arc::clone(&self.captures).try_acquire_owned().map_err(|_| {
             let sentence = format!(
-                "{} captures are running, and no more may",
+                "no more captures may run at the same time than {}, and those are running",
                 self.config.max_captures
             );
             Refusal::new(StatusCode::TOO_MANY_REQUESTS, sentence)

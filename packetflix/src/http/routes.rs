@@ -40,23 +40,27 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketAddr>())
-        .then(move |method, path, query, headers, on_upgrade, peer| {
-            let app = Arc::clone(&app);
-            async move {
-                route(
-                    app,
-                    &method,
-                    &path,
-                    Handshake {
-                        query,
-                        headers,
-                        on_upgrade,
-                        peer,
-                    },
-                )
-                .await
-            }
-        })
+        .then(
+            move |method: Method, path, query, headers, on_upgrade: Option<OnUpgrade>, peer| {
+                let app = Arc::clone(&app);
+                // A HEAD is answered without what a GET would begin.
+                let on_upgrade = on_upgrade.filter(|_| method == Method::GET);
+                async move {
+                    route(
+                        app,
+                        &method,
+                        &path,
+                        Handshake {
+                            query,
+                            headers,
+                            on_upgrade,
+                            peer,
+                        },
+                    )
+                    .await
+                }
+            },
+        )
         .with(log)
         .map(Reply::into_response)
         .boxed()

@@ -174,11 +174,14 @@ impl Stream {
             self.write_statistics(tap);
         }
         let clock = *tap.clock();
+        let now = clock.now();
         let Self {
             batch, interfaces, ..
         } = self;
         let drained = tap.drain(until, |record| write_record(record, &clock, batch, interfaces));
         let written_until = match drained {
+            // The clock was set back: that all that is older is written does not follow.
+            Drained::Full(next) if next > now => 0,
             Drained::Full(next) => next.saturating_sub(1).min(until),
             Drained::Held | Drained::Empty => until,
         };
