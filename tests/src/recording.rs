@@ -162,6 +162,26 @@ impl Recording {
             .collect()
     }
 
+    /// How many packets are just `data`.
+    pub fn count(&self, data: &[u8]) -> usize {
+        self.packets.iter().filter(|packet| packet.data == data).count()
+    }
+
+    /// How many packets of the interface `name`, in this direction, are just `data`.
+    pub fn count_on(&self, name: &str, outbound: bool, data: &[u8]) -> usize {
+        self.packets_of(name)
+            .iter()
+            .filter(|packet| packet.data == data && packet.is_outbound() == outbound)
+            .count()
+    }
+
+    /// Whether a packet has `bytes` in it.
+    pub fn has(&self, bytes: &[u8]) -> bool {
+        self.packets
+            .iter()
+            .any(|packet| packet.data.windows(bytes.len()).any(|window| window == bytes))
+    }
+
     /// The final statistics of the first interface of that name.
     ///
     /// # Errors

@@ -45,6 +45,10 @@ async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
     let mut tcpdump = start_tcpdump(&here, &folder.join("beside.pcap"))?;
     let tshark = start_tshark(&url)?;
     let mut recorder = Recorder::start(&url).await?;
+    // tshark begins before its stream does.
+    wait_until(Duration::from_secs(10), || {
+        Ok(server.log().matches("started netns=").count() == 2)
+    })?;
 
     let start = nanoseconds();
     let (inbound, outbound) = send_frames(&here, &there)?;
@@ -234,15 +238,21 @@ fn start_tcpdump(namespace: &Namespace, file: &Path) -> anyhow::Result<Child> {
         .arg(file)
         .stderr(Stdio::piped())
         .spawn()?;
+    wait_for_line(&mut tcpdump, "listening on")?;
+    Ok(tcpdump)
+}
+
+/// Waits until a program says `text` on standard error.
+fn wait_for_line(program: &mut Child, text: &str) -> anyhow::Result<()> {
     let mut line = String::new();
-    let mut log = BufReader::new(tcpdump.stderr.take().context("no log")?);
-    while !line.contains("listening on") {
+    let mut log = BufReader::new(program.stderr.take().context("no log")?);
+    while !line.contains(text) {
         line.clear();
-        ensure!(log.read_line(&mut line)? > 0, "tcpdump ended");
+        ensure!(log.read_line(&mut line)? > 0, "it ended without: {text}");
     }
     // What it still says goes nowhere, but must not stop it.
     std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    Ok(tcpdump)
+    Ok(())
 }
 
 /// The command-line client, piped into tshark: what somebody at a desk runs.
@@ -258,13 +268,7 @@ fn start_tshark(url: &str) -> anyhow::Result<(Child, Child)> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let mut line = String::new();
-    let mut log = BufReader::new(tshark.stderr.take().context("no log")?);
-    while !line.contains("Capturing on") {
-        line.clear();
-        ensure!(log.read_line(&mut line)? > 0, "tshark ended");
-    }
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    wait_for_line(&mut tshark, "Capturing on")?;
     Ok((client, tshark))
 }
 

@@ -1,14 +1,8 @@
-//! Every kind of interface that there is, and interfaces and namespaces that come and go.
+//! Every kind of interface that there is, and interfaces that come and go.
 
-use std::{
-    net::UdpSocket,
-    process::{Command, Stdio},
-    sync::mpsc,
-    time::Duration,
-};
+use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use nix::sched::{CloneFlags, unshare};
 use packetflix_tests::{
     client::Recorder,
     namespace::Namespace,
@@ -18,21 +12,6 @@ use packetflix_tests::{
 };
 
 const HOOKS: [&str; 2] = ["tcx", "socket"];
-
-fn count(recording: &Recording, interface: &str, outbound: bool, data: &[u8]) -> usize {
-    recording
-        .packets_of(interface)
-        .iter()
-        .filter(|packet| packet.data == data && packet.is_outbound() == outbound)
-        .count()
-}
-
-fn has(recording: &Recording, data: &[u8]) -> bool {
-    recording
-        .packets
-        .iter()
-        .any(|packet| packet.data.windows(data.len()).any(|bytes| bytes == data))
-}
 
 #[tokio::test]
 async fn loopback_packets_appear_once() -> anyhow::Result<()> {
@@ -48,7 +27,7 @@ async fn loopback_packets_appear_once() -> anyhow::Result<()> {
             }
             anyhow::Ok(())
         })??;
-        recorder.read_until(|recording| has(recording, &[9; 20])).await?;
+        recorder.read_until(|recording| recording.has(&[9; 20])).await?;
         let recording = recorder.finish().await?;
         assert_eq!(recording.packets.len(), 10, "{hook}");
         assert!(
@@ -78,12 +57,12 @@ async fn tun_packets_are_raw_ip() -> anyhow::Result<()> {
         let arriving = raw::ipv4_udp(b"in through the tunnel");
         tun.write(&arriving)?;
         recorder
-            .read_until(|recording| has(recording, b"in through the tunnel"))
+            .read_until(|recording| recording.has(b"in through the tunnel"))
             .await?;
         let recording = recorder.finish().await?;
         assert_eq!(recording.interfaces[0].link_type, 101, "{hook}");
-        assert_eq!(count(&recording, "tun7", true, &sent), 1, "{hook}");
-        assert_eq!(count(&recording, "tun7", false, &arriving), 1, "{hook}");
+        assert_eq!(recording.count_on("tun7", true, &sent), 1, "{hook}");
+        assert_eq!(recording.count_on("tun7", false, &arriving), 1, "{hook}");
     }
     Ok(())
 }
@@ -109,7 +88,7 @@ async fn kinds_of_hardware_without_a_header_are_raw_ip_and_unknown_ones_are_name
         let arriving = raw::ipv4_udp(&hardware_type.to_be_bytes());
         tun.write(&arriving)?;
         recorder
-            .read_until(|recording| count(recording, "tun7", false, &arriving) == 1)
+            .read_until(|recording| recording.count_on("tun7", false, &arriving) == 1)
             .await?;
         assert_eq!(
             recorder.finish().await?.interfaces[0].link_type,
@@ -168,22 +147,22 @@ async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
                 > Some(0u32))
         })?;
         recorder
-            .read_until(|recording| count(recording, "right", true, &broadcast) > 0)
+            .read_until(|recording| recording.count_on("right", true, &broadcast) > 0)
             .await?;
         let recording = recorder.finish().await?;
         ensure!(
-            count(&recording, "left", false, &broadcast) > 0,
+            recording.count_on("left", false, &broadcast) > 0,
             "{hook}: the port that receives"
         );
         ensure!(
-            count(&recording, "br7", false, &broadcast) > 0,
+            recording.count_on("br7", false, &broadcast) > 0,
             "{hook}: the bridge"
         );
         ensure!(
-            count(&recording, "right", true, &broadcast) > 0,
+            recording.count_on("right", true, &broadcast) > 0,
             "{hook}: the port that sends"
         );
-        ensure!(count(&recording, "right", false, &broadcast) == 0, "{hook}");
+        ensure!(recording.count_on("right", false, &broadcast) == 0, "{hook}");
     }
     Ok(())
 }
@@ -209,11 +188,11 @@ async fn macvlan_and_its_parent_both_see_the_frame() -> anyhow::Result<()> {
         let frame = raw::ethernet(0x88b5, &[8; 46]);
         RawSocket::open(&there, "vb")?.send(&frame)?;
         recorder
-            .read_until(|recording| count(recording, "mv7", false, &frame) == 1)
+            .read_until(|recording| recording.count_on("mv7", false, &frame) == 1)
             .await?;
         let recording = recorder.finish().await?;
-        assert_eq!(count(&recording, "va", false, &frame), 1, "{hook}");
-        assert_eq!(count(&recording, "mv7", false, &frame), 1, "{hook}");
+        assert_eq!(recording.count_on("va", false, &frame), 1, "{hook}");
+        assert_eq!(recording.count_on("mv7", false, &frame), 1, "{hook}");
     }
     Ok(())
 }
@@ -247,7 +226,7 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
             let frame = raw::ethernet(0x88b5, &[round; 46]);
             RawSocket::open(&there, "peer")?.send(&frame)?;
             recorder
-                .read_until(|recording| count(recording, "late", false, &frame) == 1)
+                .read_until(|recording| recording.count_on("late", false, &frame) == 1)
                 .await?;
             here.ip(&["link", "delete", "late"])?;
             let left = |recording: &Recording| {
@@ -258,7 +237,7 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
         // The capture goes on.
         here.inside(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"still here", "127.0.0.1:9"))??;
         recorder
-            .read_until(|recording| has(recording, b"still here"))
+            .read_until(|recording| recording.has(b"still here"))
             .await?;
         let recording = recorder.finish().await?;
         let names: Vec<&str> = recording
@@ -294,7 +273,7 @@ async fn accounts_stay_exact_while_interfaces_come_and_go_quickly() -> anyhow::R
         here.inside(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"still here", "127.0.0.1:9"))??;
         // Reading checks each count against the packets.
         let recording = recorder.finish().await?;
-        ensure!(has(&recording, b"still here"), "{hook}");
+        ensure!(recording.has(b"still here"), "{hook}");
         ensure!(recording.interfaces.len() > 1, "{hook}: nothing joined");
         ensure!(!server.log().contains("ERROR"), "{hook}: {}", server.log());
     }
@@ -313,101 +292,10 @@ async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result
         let socket = RawSocket::open(&there, "vb")?;
         wait_until(Duration::from_secs(5), || Ok(socket.send(&frame).is_ok()))?;
         recorder
-            .read_until(|recording| count(recording, "va", false, &frame) == 1)
+            .read_until(|recording| recording.count_on("va", false, &frame) == 1)
             .await?;
         recorder.finish().await?;
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn capture_ends_with_its_namespace() -> anyhow::Result<()> {
-    let (here, there) = Namespace::pair()?;
-    let inode = here.inode()?;
-    let server = Server::start(&[])?;
-    let mut recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
-    let frame = raw::ethernet(0x88b5, &[3; 46]);
-    RawSocket::open(&there, "vb")?.send(&frame)?;
-    recorder
-        .read_until(|recording| count(recording, "va", false, &frame) == 1)
-        .await?;
-    here.delete()?;
-    let (recording, code, reason) = recorder.read_to_end().await?;
-    recording.check_complete()?;
-    assert_eq!(code, 1000);
-    assert_eq!(reason, format!("the network namespace {inode} has ended"));
-    // Nothing of ours keeps it: its end of the cable is gone, and so is the other.
-    wait_until(Duration::from_secs(5), || {
-        Ok(there.ip(&["link", "show", "vb"]).is_err())
-    })?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn namespace_of_a_process_alone_is_found_and_ends_with_it() -> anyhow::Result<()> {
-    let mut process = Command::new("unshare").args(["--net", "sleep", "60"]).spawn()?;
-    let link = format!("/proc/{}/ns/net", process.id());
-    let ours = std::fs::read_link("/proc/self/ns/net")?;
-    wait_until(Duration::from_secs(5), || {
-        Ok(std::fs::read_link(&link).is_ok_and(|theirs| theirs != ours))
-    })?;
-    let inode = inode_of_link(&link)?;
-    let server = Server::start(&[])?;
-    let recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
-    process.kill()?;
-    process.wait()?;
-    let (recording, code, reason) = recorder.read_to_end().await?;
-    recording.check_complete()?;
-    ensure!(
-        recording.comment.contains("container-name: \"sleep ("),
-        "{}",
-        recording.comment
-    );
-    ensure!(code == 1000 && reason.contains(&inode), "{code} {reason}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn namespace_of_a_thread_alone_is_found() -> anyhow::Result<()> {
-    let (sender, receiver) = mpsc::channel();
-    let (end, ended) = mpsc::channel::<()>();
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        sender.send(inode_of_link("/proc/thread-self/ns/net")?)?;
-        let _ = ended.recv();
-        anyhow::Ok(())
-    });
-    let inode = receiver.recv()?;
-    let server = Server::start(&[])?;
-    let recorder = Recorder::start(&server.url(&format!("netns={inode}"))).await?;
-    drop(end);
-    thread.join().ok().context("the thread panicked")??;
-    let (_, code, reason) = recorder.read_to_end().await?;
-    ensure!(code == 1000 && reason.contains(&inode), "{code} {reason}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn namespace_mounted_in_another_mount_namespace_is_found() -> anyhow::Result<()> {
-    let script = "mount -t tmpfs none /mnt && touch '/mnt/a b' && \
-                  unshare --net='/mnt/a b' true && stat -Lc %i '/mnt/a b' && exec sleep 60";
-    let mut process = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let output = process.stdout.take().context("no output")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
-    let server = Server::start(&[])?;
-    let recorder = Recorder::start(&server.url(&format!("netns={}", line.trim()))).await?;
-    let recording = recorder.finish().await?;
-    ensure!(
-        recording.comment.contains("container-name: \"/mnt/a b\""),
-        "{}",
-        recording.comment
-    );
-    process.kill()?;
-    process.wait()?;
     Ok(())
 }
 
@@ -496,11 +384,4 @@ async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> 
         );
     }
     Ok(())
-}
-
-/// The number in a link such as `net:[4026531840]`.
-fn inode_of_link(path: &str) -> anyhow::Result<String> {
-    let target = std::fs::read_link(path)?;
-    let text = target.to_str().context("no text")?;
-    Ok(text.trim_start_matches("net:[").trim_end_matches(']').to_owned())
 }

@@ -1,6 +1,6 @@
 //! What clients are told when there is no capture, and what runs all the same.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
@@ -9,6 +9,7 @@ use packetflix_tests::{
     raw::Tun,
     server::{Server, program},
 };
+use tokio::time::sleep;
 
 /// Opens a capture that must be refused, and gives the status and the sentence.
 async fn refused(
@@ -113,6 +114,8 @@ fn plain_requests_are_answered() -> anyhow::Result<()> {
         "{upgrade}"
     );
     ensure!(upgrade.contains("this is a WebSocket endpoint"), "{upgrade}");
+    let head = "HEAD /capture?netns=1 HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x";
+    ensure!(plain(&server, head)?.starts_with("HTTP/1.1 426 "));
     ensure!(plain(&server, "GET /nothing HTTP/1.1")?.starts_with("HTTP/1.1 404 "));
     ensure!(plain(&server, "POST /capture HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
     ensure!(plain(&server, "nonsense")?.starts_with("HTTP/1.1 400 "));
@@ -130,7 +133,10 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
     let (status, sentence) = refused(&server, &query, &[]).await?;
     assert_eq!(
         (status, &sentence[..]),
-        (429, "1 captures are running, and no more may")
+        (
+            429,
+            "no more captures may run at the same time than 1, and those are running"
+        )
     );
     first.finish().await?;
     server.wait_for_log("closed by the client")?;
@@ -138,6 +144,7 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
     while let Err(error) = Recorder::start(&server.url(&query)).await {
         tries += 1;
         ensure!(tries < 100, "{error}");
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
