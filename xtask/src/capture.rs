@@ -2,7 +2,9 @@
 
 use std::os::unix::process::CommandExt as _;
 
-use crate::shell::{cargo, execute, root};
+use crate::{build_ebpf::build_ebpf, run::build_programs, shell::root};
+
+const CLIENT: &str = "target/release/capture";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -18,15 +20,12 @@ pub(crate) struct Args {
 /// # Errors
 /// When the client does not build or cannot be started.
 pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
-    execute(cargo().args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package=packetflix-tests",
-        "--bin=capture",
-    ]))?;
+    if !root().join(CLIENT).is_file() {
+        build_ebpf()?;
+        build_programs()?;
+    }
     let url = format!("ws://{}/capture?{}", args.server, args.query);
-    Err(std::process::Command::new(root().join("target/release/capture"))
+    Err(std::process::Command::new(root().join(CLIENT))
         .arg(url)
         .exec()
         .into())

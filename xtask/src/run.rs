@@ -22,14 +22,7 @@ pub(crate) struct Args {
 /// When something does not build, or the server cannot be started.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     build_ebpf()?;
-    // The client too, which the next steps begin with.
-    execute(cargo().args([
-        "build",
-        "--release",
-        "--package=packetflix",
-        "--package=packetflix-tests",
-        "--bins",
-    ]))?;
+    build_programs()?;
 
     let server = root().join("target/release/packetflix");
     let mut command = if is_root() || find_program("sudo").is_none() {
@@ -43,6 +36,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Returns only when it fails.
     let error = command.args(&args.server).exec();
     Err(error).with_context(|| format!("cannot start {}", server.display()))
+}
+
+/// Builds the server and the client, optimised, as one: apart, each would have the other's dependencies built
+/// anew with its own choice of their features.
+///
+/// # Errors
+/// When something does not build.
+pub(crate) fn build_programs() -> anyhow::Result<()> {
+    execute(cargo().args([
+        "build",
+        "--release",
+        "--package=packetflix",
+        "--package=packetflix-tests",
+        "--bins",
+    ]))
 }
 
 fn print_next_steps() {
