@@ -1,6 +1,6 @@
 //! The command line: flags as they are given. What they amount to is [`Config`](crate::config::Config).
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
 
@@ -34,6 +34,29 @@ pub struct Args {
     /// Seconds after which a client that takes nothing, or answers no ping, is given up
     #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", default_value = "120", value_parser = parse_seconds)]
     pub client_timeout: Duration,
+
+    /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]; without this, --gw-port
+    /// and --proxy-discovery, packetflix finds the targets itself
+    #[arg(long, env = "PACKETFLIX_DISCOVERY_SERVICE", value_name = "HOST")]
+    pub discovery_service: Option<String>,
+
+    /// TCP port of the discovery service [default: 5000]
+    #[arg(long, env = "PACKETFLIX_GW_PORT", value_name = "PORT")]
+    pub gw_port: Option<u16>,
+
+    /// Hand requests for /discover/…, and all that are not for packetflix, to the discovery service
+    #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY")]
+    pub proxy_discovery: bool,
+
+    /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places; may be
+    /// given more than once, in the variable separated by commas
+    #[arg(
+        long,
+        env = "PACKETFLIX_ENGINE_SOCKET",
+        value_name = "PATH",
+        value_delimiter = ','
+    )]
+    pub engine_socket: Vec<PathBuf>,
 
     /// Log what is of use for finding faults, from the eBPF programs too
     #[arg(long, env = "PACKETFLIX_DEBUG")]

@@ -1,6 +1,6 @@
 //! Configuration that was checked: what the flags amount to on this machine.
 
-use std::time::Duration;
+use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     cli::Args,
@@ -20,6 +20,12 @@ const MAX_RING_SIZE: u64 = 1 << 30;
 pub struct Config {
     /// How captures are made.
     pub tap: TapConfig,
+    /// Where the targets are asked for; `None` when packetflix finds them itself.
+    pub discovery_service: Option<ServiceAddress>,
+    /// Whether requests that are not ours go to the discovery service.
+    pub proxy_discovery: bool,
+    /// API sockets of container engines beside those at well-known places.
+    pub engine_sockets: Vec<PathBuf>,
     /// How many captures may run at the same time.
     pub max_captures: usize,
     /// After how long a client is given up that takes nothing or answers no ping.
@@ -30,6 +36,25 @@ pub struct Config {
     pub log_headers: bool,
     /// The host's name.
     pub node_name: String,
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for ServiceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
 }
 
 /// Why the flags cannot be used.
@@ -56,6 +81,9 @@ impl TryFrom<&Args> for Config {
                 ring_size: ring_size(args.ring_size, cpus)?,
                 log_programs: args.debug,
             },
+            discovery_service: discovery_service(args),
+            proxy_discovery: args.proxy_discovery,
+            engine_sockets: args.engine_socket.clone(),
             max_captures: usize::from(args.max_captures),
             client_timeout: args.client_timeout,
             log_requests: args.log_requests,
@@ -64,6 +92,17 @@ impl TryFrom<&Args> for Config {
                 .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
         })
     }
+}
+
+fn discovery_service(args: &Args) -> Option<ServiceAddress> {
+    let wanted = args.discovery_service.is_some() || args.gw_port.is_some() || args.proxy_discovery;
+    wanted.then(|| {
+        let host = args.discovery_service.as_deref().unwrap_or("127.0.0.1");
+        ServiceAddress {
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: args.gw_port.unwrap_or(5000),
+        }
+    })
 }
 
 fn ring_size(wanted: Option<u64>, cpus: usize) -> Result<u32, ConfigError> {

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+mod discovery;
 mod error;
 pub mod http;
 pub mod netns;

@@ -1,0 +1,54 @@
+//! What container engines tell of what they run.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Most containers or pods that are taken from one engine.
+pub(super) const MAX_WORKLOADS: usize = 10_000;
+
+/// Most bytes of an engine's answer.
+pub(super) const MAX_ANSWER_LEN: usize = 16 << 20;
+
+/// A container or pod that runs, as its engine tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Workload {
+    /// What it is.
+    pub(super) kind: WorkloadKind,
+    /// The engine's identifier, never used twice.
+    pub(super) id: String,
+    /// The container's name, or `NAMESPACE/NAME` of a pod.
+    pub(super) name: String,
+    /// Its first process, as numbered in the engine's PID namespace.
+    pub(super) pid: u32,
+    /// Its image, or for a pod those of its containers.
+    pub(super) images: Vec<String>,
+    /// Labels, of the pod itself for one.
+    pub(super) labels: BTreeMap<String, String>,
+    /// The engine's word for its state, in lower case, such as `running`.
+    pub(super) state: String,
+    /// The pod that it is, or belongs to.
+    pub(super) pod: Option<PodName>,
+}
+
+/// What an engine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkloadKind {
+    /// A container of Docker.
+    Docker,
+    /// A container of podman.
+    Podman,
+    /// A pod of Kubernetes.
+    Pod,
+}
+
+/// A pod's name in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PodName {
+    /// The Kubernetes namespace.
+    pub(super) namespace: String,
+    /// Name within it.
+    pub(super) name: String,
+}
+
+/// PIDs that are known from an earlier time and were checked to be the same processes still, by the identifier
+/// of their container or pod. An engine need not be asked for them.
+pub(super) type KnownPids = HashMap<String, u32>;
