@@ -1,0 +1,447 @@
+//! The pods of containerd and CRI-O, by the Kubernetes Container Runtime Interface: gRPC over a Unix socket.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    future::{Ready, ready},
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use futures_util::{StreamExt as _, stream};
+use hyper::{Uri, http::uri::PathAndQuery};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::{net::UnixStream, task::JoinSet};
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    cri_api::{
+        Call, Container, ContainerState, ContainerStatusRequest, ListContainersRequest,
+        ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest, StatusAnswer,
+    },
+    workload::{KnownPids, PodName, Workload, WorkloadKind},
+};
+
+/// Most pods that the engine is asked about at the same time.
+const MAX_CALLS: usize = 32;
+
+/// Most characters that are kept of what an engine says of a failure.
+const MAX_MESSAGE_LEN: usize = 300;
+
+/// Why the pods, or some of them, are not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CriError {
+    /// There is no connection.
+    #[error("cannot begin an HTTP/2 connection")]
+    Connect(#[source] tonic::transport::Error),
+    /// The engine does not speak version 1 of the interface: Docker's containerd has it disabled, and one before
+    /// 1.6 has older versions only.
+    #[error("{call} is not implemented: {message}")]
+    Unimplemented {
+        /// Path of the call.
+        call: &'static str,
+        /// What the engine says.
+        message: String,
+    },
+    /// A call failed.
+    #[error("{call} failed ({code:?}): {message}")]
+    Call {
+        /// Path of the call.
+        call: &'static str,
+        /// The code of gRPC.
+        code: Code,
+        /// What the engine says, or what is wrong with its answer or the connection.
+        message: String,
+    },
+}
+
+/// Finds the pods that are ready, and pushes each as soon as its PID is known. Pods in `known` are not asked for.
+///
+/// A pod that ends meanwhile, or that has no process, is left out.
+///
+/// # Errors
+/// When the engine cannot be asked. Should only some of the pods be refused, the others are found before the first
+/// refusal is returned.
+pub(super) async fn pods(
+    socket: UnixStream,
+    known: &KnownPids,
+    found: &mut Vec<Workload>,
+) -> Result<(), CriError> {
+    let tasks = OwnedTasks::default();
+    let engine = Engine::connect(socket, &tasks).await?;
+    let (sandboxes, containers) = tokio::try_join!(
+        engine.call(ListPodSandboxRequest::of(PodSandboxState::Ready)),
+        engine.call(ListContainersRequest::of(ContainerState::Running)),
+    )?;
+    if sandboxes.cut || containers.cut {
+        tracing::debug!("an engine has more pods or containers than are taken from it");
+    }
+
+    let mut containers_of = HashMap::<String, Vec<Container>>::new();
+    for mut container in containers.items {
+        if container.state() == ContainerState::Running {
+            let pod = std::mem::take(&mut container.pod_sandbox_id);
+            containers_of.entry(pod).or_default().push(container);
+        }
+    }
+    let mut unknown = Vec::new();
+    for sandbox in sandboxes.items {
+        let containers = containers_of.remove(&sandbox.id).unwrap_or_default();
+        let Some(mut pod) = workload(sandbox, &containers) else {
+            continue;
+        };
+        if let Some(pid) = known.get(&pod.id) {
+            pod.pid = *pid;
+            found.push(pod);
+        } else {
+            let containers: Vec<String> = containers.into_iter().map(|container| container.id).collect();
+            unknown.push((pod, containers));
+        }
+    }
+
+    let mut asked = stream::iter(unknown)
+        .map(|(pod, containers)| {
+            let engine = engine.clone();
+            async move {
+                let pid = engine.pid(&pod.id, containers).await;
+                (pod, pid)
+            }
+        })
+        .buffer_unordered(MAX_CALLS);
+    let mut refusal = None;
+    while let Some((pod, pid)) = asked.next().await {
+        match pid {
+            Ok(Some(pid)) => found.push(Workload { pid, ..pod }),
+            Ok(None) => tracing::debug!(pod = pod.name, id = pod.id, "a pod without a process is left out"),
+            Err(error) => {
+                tracing::debug!(pod = pod.name, id = pod.id, %error, "a pod is left out");
+                refusal.get_or_insert(error);
+            }
+        }
+    }
+    refusal.map_or(Ok(()), Err)
+}
+
+/// A pod whose PID is still to be found; `None` when it has no name, or is not ready.
+fn workload(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
+    if sandbox.state() != PodSandboxState::Ready {
+        return None;
+    }
+    let metadata = sandbox
+        .metadata
+        .filter(|metadata| !metadata.name.is_empty() && !metadata.namespace.is_empty());
+    let Some(metadata) = metadata.filter(|_| !sandbox.id.is_empty()) else {
+        tracing::debug!(id = sandbox.id, "a pod without a name or identifier is left out");
+        return None;
+    };
+    let mut images: Vec<String> = containers.iter().filter_map(image).collect();
+    images.sort_unstable();
+    images.dedup();
+    Some(Workload {
+        kind: WorkloadKind::Pod,
+        id: sandbox.id,
+        name: format!("{}/{}", metadata.namespace, metadata.name),
+        pid: 0,
+        images,
+        labels: sandbox.labels,
+        state: "running".to_owned(),
+        pod: Some(PodName {
+            namespace: metadata.namespace,
+            name: metadata.name,
+        }),
+    })
+}
+
+/// The image by the name that the user gave it, or else as the engine knows it, which may be a digest.
+fn image(container: &Container) -> Option<String> {
+    let image = container.image.as_ref()?;
+    [&image.user_specified_image, &image.image]
+        .into_iter()
+        .find(|name| !name.is_empty())
+        .cloned()
+}
+
+/// The PID in an answer's verbose part, whose key and contents containerd and CRI-O agree on without a standard.
+fn pid(status: &StatusAnswer) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Info {
+        pid: i32,
+    }
+
+    let info: Info = serde_json::from_str(status.info.get("info")?).ok()?;
+    u32::try_from(info.pid).ok().filter(|pid| *pid != 0)
+}
+
+/// An engine that is connected.
+#[derive(Clone)]
+struct Engine(Channel);
+
+impl Engine {
+    async fn connect(socket: UnixStream, tasks: &OwnedTasks) -> Result<Self, CriError> {
+        // The host is part of every request, and means nothing.
+        Endpoint::from_static("http://localhost")
+            .executor(tasks.0.clone())
+            .connect_with_connector(Given(Some(socket)))
+            .await
+            .map(Self)
+            .map_err(CriError::Connect)
+    }
+
+    /// A pod's first process: that of its sandbox, or of one of its containers when the engine keeps none for the
+    /// sandbox, as CRI-O may.
+    async fn pid(&self, sandbox: &str, containers: Vec<String>) -> Result<Option<u32>, CriError> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            verbose: true,
+        };
+        let Some(status) = unless_gone(self.call(request).await)? else {
+            return Ok(None);
+        };
+        if let Some(pid) = pid(&status) {
+            return Ok(Some(pid));
+        }
+        for container_id in containers {
+            let request = ContainerStatusRequest {
+                container_id,
+                verbose: true,
+            };
+            if let Some(pid) = unless_gone(self.call(request).await)?.as_ref().and_then(pid) {
+                return Ok(Some(pid));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn call<C: Call>(&self, request: C) -> Result<C::Answer, CriError> {
+        let mut grpc = Grpc::new(self.0.clone()).max_decoding_message_size(C::MAX_LEN);
+        grpc.ready().await.map_err(CriError::Connect)?;
+        let path = PathAndQuery::from_static(C::PATH);
+        grpc.unary(Request::new(request), path, ProstCodec::default())
+            .await
+            .map(tonic::Response::into_inner)
+            .map_err(|status| failure(C::PATH, &status))
+    }
+}
+
+/// Nothing, when what was asked for has ended since it was listed.
+fn unless_gone<T>(answer: Result<T, CriError>) -> Result<Option<T>, CriError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(CriError::Call {
+            code: Code::NotFound, ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn failure(call: &'static str, status: &Status) -> CriError {
+    // A failure of the connection says what it is in its sources only.
+    let mut message = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    let message = message
+        .chars()
+        .filter(|character| !character.is_control())
+        .take(MAX_MESSAGE_LEN)
+        .collect();
+    match status.code() {
+        Code::Unimplemented => CriError::Unimplemented { call, message },
+        code => CriError::Call { call, code, message },
+    }
+}
+
+/// A connector that hands out its one connection once.
+struct Given(Option<UnixStream>);
+
+impl tower_service::Service<Uri> for Given {
+    type Response = TokioIo<UnixStream>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        ready(
+            self.0
+                .take()
+                .map(TokioIo::new)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection has ended")),
+        )
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The tasks that serve a connection: they end when this is dropped, whatever the peer does.
+#[derive(Default)]
+struct OwnedTasks(Spawner);
+
+/// Starts tasks as long as their owner is there.
+#[derive(Clone)]
+struct Spawner(Arc<Mutex<Option<JoinSet<()>>>>);
+
+impl Default for Spawner {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Some(JoinSet::new()))))
+    }
+}
+
+impl hyper::rt::Executor<Task> for Spawner {
+    fn execute(&self, task: Task) {
+        if let Ok(mut tasks) = self.0.lock()
+            && let Some(tasks) = tasks.as_mut()
+        {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(task);
+        }
+    }
+}
+
+impl Drop for OwnedTasks {
+    fn drop(&mut self) {
+        let tasks = self.0.0.lock().ok().and_then(|mut tasks| tasks.take());
+        drop(tasks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::discovery::cri_api::{ImageSpec, Listed, PodSandboxMetadata};
+
+    /// Asks an engine that first says `words`, and then listens until the client is gone.
+    async fn ask(words: &'static [u8], then_close: bool) -> Option<CriError> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let engine = tokio::spawn(async move {
+            theirs.write_all(words).await.unwrap();
+            if !then_close {
+                let _ = theirs.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        let (known, mut found) = (KnownPids::new(), Vec::new());
+        let answer = timeout(Duration::from_millis(200), pods(ours, &known, &mut found)).await;
+        assert!(found.is_empty());
+        // Nothing is left of the connection, although the engine has not ended it.
+        timeout(Duration::from_secs(5), engine).await.unwrap().unwrap();
+        answer.ok().map(Result::unwrap_err)
+    }
+
+    #[tokio::test]
+    async fn says_what_is_wrong_with_an_engine() {
+        let error = ask(b"HTTP/1.1 400 Bad Request\r\n\r\n", false).await.unwrap();
+        assert!(
+            error.to_string().contains("ListPodSandbox failed") && error.to_string().contains("frame"),
+            "{error}"
+        );
+        assert!(matches!(
+            ask(b"", true).await,
+            Some(CriError::Call { .. } | CriError::Connect(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn leaves_nothing_of_an_engine_that_hangs() {
+        assert!(ask(b"", false).await.is_none());
+        // Settings, and then nothing.
+        assert!(ask(&[0, 0, 0, 4, 0, 0, 0, 0, 0], false).await.is_none());
+    }
+
+    #[test]
+    fn takes_only_pids_that_can_be() {
+        let pid_of = |info: &str| {
+            pid(&StatusAnswer {
+                info: HashMap::from([("info".to_owned(), info.to_owned())]),
+            })
+        };
+        assert_eq!(
+            pid_of(r#"{"image": {"a": [1]}, "pid": 4711, "runtimeSpec": {"pid": "x"}}"#),
+            Some(4711)
+        );
+        for info in [
+            "",
+            "null",
+            "{}",
+            r#"{"pid": 0}"#,
+            r#"{"pid": -1}"#,
+            r#"{"pid": 2147483648}"#,
+            r#"{"pid": 1e3}"#,
+            r#"{"pid": "1"}"#,
+            r#"{"pid": 1, "pid": 2}"#,
+        ] {
+            assert_eq!(pid_of(info), None, "{info}");
+        }
+        assert_eq!(pid(&StatusAnswer::default()), None);
+    }
+
+    #[test]
+    fn cuts_long_lists() {
+        use prost::Message as _;
+
+        let long = [[0x0a, 2, 0x18, 1]; 5].concat();
+        let list = Listed::<PodSandbox, 3>::decode(&long[..]).unwrap();
+        assert!(list.items.len() == 3 && list.cut);
+        let list = Listed::<PodSandbox, 5>::decode(&long[..]).unwrap();
+        assert!(list.items.len() == 5 && !list.cut);
+        assert_eq!(list.items[4].state(), PodSandboxState::NotReady);
+    }
+
+    #[test]
+    fn makes_pods_of_ready_sandboxes() {
+        let sandbox = PodSandbox {
+            id: "0123".to_owned(),
+            metadata: Some(PodSandboxMetadata {
+                name: "web-0".to_owned(),
+                namespace: "shop".to_owned(),
+            }),
+            ..PodSandbox::default()
+        };
+        let container = |image: &str, user_specified_image: &str| Container {
+            image: Some(ImageSpec {
+                image: image.to_owned(),
+                user_specified_image: user_specified_image.to_owned(),
+            }),
+            ..Container::default()
+        };
+        let containers = [
+            container("sha256:1", "nginx:1"),
+            container("envoy", ""),
+            container("nginx:1", ""),
+            container("", ""),
+            Container::default(),
+        ];
+        let pod = workload(sandbox.clone(), &containers).unwrap();
+        assert_eq!((&pod.name[..], &pod.id[..]), ("shop/web-0", "0123"));
+        assert_eq!(pod.images, ["envoy", "nginx:1"]);
+
+        let not_ready = PodSandbox {
+            state: 1,
+            ..sandbox.clone()
+        };
+        let without_name = PodSandbox {
+            metadata: Some(PodSandboxMetadata::default()),
+            ..sandbox
+        };
+        assert_eq!(workload(not_ready, &[]), None);
+        assert_eq!(workload(without_name, &[]), None);
+    }
+}
