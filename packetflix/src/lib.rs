@@ -8,10 +8,14 @@ pub mod config;
 mod discovery;
 mod error;
 pub mod http;
+mod http_client;
+mod json;
 pub mod netns;
 pub mod pcapng;
+mod proc_fs;
 mod session;
 mod sys;
 pub mod tap;
+mod target;
 
 pub use sys::{limit_allocator_arenas, raise_descriptor_limit};

@@ -3,12 +3,14 @@
 #![expect(unsafe_code, reason = "this is where the remaining libc calls live")]
 
 use std::{
+    fs::File,
     io,
     mem::size_of,
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::{
+    errno::Errno,
     libc,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
@@ -23,6 +25,56 @@ pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<i32> {
     nix::ioctl_none_bad!(get_type, nix::request_code_none!(0xb7, 3));
     // SAFETY: the request takes no argument, and the descriptor is open for as long as it is borrowed.
     Ok(unsafe { get_type(namespace.as_raw_fd()) }?)
+}
+
+/// Whether a process is in a user namespace that belongs to the user `uid`, or in one below such. `false` when it
+/// cannot be looked at. Kernel 4.11, `linux/nsfs.h`.
+pub(crate) fn is_in_user_namespace_of(pid: u32, uid: u32) -> bool {
+    /// Most levels of user namespaces that the kernel makes.
+    const MAX_LEVELS: usize = 32;
+
+    nix::ioctl_none_bad!(get_parent, nix::request_code_none!(0xb7, 2));
+    nix::ioctl_read_bad!(get_owner_uid, nix::request_code_none!(0xb7, 4), libc::uid_t);
+
+    let Ok(namespace) = File::open(format!("/proc/{pid}/ns/user")) else {
+        return false;
+    };
+    let mut namespace = OwnedFd::from(namespace);
+    for _ in 0..MAX_LEVELS {
+        let mut owner = 0;
+        // SAFETY: the request writes a `uid_t` to the pointer, which is that of a live one.
+        if unsafe { get_owner_uid(namespace.as_raw_fd(), &raw mut owner) }.is_err() {
+            return false;
+        }
+        // The first namespace has no parent, and no user but root.
+        // SAFETY: the request takes no argument.
+        let Ok(parent) = (unsafe { get_parent(namespace.as_raw_fd()) }) else {
+            return false;
+        };
+        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        namespace = unsafe { OwnedFd::from_raw_fd(parent) };
+        if owner == uid {
+            return true;
+        }
+    }
+    false
+}
+
+/// A descriptor of a process, which keeps meaning that one when its PID has passed to another; `None` where the
+/// kernel has none or may not give it. Kernel 5.3.
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub(crate) fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: the call takes two integers.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match Errno::result(descriptor) {
+        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })),
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A packet socket of the calling thread's network namespace that receives nothing until it is bound.
@@ -61,7 +113,7 @@ pub(crate) fn add_promiscuous_membership(socket: BorrowedFd<'_>, ifindex: u32) -
         mr_address: [0; 8],
     };
     // SAFETY: the pointer and length are those of a live `packet_mreq`, which this option takes.
-    nix::errno::Errno::result(unsafe {
+    Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_PACKET,

@@ -1,7 +1,275 @@
-//! The discovery of targets on this host: container engines, processes and bind mounts.
+//! The discovery of targets on this host: what container engines run, processes with a network namespace of their
+//! own, mounted namespaces, and the host itself.
 
+mod assemble;
 mod cri;
 mod cri_api;
+mod docker;
+mod engines;
+mod processes;
+mod sockets;
+mod target;
 mod workload;
 
-use workload::{KnownPids, PodName, Workload, WorkloadKind};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::Mutex;
+
+use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
+pub(crate) use self::{
+    target::{DiscoveredTarget, Namespace},
+    workload::PodName,
+};
+use crate::{
+    netns::{Holder, links_of, mounts},
+    proc_fs::{Stat, numbers_in},
+    sys,
+    target::TargetDescription,
+};
+
+/// How long a scan is good enough for those who only want to see.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Finds targets. Scans are shared among all who ask at the same time.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    engine_sockets: Vec<PathBuf>,
+    last: Mutex<Option<Last>>,
+}
+
+/// The last scan.
+#[derive(Debug)]
+struct Last {
+    began: Instant,
+    scan: Arc<Scan>,
+    known: Known,
+}
+
+/// PIDs by the engine's socket and the workload's identifier: as the engine numbers it, and the process that it was.
+type Known = HashMap<(u64, u64), HashMap<String, KnownProcess>>;
+
+#[derive(Clone, Copy, Debug)]
+struct KnownProcess {
+    number: u32,
+    pid: u32,
+    starttime: u64,
+}
+
+/// What there was at one time.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    /// When the scan began.
+    pub(crate) at: SystemTime,
+    /// All targets, ordered by name.
+    pub(crate) targets: Vec<DiscoveredTarget>,
+    /// The engines that were asked.
+    pub(crate) engines: Vec<EngineReport>,
+}
+
+/// What became of asking an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineReport {
+    /// Its socket, as those see it who have it.
+    pub(crate) path: PathBuf,
+    /// How many containers and pods it told of.
+    pub(crate) workloads: usize,
+    /// Why it told nothing, or not everything.
+    pub(crate) problem: Option<String>,
+}
+
+impl Scan {
+    /// The targets as GhostWire lists them.
+    pub(crate) fn descriptions(&self) -> Vec<TargetDescription> {
+        self.targets.iter().map(DiscoveredTarget::description).collect()
+    }
+}
+
+impl Discovery {
+    /// Asks the engines at `engine_sockets` beside those at well-known places.
+    pub(crate) fn new(engine_sockets: Vec<PathBuf>) -> Self {
+        Self {
+            engine_sockets,
+            last: Mutex::new(None),
+        }
+    }
+
+    /// What there was a moment ago.
+    pub(crate) async fn recent(&self) -> Arc<Scan> {
+        let now = Instant::now();
+        self.since(now.checked_sub(FRESH).unwrap_or(now)).await
+    }
+
+    /// What there is: looked at after this was called.
+    pub(crate) async fn scan_now(&self) -> Arc<Scan> {
+        self.since(Instant::now()).await
+    }
+
+    /// A scan that began at `earliest` or later. Those who wait for one share the next.
+    pub(crate) async fn since(&self, earliest: Instant) -> Arc<Scan> {
+        let mut last = self.last.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| last.began >= earliest) {
+            return Arc::clone(&last.scan);
+        }
+        let began = Instant::now();
+        let known = last.as_ref().map(|last| last.known.clone()).unwrap_or_default();
+        let (scan, known) = scan(&self.engine_sockets, known).await;
+        if let Some(last) = last.as_ref() {
+            report_changes(&last.scan.engines, &scan.engines);
+        } else {
+            report_changes(&[], &scan.engines);
+        }
+        tracing::debug!(
+            targets = scan.targets.len(),
+            elapsed_ms = began.elapsed().as_millis(),
+            "looked for targets"
+        );
+        let scan = Arc::new(scan);
+        *last = Some(Last {
+            began,
+            scan: Arc::clone(&scan),
+            known,
+        });
+        scan
+    }
+}
+
+async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
+    let at = SystemTime::now();
+    let configured = engine_sockets.to_vec();
+    let (sockets, missing, known) = blocking(move || {
+        let (sockets, missing) = sockets::find(&process_ids(), &configured);
+        (sockets, missing, still_there(known))
+    })
+    .await;
+    let engines = engines::ask_all(&sockets, |id| known.get(&id).cloned().unwrap_or_default()).await;
+    let reports = reports(&engines, missing);
+    drop::<Vec<EngineSocket>>(sockets);
+    let (targets, known) = blocking(move || targets(&engines)).await;
+    let scan = Scan {
+        at,
+        targets,
+        engines: reports,
+    };
+    (scan, known)
+}
+
+/// The targets now, given what the engines told, and what need not be asked again.
+fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Known) {
+    let pids = process_ids();
+    let table = ProcessTable::read(&pids);
+    let running = assemble::find_processes(engines, &table, sys::is_in_user_namespace_of);
+    let mut known = Known::new();
+    for running in &running {
+        let (engine, id, number) = running.key(engines);
+        let process = KnownProcess {
+            number,
+            pid: running.pid,
+            starttime: running.starttime,
+        };
+        known.entry(engine).or_default().insert(id, process);
+    }
+    let namespaces = namespaces(&pids, &table);
+    (assemble::assemble(running, engines, &table, &namespaces), known)
+}
+
+/// All network namespaces that a process or a bind mount holds.
+fn namespaces(pids: &[u32], table: &ProcessTable) -> HashMap<u64, Arc<Namespace>> {
+    let mut holders: HashMap<u64, Holder> = table
+        .namespaces()
+        .into_iter()
+        .map(|(inode, pid)| (inode, Holder::Process { pid }))
+        .collect();
+    let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+    for (inode, holder) in mounts(pids) {
+        if let Holder::Mount { path, .. } = &holder {
+            let paths = mounted.entry(inode).or_default();
+            if !paths.contains(path) {
+                paths.push(path.clone());
+            }
+        }
+        holders.entry(inode).or_insert(holder);
+    }
+    let links = links_of(&holders).unwrap_or_else(|error| {
+        tracing::warn!(error = %crate::error::chain(&error), "the interfaces of targets are not known");
+        HashMap::new()
+    });
+    let host = table.get(1).and_then(|process| process.netns);
+    links
+        .into_iter()
+        .map(|(inode, links)| {
+            let namespace = Namespace {
+                inode,
+                is_host: Some(inode) == host,
+                links,
+                mounts: mounted.remove(&inode).unwrap_or_default(),
+            };
+            (inode, Arc::new(namespace))
+        })
+        .collect()
+}
+
+/// All processes; those first whose mounts are the host's.
+fn process_ids() -> Vec<u32> {
+    let mut pids: Vec<u32> = numbers_in(Path::new("/proc")).into_iter().flatten().collect();
+    let own = process::id();
+    pids.sort_unstable_by_key(|pid| (*pid != 1, *pid != own, *pid));
+    pids
+}
+
+/// The PIDs of those that still are the same processes.
+fn still_there(known: Known) -> HashMap<(u64, u64), KnownPids> {
+    let is_same = |process: &KnownProcess| {
+        Stat::read(process.pid).is_ok_and(|stat| stat.starttime == process.starttime)
+    };
+    known
+        .into_iter()
+        .map(|(engine, processes)| {
+            let same = processes.into_iter().filter(|(_, process)| is_same(process));
+            (engine, same.map(|(id, process)| (id, process.number)).collect())
+        })
+        .collect()
+}
+
+fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<EngineReport> {
+    let asked = engines.iter().map(|engine| EngineReport {
+        path: engine.path.clone(),
+        workloads: engine.workloads.len(),
+        problem: engine.problem.clone(),
+    });
+    let missing = missing.into_iter().map(|(path, error)| EngineReport {
+        path,
+        workloads: 0,
+        problem: Some(format!("it cannot be opened: {error}")),
+    });
+    asked.chain(missing).collect()
+}
+
+/// Logs engines whose state is another than before.
+fn report_changes(before: &[EngineReport], now: &[EngineReport]) {
+    for report in now {
+        let same = |before: &&EngineReport| before.path == report.path && before.problem == report.problem;
+        if before.iter().any(|before| same(&before)) {
+            continue;
+        }
+        let engine = report.path.display();
+        match &report.problem {
+            Some(problem) => tracing::warn!(%engine, problem, "an engine does not tell what it runs"),
+            None => tracing::info!(%engine, containers = report.workloads, "an engine tells what it runs"),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and whoever waits with it.
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::Serialize;
+
 /// Most containers or pods that are taken from one engine.
 pub(super) const MAX_WORKLOADS: usize = 10_000;
 
@@ -41,12 +43,30 @@ pub(super) enum WorkloadKind {
 }
 
 /// A pod's name in Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PodName {
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct PodName {
     /// The Kubernetes namespace.
     pub(super) namespace: String,
     /// Name within it.
     pub(super) name: String,
+}
+
+impl PodName {
+    /// Both, as one writes them.
+    pub(super) fn full(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+impl WorkloadKind {
+    /// GhostWire's word for it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Pod => "pod",
+        }
+    }
 }
 
 /// PIDs that are known from an earlier time and were checked to be the same processes still, by the identifier

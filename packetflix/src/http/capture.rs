@@ -21,18 +21,23 @@ use warp::{
 
 use super::{
     refusal::Refusal,
-    request::{CaptureRequest, RequestError, check_origin},
+    request::{CaptureRequest, RequestError, check_origin, select},
     websocket,
 };
 use crate::{
     config::Config,
-    netns::Netns,
+    discovery::Discovery,
     session::{Session, SessionRequest},
+    target::{Directory, DiscoveryService, Target},
 };
 
 /// What all requests share.
 pub(super) struct App {
     pub(super) config: Arc<Config>,
+    /// What there is on this host.
+    pub(super) discovery: Arc<Discovery>,
+    /// Where targets are looked up.
+    pub(super) directory: Directory,
     /// Connections and captures, to wait for at the end.
     pub(super) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
@@ -52,7 +57,14 @@ pub(super) struct Handshake {
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let captures = Arc::new(Semaphore::new(config.max_captures));
+        let discovery = Arc::new(Discovery::new(config.engine_sockets.clone()));
+        let directory = match &config.discovery_service {
+            Some(address) => Directory::Service(DiscoveryService::new(address.clone())),
+            None => Directory::Own(Arc::clone(&discovery)),
+        };
         Self {
+            discovery,
+            directory,
             config,
             tasks,
             stop,
@@ -90,20 +102,18 @@ impl App {
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         let permit = self.permit()?;
 
-        let netns = tokio::task::spawn_blocking(move || Netns::find(request.netns))
-            .await
-            .map_err(|_| {
-                Refusal::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "the search for the namespace was cut off",
-                )
-            })??;
+        let target = Target::open(request.target, &self.directory).await?;
+        let selection = match request.selection {
+            Some(selection) => selection,
+            None => select(target.description.interfaces.clone())?,
+        };
         let asked = SessionRequest {
-            selection: request.selection,
+            selection,
             chaste: request.chaste,
         };
-        let session = Session::start(netns, asked, &self.config.tap, &self.config.node_name).await?;
-        tracing::info!(netns = request.netns, "started");
+        let (netns, name) = (target.netns.inode(), target.description.full_name());
+        let session = Session::start(target, asked, &self.config.tap, &self.config.node_name).await?;
+        tracing::info!(netns, name, "started");
 
         let app = Arc::clone(&self);
         self.tasks

@@ -5,6 +5,7 @@ mod refusal;
 mod request;
 mod routes;
 mod server;
+mod targets;
 mod websocket;
 
 pub use server::{listen, serve};

@@ -15,6 +15,7 @@ use crate::{
     error,
     netns::{EnterError, FindError},
     tap::{HookError, LoadError, TapError},
+    target::{DirectoryError, ServiceProblem, TargetError},
 };
 
 /// An answer that says why there is no capture.
@@ -67,7 +68,8 @@ impl From<RequestError> for Refusal {
             | RequestError::Repeated(_)
             | RequestError::NoTarget
             | RequestError::TwoTargets
-            | RequestError::ContainerUnsupported
+            | RequestError::Container(_)
+            | RequestError::Names(_)
             | RequestError::FilterUnsupported(_)
             | RequestError::Netns(_)
             | RequestError::TooManyInterfaces(_)
@@ -77,13 +79,25 @@ impl From<RequestError> for Refusal {
     }
 }
 
-impl From<FindError> for Refusal {
-    fn from(error: FindError) -> Self {
-        let status = match error {
-            FindError::NotFound { .. } => StatusCode::NOT_FOUND,
-            FindError::Denied { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+impl From<TargetError> for Refusal {
+    fn from(error: TargetError) -> Self {
+        let status = match &error {
+            TargetError::Nothing => StatusCode::BAD_REQUEST,
+            TargetError::Unknown { .. } => StatusCode::NOT_FOUND,
+            TargetError::Stale(_)
+            | TargetError::NotFoundAgain { .. }
+            | TargetError::Ambiguous { .. }
+            | TargetError::Ended { .. } => StatusCode::CONFLICT,
+            TargetError::Unreadable(_) => return Self::by_kernel(&error, "CAP_SYS_PTRACE"),
+            TargetError::CutOff => StatusCode::INTERNAL_SERVER_ERROR,
+            TargetError::Directory(DirectoryError::Service(service)) => match service.problem {
+                ServiceProblem::Slow(_) => StatusCode::GATEWAY_TIMEOUT,
+                _ => StatusCode::BAD_GATEWAY,
+            },
+            TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
+            TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.to_string())
+        Self::new(status, error::chain(&error))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use packetflix_common::MAX_INTERFACES;
 use warp::http::{HeaderMap, header, uri::Authority};
 
-use crate::tap::InterfaceSelection;
+use crate::{tap::InterfaceSelection, target::TargetDescription};
 
 const CONTAINER: Parameter = Parameter {
     name: "container",
@@ -23,6 +23,10 @@ const FILTER: Parameter = Parameter {
     name: "filter",
     header: Some("clustershark-filter"),
 };
+const NAMES: Parameter = Parameter {
+    name: "names",
+    header: None,
+};
 const CHASTE: Parameter = Parameter {
     name: "chaste",
     header: Some("clustershark-chaste"),
@@ -37,12 +41,14 @@ struct Parameter {
 /// A capture that a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CaptureRequest {
-    /// Inode number of the network namespace.
-    pub(super) netns: u64,
-    /// Which interfaces.
-    pub(super) selection: InterfaceSelection,
+    /// What is to be captured.
+    pub(super) target: TargetDescription,
+    /// Which interfaces; `None` leaves it to the target.
+    pub(super) selection: Option<InterfaceSelection>,
     /// Without promiscuous mode.
     pub(super) chaste: bool,
+    /// With the names of known targets.
+    pub(super) names: bool,
 }
 
 /// Why a request cannot be served.
@@ -65,18 +71,22 @@ pub(super) enum RequestError {
     Header(&'static str),
     #[error("the parameter {0} is given more than once")]
     Repeated(&'static str),
-    #[error("no target is given: name a network namespace with netns=NUMBER")]
+    #[error(
+        "no target is given: name a container with container={{\"name\":\"NAME\"}}, or a network namespace with netns=NUMBER"
+    )]
     NoTarget,
     #[error("both container and netns are given: they exclude each other")]
     TwoTargets,
-    #[error("container= is not supported yet: name the network namespace with netns=NUMBER")]
-    ContainerUnsupported,
+    #[error("container= is no JSON object that describes a target: {0}")]
+    Container(String),
     #[error("filters are not supported yet: filter={0}")]
     FilterUnsupported(String),
     #[error("netns={0} is not the inode number of a network namespace")]
     Netns(String),
-    #[error("nif= names {0} interfaces, and {MAX_INTERFACES} is the most")]
+    #[error("{0} interfaces are named, and {MAX_INTERFACES} is the most")]
     TooManyInterfaces(usize),
+    #[error("names={0} is neither 0 nor 1")]
+    Names(String),
 }
 
 impl CaptureRequest {
@@ -85,22 +95,23 @@ impl CaptureRequest {
         let parameters = Parameters::parse(query, headers)?;
         let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
         let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
-        let netns = match (container, netns) {
+        let target = match (container, netns) {
             (None, None) => return Err(RequestError::NoTarget),
             (Some(_), Some(_)) => return Err(RequestError::TwoTargets),
-            (Some(_), None) => return Err(RequestError::ContainerUnsupported),
-            (None, Some(netns)) => parse_netns(netns)?,
+            (Some(container), None) => parse_container(container)?,
+            (None, Some(netns)) => TargetDescription::namespace(parse_netns(netns)?),
         };
         if let Some(filter) = parameters.get(&FILTER)?.filter(|text| !text.trim().is_empty()) {
             return Err(RequestError::FilterUnsupported(filter.to_owned()));
         }
-        let selection = parse_interfaces(parameters.get(&NIF)?.unwrap_or_default())?;
+        let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
         // Presence alone counts: existing clients rely on it, whatever the value.
         let chaste = parameters.get(&CHASTE)?.is_some();
         Ok(Self {
-            netns,
+            target,
             selection,
             chaste,
+            names: parse_names(parameters.get(&NAMES)?)?,
         })
     }
 }
@@ -112,12 +123,17 @@ fn parse_netns(text: &str) -> Result<u64, RequestError> {
         .ok_or_else(|| RequestError::Netns(text.to_owned()))
 }
 
+fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
+    serde_json::from_str(text).map_err(|error| RequestError::Container(error.to_string()))
+}
+
 fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
-    let mut names: Vec<String> = text
-        .split('/')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect();
+    select(text.split('/').map(str::to_owned).collect())
+}
+
+/// Interfaces by their names, `all` and `any` alone being all, as nothing is.
+pub(super) fn select(mut names: Vec<String>) -> Result<InterfaceSelection, RequestError> {
+    names.retain(|name| !name.is_empty());
     names.sort_unstable();
     names.dedup();
     match &names[..] {
@@ -125,6 +141,14 @@ fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
         [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
         _ if names.len() > MAX_INTERFACES as usize => Err(RequestError::TooManyInterfaces(names.len())),
         _ => Ok(InterfaceSelection::Named(names)),
+    }
+}
+
+fn parse_names(text: Option<&str>) -> Result<bool, RequestError> {
+    match text {
+        None | Some("" | "1") => Ok(true),
+        Some("0") => Ok(false),
+        Some(other) => Err(RequestError::Names(other.to_owned())),
     }
 }
 
@@ -227,14 +251,16 @@ mod tests {
         CaptureRequest::parse(query, &HeaderMap::new())
     }
 
-    fn named(names: &[&str]) -> InterfaceSelection {
-        InterfaceSelection::Named(names.iter().map(|name| (*name).to_owned()).collect())
+    fn named(names: &[&str]) -> Option<InterfaceSelection> {
+        Some(InterfaceSelection::Named(
+            names.iter().map(|name| (*name).to_owned()).collect(),
+        ))
     }
 
     #[test]
     fn every_way_to_say_all_interfaces() {
+        assert_eq!(parse("netns=5").unwrap().selection, None);
         for query in [
-            "netns=5",
             "netns=5&nif=",
             "netns=5&nif=all",
             "netns=5&nif=any",
@@ -244,9 +270,10 @@ mod tests {
             assert_eq!(
                 request,
                 CaptureRequest {
-                    netns: 5,
-                    selection: InterfaceSelection::All,
-                    chaste: false
+                    target: TargetDescription::namespace(5),
+                    selection: Some(InterfaceSelection::All),
+                    chaste: false,
+                    names: true,
                 }
             );
         }
@@ -300,7 +327,7 @@ mod tests {
             ("netns=4026531840x", Netns("4026531840x".into())),
             ("netns=99999999999999999999", Netns("99999999999999999999".into())),
             ("netns=5&container={}", TwoTargets),
-            ("container={}", ContainerUnsupported),
+            ("netns=5&names=no", Names("no".into())),
             (
                 "netns=5&filter=tcp+port+80",
                 FilterUnsupported("tcp port 80".into()),
@@ -322,6 +349,26 @@ mod tests {
             parse(&format!("netns=5&nif={many}")),
             Err(TooManyInterfaces(4097))
         );
+    }
+
+    #[test]
+    fn targets_are_described_in_json() {
+        let request = parse("container=%7B%22name%22%3A%22web%22%2C%22netns%22%3A0%7D&names=0").unwrap();
+        assert_eq!(request.target.name, "web");
+        assert_eq!((request.target.netns, request.names), (None, false));
+        let header = headers(&[("clustershark-container", r#"{"name":"db"}"#)]);
+        let request = CaptureRequest::parse("container=%7B%7D", &header).unwrap();
+        assert_eq!(request.target.name, "db");
+        for (text, words) in [
+            ("web", "line 1 column 1"),
+            (
+                "%7B%22pid%22%3A%22x%22%7D",
+                "invalid type: string \"x\", expected u32 at line 1 column 10",
+            ),
+        ] {
+            let error = parse(&format!("container={text}")).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]
@@ -366,7 +413,8 @@ mod tests {
             }
             let query = serde_urlencoded::to_string(&pairs).unwrap();
             let selection = if names.is_empty() { InterfaceSelection::All } else { InterfaceSelection::Named(names) };
-            prop_assert_eq!(parse(&query), Ok(CaptureRequest { netns, selection, chaste }));
+            let (target, selection) = (TargetDescription::namespace(netns), Some(selection));
+            prop_assert_eq!(parse(&query), Ok(CaptureRequest { target, selection, chaste, names: true }));
         }
 
         #[test]

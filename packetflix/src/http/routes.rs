@@ -15,6 +15,7 @@ use warp::{
 use super::{
     capture::{App, Handshake},
     refusal::Refusal,
+    targets,
 };
 
 /// Headers whose values are never logged.
@@ -73,9 +74,15 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
     }
     match path.as_str() {
         "/version" => version(),
+        "/targets" => targets::details(&app).await,
+        "/mobyshark" | "/discover/mobyshark" => {
+            targets::list(&app).await.unwrap_or_else(Reply::into_response)
+        }
+        "/openapi.json" => openapi(),
         "/capture" => app.capture(handshake).await.unwrap_or_else(Reply::into_response),
         unknown => {
-            let sentence = format!("there is nothing at {unknown}: see /version and /capture");
+            let sentence =
+                format!("there is nothing at {unknown}: see /capture, /targets, /version and /openapi.json");
             Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
         }
     }
@@ -83,6 +90,12 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
 
 fn version() -> Response {
     warp::reply::json(&json!({ "name": "packetflix", "version": env!("CARGO_PKG_VERSION") })).into_response()
+}
+
+/// The description of all this for programs.
+fn openapi() -> Response {
+    let body = include_str!("openapi.json");
+    warp::reply::with_header(body, header::CONTENT_TYPE, "application/json").into_response()
 }
 
 fn log_request(info: &Info<'_>, with_headers: bool) {

@@ -20,12 +20,14 @@ use nix::{
     },
 };
 
-use super::proc_fs::{may_look_at_all, namespace_link, namespace_mounts, numbers_in};
-use crate::sys;
+use crate::{
+    proc_fs::{may_look_at_all, namespace_link, namespace_mounts, numbers_in, proc_path},
+    sys,
+};
 
 /// Who keeps a network namespace in existence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Holder {
+pub(crate) enum Holder {
     /// A process in it.
     Process { pid: u32 },
     /// A thread that left its process's namespace for it.
@@ -100,20 +102,35 @@ fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Itera
         })
 }
 
-/// Looks into each mount namespace once, and once more for each root that processes have in it: a process sees the
-/// mounts below its root only.
 fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
+    mounts(pids)
+        .filter(move |(mounted, _)| *mounted == inode)
+        .map(|(_, holder)| holder)
+}
+
+/// All network namespaces that are mounted somewhere, as often as they are.
+pub(crate) fn mounts(pids: &[u32]) -> impl Iterator<Item = (u64, Holder)> {
+    let read = |pid| {
+        let mountinfo = fs::read(proc_path(pid, "mountinfo"))?;
+        let mounts = namespace_mounts(&mountinfo).map(|(inode, path)| (inode, Holder::Mount { pid, path }));
+        Ok(mounts.collect::<Vec<_>>())
+    };
+    look_into_views(pids, read).flatten()
+}
+
+/// Looks into each mount namespace once, through a process in it, and once more for each root that processes
+/// have in it: a process sees the mounts below its root only. What fails is left out.
+pub(crate) fn look_into_views<T>(
+    pids: &[u32],
+    mut look: impl FnMut(u32) -> io::Result<T>,
+) -> impl Iterator<Item = T> {
     let mut seen = HashSet::new();
-    pids.iter().flat_map(move |&pid| {
-        let view = view_of_mounts(pid).ok().filter(|view| !seen.contains(view));
+    pids.iter().filter_map(move |&pid| {
+        let view = view_of_mounts(pid).ok().filter(|view| !seen.contains(view))?;
+        let found = look(pid).ok()?;
         // A process that ends meanwhile leaves the view to the next one that has it.
-        let mountinfo = view.and_then(|view| {
-            let mountinfo = fs::read(proc_path(pid, "mountinfo")).ok()?;
-            seen.insert(view);
-            Some(mountinfo)
-        });
-        let found: Vec<_> = namespace_mounts(&mountinfo.unwrap_or_default(), inode).collect();
-        found.into_iter().map(move |path| Holder::Mount { pid, path })
+        seen.insert(view);
+        Some(found)
     })
 }
 
@@ -161,7 +178,7 @@ impl Holder {
     }
 
     /// Opens the namespace, and checks on the descriptor that it is the one that was meant.
-    fn open(&self, inode: u64) -> Option<OwnedFd> {
+    pub(super) fn open(&self, inode: u64) -> Option<OwnedFd> {
         let descriptor = match self {
             // The link of a process leads to a namespace and nowhere else.
             Self::Process { .. } | Self::Thread { .. } => {
@@ -194,26 +211,17 @@ impl fmt::Display for Holder {
         match self {
             Self::Process { pid } | Self::Thread { pid, .. } => {
                 let name = fs::read_to_string(proc_path(*pid, "comm")).unwrap_or_default();
-                write!(f, "{} ({pid})", name.trim_end())
+                write!(f, "{}({pid})", name.trim_end())
             }
             Self::Mount { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }
 
-/// Opens a file of another mount namespace without trusting what lies there: it may be anything by now, and
-/// whoever owns it may have put a link in the way. Nothing but a namespace is ever opened for reading.
+/// Opens a namespace that is mounted in another mount namespace. Nothing but a namespace is ever opened for
+/// reading.
 fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
-    let root = open(
-        &proc_path(pid, "root"),
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let handle = openat2(&root, path, how).ok()?;
+    let handle = open_path_of(pid, path).ok()?;
     if fstatfs(&handle).ok()?.filesystem_type() != NSFS_MAGIC {
         return None;
     }
@@ -226,11 +234,30 @@ fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
     .ok()
 }
 
-fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {
-    fstat(descriptor).is_ok_and(|stat| stat.st_ino == inode)
-        && sys::namespace_type(descriptor).is_ok_and(|kind| kind == CloneFlags::CLONE_NEWNET.bits())
+/// A handle (`O_PATH`) of a file as process `pid` sees it, without trusting what lies there: it may be anything by
+/// now, and whoever owns it may have put a link in the way. No link leads out of the process's root.
+///
+/// # Errors
+/// When there is none, or it cannot be reached. Kernel 5.6.
+pub(crate) fn open_path_of(pid: u32, path: &Path) -> io::Result<OwnedFd> {
+    let root = open(
+        &proc_path(pid, "root"),
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(openat2(&root, path, how)?)
 }
 
-fn proc_path(pid: u32, rest: &str) -> PathBuf {
-    Path::new("/proc").join(pid.to_string()).join(rest)
+fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {
+    network_namespace_inode(descriptor) == Some(inode)
+}
+
+/// Number of the network namespace that is open; `None` when it is something else.
+pub(super) fn network_namespace_inode(descriptor: BorrowedFd<'_>) -> Option<u64> {
+    let kind = sys::namespace_type(descriptor).ok()?;
+    let inode = fstat(descriptor).ok()?.st_ino;
+    (kind == CloneFlags::CLONE_NEWNET.bits()).then_some(inode)
 }

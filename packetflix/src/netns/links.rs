@@ -10,8 +10,8 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::AddressAttribute,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        address::{AddressAttribute, AddressMessage},
+        link::{LinkAttribute, LinkFlags, LinkMessage, State},
     },
     sys::SocketAddr,
 };
@@ -30,13 +30,15 @@ pub(crate) struct Link {
     pub(crate) hardware_type: u16,
     /// Whether it is a loopback device.
     pub(crate) loopback: bool,
+    /// Whether the kernel calls it down; it may come up.
+    pub(crate) down: bool,
     /// Its hardware address, if that has 48 bits.
     pub(crate) mac: Option<[u8; 6]>,
     /// What the operator says of it.
     pub(crate) alias: String,
     /// Its addresses.
     pub(crate) addresses: Vec<LinkAddress>,
-    /// Bits per second.
+    /// Bits per second, where that was asked for and its driver tells it.
     pub(crate) speed: Option<u64>,
 }
 
@@ -137,41 +139,65 @@ impl LinkWatch {
     /// # Errors
     /// When the kernel does not answer as it should.
     pub(crate) async fn list(&self, socket: BorrowedFd<'_>) -> Result<Vec<Link>, rtnetlink::Error> {
-        let mut addresses: HashMap<u32, Vec<LinkAddress>> = HashMap::new();
+        let mut listing = Listing::default();
         let mut stream = self.handle.address().get().execute();
         while let Some(message) = stream.try_next().await? {
-            // Of a link between two points, the local address is ours and the other the peer's.
-            let find =
-                |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
-            let address = find(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            })
-            .or_else(|| {
-                find(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                })
-            });
-            if let Some(address) = address {
-                let prefix_len = message.header.prefix_len;
-                addresses
-                    .entry(message.header.index)
-                    .or_default()
-                    .push(LinkAddress { address, prefix_len });
-            }
+            listing.add_address(&message);
         }
-        let mut links = Vec::new();
         let mut stream = self.handle.link().get().execute();
         while let Some(message) = stream.try_next().await? {
-            if let Some(mut link) = link_of(&message) {
-                link.addresses = addresses.remove(&link.ifindex).unwrap_or_default();
-                link.speed = sys::interface_speed(socket, &link.name);
-                links.push(link);
-            }
+            listing.add_link(&message);
         }
-        links.sort_by_key(|link| link.ifindex);
+        let mut links = listing.finish();
+        for link in &mut links {
+            link.speed = sys::interface_speed(socket, &link.name);
+        }
         Ok(links)
+    }
+}
+
+/// Links and addresses as the kernel tells them, put together.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    links: Vec<Link>,
+    addresses: HashMap<u32, Vec<LinkAddress>>,
+}
+
+impl Listing {
+    pub(super) fn add_address(&mut self, message: &AddressMessage) {
+        let find =
+            |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+        // Of a link between two points, the local address is ours and the other the peer's.
+        let address = find(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        })
+        .or_else(|| {
+            find(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            })
+        });
+        if let Some(address) = address {
+            let prefix_len = message.header.prefix_len;
+            self.addresses
+                .entry(message.header.index)
+                .or_default()
+                .push(LinkAddress { address, prefix_len });
+        }
+    }
+
+    pub(super) fn add_link(&mut self, message: &LinkMessage) {
+        self.links.extend(link_of(message));
+    }
+
+    /// All links with their addresses, in the order of their indexes.
+    pub(super) fn finish(mut self) -> Vec<Link> {
+        for link in &mut self.links {
+            link.addresses = self.addresses.remove(&link.ifindex).unwrap_or_default();
+        }
+        self.links.sort_by_key(|link| link.ifindex);
+        self.links
     }
 }
 
@@ -181,6 +207,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         name: String::new(),
         hardware_type: message.header.link_layer_type.into(),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        down: false,
         mac: None,
         alias: String::new(),
         addresses: Vec::new(),
@@ -189,6 +216,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::OperState(state) => link.down = *state == State::Down,
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Address(address) if link.hardware_type == libc::ARPHRD_ETHER => {
                 link.mac = address.as_slice().try_into().ok();

@@ -1,10 +1,12 @@
 //! A network namespace: found once, held as an open descriptor, entered by short-lived threads only.
 
+mod dump;
 mod find;
 mod links;
-mod proc_fs;
+mod process;
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::Mutex,
@@ -14,9 +16,9 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 pub use find::FindError;
+pub(crate) use find::{Holder, look_into_views, mounts, open_path_of};
 pub(crate) use links::{Link, LinkWatch};
-
-use crate::netns::find::Holder;
+pub use process::{ProcessError, ProcessIdentity};
 
 /// An open network namespace.
 ///
@@ -48,6 +50,20 @@ impl Netns {
     /// When there is none, or not all places could be looked at.
     pub fn find(inode: u64) -> Result<Self, FindError> {
         let (holder, descriptor) = find::find(inode)?;
+        Ok(Self {
+            descriptor,
+            inode,
+            holder: Mutex::new(holder),
+        })
+    }
+
+    /// Opens the namespace of a process, if that is the process that was meant, and is where it was meant to be.
+    ///
+    /// # Errors
+    /// When it is not, or we may not look at it.
+    pub fn of_process(identity: &ProcessIdentity) -> Result<Self, ProcessError> {
+        let (inode, descriptor) = identity.open_namespace(|_| ())?;
+        let holder = Holder::Process { pid: identity.pid };
         Ok(Self {
             descriptor,
             inode,
@@ -106,5 +122,37 @@ impl Netns {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// The links of many namespaces, by their numbers: of each that `holders` still hold.
+///
+/// # Errors
+/// When no thread can be started, or it may not enter a namespace.
+pub(crate) fn links_of(holders: &HashMap<u64, Holder>) -> Result<HashMap<u64, Vec<Link>>, EnterError> {
+    // A thread of its own, since it ends in another namespace than it began in.
+    thread::scope(|scope| {
+        let visitor = thread::Builder::new()
+            .name("netns-visitor".to_owned())
+            .spawn_scoped(scope, || holders.iter().filter_map(visit).collect())
+            .map_err(EnterError::Thread)?;
+        visitor
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The links of one namespace; `None` when it is gone, or does not tell.
+fn visit((&inode, holder): (&u64, &Holder)) -> Option<Result<(u64, Vec<Link>), EnterError>> {
+    let descriptor = holder.open(inode)?;
+    if let Err(error) = setns(descriptor, CloneFlags::CLONE_NEWNET) {
+        return Some(Err(EnterError::Setns(error.into())));
+    }
+    match dump::links_here() {
+        Ok(links) => Some(Ok((inode, links))),
+        Err(error) => {
+            tracing::warn!(netns = inode, %error, "the interfaces of a namespace could not be listed");
+            None
+        }
     }
 }

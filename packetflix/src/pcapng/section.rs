@@ -1,5 +1,7 @@
 //! Section Header Block.
 
+use std::fmt::Write as _;
+
 use bytes::BytesMut;
 
 use super::options::{Block, OPT_COMMENT};
@@ -37,6 +39,8 @@ pub struct CaptureComment<'a> {
     pub container_type: &'a str,
     /// The host's name.
     pub node_name: &'a str,
+    /// Identifier of the cluster that the host belongs to, or empty.
+    pub cluster_uid: &'a str,
     /// Whether the client asked for no promiscuous mode.
     pub chaste: bool,
 }
@@ -65,6 +69,9 @@ impl CaptureComment<'_> {
             quoted(self.container_type),
             quoted(self.node_name),
         );
+        if !self.cluster_uid.is_empty() {
+            let _ = writeln!(yaml, "cluster: {{uid: {}}}", quoted(self.cluster_uid));
+        }
         if self.chaste {
             yaml.push_str("no-promiscuous-mode: true\n");
         }

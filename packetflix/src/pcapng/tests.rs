@@ -47,12 +47,12 @@ proptest! {
     fn section_header_stays_within_its_bound(
         hardware in any::<String>(), os in any::<String>(), application in any::<String>(),
         container_name in ".*{0,8}", container_type in "[\"\\\\\u{1}]{0,300}", node_name in any::<String>(),
-        chaste in any::<bool>(),
+        chaste in any::<bool>(), cluster_uid in "[a-z0-9-]{0,40}",
     ) {
         let header = SectionHeader {
             hardware: &hardware, os: &os, application: &application,
             comment: CaptureComment {
-                container_name: &container_name, container_type: &container_type, node_name: &node_name, chaste,
+                container_name: &container_name, container_type: &container_type, node_name: &node_name, cluster_uid: &cluster_uid, chaste,
             },
         };
         let mut out = BytesMut::new();
@@ -67,7 +67,7 @@ proptest! {
         prop_assert_eq!(*code, 1);
         let comment = std::str::from_utf8(comment).unwrap();
         prop_assert!(comment.starts_with("---\n# capture target information\ncontainer-name: \""));
-        prop_assert_eq!(comment.lines().count(), if chaste { 6 } else { 5 });
+        prop_assert_eq!(comment.lines().count(), 5 + usize::from(chaste) + usize::from(!cluster_uid.is_empty()));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     error,
     netns::Netns,
     tap::{Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
+    target::Target,
 };
 
 /// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
@@ -74,17 +75,18 @@ impl Session {
     /// # Errors
     /// What the kernel refuses.
     pub(crate) async fn start(
-        netns: Netns,
+        target: Target,
         request: SessionRequest,
         config: &TapConfig,
         node_name: &str,
     ) -> Result<Self, TapError> {
-        let netns = Arc::new(netns);
+        let netns = Arc::new(target.netns);
         let tap = Tap::open(&netns, request.selection, !request.chaste, config).await?;
         let stream = Stream::begin(
             &tap,
             &StreamInfo {
                 netns: &netns,
+                description: &target.description,
                 node_name,
                 chaste: request.chaste,
             },

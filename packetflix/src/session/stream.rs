@@ -13,6 +13,7 @@ use crate::{
         PacketDirection, Reception, SectionHeader, VlanTag,
     },
     tap::{CaptureClock, Drained, Head, Tap, TappedInterface},
+    target::TargetDescription,
 };
 
 /// Most bytes of a batch. One packet always fits.
@@ -24,6 +25,7 @@ const INITIAL_BATCH_LEN: usize = 4 * 1024;
 /// What the section header tells.
 pub(super) struct StreamInfo<'a> {
     pub(super) netns: &'a Netns,
+    pub(super) description: &'a TargetDescription,
     pub(super) node_name: &'a str,
     pub(super) chaste: bool,
 }
@@ -58,7 +60,14 @@ struct InterfaceState {
 impl Stream {
     /// Begins with the section header and the descriptions of all interfaces.
     pub(super) fn begin(tap: &Tap, info: &StreamInfo<'_>) -> Self {
-        let (container_name, container_type) = info.netns.name_and_type();
+        let TargetDescription {
+            name, kind, cluster, ..
+        } = info.description;
+        let (container_name, container_type) = if name.is_empty() {
+            info.netns.name_and_type()
+        } else {
+            (info.description.full_name(), &kind[..])
+        };
         let mut batch = BytesMut::with_capacity(INITIAL_BATCH_LEN);
         SectionHeader {
             hardware: std::env::consts::ARCH,
@@ -67,7 +76,11 @@ impl Stream {
             comment: CaptureComment {
                 container_name: &container_name,
                 container_type,
-                node_name: info.node_name,
+                node_name: match &info.description.node_name[..] {
+                    "" => info.node_name,
+                    told => told,
+                },
+                cluster_uid: &cluster.uid,
                 chaste: info.chaste,
             },
         }

@@ -1,0 +1,188 @@
+//! Asks an engine through Docker's HTTP API, that podman speaks too.
+//!
+//! Source: Docker Engine API, `GET /containers/json` and `GET /containers/{id}/json`; without a version in the path
+//! each engine answers in its own.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt as _, stream};
+use hyper::{HeaderMap, StatusCode, header::SERVER};
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    sockets::EngineSocket,
+    workload::{KnownPids, MAX_ANSWER_LEN, MAX_WORKLOADS, PodName, Workload, WorkloadKind},
+};
+use crate::{
+    http_client::{Connection, RequestError},
+    json::null_as_default,
+};
+
+/// Containers that are asked for at the same time.
+const PARALLEL: usize = 8;
+
+const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
+const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+
+/// Why an engine's containers are not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DockerError {
+    #[error("the socket cannot be connected to")]
+    Connect(#[source] std::io::Error),
+    #[error("{path} could not be asked for")]
+    Request {
+        path: String,
+        #[source]
+        source: RequestError,
+    },
+    #[error("{path} was answered with the status {status}")]
+    Status { path: String, status: StatusCode },
+    #[error("the answer to {path} is not what Docker's API says")]
+    Answer {
+        path: String,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// An element of the list; what may be null or missing counts as empty.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Summary {
+    id: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    names: Vec<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    image: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    state: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Details {
+    state: DetailedState,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DetailedState {
+    #[serde(default)]
+    pid: i64,
+}
+
+/// Adds the engine's running containers to `found`, each as soon as its process is known.
+///
+/// # Errors
+/// When the list cannot be had. A container that is gone meanwhile is left out.
+pub(super) async fn containers(
+    socket: &EngineSocket,
+    known: &KnownPids,
+    found: &mut Vec<Workload>,
+) -> Result<(), DockerError> {
+    let (headers, list): (_, Vec<Summary>) = get(socket, "/containers/json").await?;
+    let kind = engine_of(&headers);
+    let containers = list
+        .into_iter()
+        .filter(|summary| is_identifier(&summary.id))
+        .take(MAX_WORKLOADS);
+    let mut with_pids = stream::iter(containers)
+        .map(|summary| async move {
+            let pid = match known.get(&summary.id) {
+                Some(pid) => Some(*pid),
+                None => pid_of(socket, &summary.id).await,
+            };
+            (summary, pid)
+        })
+        .buffer_unordered(PARALLEL);
+    while let Some((summary, pid)) = with_pids.next().await {
+        found.extend(pid.map(|pid| workload(summary, kind, pid)));
+    }
+    Ok(())
+}
+
+/// The first process of a container that runs.
+async fn pid_of(socket: &EngineSocket, id: &str) -> Option<u32> {
+    match get::<Details>(socket, &format!("/containers/{id}/json")).await {
+        Ok((_, details)) => u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0),
+        Err(error) => {
+            tracing::debug!(container = id, error = %crate::error::chain(&error), "a container is left out");
+            None
+        }
+    }
+}
+
+/// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
+/// each other.
+async fn get<T: DeserializeOwned>(socket: &EngineSocket, path: &str) -> Result<(HeaderMap, T), DockerError> {
+    let failed = |source| DockerError::Request {
+        path: path.to_owned(),
+        source,
+    };
+    let stream = socket.connect().await.map_err(DockerError::Connect)?;
+    let mut connection = Connection::open(stream, "localhost", MAX_ANSWER_LEN)
+        .await
+        .map_err(failed)?;
+    let answer = connection.get(path).await.map_err(failed)?;
+    if answer.status != StatusCode::OK {
+        return Err(DockerError::Status {
+            path: path.to_owned(),
+            status: answer.status,
+        });
+    }
+    let value = serde_json::from_slice(&answer.body).map_err(|source| DockerError::Answer {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok((answer.headers, value))
+}
+
+/// podman says so in its `Server` header.
+fn engine_of(headers: &HeaderMap) -> WorkloadKind {
+    let server = headers.get(SERVER).and_then(|value| value.to_str().ok());
+    if server.is_some_and(|server| server.starts_with("Libpod")) {
+        WorkloadKind::Podman
+    } else {
+        WorkloadKind::Docker
+    }
+}
+
+fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
+    let pod = pod_of(&summary.labels);
+    // A container that is linked from another has further names, such as `/other/alias`.
+    let own_name = summary
+        .names
+        .iter()
+        .map(|name| name.trim_start_matches('/'))
+        .find(|name| !name.is_empty() && !name.contains('/'));
+    let name = match &pod {
+        Some(pod) => pod.full(),
+        None => own_name.unwrap_or(&summary.id).to_owned(),
+    };
+    Workload {
+        kind: if pod.is_some() { WorkloadKind::Pod } else { engine },
+        name,
+        pid,
+        images: vec![summary.image],
+        labels: summary.labels,
+        state: summary.state.to_lowercase(),
+        pod,
+        id: summary.id,
+    }
+}
+
+/// The pod that Kubernetes says a container belongs to.
+fn pod_of(labels: &BTreeMap<String, String>) -> Option<PodName> {
+    let label = |name| labels.get(name).filter(|value| !value.is_empty()).cloned();
+    Some(PodName {
+        namespace: label(POD_NAMESPACE_LABEL)?,
+        name: label(POD_NAME_LABEL)?,
+    })
+}
+
+/// An identifier becomes part of a path.
+fn is_identifier(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}

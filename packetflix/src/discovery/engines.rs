@@ -1,0 +1,121 @@
+//! Asks all engines at the same time for what they run. One that hangs or lies costs its own targets and a second.
+
+use std::{path::PathBuf, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{
+    cri::{self, CriError},
+    docker::{self, DockerError},
+    sockets::{Api, EngineSocket},
+    workload::{KnownPids, Workload},
+};
+use crate::error;
+
+/// How long an engine gets for all that it tells.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What one engine told.
+#[derive(Debug)]
+pub(super) struct Engine {
+    /// Its socket, as those see it who have it.
+    pub(super) path: PathBuf,
+    /// Device and inode number of the socket.
+    pub(super) id: (u64, u64),
+    /// The process that listens there, if we can see it.
+    pub(super) pid: Option<u32>,
+    /// The user of that process.
+    pub(super) uid: u32,
+    /// What it runs.
+    pub(super) workloads: Vec<Workload>,
+    /// Why it told nothing, or not everything.
+    pub(super) problem: Option<String>,
+}
+
+/// Why an engine told nothing.
+#[derive(Debug, thiserror::Error)]
+enum EngineError {
+    #[error("nobody listens")]
+    Connect(#[source] std::io::Error),
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    Cri(#[from] CriError),
+    #[error("it speaks neither Docker's API ({docker}) nor the CRI ({cri})")]
+    Unknown { docker: String, cri: String },
+}
+
+/// Asks them all, in their order. `known` has the PIDs for each engine's identifier.
+pub(super) async fn ask_all(
+    sockets: &[EngineSocket],
+    known: impl Fn((u64, u64)) -> KnownPids,
+) -> Vec<Engine> {
+    let asked = sockets.iter().map(|socket| ask(socket, known(socket.id)));
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// Asks one; `None` when there is no engine behind a socket at a well-known place.
+async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
+    let mut engine = Engine {
+        path: socket.path.clone(),
+        id: socket.id,
+        pid: None,
+        uid: 0,
+        workloads: Vec::new(),
+        problem: None,
+    };
+    let asked = timeout(PATIENCE, listen_to(socket, &known, &mut engine)).await;
+    engine.problem = match asked {
+        Ok(Ok(())) => None,
+        // A socket outlives its engine, and containerd without the CRI is another's servant.
+        Ok(Err(EngineError::Connect(_) | EngineError::Cri(CriError::Unimplemented { .. })))
+            if !socket.configured =>
+        {
+            return None;
+        }
+        Ok(Err(error)) => Some(error::chain(&error)),
+        Err(_) => Some(format!(
+            "it did not tell everything within {} s",
+            PATIENCE.as_secs()
+        )),
+    };
+    Some(engine)
+}
+
+async fn listen_to(socket: &EngineSocket, known: &KnownPids, engine: &mut Engine) -> Result<(), EngineError> {
+    let stream = socket.connect().await.map_err(EngineError::Connect)?;
+    let peer = stream.peer_cred().map_err(EngineError::Connect)?;
+    engine.pid = peer
+        .pid()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .filter(|pid| *pid != 0);
+    engine.uid = peer.uid();
+    let found = &mut engine.workloads;
+    match socket.api {
+        Some(Api::Docker) => Ok(docker::containers(socket, known, found).await?),
+        Some(Api::Cri) => Ok(cri::pods(stream, known, found).await?),
+        None => try_both(socket, stream, known, found).await,
+    }
+}
+
+/// Docker's API is tried first: an engine of the CRI notices at once that it is not spoken to.
+async fn try_both(
+    socket: &EngineSocket,
+    stream: UnixStream,
+    known: &KnownPids,
+    found: &mut Vec<Workload>,
+) -> Result<(), EngineError> {
+    let Err(docker) = docker::containers(socket, known, found).await else {
+        return Ok(());
+    };
+    if !matches!(docker, DockerError::Request { .. }) {
+        return Err(docker.into());
+    }
+    cri::pods(stream, known, found)
+        .await
+        .map_err(|cri| EngineError::Unknown {
+            docker: error::chain(&docker),
+            cri: error::chain(&cri),
+        })
+}

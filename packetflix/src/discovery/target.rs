@@ -1,0 +1,102 @@
+//! A target of a capture, as our own discovery knows it.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+
+use super::workload::PodName;
+use crate::{netns::Link, target::TargetDescription};
+
+/// A container, pod, process or bind mount with its network namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct DiscoveredTarget {
+    /// Its name for people: that of the container, `NAMESPACE/NAME` of a pod, `NAME(PID)` of a process, the path of
+    /// a bind mount.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) kind: &'static str,
+    /// Names of the containers around its engine, from the outermost, joined by slashes.
+    pub(crate) prefix: String,
+    /// Its network namespace.
+    pub(crate) namespace: Arc<Namespace>,
+    /// Its first process.
+    pub(crate) process: Option<FirstProcess>,
+    /// What its engine tells of it.
+    pub(crate) workload: Option<WorkloadFacts>,
+}
+
+/// A network namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Namespace {
+    /// Inode number.
+    pub(crate) inode: u64,
+    /// Whether the host's first process is in it.
+    pub(crate) is_host: bool,
+    /// Its network interfaces.
+    pub(crate) links: Vec<Link>,
+    /// Where it is mounted.
+    pub(crate) mounts: Vec<PathBuf>,
+}
+
+/// The first process of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FirstProcess {
+    /// PID.
+    pub(crate) pid: u32,
+    /// Clock ticks after boot.
+    pub(crate) starttime: u64,
+}
+
+/// What an engine tells of a container or pod.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkloadFacts {
+    /// The engine's identifier of it.
+    pub(crate) id: String,
+    /// The engine's socket.
+    pub(crate) engine: PathBuf,
+    pub(crate) images: Vec<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) state: String,
+    pub(crate) pod: Option<PodName>,
+}
+
+impl DiscoveredTarget {
+    /// As GhostWire lists it.
+    pub(crate) fn description(&self) -> TargetDescription {
+        TargetDescription {
+            name: self.name.clone(),
+            kind: self.kind.to_owned(),
+            prefix: self.prefix.clone(),
+            netns: Some(self.namespace.inode),
+            pid: self.process.map(|process| process.pid),
+            starttime: self.process.map(|process| process.starttime),
+            interfaces: self.namespace.usable_interfaces().map(str::to_owned).collect(),
+            ..TargetDescription::default()
+        }
+    }
+}
+
+impl Namespace {
+    /// Names of the interfaces that are not down. The loopback device counts always, though a new namespace has it
+    /// down: a list without anything would mean that nothing is known.
+    pub(crate) fn usable_interfaces(&self) -> impl Iterator<Item = &str> {
+        self.links
+            .iter()
+            .filter(|link| !link.down || link.loopback)
+            .map(|link| &link.name[..])
+    }
+
+    /// Addresses that mean this namespace when seen from elsewhere.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.links
+            .iter()
+            .flat_map(|link| &link.addresses)
+            .map(|address| address.address)
+            .filter(|address| !address.is_loopback() && !address.is_unspecified() && !is_link_local(*address))
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

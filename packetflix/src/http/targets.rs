@@ -1,0 +1,219 @@
+//! The lists of targets: `/mobyshark` as GhostWire's clients expect it, and `/targets` with all that is known.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use warp::{
+    Reply as _,
+    http::StatusCode,
+    reply::{self, Response},
+};
+
+use super::{capture::App, refusal::Refusal};
+use crate::{
+    discovery::{DiscoveredTarget, PodName, Scan},
+    netns::Link,
+    target::Directory,
+};
+
+/// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.
+const VERSION: u32 = 1;
+
+/// The list of GhostWire.
+#[derive(Serialize)]
+struct MobysharkList<'a> {
+    metadata: Metadata,
+    containers: Vec<MobysharkTarget<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Metadata {
+    creator: &'static str,
+    creator_id: &'static str,
+    creator_version: &'static str,
+}
+
+/// Each member is always there: 0 and "" are for what there is not.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MobysharkTarget<'a> {
+    name: &'a str,
+    r#type: &'a str,
+    netns: u64,
+    network_interfaces: Vec<&'a str>,
+    pid: u32,
+    starttime: u64,
+    prefix: &'a str,
+}
+
+/// Everything; what is not known is left out.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Details<'a> {
+    version: u32,
+    /// Seconds since 1970, UTC.
+    scanned_at: f64,
+    node_name: &'a str,
+    engines: Vec<EngineDetails<'a>>,
+    targets: Vec<TargetDetails<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct EngineDetails<'a> {
+    socket: &'a Path,
+    /// Containers and pods that it told of.
+    workloads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct TargetDetails<'a> {
+    name: &'a str,
+    r#type: &'a str,
+    prefix: &'a str,
+    netns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starttime: Option<u64>,
+    /// Whether this is the host's own namespace.
+    host: bool,
+    network_interfaces: Vec<InterfaceDetails<'a>>,
+    /// Where the namespace is mounted.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    mounts: &'a [std::path::PathBuf],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a PodName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<ContainerDetails<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct InterfaceDetails<'a> {
+    name: &'a str,
+    index: u32,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+    /// With the length of their network prefix.
+    addresses: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ContainerDetails<'a> {
+    id: &'a str,
+    engine: &'a Path,
+    state: &'a str,
+    images: &'a [String],
+    labels: &'a BTreeMap<String, String>,
+}
+
+/// `/mobyshark`. With a discovery service beside us, the list is there.
+pub(super) async fn list(app: &App) -> Result<Response, Refusal> {
+    if let Directory::Service(_) = app.directory {
+        let sentence =
+            "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
+        return Err(Refusal::new(StatusCode::NOT_FOUND, sentence));
+    }
+    let scan = app.discovery.recent().await;
+    let list = MobysharkList {
+        metadata: Metadata {
+            creator: "packetflix",
+            creator_id: "packetflix",
+            creator_version: env!("CARGO_PKG_VERSION"),
+        },
+        containers: scan.targets.iter().map(MobysharkTarget::from).collect(),
+    };
+    Ok(reply::json(&list).into_response())
+}
+
+/// `/targets`.
+pub(super) async fn details(app: &App) -> Response {
+    let scan = app.discovery.recent().await;
+    reply::json(&Details::new(&scan, &app.config.node_name)).into_response()
+}
+
+impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
+    fn from(target: &'a DiscoveredTarget) -> Self {
+        Self {
+            name: &target.name,
+            r#type: target.kind,
+            netns: target.namespace.inode,
+            network_interfaces: target.namespace.usable_interfaces().collect(),
+            pid: target.process.map_or(0, |process| process.pid),
+            starttime: target.process.map_or(0, |process| process.starttime),
+            prefix: &target.prefix,
+        }
+    }
+}
+
+impl<'a> Details<'a> {
+    fn new(scan: &'a Scan, node_name: &'a str) -> Self {
+        let engines = scan.engines.iter().map(|engine| EngineDetails {
+            socket: &engine.path,
+            workloads: engine.workloads,
+            problem: engine.problem.as_deref(),
+        });
+        let since_1970 = scan.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self {
+            version: VERSION,
+            scanned_at: since_1970.as_secs_f64(),
+            node_name,
+            engines: engines.collect(),
+            targets: scan.targets.iter().map(TargetDetails::from).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a DiscoveredTarget> for TargetDetails<'a> {
+    fn from(target: &'a DiscoveredTarget) -> Self {
+        let facts = target.workload.as_ref();
+        let namespace = &target.namespace;
+        Self {
+            name: &target.name,
+            r#type: target.kind,
+            prefix: &target.prefix,
+            netns: namespace.inode,
+            pid: target.process.map(|process| process.pid),
+            starttime: target.process.map(|process| process.starttime),
+            host: namespace.is_host,
+            network_interfaces: namespace.links.iter().map(InterfaceDetails::from).collect(),
+            mounts: &namespace.mounts,
+            pod: facts.and_then(|facts| facts.pod.as_ref()),
+            container: facts.map(|facts| ContainerDetails {
+                id: &facts.id,
+                engine: &facts.engine,
+                state: &facts.state,
+                images: &facts.images,
+                labels: &facts.labels,
+            }),
+        }
+    }
+}
+
+impl<'a> From<&'a Link> for InterfaceDetails<'a> {
+    fn from(link: &'a Link) -> Self {
+        let octets = |mac: [u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
+        Self {
+            name: &link.name,
+            index: link.ifindex,
+            state: if link.down { "down" } else { "up" },
+            mac: link.mac.map(octets),
+            addresses: link
+                .addresses
+                .iter()
+                .map(|address| format!("{}/{}", address.address, address.prefix_len))
+                .collect(),
+        }
+    }
+}

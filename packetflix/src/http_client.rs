@@ -1,0 +1,110 @@
+//! A client for one HTTP/1.1 connection: to the discovery service, or to the API of a container engine.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper::{
+    HeaderMap, Request, StatusCode,
+    client::conn::http1::{self, SendRequest},
+    header::{ACCEPT, HOST, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A connection on which one request follows the other.
+pub(crate) struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    host: HeaderValue,
+    /// Most bytes of an answer.
+    max_len: usize,
+    _driver: AbortOnDropHandle<()>,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    /// It does not speak HTTP, or the connection broke.
+    #[error("it does not answer as an HTTP service should")]
+    Http(#[source] hyper::Error),
+    /// The answer is longer than anybody needs.
+    #[error("its answer is longer than {0} bytes")]
+    TooLong(usize),
+    /// The answer broke off.
+    #[error("its answer broke off")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What is asked for cannot be written into a request.
+    #[error("the request cannot be made")]
+    Request(#[source] hyper::http::Error),
+}
+
+impl Connection {
+    /// Takes over a connection to `host`, whose answers may have `max_len` bytes each.
+    ///
+    /// # Errors
+    /// When `host` cannot stand in a header.
+    pub(crate) async fn open(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        host: &str,
+        max_len: usize,
+    ) -> Result<Self, RequestError> {
+        let host = HeaderValue::from_str(host).map_err(|error| RequestError::Request(error.into()))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(RequestError::Http)?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to a service ended");
+            }
+        });
+        Ok(Self {
+            sender,
+            host,
+            max_len,
+            _driver: AbortOnDropHandle::new(driver),
+        })
+    }
+
+    /// Asks for `path`, and reads the answer whole. Takes as long as the other side does.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is too long.
+    pub(crate) async fn get(&mut self, path: &str) -> Result<Answer, RequestError> {
+        let request = Request::get(path)
+            .header(HOST, &self.host)
+            .header(ACCEPT, "application/json")
+            .body(Empty::new())
+            .map_err(RequestError::Request)?;
+        self.sender.ready().await.map_err(RequestError::Http)?;
+        let response = self
+            .sender
+            .send_request(request)
+            .await
+            .map_err(RequestError::Http)?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, self.max_len)
+            .collect()
+            .await
+            .map_err(|error| self.body_error(error))?;
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        })
+    }
+
+    fn body_error(&self, error: Box<dyn std::error::Error + Send + Sync>) -> RequestError {
+        if error.is::<LengthLimitError>() {
+            RequestError::TooLong(self.max_len)
+        } else {
+            RequestError::Body(error)
+        }
+    }
+}

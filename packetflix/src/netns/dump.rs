@@ -1,0 +1,69 @@
+//! The network interfaces of the calling thread's namespace, listed at once and without a runtime.
+
+use std::io;
+
+use rtnetlink::{
+    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage},
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+use super::links::{Link, Listing};
+
+/// All links with their addresses, in the order of their indexes; their speed is not asked for.
+///
+/// # Errors
+/// When the kernel does not answer as it should.
+pub(super) fn links_here() -> io::Result<Vec<Link>> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut listing = Listing::default();
+    dump(
+        &socket,
+        RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+        &mut listing,
+    )?;
+    dump(
+        &socket,
+        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+        &mut listing,
+    )?;
+    Ok(listing.finish())
+}
+
+/// Asks for all objects of a kind, and takes them in.
+fn dump(socket: &Socket, request: RouteNetlinkMessage, listing: &mut Listing) -> io::Result<()> {
+    let mut request = NetlinkMessage::from(request);
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        if !take_in(&datagram, listing)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes in the messages of a datagram; `false` when they end the list.
+fn take_in(mut datagram: &[u8], listing: &mut Listing) -> io::Result<bool> {
+    while !datagram.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => listing.add_link(&link),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
+                listing.add_address(&address);
+            }
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::Done(_) => return Ok(false),
+            _ => {}
+        }
+        // Messages begin at multiples of four; a length of nothing would never end.
+        let len = (message.header.length as usize).next_multiple_of(4).max(16);
+        datagram = datagram.get(len..).unwrap_or_default();
+    }
+    Ok(true)
+}

@@ -1,0 +1,182 @@
+//! The few things of `/proc` that the search for namespaces and targets reads.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::OsStringExt as _,
+    path::{Path, PathBuf},
+};
+
+/// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.
+///
+/// # Errors
+/// When the folder cannot be read, because the process has ended for one.
+pub(crate) fn numbers_in(folder: &Path) -> io::Result<impl Iterator<Item = u32> + use<>> {
+    Ok(fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// What a namespace link of `/proc` says: its kind and inode number.
+///
+/// # Errors
+/// `EACCES` without CAP_SYS_PTRACE over the process, `ENOENT` when it has ended.
+pub(crate) fn namespace_link(path: &Path) -> io::Result<(String, u64)> {
+    let target = fs::read_link(path)?;
+    target
+        .to_str()
+        .and_then(parse_namespace)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no namespace link"))
+}
+
+/// Whether this process has CAP_SYS_PTRACE, with which it may look at the namespaces of all others.
+pub(crate) fn may_look_at_all() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        capabilities
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .is_some_and(|bits| bits & 1 << CAP_SYS_PTRACE != 0)
+    })
+}
+
+/// Takes `net:[4026531840]` apart.
+pub(crate) fn parse_namespace(text: &str) -> Option<(String, u64)> {
+    let (kind, rest) = text.split_once(":[")?;
+    Some((kind.to_owned(), rest.strip_suffix(']')?.parse().ok()?))
+}
+
+/// Network namespaces that are mounted according to `mountinfo`: their inode numbers, and where.
+///
+/// Source: `Documentation/filesystems/proc.rst`, section 3.5.
+pub(crate) fn namespace_mounts(mountinfo: &[u8]) -> impl Iterator<Item = (u64, PathBuf)> {
+    mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip(3);
+        let root = fields.next()?;
+        root.starts_with(b"net:[").then_some(())?;
+        let (_, inode) = parse_namespace(std::str::from_utf8(root).ok()?)?;
+        let path = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+        Some((inode, path))
+    })
+}
+
+/// Path of something that `/proc` has of a process.
+pub(crate) fn proc_path(pid: u32, rest: &str) -> PathBuf {
+    Path::new("/proc").join(pid.to_string()).join(rest)
+}
+
+/// Some of what `/proc/PID/stat` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// Name of the program, at most 15 bytes; the process may give itself any.
+    pub(crate) name: String,
+    /// Its parent.
+    pub(crate) ppid: u32,
+    /// When it began, in clock ticks after boot: no other process of this PID has it.
+    pub(crate) starttime: u64,
+}
+
+impl Stat {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// `ENOENT` or `ESRCH` when the process has ended.
+    pub(crate) fn read(pid: u32) -> io::Result<Self> {
+        let line = fs::read(proc_path(pid, "stat"))?;
+        Self::parse(&line).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no stat line"))
+    }
+
+    /// The name stands in parentheses, and may hold spaces and parentheses itself: it ends at the last.
+    ///
+    /// Source: proc_pid_stat(5): fields 2, 4 and 22.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let line = String::from_utf8_lossy(line);
+        let (_, rest) = line.split_once('(')?;
+        let (name, rest) = rest.rsplit_once(')')?;
+        // The first of these is field 3.
+        let mut fields = rest.split_ascii_whitespace();
+        Some(Self {
+            name: name.to_owned(),
+            ppid: fields.nth(4 - 3)?.parse().ok()?,
+            starttime: fields.nth(22 - 5)?.parse().ok()?,
+        })
+    }
+}
+
+/// Space, tab, newline and backslash stand as a backslash with three octal digits.
+fn unescape(mut field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    while let [first, rest @ ..] = field {
+        let code = (*first == b'\\')
+            .then(|| std::str::from_utf8(rest.get(..3)?).ok())
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(code.unwrap_or(*first));
+        field = if code.is_some() { &rest[3..] } else { rest };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_namespaces_among_mounts() {
+        let mountinfo = b"\
+22 28 0:21 / /proc rw,relatime shared:5 - proc proc rw
+400 23 0:4 net:[4026532300] /run/netns/a\\040b rw shared:9 - nsfs nsfs rw
+401 23 0:4 net:[4026532301] /run/netns/c rw shared:9 - nsfs nsfs rw
+402 23 0:4 mnt:[4026532300] /run/snapd/ns/x.mnt rw - nsfs nsfs rw
+";
+        let found: Vec<_> = namespace_mounts(mountinfo).collect();
+        assert_eq!(
+            found,
+            [
+                (4_026_532_300, PathBuf::from("/run/netns/a b")),
+                (4_026_532_301, PathBuf::from("/run/netns/c"))
+            ]
+        );
+        assert_eq!(namespace_mounts(b"").count(), 0);
+        assert_eq!(
+            namespace_mounts(b"1 2 3\n\n1 2 3 net:[1]\n1 2 3 net:[x] /a").count(),
+            0
+        );
+    }
+
+    #[test]
+    fn takes_links_apart() {
+        assert_eq!(
+            parse_namespace("net:[4026531840]"),
+            Some(("net".to_owned(), 4_026_531_840))
+        );
+        for wrong in ["", "net", "net:[", "net:[]", "net:[x]", "net:[1"] {
+            assert_eq!(parse_namespace(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_of_processes_may_hold_anything() {
+        let rest = "S 7 1 1 0 -1 4194560 2 0 0 0 0 0 0 0 20 0 1 0 4711 8192 1 18446744073709551615";
+        for name in ["sleep", "a b", ") S 1 (", "(", "tmux: server", ""] {
+            let stat = Stat::parse(format!("42 ({name}) {rest}\n").as_bytes()).unwrap();
+            assert_eq!(
+                stat,
+                Stat {
+                    name: name.to_owned(),
+                    ppid: 7,
+                    starttime: 4711
+                }
+            );
+        }
+        for wrong in ["", "42", "42 (sleep", "42 (sleep) S 7", "42 (sleep) S x 1"] {
+            assert_eq!(Stat::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+        let own = Stat::read(std::process::id()).unwrap();
+        assert!(own.starttime > 0);
+    }
+
+    #[test]
+    fn unescapes_only_what_is_escaped() {
+        assert_eq!(unescape(br"a\040b\134c\"), br"a b\c\");
+        assert_eq!(unescape(br"\9\04"), br"\9\04");
+    }
+}

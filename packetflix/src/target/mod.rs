@@ -1,0 +1,220 @@
+//! From what a client says of a target to the one namespace that it means.
+
+mod description;
+mod directory;
+mod service;
+
+use std::fmt::Write as _;
+
+pub(crate) use self::{
+    description::TargetDescription,
+    directory::{Directory, DirectoryError},
+    service::{DiscoveryService, ServiceError, ServiceProblem},
+};
+use crate::netns::{FindError, Netns, ProcessError, ProcessIdentity};
+
+/// Most targets that are listed in a sentence.
+const MAX_LISTED: usize = 10;
+
+/// A target whose namespace is open.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The namespace.
+    pub(crate) netns: Netns,
+    /// What is known of it, with the name it was asked for by, or that of who holds the namespace.
+    pub(crate) description: TargetDescription,
+}
+
+/// Why a target is not to be captured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TargetError {
+    #[error("no target is given: it needs a name, a netns, or a pid with its starttime")]
+    Nothing,
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error("the target is stale")]
+    Stale(#[source] ProcessError),
+    #[error("the target {name} is stale and could not be found again")]
+    NotFoundAgain {
+        name: String,
+        #[source]
+        stale: ProcessError,
+    },
+    #[error("there is no target {name}; {known} others are known")]
+    Unknown { name: String, known: usize },
+    #[error("there are several targets {name}: {}", list(matches))]
+    Ambiguous {
+        name: String,
+        matches: Vec<TargetDescription>,
+    },
+    #[error("the target {name} was found, but ended before it could be captured")]
+    Ended {
+        name: String,
+        #[source]
+        source: ProcessError,
+    },
+    #[error("the target was not looked at")]
+    Unreadable(#[source] ProcessError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error("the search for the namespace was cut off")]
+    CutOff,
+}
+
+/// What a description says about where the target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// This process, which began then; in this namespace, if that is known.
+    Process(ProcessIdentity),
+    /// Whoever owns the number now.
+    Namespace(u64),
+    /// Nothing that could be checked.
+    Nothing,
+}
+
+impl Target {
+    /// Opens the namespace that is meant: the one that `wanted` claims, if the claim still holds, else the one that
+    /// the directory has for the name.
+    ///
+    /// # Errors
+    /// When it cannot be had, or may be another one than was meant.
+    pub(crate) async fn open(wanted: TargetDescription, directory: &Directory) -> Result<Self, TargetError> {
+        let claim = Claim::of(&wanted);
+        if wanted.name.is_empty() {
+            return match claim {
+                Claim::Nothing => Err(TargetError::Nothing),
+                claim => Self::open_claimed(claim, wanted).await,
+            };
+        }
+        // A namespace's number alone says nothing: it may have passed to another.
+        let Claim::Process(_) = claim else {
+            return Self::look_up(wanted, directory).await;
+        };
+        match Self::open_claimed(claim, wanted.clone()).await {
+            Err(TargetError::Stale(stale)) => {
+                tracing::debug!(name = wanted.name, reason = %stale, "the target is stale and looked up");
+                let name = wanted.full_name();
+                match Self::look_up(wanted, directory).await {
+                    Err(TargetError::Unknown { .. }) => Err(TargetError::NotFoundAgain { name, stale }),
+                    found => found,
+                }
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_claimed(claim: Claim, description: TargetDescription) -> Result<Self, TargetError> {
+        let netns = tokio::task::spawn_blocking(move || claim.open())
+            .await
+            .map_err(|_| TargetError::CutOff)??;
+        Ok(Self { netns, description })
+    }
+
+    /// Opens what the directory knows by the name. The interfaces that were asked for stay.
+    async fn look_up(wanted: TargetDescription, directory: &Directory) -> Result<Self, TargetError> {
+        let found = choose(&wanted, directory.targets().await?)?;
+        let name = wanted.full_name();
+        let claim = Claim::of(&found);
+        let description = TargetDescription {
+            interfaces: if wanted.interfaces.is_empty() {
+                found.interfaces
+            } else {
+                wanted.interfaces
+            },
+            node_name: wanted.node_name,
+            cluster: wanted.cluster,
+            ..found
+        };
+        Self::open_claimed(claim, description)
+            .await
+            .map_err(|error| match error {
+                TargetError::Stale(source) => TargetError::Ended { name, source },
+                error => error,
+            })
+    }
+}
+
+impl Claim {
+    fn of(description: &TargetDescription) -> Self {
+        let TargetDescription {
+            netns,
+            pid,
+            starttime,
+            ..
+        } = *description;
+        match (pid, netns) {
+            // A PID alone passes from one process to another; that it is in the namespace that was meant says
+            // something.
+            (Some(pid), _) if starttime.is_some() => Self::Process(ProcessIdentity {
+                pid,
+                starttime,
+                netns,
+            }),
+            (Some(pid), Some(_)) if description.name.is_empty() => Self::Process(ProcessIdentity {
+                pid,
+                starttime,
+                netns,
+            }),
+            (_, Some(netns)) => Self::Namespace(netns),
+            (_, None) => Self::Nothing,
+        }
+    }
+
+    fn open(self) -> Result<Netns, TargetError> {
+        match self {
+            Self::Process(identity) => Netns::of_process(&identity).map_err(|error| match error {
+                ProcessError::Unreadable { .. } => TargetError::Unreadable(error),
+                stale => TargetError::Stale(stale),
+            }),
+            Self::Namespace(inode) => Ok(Netns::find(inode)?),
+            Self::Nothing => Err(TargetError::Nothing),
+        }
+    }
+}
+
+/// The one target among all that has the wanted name and prefix. When that leaves several namespaces, the wanted type
+/// decides; when it does not, it is an error, since either could be meant.
+fn choose(wanted: &TargetDescription, all: Vec<TargetDescription>) -> Result<TargetDescription, TargetError> {
+    let known = all.len();
+    let name = wanted.full_name();
+    let mut matches: Vec<TargetDescription> = all
+        .into_iter()
+        .filter(|target| target.name == wanted.name && target.prefix == wanted.prefix)
+        .filter(|target| target.netns.is_some())
+        .collect();
+    if !is_one_namespace(&matches) && matches.iter().any(|target| target.kind == wanted.kind) {
+        matches.retain(|target| target.kind == wanted.kind);
+    }
+    if !is_one_namespace(&matches) {
+        return Err(TargetError::Ambiguous { name, matches });
+    }
+    // Of several in one namespace, one whose process can be checked.
+    matches.sort_by_key(|target| target.pid.is_none());
+    matches
+        .into_iter()
+        .next()
+        .ok_or(TargetError::Unknown { name, known })
+}
+
+fn is_one_namespace(targets: &[TargetDescription]) -> bool {
+    targets.windows(2).all(|pair| pair[0].netns == pair[1].netns)
+}
+
+fn list(targets: &[TargetDescription]) -> String {
+    let mut sentence = String::new();
+    for target in targets.iter().take(MAX_LISTED) {
+        let separator = if sentence.is_empty() { "" } else { ", " };
+        let _ = write!(
+            sentence,
+            "{separator}{} {} (netns {}, pid {})",
+            target.kind,
+            target.full_name(),
+            target.netns.unwrap_or_default(),
+            target.pid.unwrap_or_default()
+        );
+    }
+    if targets.len() > MAX_LISTED {
+        let _ = write!(sentence, " and {} more", targets.len() - MAX_LISTED);
+    }
+    sentence
+}
