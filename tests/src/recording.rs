@@ -1,6 +1,6 @@
 //! A pcapng stream, read by a library that is not the server's encoder.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, bail, ensure};
 use pcap_file::pcapng::{
@@ -9,6 +9,7 @@ use pcap_file::pcapng::{
         enhanced_packet::EnhancedPacketOption,
         interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
         interface_statistics::InterfaceStatisticsOption,
+        name_resolution::{NameResolutionBlock, Record},
         section_header::SectionHeaderOption,
     },
 };
@@ -24,6 +25,8 @@ pub struct Recording {
     pub packets: Vec<Packet>,
     /// In the order of the stream.
     pub statistics: Vec<Statistics>,
+    /// In the order of the stream.
+    pub names: Vec<Name>,
 }
 
 /// An interface description.
@@ -73,6 +76,17 @@ pub struct Statistics {
     pub dropped: u64,
     /// Whether it has an `isb_endtime`.
     pub last: bool,
+}
+
+/// What an address is called from a place in the stream on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The address.
+    pub address: IpAddr,
+    /// Its name.
+    pub name: String,
+    /// How many packets stand before its block.
+    pub packets_before: usize,
 }
 
 impl Packet {
@@ -144,6 +158,10 @@ impl Recording {
                     }
                     recording.statistics.push(statistics);
                 }
+                Block::NameResolution(block) => {
+                    let names = names(&block, recording.packets.len())?;
+                    recording.names.extend(names);
+                }
                 other => bail!("unexpected block {other:?}"),
             }
         }
@@ -180,6 +198,14 @@ impl Recording {
         self.packets
             .iter()
             .any(|packet| packet.data.windows(bytes.len()).any(|window| window == bytes))
+    }
+
+    /// What `address` is called where `packets_before` packets have been read: the last name told of it.
+    pub fn name_of(&self, address: IpAddr, packets_before: usize) -> Option<&str> {
+        self.names
+            .iter()
+            .rfind(|name| name.address == address && name.packets_before <= packets_before)
+            .map(|name| name.name.as_str())
     }
 
     /// The final statistics of the first interface of that name.
@@ -290,4 +316,29 @@ fn interface(block: &InterfaceDescriptionBlock<'_>) -> Interface {
         snaplen: block.snaplen,
         options: format!("{:?}", block.options),
     }
+}
+
+fn names(block: &NameResolutionBlock<'_>, packets_before: usize) -> anyhow::Result<Vec<Name>> {
+    ensure!(!block.records.is_empty(), "a block without names");
+    ensure!(block.options.is_empty(), "unexpected options {:?}", block.options);
+    block
+        .records
+        .iter()
+        .map(|record| {
+            let (address, names) = match record {
+                Record::Ipv4(record) => (<[u8; 4]>::try_from(&*record.ip_addr)?.into(), &record.names),
+                Record::Ipv6(record) => (<[u8; 16]>::try_from(&*record.ip_addr)?.into(), &record.names),
+                other => bail!("unexpected record {other:?}"),
+            };
+            let [name] = names.as_slice() else {
+                bail!("{address} has the names {names:?}");
+            };
+            ensure!(name.len() <= 255, "a name of {} bytes", name.len());
+            Ok(Name {
+                address,
+                name: name.to_string(),
+                packets_before,
+            })
+        })
+        .collect()
 }

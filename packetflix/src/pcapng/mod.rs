@@ -1,16 +1,18 @@
-//! Encodes pcapng: a section header, interface descriptions, packets and interface statistics, little endian
-//! and into one buffer. No I/O, no clock, nothing of Linux.
+//! Encodes pcapng: a section header, interface descriptions, names of addresses, packets and interface
+//! statistics, little endian and into one buffer. No I/O, no clock, nothing of Linux.
 //!
 //! Source of every format and number here: "PCAP Now Generic Dump File Format"
 //! (draft-ietf-opsawg-pcapng), sections 3 and 4.
 
 mod interface;
+mod names;
 mod options;
 mod packet;
 mod section;
 mod statistics;
 
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType};
+pub use names::{HostName, NameResolution};
 pub use packet::{EnhancedPacket, PacketDirection, Reception, VlanTag};
 pub use section::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader};
 pub use statistics::InterfaceStatistics;

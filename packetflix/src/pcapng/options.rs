@@ -7,6 +7,9 @@ use super::padded;
 /// Option code that every block knows.
 const OPT_ENDOFOPT: u16 = 0;
 
+/// Code and length before the value of an option, and all of the end of options.
+pub(super) const RECORD_HEADER_LEN: usize = 4;
+
 /// Code of a comment, in every block.
 pub(super) const OPT_COMMENT: u16 = 1;
 

@@ -34,6 +34,31 @@ fn options(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
     }
 }
 
+/// Records of a block of names, which nothing follows.
+fn names(mut bytes: &[u8]) -> Vec<(IpAddr, String)> {
+    let mut found = Vec::new();
+    loop {
+        let record_type = u16::from_le_bytes([bytes[0], bytes[1]]);
+        let len = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+        if record_type == 0 {
+            assert_eq!((len, bytes.len()), (0, 4), "nothing follows the end of records");
+            return found;
+        }
+        let value = &bytes[4..4 + len];
+        let (address, name): (IpAddr, &[u8]) = match record_type {
+            1 => (<[u8; 4]>::try_from(&value[..4]).unwrap().into(), &value[4..]),
+            2 => (<[u8; 16]>::try_from(&value[..16]).unwrap().into(), &value[16..]),
+            other => panic!("record type {other}"),
+        };
+        let (name, end) = name.split_at(name.len() - 1);
+        assert_eq!(end, [0]);
+        assert!(!name.contains(&0), "one name per record");
+        found.push((address, String::from_utf8(name.to_vec()).unwrap()));
+        assert!(bytes[4 + len..4 + padded(len)].iter().all(|byte| *byte == 0));
+        bytes = &bytes[4 + padded(len)..];
+    }
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
@@ -166,6 +191,107 @@ proptest! {
             prop_assert_eq!(value(code), Some(&count.to_le_bytes()[..]));
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn names_stand_in_blocks_that_fit(
+        given in proptest::collection::vec((any::<IpAddr>(), any::<String>()), 0..40),
+        (long, long_len) in (0u32..600, 200usize..400),
+        max_len in prop_oneof![0usize..2000, Just(MAX_BLOCK_LEN)],
+    ) {
+        let long = (0..long).map(|n| (Ipv4Addr::from_bits(n).into(), "x".repeat(long_len)));
+        let given: Vec<(IpAddr, HostName)> = given
+            .into_iter()
+            .chain(long)
+            .filter_map(|(address, name)| Some((address, HostName::new(&name)?)))
+            .collect();
+        let resolutions = given.iter().map(|(address, name)| NameResolution { address: *address, name });
+        let mut out = BytesMut::from(&b"what was there before"[..]);
+        let before = out.len();
+        let written = NameResolution::encode_all(resolutions, max_len, &mut out);
+        let out = &out[before..];
+        prop_assert!(out.len() <= max_len);
+        let mut found = Vec::new();
+        for (block_type, body) in blocks(out) {
+            prop_assert_eq!(block_type, 4);
+            prop_assert!(body.len() + 12 <= 64 * 1024);
+            let names = names(&body);
+            prop_assert!(!names.is_empty());
+            found.extend(names);
+        }
+        let expected: Vec<(IpAddr, String)> = given[..written]
+            .iter()
+            .map(|(address, name)| (*address, name.as_ref().to_owned()))
+            .collect();
+        prop_assert_eq!(found, expected);
+        if let Some((address, name)) = given.get(written) {
+            let record_len = if address.is_ipv4() { 8 } else { 20 } + name.as_ref().len() + 1;
+            prop_assert!(out.len() + 16 + padded(record_len) > max_len, "there was room for one more");
+        }
+    }
+
+    #[test]
+    fn host_name_can_be_shown(name in any::<String>(), ascii in "[ -~]{1,300}") {
+        if let Some(name) = HostName::new(&name) {
+            let name = name.as_ref();
+            prop_assert!(!name.is_empty());
+            prop_assert!(!name.contains(char::is_control));
+            let limit = if name.is_ascii() { 255 } else { 63 };
+            prop_assert!(name.len() <= limit, "{} bytes", name.len());
+            prop_assert_eq!(HostName::new(name).map(|again| again.as_ref() == name), Some(true));
+        } else {
+            prop_assert!(name.is_empty());
+        }
+        let shown = HostName::new(&ascii).unwrap();
+        prop_assert_eq!(shown.as_ref(), &ascii[..ascii.len().min(255)]);
+    }
+}
+
+#[test]
+fn names_are_records_of_addresses() {
+    let [web, sleep] = ["default/web-0", "sleep(123)"].map(|name| HostName::new(name).unwrap());
+    let resolutions = [
+        NameResolution {
+            address: Ipv4Addr::new(10, 0, 0, 1).into(),
+            name: &web,
+        },
+        NameResolution {
+            address: Ipv6Addr::LOCALHOST.into(),
+            name: &sleep,
+        },
+    ];
+    let mut out = BytesMut::new();
+    assert_eq!(NameResolution::encode_all(resolutions, 1000, &mut out), 2);
+    let expected = [
+        &b"\x04\0\0\0\x48\0\0\0"[..],
+        b"\x01\0\x12\0\x0a\0\0\x01default/web-0\0\0\0",
+        b"\x02\0\x1b\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01sleep(123)\0\0",
+        b"\0\0\0\0\x48\0\0\0",
+    ]
+    .concat();
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn host_names_lose_what_cannot_be_shown() {
+    let shown = |name: &str| HostName::new(name).map(|name| name.as_ref().to_owned());
+    for name in [
+        "/run/netns/x y",
+        "größe",
+        "コンテナ",
+        "kube-system/coredns-5d78c9869d-abcde",
+    ] {
+        assert_eq!(shown(name).as_deref(), Some(name));
+    }
+    assert_eq!(shown(""), None);
+    assert_eq!(
+        shown("a\0b\nc\u{1b}[2Jd\u{7f}\u{85}").as_deref(),
+        Some("a_b_c_[2Jd__")
+    );
+    assert_eq!(shown("\u{202e}bew\u{2028}").as_deref(), Some("_bew_"));
+    // 31 characters of two bytes, and half of one more.
+    assert_eq!(shown(&"é".repeat(100)), Some("é".repeat(31)));
 }
 
 #[test]

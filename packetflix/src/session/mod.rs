@@ -1,6 +1,7 @@
 //! A session joins a tap to one client: it turns records into batches of pcapng, as fast as they are taken,
 //! keeps the statistics, and knows why it ended.
 
+mod names;
 mod stream;
 
 use std::{sync::Arc, time::Duration};

@@ -1,11 +1,12 @@
 //! The pcapng stream of a session: what is written into it, in which order, and what it has accounted for.
 
-use std::sync::LazyLock;
+use std::{net::IpAddr, sync::LazyLock};
 
 use bytes::{Bytes, BytesMut};
 use nix::sys::utsname::uname;
 use packetflix_common::{Direction, InterfaceCounters, RecordHeader};
 
+use super::names::Names;
 use crate::{
     netns::Netns,
     pcapng::{
@@ -40,6 +41,7 @@ pub(super) struct Stream {
     described: u32,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
+    names: Names,
     statistics_due: bool,
     has_let_go: bool,
 }
@@ -90,6 +92,7 @@ impl Stream {
             interfaces: Vec::new(),
             described: 0,
             leaving: Vec::new(),
+            names: Names::default(),
             statistics_due: false,
             has_let_go: false,
         };
@@ -147,6 +150,12 @@ impl Stream {
             .collect();
     }
 
+    /// Takes names of addresses. Those not yet told, and those that have changed, are written before any packet
+    /// that is not written yet. An address has one name: with two, both would be written each time.
+    pub(super) fn name<'a>(&mut self, names: impl IntoIterator<Item = (IpAddr, &'a str)>) {
+        self.names.set(names);
+    }
+
     /// Statistics are to be written with the next batch.
     pub(super) fn statistics_due(&mut self) {
         self.statistics_due = true;
@@ -180,11 +189,18 @@ impl Stream {
         }
     }
 
-    /// Writes the statistics that are due, then records that are not younger than `until`, as long as they fit
-    /// into the batch.
+    /// Writes the statistics that are due, then the names that wait, then records that are not younger than
+    /// `until`, as long as they fit into the batch.
     pub(super) fn fill(&mut self, tap: &mut Tap, until: u64) -> Drained {
         if std::mem::take(&mut self.statistics_due) {
             self.write_statistics(tap);
+        }
+        if !self
+            .names
+            .write(MAX_BATCH_LEN.saturating_sub(self.batch.len()), &mut self.batch)
+        {
+            // The packets wait until all names are told: the next batch has room for more of them.
+            return Drained::Full(0);
         }
         let clock = *tap.clock();
         let now = clock.now();
