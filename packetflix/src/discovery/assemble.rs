@@ -110,7 +110,8 @@ pub(super) fn assemble(
         if leaders.is_empty() {
             targets.extend(mounted(namespace));
         } else if namespace.is_host {
-            targets.extend(process(1, table, namespace));
+            // The first process of all, as far as we can see.
+            targets.extend(process(leaders[0], table, namespace));
         } else if !contained.contains(inode) {
             targets.extend(
                 leaders

@@ -1,6 +1,7 @@
 //! The discovery of targets on this host: what container engines run, processes with a network namespace of their
 //! own, mounted namespaces, and the host itself.
 
+mod addresses;
 mod assemble;
 mod cri;
 mod cri_api;
@@ -19,13 +20,17 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
 
-use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
 pub(crate) use self::{
+    addresses::AddressBook,
     target::{DiscoveredTarget, Namespace},
     workload::PodName,
 };
+use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
 use crate::{
     netns::{Holder, links_of, mounts},
     proc_fs::{Stat, numbers_in},
@@ -36,11 +41,24 @@ use crate::{
 /// How long a scan is good enough for those who only want to see.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How often targets are looked for while their names are wanted.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Times that a scan took, to rest before the next.
+const FOLLOW_REST: u32 = 20;
+
+/// Number of the host's network namespace on kernels that give it a fixed one, where that of the first process may
+/// not be looked at. Kernel 6.18, `linux/nsfs.h`, `NET_NS_INIT_INO`.
+const FIRST_NAMESPACE: u64 = 0xEFFF_FFF9;
+
 /// Finds targets. Scans are shared among all who ask at the same time.
 #[derive(Debug)]
 pub(crate) struct Discovery {
     engine_sockets: Vec<PathBuf>,
+    /// Name of the host.
+    node_name: String,
     last: Mutex<Option<Last>>,
+    addresses: watch::Sender<Arc<AddressBook>>,
 }
 
 /// The last scan.
@@ -92,10 +110,31 @@ impl Scan {
 
 impl Discovery {
     /// Asks the engines at `engine_sockets` beside those at well-known places.
-    pub(crate) fn new(engine_sockets: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(engine_sockets: Vec<PathBuf>, node_name: String) -> Self {
         Self {
             engine_sockets,
+            node_name,
             last: Mutex::new(None),
+            addresses: watch::Sender::default(),
+        }
+    }
+
+    /// The names of addresses as they are known, and then each time that they have changed, as long as
+    /// [`Self::follow`] runs.
+    pub(crate) fn addresses(&self) -> watch::Receiver<Arc<AddressBook>> {
+        self.addresses.subscribe()
+    }
+
+    /// Looks again and again while there is someone who wants to know the names of addresses. Never ends.
+    pub(crate) async fn follow(&self) {
+        let mut pause = FOLLOW_INTERVAL;
+        loop {
+            sleep(pause).await;
+            if self.addresses.receiver_count() > 0 {
+                let began = Instant::now();
+                self.recent().await;
+                pause = FOLLOW_INTERVAL.max(began.elapsed() * FOLLOW_REST);
+            }
         }
     }
 
@@ -129,6 +168,14 @@ impl Discovery {
             elapsed_ms = began.elapsed().as_millis(),
             "looked for targets"
         );
+        let addresses = AddressBook::new(&scan.targets, &self.node_name);
+        self.addresses.send_if_modified(|known| {
+            let changed = **known != addresses;
+            if changed {
+                *known = Arc::new(addresses);
+            }
+            changed
+        });
         let scan = Arc::new(scan);
         *last = Some(Last {
             began,
@@ -199,13 +246,16 @@ fn namespaces(pids: &[u32], table: &ProcessTable) -> HashMap<u64, Arc<Namespace>
         tracing::warn!(error = %crate::error::chain(&error), "the interfaces of targets are not known");
         HashMap::new()
     });
-    let host = table.get(1).and_then(|process| process.netns);
+    let host = table
+        .get(1)
+        .and_then(|process| process.netns)
+        .unwrap_or(FIRST_NAMESPACE);
     links
         .into_iter()
         .map(|(inode, links)| {
             let namespace = Namespace {
                 inode,
-                is_host: Some(inode) == host,
+                is_host: inode == host,
                 links,
                 mounts: mounted.remove(&inode).unwrap_or_default(),
             };

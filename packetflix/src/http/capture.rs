@@ -6,12 +6,19 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::Instrument as _;
 use warp::{
     Reply,
@@ -26,10 +33,13 @@ use super::{
 };
 use crate::{
     config::Config,
-    discovery::Discovery,
+    discovery::{AddressBook, Discovery},
     session::{Session, SessionRequest},
     target::{Directory, DiscoveryService, Target},
 };
+
+/// How long a capture that is ready waits for the names of addresses.
+const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What all requests share.
 pub(super) struct App {
@@ -57,7 +67,10 @@ pub(super) struct Handshake {
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let captures = Arc::new(Semaphore::new(config.max_captures));
-        let discovery = Arc::new(Discovery::new(config.engine_sockets.clone()));
+        let discovery = Arc::new(Discovery::new(
+            config.engine_sockets.clone(),
+            config.node_name.clone(),
+        ));
         let directory = match &config.discovery_service {
             Some(address) => Directory::Service(DiscoveryService::new(address.clone())),
             None => Directory::Own(Arc::clone(&discovery)),
@@ -102,6 +115,7 @@ impl App {
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         let permit = self.permit()?;
 
+        let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
         let selection = match request.selection {
             Some(selection) => selection,
@@ -112,13 +126,30 @@ impl App {
             chaste: request.chaste,
         };
         let (netns, name) = (target.netns.inode(), target.description.full_name());
-        let session = Session::start(target, asked, &self.config.tap, &self.config.node_name).await?;
+        let mut session = Session::start(target, asked, &self.config.tap, &self.config.node_name).await?;
+        if let Some(names) = names {
+            session.tell_names(names.await);
+        }
         tracing::info!(netns, name, "started");
 
         let app = Arc::clone(&self);
         self.tasks
             .spawn(async move { app.stream(upgraded, session, permit).await }.instrument(span));
         Ok(switching)
+    }
+
+    /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up,
+    /// which does not wait for them much longer: whatever comes later is told later.
+    fn names(&self) -> impl Future<Output = watch::Receiver<Arc<AddressBook>>> + use<> {
+        let discovery = Arc::clone(&self.discovery);
+        let addresses = discovery.addresses();
+        let scan = AbortOnDropHandle::new(tokio::spawn(async move { discovery.recent().await }));
+        async move {
+            if timeout(NAMES_TIMEOUT, scan).await.is_err() {
+                tracing::debug!("the names of addresses will be told later");
+            }
+            addresses
+        }
     }
 
     /// One more capture, if that many may run and the service does not end.

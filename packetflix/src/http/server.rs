@@ -88,6 +88,7 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Fu
     tokio::select! {
         () = shutdown => {}
         () = accept_all(listener, &app) => {}
+        () = app.discovery.follow() => {}
     }
     tracing::info!(captures = app.running_captures(), "shutting down");
     stop.cancel();

@@ -17,6 +17,8 @@ use nix::sched::{CloneFlags, setns};
 
 pub use find::FindError;
 pub(crate) use find::{Holder, look_into_views, mounts, open_path_of};
+#[cfg(test)]
+pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
 pub use process::{ProcessError, ProcessIdentity};
 

@@ -8,13 +8,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::stream::{Stream, StreamInfo};
 use crate::{
+    discovery::AddressBook,
     error,
     netns::Netns,
     tap::{Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
@@ -61,6 +62,7 @@ pub(crate) struct Session {
     netns: Arc<Netns>,
     tap: Tap,
     stream: Stream,
+    names: Option<watch::Receiver<Arc<AddressBook>>>,
 }
 
 /// What a whole session amounted to, for the log.
@@ -92,7 +94,26 @@ impl Session {
                 chaste: request.chaste,
             },
         );
-        Ok(Self { netns, tap, stream })
+        Ok(Self {
+            netns,
+            tap,
+            stream,
+            names: None,
+        })
+    }
+
+    /// Tells the names of addresses: those that are known now before the first packet, and from then on each that is
+    /// new before the packets that follow.
+    pub(crate) fn tell_names(&mut self, names: watch::Receiver<Arc<AddressBook>>) {
+        self.names = Some(names);
+        self.take_names();
+    }
+
+    fn take_names(&mut self) {
+        if let Some(names) = &mut self.names {
+            let names = Arc::clone(&names.borrow_and_update());
+            self.stream.name(names.seen_from(self.netns.inode()));
+        }
     }
 
     /// Sends batches until `stop` is cancelled, the client is gone, or the namespace has ended; then detaches,
@@ -155,6 +176,10 @@ impl Session {
                         Drained::Empty => RingsState::Idle,
                     };
                 }
+                () = changed(&mut self.names) => {
+                    self.take_names();
+                    rings = RingsState::Due;
+                }
                 () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
                 change = self.tap.changed(rings == RingsState::Idle) => {
                     match change.map_err(CaptureError::Wait)? {
@@ -208,6 +233,16 @@ impl Session {
             }
         }
     }
+}
+
+/// Waits until there are other names; for ever where none are told.
+async fn changed(names: &mut Option<watch::Receiver<Arc<AddressBook>>>) {
+    if let Some(names) = names
+        && names.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// What is to be done about the rings.

@@ -104,12 +104,13 @@ mod tests {
 
     use super::*;
 
-    /// A service that gives `answer` on its one connection, whatever it is asked, and then waits.
+    /// A service that gives `answer` on its one connection, whatever is asked, and then waits.
     async fn answering(answer: Vec<u8>) -> DiscoveryService {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
             let _ = stream.write_all(&answer).await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });

@@ -1,0 +1,134 @@
+//! Which target an address belongs to.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
+
+use super::target::DiscoveredTarget;
+
+/// Names of the addresses of all targets. Several namespaces may have the same address.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct AddressBook(BTreeMap<IpAddr, Vec<Owner>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Owner {
+    netns: u64,
+    name: String,
+}
+
+impl AddressBook {
+    /// Takes the addresses of `targets`; those of the host get the name `host`.
+    pub(super) fn new(targets: &[DiscoveredTarget], host: &str) -> Self {
+        let mut book = Self::default();
+        let mut seen = HashSet::new();
+        // Of several targets in one namespace, a pod or container gives it its name.
+        let (processes, containers): (Vec<_>, Vec<_>) =
+            targets.iter().partition(|target| target.workload.is_none());
+        for target in containers.into_iter().chain(processes) {
+            let namespace = &target.namespace;
+            if !seen.insert(namespace.inode) {
+                continue;
+            }
+            let name = if namespace.is_host {
+                host.to_owned()
+            } else {
+                target.description().full_name()
+            };
+            for address in namespace.addresses() {
+                book.0.entry(address).or_default().push(Owner {
+                    netns: namespace.inode,
+                    name: name.clone(),
+                });
+            }
+        }
+        book
+    }
+
+    /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
+    /// several others have is nobody's, for a wrong name is worse than none.
+    pub(crate) fn seen_from(&self, netns: u64) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.0.iter().filter_map(move |(address, owners)| {
+            let own = owners.iter().find(|owner| owner.netns == netns);
+            let only = || match &owners[..] {
+                [only] => Some(only),
+                _ => None,
+            };
+            Some((*address, &own.or_else(only)?.name[..]))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        discovery::Namespace,
+        netns::{Link, LinkAddress},
+    };
+
+    fn target(name: &str, netns: u64, is_host: bool, addresses: &[&str]) -> DiscoveredTarget {
+        let addresses = addresses
+            .iter()
+            .map(|address| LinkAddress {
+                address: address.parse().unwrap(),
+                prefix_len: 24,
+            })
+            .collect();
+        let link = Link {
+            ifindex: 2,
+            name: "eth0".to_owned(),
+            hardware_type: 1,
+            loopback: false,
+            down: false,
+            mac: None,
+            alias: String::new(),
+            addresses,
+            speed: None,
+        };
+        DiscoveredTarget {
+            name: name.to_owned(),
+            kind: "proc",
+            prefix: String::new(),
+            namespace: Arc::new(Namespace {
+                inode: netns,
+                is_host,
+                links: vec![link],
+                mounts: Vec::new(),
+            }),
+            process: None,
+            workload: None,
+        }
+    }
+
+    #[test]
+    fn an_address_that_several_have_is_nobodys_but_ones_own() {
+        let targets = [
+            target("init(1)", 1, true, &["192.0.2.1", "127.0.0.1", "fe80::1"]),
+            target("web", 2, false, &["10.0.0.2", "10.9.9.9"]),
+            target("db", 3, false, &["10.0.0.3", "10.9.9.9", "2001:db8::3"]),
+            target("db-too", 3, false, &["10.0.0.3"]),
+        ];
+        let book = AddressBook::new(&targets, "node");
+        let seen = |netns| -> Vec<(String, &str)> {
+            book.seen_from(netns)
+                .map(|(address, name)| (address.to_string(), name))
+                .collect()
+        };
+        let common = [("10.0.0.2", "web"), ("10.0.0.3", "db")];
+        let further = [("192.0.2.1", "node"), ("2001:db8::3", "db")];
+        let expected = |own: &[(&'static str, &'static str)]| -> Vec<(String, &str)> {
+            common
+                .iter()
+                .chain(own)
+                .chain(&further)
+                .map(|(address, name)| ((*address).to_owned(), *name))
+                .collect()
+        };
+        assert_eq!(seen(1), expected(&[]));
+        assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
+        assert_eq!(seen(3), expected(&[("10.9.9.9", "db")]));
+    }
+}
