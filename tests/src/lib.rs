@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod docker;
+pub mod image;
 pub mod namespace;
 pub mod raw;
 pub mod recording;
