@@ -13,10 +13,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{namespace::Namespace, server::wait_until};
+use crate::{image, namespace::Namespace, server::wait_until};
 
-/// Name of the one image there is: a static busybox.
-pub const IMAGE: &str = "packetflix-busybox";
+pub use crate::image::IMAGE;
 
 /// A running engine; stopped with its containers when dropped.
 pub struct Docker {
@@ -59,8 +58,14 @@ impl Docker {
         };
         wait_until(Duration::from_secs(60), || Ok(docker.run(&["info"]).is_ok()))
             .with_context(|| fs::read_to_string(docker.folder.join("log")).unwrap_or_default())?;
-        docker.import_busybox()?;
+        let archive = image::archive(&docker.folder)?;
+        docker.run(&["load", "--input", &archive.display().to_string()])?;
         Ok(docker)
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
     }
 
     /// Runs `docker` and gives what it prints, without the newline at its end.
@@ -69,7 +74,7 @@ impl Docker {
     /// When it fails, with what it says.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new("docker")
-            .arg(format!("--host=unix://{}", self.folder.join("socket").display()))
+            .arg(format!("--host=unix://{}", self.socket().display()))
             .args(arguments)
             .stdin(Stdio::null())
             .output()?;
@@ -80,23 +85,6 @@ impl Docker {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
-    }
-
-    fn import_busybox(&self) -> anyhow::Result<()> {
-        let root = self.folder.join("root/bin");
-        fs::create_dir_all(&root)?;
-        fs::copy("/bin/busybox", root.join("busybox"))?;
-        let archive = self.folder.join("busybox.tar");
-        let tar = Command::new("tar")
-            .arg("-C")
-            .arg(self.folder.join("root"))
-            .arg("-cf")
-            .arg(&archive)
-            .arg(".")
-            .status()?;
-        ensure!(tar.success(), "tar failed");
-        self.run(&["import", &archive.display().to_string(), IMAGE])?;
-        Ok(())
     }
 }
 

@@ -2,8 +2,12 @@
 //! of other makes, and a sender of frames.
 
 pub mod client;
+pub mod containerd;
 pub mod docker;
+pub mod image;
+mod leftovers;
 pub mod namespace;
+pub mod podman;
 pub mod raw;
 pub mod recording;
 pub mod server;

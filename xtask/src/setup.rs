@@ -11,7 +11,7 @@ const BPF_LINKER: &str = "0.10.3";
 
 const CARGO_DENY: &str = "0.20.2";
 
-/// A program, and the Debian package that has it.
+/// A program, by its name or its whole path, and the Debian package that has it.
 struct Tool(&'static str, &'static str);
 
 const TEST_TOOLS: &[Tool] = &[
@@ -25,6 +25,15 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("bpftool", "bpftool"),
     Tool("dockerd", "docker.io"),
     Tool("docker", "docker.io"),
+    Tool("containerd", "containerd"),
+    Tool("ctr", "containerd"),
+    Tool("runc", "runc"),
+    // The networks of containerd's pods, and of podman's containers.
+    Tool("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    Tool("/usr/lib/podman/netavark", "netavark"),
+    Tool("iptables", "iptables"),
+    Tool("podman", "podman"),
+    Tool("conmon", "conmon"),
     Tool("busybox", "busybox-static"),
 ];
 

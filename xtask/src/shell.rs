@@ -44,7 +44,7 @@ pub(crate) fn output_of(command: &mut Command) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The program `name` in `PATH`, or in the folders that hold root's programs.
+/// The program `name` in `PATH`, or in the folders that hold root's programs. A whole path is taken as it is.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

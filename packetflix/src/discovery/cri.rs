@@ -319,8 +319,17 @@ impl Drop for OwnedTasks {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use hyper::{HeaderMap, Response, body::Frame, header::HeaderValue, service::service_fn};
+    use hyper_util::rt::TokioExecutor;
+    use prost::Message as _;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         time::timeout,
@@ -328,6 +337,163 @@ mod tests {
 
     use super::*;
     use crate::discovery::cri_api::{ImageSpec, Listed, PodSandboxMetadata};
+
+    /// What a scripted engine does about a call.
+    enum Answer {
+        Message(Vec<u8>),
+        Refusal(Code),
+        Silence,
+    }
+
+    /// An engine that answers a call's path and request as `script` says.
+    fn engine(script: impl Fn(&str, &[u8]) -> Answer + Clone + Send + 'static) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let script = script.clone();
+            async move {
+                let path = request.uri().path().to_owned();
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let (code, message) = match script(&path, &body[5..]) {
+                    Answer::Message(message) => (Code::Ok, message),
+                    Answer::Refusal(code) => (code, Vec::new()),
+                    Answer::Silence => std::future::pending().await,
+                };
+                // Not compressed, and the length.
+                let len = u32::try_from(message.len()).unwrap().to_be_bytes();
+                let data = [&[0], &len[..], &message].concat();
+                let status = HeaderValue::from(i32::from(code));
+                let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), status)]);
+                let frames = [Frame::data(Bytes::from(data)), Frame::trailers(trailers)];
+                let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+                Ok::<_, Infallible>(Response::new(body))
+            }
+        });
+        tokio::spawn(
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(theirs), service),
+        );
+        ours
+    }
+
+    fn sandbox(id: &str) -> PodSandbox {
+        PodSandbox {
+            id: id.to_owned(),
+            metadata: Some(PodSandboxMetadata {
+                name: format!("pod-{id}"),
+                namespace: "shop".to_owned(),
+            }),
+            ..PodSandbox::default()
+        }
+    }
+
+    fn running(id: &str, pod: &str) -> Container {
+        Container {
+            id: id.to_owned(),
+            pod_sandbox_id: pod.to_owned(),
+            state: ContainerState::Running.into(),
+            ..Container::default()
+        }
+    }
+
+    fn list_of<T: prost::Message + Default>(items: Vec<T>) -> Answer {
+        Answer::Message(Listed::<T, 100> { items, cut: false }.encode_to_vec())
+    }
+
+    fn status(info: &str) -> Answer {
+        let info = HashMap::from([("info".to_owned(), info.to_owned())]);
+        Answer::Message(StatusAnswer { info }.encode_to_vec())
+    }
+
+    /// Last word of a call's path, and the identifier that is asked for, if there is one.
+    fn asked_for(path: &str, request: &[u8]) -> (String, String) {
+        let name = path.rsplit('/').next().unwrap().to_owned();
+        let id = if name.ends_with("Status") {
+            let request = PodSandboxStatusRequest::decode(request).unwrap();
+            assert!(request.verbose);
+            request.pod_sandbox_id
+        } else {
+            String::new()
+        };
+        (name, id)
+    }
+
+    #[tokio::test]
+    async fn finds_the_pids_of_pods() {
+        let socket = engine(|path, request| {
+            let (call, id) = asked_for(path, request);
+            match (&call[..], &id[..]) {
+                ("ListPodSandbox", _) => {
+                    // The filter is for the state 0, which is written as nothing.
+                    assert_eq!(request, [0x0a, 2, 0x12, 0]);
+                    let ready = ["plain", "known", "bare", "empty", "gone", "refused"].map(sandbox);
+                    let not_ready = PodSandbox {
+                        state: PodSandboxState::NotReady.into(),
+                        ..sandbox("not-ready")
+                    };
+                    list_of([&ready[..], &[not_ready]].concat())
+                }
+                ("ListContainers", _) => {
+                    assert_eq!(request, [0x0a, 4, 0x12, 2, 0x08, 1]);
+                    let exited = Container {
+                        state: ContainerState::Exited.into(),
+                        ..running("exited", "bare")
+                    };
+                    let ended = running("ended", "bare");
+                    list_of(vec![
+                        exited,
+                        ended,
+                        running("first", "bare"),
+                        running("none", "empty"),
+                    ])
+                }
+                ("PodSandboxStatus", "plain") => status(r#"{"pid": 11}"#),
+                ("PodSandboxStatus", "bare" | "empty") => status(r#"{"pid": 0}"#),
+                ("PodSandboxStatus", "refused") => Answer::Refusal(Code::Internal),
+                ("PodSandboxStatus", "gone") | ("ContainerStatus", "ended") => {
+                    Answer::Refusal(Code::NotFound)
+                }
+                ("ContainerStatus", "first") => status(r#"{"pid": 12}"#),
+                ("ContainerStatus", "none") => Answer::Message(Vec::new()),
+                _ => panic!("not to be asked for: {call} {id}"),
+            }
+        });
+        let known = KnownPids::from([("known".to_owned(), 13)]);
+        let mut found = Vec::new();
+        let error = pods(socket, &known, &mut found).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "/runtime.v1.RuntimeService/PodSandboxStatus failed (Internal): "
+        );
+        let mut found: Vec<(&str, u32)> = found.iter().map(|pod| (&pod.id[..], pod.pid)).collect();
+        found.sort_unstable();
+        assert_eq!(found, [("bare", 12), ("known", 13), ("plain", 11)]);
+    }
+
+    #[tokio::test]
+    async fn keeps_what_a_slow_engine_has_told() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+        let socket = engine(|path, request| match &asked_for(path, request).0[..] {
+            "ListPodSandbox" => list_of((0..100).map(|id| sandbox(&id.to_string())).collect()),
+            "ListContainers" => list_of::<Container>(Vec::new()),
+            _ if ASKED.fetch_add(1, Ordering::Relaxed) < 3 => status(r#"{"pid": 1}"#),
+            _ => Answer::Silence,
+        });
+        let (known, mut found) = (KnownPids::new(), Vec::new());
+        let late = timeout(Duration::from_millis(500), pods(socket, &known, &mut found)).await;
+        assert!(late.is_err());
+        assert_eq!(found.len(), 3);
+        assert_eq!(ASKED.load(Ordering::Relaxed), 3 + MAX_CALLS);
+    }
+
+    #[tokio::test]
+    async fn knows_an_engine_without_the_interface() {
+        let socket = engine(|_, _| Answer::Refusal(Code::Unimplemented));
+        let error = pods(socket, &KnownPids::new(), &mut Vec::new())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, CriError::Unimplemented { .. }), "{error}");
+    }
 
     /// Asks an engine that first says `words`, and then listens until the client is gone.
     async fn ask(words: &'static [u8], then_close: bool) -> Option<CriError> {
@@ -395,8 +561,6 @@ mod tests {
 
     #[test]
     fn cuts_long_lists() {
-        use prost::Message as _;
-
         let long = [[0x0a, 2, 0x18, 1]; 5].concat();
         let list = Listed::<PodSandbox, 3>::decode(&long[..]).unwrap();
         assert!(list.items.len() == 3 && list.cut);
@@ -407,14 +571,7 @@ mod tests {
 
     #[test]
     fn makes_pods_of_ready_sandboxes() {
-        let sandbox = PodSandbox {
-            id: "0123".to_owned(),
-            metadata: Some(PodSandboxMetadata {
-                name: "web-0".to_owned(),
-                namespace: "shop".to_owned(),
-            }),
-            ..PodSandbox::default()
-        };
+        let sandbox = sandbox("0123");
         let container = |image: &str, user_specified_image: &str| Container {
             image: Some(ImageSpec {
                 image: image.to_owned(),
@@ -430,7 +587,7 @@ mod tests {
             Container::default(),
         ];
         let pod = workload(sandbox.clone(), &containers).unwrap();
-        assert_eq!((&pod.name[..], &pod.id[..]), ("shop/web-0", "0123"));
+        assert_eq!((&pod.name[..], &pod.id[..]), ("shop/pod-0123", "0123"));
         assert_eq!(pod.images, ["envoy", "nginx:1"]);
 
         let not_ready = PodSandbox {
