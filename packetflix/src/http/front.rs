@@ -1,0 +1,69 @@
+//! What every request passes first: it is logged.
+
+use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, combinators::BoxBody};
+use hyper::{
+    Request, Response,
+    body::{Body, Incoming},
+    service::Service as _,
+};
+use hyper_util::service::TowerToHyperService;
+
+use super::{
+    capture::App,
+    log::RequestLog,
+    routes::{Routes, routes},
+};
+
+/// Body of any answer, whoever makes it.
+pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
+
+/// The service behind every connection.
+pub(super) struct Front {
+    app: Arc<App>,
+    routes: Routes,
+}
+
+impl Front {
+    pub(super) fn new(app: &Arc<App>) -> Self {
+        Self {
+            app: Arc::clone(app),
+            routes: routes(Arc::clone(app)),
+        }
+    }
+
+    /// Answers a request of `peer`; each has an answer, if only a refusal.
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        let log = RequestLog::begin(&self.app.config, &request);
+        let response = self.route(request, peer).await?;
+        if let Some(log) = log {
+            log.end(response.status());
+        }
+        Ok(response)
+    }
+
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        request.extensions_mut().insert(peer);
+        let service = TowerToHyperService::new(warp::service(self.routes.clone()));
+        Ok(service.call(request).await?.map(boxed))
+    }
+}
+
+/// The body as one that any answer may have.
+fn boxed<B>(body: B) -> AnswerBody
+where
+    B: Body<Data = Bytes> + Send + Sync + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    body.map_err(Into::into).boxed()
+}
