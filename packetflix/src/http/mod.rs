@@ -8,6 +8,7 @@ mod refusal;
 mod request;
 mod routes;
 mod server;
+mod tcp;
 mod websocket;
 
 pub use server::{listen, serve};

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{capture::App, front::Front};
+use super::{capture::App, front::Front, tcp::keep_prompt_and_alive};
 use crate::{config::Config, tap};
 
 /// Most connections at a time; more wait in the kernel's queue.
@@ -109,9 +109,7 @@ async fn accept_all(listener: TcpListener, app: &Arc<App>) {
 }
 
 async fn serve_connection(stream: TcpStream, peer: SocketAddr, front: Arc<Front>, stop: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "TCP_NODELAY could not be set");
-    }
+    keep_prompt_and_alive(&stream);
     let service = service_fn(move |request: Request<Incoming>| {
         let front = Arc::clone(&front);
         async move { front.answer(request, peer).await }
