@@ -1,4 +1,4 @@
-//! What holds for every TCP connection.
+//! What holds for every TCP connection, a client's or to a service.
 
 use std::{io, time::Duration};
 
