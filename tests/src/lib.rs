@@ -3,7 +3,9 @@
 
 pub mod client;
 pub mod docker;
+pub mod http;
 pub mod namespace;
 pub mod raw;
 pub mod recording;
 pub mod server;
+pub mod upstream;
