@@ -4,6 +4,7 @@
 pub mod client;
 pub mod containerd;
 pub mod docker;
+pub mod http;
 pub mod image;
 mod leftovers;
 pub mod namespace;
@@ -11,3 +12,4 @@ pub mod podman;
 pub mod raw;
 pub mod recording;
 pub mod server;
+pub mod upstream;

@@ -10,7 +10,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::request::RequestError;
+use super::{proxy::ProxyError, request::RequestError};
 use crate::{
     error,
     netns::{EnterError, FindError},
@@ -18,7 +18,7 @@ use crate::{
     target::{DirectoryError, ServiceProblem, TargetError},
 };
 
-/// An answer that says why there is no capture.
+/// An answer that says why there is no capture, or nothing else that was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -76,6 +76,23 @@ impl From<RequestError> for Refusal {
             | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        let status = match error {
+            ProxyError::Request(error) => return error.into(),
+            ProxyError::RequestBody(_) => StatusCode::BAD_REQUEST,
+            ProxyError::Unreachable { .. }
+            | ProxyError::Answer { .. }
+            | ProxyError::UnwantedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+            ProxyError::TooManyUpgrades => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::ConnectTimeout { .. } | ProxyError::AnswerTimeout { .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+        };
+        Self::new(status, error::chain(&error))
     }
 }
 

@@ -6,8 +6,8 @@ use hyper::upgrade::OnUpgrade;
 use serde_json::json;
 use warp::{
     Filter, Reply,
-    filters::{BoxedFilter, log::Info},
-    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    filters::BoxedFilter,
+    http::{Method, StatusCode, header},
     path::FullPath,
     reply::Response,
 };
@@ -18,22 +18,19 @@ use super::{
     targets,
 };
 
-/// Headers whose values are never logged.
-const SECRET: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+/// Paths that are ours, whether there is something at them in this configuration or not.
+const PATHS: [&str; 4] = ["/capture", "/version", "/targets", "/openapi.json"];
 
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
 
+/// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
+pub(super) fn is_ours(path: &str) -> bool {
+    PATHS.contains(&path)
+}
+
 /// All routes, with every answer, the refusals too, as a response.
 pub(super) fn routes(app: Arc<App>) -> Routes {
-    let log = {
-        let config = Arc::clone(&app.config);
-        warp::log::custom(move |info| {
-            if config.log_requests || config.log_headers {
-                log_request(&info, config.log_headers);
-            }
-        })
-    };
     let query = warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) });
     warp::method()
         .and(warp::path::full())
@@ -62,8 +59,6 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
                 }
             },
         )
-        .with(log)
-        .map(Reply::into_response)
         .boxed()
 }
 
@@ -96,48 +91,4 @@ fn version() -> Response {
 fn openapi() -> Response {
     let body = include_str!("openapi.json");
     warp::reply::with_header(body, header::CONTENT_TYPE, "application/json").into_response()
-}
-
-fn log_request(info: &Info<'_>, with_headers: bool) {
-    tracing::info!(
-        method = %info.method(),
-        path = info.path(),
-        status = info.status().as_u16(),
-        elapsed_ms = info.elapsed().as_millis(),
-        headers = with_headers.then(|| loggable(info.request_headers())),
-        "request"
-    );
-}
-
-fn loggable(headers: &HeaderMap) -> String {
-    headers
-        .iter()
-        .map(|(name, value)| {
-            let hidden = SECRET.contains(name);
-            let value = if hidden {
-                "(hidden)".into()
-            } else {
-                String::from_utf8_lossy(value.as_bytes())
-            };
-            format!("{name}: {value}")
-        })
-        .collect::<Vec<_>>()
-        .join("; ")
-}
-
-#[cfg(test)]
-mod tests {
-    use warp::http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn secrets_are_not_logged() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer abc"));
-        headers.insert(header::HOST, HeaderValue::from_static("here"));
-        let logged = loggable(&headers);
-        assert!(logged.contains("host: here"));
-        assert!(!logged.contains("abc"));
-    }
 }

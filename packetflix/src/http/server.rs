@@ -8,16 +8,8 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    Request,
-    body::Incoming,
-    server::conn::http1,
-    service::{Service as _, service_fn},
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -26,10 +18,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    capture::App,
-    routes::{Routes, routes},
-};
+use super::{capture::App, front::Front, tcp::keep_prompt_and_alive};
 use crate::{config::Config, tap};
 
 /// Most connections at a time; more wait in the kernel's queue.
@@ -100,15 +89,15 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Fu
 
 async fn accept_all(listener: TcpListener, app: &Arc<App>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let routes = routes(Arc::clone(app));
+    let front = Arc::new(Front::new(app));
     loop {
         let permit = Arc::clone(&connections).acquire_owned().await;
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let routes = routes.clone();
+                let front = Arc::clone(&front);
                 let stop = app.stop.clone();
                 app.tasks.spawn(async move {
-                    serve_connection(stream, peer, routes, stop).await;
+                    serve_connection(stream, peer, front, stop).await;
                     drop(permit);
                 });
             }
@@ -120,14 +109,11 @@ async fn accept_all(listener: TcpListener, app: &Arc<App>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, routes: Routes, stop: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "TCP_NODELAY could not be set");
-    }
-    let service = TowerToHyperService::new(warp::service(routes));
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        service.call(request)
+async fn serve_connection(stream: TcpStream, peer: SocketAddr, front: Arc<Front>, stop: CancellationToken) {
+    keep_prompt_and_alive(&stream);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let front = Arc::clone(&front);
+        async move { front.answer(request, peer).await }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
