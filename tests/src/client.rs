@@ -15,7 +15,10 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::recording::{Recording, Statistics};
+use crate::{
+    recording::{Recording, Statistics},
+    server::Server,
+};
 
 /// Longer than any server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,6 +44,27 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Opens a capture that must be refused; gives the status and the sentence, which the server has logged too.
+///
+/// # Errors
+/// When it is not refused, or otherwise than refusals are.
+pub async fn refusal(
+    server: &Server,
+    url: &str,
+    headers: &[(&'static str, &str)],
+) -> anyhow::Result<(u16, String)> {
+    match Capture::open(url, headers).await {
+        Ok(_) => bail!("{url} was not refused"),
+        Err(error) => {
+            let refused: Refused = error.downcast()?;
+            let body: serde_json::Value = serde_json::from_str(&refused.body)?;
+            let sentence = body["error"].as_str().context("no error in the body")?.to_owned();
+            server.wait_for_log(&format!("reason={sentence:?}"))?;
+            Ok((refused.status, sentence))
+        }
+    }
+}
 
 /// A piece of the stream, or its end.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ pub mod image;
 mod leftovers;
 pub mod namespace;
 pub mod podman;
+pub mod process;
 pub mod raw;
 pub mod recording;
 pub mod server;

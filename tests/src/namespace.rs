@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -92,16 +92,7 @@ impl Namespace {
     /// # Errors
     /// When the namespace cannot be entered.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let namespace = File::open(self.path())?;
-        thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                setns(namespace, CloneFlags::CLONE_NEWNET)?;
-                Ok(work())
-            });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(&self.path(), work)
     }
 
     /// Index of an interface.
@@ -172,4 +163,26 @@ pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Does `work` inside the namespace of this file, on a thread of its own.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+    let namespace = File::open(namespace)?;
+    thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        });
+        inside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// File of a process's network namespace.
+pub fn of_process(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
 }

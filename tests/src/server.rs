@@ -1,7 +1,9 @@
 //! The server, as the program that users start.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    fmt::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -9,11 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
+
+use crate::http::{Body, Head};
 
 /// A running server on a port of its own; killed when dropped.
 pub struct Server {
@@ -97,6 +102,63 @@ impl Server {
     /// URL of a capture with this query.
     pub fn url(&self, query: &str) -> String {
         format!("ws://127.0.0.1:{}/capture?{query}", self.port)
+    }
+
+    /// What it answers to a GET: status and JSON body.
+    ///
+    /// # Errors
+    /// When it answers with no JSON.
+    pub fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        write!(
+            &stream,
+            "GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut stream = BufReader::new(stream);
+        let head = Head::read(&mut stream)?;
+        let body = Body::of_answer(&head, &mut stream)?.read_all()?;
+        let json = serde_json::from_slice(&body)
+            .with_context(|| format!("{path}: {}", String::from_utf8_lossy(&body)))?;
+        Ok((head.status()?, json))
+    }
+
+    /// The targets that it lists as GhostWire does.
+    ///
+    /// # Errors
+    /// When it lists none.
+    pub fn targets(&self) -> anyhow::Result<Vec<Value>> {
+        let (status, mut list) = self.get("/mobyshark")?;
+        ensure!(status == 200, "{status} {list}");
+        match list["containers"].take() {
+            Value::Array(targets) => Ok(targets),
+            other => bail!("no list: {other}"),
+        }
+    }
+
+    /// The one target of this name, as it is once it has been listed: an engine may take its time.
+    ///
+    /// # Errors
+    /// When it is not listed soon, or more than once.
+    pub fn target(&self, name: &str) -> anyhow::Result<Value> {
+        let mut found = Vec::new();
+        wait_until(Duration::from_secs(10), || {
+            found = self.targets()?;
+            found.retain(|target| target["name"] == name);
+            Ok(!found.is_empty())
+        })
+        .with_context(|| format!("no target {name}: {:?}\n{}", self.targets(), self.log()))?;
+        ensure!(found.len() == 1, "{found:?}");
+        found.pop().context("nothing")
+    }
+
+    /// URL of a capture of a described target; `rest` begins with `&` or is empty.
+    pub fn url_of(&self, target: &Value, rest: &str) -> String {
+        let json = target.to_string();
+        let escaped = json.bytes().fold(String::new(), |mut text, byte| {
+            let _ = write!(&mut text, "%{byte:02X}");
+            text
+        });
+        self.url(&format!("container={escaped}{rest}"))
     }
 
     /// All that it has logged.

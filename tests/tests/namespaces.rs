@@ -54,7 +54,7 @@ async fn namespace_of_a_process_alone_is_found_and_ends_with_it() -> anyhow::Res
     let (recording, code, reason) = recorder.read_to_end().await?;
     recording.check_complete()?;
     ensure!(
-        recording.comment.contains("container-name: \"sleep ("),
+        recording.comment.contains("container-name: \"sleep("),
         "{}",
         recording.comment
     );

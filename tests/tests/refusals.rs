@@ -2,31 +2,22 @@
 
 use std::{process::Command, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    client::{Capture, Recorder, Refused},
+    client::{Capture, Recorder, refusal},
     namespace::Namespace,
     raw::Tun,
     server::{Server, program},
 };
 use tokio::time::sleep;
 
-/// Opens a capture that must be refused, and gives the status and the sentence.
+/// Opens a capture by its query that must be refused.
 async fn refused(
     server: &Server,
     query: &str,
     headers: &[(&'static str, &str)],
 ) -> anyhow::Result<(u16, String)> {
-    match Capture::open(&server.url(query), headers).await {
-        Ok(_) => bail!("{query} was not refused"),
-        Err(error) => {
-            let refused: Refused = error.downcast()?;
-            let body: serde_json::Value = serde_json::from_str(&refused.body)?;
-            let sentence = body["error"].as_str().context("no error in the body")?.to_owned();
-            server.wait_for_log(&sentence)?;
-            Ok((refused.status, sentence))
-        }
-    }
+    refusal(server, &server.url(query), headers).await
 }
 
 #[tokio::test]
@@ -48,7 +39,22 @@ async fn each_refusal_has_its_status_and_names_the_value() -> anyhow::Result<()>
         ("netns=0", 400, "netns=0"),
         ("netns=99999999999999999999999", 400, "99999999999999999999999"),
         ("netns=5&container=%7B%7D", 400, "exclude each other"),
-        ("container=%7B%7D", 400, "container= is not supported yet"),
+        (
+            "container=%7B%7D",
+            400,
+            "no target is given: it needs a name, a netns, or a pid",
+        ),
+        ("container=web", 400, "expected value at line 1 column 1"),
+        (
+            "container=%7B%22netns%22%3A%22x%22%7D",
+            400,
+            "string \"x\", expected u64 at line 1 column 12",
+        ),
+        (
+            "container=%7B%22name%22%3A%22nobody%22%7D",
+            404,
+            "there is no target nobody",
+        ),
         (&format!("{netns}&filter=tcp"), 400, "filter=tcp"),
         ("netns=1", 404, "network namespace 1"),
         (&format!("netns={pid_inode}"), 404, "a namespace of type pid"),

@@ -124,6 +124,10 @@ fn parse_netns(text: &str) -> Result<u64, RequestError> {
 }
 
 fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
+    // A list would be taken for the members in their order.
+    if text.trim_start().starts_with('[') {
+        return Err(RequestError::Container("it is a list".to_owned()));
+    }
     serde_json::from_str(text).map_err(|error| RequestError::Container(error.to_string()))
 }
 

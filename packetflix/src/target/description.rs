@@ -116,7 +116,6 @@ mod tests {
                 "{\"network-interfaces\":\"eth0\"}",
                 "expected a sequence at line 1 column 28",
             ),
-            ("[1]", "line 1"),
             ("{} x", "trailing characters at line 1 column 4"),
         ] {
             let error = serde_json::from_str::<TargetDescription>(text).unwrap_err();
