@@ -1,4 +1,4 @@
-//! What every request passes first: it is logged.
+//! What every request passes first: it goes to our routes or to the discovery service, and is logged.
 
 use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc};
 
@@ -14,23 +14,30 @@ use hyper_util::service::TowerToHyperService;
 use super::{
     capture::App,
     log::RequestLog,
-    routes::{Routes, routes},
+    proxy::Proxy,
+    routes::{Routes, is_ours, routes},
 };
 
-/// Body of any answer, whoever makes it.
+/// Body of any answer, ours or the discovery service's.
 pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
 /// The service behind every connection.
 pub(super) struct Front {
     app: Arc<App>,
     routes: Routes,
+    proxy: Option<Proxy>,
 }
 
 impl Front {
     pub(super) fn new(app: &Arc<App>) -> Self {
+        let service = app.config.discovery_service.clone();
+        let proxy = service
+            .filter(|_| app.config.proxy_discovery)
+            .map(|service| Proxy::new(service, app.tasks.clone(), app.stop.clone()));
         Self {
             app: Arc::clone(app),
             routes: routes(Arc::clone(app)),
+            proxy,
         }
     }
 
@@ -41,7 +48,10 @@ impl Front {
         peer: SocketAddr,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let log = RequestLog::begin(&self.app.config, &request);
-        let response = self.route(request, peer).await?;
+        let response = match self.proxy.as_ref().filter(|_| !is_ours(&request)) {
+            Some(proxy) => proxy.answer(request, peer).await,
+            None => self.route(request, peer).await?,
+        };
         if let Some(log) = log {
             log.end(response.status());
         }
@@ -60,7 +70,7 @@ impl Front {
 }
 
 /// The body as one that any answer may have.
-fn boxed<B>(body: B) -> AnswerBody
+pub(super) fn boxed<B>(body: B) -> AnswerBody
 where
     B: Body<Data = Bytes> + Send + Sync + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,

@@ -1,9 +1,9 @@
-//! The HTTP side: the listening socket, the routes, requests and refusals, and the
-//! WebSocket.
+//! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the WebSocket.
 
 mod capture;
 mod front;
 mod log;
+mod proxy;
 mod refusal;
 mod request;
 mod routes;

@@ -10,14 +10,14 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::request::RequestError;
+use super::{proxy::ProxyError, request::RequestError};
 use crate::{
     error,
     netns::{EnterError, FindError},
     tap::{HookError, LoadError, TapError},
 };
 
-/// An answer that says why there is no capture.
+/// An answer that says why there is no capture, or nothing else that was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -74,6 +74,23 @@ impl From<RequestError> for Refusal {
             | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        let status = match error {
+            ProxyError::Request(error) => return error.into(),
+            ProxyError::RequestBody(_) => StatusCode::BAD_REQUEST,
+            ProxyError::Unreachable { .. }
+            | ProxyError::Answer { .. }
+            | ProxyError::UnwantedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+            ProxyError::TooManyUpgrades => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::ConnectTimeout { .. } | ProxyError::AnswerTimeout { .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+        };
+        Self::new(status, error::chain(&error))
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use warp::{
     Filter, Reply,
     filters::BoxedFilter,
-    http::{Method, StatusCode},
+    http::{Method, Request, StatusCode},
     path::FullPath,
     reply::Response,
 };
@@ -17,8 +17,17 @@ use super::{
     refusal::Refusal,
 };
 
+/// Paths that are ours, whether there is something at them in this configuration or not.
+const PATHS: [&str; 4] = ["/capture", "/version", "/targets", "/openapi.json"];
+
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
+
+/// Whether a request is for us in any case. The rest is for the discovery service, if that is proxied; not a
+/// CONNECT, though, which names no path but a host.
+pub(super) fn is_ours<B>(request: &Request<B>) -> bool {
+    PATHS.contains(&request.uri().path()) || request.method() == Method::CONNECT
+}
 
 /// All routes, with every answer, the refusals too, as a response.
 pub(super) fn routes(app: Arc<App>) -> Routes {

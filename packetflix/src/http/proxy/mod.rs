@@ -1,0 +1,449 @@
+//! Requests that are the discovery service's: each goes there over a connection of its own, and its answer
+//! comes back, both streamed. Upgraded connections, such as WebSockets, are joined and not looked into.
+
+mod headers;
+
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::{
+    body::{Body, Incoming},
+    client::conn::http1::{self, Connection, SendRequest},
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::copy_bidirectional,
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use warp::{
+    Reply as _,
+    http::{HeaderValue, Request, Response, StatusCode},
+};
+
+use super::{
+    front::{AnswerBody, boxed},
+    refusal::Refusal,
+    request::{RequestError, check_origin},
+    tcp::keep_prompt_and_alive,
+};
+use crate::{config::ServiceAddress, error};
+
+/// How long the service may take to be reached, and again to begin its answer.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long an answer that is under way gets when we shut down.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Most upgraded connections at a time: they do not count as connections of ours any more.
+const MAX_UPGRADED: usize = 256;
+
+/// Hands requests on to the discovery service.
+pub(super) struct Proxy {
+    service: ServiceAddress,
+    limit: Duration,
+    upgrades: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Why a request was not handed on, or its answer not handed back.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProxyError {
+    #[error("the discovery service at {service} cannot be reached")]
+    Unreachable {
+        service: ServiceAddress,
+        source: io::Error,
+    },
+    #[error("the discovery service at {service} was not reached within {limit:?}")]
+    ConnectTimeout {
+        service: ServiceAddress,
+        limit: Duration,
+    },
+    #[error("the discovery service at {service} did not begin its answer within {limit:?}")]
+    AnswerTimeout {
+        service: ServiceAddress,
+        limit: Duration,
+    },
+    #[error("the discovery service at {service} gave no proper answer")]
+    Answer {
+        service: ServiceAddress,
+        source: hyper::Error,
+    },
+    #[error("the discovery service at {service} changed to another protocol without being asked")]
+    UnwantedUpgrade { service: ServiceAddress },
+    #[error("the body of the request cannot be read")]
+    RequestBody(#[source] hyper::Error),
+    #[error("no more upgraded connections may be proxied at the same time than {MAX_UPGRADED}")]
+    TooManyUpgrades,
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// The client's side of an upgrade that the service has still to agree to.
+struct Upgrade {
+    protocol: HeaderValue,
+    client: OnUpgrade,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Proxy {
+    /// Its tasks are among `tasks`, and end soon after `stop` is cancelled.
+    pub(super) fn new(service: ServiceAddress, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self {
+            service,
+            limit: SERVICE_TIMEOUT,
+            upgrades: Arc::new(Semaphore::new(MAX_UPGRADED)),
+            tasks,
+            stop,
+        }
+    }
+
+    /// The service's answer, or a refusal that says why there is none.
+    pub(super) async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
+        match self.forward(request, peer).await {
+            Ok(response) => response.map(boxed),
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                tracing::info!(
+                    status = refusal.status.as_u16(),
+                    reason = refusal.sentence,
+                    "not proxied"
+                );
+                refusal.into_response().map(boxed)
+            }
+        }
+    }
+
+    async fn forward<B>(
+        &self,
+        mut request: Request<B>,
+        peer: SocketAddr,
+    ) -> Result<Response<Incoming>, ProxyError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let upgrade = self.wanted_upgrade(&mut request)?;
+        let (mut parts, body) = request.into_parts();
+        let protocol = upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
+        let length = body.size_hint().exact();
+        headers::to_service(&mut parts, &self.service, peer.ip(), protocol, length);
+        let mut response = self.exchange(Request::from_parts(parts, body)).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgrade = upgrade.ok_or_else(|| ProxyError::UnwantedUpgrade {
+                service: self.service.clone(),
+            })?;
+            self.join(upgrade, hyper::upgrade::on(&mut response));
+        }
+        headers::to_client(&mut response);
+        Ok(response)
+    }
+
+    /// What it takes to upgrade the client's connection, if that is what the request is about.
+    fn wanted_upgrade<B>(&self, request: &mut Request<B>) -> Result<Option<Upgrade>, ProxyError> {
+        let Some(protocol) = headers::wanted_protocol(request) else {
+            return Ok(None);
+        };
+        check_origin(request.headers())?;
+        let permit = Arc::clone(&self.upgrades).try_acquire_owned();
+        Ok(Some(Upgrade {
+            protocol,
+            client: hyper::upgrade::on(request),
+            permit: permit.map_err(|_| ProxyError::TooManyUpgrades)?,
+        }))
+    }
+
+    /// Sends a request over a new connection, and waits for the head of the answer.
+    async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, ProxyError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut sender = self.connect().await?;
+        // The service may wait for the whole body, and that may take its time as long as it goes on.
+        let (sent, last_sent) = watch::channel(Instant::now());
+        let request = request.map(|body| {
+            body.inspect_frame(move |_| {
+                sent.send_replace(Instant::now());
+            })
+        });
+        let mut answer = std::pin::pin!(sender.send_request(request));
+        loop {
+            let deadline = *last_sent.borrow() + self.limit;
+            match timeout_at(deadline, answer.as_mut()).await {
+                Ok(response) => return response.map_err(|error| self.no_answer(error)),
+                Err(_) if *last_sent.borrow() + self.limit > deadline => {}
+                Err(_) => {
+                    return Err(ProxyError::AnswerTimeout {
+                        service: self.service.clone(),
+                        limit: self.limit,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Connects to the service. The connection ends when its one exchange is over, or either side leaves.
+    async fn connect<B>(&self) -> Result<SendRequest<B>, ProxyError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let service = || self.service.clone();
+        let connecting = TcpStream::connect((&*self.service.host, self.service.port));
+        let stream = timeout(self.limit, connecting)
+            .await
+            .map_err(|_| ProxyError::ConnectTimeout {
+                service: service(),
+                limit: self.limit,
+            })?
+            .map_err(|source| ProxyError::Unreachable {
+                service: service(),
+                source,
+            })?;
+        keep_prompt_and_alive(&stream);
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.no_answer(error))?;
+        self.tasks.spawn(drive(connection, self.stop.clone()));
+        Ok(sender)
+    }
+
+    fn no_answer(&self, source: hyper::Error) -> ProxyError {
+        if source.is_user() {
+            return ProxyError::RequestBody(source);
+        }
+        ProxyError::Answer {
+            service: self.service.clone(),
+            source,
+        }
+    }
+
+    /// Joins the two connections, once both are upgraded, until both sides are done, or one is broken.
+    fn join(&self, upgrade: Upgrade, service: OnUpgrade) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let _permit = upgrade.permit;
+            tokio::select! {
+                ended = copy_both_ways(upgrade.client, service) => match ended {
+                    Ok((up, down)) => tracing::debug!(up, down, "a proxied connection ended"),
+                    Err(error) => tracing::debug!(%error, "a proxied connection broke"),
+                },
+                () = stop.cancelled() => tracing::debug!("a proxied connection ends with the service"),
+            }
+        });
+    }
+}
+
+/// Works on a connection to the service until all is exchanged, or we shut down.
+async fn drive<B>(connection: Connection<TokioIo<TcpStream>, B>, stop: CancellationToken)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let stopped = async {
+        stop.cancelled().await;
+        sleep(STOP_TIMEOUT).await;
+    };
+    tokio::select! {
+        ended = connection.with_upgrades() => if let Err(error) = ended {
+            let error = error::chain(&error);
+            tracing::debug!(%error, "a connection to the discovery service ended with an error");
+        },
+        () = stopped => {}
+    }
+}
+
+/// Bytes that went up to the service, and down from it.
+async fn copy_both_ways(client: OnUpgrade, service: OnUpgrade) -> io::Result<(u64, u64)> {
+    let (client, service) = tokio::try_join!(client, service).map_err(io::Error::other)?;
+    copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(service)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::stream;
+    use http_body_util::{Empty, Full, StreamBody};
+    use hyper::body::Frame;
+    use socket2::{Domain, Socket, Type};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7);
+
+    fn proxy(port: u16, limit: Duration) -> Proxy {
+        let service = ServiceAddress {
+            host: "127.0.0.1".to_owned(),
+            port,
+        };
+        let mut proxy = Proxy::new(service, TaskTracker::new(), CancellationToken::new());
+        proxy.limit = limit;
+        proxy
+    }
+
+    async fn listen() -> (TcpListener, u16) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    fn websocket() -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        let headers = request.headers_mut();
+        headers.insert("connection", HeaderValue::from_static("Upgrade"));
+        headers.insert("upgrade", HeaderValue::from_static("websocket"));
+        request
+    }
+
+    #[tokio::test]
+    async fn service_that_does_not_answer_is_given_up() {
+        let (_listener, port) = listen().await;
+        let proxy = proxy(port, Duration::from_millis(50));
+        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), PEER).await;
+        let refusal = Refusal::from(error.unwrap_err());
+        assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT);
+        assert!(
+            refusal.sentence.contains(&format!("127.0.0.1:{port}")),
+            "{refusal:?}"
+        );
+        assert!(refusal.sentence.contains("50ms"), "{refusal:?}");
+        proxy.tasks.close();
+        timeout(Duration::from_secs(5), proxy.tasks.wait())
+            .await
+            .expect("its connection goes on");
+    }
+
+    #[tokio::test]
+    async fn service_that_cannot_be_reached_is_given_up() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+            queued.push(stream);
+        }
+        let proxy = proxy(address.port(), Duration::from_millis(50));
+        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), PEER).await;
+        let refusal = Refusal::from(error.unwrap_err());
+        assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT, "{refusal:?}");
+        assert!(
+            refusal.sentence.contains("was not reached within 50ms"),
+            "{refusal:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn body_may_take_longer_than_the_answer() {
+        let (listener, port) = listen().await;
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut received = Vec::new();
+            while !received.ends_with(b"0\r\n\r\n") {
+                stream.read_buf(&mut received).await.unwrap();
+            }
+            stream
+                .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+                .await
+                .unwrap();
+        });
+        let frames = stream::unfold(0, |count| async move {
+            sleep(Duration::from_millis(100)).await;
+            (count < 8).then(|| {
+                (
+                    Ok::<_, io::Error>(Frame::data(Bytes::from_static(b"x"))),
+                    count + 1,
+                )
+            })
+        });
+        let mut request = Request::new(StreamBody::new(Box::pin(frames)));
+        *request.method_mut() = hyper::Method::POST;
+        let proxy = proxy(port, Duration::from_millis(400));
+        let response = proxy.forward(request, PEER).await.unwrap();
+        assert_eq!(response.status(), StatusCode::NO_CONTENT);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_is_no_answer() {
+        for said in [
+            "",
+            "SSH-2.0-x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+        ] {
+            let (listener, port) = listen().await;
+            tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_buf(&mut Vec::new()).await.unwrap();
+                stream.write_all(said.as_bytes()).await.unwrap();
+            });
+            let request = Request::new(Full::new(Bytes::new()));
+            let error = proxy(port, SERVICE_TIMEOUT)
+                .forward(request, PEER)
+                .await
+                .unwrap_err();
+            assert!(matches!(error, ProxyError::Answer { .. }), "{said}: {error}");
+            assert_eq!(Refusal::from(error).status, StatusCode::BAD_GATEWAY);
+        }
+    }
+
+    #[tokio::test]
+    async fn unwanted_upgrade_is_no_answer() {
+        let (listener, port) = listen().await;
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_buf(&mut Vec::new()).await.unwrap();
+            let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+        });
+        let request = Request::new(Empty::<Bytes>::new());
+        let error = proxy(port, SERVICE_TIMEOUT)
+            .forward(request, PEER)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ProxyError::UnwantedUpgrade { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn upgraded_connections_are_bounded() {
+        let (_listener, port) = listen().await;
+        let proxy = proxy(port, Duration::from_millis(10));
+        let all = Arc::clone(&proxy.upgrades)
+            .acquire_many_owned(MAX_UPGRADED as u32)
+            .await
+            .unwrap();
+        let error = proxy.forward(websocket(), PEER).await.unwrap_err();
+        assert!(matches!(error, ProxyError::TooManyUpgrades), "{error}");
+        assert_eq!(Refusal::from(error).status, StatusCode::SERVICE_UNAVAILABLE);
+        drop(all);
+        let error = proxy.forward(websocket(), PEER).await.unwrap_err();
+        assert!(matches!(error, ProxyError::AnswerTimeout { .. }), "{error}");
+        assert_eq!(proxy.upgrades.available_permits(), MAX_UPGRADED);
+    }
+
+    #[tokio::test]
+    async fn foreign_pages_upgrade_nothing() {
+        let proxy = proxy(1, Duration::from_millis(10));
+        let mut request = websocket();
+        request
+            .headers_mut()
+            .insert("host", HeaderValue::from_static("here"));
+        request
+            .headers_mut()
+            .insert("origin", HeaderValue::from_static("http://evil.example"));
+        let error = proxy.forward(request, PEER).await.unwrap_err();
+        assert_eq!(Refusal::from(error).status, StatusCode::FORBIDDEN);
+    }
+}
