@@ -118,6 +118,8 @@ fn plain_requests_are_answered() -> anyhow::Result<()> {
     ensure!(plain(&server, head)?.starts_with("HTTP/1.1 426 "));
     ensure!(plain(&server, "GET /nothing HTTP/1.1")?.starts_with("HTTP/1.1 404 "));
     ensure!(plain(&server, "POST /capture HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
+    ensure!(plain(&server, "CONNECT here:80 HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
+    ensure!(plain(&server, "OPTIONS * HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
     ensure!(plain(&server, "nonsense")?.starts_with("HTTP/1.1 400 "));
     server.wait_for_log("path=\"/nothing\" status=404")?;
     ensure!(server.log().contains("authorization: (hidden)") && !server.log().contains("secret"));

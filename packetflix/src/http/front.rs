@@ -10,11 +10,16 @@ use hyper::{
     service::Service as _,
 };
 use hyper_util::service::TowerToHyperService;
+use warp::{
+    Reply as _,
+    http::{Method, StatusCode, Uri},
+};
 
 use super::{
     capture::App,
     log::RequestLog,
     proxy::Proxy,
+    refusal::Refusal,
     routes::{Routes, is_ours, routes},
 };
 
@@ -48,7 +53,9 @@ impl Front {
         peer: SocketAddr,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let log = RequestLog::begin(&self.app.config, &request);
-        let response = match self.proxy.as_ref().filter(|_| !is_ours(&request)) {
+        let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
+        let response = match proxy {
+            _ if request.method() == Method::CONNECT => no_tunnel(request.uri()),
             Some(proxy) => proxy.answer(request, peer).await,
             None => self.route(request, peer).await?,
         };
@@ -67,6 +74,14 @@ impl Front {
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         Ok(service.call(request).await?.map(boxed))
     }
+}
+
+/// The refusal of a CONNECT: it has no path that could be ours or the service's, and warp cannot take it.
+fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
+    let sentence = format!("no tunnel is opened to {to}, nor to anywhere else");
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
+        .into_response()
+        .map(boxed)
 }
 
 /// The body as one that any answer may have.

@@ -7,7 +7,7 @@ use serde_json::json;
 use warp::{
     Filter, Reply,
     filters::BoxedFilter,
-    http::{Method, Request, StatusCode},
+    http::{Method, StatusCode},
     path::FullPath,
     reply::Response,
 };
@@ -23,10 +23,9 @@ const PATHS: [&str; 4] = ["/capture", "/version", "/targets", "/openapi.json"];
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
 
-/// Whether a request is for us in any case. The rest is for the discovery service, if that is proxied; not a
-/// CONNECT, though, which names no path but a host.
-pub(super) fn is_ours<B>(request: &Request<B>) -> bool {
-    PATHS.contains(&request.uri().path()) || request.method() == Method::CONNECT
+/// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
+pub(super) fn is_ours(path: &str) -> bool {
+    PATHS.contains(&path)
 }
 
 /// All routes, with every answer, the refusals too, as a response.
