@@ -1,9 +1,11 @@
 //! What the tests on the real kernel share: namespaces, the server as a program, a client and a pcapng reader
-//! of other makes, and a sender of frames.
+//! of other makes, a sender of frames, and a scripted HTTP service.
 
 pub mod client;
 pub mod docker;
+pub mod http;
 pub mod namespace;
 pub mod raw;
 pub mod recording;
 pub mod server;
+pub mod upstream;
