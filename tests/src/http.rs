@@ -149,25 +149,51 @@ fn read_line(stream: &mut impl BufRead) -> anyhow::Result<String> {
     Ok(line)
 }
 
+/// Most bytes of a body that are written or looked at together.
+const PIECE: usize = 100_000;
+
+/// Bytes after which a [`Pattern`] repeats; no buffer has a multiple of that.
+const PERIOD: usize = 251;
+
 /// A long body whose every byte follows from its place.
 pub struct Pattern {
-    /// Bytes of it.
-    pub len: usize,
+    len: usize,
+    /// A piece, wherever in the period it begins.
+    piece: Vec<u8>,
 }
 
 impl Pattern {
-    /// Bytes after which it repeats; no buffer is a multiple of that.
-    const PERIOD: usize = 251;
+    /// One of `len` bytes.
+    pub fn new(len: usize) -> Self {
+        let piece = (0..PERIOD + PIECE).map(|place| (place % PERIOD) as u8);
+        Self {
+            len,
+            piece: piece.collect(),
+        }
+    }
 
-    /// Writes what is at `at`, at most a hundred thousand bytes; gives how much was written.
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What is at `at`, `len` bytes or fewer, if it ends before that.
+    fn piece_at(&self, at: usize, len: usize) -> &[u8] {
+        let len = len.min(self.len.saturating_sub(at)).min(PIECE);
+        &self.piece[at % PERIOD..][..len]
+    }
+
+    /// Writes some of what is at `at`; gives how much was written.
     ///
     /// # Errors
     /// As those of the stream.
     pub fn write_at(&self, at: usize, stream: &mut impl Write) -> std::io::Result<usize> {
-        let piece: Vec<u8> = (at..self.len.min(at + 100_000))
-            .map(|place| (place % Self::PERIOD) as u8)
-            .collect();
-        stream.write(&piece)
+        stream.write(self.piece_at(at, PIECE))
     }
 
     /// Reads on from `at` until the body ends.
@@ -175,15 +201,14 @@ impl Pattern {
     /// # Errors
     /// When a byte is wrong, or there are too many or too few.
     pub fn check_from(&self, mut at: usize, stream: &mut impl Read) -> anyhow::Result<()> {
-        let mut piece = vec![0; 100_000];
+        let mut piece = vec![0; PIECE];
         loop {
             let read = stream.read(&mut piece)?;
             if read == 0 {
                 break;
             }
-            let expected = (at..at + read).map(|place| (place % Self::PERIOD) as u8);
             ensure!(
-                piece[..read].iter().copied().eq(expected),
+                &piece[..read] == self.piece_at(at, read),
                 "wrong after {at} bytes"
             );
             at += read;

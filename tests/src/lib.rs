@@ -1,5 +1,5 @@
-//! What the tests on the real kernel share: namespaces, the server as a program, a client and a pcapng reader
-//! of other makes, and a sender of frames.
+//! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
+//! client and a pcapng reader of other makes, a sender of frames, and a scripted HTTP service.
 
 pub mod client;
 pub mod containerd;

@@ -19,8 +19,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Starts a service that reads the head of one request per connection and leaves the rest to `script`. What
-    /// fails there ends that connection, and the test sees that.
+    /// Starts a service that reads the head of one request per connection and leaves the rest to `script`.
+    /// What fails there ends that connection, and the test sees that.
     ///
     /// # Errors
     /// When there is no port.

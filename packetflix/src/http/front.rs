@@ -76,7 +76,7 @@ impl Front {
     }
 }
 
-/// The refusal of a CONNECT, which has no path that could be ours or the service's, and is none that warp could take.
+/// The refusal of a CONNECT: it has no path that could be ours or the service's, and warp cannot take it.
 fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
     let sentence = format!("no tunnel is opened to {to}, nor to anywhere else");
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)

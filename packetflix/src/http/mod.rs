@@ -1,5 +1,4 @@
-//! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the
-//! WebSocket.
+//! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the WebSocket.
 
 mod capture;
 mod front;

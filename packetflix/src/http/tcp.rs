@@ -5,8 +5,8 @@ use std::{io, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// After how long a silent peer is asked by the kernel whether it is there, and how often then. One that has gone
-/// without a word is known to be gone after two minutes; by its default the kernel would take two hours.
+/// After how long a silent peer is asked by the kernel whether it is there, and how often then. One that has
+/// gone without a word is known to be gone after two minutes; by its default the kernel would take two hours.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))

@@ -1,5 +1,5 @@
-//! Requests that are the discovery service's: each goes there over a connection of its own, and its answer comes
-//! back, both streamed. Upgraded connections, such as WebSockets, are joined and not looked into.
+//! Requests that are the discovery service's: each goes there over a connection of its own, and its answer
+//! comes back, both streamed. Upgraded connections, such as WebSockets, are joined and not looked into.
 
 mod headers;
 
