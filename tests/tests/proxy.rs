@@ -542,10 +542,15 @@ fn our_paths_stay_ours() -> anyhow::Result<()> {
 fn nothing_is_proxied_unless_asked_for() -> anyhow::Result<()> {
     let upstream = Upstream::start(tell)?;
     let server = Server::start(&["--gw-port", &upstream.port().to_string()])?;
-    for path in ["/", "/discover/mobyshark", "/mobyshark"] {
+    for (path, words) in [
+        ("/", "there is nothing at /"),
+        ("/discover/x", "there is nothing at /discover/x"),
+        ("/mobyshark", "start with --proxy-discovery"),
+        ("/discover/mobyshark", "start with --proxy-discovery"),
+    ] {
         let (head, body) = get(&server, path)?;
         assert_eq!(head.status()?, 404);
-        ensure!(body.contains(&format!("there is nothing at {path}")), "{body}");
+        ensure!(body.contains(words), "{body}");
     }
     assert_eq!(upstream.heads(), []);
     Ok(())

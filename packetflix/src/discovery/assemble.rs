@@ -201,12 +201,7 @@ fn merge_pod(pods: &mut BTreeMap<(String, u64), DiscoveredTarget>, target: Disco
 }
 
 fn process(pid: u32, table: &ProcessTable, namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
-    // The first kernel thread stands for nobody.
-    const KTHREADD: u32 = 2;
     let stat = &table.get(pid)?.stat;
-    if pid == KTHREADD && stat.ppid == 0 {
-        return None;
-    }
     Some(DiscoveredTarget {
         name: format!("{}({pid})", stat.name),
         kind: "proc",

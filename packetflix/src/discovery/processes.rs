@@ -16,6 +16,13 @@ pub(super) struct Process {
     pub(super) netns: Option<u64>,
 }
 
+impl Process {
+    /// Whether it is the parent of the kernel's threads, which stands for nobody.
+    fn is_kthreadd(&self, pid: u32) -> bool {
+        pid == 2 && self.stat.ppid == 0
+    }
+}
+
 /// All processes at one time.
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable(BTreeMap<u32, Process>);
@@ -50,7 +57,9 @@ impl ProcessTable {
     pub(super) fn leaders(&self) -> HashMap<u64, Vec<u32>> {
         let mut leaders: HashMap<u64, Vec<u32>> = HashMap::new();
         for (&pid, process) in &self.0 {
-            let Some(netns) = process.netns else { continue };
+            let Some(netns) = process.netns.filter(|_| !process.is_kthreadd(pid)) else {
+                continue;
+            };
             let parent = self.get(process.stat.ppid).and_then(|parent| parent.netns);
             if parent != Some(netns) {
                 leaders.entry(netns).or_default().push(pid);
@@ -145,6 +154,8 @@ pub(super) mod tests {
     fn leaders_are_those_who_entered() {
         let table = table(&[
             (1, 0, 0, 100),
+            (2, 0, 0, 100),
+            (3, 2, 0, 100),
             (7, 1, 50, 100),
             (9, 7, 90, 200),
             (8, 7, 95, 200),

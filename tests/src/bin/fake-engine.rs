@@ -1,0 +1,59 @@
+//! Speaks Docker's API at a socket, and says that it runs what it is told to say: `fake-engine SOCKET [NAME PID]…`.
+//! Says nothing at all when it is told of nothing.
+
+use std::{
+    io::{BufReader, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    thread,
+};
+
+use anyhow::Context as _;
+use packetflix_tests::http::Head;
+use serde_json::{Value, json};
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let listener = UnixListener::bind(arguments.next().context("no socket")?)?;
+    let mut containers = Vec::new();
+    while let (Some(name), Some(pid)) = (arguments.next(), arguments.next()) {
+        containers.push((name, pid.parse::<i64>()?));
+    }
+    println!("ready");
+    for stream in listener.incoming() {
+        let (stream, containers) = (stream?, containers.clone());
+        thread::spawn(move || answer(stream, &containers));
+    }
+    Ok(())
+}
+
+/// Answers one request.
+fn answer(stream: UnixStream, containers: &[(String, i64)]) -> anyhow::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let head = Head::read(&mut stream)?;
+    if containers.is_empty() {
+        // Whoever waits has to be the first to lose patience.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        return Ok(());
+    }
+    let path = head.line.split(' ').nth(1).context("no path")?;
+    let named = |id: &str| containers.iter().find(|(name, _)| format!("{name}0id") == id);
+    let body = match path.split('/').collect::<Vec<_>>()[..] {
+        ["", "containers", "json"] => containers.iter().map(|(name, _)| summary(name)).collect(),
+        ["", "containers", id, "json"] => {
+            named(id).map_or(Value::Null, |(_, pid)| json!({ "State": { "Pid": pid } }))
+        }
+        _ => Value::Null,
+    };
+    let status = if body.is_null() { "404 Not Found" } else { "200 OK" };
+    let body = body.to_string();
+    write!(
+        stream.get_mut(),
+        "HTTP/1.1 {status}\r\nServer: Docker/0 (fake)\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    Ok(())
+}
+
+fn summary(name: &str) -> Value {
+    json!({ "Id": format!("{name}0id"), "Names": [format!("/{name}")], "Image": "fake", "Labels": null, "State": "running" })
+}
