@@ -225,3 +225,172 @@ fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
         workload: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::{processes::tests::table, workload::PodName};
+
+    fn engine(pid: u32, uid: u32, workloads: Vec<Workload>) -> Engine {
+        Engine {
+            path: format!("/run/{pid}.sock").into(),
+            id: (0, pid.into()),
+            pid: Some(pid),
+            uid,
+            workloads,
+            problem: None,
+        }
+    }
+
+    fn container(name: &str, pid: u32) -> Workload {
+        Workload {
+            kind: WorkloadKind::Docker,
+            id: format!("id-{name}"),
+            name: name.to_owned(),
+            pid,
+            images: vec![format!("image-{name}")],
+            labels: BTreeMap::new(),
+            state: "running".to_owned(),
+            pod: None,
+        }
+    }
+
+    fn pod(name: &str, pid: u32, image: &str) -> Workload {
+        let pod = PodName {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+        };
+        Workload {
+            kind: WorkloadKind::Pod,
+            name: pod.full(),
+            images: vec![image.to_owned()],
+            pod: Some(pod),
+            ..container(name, pid)
+        }
+    }
+
+    /// PIDs beyond what a kernel gives, so that nothing real is looked at.
+    const HOST: u32 = 5_000_001;
+    const DOCKERD: u32 = 5_000_010;
+    const KIND: u32 = 5_000_020;
+    const NESTED_ENGINE: u32 = 5_000_021;
+    const NESTED: u32 = 5_000_022;
+    const WEB: u32 = 5_000_030;
+    const USERS_ENGINE: u32 = 5_000_040;
+    const USERS: u32 = 5_000_041;
+
+    fn processes() -> ProcessTable {
+        table(&[
+            (HOST, 0, 0, 100),
+            (DOCKERD, HOST, 10, 100),
+            (KIND, DOCKERD, 20, 200),
+            (NESTED_ENGINE, KIND, 21, 200),
+            (NESTED, KIND, 22, 300),
+            (WEB, DOCKERD, 30, 400),
+            (USERS_ENGINE, HOST, 40, 100),
+            (USERS, USERS_ENGINE, 41, 500),
+        ])
+    }
+
+    fn namespaces(inodes: &[u64]) -> HashMap<u64, Arc<Namespace>> {
+        let namespace = |&inode| Namespace {
+            inode,
+            is_host: inode == 100,
+            links: Vec::new(),
+            mounts: vec![format!("/run/netns/{inode}").into()],
+        };
+        inodes
+            .iter()
+            .map(|inode| (*inode, Arc::new(namespace(inode))))
+            .collect()
+    }
+
+    fn found(engines: &[Engine]) -> Vec<(String, String, u32)> {
+        let is_owned_by = |pid, uid| pid == USERS && uid == 1000;
+        find_processes(engines, &processes(), is_owned_by)
+            .into_iter()
+            .map(|running| (running.prefix, running.workload.name, running.pid))
+            .collect()
+    }
+
+    fn expected(found: &[(&str, &str, u32)]) -> Vec<(String, String, u32)> {
+        let owned = |&(prefix, name, pid): &(&str, &str, u32)| (prefix.to_owned(), name.to_owned(), pid);
+        found.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn containers_of_an_engine_in_a_container_have_its_name_as_prefix() {
+        let outer = engine(DOCKERD, 0, vec![container("kind", KIND), container("web", WEB)]);
+        let inner = engine(NESTED_ENGINE, 0, vec![container("web", NESTED)]);
+        let all = [("", "kind", KIND), ("", "web", WEB), ("kind", "web", NESTED)];
+        assert_eq!(found(&[outer, inner]), expected(&all));
+    }
+
+    #[test]
+    fn what_an_engine_may_not_know_is_left_out() {
+        let outer = engine(DOCKERD, 0, vec![container("kind", KIND), container("web", WEB)]);
+        let lies = [HOST, DOCKERD, KIND, WEB, USERS, 0, u32::MAX].map(|pid| container("lie", pid));
+        let all = [("", "kind", KIND), ("", "web", WEB)];
+        let inner = engine(NESTED_ENGINE, 0, lies.to_vec());
+        assert_eq!(found(&[outer, inner]), expected(&all));
+
+        let outer = engine(DOCKERD, 0, vec![container("web", WEB)]);
+        let lies = [HOST, DOCKERD, KIND, WEB, USERS].map(|pid| container("user", pid));
+        let of_user = engine(USERS_ENGINE, 1000, lies.to_vec());
+        let all = [("", "web", WEB), ("", "user", USERS)];
+        assert_eq!(found(&[outer, of_user]), expected(&all));
+
+        let nowhere = Engine {
+            pid: None,
+            ..engine(DOCKERD, 0, vec![container("web", WEB)])
+        };
+        assert_eq!(found(&[nowhere]), []);
+    }
+
+    #[test]
+    fn every_namespace_is_a_target_once_unless_it_has_several_containers() {
+        let engines = [engine(
+            DOCKERD,
+            0,
+            vec![
+                container("web", WEB),
+                container("sidecar", WEB + 1),
+                pod("cart-0", KIND + 5, "cart"),
+                pod("cart-0", KIND, "pause"),
+            ],
+        )];
+        let mut processes = processes();
+        let more = table(&[
+            (WEB + 1, DOCKERD, 31, 400),
+            (KIND + 5, KIND, 23, 200),
+            (USERS + 1, HOST, 42, 500),
+        ]);
+        processes.extend(more);
+        let running = find_processes(&engines, &processes, |_, _| true);
+        let namespaces = namespaces(&[100, 200, 300, 400, 500, 600]);
+        let targets = assemble(running, &engines, &processes, &namespaces);
+        let listed: Vec<(&str, &str, u64, Option<u32>)> = targets
+            .iter()
+            .map(|target| {
+                let pid = target.process.map(|process| process.pid);
+                (&target.name[..], target.kind, target.namespace.inode, pid)
+            })
+            .collect();
+        let name = |pid: u32| format!("p{pid}({pid})");
+        assert_eq!(
+            listed,
+            [
+                ("/run/netns/600", "bindmount", 600, None),
+                (&name(HOST)[..], "proc", 100, Some(HOST)),
+                (&name(NESTED), "proc", 300, Some(NESTED)),
+                (&name(USERS), "proc", 500, Some(USERS)),
+                (&name(USERS + 1), "proc", 500, Some(USERS + 1)),
+                ("shop/cart-0", "pod", 200, Some(KIND)),
+                ("sidecar", "docker", 400, Some(WEB + 1)),
+                ("web", "docker", 400, Some(WEB)),
+            ]
+        );
+        let pod = targets[5].workload.as_ref().unwrap();
+        assert_eq!(pod.images, ["cart", "pause"]);
+    }
+}

@@ -31,7 +31,7 @@ use super::{
 };
 
 /// Most pods that the engine is asked about at the same time.
-const MAX_CALLS: usize = 32;
+const MAX_CALLS: usize = 16;
 
 /// Most characters that are kept of what an engine says of a failure.
 const MAX_MESSAGE_LEN: usize = 300;

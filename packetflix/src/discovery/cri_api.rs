@@ -13,14 +13,10 @@ use prost::{
     encoding::{DecodeContext, WireType, message, skip_field},
 };
 
-use super::workload::{MAX_ANSWER_LEN, MAX_WORKLOADS};
+use super::workload::{MAX_DETAILS_LEN, MAX_LIST_LEN, MAX_WORKLOADS};
 
 /// Most containers that are taken from one engine.
 const MAX_CONTAINERS: usize = 4 * MAX_WORKLOADS;
-
-/// Most bytes of an answer about one pod or container. Some tens of thousands are usual: the specification that
-/// the container was made from is among them.
-const MAX_STATUS_LEN: usize = 2 << 20;
 
 /// A request, and what is known of its call.
 pub(super) trait Call: Message + 'static {
@@ -35,25 +31,25 @@ pub(super) trait Call: Message + 'static {
 impl Call for ListPodSandboxRequest {
     type Answer = Listed<PodSandbox, MAX_WORKLOADS>;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ListPodSandbox";
-    const MAX_LEN: usize = MAX_ANSWER_LEN;
+    const MAX_LEN: usize = MAX_LIST_LEN;
 }
 
 impl Call for ListContainersRequest {
     type Answer = Listed<Container, MAX_CONTAINERS>;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ListContainers";
-    const MAX_LEN: usize = MAX_ANSWER_LEN;
+    const MAX_LEN: usize = MAX_LIST_LEN;
 }
 
 impl Call for PodSandboxStatusRequest {
     type Answer = StatusAnswer;
     const PATH: &'static str = "/runtime.v1.RuntimeService/PodSandboxStatus";
-    const MAX_LEN: usize = MAX_STATUS_LEN;
+    const MAX_LEN: usize = MAX_DETAILS_LEN;
 }
 
 impl Call for ContainerStatusRequest {
     type Answer = StatusAnswer;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ContainerStatus";
-    const MAX_LEN: usize = MAX_STATUS_LEN;
+    const MAX_LEN: usize = MAX_DETAILS_LEN;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     sockets::EngineSocket,
-    workload::{KnownPids, MAX_ANSWER_LEN, MAX_WORKLOADS, PodName, Workload, WorkloadKind},
+    workload::{KnownPids, MAX_DETAILS_LEN, MAX_LIST_LEN, MAX_WORKLOADS, PodName, Workload, WorkloadKind},
 };
 use crate::{
     http_client::{Connection, RequestError},
@@ -82,7 +82,7 @@ pub(super) async fn containers(
     known: &KnownPids,
     found: &mut Vec<Workload>,
 ) -> Result<(), DockerError> {
-    let (headers, list): (_, Vec<Summary>) = get(socket, "/containers/json").await?;
+    let (headers, list): (_, Vec<Summary>) = get(socket, "/containers/json", MAX_LIST_LEN).await?;
     let kind = engine_of(&headers);
     let containers = list
         .into_iter()
@@ -105,7 +105,8 @@ pub(super) async fn containers(
 
 /// The first process of a container that runs.
 async fn pid_of(socket: &EngineSocket, id: &str) -> Option<u32> {
-    match get::<Details>(socket, &format!("/containers/{id}/json")).await {
+    let path = format!("/containers/{id}/json");
+    match get::<Details>(socket, &path, MAX_DETAILS_LEN).await {
         Ok((_, details)) => u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0),
         Err(error) => {
             tracing::debug!(container = id, error = %crate::error::chain(&error), "a container is left out");
@@ -116,13 +117,17 @@ async fn pid_of(socket: &EngineSocket, id: &str) -> Option<u32> {
 
 /// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
 /// each other.
-async fn get<T: DeserializeOwned>(socket: &EngineSocket, path: &str) -> Result<(HeaderMap, T), DockerError> {
+async fn get<T: DeserializeOwned>(
+    socket: &EngineSocket,
+    path: &str,
+    max_len: usize,
+) -> Result<(HeaderMap, T), DockerError> {
     let failed = |source| DockerError::Request {
         path: path.to_owned(),
         source,
     };
     let stream = socket.connect().await.map_err(DockerError::Connect)?;
-    let mut connection = Connection::open(stream, "localhost", MAX_ANSWER_LEN)
+    let mut connection = Connection::open(stream, "localhost", max_len)
         .await
         .map_err(failed)?;
     let answer = connection.get(path).await.map_err(failed)?;

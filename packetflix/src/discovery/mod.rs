@@ -323,3 +323,23 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Err(_) => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn those_who_wait_share_a_scan_that_began_after_they_asked() {
+        let discovery = Discovery::new(vec!["/nowhere".into()], "here".to_owned());
+        let (first, second, third) =
+            tokio::join!(discovery.scan_now(), discovery.scan_now(), discovery.scan_now());
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(Arc::ptr_eq(&second, &third));
+        assert!(Arc::ptr_eq(&third, &discovery.recent().await));
+        let problem = first.engines[0].problem.as_deref().unwrap();
+        assert!(
+            problem.starts_with("it cannot be opened: No such file"),
+            "{problem}"
+        );
+    }
+}

@@ -130,6 +130,12 @@ impl FromIterator<(u32, Process)> for ProcessTable {
 pub(super) mod tests {
     use super::*;
 
+    impl ProcessTable {
+        pub(in super::super) fn extend(&mut self, more: Self) {
+            self.0.extend(more.0);
+        }
+    }
+
     /// A table of processes: PID, parent, start time and network namespace.
     pub(in super::super) fn table(processes: &[(u32, u32, u64, u64)]) -> ProcessTable {
         let process = |&(pid, ppid, starttime, netns): &(u32, u32, u64, u64)| {

@@ -17,8 +17,9 @@ use tokio::net::UnixStream;
 
 use crate::netns::{look_into_views, open_path_of};
 
-/// Most sockets that are asked. Those of the host come first.
-const MAX_SOCKETS: usize = 64;
+/// Most sockets that are asked: a container may have put anything at a well-known place, and each takes memory.
+/// Those of the host come first.
+const MAX_SOCKETS: usize = 32;
 
 /// Most users whose own engines are looked for.
 const MAX_USERS: usize = 256;

@@ -7,8 +7,11 @@ use serde::Serialize;
 /// Most containers or pods that are taken from one engine.
 pub(super) const MAX_WORKLOADS: usize = 10_000;
 
-/// Most bytes of an engine's answer.
-pub(super) const MAX_ANSWER_LEN: usize = 16 << 20;
+/// Most bytes of an engine's list: some thousand containers.
+pub(super) const MAX_LIST_LEN: usize = 8 << 20;
+
+/// Most bytes of what an engine tells of one container or pod.
+pub(super) const MAX_DETAILS_LEN: usize = 512 << 10;
 
 /// A container or pod that runs, as its engine tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -242,7 +242,7 @@ async fn changed(names: &mut Option<watch::Receiver<Arc<AddressBook>>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// What is to be done about the rings.
