@@ -8,8 +8,10 @@ const CLIENT: &str = "target/release/capture";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The query of the capture, such as `netns=4026531840&nif=eth0`
-    query: String,
+    /// Name of a container, pod or other target, as `/targets` lists it; or the query of the capture, such as
+    /// `netns=4026531840&nif=eth0`
+    #[arg(value_name = "NAME|QUERY")]
+    target: String,
     /// Where the server listens
     #[arg(long, default_value = "127.0.0.1:5001")]
     server: String,
@@ -24,9 +26,31 @@ pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
         build_ebpf()?;
         build_programs()?;
     }
-    let url = format!("ws://{}/capture?{}", args.server, args.query);
+    let url = format!("ws://{}/capture?{}", args.server, query(&args.target));
     Err(std::process::Command::new(root().join(CLIENT))
         .arg(url)
         .exec()
         .into())
+}
+
+/// The query for a target; each query has an equals sign, and hardly a name has one.
+fn query(target: &str) -> String {
+    if target.contains('=') {
+        return target.to_owned();
+    }
+    let name = target.replace('\\', "\\\\").replace('"', "\\\"");
+    let escaped = |byte| format!("%{byte:02X}");
+    let container: String = format!("{{\"name\":\"{name}\"}}").bytes().map(escaped).collect();
+    format!("container={container}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::query;
+
+    #[test]
+    fn names_become_descriptions() {
+        assert_eq!(query("netns=5&nif=lo"), "netns=5&nif=lo");
+        assert_eq!(query("a"), "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D");
+    }
 }

@@ -60,15 +60,15 @@ fn print_next_steps() {
 Starting packetflix. To see it capture, paste this into a second terminal, in this folder:
 
     {sudo}ip netns add demo; {sudo}ip -n demo link set lo up
-    cargo xtask capture \"netns=$(stat -Lc %i /run/netns/demo)\" | wireshark -k -i -
+    cargo xtask capture /run/netns/demo | wireshark -k -i -
 
 (or `| tshark -i -` without a desktop), and make some traffic from a third:
 
     {sudo}ip netns exec demo ping 127.0.0.1
 
-A container is captured by the network namespace of one of its processes:
+A container is captured by its name, as are all targets that http://127.0.0.1:5001/targets lists:
 
-    netns=$(sudo stat -Lc %i /proc/$(docker inspect -f '{{{{.State.Pid}}}}' NAME)/ns/net)
+    cargo xtask capture NAME | wireshark -k -i -
 
 Ctrl-C ends the server.
 "

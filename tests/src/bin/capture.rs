@@ -25,10 +25,12 @@ async fn run() -> anyhow::Result<()> {
     let mut capture = Capture::open(&url, &[]).await?;
     let mut out = tokio::io::stdout();
     let mut closing = false;
+    // Made once: a signal that comes while a piece is written is not lost.
+    let mut interrupt = std::pin::pin!(ctrl_c());
     loop {
         let piece = tokio::select! {
             piece = capture.next() => piece?,
-            _ = ctrl_c(), if !closing => {
+            _ = &mut interrupt, if !closing => {
                 closing = true;
                 capture.close().await?;
                 continue;
