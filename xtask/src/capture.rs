@@ -33,7 +33,7 @@ pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
         .into())
 }
 
-/// The query for a target; each query has an equals sign, and hardly a name has one.
+/// The query for all interfaces of a target; each query has an equals sign, and hardly a name has one.
 fn query(target: &str) -> String {
     if target.contains('=') {
         return target.to_owned();
@@ -41,7 +41,7 @@ fn query(target: &str) -> String {
     let name = target.replace('\\', "\\\\").replace('"', "\\\"");
     let escaped = |byte| format!("%{byte:02X}");
     let container: String = format!("{{\"name\":\"{name}\"}}").bytes().map(escaped).collect();
-    format!("container={container}")
+    format!("container={container}&nif=all")
 }
 
 #[cfg(test)]
@@ -51,6 +51,6 @@ mod tests {
     #[test]
     fn names_become_descriptions() {
         assert_eq!(query("netns=5&nif=lo"), "netns=5&nif=lo");
-        assert_eq!(query("a"), "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D");
+        assert_eq!(query("a"), "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D&nif=all");
     }
 }
