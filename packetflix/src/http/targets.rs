@@ -1,8 +1,8 @@
 //! The lists of targets: `/mobyshark` as GhostWire's clients expect it, and `/targets` with all that is known.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
-    path::Path,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -51,7 +51,7 @@ struct MobysharkTarget<'a> {
     prefix: &'a str,
 }
 
-/// Everything; what is not known is left out.
+/// Everything; what is not known is left out. Paths need not be UTF-8, as JSON must: what is not is replaced.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Details<'a> {
@@ -66,7 +66,7 @@ struct Details<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct EngineDetails<'a> {
-    socket: &'a Path,
+    socket: Cow<'a, str>,
     /// Containers and pods that it told of.
     workloads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,8 +88,8 @@ struct TargetDetails<'a> {
     host: bool,
     network_interfaces: Vec<InterfaceDetails<'a>>,
     /// Where the namespace is mounted.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    mounts: &'a [std::path::PathBuf],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mounts: Vec<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'a PodName>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +112,7 @@ struct InterfaceDetails<'a> {
 #[serde(rename_all = "kebab-case")]
 struct ContainerDetails<'a> {
     id: &'a str,
-    engine: &'a Path,
+    engine: Cow<'a, str>,
     state: &'a str,
     images: &'a [String],
     labels: &'a BTreeMap<String, String>,
@@ -160,7 +160,7 @@ impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
 impl<'a> Details<'a> {
     fn new(scan: &'a Scan, node_name: &'a str) -> Self {
         let engines = scan.engines.iter().map(|engine| EngineDetails {
-            socket: &engine.path,
+            socket: engine.path.to_string_lossy(),
             workloads: engine.workloads,
             problem: engine.problem.as_deref(),
         });
@@ -188,11 +188,15 @@ impl<'a> From<&'a DiscoveredTarget> for TargetDetails<'a> {
             starttime: target.process.map(|process| process.starttime),
             host: namespace.is_host,
             network_interfaces: namespace.links.iter().map(InterfaceDetails::from).collect(),
-            mounts: &namespace.mounts,
+            mounts: namespace
+                .mounts
+                .iter()
+                .map(|path| path.to_string_lossy())
+                .collect(),
             pod: facts.and_then(|facts| facts.pod.as_ref()),
             container: facts.map(|facts| ContainerDetails {
                 id: &facts.id,
-                engine: &facts.engine,
+                engine: facts.engine.to_string_lossy(),
                 state: &facts.state,
                 images: &facts.images,
                 labels: &facts.labels,
