@@ -54,6 +54,10 @@ impl Reply for Refusal {
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            let headers = response.headers_mut();
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
         response
     }
 }
