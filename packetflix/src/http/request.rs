@@ -32,6 +32,9 @@ const CHASTE: Parameter = Parameter {
     header: Some("clustershark-chaste"),
 };
 
+/// All of them. No other is read.
+const PARAMETERS: [Parameter; 6] = [CONTAINER, NETNS, NIF, FILTER, NAMES, CHASTE];
+
 /// A parameter of the query, and the header that wins over it.
 struct Parameter {
     name: &'static str,
@@ -168,7 +171,9 @@ impl<'a> Parameters<'a> {
             serde_urlencoded::from_str(query).map_err(|error| RequestError::Query(error.to_string()))?;
         let mut query: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in pairs {
-            query.entry(name).or_default().push(value);
+            if PARAMETERS.iter().any(|known| known.name == name) {
+                query.entry(name).or_default().push(value);
+            }
         }
         Ok(Self { query, headers })
     }
@@ -234,7 +239,10 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
+    use serde_json::Value;
     use warp::http::{HeaderName, HeaderValue};
 
     use super::*;
@@ -394,6 +402,42 @@ mod tests {
         }
         assert_eq!(check_origin(&headers(&[("host", "host:5001")])), Ok(()));
         assert!(check_origin(&headers(&[("host", "host:5001"), ("origin", "http://evil")])).is_err());
+    }
+
+    /// Names of the described parameters of `/capture` that are in the query, or in the header.
+    fn described(place: &str) -> BTreeSet<String> {
+        let description: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let parameters = description["paths"]["/capture"]["get"]["parameters"]
+            .as_array()
+            .unwrap();
+        parameters
+            .iter()
+            .filter(|parameter| parameter["in"] == place)
+            .map(|parameter| parameter["name"].as_str().unwrap().to_lowercase())
+            .collect()
+    }
+
+    #[test]
+    fn parameters_that_are_read_are_those_that_are_described() {
+        let (query, header) = (described("query"), described("header"));
+        let names = PARAMETERS.iter().map(|parameter| parameter.name.to_owned());
+        assert_eq!(query, names.collect());
+        let names = PARAMETERS.iter().filter_map(|parameter| parameter.header);
+        assert_eq!(header, names.map(str::to_owned).collect());
+        // What is read is not taken twice.
+        for name in query {
+            let query = format!("netns=5&{name}=1&{name}=1");
+            assert!(matches!(parse(&query), Err(RequestError::Repeated(found)) if found == name));
+        }
+        for name in header {
+            let mut headers = HeaderMap::new();
+            for _ in 0..2 {
+                let name: HeaderName = name.parse().unwrap();
+                headers.append(name, HeaderValue::from_static("1"));
+            }
+            let parsed = CaptureRequest::parse("netns=5", &headers);
+            assert!(matches!(parsed, Err(RequestError::Repeated(found)) if found == name));
+        }
     }
 
     proptest! {
