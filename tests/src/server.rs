@@ -104,19 +104,29 @@ impl Server {
         format!("ws://127.0.0.1:{}/capture?{query}", self.port)
     }
 
+    /// What it answers to a request, of which the first lines are given: the head, and the body if there is one.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask(&self, request: &str) -> anyhow::Result<(Head, Vec<u8>)> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        write!(&stream, "{request}\r\nHost: here\r\n\r\n")?;
+        let mut stream = BufReader::new(stream);
+        let head = Head::read(&mut stream)?;
+        let body = if request.starts_with("HEAD ") || head.status()? == 101 {
+            Vec::new()
+        } else {
+            Body::of_answer(&head, &mut stream)?.read_all()?
+        };
+        Ok((head, body))
+    }
+
     /// What it answers to a GET: status and JSON body.
     ///
     /// # Errors
     /// When it answers with no JSON.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        write!(
-            &stream,
-            "GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut stream = BufReader::new(stream);
-        let head = Head::read(&mut stream)?;
-        let body = Body::of_answer(&head, &mut stream)?.read_all()?;
+        let (head, body) = self.ask(&format!("GET {path} HTTP/1.1"))?;
         let json = serde_json::from_slice(&body)
             .with_context(|| format!("{path}: {}", String::from_utf8_lossy(&body)))?;
         Ok((head.status()?, json))

@@ -93,40 +93,29 @@ async fn each_refusal_has_its_status_and_names_the_value() -> anyhow::Result<()>
     Ok(())
 }
 
-/// A request without an upgrade: status line, headers and body.
-fn plain(server: &Server, request: &str) -> anyhow::Result<String> {
-    use std::io::{Read as _, Write as _};
-
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port()))?;
-    write!(stream, "{request}\r\nHost: here\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 #[test]
 fn plain_requests_are_answered() -> anyhow::Result<()> {
     let server = Server::start(&["--log-requests", "--log-headers"])?;
-    let version = plain(&server, "GET /version HTTP/1.1\r\nAuthorization: Bearer secret")?;
-    ensure!(version.starts_with("HTTP/1.1 200 "), "{version}");
-    ensure!(
-        version.contains(r#"{"name":"packetflix","version":"0.1.0"}"#),
-        "{version}"
-    );
-    let upgrade = plain(&server, "GET /capture HTTP/1.1")?;
-    ensure!(upgrade.starts_with("HTTP/1.1 426 Upgrade Required"), "{upgrade}");
-    ensure!(
-        upgrade.to_lowercase().contains("\r\nupgrade: websocket\r\n"),
-        "{upgrade}"
-    );
+    let (head, version) = server.ask("GET /version HTTP/1.1\r\nAuthorization: Bearer secret")?;
+    assert_eq!(head.line, "HTTP/1.1 200 OK");
+    assert_eq!(version, br#"{"name":"packetflix","version":"0.1.0"}"#);
+    let (head, upgrade) = server.ask("GET /capture HTTP/1.1")?;
+    assert_eq!(head.line, "HTTP/1.1 426 Upgrade Required");
+    assert_eq!(head.values("upgrade"), ["websocket"]);
+    let upgrade = String::from_utf8(upgrade)?;
     ensure!(upgrade.contains("this is a WebSocket endpoint"), "{upgrade}");
     let head = "HEAD /capture?netns=1 HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x";
-    ensure!(plain(&server, head)?.starts_with("HTTP/1.1 426 "));
-    ensure!(plain(&server, "GET /nothing HTTP/1.1")?.starts_with("HTTP/1.1 404 "));
-    ensure!(plain(&server, "POST /capture HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
-    ensure!(plain(&server, "CONNECT here:80 HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
-    ensure!(plain(&server, "OPTIONS * HTTP/1.1")?.starts_with("HTTP/1.1 405 "));
-    ensure!(plain(&server, "nonsense")?.starts_with("HTTP/1.1 400 "));
+    for (request, status) in [
+        (head, 426),
+        ("GET /nothing HTTP/1.1", 404),
+        ("POST /capture HTTP/1.1", 405),
+        ("CONNECT here:80 HTTP/1.1", 405),
+        ("OPTIONS * HTTP/1.1", 405),
+        ("nonsense", 400),
+    ] {
+        let (head, _) = server.ask(request)?;
+        ensure!(head.status()? == status, "{request}: {}", head.line);
+    }
     server.wait_for_log("path=\"/nothing\" status=404")?;
     ensure!(server.log().contains("authorization: (hidden)") && !server.log().contains("secret"));
     Ok(())
