@@ -76,7 +76,7 @@ impl Crowd {
             interrupt::check()?;
             // Containers have mounts of their own, too.
             self.members
-                .push(Sleeper::start("unshare", &["--net", "--mount"])?);
+                .push(Sleeper::start_like(&self.hub, &["unshare", "--net", "--mount"])?);
         }
         for (member, number) in self.members.iter().zip(0..).skip(before) {
             interrupt::check()?;
