@@ -4,7 +4,11 @@ use std::io;
 
 use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
-    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::AddressMessage,
+        link::{LinkAttribute, LinkExtentMask, LinkMessage},
+    },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
@@ -23,11 +27,10 @@ pub(super) fn links_here() -> io::Result<Vec<Link>> {
         RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         &mut listing,
     )?;
-    dump(
-        &socket,
-        RouteNetlinkMessage::GetLink(LinkMessage::default()),
-        &mut listing,
-    )?;
+    // Statistics are most of what the kernel would tell of a link. Kernel 4.4.
+    let mut links = LinkMessage::default();
+    links.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    dump(&socket, RouteNetlinkMessage::GetLink(links), &mut listing)?;
     Ok(listing.finish())
 }
 

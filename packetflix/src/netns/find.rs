@@ -221,7 +221,7 @@ impl fmt::Display for Holder {
 /// Opens a namespace that is mounted in another mount namespace. Nothing but a namespace is ever opened for
 /// reading.
 fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
-    let handle = open_path_of(pid, path).ok()?;
+    let handle = RootOf::process(pid).ok()?.open_path(path).ok()?;
     if fstatfs(&handle).ok()?.filesystem_type() != NSFS_MAGIC {
         return None;
     }
@@ -234,21 +234,30 @@ fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
     .ok()
 }
 
-/// A handle (`O_PATH`) of a file as process `pid` sees it, without trusting what lies there: it may be anything by
-/// now, and whoever owns it may have put a link in the way. No link leads out of the process's root.
-///
-/// # Errors
-/// When there is none, or it cannot be reached. Kernel 5.6.
-pub(crate) fn open_path_of(pid: u32, path: &Path) -> io::Result<OwnedFd> {
-    let root = open(
-        &proc_path(pid, "root"),
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(openat2(&root, path, how)?)
+/// The root of a process, held to open files as the process sees them.
+pub(crate) struct RootOf(OwnedFd);
+
+impl RootOf {
+    /// Opens the root of process `pid`.
+    ///
+    /// # Errors
+    /// When the process has ended, or may not be looked at.
+    pub(crate) fn process(pid: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(open(&proc_path(pid, "root"), flags, Mode::empty())?))
+    }
+
+    /// A handle (`O_PATH`) of a file, without trusting what lies there: it may be anything by now, and whoever owns it
+    /// may have put a link in the way. No link leads out of the root.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be reached. Kernel 5.6.
+    pub(crate) fn open_path(&self, path: &Path) -> io::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        Ok(openat2(&self.0, path, how)?)
+    }
 }
 
 fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {
