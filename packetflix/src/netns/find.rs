@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -110,8 +112,11 @@ fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
 
 /// All network namespaces that are mounted somewhere, as often as they are.
 pub(crate) fn mounts(pids: &[u32]) -> impl Iterator<Item = (u64, Holder)> {
-    let read = |pid| {
-        let mountinfo = fs::read(proc_path(pid, "mountinfo"))?;
+    // With room from the start, two reads do instead of eight.
+    let mut mountinfo = Vec::with_capacity(64 << 10);
+    let read = move |pid| {
+        mountinfo.clear();
+        File::open(proc_path(pid, "mountinfo"))?.read_to_end(&mut mountinfo)?;
         let mounts = namespace_mounts(&mountinfo).map(|(inode, path)| (inode, Holder::Mount { pid, path }));
         Ok(mounts.collect::<Vec<_>>())
     };
