@@ -1,5 +1,6 @@
 //! `cargo xtask VERB`: one module per verb.
 
+mod bench;
 mod build_ebpf;
 mod capture;
 mod lint;
@@ -13,7 +14,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Builds, runs, tests and checks packetflix")]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, runs, tests, measures and checks packetflix"
+)]
 enum Verb {
     /// Build the eBPF object into target/ebpf
     BuildEbpf,
@@ -23,6 +27,8 @@ enum Verb {
     Capture(capture::Args),
     /// Install what is missing and run all tests
     Test(test::Args),
+    /// Install what is missing and measure optimised programs on the real kernel
+    Bench(bench::Args),
     /// Check formatting, lints of the host and eBPF crates, and dependencies
     Lint,
 }
@@ -33,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Capture(args) => capture::capture(&args),
         Verb::Test(args) => test::test(&args),
+        Verb::Bench(args) => bench::bench(&args),
         Verb::Lint => lint::lint(),
     };
     match done {

@@ -37,6 +37,14 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("busybox", "busybox-static"),
 ];
 
+const BENCH_TOOLS: &[Tool] = &[
+    Tool("ip", "iproute2"),
+    Tool("lsns", "util-linux"),
+    Tool("nsenter", "util-linux"),
+    Tool("setpriv", "util-linux"),
+    Tool("unshare", "util-linux"),
+];
+
 /// What compiling the eBPF crate needs: the standard library's source, and the linker, whose path is
 /// returned.
 ///
@@ -98,7 +106,19 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
-    let missing: Vec<&Tool> = TEST_TOOLS
+    install_missing(TEST_TOOLS)
+}
+
+/// What the benchmarks need beside Rust.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn bench_tools() -> anyhow::Result<()> {
+    install_missing(BENCH_TOOLS)
+}
+
+fn install_missing(tools: &[Tool]) -> anyhow::Result<()> {
+    let missing: Vec<&Tool> = tools
         .iter()
         .filter(|tool| find_program(tool.0).is_none())
         .collect();

@@ -15,7 +15,7 @@ use nix::{
 };
 use tokio::net::UnixStream;
 
-use crate::netns::{look_into_views, open_path_of};
+use crate::netns::{RootOf, look_into_views};
 
 /// Most sockets that are asked: a container may have put anything at a well-known place, and each takes memory.
 /// Those of the host come first.
@@ -47,7 +47,7 @@ const WELL_KNOWN: &[(&str, Api)] = &[
 ];
 
 /// Where the engines of users have theirs, below `/run/user/UID`.
-const WELL_KNOWN_OF_USERS: &[&str] = &["docker.sock", "podman/podman.sock"];
+const WELL_KNOWN_OF_USERS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
 
 /// A socket that may be an engine's.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> (Vec<EngineSocket>, 
             Err(error) => missing.push((path.clone(), error)),
         }
     }
-    for (view, found) in look_into_views(pids, |pid| Ok(well_known(pid))).enumerate() {
+    for (view, found) in look_into_views(pids, |pid| Ok(well_known(&RootOf::process(pid)?))).enumerate() {
         sockets.extend(found);
         if view == 0 {
             sockets.extend(pids.first().into_iter().flat_map(|pid| of_users(*pid)));
@@ -128,15 +128,18 @@ fn open_configured(path: &Path) -> io::Result<EngineSocket> {
     })
 }
 
-/// Sockets at well-known places as process `pid` sees them.
-fn well_known(pid: u32) -> Vec<EngineSocket> {
-    let open = |&(path, api): &(&str, Api)| open_as_seen_by(pid, Path::new(path), api);
+/// Sockets at well-known places below a root.
+fn well_known(root: &RootOf) -> Vec<EngineSocket> {
+    let open = |&(path, api): &(&str, Api)| open_below(root, Path::new(path), api);
     WELL_KNOWN.iter().filter_map(open).collect()
 }
 
 /// Sockets of the engines that users run for themselves.
 fn of_users(pid: u32) -> Vec<EngineSocket> {
-    let Ok(folder) = open_path_of(pid, Path::new("/run/user")) else {
+    let Ok(root) = RootOf::process(pid) else {
+        return Vec::new();
+    };
+    let Ok(folder) = root.open_path(Path::new("/run/user")) else {
         return Vec::new();
     };
     let Ok(users) = fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd())) else {
@@ -146,17 +149,13 @@ fn of_users(pid: u32) -> Vec<EngineSocket> {
         .filter_map(|user| user.ok()?.file_name().into_string().ok())
         .filter(|user| user.parse::<u32>().is_ok())
         .take(MAX_USERS)
-        .flat_map(|user| {
-            WELL_KNOWN_OF_USERS.iter().filter_map(move |socket| {
-                let path = Path::new("/run/user").join(&user).join(socket);
-                open_as_seen_by(pid, &path, Api::Docker)
-            })
-        })
+        .flat_map(|user| WELL_KNOWN_OF_USERS.map(|socket| Path::new("/run/user").join(&user).join(socket)))
+        .filter_map(|path| open_below(&root, &path, Api::Docker))
         .collect()
 }
 
-fn open_as_seen_by(pid: u32, path: &Path, api: Api) -> Option<EngineSocket> {
-    let handle = open_path_of(pid, path).ok()?;
+fn open_below(root: &RootOf, path: &Path, api: Api) -> Option<EngineSocket> {
+    let handle = root.open_path(path).ok()?;
     EngineSocket::new(path, Some(api), handle).ok()
 }
 

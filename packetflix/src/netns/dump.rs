@@ -2,13 +2,21 @@
 
 use std::io;
 
+use nix::libc;
 use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
-    packet_route::{RouteNetlinkMessage, address::AddressMessage, link::LinkMessage},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::AddressMessage,
+        link::{LinkAttribute, LinkExtentMask, LinkMessage},
+    },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
 use super::links::{Link, Listing};
+
+/// More than the kernel puts into a datagram, which is 32 KiB, or one message that is longer.
+const MAX_DATAGRAM_LEN: usize = 64 << 10;
 
 /// All links with their addresses, in the order of their indexes; their speed is not asked for.
 ///
@@ -23,11 +31,10 @@ pub(super) fn links_here() -> io::Result<Vec<Link>> {
         RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         &mut listing,
     )?;
-    dump(
-        &socket,
-        RouteNetlinkMessage::GetLink(LinkMessage::default()),
-        &mut listing,
-    )?;
+    // Statistics are most of what the kernel would tell of a link. Kernel 4.4.
+    let mut links = LinkMessage::default();
+    links.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    dump(&socket, RouteNetlinkMessage::GetLink(links), &mut listing)?;
     Ok(listing.finish())
 }
 
@@ -39,8 +46,16 @@ fn dump(socket: &Socket, request: RouteNetlinkMessage, listing: &mut Listing) ->
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
+    let mut datagram = Vec::with_capacity(MAX_DATAGRAM_LEN);
     loop {
-        let (datagram, _) = socket.recv_from_full()?;
+        datagram.clear();
+        // With this flag, the length is the datagram's own even where it did not fit.
+        if socket.recv(&mut datagram, libc::MSG_TRUNC)? > MAX_DATAGRAM_LEN {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a datagram is too long",
+            ));
+        }
         if !take_in(&datagram, listing)? {
             return Ok(());
         }

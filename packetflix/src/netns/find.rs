@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
@@ -110,8 +112,11 @@ fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
 
 /// All network namespaces that are mounted somewhere, as often as they are.
 pub(crate) fn mounts(pids: &[u32]) -> impl Iterator<Item = (u64, Holder)> {
-    let read = |pid| {
-        let mountinfo = fs::read(proc_path(pid, "mountinfo"))?;
+    // With room from the start, two reads do instead of eight.
+    let mut mountinfo = Vec::with_capacity(64 << 10);
+    let read = move |pid| {
+        mountinfo.clear();
+        File::open(proc_path(pid, "mountinfo"))?.read_to_end(&mut mountinfo)?;
         let mounts = namespace_mounts(&mountinfo).map(|(inode, path)| (inode, Holder::Mount { pid, path }));
         Ok(mounts.collect::<Vec<_>>())
     };
@@ -221,7 +226,7 @@ impl fmt::Display for Holder {
 /// Opens a namespace that is mounted in another mount namespace. Nothing but a namespace is ever opened for
 /// reading.
 fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
-    let handle = open_path_of(pid, path).ok()?;
+    let handle = RootOf::process(pid).ok()?.open_path(path).ok()?;
     if fstatfs(&handle).ok()?.filesystem_type() != NSFS_MAGIC {
         return None;
     }
@@ -234,21 +239,30 @@ fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
     .ok()
 }
 
-/// A handle (`O_PATH`) of a file as process `pid` sees it, without trusting what lies there: it may be anything by
-/// now, and whoever owns it may have put a link in the way. No link leads out of the process's root.
-///
-/// # Errors
-/// When there is none, or it cannot be reached. Kernel 5.6.
-pub(crate) fn open_path_of(pid: u32, path: &Path) -> io::Result<OwnedFd> {
-    let root = open(
-        &proc_path(pid, "root"),
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(openat2(&root, path, how)?)
+/// The root of a process, held to open files as the process sees them.
+pub(crate) struct RootOf(OwnedFd);
+
+impl RootOf {
+    /// Opens the root of process `pid`.
+    ///
+    /// # Errors
+    /// When the process has ended, or may not be looked at.
+    pub(crate) fn process(pid: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(open(&proc_path(pid, "root"), flags, Mode::empty())?))
+    }
+
+    /// A handle (`O_PATH`) of a file, without trusting what lies there: it may be anything by now, and whoever owns it
+    /// may have put a link in the way. No link leads out of the root.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be reached. Kernel 5.6.
+    pub(crate) fn open_path(&self, path: &Path) -> io::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        Ok(openat2(&self.0, path, how)?)
+    }
 }
 
 fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {

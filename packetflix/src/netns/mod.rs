@@ -16,7 +16,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 pub use find::FindError;
-pub(crate) use find::{Holder, look_into_views, mounts, open_path_of};
+pub(crate) use find::{Holder, RootOf, look_into_views, mounts};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};

@@ -1,0 +1,41 @@
+//! `cargo xtask bench`
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{
+    build_ebpf::build_ebpf,
+    run::build_programs,
+    setup,
+    shell::{is_root, root},
+};
+
+const BENCH: &str = "target/release/bench";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only benchmarks whose name contains this
+    name: Option<String>,
+    /// Flags of the program with the benchmarks: see `cargo xtask bench -- --help`
+    #[arg(last = true)]
+    flags: Vec<String>,
+}
+
+/// Builds all, optimised, and becomes the program with the benchmarks, so that Ctrl-C is its alone.
+///
+/// # Errors
+/// When we are not root, something is missing and cannot be installed, or does not build.
+pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
+    ensure!(
+        is_root(),
+        "benchmarks work on the real kernel, and need root: sudo -E env \"PATH=$PATH\" cargo xtask bench"
+    );
+    setup::bench_tools()?;
+    build_ebpf()?;
+    build_programs()?;
+    let program = root().join(BENCH);
+    // Returns only when it fails.
+    let error = Command::new(&program).args(&args.name).args(&args.flags).exec();
+    Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
