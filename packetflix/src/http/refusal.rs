@@ -18,6 +18,9 @@ use crate::{
     target::{DirectoryError, ServiceProblem, TargetError},
 };
 
+/// Most bytes of a sentence: it may name a value that is as long as a request can be.
+const MAX_SENTENCE_LEN: usize = 1024;
+
 /// An answer that says why there is no capture, or nothing else that was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -27,10 +30,12 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
-        Self {
-            status,
-            sentence: sentence.into(),
+        let mut sentence = sentence.into();
+        if sentence.len() > MAX_SENTENCE_LEN {
+            sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE_LEN));
+            sentence.push('…');
         }
+        Self { status, sentence }
     }
 
     /// The kernel refused something that took `capability`.
