@@ -7,13 +7,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::{image, namespace::Namespace, server::wait_until};
+use crate::{
+    image,
+    namespace::{Namespace, output_of},
+    server::wait_until,
+};
 
 pub use crate::image::IMAGE;
 
@@ -73,18 +77,9 @@ impl Docker {
     /// # Errors
     /// When it fails, with what it says.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new("docker")
-            .arg(format!("--host=unix://{}", self.socket().display()))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "docker {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+        let host = format!("--host=unix://{}", self.socket().display());
+        let printed = output_of(Command::new("docker").arg(host).args(arguments))?;
+        Ok(printed.trim_end().to_owned())
     }
 }
 

@@ -151,15 +151,21 @@ impl Drop for Namespace {
 /// # Errors
 /// When it fails, with what it says.
 pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
+    output_of(Command::new(program).args(arguments))
+}
+
+/// Runs a command and gives what it prints.
+///
+/// # Errors
+/// When it fails, with what it says.
+pub fn output_of(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot start {program}"))?;
+        .with_context(|| format!("cannot start {command:?}"))?;
     ensure!(
         output.status.success(),
-        "{program} {}: {}",
-        arguments.join(" "),
+        "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     image,
     leftovers::{SharedFolders, kill_processes_of, remove_control_groups},
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     server::wait_until,
 };
 
@@ -108,20 +108,13 @@ impl Podman {
     /// # Errors
     /// When it fails, with what it says.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new("podman")
-            .arg("--remote")
-            .arg(format!("--url=unix://{}", self.socket().display()))
+        let url = format!("--url=unix://{}", self.socket().display());
+        let mut command = Command::new("podman");
+        command
+            .args(["--remote", &url])
             .args(arguments)
-            .env("CONTAINERS_CONF", self.folder.join("containers.conf"))
-            .stdin(Stdio::null())
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "podman {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+            .env("CONTAINERS_CONF", self.folder.join("containers.conf"));
+        Ok(output_of(&mut command)?.trim_end().to_owned())
     }
 }
 

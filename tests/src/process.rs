@@ -1,6 +1,7 @@
 //! Processes with a network namespace of their own, started by a test and ended with it.
 
 use std::{
+    io::{BufRead as _, BufReader},
     os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,8 +12,10 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::{
+    client::Recorder,
     namespace::{Namespace, inside, of_process},
-    server::wait_until,
+    recording::Recording,
+    server::{Server, wait_until},
 };
 
 /// A process that sleeps in a network namespace; killed when dropped.
@@ -165,3 +168,40 @@ pub fn speak_in(pid: u32) -> anyhow::Result<()> {
 
 /// What [`speak_in`] says.
 pub const WORDS: &[u8] = b"here I am";
+
+/// Captures what `target` describes, and shows that it is the namespace of process `pid`. `rest` continues the query.
+///
+/// # Errors
+/// When it is not.
+pub async fn capture_is_of(
+    server: &Server,
+    target: &Value,
+    rest: &str,
+    pid: u32,
+) -> anyhow::Result<Recording> {
+    let mut recorder = Recorder::start(&server.url_of(target, rest)).await?;
+    speak_in(pid)?;
+    let spoken = |recording: &Recording| {
+        let mut packets = recording.packets.iter();
+        packets.any(|packet| packet.data.ends_with(WORDS))
+    };
+    recorder.read_until(spoken).await?;
+    recorder.finish().await
+}
+
+/// Starts a shell script in namespaces of its own, as `unshare` makes them, and gives the first line that it prints.
+///
+/// # Errors
+/// When it prints none.
+pub fn script_in(unshared: &[&str], script: &str) -> anyhow::Result<(Child, String)> {
+    let mut process = Command::new("unshare")
+        .args(unshared)
+        .args(["sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().context("no output")?).read_line(&mut line)?;
+    ensure!(line.ends_with('\n'), "it printed {line:?}");
+    Ok((process, line.trim_end().to_owned()))
+}

@@ -15,8 +15,7 @@ use packetflix_tests::{
     image::IMAGE,
     namespace::{Namespace, run},
     podman::Podman,
-    process::{Sleeper, WORDS, netns_of, speak_in, starttime_of},
-    recording::Recording,
+    process::{Sleeper, capture_is_of, netns_of, starttime_of},
     server::{Server, program, wait_until},
 };
 use serde_json::{Value, json};
@@ -49,7 +48,7 @@ async fn is_listed_and_captured(
     );
     let by_name = json!({ "name": name, "prefix": prefix });
     for target in [&by_name, &listed] {
-        let recording = capture(server, target, pid).await?;
+        let recording = capture_is_of(server, target, "", pid).await?;
         let full_name = if prefix.is_empty() {
             name.to_owned()
         } else {
@@ -62,18 +61,6 @@ async fn is_listed_and_captured(
         ensure!(recording.comment.contains(&words), "{}", recording.comment);
     }
     Ok(())
-}
-
-/// Captures `target`, and shows that it is where process `pid` is.
-async fn capture(server: &Server, target: &Value, pid: u32) -> anyhow::Result<Recording> {
-    let mut recorder = Recorder::start(&server.url_of(target, "")).await?;
-    speak_in(pid)?;
-    let spoken = |recording: &Recording| {
-        let mut packets = recording.packets.iter();
-        packets.any(|packet| packet.data.ends_with(WORDS))
-    };
-    recorder.read_until(spoken).await?;
-    recorder.finish().await
 }
 
 fn interfaces(target: &Value) -> Vec<&str> {
@@ -212,7 +199,7 @@ async fn container_that_restarts_is_found_by_its_name() -> anyhow::Result<()> {
     ensure!(listed["pid"] == before, "{listed}");
     docker.run(&["restart", "--time", "0", "web"])?;
     let after = docker_pid(&docker, "web")?;
-    capture(&server, &listed, after).await?;
+    capture_is_of(&server, &listed, "", after).await?;
     is_listed_and_captured(&server, "web", "docker", "", after).await?;
 
     docker.run(&["kill", "web"])?;
@@ -236,8 +223,8 @@ async fn containers_of_one_name_under_two_engines_are_told_apart() -> anyhow::Re
             && sentence.contains(&format!("podman web (netns {}, pid {there})", netns_of(there)?)),
         "{status} {sentence}"
     );
-    capture(&server, &json!({ "name": "web", "type": "docker" }), here).await?;
-    capture(&server, &json!({ "name": "web", "type": "podman" }), there).await?;
+    capture_is_of(&server, &json!({ "name": "web", "type": "docker" }), "", here).await?;
+    capture_is_of(&server, &json!({ "name": "web", "type": "podman" }), "", there).await?;
     Ok(())
 }
 
@@ -329,8 +316,8 @@ async fn engine_in_a_container_is_found_and_its_containers_have_its_name_as_pref
         nested["netns"] == netns_of(pid)? && netns_of(pid)? != netns_of(here)? && nested["type"] == "docker",
         "{nested}"
     );
-    capture(&server, &json!({ "name": "web", "prefix": "outer" }), pid).await?;
-    capture(&server, &json!({ "name": "web" }), here).await?;
+    capture_is_of(&server, &json!({ "name": "web", "prefix": "outer" }), "", pid).await?;
+    capture_is_of(&server, &json!({ "name": "web" }), "", here).await?;
     Ok(())
 }
 
@@ -391,7 +378,7 @@ async fn engine_in_another_pid_namespace_speaks_of_processes_there_and_no_others
         honest["type"] == "docker" && netns_of(pid)? == honest["netns"],
         "{honest}"
     );
-    capture(&server, &json!({ "name": "honest" }), pid).await?;
+    capture_is_of(&server, &json!({ "name": "honest" }), "", pid).await?;
 
     let targets = server.targets()?;
     ensure!(

@@ -1,16 +1,13 @@
 //! Namespaces are found through whatever holds them, and a capture ends with its namespace.
 
-use std::{
-    process::{Command, Stdio},
-    sync::mpsc,
-    time::Duration,
-};
+use std::{process::Command, sync::mpsc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use nix::sched::{CloneFlags, unshare};
 use packetflix_tests::{
     client::Recorder,
     namespace::Namespace,
+    process::script_in,
     raw::{self, RawSocket},
     server::{Server, wait_until},
 };
@@ -86,15 +83,9 @@ async fn namespace_of_a_thread_alone_is_found() -> anyhow::Result<()> {
 async fn namespace_mounted_in_another_mount_namespace_is_found() -> anyhow::Result<()> {
     let script = "mount -t tmpfs none /mnt && touch '/mnt/a b' && \
                   unshare --net='/mnt/a b' true && stat -Lc %i '/mnt/a b' && exec sleep 60";
-    let mut process = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let output = process.stdout.take().context("no output")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+    let (mut process, line) = script_in(&["--mount"], script)?;
     let server = Server::start(&[])?;
-    let recorder = Recorder::start(&server.url(&format!("netns={}", line.trim()))).await?;
+    let recorder = Recorder::start(&server.url(&format!("netns={line}"))).await?;
     let recording = recorder.finish().await?;
     ensure!(
         recording.comment.contains("container-name: \"/mnt/a b\""),

@@ -1,13 +1,13 @@
 //! What `/openapi.json` describes is what the server answers.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use jsonschema::{Validator, draft202012};
 use packetflix_tests::{
     http::Head,
     namespace::Namespace,
-    process::Sleeper,
+    process::{Sleeper, script_in},
     server::{Server, program},
 };
 use serde_json::{Value, json};
@@ -454,14 +454,8 @@ fn targets_are_described_strictly() -> anyhow::Result<()> {
 fn path_that_is_not_utf8_is_listed_all_the_same() -> anyhow::Result<()> {
     let script = "mount -t tmpfs none /mnt && file=$(printf '/mnt/a\\377b') && touch \"$file\" && \
                   unshare --net=\"$file\" true && stat -Lc %i \"$file\" && exec sleep 60";
-    let mut process = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    let output = process.stdout.take().context("no output")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
-    let netns: u64 = line.trim().parse()?;
+    let (mut process, line) = script_in(&["--mount"], script)?;
+    let netns: u64 = line.parse()?;
     let server = Server::start(&[])?;
     let description = Description::of(&server)?;
     let listed = answered(&server, "/targets", "", 200);

@@ -11,7 +11,7 @@ use anyhow::ensure;
 use packetflix_tests::{
     client::{Recorder, refusal},
     namespace::Namespace,
-    process::{Sleeper, WORDS, netns_of, speak_in, starttime_of, with_pid},
+    process::{Sleeper, capture_is_of, netns_of, starttime_of, with_pid},
     recording::Recording,
     server::Server,
     upstream::{Upstream, answer},
@@ -30,18 +30,6 @@ fn service(targets: &[Value]) -> anyhow::Result<Upstream> {
 /// A server that asks the service.
 fn server_with(service: &Upstream) -> anyhow::Result<Server> {
     Server::start(&["--gw-port", &service.port().to_string()])
-}
-
-/// Captures what `target` describes, and shows that it is the namespace of process `pid`.
-async fn capture_is_of(server: &Server, target: &Value, rest: &str, pid: u32) -> anyhow::Result<Recording> {
-    let mut recorder = Recorder::start(&server.url_of(target, rest)).await?;
-    speak_in(pid)?;
-    let spoken = |recording: &Recording| {
-        let mut packets = recording.packets.iter();
-        packets.any(|packet| packet.data.ends_with(WORDS))
-    };
-    recorder.read_until(spoken).await?;
-    recorder.finish().await
 }
 
 fn names(recording: &Recording) -> Vec<&str> {
