@@ -16,8 +16,9 @@ const SHB_USERAPPL: u16 = 4;
 /// than 2048.
 pub const MAX_SECTION_HEADER_LEN: usize = 1024;
 
-/// Most bytes that one string of the header takes, so that all together stay within the bound.
-const MAX_TEXT_LEN: usize = 128;
+/// Most bytes that a name takes, and any other string of the header, so that all together stay within the bound.
+const MAX_NAME_LEN: usize = 128;
+const MAX_TEXT_LEN: usize = 64;
 
 /// Begins the section, which lasts to the end of the stream.
 pub struct SectionHeader<'a> {
@@ -65,12 +66,16 @@ impl CaptureComment<'_> {
     fn yaml(&self) -> String {
         let mut yaml = format!(
             "---\n# capture target information\ncontainer-name: {}\ncontainer-type: {}\nnode-name: {}\n",
-            quoted(self.container_name),
-            quoted(self.container_type),
-            quoted(self.node_name),
+            quoted(self.container_name, MAX_NAME_LEN),
+            quoted(self.container_type, MAX_TEXT_LEN),
+            quoted(self.node_name, MAX_TEXT_LEN),
         );
         if !self.cluster_uid.is_empty() {
-            let _ = writeln!(yaml, "cluster: {{uid: {}}}", quoted(self.cluster_uid));
+            let _ = writeln!(
+                yaml,
+                "cluster: {{uid: {}}}",
+                quoted(self.cluster_uid, MAX_TEXT_LEN)
+            );
         }
         if self.chaste {
             yaml.push_str("no-promiscuous-mode: true\n");
@@ -79,12 +84,12 @@ impl CaptureComment<'_> {
     }
 }
 
-/// A string in double quotes, as YAML and JSON both write it, of at most [`MAX_TEXT_LEN`] bytes.
-fn quoted(text: &str) -> String {
-    let mut text = cut(text, MAX_TEXT_LEN);
+/// A string in double quotes, as YAML and JSON both write it, of at most `len` bytes.
+fn quoted(text: &str, len: usize) -> String {
+    let mut text = cut(text, len);
     loop {
         let quoted = serde_json::Value::from(text).to_string();
-        if quoted.len() <= MAX_TEXT_LEN + 2 {
+        if quoted.len() <= len + 2 {
             return quoted;
         }
         // Characters that need an escape grow up to sixfold.

@@ -1,0 +1,62 @@
+//! The filters of a capture: functions without a meaning of their own, over whose bodies user space writes what it
+//! has translated before it loads the object.
+
+use core::arch::asm;
+
+use aya_ebpf::{bindings::__sk_buff, programs::sk_buff::SkBuff};
+use packetflix_common::InterfaceFilter;
+
+/// Whether the interface's filter accepts the packet.
+#[inline(always)]
+pub(crate) fn accepts(skb: &SkBuff, filter: u32) -> bool {
+    if filter == InterfaceFilter::Ethernet as u32 {
+        filter_ethernet(skb.skb) != 0
+    } else if filter == InterfaceFilter::Raw as u32 {
+        filter_raw(skb.skb) != 0
+    } else {
+        true
+    }
+}
+
+/// Room for a filter: so many instructions, which no compiler looks into. The value is another in each filter, lest
+/// two functions of one body become one.
+macro_rules! room {
+    ($skb:ident, $value:literal) => {{
+        let accepted: u64;
+        // SAFETY: the instructions alter the registers that are named here, and nothing else; what user space puts in
+        // their place keeps to the same, and the kernel verifies it.
+        #[expect(unsafe_code, reason = "only assembly makes room")]
+        unsafe {
+            asm!(
+                ".rept 4090",
+                concat!("r0 = ", $value),
+                ".endr",
+                inout("r1") $skb => _,
+                out("r0") accepted,
+                out("r2") _,
+                out("r3") _,
+                out("r4") _,
+                out("r5") _,
+            );
+        }
+        accepted
+    }};
+}
+
+/// Filter for packets that begin with an Ethernet header. Takes the packet, and gives 0 when it is rejected.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[expect(unsafe_code, reason = "user space finds the function by its name")]
+// SAFETY: no other symbol of the object has this name.
+pub extern "C" fn filter_ethernet(skb: *mut __sk_buff) -> u64 {
+    room!(skb, "1")
+}
+
+/// Filter for packets that begin with an IP header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[expect(unsafe_code, reason = "user space finds the function by its name")]
+// SAFETY: no other symbol of the object has this name.
+pub extern "C" fn filter_raw(skb: *mut __sk_buff) -> u64 {
+    room!(skb, "2")
+}
