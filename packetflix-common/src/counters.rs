@@ -52,8 +52,21 @@ pub struct InterfaceEntry {
     pub dropped_unreported: u32,
     /// Not zero for a loopback device, whose packets pass twice: only the receiving side is captured.
     pub loopback: u32,
-    /// Keeps the layout free of implicit padding.
-    pub reserved: u32,
+    /// Which filter its packets must pass: an [`InterfaceFilter`].
+    pub filter: u32,
+}
+
+/// The filters of the object: an expression is another program for each link type.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InterfaceFilter {
+    /// Every packet passes.
+    #[default]
+    None = 0,
+    /// The one for packets that begin with an Ethernet header.
+    Ethernet = 1,
+    /// The one for packets that begin with an IP header.
+    Raw = 2,
 }
 
 const _: () = {
@@ -63,7 +76,7 @@ const _: () = {
     assert!(offset_of!(InterfaceEntry, interface_id) == 40);
     assert!(offset_of!(InterfaceEntry, dropped_unreported) == 44);
     assert!(offset_of!(InterfaceEntry, loopback) == 48);
-    assert!(offset_of!(InterfaceEntry, reserved) == 52);
+    assert!(offset_of!(InterfaceEntry, filter) == 52);
 };
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 mod counters;
 mod record;
 
-pub use counters::{InterfaceCounters, InterfaceEntry};
+pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter};
 pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
 
 /// Names of the programs in the eBPF object.
@@ -19,6 +19,14 @@ pub mod programs {
     pub const TC_EGRESS: &str = "tc_egress";
     /// Socket filter for both directions (AF_PACKET, kernel 5.8 for its ring buffer).
     pub const SOCKET: &str = "socket";
+}
+
+/// Names of the functions over whose bodies filters are written.
+pub mod filters {
+    /// For packets that begin with an Ethernet header.
+    pub const ETHERNET: &str = "filter_ethernet";
+    /// For packets that begin with an IP header.
+    pub const RAW: &str = "filter_raw";
 }
 
 /// Names of the maps in the eBPF object.

@@ -11,6 +11,7 @@ use aya_log_ebpf::debug;
 use packetflix_common::{Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeader, clock};
 
 use crate::{
+    filter,
     maps::{INTERFACES, RINGS, Ring, clock, snapshot_length},
     packet,
 };
@@ -41,6 +42,9 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
         return;
     }
     interface.counters.seen += 1;
+    if !filter::accepts(skb, interface.filter) {
+        return;
+    }
     interface.counters.accepted += 1;
 
     match deliver(skb, interface, ifindex, direction) {

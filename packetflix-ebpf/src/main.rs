@@ -3,6 +3,7 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(
     missing_docs,
     unreachable_pub,
@@ -11,6 +12,7 @@
 )]
 
 mod capture;
+mod filter;
 mod maps;
 mod packet;
 

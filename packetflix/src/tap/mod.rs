@@ -4,6 +4,7 @@
 mod clock;
 mod hook;
 mod object;
+mod patch;
 mod rings;
 mod selection;
 

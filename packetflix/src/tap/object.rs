@@ -18,7 +18,7 @@ use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
 
 use super::{TapConfig, clock::ClockSource};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
 /// Value of aya-log's level that keeps the programs silent, and the one that lets them say all.
 static LOG_OFF: u8 = 0;
