@@ -35,6 +35,7 @@ use crate::{
     config::Config,
     discovery::{AddressBook, Discovery},
     session::{Session, SessionRequest},
+    tap::CaptureFilters,
     target::{Directory, DiscoveryService, Target},
 };
 
@@ -123,6 +124,8 @@ impl App {
         };
         let asked = SessionRequest {
             selection,
+            expression: String::new(),
+            filters: CaptureFilters::default(),
             chaste: request.chaste,
         };
         let (netns, name) = (target.netns.inode(), target.description.full_name());

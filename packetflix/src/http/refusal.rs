@@ -133,9 +133,10 @@ impl From<TapError> for Refusal {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
                 Self::new(StatusCode::NOT_FOUND, error.to_string())
             }
-            TapError::UnknownLinkType { .. } | TapError::TooManyInterfaces => {
-                Self::new(StatusCode::BAD_REQUEST, error.to_string())
-            }
+            TapError::UnknownLinkType { .. }
+            | TapError::TooManyInterfaces
+            | TapError::Filter { .. }
+            | TapError::Load(LoadError::Filter(_)) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
             TapError::Hook(HookError::Gone { .. }) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
             TapError::Enter(EnterError::Thread(_) | EnterError::Setns(_)) => {
                 Self::by_kernel(&error, "CAP_SYS_ADMIN")

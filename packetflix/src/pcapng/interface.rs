@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
 
-use super::{SNAPLEN, options::Block};
+use super::{
+    SNAPLEN,
+    options::{Block, OPT_COMMENT, cut},
+};
 
 const BLOCK_TYPE: u32 = 1;
 const IF_NAME: u16 = 2;
@@ -14,13 +17,20 @@ const IF_IPV6ADDR: u16 = 5;
 const IF_MACADDR: u16 = 6;
 const IF_SPEED: u16 = 8;
 const IF_TSRESOL: u16 = 9;
+const IF_FILTER: u16 = 11;
 const IF_OS: u16 = 12;
+
+/// First byte of `if_filter`: what follows is an expression of libpcap.
+const FILTER_IS_TEXT: u8 = 0;
 
 /// Timestamps count 10^-9 seconds.
 const NANOSECONDS: u8 = 9;
 
 /// Most addresses that are told of one interface: a host may have thousands.
 const MAX_ADDRESSES: usize = 64;
+
+/// Most bytes of a filter that are told: an expression may be long, and each interface has it.
+const MAX_FILTER_LEN: usize = 4096;
 
 /// What a packet of an interface begins with.
 ///
@@ -57,6 +67,10 @@ pub struct InterfaceDescription<'a> {
     pub mac: Option<[u8; 6]>,
     /// Its speed in bits per second, where known.
     pub speed: Option<u64>,
+    /// The filter that its packets passed, in libpcap's language, or empty.
+    pub filter: &'a str,
+    /// What else there is to say of it, or empty.
+    pub comment: &'a str,
     /// Name and release of the operating system.
     pub os: &'a str,
 }
@@ -67,6 +81,7 @@ impl InterfaceDescription<'_> {
         let mut block = Block::begin(out, BLOCK_TYPE);
         block.body(&u32::from(self.link_type as u16).to_le_bytes());
         block.body(&SNAPLEN.to_le_bytes());
+        block.text(OPT_COMMENT, self.comment);
         block.text(IF_NAME, self.name);
         block.text(IF_DESCRIPTION, self.description);
         for address in self.addresses.iter().take(MAX_ADDRESSES) {
@@ -79,6 +94,9 @@ impl InterfaceDescription<'_> {
             block.option(IF_SPEED, &speed.to_le_bytes());
         }
         block.option(IF_TSRESOL, &[NANOSECONDS]);
+        if !self.filter.is_empty() {
+            block.option(IF_FILTER, &[&[FILTER_IS_TEXT], cut(self.filter, MAX_FILTER_LEN).as_bytes()].concat());
+        }
         block.text(IF_OS, self.os);
         block.end();
     }

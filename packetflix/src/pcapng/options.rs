@@ -67,3 +67,8 @@ impl<'out> Block<'out> {
         self.out[self.start + 4..self.start + 8].copy_from_slice(&len.to_le_bytes());
     }
 }
+
+/// The longest beginning of `text` of at most `len` bytes that is whole characters.
+pub(super) fn cut(text: &str, len: usize) -> &str {
+    &text[..text.floor_char_boundary(len)]
+}

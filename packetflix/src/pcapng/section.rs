@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use bytes::BytesMut;
 
-use super::options::{Block, OPT_COMMENT};
+use super::options::{Block, OPT_COMMENT, cut};
 
 const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
 const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
@@ -19,6 +19,9 @@ pub const MAX_SECTION_HEADER_LEN: usize = 1024;
 /// Most bytes that a name takes, and any other string of the header, so that all together stay within the bound.
 const MAX_NAME_LEN: usize = 128;
 const MAX_TEXT_LEN: usize = 64;
+
+/// Most bytes of the filter; each interface's description has it whole.
+const MAX_FILTER_LEN: usize = 192;
 
 /// Begins the section, which lasts to the end of the stream.
 pub struct SectionHeader<'a> {
@@ -42,6 +45,8 @@ pub struct CaptureComment<'a> {
     pub node_name: &'a str,
     /// Identifier of the cluster that the host belongs to, or empty.
     pub cluster_uid: &'a str,
+    /// The filter in libpcap's language, or empty.
+    pub filter: &'a str,
     /// Whether the client asked for no promiscuous mode.
     pub chaste: bool,
 }
@@ -77,6 +82,9 @@ impl CaptureComment<'_> {
                 quoted(self.cluster_uid, MAX_TEXT_LEN)
             );
         }
+        if !self.filter.is_empty() {
+            let _ = writeln!(yaml, "capture-filter: {}", quoted(self.filter, MAX_FILTER_LEN));
+        }
         if self.chaste {
             yaml.push_str("no-promiscuous-mode: true\n");
         }
@@ -95,9 +103,4 @@ fn quoted(text: &str, len: usize) -> String {
         // Characters that need an escape grow up to sixfold.
         text = cut(text, text.len() / 2);
     }
-}
-
-/// The longest beginning of `text` of at most `len` bytes that is whole characters.
-fn cut(text: &str, len: usize) -> &str {
-    &text[..text.floor_char_boundary(len)]
 }

@@ -72,12 +72,13 @@ proptest! {
     fn section_header_stays_within_its_bound(
         hardware in any::<String>(), os in any::<String>(), application in any::<String>(),
         container_name in ".*{0,8}", container_type in "[\"\\\\\u{1}]{0,300}", node_name in any::<String>(),
-        chaste in any::<bool>(), cluster_uid in any::<String>(),
+        chaste in any::<bool>(), cluster_uid in any::<String>(), filter in ".*{0,20}",
     ) {
         let header = SectionHeader {
             hardware: &hardware, os: &os, application: &application,
             comment: CaptureComment {
-                container_name: &container_name, container_type: &container_type, node_name: &node_name, cluster_uid: &cluster_uid, chaste,
+                container_name: &container_name, container_type: &container_type, node_name: &node_name, cluster_uid: &cluster_uid,
+                filter: &filter, chaste,
             },
         };
         let mut out = BytesMut::new();
@@ -92,7 +93,7 @@ proptest! {
         prop_assert_eq!(*code, 1);
         let comment = std::str::from_utf8(comment).unwrap();
         prop_assert!(comment.starts_with("---\n# capture target information\ncontainer-name: \""));
-        prop_assert_eq!(comment.lines().count(), 5 + usize::from(chaste) + usize::from(!cluster_uid.is_empty()));
+        prop_assert_eq!(comment.lines().count(), 5 + usize::from(chaste) + usize::from(!cluster_uid.is_empty()) + usize::from(!filter.is_empty()));
     }
 
     #[test]
@@ -150,7 +151,7 @@ proptest! {
         let mut out = BytesMut::new();
         InterfaceDescription {
             link_type: LinkType::Raw, name: &name, description: &description, addresses: &addresses, mac, speed,
-            os: "Linux",
+            filter: &filter, comment: "", os: "Linux",
         }.encode(&mut out);
         let blocks = blocks(&out);
         let (block_type, body) = &blocks[0];

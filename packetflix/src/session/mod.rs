@@ -18,7 +18,7 @@ use crate::{
     discovery::AddressBook,
     error,
     netns::Netns,
-    tap::{Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
+    tap::{CaptureFilters, Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
     target::Target,
 };
 
@@ -39,6 +39,10 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct SessionRequest {
     /// Which interfaces.
     pub(crate) selection: InterfaceSelection,
+    /// The filter as the client wrote it, or empty.
+    pub(crate) expression: String,
+    /// What that amounts to.
+    pub(crate) filters: CaptureFilters,
     /// Without promiscuous mode.
     pub(crate) chaste: bool,
 }
@@ -84,7 +88,14 @@ impl Session {
         node_name: &str,
     ) -> Result<Self, TapError> {
         let netns = Arc::new(target.netns);
-        let tap = Tap::open(&netns, request.selection, !request.chaste, config).await?;
+        let tap = Tap::open(
+            &netns,
+            request.selection,
+            request.filters,
+            !request.chaste,
+            config,
+        )
+        .await?;
         let stream = Stream::begin(
             &tap,
             &StreamInfo {
@@ -92,6 +103,7 @@ impl Session {
                 description: &target.description,
                 node_name,
                 chaste: request.chaste,
+                filter: &request.expression,
             },
         );
         Ok(Self {

@@ -29,6 +29,7 @@ pub(super) struct StreamInfo<'a> {
     pub(super) description: &'a TargetDescription,
     pub(super) node_name: &'a str,
     pub(super) chaste: bool,
+    pub(super) filter: &'a str,
 }
 
 /// The stream, up to what was last taken from it.
@@ -44,6 +45,8 @@ pub(super) struct Stream {
     names: Names,
     statistics_due: bool,
     has_let_go: bool,
+    /// The filter as the client wrote it.
+    filter: String,
 }
 
 /// What the stream has said of an interface.
@@ -83,6 +86,7 @@ impl Stream {
                     told => told,
                 },
                 cluster_uid: &cluster.uid,
+                filter: info.filter,
                 chaste: info.chaste,
             },
         }
@@ -95,6 +99,7 @@ impl Stream {
             names: Names::default(),
             statistics_due: false,
             has_let_go: false,
+            filter: info.filter.to_owned(),
         };
         stream.describe_new(tap);
         stream
@@ -117,6 +122,9 @@ impl Stream {
                     prefix_len: link.prefix_len,
                 })
                 .collect();
+            let comment = interface.excluded.as_ref().map_or_else(String::new, |reason| {
+                format!("nothing is captured here, since the filter cannot be applied: {reason}")
+            });
             InterfaceDescription {
                 link_type: interface.link_type,
                 name: &interface.link.name,
@@ -124,6 +132,8 @@ impl Stream {
                 addresses: &addresses,
                 mac: interface.link.mac,
                 speed: interface.link.speed,
+                filter: &self.filter,
+                comment: &comment,
                 os: &OS,
             }
             .encode(&mut self.batch);

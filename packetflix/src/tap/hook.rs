@@ -85,6 +85,8 @@ pub(super) enum Attachment {
     Tcx { _links: Vec<SchedClassifierLink> },
     /// A socket whose filter captures, kept for its drop.
     Socket { _socket: OwnedFd },
+    /// None of its packets is wanted.
+    Nothing,
 }
 
 /// The hook that a tap uses.

@@ -2,6 +2,7 @@
 //! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
 
 mod clock;
+mod filters;
 mod hook;
 mod object;
 mod patch;
@@ -24,6 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::CaptureClock,
+    filters::{CaptureFilters, LinkFilter},
     object::prepare,
     rings::{Drained, Head},
 };
@@ -36,6 +38,7 @@ use self::{
 pub use self::{
     hook::{Hook, HookError},
     object::LoadError,
+    patch::PatchError,
     selection::InterfaceSelection,
 };
 use crate::{
@@ -97,6 +100,14 @@ pub enum TapError {
     /// No interface is left to capture.
     #[error("the namespace has no network interface that can be captured")]
     NoInterface,
+    /// The filter means nothing for any of the interfaces.
+    #[error("the filter cannot be applied to {interface}: {reason}")]
+    Filter {
+        /// One of the interfaces.
+        interface: String,
+        /// What the compiler said.
+        reason: String,
+    },
     /// More than one tap holds.
     #[error("a capture holds at most {MAX_INTERFACES} interfaces")]
     TooManyInterfaces,
@@ -137,6 +148,7 @@ pub(crate) struct Tap {
     hook: ChosenHook,
     clock: CaptureClock,
     selection: InterfaceSelection,
+    filters: CaptureFilters,
     promiscuous: bool,
     next_interface_id: u32,
     _log: Option<AbortOnDropHandle<()>>,
@@ -152,6 +164,8 @@ pub(crate) struct TappedInterface {
     pub(crate) link_type: LinkType,
     /// What was known of it when it joined.
     pub(crate) link: Link,
+    /// Why the filter cannot be applied to it, if so: none of its packets is captured then.
+    pub(crate) excluded: Option<String>,
     /// `None` when it is being detached.
     attachment: Option<Attachment>,
 }
@@ -181,6 +195,7 @@ impl Tap {
     pub(crate) async fn open(
         netns: &Netns,
         selection: InterfaceSelection,
+        filters: CaptureFilters,
         promiscuous: bool,
         config: &TapConfig,
     ) -> Result<Self, TapError> {
@@ -191,9 +206,10 @@ impl Tap {
             .await
             .map_err(|error| TapError::List(Box::new(error)))?;
         let wanted = select(&present, &selection)?;
+        check_filters(&filters, &wanted)?;
 
         let (object, hook) = blocking(|| {
-            let mut object = Object::load(config)?;
+            let mut object = Object::load(config, &filters)?;
             let hook = netns.enter(|| ChosenHook::choose(config.hook))??;
             hook.load(&mut object.programs)?;
             Ok::<_, TapError>((object, hook))
@@ -220,6 +236,7 @@ impl Tap {
             hook,
             clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
             selection,
+            filters,
             promiscuous,
             next_interface_id: 0,
             _log: log,
@@ -253,6 +270,7 @@ impl Tap {
         let entry = Entry(InterfaceEntry {
             interface_id: id,
             loopback: u32::from(link.loopback),
+            filter: self.filters.number_of(link_type) as u32,
             ..InterfaceEntry::default()
         });
         self.insert_entry(link.ifindex, entry)
@@ -261,7 +279,8 @@ impl Tap {
                 source,
             })?;
         let since = self.clock.now();
-        let attachment = match self.hook.attach(&mut self.programs, &link) {
+        let excluded = self.filters.reason_against(link_type);
+        let attachment = match self.attach(&link, excluded.is_some()) {
             Ok(attachment) => attachment,
             Err(error) => {
                 self.remove_entry(link.ifindex);
@@ -271,12 +290,6 @@ impl Tap {
                 };
             }
         };
-        if self.promiscuous
-            && !link.loopback
-            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
-        {
-            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
-        }
         let attachment = Some(attachment);
         self.interfaces.insert(
             link.ifindex,
@@ -285,10 +298,25 @@ impl Tap {
                 since,
                 link_type,
                 link,
+                excluded,
                 attachment,
             },
         );
         Ok(())
+    }
+
+    fn attach(&mut self, link: &Link, excluded: bool) -> Result<Attachment, HookError> {
+        if excluded {
+            return Ok(Attachment::Nothing);
+        }
+        let attachment = self.hook.attach(&mut self.programs, link)?;
+        if self.promiscuous
+            && !link.loopback
+            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
+        {
+            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
+        }
+        Ok(attachment)
     }
 
     /// Captured interfaces by their index.
@@ -406,6 +434,20 @@ impl fmt::Debug for Tap {
         f.debug_struct("Tap")
             .field("hook", &self.hook)
             .finish_non_exhaustive()
+    }
+}
+
+/// A filter must mean something for one of the interfaces at least.
+fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapError> {
+    let mut against = wanted.iter().map(|link| {
+        let reason = filters.reason_against(link_type(link.hardware_type)?)?;
+        Some((link.name.clone(), reason))
+    });
+    match against.next().flatten() {
+        Some((interface, reason)) if against.all(|reason| reason.is_some()) => {
+            Err(TapError::Filter { interface, reason })
+        }
+        _ => Ok(()),
     }
 }
 

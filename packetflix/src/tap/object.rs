@@ -16,7 +16,7 @@ use aya::{
 };
 use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
 
-use super::{TapConfig, clock::ClockSource};
+use super::{CaptureFilters, PatchError, TapConfig, clock::ClockSource};
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
@@ -82,6 +82,9 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
+    /// A filter could not be written into it.
+    #[error(transparent)]
+    Filter(#[from] PatchError),
     /// The object was not built from the source of this server.
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
@@ -103,7 +106,8 @@ pub(super) struct Object {
 
 impl Object {
     /// Creates the maps and rings; the programs are loaded when their hook is known.
-    pub(super) fn load(config: &TapConfig) -> Result<Self, LoadError> {
+    pub(super) fn load(config: &TapConfig, filters: &CaptureFilters) -> Result<Self, LoadError> {
+        let object = filters.write_into(OBJECT)?;
         let cpus = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
         let clock = *CLOCK_SOURCE;
         let log_level = if config.log_programs { &LOG_DEBUG } else { &LOG_OFF };
@@ -113,7 +117,7 @@ impl Object {
             .override_global(globals::CLOCK, clock.number(), true)
             .override_global(globals::LOG_LEVEL, log_level, true)
             .map_max_entries(maps::RINGS, cpus)
-            .load(OBJECT)
+            .load(&object)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
         let rings = create_rings(&programs, cpus, config.ring_size).map_err(|source| LoadError::Map {
