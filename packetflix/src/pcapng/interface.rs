@@ -95,7 +95,10 @@ impl InterfaceDescription<'_> {
         }
         block.option(IF_TSRESOL, &[NANOSECONDS]);
         if !self.filter.is_empty() {
-            block.option(IF_FILTER, &[&[FILTER_IS_TEXT], cut(self.filter, MAX_FILTER_LEN).as_bytes()].concat());
+            block.option(
+                IF_FILTER,
+                &[&[FILTER_IS_TEXT], cut(self.filter, MAX_FILTER_LEN).as_bytes()].concat(),
+            );
         }
         block.text(IF_OS, self.os);
         block.end();

@@ -142,7 +142,7 @@ proptest! {
     fn interface_tells_what_is_known(
         name in "[a-z0-9.]{1,15}", description in any::<String>(), v4 in any::<u32>(), v6 in any::<u128>(),
         prefix_len in 0u8..=32, mac in proptest::option::of(any::<[u8; 6]>()),
-        speed in proptest::option::of(any::<u64>()),
+        speed in proptest::option::of(any::<u64>()), filter in "[a-z ]{1,20}",
     ) {
         let addresses = [
             InterfaceAddress { address: IpAddr::V4(Ipv4Addr::from_bits(v4)), prefix_len },
@@ -162,6 +162,7 @@ proptest! {
         let value = |code: u16| options.iter().find(|option| option.0 == code).map(|option| option.1.clone());
         prop_assert_eq!(value(2), Some(name.into_bytes()));
         prop_assert_eq!(value(3), Some(description.into_bytes()).filter(|text| !text.is_empty()));
+        prop_assert_eq!(value(11), Some([&[0], filter.as_bytes()].concat()));
         let mask = (u64::from(u32::MAX) << (32 - prefix_len)) as u32;
         prop_assert_eq!(value(4), Some([v4.to_be_bytes(), mask.to_be_bytes()].concat()));
         prop_assert_eq!(value(5), Some([&v6.to_be_bytes()[..], &[prefix_len]].concat()));
