@@ -1,6 +1,7 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, and a scripted HTTP service.
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone.
 
+pub mod bpf_run;
 pub mod client;
 pub mod containerd;
 pub mod docker;

@@ -35,6 +35,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("podman", "podman"),
     Tool("conmon", "conmon"),
     Tool("busybox", "busybox-static"),
+    // What translated filters are compared with.
+    Tool("/usr/include/pcap/pcap.h", "libpcap-dev"),
 ];
 
 const BENCH_TOOLS: &[Tool] = &[

@@ -107,7 +107,8 @@ pub const NETWORK_OFFSET: u32 = -0x0010_0000_i32 as u32;
 /// Loads at offsets from here on are relative to the link-layer header: `SKF_LL_OFF`.
 pub const LINK_OFFSET: u32 = -0x0020_0000_i32 as u32;
 
-/// One instruction: `struct sock_filter`, and libpcap's `struct bpf_insn`.
+/// One instruction, laid out as `struct sock_filter`, and as libpcap's `struct bpf_insn`.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Instruction {
     /// What to do.

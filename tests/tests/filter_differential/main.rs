@@ -1,0 +1,452 @@
+//! Translated filters do on the real kernel what they do in libpcap, packet by packet.
+
+mod expressions;
+mod packets;
+mod pcap;
+mod programs;
+mod random;
+mod reference;
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix::filter::{
+    TranslateError,
+    classic::{self, InvalidProgram, Operation},
+    native::{self, Helper, Instruction, R0, R1, R2, R3, R6},
+    translate,
+};
+use packetflix_tests::{
+    bpf_run::{EXPERIMENTAL, Program, ProgramType},
+    namespace::Namespace,
+};
+
+use crate::{pcap::Pcap, programs::Extent, random::Random, reference::Beside};
+
+/// Expressions that are compared at least, those of the file among them.
+const EXPRESSIONS: usize = 2000;
+/// Packets that each is compared on.
+const PACKETS: usize = 2000;
+/// A classifier is compared on every so many packets, and other ones for each expression.
+const CLASSIFIED: usize = 4;
+/// Programs of no compiler.
+const PROGRAMS: usize = 2400;
+/// Packets for each of these.
+const PACKETS_OF_PROGRAMS: usize = 300;
+/// What packets are marked with.
+const MARK: u32 = 0xcafe_f00d;
+
+/// A program of classic BPF to be compared, and what it came from.
+struct Case {
+    name: String,
+    program: Vec<classic::Instruction>,
+    link_type: LinkType,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LinkType {
+    Ethernet,
+    /// Packets are those of Ethernet, without its header.
+    Other,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.name, classic::Listing(&self.program))
+    }
+}
+
+/// How much was compared.
+#[derive(Default)]
+struct Tally {
+    pairs: AtomicU64,
+    accepted: AtomicU64,
+    /// Cases that accept some packets and reject others.
+    both: AtomicU64,
+}
+
+/// Does `work` on every case, with its number, on all CPUs.
+fn on_all_cpus<T: Sync>(
+    cases: &[T],
+    work: impl Fn(usize, &T) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    let threads = thread::available_parallelism()?.get();
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for (number, case) in cases.iter().enumerate().skip(thread).step_by(threads) {
+                        work(number, case)?;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok(())
+    })
+}
+
+/// A classifier that lets the kernel put a tag beside the packet, and then calls the filter as a function.
+fn with_tag(vlan: Option<(u16, u16)>, filter: &[Instruction]) -> Vec<Instruction> {
+    use native::Arithmetic::Move;
+
+    let mut program = vec![Instruction::alu64(Move, R6, R1)];
+    if let Some((protocol, tci)) = vlan {
+        program.extend([
+            Instruction::alu32_imm(Move, R2, i32::from(protocol.swap_bytes())),
+            Instruction::alu32_imm(Move, R3, tci.into()),
+            Instruction::call(Helper::SkbVlanPush),
+            Instruction::alu64(Move, R1, R6),
+        ]);
+    }
+    program.extend([Instruction::call_function(1), Instruction::exit()]);
+    program.extend(filter);
+    program
+}
+
+/// What the kernel has beside the packet that a test's classifier sees: `eth_type_trans` in `net/ethernet/eth.c`, for the
+/// loopback device, whose address is zero, as is its
+/// address for broadcasts.
+fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Beside {
+    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let protocol = match word(12) {
+        protocol @ 0x600.. => protocol,
+        _ if packet.get(14..16) == Some(&[0xff, 0xff]) => 1,
+        _ => 4,
+    };
+    let packet_type = match &packet[..6] {
+        [first, ..] if first & 1 != 0 => 2,
+        [0, 0, 0, 0, 0, 0] => 0,
+        _ => 3,
+    };
+    Beside {
+        protocol,
+        packet_type,
+        ifindex: 1,
+        mark: MARK,
+        vlan,
+        network: 14,
+    }
+}
+
+/// What it has beside the packet that a test's socket filter sees.
+fn beside_filtered() -> Beside {
+    Beside {
+        protocol: EXPERIMENTAL,
+        ifindex: 1,
+        mark: MARK,
+        ..Beside::default()
+    }
+}
+
+/// Packets of which the kernel makes ones for a classifier: those with a whole Ethernet header, and newer kernels want
+/// a whole header of IP after that, if the EtherType says so.
+fn classifiable(packets: &[Vec<u8>]) -> anyhow::Result<Vec<&[u8]>> {
+    let accept = translate(&[classic::Instruction::new(classic::opcode::RET, 1)])?;
+    let accept = Program::load(ProgramType::Classifier, &native::encode(&accept))?;
+    let classifiable: Vec<&[u8]> = packets
+        .iter()
+        .map(Vec::as_slice)
+        .filter(|packet| packet.len() >= 14 && accept.run(packet, 0).is_ok())
+        .collect();
+    let whole = packets.iter().filter(|packet| packet.len() >= 14 + 40).count();
+    ensure!(
+        classifiable.len() >= whole,
+        "{} of {whole} packets",
+        classifiable.len()
+    );
+    Ok(classifiable)
+}
+
+fn load(kind: ProgramType, filter: &[Instruction], case: &Case) -> anyhow::Result<Program> {
+    Program::load(kind, &native::encode(filter))
+        .with_context(|| format!("{kind:?} {case}\n{}", native::Listing(filter)))
+}
+
+/// Whether a program gives the same in libpcap's interpreter as it must in the kernel.
+fn is_for_libpcap(operations: &[Operation]) -> bool {
+    !operations
+        .iter()
+        .any(|operation| matches!(operation, Operation::LoadAbsolute(_, classic::LINK_OFFSET..)))
+}
+
+#[test]
+fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
+    let cases = compile_all()?;
+    let packets = packets::packets(PACKETS, 1);
+    let classified = classifiable(&packets)?;
+    let tally = Tally::default();
+    let beside_socket = beside_filtered();
+
+    on_all_cpus(&cases, |number, case| {
+        let operations = classic::check(&case.program).with_context(|| case.to_string())?;
+        let for_libpcap = is_for_libpcap(&operations);
+        let filter = translate(&case.program).with_context(|| case.to_string())?;
+        let socket = load(ProgramType::SocketFilter, &filter, case)?;
+        let (mut pairs, mut accepted) = (0, 0);
+        let mut compare = |packet: &[u8], expected: u32, returned: u32| {
+            pairs += 1;
+            accepted += u64::from(returned != 0);
+            ensure!(
+                returned == expected,
+                "{returned} instead of {expected} for {case}\n{packet:02x?}\n{}",
+                native::Listing(&filter)
+            );
+            Ok(())
+        };
+        for packet in &packets {
+            let packet = match case.link_type {
+                LinkType::Ethernet => packet,
+                LinkType::Other => packet.get(14..).unwrap_or_default(),
+            };
+            let expected = if for_libpcap {
+                pcap::interpret(&case.program, packet)
+            } else {
+                reference::interpret(&operations, packet, &beside_socket)
+            };
+            compare(packet, expected, socket.run(packet, MARK)?)?;
+        }
+
+        if case.link_type == LinkType::Ethernet {
+            let classifier = load(ProgramType::Classifier, &filter, case)?;
+            for packet in classified.iter().skip(number % CLASSIFIED).step_by(CLASSIFIED) {
+                let expected = if for_libpcap {
+                    pcap::interpret(&case.program, packet)
+                } else {
+                    reference::interpret(&operations, packet, &beside_classified(packet, None))
+                };
+                compare(packet, expected, classifier.run(packet, MARK)?)?;
+            }
+        }
+        // What depends on a tag beside the packet, and also what must not.
+        if case.link_type == LinkType::Ethernet && (!for_libpcap || number % 16 == 0) {
+            for (which, vlan) in [(0x8100, 0xe007), (0x88a8, 100), (0x8100, 0)]
+                .into_iter()
+                .enumerate()
+            {
+                let program = with_tag(Some(vlan), &filter);
+                let classifier = load(ProgramType::Classifier, &program, case)?;
+                for packet in classified
+                    .iter()
+                    .skip((number + which) % CLASSIFIED)
+                    .step_by(CLASSIFIED)
+                {
+                    let beside = beside_classified(packet, Some(vlan));
+                    let expected = reference::interpret(&operations, packet, &beside);
+                    compare(packet, expected, classifier.run(packet, MARK)?)?;
+                }
+            }
+        }
+        tally.pairs.fetch_add(pairs, Ordering::Relaxed);
+        tally.accepted.fetch_add(accepted, Ordering::Relaxed);
+        tally
+            .both
+            .fetch_add(u64::from(accepted > 0 && accepted < pairs), Ordering::Relaxed);
+        Ok(())
+    })?;
+
+    let [pairs, accepted, both] =
+        [&tally.pairs, &tally.accepted, &tally.both].map(|number| number.load(Ordering::Relaxed));
+    println!(
+        "{} programs, {both} of which tell packets apart; {pairs} pairs, {accepted} accepted",
+        cases.len()
+    );
+    ensure!(pairs >= 3_000_000, "{pairs} pairs");
+    // Comparing would mean little if nearly all was rejected.
+    ensure!(accepted * 20 > pairs, "{accepted} of {pairs} accepted");
+    ensure!(both as usize * 10 > cases.len() * 6, "{both} of {}", cases.len());
+    Ok(())
+}
+
+/// Compiles what is written and what the grammar makes: as for a live interface, as for Ethernet of nowhere if that
+/// differs, and some for other link types.
+fn compile_all() -> anyhow::Result<Vec<Case>> {
+    let namespace = Namespace::new()?;
+    let mut live = namespace.inside(|| Pcap::live("lo"))??;
+    let mut ethernet = Pcap::dead(pcap::ETHERNET)?;
+    let mut others = [Pcap::dead(pcap::RAW_IP)?, Pcap::dead(pcap::COOKED)?];
+    let mut cases = Vec::new();
+    let mut differ = 0;
+    let mut add = |text: &str, optimize: bool, program: Vec<classic::Instruction>| {
+        if let Ok(nowhere) = ethernet.compile(text, optimize)
+            && nowhere != program
+        {
+            differ += 1;
+            cases.push(Case {
+                name: format!("{text} (not live)"),
+                program: nowhere,
+                link_type: LinkType::Ethernet,
+            });
+        }
+        for other in &mut others {
+            if let Ok(program) = other.compile(text, optimize)
+                && program.len() > 1
+                && text.len().is_multiple_of(3)
+                // Of some expressions libpcap makes loads beside the packet that there are not.
+                && classic::check(&program).is_ok()
+            {
+                cases.push(Case {
+                    name: format!("{text} (not Ethernet)"),
+                    program,
+                    link_type: LinkType::Other,
+                });
+            }
+        }
+        cases.push(Case {
+            name: text.to_owned(),
+            program,
+            link_type: LinkType::Ethernet,
+        });
+    };
+
+    let mut count = 0;
+    for expression in expressions::written() {
+        let program = live.compile(expression.text, true)?;
+        if expression.refused {
+            let refusal = translate(&program);
+            ensure!(
+                matches!(
+                    refusal,
+                    Err(TranslateError::Invalid(
+                        InvalidProgram::Jump { .. } | InvalidProgram::Ancillary { .. }
+                    ))
+                ),
+                "{}: {refusal:?}",
+                expression.text
+            );
+            continue;
+        }
+        count += 1;
+        add(expression.text, true, program);
+    }
+    println!("{count} expressions written by hand");
+    let mut random = Random::new(2);
+    while count < EXPRESSIONS {
+        let text = expressions::expression(&mut random);
+        // Not all that the grammar makes means something, and some can be seen to accept or reject everything.
+        let optimize = random.percent(70);
+        let Ok(program) = live.compile(&text, optimize) else {
+            continue;
+        };
+        match classic::check(&program) {
+            // What is before the packet: `ether[4 - 5]`.
+            Err(InvalidProgram::Ancillary { .. }) => {}
+            _ if program.len() == 1 => {}
+            _ => {
+                count += 1;
+                add(&text, optimize, program);
+            }
+        }
+    }
+    println!("{differ} are compiled otherwise when not live");
+    ensure!(differ > 50, "{differ}");
+    Ok(cases)
+}
+
+#[test]
+fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
+    let mut random = Random::new(3);
+    let cases: Vec<(Extent, Case)> = (0..PROGRAMS)
+        .map(|number| {
+            let extent = match number % 4 {
+                0 | 1 => Extent::Libpcap,
+                2 => Extent::Scratch,
+                _ => Extent::Kernel,
+            };
+            let case = Case {
+                name: format!("program {number}"),
+                program: programs::program(&mut random, extent),
+                link_type: LinkType::Ethernet,
+            };
+            (extent, case)
+        })
+        .collect();
+    let packets = packets::packets(PACKETS_OF_PROGRAMS, 4);
+    let classified = classifiable(&packets)?;
+    let tally = Tally::default();
+    let beside_socket = beside_filtered();
+
+    on_all_cpus(&cases, |number, (extent, case)| {
+        let operations = classic::check(&case.program).with_context(|| case.to_string())?;
+        let filter = translate(&case.program).with_context(|| case.to_string())?;
+        let expect = |packet: &[u8], beside: &Beside| {
+            let expected = reference::interpret(&operations, packet, beside);
+            if *extent == Extent::Libpcap {
+                let libpcap = pcap::interpret(&case.program, packet);
+                ensure!(
+                    expected == libpcap,
+                    "{expected}, and {libpcap} in libpcap: {case}\n{packet:02x?}"
+                );
+            }
+            Ok(expected)
+        };
+        let (mut pairs, mut accepted) = (0, 0);
+        let mut compare = |packet: &[u8], expected: u32, returned: u32| {
+            pairs += 1;
+            accepted += u64::from(returned != 0);
+            ensure!(
+                returned == expected,
+                "{returned} instead of {expected} for {case}\n{packet:02x?}\n{}",
+                native::Listing(&filter)
+            );
+            Ok(())
+        };
+        // The header that a socket filter does not see is before the packet, and loads from there find it.
+        if *extent != Extent::Kernel {
+            let socket = load(ProgramType::SocketFilter, &filter, case)?;
+            for packet in &packets {
+                compare(packet, expect(packet, &beside_socket)?, socket.run(packet, MARK)?)?;
+            }
+        }
+        let vlan = [None, Some((0x8100, 0x2064)), Some((0x88a8, 7))][number % 3];
+        for program in [filter.clone(), with_tag(vlan, &filter)]
+            .iter()
+            .take(1 + usize::from(vlan.is_some()))
+        {
+            let vlan = vlan.filter(|_| program.len() != filter.len());
+            let classifier = load(ProgramType::Classifier, program, case)?;
+            for packet in &classified {
+                let expected = expect(packet, &beside_classified(packet, vlan))?;
+                compare(packet, expected, classifier.run(packet, MARK)?)?;
+            }
+        }
+        tally.pairs.fetch_add(pairs, Ordering::Relaxed);
+        tally.accepted.fetch_add(accepted, Ordering::Relaxed);
+        tally
+            .both
+            .fetch_add(u64::from(accepted > 0 && accepted < pairs), Ordering::Relaxed);
+        Ok(())
+    })?;
+    let [pairs, accepted, both] =
+        [&tally.pairs, &tally.accepted, &tally.both].map(|number| number.load(Ordering::Relaxed));
+    println!("{PROGRAMS} programs, {both} of which tell packets apart; {pairs} pairs, {accepted} accepted");
+    ensure!(
+        accepted * 10 > pairs && both as usize * 10 > PROGRAMS * 3,
+        "{accepted} of {pairs}, {both}"
+    );
+    Ok(())
+}
+
+/// What an accepting filter returns need not be a length.
+#[test]
+fn returns_any_value() -> anyhow::Result<()> {
+    for value in [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+        let filter = translate(&[classic::Instruction::new(classic::opcode::RET, value)])?;
+        ensure!(filter[0].dst == R0);
+        for kind in [ProgramType::SocketFilter, ProgramType::Classifier] {
+            let returned = Program::load(kind, &native::encode(&filter))?.run(&[0; 60], 0)?;
+            ensure!(returned == value, "{returned} instead of {value}");
+        }
+    }
+    Ok(())
+}
