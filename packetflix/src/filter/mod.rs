@@ -13,5 +13,5 @@ mod own;
 mod translate;
 
 pub use child::answer_if_asked;
-pub use own::{OwnStream, without_own};
+pub use own::{OwnTraffic, without_own};
 pub use translate::{TranslateError, translate};

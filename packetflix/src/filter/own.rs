@@ -1,50 +1,66 @@
-//! Leaves the stream of a capture out of the capture: it would feed on itself otherwise.
+//! Leaves the service's own traffic out of a capture: it would feed on itself otherwise.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::classic::{Instruction, opcode::*};
 use crate::pcapng::LinkType;
 
-/// The TCP connection over which a capture is streamed, as far as it looks the same everywhere. The server's address may
-/// be translated on the way, and is not looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnStream {
-    /// The client's end, as the server sees it.
-    pub client: SocketAddr,
-    /// Ports of the server's end: the one that it listens on, and the one that the client asked for.
+/// Most addresses of each family that are compared with, so that no jump becomes too long.
+const MAX_IPV4_SERVERS: usize = 32;
+const MAX_IPV6_SERVERS: usize = 8;
+/// Most ports of the server.
+const MAX_PORTS: usize = 4;
+
+/// The service's traffic: TCP of one of its ports, either at one of its addresses, or with the client of the capture.
+/// The latter stands for what its address may be translated to on the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnTraffic {
+    /// Ports of the service: the one that it listens on, and the one that the client asked for.
     pub ports: Vec<u16>,
+    /// Addresses of the service; the most important first.
+    pub servers: Vec<IpAddr>,
+    /// The client of the capture, as the service sees it.
+    pub client: Option<SocketAddr>,
+}
+
+/// The program that rejects `own` and leaves all other packets to `filter`; without a filter it accepts them.
+///
+/// Looks at TCP right behind an IP header: a stream in a tunnel, or with a VLAN tag within the packet, is not known.
+pub fn without_own(
+    own: &OwnTraffic,
+    link_type: LinkType,
+    filter: Option<&[Instruction]>,
+) -> Vec<Instruction> {
+    /// The whole packet, whatever its length.
+    const ACCEPT: Instruction = Instruction::new(RET | K, u32::MAX);
+
+    let mut program = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        program.extend(rejecting(own, link_type, family));
+    }
+    program.extend_from_slice(filter.unwrap_or(&[ACCEPT]));
+    program
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Ipv4,
+    Ipv6,
 }
 
 /// `linux/in.h`
 const IPPROTO_TCP: u32 = 6;
 /// Bytes of the two ports at the beginning of a TCP header.
 const PORTS_LEN: u32 = 4;
-/// EtherTypes.
-const IPV4: u32 = 0x0800;
-const IPV6: u32 = 0x86dd;
-
-/// The program that rejects `own` and leaves all other packets to `filter`; without a filter it accepts them.
-///
-/// Looks at TCP right behind an IP header: a stream in a tunnel, or with a VLAN tag within the packet, is not known.
-pub fn without_own(own: &OwnStream, link_type: LinkType, filter: Option<&[Instruction]>) -> Vec<Instruction> {
-    /// The whole packet, whatever its length.
-    const ACCEPT: Instruction = Instruction::new(RET | K, u32::MAX);
-
-    let mut program = if own.ports.is_empty() {
-        Vec::new()
-    } else {
-        rejecting(own, link_type)
-    };
-    program.extend_from_slice(filter.unwrap_or(&[ACCEPT]));
-    program
-}
 
 /// Where a jump goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum To {
     /// On to the next instruction.
     Next,
-    /// To the comparison with the packets of the other direction.
+    /// So many instructions on.
+    Skip(u8),
+    /// To the comparison of what is sent to the service, after that of what it sends.
     OtherWay,
     /// The packet is our own.
     Own,
@@ -68,15 +84,15 @@ impl Assembly {
         self.compute(LD | code, at);
     }
 
+    fn jump(&mut self, code: u16, k: u32, when_true: To, when_false: To) {
+        self.steps
+            .push((Instruction::new(JMP | code | K, k), when_true, when_false));
+    }
+
     /// Compares with X.
     fn jump_x(&mut self, code: u16, when_true: To, when_false: To) {
         self.steps
             .push((Instruction::new(JMP | code | X, 0), when_true, when_false));
-    }
-
-    fn jump(&mut self, code: u16, k: u32, when_true: To, when_false: To) {
-        self.steps
-            .push((Instruction::new(JMP | code | K, k), when_true, when_false));
     }
 
     fn expect(&mut self, k: u32, otherwise: To) {
@@ -89,11 +105,12 @@ impl Assembly {
         let distance = |from: usize, to: To| {
             let target = match to {
                 To::Next => from + 1,
+                To::Skip(count) => from + 1 + usize::from(count),
                 To::OtherWay => self.other_way,
                 To::Own => end,
                 To::Other => end + 1,
             };
-            // The whole has some fifty instructions.
+            // The bounds of addresses and ports keep the whole below 256 instructions.
             (target - from - 1) as u8
         };
         let jumps = self.steps.iter().enumerate();
@@ -109,35 +126,100 @@ impl Assembly {
     }
 }
 
-fn rejecting(own: &OwnStream, link_type: LinkType) -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    let is_ipv4 = own.client.ip().is_ipv4();
-    let (network, header_len) = match link_type {
-        LinkType::Ethernet => (14, if is_ipv4 { 20 } else { 40 }),
-        LinkType::Raw => (0, if is_ipv4 { 20 } else { 40 }),
+/// Where things are in a packet.
+struct Layout {
+    network: u32,
+    source: u32,
+    destination: u32,
+    /// How ports are loaded: behind an IPv4 header, whose length is in X, or at a fixed place.
+    port_mode: u16,
+    source_port: u32,
+    destination_port: u32,
+}
+
+impl Layout {
+    fn new(link_type: LinkType, family: Family) -> Self {
+        let network = match link_type {
+            LinkType::Ethernet => 14,
+            LinkType::Raw => 0,
+        };
+        let (source, destination, port_mode, ports) = match family {
+            Family::Ipv4 => (12, 16, IND, 0),
+            Family::Ipv6 => (8, 24, ABS, 40),
+        };
+        Self {
+            network,
+            source: network + source,
+            destination: network + destination,
+            port_mode,
+            source_port: network + ports,
+            destination_port: network + ports + 2,
+        }
+    }
+}
+
+/// The instructions that reject own packets of a family; none when there are no such.
+fn rejecting(own: &OwnTraffic, link_type: LinkType, family: Family) -> Vec<Instruction> {
+    let is_of_family = |address: &IpAddr| address.is_ipv4() == (family == Family::Ipv4);
+    let most = match family {
+        Family::Ipv4 => MAX_IPV4_SERVERS,
+        Family::Ipv6 => MAX_IPV6_SERVERS,
     };
+    let of_family = own.servers.iter().copied().filter(is_of_family);
+    let servers: Vec<IpAddr> = of_family.take(most).collect();
+    let client = own.client.filter(|client| is_of_family(&client.ip()));
+    let ports = &own.ports[..own.ports.len().min(MAX_PORTS)];
+    if ports.is_empty() || (servers.is_empty() && client.is_none()) {
+        return Vec::new();
+    }
+    let layout = Layout::new(link_type, family);
+    let mut assembly = Assembly::default();
+    find_ports(&mut assembly, &layout, link_type, family);
+
+    let from_us = Direction {
+        our_port: layout.source_port,
+        their_port: layout.destination_port,
+        us: layout.source,
+        them: layout.destination,
+        otherwise: To::OtherWay,
+    };
+    let to_us = Direction {
+        our_port: layout.destination_port,
+        their_port: layout.source_port,
+        us: layout.destination,
+        them: layout.source,
+        otherwise: To::Other,
+    };
+    from_us.reject(&mut assembly, &layout, ports, &servers, client);
+    assembly.other_way = assembly.steps.len();
+    to_us.reject(&mut assembly, &layout, ports, &servers, client);
+    assembly.finish()
+}
+
+/// Lets TCP go on, with what is needed to load its ports.
+fn find_ports(assembly: &mut Assembly, layout: &Layout, link_type: LinkType, family: Family) {
+    let (ethertype, version, protocol, header_len) = match family {
+        Family::Ipv4 => (0x0800, 0x40, 9, 20),
+        Family::Ipv6 => (0x86dd, 0x60, 6, 40),
+    };
+    let network = layout.network;
     // A load beyond the packet's end would reject it.
     assembly.load(LEN, 0);
     assembly.jump(JGE, network + header_len + PORTS_LEN, To::Next, To::Other);
     match link_type {
         LinkType::Ethernet => {
             assembly.load(H | ABS, 12);
-            assembly.expect(if is_ipv4 { IPV4 } else { IPV6 }, To::Other);
+            assembly.expect(ethertype, To::Other);
         }
         LinkType::Raw => {
             assembly.load(B | ABS, 0);
             assembly.compute(ALU | AND | K, 0xf0);
-            assembly.expect(if is_ipv4 { 0x40 } else { 0x60 }, To::Other);
+            assembly.expect(version, To::Other);
         }
     }
-    let (protocol, source, len, port_mode, ports) = if is_ipv4 {
-        (9, 12, 4, IND, network)
-    } else {
-        (6, 8, 16, ABS, network + header_len)
-    };
     assembly.load(B | ABS, network + protocol);
     assembly.expect(IPPROTO_TCP, To::Other);
-    if is_ipv4 {
+    if family == Family::Ipv4 {
         // What follows the first fragment has no ports; X is the length of the header.
         assembly.load(H | ABS, network + 6);
         assembly.jump(JSET, 0x1fff, To::Other, To::Next);
@@ -146,29 +228,58 @@ fn rejecting(own: &OwnStream, link_type: LinkType) -> Vec<Instruction> {
         assembly.compute(ALU | SUB | K, network + PORTS_LEN);
         assembly.jump_x(JGE, To::Next, To::Other);
     }
-    let (source_port, destination_port) = (ports, ports + 2);
-    let sides = [
-        (source, source_port, destination_port, To::OtherWay),
-        (source + len, destination_port, source_port, To::Other),
-    ];
-    for (address, client_port, server_port, otherwise) in sides {
-        if otherwise == To::Other {
-            assembly.other_way = assembly.steps.len();
+}
+
+/// Packets that the service sends, or that are sent to it.
+struct Direction {
+    our_port: u32,
+    their_port: u32,
+    us: u32,
+    them: u32,
+    otherwise: To,
+}
+
+impl Direction {
+    fn reject(
+        &self,
+        assembly: &mut Assembly,
+        layout: &Layout,
+        ports: &[u16],
+        servers: &[IpAddr],
+        client: Option<SocketAddr>,
+    ) {
+        assembly.load(H | layout.port_mode, self.our_port);
+        for (index, port) in ports.iter().enumerate() {
+            let after = (ports.len() - 1 - index) as u8;
+            let when_false = if after == 0 { self.otherwise } else { To::Next };
+            assembly.jump(JEQ, (*port).into(), To::Skip(after), when_false);
         }
-        for (index, word) in words(own.client.ip()).into_iter().enumerate() {
-            assembly.load(W | ABS, network + address + 4 * index as u32);
-            assembly.expect(word, otherwise);
+        for server in servers {
+            compare_address(assembly, self.us, *server, To::Own, None);
         }
-        assembly.load(H | port_mode, client_port);
-        assembly.expect(own.client.port().into(), otherwise);
-        assembly.load(H | port_mode, server_port);
-        for (index, port) in own.ports.iter().enumerate() {
-            let is_last = index + 1 == own.ports.len();
-            let when_false = if is_last { otherwise } else { To::Next };
-            assembly.jump(JEQ, (*port).into(), To::Own, when_false);
+        match client {
+            Some(client) => {
+                assembly.load(H | layout.port_mode, self.their_port);
+                assembly.expect(client.port().into(), self.otherwise);
+                compare_address(assembly, self.them, client.ip(), To::Own, Some(self.otherwise));
+            }
+            // Nothing is left to compare with: a comparison that goes the same way whatever it finds.
+            None => assembly.jump(JEQ, 0, self.otherwise, self.otherwise),
         }
     }
-    assembly.finish()
+}
+
+/// Goes to `when_same` if the address at `at` is this one, else to `otherwise`, or on.
+fn compare_address(assembly: &mut Assembly, at: u32, address: IpAddr, when_same: To, otherwise: Option<To>) {
+    let words = words(address);
+    for (index, word) in words.iter().enumerate() {
+        // Each word takes two instructions.
+        let left = 2 * (words.len() - 1 - index) as u8;
+        let when_false = otherwise.unwrap_or(To::Skip(left));
+        let when_true = if left == 0 { when_same } else { To::Next };
+        assembly.load(W | ABS, at + 4 * index as u32);
+        assembly.jump(JEQ, *word, when_true, when_false);
+    }
 }
 
 /// An address in the words of 32 bits in which it is loaded.
@@ -268,14 +379,15 @@ mod tests {
             let [client, server, third]: [SocketAddr; 3] =
                 [client, server, third].map(|text| text.parse().unwrap());
             let translated = SocketAddr::new(server.ip(), 30_001);
-            let own = OwnStream {
-                client,
+            let own_client = OwnTraffic {
                 ports: vec![5001, 30_001],
+                servers: Vec::new(),
+                client: Some(client),
             };
             let other_client = SocketAddr::new(client.ip(), 40_001);
             let other_server = SocketAddr::new(server.ip(), 80);
             for (link_type, ethertype) in [(LinkType::Ethernet, true), (LinkType::Raw, false)] {
-                let program = without_own(&own, link_type, None);
+                let program = without_own(&own_client, link_type, None);
                 classic::check(&program).unwrap();
                 translate(&program).unwrap();
                 let passes = |from, to, options| {
@@ -309,12 +421,53 @@ mod tests {
     }
 
     #[test]
+    fn all_that_the_service_says_and_hears_is_left_out() {
+        let servers: Vec<IpAddr> = (0..100u8)
+            .flat_map(|host| {
+                [
+                    format!("10.0.0.{host}").parse().unwrap(),
+                    format!("2001:db8::{host:x}").parse().unwrap(),
+                ]
+            })
+            .collect();
+        let client: SocketAddr = "10.9.9.9:1234".parse().unwrap();
+        for client in [None, Some(client)] {
+            let own = OwnTraffic {
+                ports: vec![1, 2, 3, 5001, 5],
+                servers: servers.clone(),
+                client,
+            };
+            let program = without_own(&own, LinkType::Raw, None);
+            classic::check(&program).unwrap();
+            translate(&program).unwrap();
+            for (server, other, ours) in [
+                ("10.0.0.0:5001", "10.9.9.8:77", true),
+                ("10.0.0.31:1", "10.9.9.8:77", true),
+                ("10.0.0.31:5001", "10.0.0.30:5001", true),
+                ("10.0.0.32:5001", "10.9.9.8:77", false),
+                ("10.0.0.1:5", "10.9.9.8:77", false),
+                ("10.9.9.8:5001", "10.0.0.1:77", false),
+                ("10.9.9.8:5001", "10.9.9.9:1234", client.is_some()),
+                ("[2001:db8::7]:5001", "[2001:db8::99]:77", true),
+                ("[2001:db8::8]:5001", "[2001:db8::99]:77", false),
+                ("[2001:db9::7]:5001", "[2001:db8::99]:77", false),
+            ] {
+                let (from, to) = (server.parse().unwrap(), other.parse().unwrap());
+                for packet in [segment(from, to, 0), segment(to, from, 0)] {
+                    assert_eq!(!accepts(&program, &packet), ours, "{server} {other}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn packets_that_are_too_short_for_it_are_not_own() {
         let [client, server]: [SocketAddr; 2] =
             ["10.0.0.5:40000", "10.0.0.6:5001"].map(|text| text.parse().unwrap());
-        let own = OwnStream {
-            client,
+        let own = OwnTraffic {
             ports: vec![5001],
+            servers: vec![server.ip()],
+            client: Some(client),
         };
         for options in [0, 1, 10] {
             let whole = segment(client, server, options);
@@ -328,15 +481,16 @@ mod tests {
 
     #[test]
     fn what_is_not_own_is_left_to_the_filter() {
-        let own = OwnStream {
-            client: "10.0.0.5:40000".parse().unwrap(),
+        let own = OwnTraffic {
             ports: vec![5001],
+            servers: Vec::new(),
+            client: Some("10.0.0.5:40000".parse().unwrap()),
         };
         let reject = [Instruction::new(RET | K, 0)];
         let program = without_own(&own, LinkType::Ethernet, Some(&reject));
         assert!(!accepts(&program, &[0; 64]));
         assert!(accepts(&without_own(&own, LinkType::Ethernet, None), &[0; 64]));
-        let none = OwnStream { ports: vec![], ..own };
+        let none = OwnTraffic { ports: vec![], ..own };
         assert_eq!(without_own(&none, LinkType::Raw, Some(&reject)), reject);
     }
 }
