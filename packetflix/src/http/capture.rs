@@ -1,7 +1,8 @@
 //! `/capture`: from a handshake to a session that streams.
 
 use std::{
-    net::SocketAddr,
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +23,7 @@ use tokio_util::{
 use tracing::Instrument as _;
 use warp::{
     Reply,
-    http::{HeaderMap, Request, StatusCode},
+    http::{HeaderMap, Request, StatusCode, header, uri::Authority},
     reply::Response,
 };
 
@@ -34,6 +35,8 @@ use super::{
 use crate::{
     config::Config,
     discovery::{AddressBook, Discovery},
+    filter::{OwnTraffic, compile::Options},
+    netns::own_addresses,
     session::{Session, SessionRequest},
     tap::CaptureFilters,
     target::{Directory, DiscoveryService, Target},
@@ -49,6 +52,8 @@ pub(super) struct App {
     pub(super) discovery: Arc<Discovery>,
     /// Where targets are looked up.
     pub(super) directory: Directory,
+    /// How filters are compiled.
+    pub(super) filters: Options,
     /// Connections and captures, to wait for at the end.
     pub(super) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
@@ -57,12 +62,17 @@ pub(super) struct App {
     next_id: AtomicU64,
 }
 
+/// Our end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LocalEnd(pub(super) SocketAddr);
+
 /// A request for a capture, as it came.
 pub(super) struct Handshake {
     pub(super) query: String,
     pub(super) headers: HeaderMap,
     pub(super) on_upgrade: Option<OnUpgrade>,
     pub(super) peer: Option<SocketAddr>,
+    pub(super) local: Option<LocalEnd>,
 }
 
 impl App {
@@ -76,9 +86,14 @@ impl App {
             Some(address) => Directory::Service(DiscoveryService::new(address.clone())),
             None => Directory::Own(Arc::clone(&discovery)),
         };
+        let filters = Options {
+            resolve_names: config.resolve_filter_names,
+            ..Options::default()
+        };
         Self {
             discovery,
             directory,
+            filters,
             config,
             tasks,
             stop,
@@ -118,14 +133,20 @@ impl App {
 
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
+        let own = if request.with_own {
+            OwnTraffic::default()
+        } else {
+            own_traffic(&handshake, target.netns.inode()).await
+        };
+        let filters = CaptureFilters::build(&request.filter, &own, &self.filters).await?;
         let selection = match request.selection {
             Some(selection) => selection,
             None => select(target.description.interfaces.clone())?,
         };
         let asked = SessionRequest {
             selection,
-            expression: String::new(),
-            filters: CaptureFilters::default(),
+            expression: request.filter,
+            filters,
             chaste: request.chaste,
         };
         let (netns, name) = (target.netns.inode(), target.description.full_name());
@@ -179,6 +200,48 @@ impl App {
             Err(error) => tracing::info!(%error, "ended: the client left before the stream began"),
         }
         drop(permit);
+    }
+}
+
+/// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our ports say and hear at the
+/// addresses that we have, at the one that the client asked for, and whatever our ports say to the client.
+async fn own_traffic(handshake: &Handshake, netns: u64) -> OwnTraffic {
+    let (Some(peer), Some(LocalEnd(local))) = (handshake.peer, handshake.local) else {
+        return OwnTraffic::default();
+    };
+    let asked = handshake
+        .headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let asked: Option<Authority> = asked.and_then(|host| host.parse().ok());
+    let asked_port = asked
+        .as_ref()
+        .and_then(Authority::port_u16)
+        .unwrap_or(local.port());
+    let asked_address = asked.as_ref().and_then(|asked| {
+        let host = asked.host().trim_start_matches('[').trim_end_matches(']');
+        host.parse().ok()
+    });
+    let mut ports = vec![local.port(), asked_port];
+    ports.dedup();
+    let (own_netns, addresses) = tokio::task::spawn_blocking(own_addresses)
+        .await
+        .unwrap_or_default();
+    // The loopback device of another namespace is none of ours.
+    let is_seen = |address: &IpAddr| own_netns == Some(netns) || !address.is_loopback();
+    let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let mut servers: Vec<IpAddr> = [local.ip().to_canonical()]
+        .into_iter()
+        .chain(asked_address)
+        .chain(addresses)
+        .filter(is_seen)
+        .collect();
+    let mut seen = HashSet::new();
+    servers.retain(|address| seen.insert(*address));
+    OwnTraffic {
+        ports,
+        servers,
+        client: Some(client).filter(|client| is_seen(&client.ip())),
     }
 }
 

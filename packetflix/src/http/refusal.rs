@@ -13,8 +13,9 @@ use warp::{
 use super::{proxy::ProxyError, request::RequestError};
 use crate::{
     error,
+    filter::compile::CompileError,
     netns::{EnterError, FindError},
-    tap::{HookError, LoadError, TapError},
+    tap::{FilterError, HookError, LoadError, TapError},
     target::{DirectoryError, ServiceProblem, TargetError},
 };
 
@@ -78,8 +79,7 @@ impl From<RequestError> for Refusal {
             | RequestError::NoTarget
             | RequestError::TwoTargets
             | RequestError::Container(_)
-            | RequestError::Names(_)
-            | RequestError::FilterUnsupported(_)
+            | RequestError::Switch(..)
             | RequestError::Netns(_)
             | RequestError::TooManyInterfaces(_)
             | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
@@ -122,6 +122,28 @@ impl From<TargetError> for Refusal {
             },
             TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
             TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error::chain(&error))
+    }
+}
+
+impl From<FilterError> for Refusal {
+    fn from(error: FilterError) -> Self {
+        let status = match &error {
+            FilterError::Compile(CompileError::Setup { .. }) => {
+                return Self::by_kernel(&error, "CAP_SYS_ADMIN");
+            }
+            FilterError::Compile(CompileError::Child(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            FilterError::Compile(CompileError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            FilterError::Compile(
+                CompileError::TooLong(_)
+                | CompileError::Syntax { .. }
+                | CompileError::Name { .. }
+                | CompileError::Protochain
+                | CompileError::TooManyInstructions(_)
+                | CompileError::Timeout,
+            )
+            | FilterError::Translate(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error::chain(&error))
     }

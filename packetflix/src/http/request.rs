@@ -27,13 +27,17 @@ const NAMES: Parameter = Parameter {
     name: "names",
     header: None,
 };
+const SELF: Parameter = Parameter {
+    name: "self",
+    header: None,
+};
 const CHASTE: Parameter = Parameter {
     name: "chaste",
     header: Some("clustershark-chaste"),
 };
 
 /// All of them. No other is read.
-const PARAMETERS: [Parameter; 6] = [CONTAINER, NETNS, NIF, FILTER, NAMES, CHASTE];
+const PARAMETERS: [Parameter; 7] = [CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE];
 
 /// A parameter of the query, and the header that wins over it.
 struct Parameter {
@@ -48,6 +52,10 @@ pub(super) struct CaptureRequest {
     pub(super) target: TargetDescription,
     /// Which interfaces; `None` leaves it to the target.
     pub(super) selection: Option<InterfaceSelection>,
+    /// The filter, or empty.
+    pub(super) filter: String,
+    /// With the service's own traffic.
+    pub(super) with_own: bool,
     /// Without promiscuous mode.
     pub(super) chaste: bool,
     /// With the names of known targets.
@@ -82,14 +90,12 @@ pub(super) enum RequestError {
     TwoTargets,
     #[error("container= is no JSON object that describes a target: {0}")]
     Container(String),
-    #[error("filters are not supported yet: filter={0}")]
-    FilterUnsupported(String),
     #[error("netns={0} is not the inode number of a network namespace")]
     Netns(String),
     #[error("{0} interfaces are named, and {MAX_INTERFACES} is the most")]
     TooManyInterfaces(usize),
-    #[error("names={0} is neither 0 nor 1")]
-    Names(String),
+    #[error("{0}={1} is neither 0 nor 1")]
+    Switch(&'static str, String),
 }
 
 impl CaptureRequest {
@@ -104,17 +110,16 @@ impl CaptureRequest {
             (Some(container), None) => parse_container(container)?,
             (None, Some(netns)) => TargetDescription::namespace(parse_netns(netns)?),
         };
-        if let Some(filter) = parameters.get(&FILTER)?.filter(|text| !text.trim().is_empty()) {
-            return Err(RequestError::FilterUnsupported(filter.to_owned()));
-        }
         let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
         // Presence alone counts: existing clients rely on it, whatever the value.
         let chaste = parameters.get(&CHASTE)?.is_some();
         Ok(Self {
             target,
             selection,
+            filter: parameters.get(&FILTER)?.unwrap_or_default().trim().to_owned(),
+            with_own: parameters.switch(&SELF, false)?,
             chaste,
-            names: parse_names(parameters.get(&NAMES)?)?,
+            names: parameters.switch(&NAMES, true)?,
         })
     }
 }
@@ -148,14 +153,6 @@ pub(super) fn select(mut names: Vec<String>) -> Result<InterfaceSelection, Reque
         [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
         _ if names.len() > MAX_INTERFACES as usize => Err(RequestError::TooManyInterfaces(names.len())),
         _ => Ok(InterfaceSelection::Named(names)),
-    }
-}
-
-fn parse_names(text: Option<&str>) -> Result<bool, RequestError> {
-    match text {
-        None | Some("" | "1") => Ok(true),
-        Some("0") => Ok(false),
-        Some(other) => Err(RequestError::Names(other.to_owned())),
     }
 }
 
@@ -193,6 +190,16 @@ impl<'a> Parameters<'a> {
             None | Some([]) => Ok(None),
             Some([value]) => Ok(Some(value)),
             Some(_) => Err(RequestError::Repeated(parameter.name)),
+        }
+    }
+
+    /// A parameter that is on or off.
+    fn switch(&self, parameter: &Parameter, default: bool) -> Result<bool, RequestError> {
+        match self.get(parameter)? {
+            None | Some("") => Ok(default),
+            Some("1") => Ok(true),
+            Some("0") => Ok(false),
+            Some(other) => Err(RequestError::Switch(parameter.name, other.to_owned())),
         }
     }
 }
@@ -284,6 +291,8 @@ mod tests {
                 CaptureRequest {
                     target: TargetDescription::namespace(5),
                     selection: Some(InterfaceSelection::All),
+                    filter: String::new(),
+                    with_own: false,
                     chaste: false,
                     names: true,
                 }
@@ -339,20 +348,15 @@ mod tests {
             ("netns=4026531840x", Netns("4026531840x".into())),
             ("netns=99999999999999999999", Netns("99999999999999999999".into())),
             ("netns=5&container={}", TwoTargets),
-            ("netns=5&names=no", Names("no".into())),
-            (
-                "netns=5&filter=tcp+port+80",
-                FilterUnsupported("tcp port 80".into()),
-            ),
+            ("netns=5&names=no", Switch("names", "no".into())),
+            ("netns=5&self=2", Switch("self", "2".into())),
             ("netns=5&netns=6", Repeated("netns")),
         ] {
             assert_eq!(parse(query), Err(error), "{query}");
         }
-        let filter = headers(&[("clustershark-filter", "udp")]);
-        assert_eq!(
-            CaptureRequest::parse("netns=5", &filter),
-            Err(FilterUnsupported("udp".into()))
-        );
+        let filter = headers(&[("clustershark-filter", " udp ")]);
+        let request = CaptureRequest::parse("netns=5&filter=tcp&self=1", &filter).unwrap();
+        assert_eq!((&request.filter[..], request.with_own), ("udp", true));
         let many = (0..=MAX_INTERFACES)
             .map(|n| format!("i{n}"))
             .collect::<Vec<_>>()
@@ -462,7 +466,7 @@ mod tests {
             let query = serde_urlencoded::to_string(&pairs).unwrap();
             let selection = if names.is_empty() { InterfaceSelection::All } else { InterfaceSelection::Named(names) };
             let (target, selection) = (TargetDescription::namespace(netns), Some(selection));
-            prop_assert_eq!(parse(&query), Ok(CaptureRequest { target, selection, chaste, names: true }));
+            prop_assert_eq!(parse(&query), Ok(CaptureRequest { target, selection, filter: String::new(), with_own: false, chaste, names: true }));
         }
 
         #[test]

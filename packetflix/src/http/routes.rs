@@ -13,7 +13,7 @@ use warp::{
 };
 
 use super::{
-    capture::{App, Handshake},
+    capture::{App, Handshake, LocalEnd},
     refusal::Refusal,
     targets,
 };
@@ -38,8 +38,9 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketAddr>())
+        .and(warp::ext::optional::<LocalEnd>())
         .then(
-            move |method: Method, path, query, headers, on_upgrade: Option<OnUpgrade>, peer| {
+            move |method: Method, path, query, headers, on_upgrade: Option<OnUpgrade>, peer, local| {
                 let app = Arc::clone(&app);
                 // A HEAD is answered without what a GET would begin.
                 let on_upgrade = on_upgrade.filter(|_| method == Method::GET);
@@ -53,6 +54,7 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
                             headers,
                             on_upgrade,
                             peer,
+                            local,
                         },
                     )
                     .await

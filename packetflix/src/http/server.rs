@@ -18,7 +18,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{capture::App, front::Front, tcp::keep_prompt_and_alive};
+use super::{
+    capture::{App, LocalEnd},
+    front::Front,
+    tcp::keep_prompt_and_alive,
+};
 use crate::{config::Config, tap};
 
 /// Most connections at a time; more wait in the kernel's queue.
@@ -111,8 +115,12 @@ async fn accept_all(listener: TcpListener, app: &Arc<App>) {
 
 async fn serve_connection(stream: TcpStream, peer: SocketAddr, front: Arc<Front>, stop: CancellationToken) {
     keep_prompt_and_alive(&stream);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let local = stream.local_addr().ok().map(LocalEnd);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let front = Arc::clone(&front);
+        if let Some(local) = local {
+            request.extensions_mut().insert(local);
+        }
         async move { front.answer(request, peer).await }
     });
     let mut connection = std::pin::pin!(

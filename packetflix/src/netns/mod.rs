@@ -8,7 +8,9 @@ mod process;
 use std::{
     collections::HashMap,
     io,
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::Mutex,
     thread,
 };
@@ -21,6 +23,8 @@ pub(crate) use find::{Holder, RootOf, look_into_views, mounts};
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
 pub use process::{ProcessError, ProcessIdentity};
+
+use crate::proc_fs::namespace_link;
 
 /// An open network namespace.
 ///
@@ -125,6 +129,19 @@ impl Netns {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// Number of the namespace that this process is in, and its addresses there. Blocks for a moment.
+pub(crate) fn own_addresses() -> (Option<u64>, Vec<IpAddr>) {
+    let inode = namespace_link(Path::new("/proc/self/ns/net"))
+        .ok()
+        .map(|(_, inode)| inode);
+    let links = dump::links_here().unwrap_or_else(|error| {
+        tracing::warn!(%error, "our own addresses are not known");
+        Vec::new()
+    });
+    let addresses = links.iter().flat_map(|link| &link.addresses);
+    (inode, addresses.map(|address| address.address).collect())
 }
 
 /// The links of many namespaces, by their numbers: of each that `holders` still hold.

@@ -6,7 +6,14 @@ use packetflix_common::{
 };
 
 use super::patch::{self, Encoded, PatchError};
-use crate::pcapng::LinkType;
+use crate::{
+    filter::{
+        OwnTraffic, TranslateError,
+        compile::{CompileError, Options, compile},
+        native, translate, without_own,
+    },
+    pcapng::LinkType,
+};
 
 /// The filters of a capture.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +36,38 @@ pub(crate) enum LinkFilter {
     Impossible(String),
 }
 
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilterError {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("the filter has no translation for the kernel")]
+    Translate(#[from] TranslateError),
+}
+
 impl CaptureFilters {
+    /// Makes the filters of an expression, or of none, that leave out the service's own traffic, if there is any.
+    ///
+    /// # Errors
+    /// When the expression means nothing for any link type.
+    pub(crate) async fn build(
+        expression: &str,
+        own: &OwnTraffic,
+        options: &Options,
+    ) -> Result<Self, FilterError> {
+        let (ethernet, raw) = tokio::join!(
+            build_one(expression, own, LinkType::Ethernet, options),
+            build_one(expression, own, LinkType::Raw, options),
+        );
+        match (ethernet, raw) {
+            (Err(error), Err(_)) => Err(error),
+            (ethernet, raw) => Ok(Self {
+                ethernet: or_impossible(ethernet)?,
+                raw: or_impossible(raw)?,
+            }),
+        }
+    }
+
     fn of(&self, link_type: LinkType) -> &LinkFilter {
         match link_type {
             LinkType::Ethernet => &self.ethernet,
@@ -66,5 +104,35 @@ impl CaptureFilters {
             }
         }
         Ok(object)
+    }
+}
+
+async fn build_one(
+    expression: &str,
+    own: &OwnTraffic,
+    link_type: LinkType,
+    options: &Options,
+) -> Result<LinkFilter, FilterError> {
+    let wanted = if expression.is_empty() {
+        None
+    } else {
+        Some(compile(expression, link_type, options).await?)
+    };
+    if wanted.is_none() && *own == OwnTraffic::default() {
+        return Ok(LinkFilter::All);
+    }
+    let program = translate(&without_own(own, link_type, wanted.as_deref()))?;
+    Ok(LinkFilter::Program(
+        program.into_iter().map(native::Instruction::encode).collect(),
+    ))
+}
+
+/// What libpcap does not take for one link type may be right for another.
+fn or_impossible(filter: Result<LinkFilter, FilterError>) -> Result<LinkFilter, FilterError> {
+    match filter {
+        Err(FilterError::Compile(CompileError::Syntax { message, .. })) => {
+            Ok(LinkFilter::Impossible(message))
+        }
+        filter => filter,
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::CaptureClock,
-    filters::{CaptureFilters, LinkFilter},
+    filters::{CaptureFilters, FilterError},
     object::prepare,
     rings::{Drained, Head},
 };
