@@ -58,6 +58,11 @@ pub struct Args {
     )]
     pub engine_socket: Vec<PathBuf>,
 
+    /// Let the names of hosts, networks, ports and protocols in filters be looked up, for which clients then make the
+    /// server ask its resolver
+    #[arg(long, env = "PACKETFLIX_RESOLVE_FILTER_NAMES")]
+    pub resolve_filter_names: bool,
+
     /// Log what is of use for finding faults, from the eBPF programs too
     #[arg(long, env = "PACKETFLIX_DEBUG")]
     pub debug: bool,

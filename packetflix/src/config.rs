@@ -26,6 +26,8 @@ pub struct Config {
     pub proxy_discovery: bool,
     /// API sockets of container engines beside those at well-known places.
     pub engine_sockets: Vec<PathBuf>,
+    /// Whether names in filters may be looked up.
+    pub resolve_filter_names: bool,
     /// How many captures may run at the same time.
     pub max_captures: usize,
     /// After how long a client is given up that takes nothing or answers no ping.
@@ -84,6 +86,7 @@ impl TryFrom<&Args> for Config {
             discovery_service: discovery_service(args),
             proxy_discovery: args.proxy_discovery,
             engine_sockets: args.engine_socket.clone(),
+            resolve_filter_names: args.resolve_filter_names,
             max_captures: usize::from(args.max_captures),
             client_timeout: args.client_timeout,
             log_requests: args.log_requests,

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 mod discovery;
 mod error;
+pub mod filter;
 pub mod http;
 mod http_client;
 mod json;

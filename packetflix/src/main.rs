@@ -15,6 +15,9 @@ use tracing_subscriber::{
 };
 
 fn main() -> ExitCode {
+    if let Some(status) = packetflix::filter::answer_if_asked(std::env::args_os()) {
+        return status;
+    }
     packetflix::limit_allocator_arenas();
     let args = Args::parse();
     init_logging(args.debug);

@@ -3,9 +3,10 @@
 #![expect(unsafe_code, reason = "this is where the remaining libc calls live")]
 
 use std::{
+    ffi::CStr,
     fs::File,
     io,
-    mem::size_of,
+    mem::{offset_of, size_of},
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
@@ -155,18 +156,11 @@ pub(crate) fn interface_speed(socket: BorrowedFd<'_>, name: &str) -> Option<u64>
         ..EthtoolCommand::default()
     };
     let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_name: interface_name(name.as_bytes()),
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
             ifru_data: (&raw mut command).cast(),
         },
     };
-    // The last byte stays zero.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
-        .iter_mut()
-        .zip(name.bytes())
-    {
-        *to = from as libc::c_char;
-    }
     // SAFETY: the request's name ends with a zero, and its data points to an `ethtool_cmd`, which this
     // command fills.
     unsafe { siocethtool(socket.as_raw_fd(), &raw mut request) }.ok()?;
@@ -209,4 +203,140 @@ pub fn limit_allocator_arenas() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
     }
+}
+
+/// Closes all descriptors but the three standard ones. Kernel 5.9; an older one closes none.
+///
+/// # Errors
+/// When the kernel cannot.
+///
+/// # Safety
+/// Nothing in this process owns or uses any of them: it is to be called before anything has opened one.
+pub(crate) unsafe fn close_inherited_descriptors() -> io::Result<()> {
+    // SAFETY: the call takes integers; whose descriptors are closed is what the caller promises.
+    match Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }) {
+        Ok(_) | Err(Errno::ENOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sets an interface of the calling thread's network namespace up.
+///
+/// # Errors
+/// `ENODEV` when there is none of that name, `EPERM` without CAP_NET_ADMIN.
+pub(crate) fn set_interface_up(name: &CStr) -> io::Result<()> {
+    nix::ioctl_readwrite_bad!(siocgifflags, libc::SIOCGIFFLAGS, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(siocsifflags, libc::SIOCSIFFLAGS, libc::ifreq);
+
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    let mut request = libc::ifreq {
+        ifr_name: interface_name(name.to_bytes()),
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 },
+    };
+    // SAFETY: the request's name ends with a zero, and the kernel writes the flags into the request.
+    unsafe { siocgifflags(socket.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: the kernel has just set the flags, so that they are the field that was written last.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+    // SAFETY: the request's name ends with a zero, and its flags are set.
+    unsafe { siocsifflags(socket.as_raw_fd(), &raw const request) }?;
+    Ok(())
+}
+
+/// Gives up all capabilities of the calling thread, for good unless it executes a program.
+///
+/// # Errors
+/// Never on a kernel that has capabilities.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`: sets of 64 bits.
+    const VERSION: u32 = 0x2008_0522;
+
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    #[repr(C)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header {
+        version: VERSION,
+        pid: 0,
+    };
+    let none = [const {
+        Sets {
+            effective: 0,
+            permitted: 0,
+            inheritable: 0,
+        }
+    }; 2];
+    // SAFETY: the pointers are those of a live header of version 3 and of the two elements that this version has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })?;
+    Ok(())
+}
+
+/// Lets the calling thread make these system calls only; all others fail with `EPERM`. It cannot be taken back. The
+/// thread may gain no privileges by executing programs any more, which the kernel wants as a condition.
+///
+/// Source: `Documentation/userspace-api/seccomp_filter.rst`.
+///
+/// # Errors
+/// `EACCES` when that condition does not hold, `EINVAL` when the kernel knows no such filters.
+pub(crate) fn allow_system_calls_only(allowed: &[libc::c_long]) -> io::Result<()> {
+    /// `linux/audit.h`: numbers of system calls mean something else on other architectures.
+    #[cfg(target_arch = "x86_64")]
+    const ARCHITECTURE: u32 = 0xc000_003e;
+    #[cfg(target_arch = "aarch64")]
+    const ARCHITECTURE: u32 = 0xc000_00b7;
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+    let instruction = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+    let mut program = vec![
+        instruction(LOAD, 0, offset_of!(libc::seccomp_data, arch) as u32),
+        instruction(JUMP_IF_EQUAL, 1, ARCHITECTURE),
+        instruction(RETURN, 0, libc::SECCOMP_RET_KILL_PROCESS),
+        instruction(LOAD, 0, offset_of!(libc::seccomp_data, nr) as u32),
+    ];
+    for call in allowed {
+        // Skipping nothing is going on with the next one.
+        program.push(libc::sock_filter {
+            code: JUMP_IF_EQUAL,
+            jt: 0,
+            jf: 1,
+            k: *call as u32,
+        });
+        program.push(instruction(RETURN, 0, libc::SECCOMP_RET_ALLOW));
+    }
+    program.push(instruction(
+        RETURN,
+        0,
+        libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+    ));
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the pointer is that of a live program whose instructions and their number are those of a live vector; the
+    // kernel copies them.
+    Errno::result(unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::c_ulong::from(libc::SECCOMP_MODE_FILTER),
+            &raw const program,
+        )
+    })?;
+    Ok(())
+}
+
+/// A name as requests have it: with at least one zero at its end.
+fn interface_name(name: &[u8]) -> [libc::c_char; libc::IFNAMSIZ] {
+    let mut field = [0; libc::IFNAMSIZ];
+    for (to, from) in field[..libc::IFNAMSIZ - 1].iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    field
 }

@@ -1,0 +1,287 @@
+//! The process that compiles: our own program, executed anew, which gives up its rights before it reads the expression.
+//!
+//! What remains to it is reading, writing and memory, all of it bounded. What it answers is still not to be trusted,
+//! since whoever wrote the expression may have taken it over: the program has to be verified like one from a client.
+
+use std::{
+    ffi::{CString, OsString},
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::AsFd as _,
+    process::ExitCode,
+};
+
+use nix::{
+    libc,
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        prctl::{set_dumpable, set_no_new_privs},
+        resource::{Resource, setrlimit},
+    },
+    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{classic::MAX_INSTRUCTIONS, libpcap::Handle};
+use crate::{pcapng::LinkType, sys};
+
+/// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
+const VERB: &str = "compile-filter";
+
+/// Bounds of the process: seconds of its CPU time, with one more until it is killed, and bytes of its memory.
+const CPU_SECONDS: u64 = 1;
+const ADDRESS_SPACE: u64 = 512 << 20;
+/// Descriptors that looking a name up may take at once.
+const LOOK_UP_DESCRIPTORS: u64 = 64;
+
+/// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
+const NOBODY: u32 = 65534;
+
+/// What the kernel does for the process after it has given up its rights.
+const SYSTEM_CALLS: [libc::c_long; 17] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// What the process is told by its arguments; the expression comes on standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) link_type: LinkType,
+    /// Whether the expression asks for VLAN tags.
+    pub(super) vlan: bool,
+    /// In the host's byte order; all ones when there is none.
+    pub(super) netmask: u32,
+    pub(super) resolve_names: bool,
+}
+
+/// What the process tells, as a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// Code, jt, jf and k of each instruction.
+    Program(Vec<(u16, u8, u8, u32)>),
+    /// So many instructions.
+    TooLarge(usize),
+    /// What libpcap says against the expression.
+    Refused(String),
+    /// What could not be done before the expression was read, and why: the kernel's error number or a sentence.
+    Failed {
+        step: String,
+        errno: Option<i32>,
+        sentence: String,
+    },
+}
+
+/// A step that failed.
+struct Failure(&'static str, io::Error);
+
+impl Order {
+    /// The arguments that tell it.
+    pub(super) fn arguments(self) -> [String; 5] {
+        let link_type = match self.link_type {
+            LinkType::Ethernet => "ethernet",
+            LinkType::Raw => "raw",
+        };
+        [
+            VERB.to_owned(),
+            link_type.to_owned(),
+            self.vlan.to_string(),
+            self.netmask.to_string(),
+            self.resolve_names.to_string(),
+        ]
+    }
+
+    /// The order that the arguments after the verb tell.
+    fn parse(arguments: &[OsString]) -> Option<Self> {
+        let [link_type, vlan, netmask, resolve_names] = arguments else {
+            return None;
+        };
+        Some(Self {
+            link_type: match link_type.to_str()? {
+                "ethernet" => LinkType::Ethernet,
+                "raw" => LinkType::Raw,
+                _ => return None,
+            },
+            vlan: vlan.to_str()?.parse().ok()?,
+            netmask: netmask.to_str()?.parse().ok()?,
+            resolve_names: resolve_names.to_str()?.parse().ok()?,
+        })
+    }
+}
+
+/// Compiles a filter and tells how the process is to end, when its arguments say that this is what it is for: to be
+/// called first of all, before anything was opened and while there is one thread.
+pub fn answer_if_asked(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    let arguments: Vec<OsString> = arguments.skip(1).take(6).collect();
+    let (verb, rest) = arguments.split_first()?;
+    if verb != VERB {
+        return None;
+    }
+    let answered = Order::parse(rest)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+        .and_then(|order| {
+            let answer = answer(order).unwrap_or_else(Answer::from);
+            io::stdout().write_all(&serde_json::to_vec(&answer)?)
+        });
+    Some(answered.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+}
+
+impl From<Failure> for Answer {
+    fn from(Failure(step, error): Failure) -> Self {
+        Self::Failed {
+            step: step.to_owned(),
+            errno: error.raw_os_error(),
+            sentence: error.to_string(),
+        }
+    }
+}
+
+fn answer(order: Order) -> Result<Answer, Failure> {
+    #[expect(unsafe_code, reason = "closes what this process may have inherited")]
+    // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
+    // ones, which stay open.
+    let closed = unsafe { sys::close_inherited_descriptors() };
+    closed.map_err(|error| Failure("inherited descriptors could not be closed", error))?;
+    bound_resources().map_err(|error| Failure("resources could not be bounded (setrlimit)", error))?;
+    let handle = open(order)?;
+    give_up_rights(order)?;
+
+    let mut expression = Vec::new();
+    io::stdin()
+        .read_to_end(&mut expression)
+        .map_err(|error| Failure("the expression could not be read", error))?;
+    let expression = CString::new(expression)
+        .map_err(|error| Failure("the expression is no text", io::Error::other(error)))?;
+    Ok(match handle.compile(&expression, order.netmask) {
+        Ok(program) if program.len() > MAX_INSTRUCTIONS => Answer::TooLarge(program.len()),
+        Ok(program) => Answer::Program(program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()),
+        Err(sentence) => Answer::Refused(sentence),
+    })
+}
+
+fn bound_resources() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
+    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
+    set_dumpable(false)?;
+    Ok(())
+}
+
+/// What the filter is compiled for.
+///
+/// Of packets with an Ethernet header the kernel keeps the VLAN tags beside them, and libpcap looks there only for a
+/// handle that captures. So there is one, on the loopback device of a network namespace that nobody else has: it has
+/// the link type of Ethernet, and sees no packet ever. The kernel takes tens of milliseconds to begin and end that.
+/// For all else libpcap makes the same program whether a handle captures or not, as the tests compare.
+fn open(order: Order) -> Result<Handle, Failure> {
+    let failed = |step| move |sentence| Failure(step, io::Error::other(sentence));
+    if order.link_type != LinkType::Ethernet || !order.vlan {
+        return Handle::dead(order.link_type).map_err(failed("libpcap makes no handle"));
+    }
+    let home = File::open("/proc/self/ns/net")
+        .map_err(|error| Failure("the own network namespace could not be opened", error))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| {
+        Failure(
+            "a network namespace could not be made (unshare, needs CAP_SYS_ADMIN)",
+            error.into(),
+        )
+    })?;
+    sys::set_interface_up(c"lo").map_err(|error| {
+        Failure(
+            "the loopback device could not be set up (needs CAP_NET_ADMIN)",
+            error,
+        )
+    })?;
+    let handle = Handle::live(c"lo", LinkType::Ethernet).map_err(failed(
+        "libpcap does not capture on the loopback device (needs CAP_NET_RAW)",
+    ))?;
+    // The handle stays where it was made. Names mean what they mean at home.
+    if order.resolve_names {
+        setns(home.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| {
+            Failure(
+                "the own network namespace could not be entered (setns)",
+                error.into(),
+            )
+        })?;
+    }
+    Ok(handle)
+}
+
+/// Leaves the process with what it takes to compile; looking names up takes files and sockets too.
+fn give_up_rights(order: Order) -> Result<(), Failure> {
+    let failed = |step| move |error: io::Error| Failure(step, error);
+    // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
+    // capabilities.
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let _ = setgroups(&[]);
+    let _ = setresgid(group, group, group);
+    let _ = setresuid(user, user, user);
+    sys::drop_capabilities().map_err(failed("capabilities could not be dropped (capset)"))?;
+    // To become another user makes the process one that may be traced by this user, unless said again.
+    set_dumpable(false).map_err(|error| Failure("tracing could not be forbidden (prctl)", error.into()))?;
+    set_no_new_privs()
+        .map_err(|error| Failure("new privileges could not be forbidden (prctl)", error.into()))?;
+    let descriptors = if order.resolve_names {
+        LOOK_UP_DESCRIPTORS
+    } else {
+        0
+    };
+    for (resource, bound) in [
+        (Resource::RLIMIT_NOFILE, descriptors),
+        (Resource::RLIMIT_NPROC, 0),
+    ] {
+        setrlimit(resource, bound, bound)
+            .map_err(|error| Failure("resources could not be bounded (setrlimit)", error.into()))?;
+    }
+    if !order.resolve_names {
+        sys::allow_system_calls_only(&SYSTEM_CALLS)
+            .map_err(failed("system calls could not be restricted (seccomp)"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_arguments() {
+        for link_type in [LinkType::Ethernet, LinkType::Raw] {
+            for (vlan, resolve_names) in [(true, false), (false, true)] {
+                let order = Order {
+                    link_type,
+                    vlan,
+                    netmask: 0xffff_ff00,
+                    resolve_names,
+                };
+                let arguments = order.arguments().map(OsString::from);
+                assert_eq!(arguments[0], VERB);
+                assert_eq!(Order::parse(&arguments[1..]), Some(order));
+            }
+        }
+    }
+
+    #[test]
+    fn other_arguments_are_not_for_us() {
+        for arguments in [&["packetflix"][..], &["packetflix", "--port", VERB], &[]] {
+            assert!(answer_if_asked(arguments.iter().map(OsString::from)).is_none());
+        }
+        let wrong = ["token-ring", "false", "0", "false"].map(OsString::from);
+        assert_eq!(Order::parse(&wrong), None);
+    }
+}

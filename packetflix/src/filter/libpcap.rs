@@ -1,0 +1,215 @@
+//! The few functions of libpcap that compile filters.
+//!
+//! Declared here and not taken from the `pcap` crate, which keeps the fields of instructions to itself, and always
+//! says that the netmask is 0, with which `ip broadcast` compiles into something that nobody meant.
+
+#![expect(unsafe_code, reason = "libpcap is a library in C")]
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint},
+    marker::{PhantomData, PhantomPinned},
+    ptr::{self, NonNull},
+};
+
+use super::classic::Instruction;
+use crate::pcapng::{LinkType, SNAPLEN};
+
+/// `pcap_t`, of which only libpcap knows what is in it.
+#[repr(C)]
+struct RawHandle {
+    _opaque: [u8; 0],
+    _unmovable: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `struct bpf_program` of `pcap/bpf.h`.
+#[repr(C)]
+struct RawProgram {
+    len: c_uint,
+    instructions: *mut RawInstruction,
+}
+
+/// `struct bpf_insn` of `pcap/bpf.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawInstruction {
+    code: u16,
+    jt: u8,
+    jf: u8,
+    k: u32,
+}
+
+/// `PCAP_ERRBUF_SIZE` of `pcap/pcap.h`.
+const ERROR_LEN: usize = 256;
+
+/// `DLT_EN10MB` and `DLT_RAW` of `pcap/dlt.h`; the latter is not the number that files have, and not on OpenBSD either.
+const DLT_EN10MB: c_int = 1;
+const DLT_RAW: c_int = 12;
+
+#[link(name = "pcap")]
+unsafe extern "C" {
+    fn pcap_open_dead(dlt: c_int, snaplen: c_int) -> *mut RawHandle;
+    fn pcap_create(interface: *const c_char, error: *mut c_char) -> *mut RawHandle;
+    fn pcap_set_snaplen(handle: *mut RawHandle, snaplen: c_int) -> c_int;
+    fn pcap_set_buffer_size(handle: *mut RawHandle, bytes: c_int) -> c_int;
+    fn pcap_activate(handle: *mut RawHandle) -> c_int;
+    fn pcap_datalink(handle: *mut RawHandle) -> c_int;
+    fn pcap_geterr(handle: *mut RawHandle) -> *const c_char;
+    fn pcap_close(handle: *mut RawHandle);
+    fn pcap_compile(
+        handle: *mut RawHandle,
+        program: *mut RawProgram,
+        expression: *const c_char,
+        optimize: c_int,
+        netmask: u32,
+    ) -> c_int;
+    fn pcap_freecode(program: *mut RawProgram);
+}
+
+/// Something that filters can be compiled for.
+pub(super) struct Handle(NonNull<RawHandle>);
+
+impl Handle {
+    /// One that stands for packets of this kind from nowhere in particular.
+    ///
+    /// # Errors
+    /// What libpcap says, when there is no memory.
+    pub(super) fn dead(link_type: LinkType) -> Result<Self, String> {
+        // SAFETY: the call takes two integers.
+        let handle = unsafe { pcap_open_dead(dlt(link_type), SNAPLEN as c_int) };
+        NonNull::new(handle)
+            .map(Self)
+            .ok_or_else(|| "out of memory".to_owned())
+    }
+
+    /// One that captures on an interface, which has to be up, of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// What libpcap says.
+    pub(super) fn live(interface: &CStr, link_type: LinkType) -> Result<Self, String> {
+        let mut error: [c_char; ERROR_LEN] = [0; ERROR_LEN];
+        // SAFETY: the name ends with a zero, and the buffer is as long as libpcap wants it.
+        let handle = unsafe { pcap_create(interface.as_ptr(), error.as_mut_ptr()) };
+        let Some(handle) = NonNull::new(handle).map(Self) else {
+            // SAFETY: when it gives no handle, libpcap has written a sentence and its zero into the buffer.
+            return Err(unsafe { sentence(error.as_ptr()) });
+        };
+        let raw = handle.0.as_ptr();
+        // SAFETY: the handle is live and not yet activated, which is when these may be called.
+        let status = unsafe {
+            pcap_set_snaplen(raw, SNAPLEN as c_int);
+            // Nothing is going to be read: the least that holds a packet.
+            pcap_set_buffer_size(raw, SNAPLEN as c_int);
+            pcap_activate(raw)
+        };
+        // Above zero are warnings.
+        if status < 0 {
+            return Err(handle.error());
+        }
+        // SAFETY: the handle is live and activated.
+        if unsafe { pcap_datalink(raw) } == dlt(link_type) {
+            Ok(handle)
+        } else {
+            Err(format!("{} has another link type", interface.to_string_lossy()))
+        }
+    }
+
+    /// Compiles a filter, optimised. `netmask` is that of the interface, or `u32::MAX` when there is none.
+    ///
+    /// # Errors
+    /// What libpcap says.
+    pub(super) fn compile(&self, expression: &CStr, netmask: u32) -> Result<Vec<Instruction>, String> {
+        let mut program = RawProgram {
+            len: 0,
+            instructions: ptr::null_mut(),
+        };
+        // SAFETY: the handle is live, the text ends with a zero, and the program is a live one, which libpcap fills.
+        let status =
+            unsafe { pcap_compile(self.0.as_ptr(), &raw mut program, expression.as_ptr(), 1, netmask) };
+        if status != 0 {
+            return Err(self.error());
+        }
+        let len = program.len as usize;
+        // SAFETY: libpcap has said that it succeeded, after which that many instructions are at the pointer, and stay
+        // there until the program is freed below. It is not null, since no program is empty.
+        let raw = unsafe { std::slice::from_raw_parts(program.instructions, len) };
+        let instructions = raw
+            .iter()
+            .map(|&RawInstruction { code, jt, jf, k }| Instruction { code, jt, jf, k })
+            .collect();
+        // SAFETY: the program is one that libpcap filled, and is not used again.
+        unsafe { pcap_freecode(&raw mut program) };
+        Ok(instructions)
+    }
+
+    fn error(&self) -> String {
+        // SAFETY: the handle is live, and its buffer always holds a text with its zero; nobody writes there until
+        // libpcap is called again.
+        unsafe { sentence(pcap_geterr(self.0.as_ptr())) }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live, and nobody has it any more.
+        unsafe { pcap_close(self.0.as_ptr()) }
+    }
+}
+
+fn dlt(link_type: LinkType) -> c_int {
+    match link_type {
+        LinkType::Ethernet => DLT_EN10MB,
+        LinkType::Raw => DLT_RAW,
+    }
+}
+
+/// What libpcap says, with what of the expression is in it.
+///
+/// # Safety
+/// The pointer is that of a text with a zero at its end, which stays as it is during the call.
+unsafe fn sentence(text: *const c_char) -> String {
+    // SAFETY: the caller promises just this.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compiles() {
+        let raw = Handle::dead(LinkType::Raw).unwrap();
+        let all = raw.compile(c"", u32::MAX).unwrap();
+        // `BPF_RET | BPF_K`
+        let accept = Instruction {
+            code: 6,
+            jt: 0,
+            jf: 0,
+            k: SNAPLEN,
+        };
+        assert_eq!(all, [accept]);
+        // `BPF_LD | BPF_H | BPF_ABS` of `SKF_AD_OFF + SKF_AD_PKTTYPE`, as on any live handle.
+        let inbound = raw.compile(c"inbound", u32::MAX).unwrap();
+        assert_eq!((inbound[0].code, inbound[0].k), (0x28, 0xffff_f004));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let raw = Handle::dead(LinkType::Raw).unwrap();
+        for (expression, message) in [
+            (c"tcp and", "can't parse filter expression: syntax error"),
+            (c"vlan", "no VLAN support for Raw IP"),
+            (
+                c"ip broadcast",
+                "netmask not known, so 'ip broadcast' not supported",
+            ),
+        ] {
+            assert_eq!(raw.compile(expression, u32::MAX).unwrap_err(), message);
+        }
+        let error = raw.compile(c"ether host 1:2:3:4:5:6", u32::MAX).unwrap_err();
+        assert!(
+            error.starts_with("ethernet addresses supported only on ethernet"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,438 @@
+//! Which words of a filter expression libpcap would have to look up somewhere.
+//!
+//! libpcap asks the resolver for the names of hosts, networks, ports and protocols, and `/etc/ethers` for those of
+//! Ethernet addresses. An expression comes from a client, and what it can make a server ask of whom is not for
+//! clients to choose. So the text is taken apart here as libpcap takes it apart, and what is neither a word of the
+//! language nor a number or address is refused. This is for clear sentences: that nothing is looked up, the rights of
+//! the process that compiles see to.
+//!
+//! The names of protocols that are words of the language too are replaced by their numbers, so that nobody has to
+//! look into `/etc/protocols`, which many container images do not have.
+//!
+//! Source: pcap-filter(7), and the tokens of libpcap 1.10 (`scanner.l`, `grammar.y`): the longest token wins, and among
+//! equally long ones a name is the last.
+
+use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
+
+/// Why an expression is not compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// A name would have to be looked up.
+    Name { name: String, instead: &'static str },
+    /// Following chains of headers takes a loop.
+    Protochain,
+}
+
+/// What libpcap takes a name to be the name of, at some place of an expression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// A host's, as it is without any word before it.
+    Host,
+    EthernetAddress,
+    Network,
+    Port,
+    PortRange,
+    /// A protocol in IP.
+    Protocol,
+    /// A protocol below IP: libpcap itself knows all there are.
+    OtherProtocol,
+}
+
+impl Meaning {
+    /// What is to be written in place of the name.
+    fn instead(self) -> &'static str {
+        match self {
+            Self::Host => "write the address",
+            Self::EthernetAddress => "write the Ethernet address",
+            Self::Network => "write the network's address",
+            Self::Port => "write the port's number",
+            Self::PortRange => "write the numbers of the first and the last port, as in 80-90",
+            Self::Protocol | Self::OtherProtocol => "write the protocol's number",
+        }
+    }
+}
+
+/// The expression as it is to be compiled.
+///
+/// # Errors
+/// When it holds a name, unless they may be looked up, or would become a program with a loop.
+pub(super) fn check(expression: &str, may_look_up: bool) -> Result<Cow<'_, str>, Refused> {
+    let mut out = String::new();
+    let mut copied = 0;
+    let mut meaning = Meaning::Host;
+    let mut before = "";
+    let mut at = 0;
+    while let Some(token) = Token::first_of(&expression[at..]) {
+        let text = &expression[at..at + token.len()];
+        match token {
+            Token::Keyword(_) => {
+                if text == "protochain" {
+                    return Err(Refused::Protochain);
+                }
+                meaning = meaning_after(before, text, meaning);
+            }
+            Token::Name(_) if !may_look_up && !is_known(before, text, meaning) => {
+                return Err(refused(text, meaning));
+            }
+            Token::Escaped(_) => {
+                let name = &text[1..];
+                let number = PROTOCOLS.iter().find(|(protocol, _)| *protocol == name);
+                if let (Meaning::Protocol, Some((_, number))) = (meaning, number) {
+                    out += &expression[copied..at];
+                    // What is before it may end with no space.
+                    out += " ";
+                    out += number;
+                    copied = at + text.len();
+                } else if !may_look_up
+                    && meaning != Meaning::OtherProtocol
+                    && !is_known(before, name, meaning)
+                {
+                    return Err(refused(name, meaning));
+                }
+            }
+            Token::Space(_) | Token::Name(_) | Token::Other(_) => {}
+            // libpcap itself refuses what begins like this.
+            Token::Wrong => break,
+        }
+        if !matches!(token, Token::Space(_)) {
+            before = text;
+        }
+        at += text.len();
+    }
+    if copied == 0 {
+        return Ok(Cow::Borrowed(expression));
+    }
+    Ok(Cow::Owned(out + &expression[copied..]))
+}
+
+fn refused(name: &str, meaning: Meaning) -> Refused {
+    let instead = if !is_keyword(name) && is_keyword(&name.to_ascii_lowercase()) {
+        "the words of filters are written in small letters"
+    } else {
+        meaning.instead()
+    };
+    Refused::Name {
+        name: name.to_owned(),
+        instead,
+    }
+}
+
+/// What a name means after this keyword. Most keywords begin something new, after which a name is a host's.
+fn meaning_after(before: &str, keyword: &str, meaning: Meaning) -> Meaning {
+    const LINK: [&str; 7] = ["link", "ether", "ppp", "slip", "fddi", "tr", "wlan"];
+    match keyword {
+        // Names that follow these mean what the last one meant.
+        "and" | "or" | "not" => meaning,
+        "net" | "mask" => Meaning::Network,
+        "port" => Meaning::Port,
+        "portrange" => Meaning::PortRange,
+        "proto" => match before {
+            "ip" | "ip6" | "" | "(" | "and" | "or" | "not" | "&&" | "||" | "!" => Meaning::Protocol,
+            _ => Meaning::OtherProtocol,
+        },
+        "src" | "dst" | "host"
+            if meaning == Meaning::EthernetAddress
+                && (LINK.contains(&before) || ["src", "dst"].contains(&before)) =>
+        {
+            meaning
+        }
+        _ if LINK.contains(&keyword) => Meaning::EthernetAddress,
+        _ => Meaning::Host,
+    }
+}
+
+/// Whether libpcap itself knows what this means.
+fn is_known(before: &str, name: &str, meaning: Meaning) -> bool {
+    /// After these come names that libpcap has a table of, or that it only compares.
+    const NAMED: [&str; 11] = [
+        "llc",
+        "type",
+        "subtype",
+        "dir",
+        "direction",
+        "on",
+        "ifname",
+        "rset",
+        "ruleset",
+        "reason",
+        "action",
+    ];
+    NAMED.contains(&before)
+        || match meaning {
+            Meaning::PortRange => name.split_once('-').is_some_and(|(first, last)| {
+                let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+                is_number(first) && is_number(last)
+            }),
+            // The one that is no keyword as well.
+            Meaning::OtherProtocol => name == "loopback",
+            _ => false,
+        }
+}
+
+/// A token and its length in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Space(usize),
+    Keyword(usize),
+    /// A word that is nothing else.
+    Name(usize),
+    /// A backslash and the word after it, which so is no keyword.
+    Escaped(usize),
+    /// A number, an address or an operator.
+    Other(usize),
+    /// None.
+    Wrong,
+}
+
+impl Token {
+    fn len(self) -> usize {
+        match self {
+            Self::Space(len)
+            | Self::Keyword(len)
+            | Self::Name(len)
+            | Self::Escaped(len)
+            | Self::Other(len) => len,
+            Self::Wrong => 0,
+        }
+    }
+
+    /// The token with which a text begins; `None` when there is no text.
+    fn first_of(text: &str) -> Option<Self> {
+        let bytes = text.as_bytes();
+        Some(match bytes.first()? {
+            b' ' | b'\r' | b'\n' | b'\t' => Self::Space(1),
+            b'\\' => match run(&bytes[1..], |byte| !b" !()\n\t".contains(&byte)) {
+                0 => Self::Wrong,
+                len => Self::Escaped(1 + len),
+            },
+            b'&' | b'|' | b'<' | b'>' | b'=' | b'!' => Self::Other(operator(bytes)),
+            b'$' => match run(&bytes[1..], is_hex).min(2) {
+                0 => Self::Wrong,
+                len => Self::Other(1 + len),
+            },
+            // An IPv6 address may begin with two, and the operator is one.
+            b':' => Self::Other(ipv6(bytes).unwrap_or(1)),
+            byte if b"+-*/%[]()^".contains(byte) => Self::Other(1),
+            byte if byte.is_ascii_alphanumeric() => Self::word(text),
+            _ => Self::Wrong,
+        })
+    }
+
+    /// A word, number or address.
+    fn word(text: &str) -> Self {
+        let bytes = text.as_bytes();
+        if broken_ethernet_address(bytes) {
+            return Self::Wrong;
+        }
+        let name = name(bytes);
+        let known = [number(bytes), dotted(bytes), ethernet_address(bytes), ipv6(bytes)];
+        let known = known.into_iter().flatten().max().unwrap_or(0);
+        if known >= name {
+            Self::Other(known)
+        } else if is_keyword(&text[..name]) {
+            Self::Keyword(name)
+        } else {
+            Self::Name(name)
+        }
+    }
+}
+
+fn is_keyword(word: &str) -> bool {
+    static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
+    SET.contains(word)
+}
+
+/// How many bytes from the beginning on are such.
+fn run(bytes: &[u8], is: impl Fn(u8) -> bool) -> usize {
+    bytes.iter().take_while(|byte| is(**byte)).count()
+}
+
+fn is_hex(byte: u8) -> bool {
+    byte.is_ascii_hexdigit()
+}
+
+fn operator(bytes: &[u8]) -> usize {
+    const LONG: [&[u8]; 7] = [b"&&", b"||", b">=", b"<=", b"!=", b"<<", b">>"];
+    let long = LONG.iter().any(|operator| bytes.starts_with(operator)) || bytes.starts_with(b"==");
+    1 + usize::from(long)
+}
+
+/// A name begins with a letter or digit, and ends with one or with a dot.
+fn name(bytes: &[u8]) -> usize {
+    let is_inside = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let longest = &bytes[..run(bytes, is_inside)];
+    longest.len()
+        - longest
+            .iter()
+            .rev()
+            .take_while(|byte| b"-_".contains(byte))
+            .count()
+}
+
+/// Decimal, octal or hexadecimal.
+fn number(bytes: &[u8]) -> Option<usize> {
+    if let [b'0', b'x' | b'X', digits @ ..] = bytes {
+        let digits = run(digits, is_hex);
+        if digits > 0 {
+            return Some(2 + digits);
+        }
+    }
+    Some(run(bytes, |byte| byte.is_ascii_digit())).filter(|len| *len > 0)
+}
+
+/// Two to four numbers with dots between them: an IPv4 address, or as much of one as a network takes.
+fn dotted(bytes: &[u8]) -> Option<usize> {
+    (2..=4).rev().find_map(|count| numbers(bytes, count))
+}
+
+fn numbers(bytes: &[u8], count: usize) -> Option<usize> {
+    let mut at = number(bytes)?;
+    for _ in 1..count {
+        if bytes.get(at) != Some(&b'.') {
+            return None;
+        }
+        at += 1 + number(&bytes[at + 1..])?;
+    }
+    Some(at)
+}
+
+/// Six times one or two hexadecimal digits, three times four, or twelve.
+fn ethernet_address(bytes: &[u8]) -> Option<usize> {
+    let short = b":-.".iter().filter_map(|separator| {
+        let mut at = run(bytes, is_hex).min(2);
+        for _ in 1..6 {
+            let digits = bytes.get(at + 1..).map_or(0, |rest| run(rest, is_hex).min(2));
+            if bytes.get(at) != Some(separator) || digits == 0 {
+                return None;
+            }
+            at += 1 + digits;
+        }
+        Some(at)
+    });
+    let long = [Some(b'.'), None].into_iter().filter_map(|separator| {
+        let mut at = 0;
+        for part in 0..3 {
+            if part > 0
+                && let Some(separator) = separator
+            {
+                (bytes.get(at) == Some(&separator)).then(|| at += 1)?;
+            }
+            let digits = bytes.get(at..at + 4)?;
+            digits.iter().all(|byte| is_hex(*byte)).then(|| at += 4)?;
+        }
+        Some(at)
+    });
+    short.chain(long).max()
+}
+
+/// The longest IPv6 address with which the text begins: eight groups, or fewer around two colons, of which the last two
+/// may be an IPv4 address.
+fn ipv6(bytes: &[u8]) -> Option<usize> {
+    let mut groups = 0;
+    let mut compressed = bytes.starts_with(b"::");
+    let mut at = if compressed { 2 } else { 0 };
+    let mut longest = compressed.then_some(at);
+    loop {
+        if if compressed { groups <= 5 } else { groups == 6 }
+            && let Some(len) = numbers(&bytes[at..], 4)
+        {
+            longest = longest.max(Some(at + len));
+        }
+        let digits = run(&bytes[at..], is_hex).min(4);
+        if digits == 0 {
+            return longest;
+        }
+        at += digits;
+        groups += 1;
+        if groups == if compressed { 7 } else { 8 } {
+            return Some(at);
+        }
+        if compressed {
+            longest = Some(at);
+        }
+        let rest = &bytes[at..];
+        if !compressed && rest.starts_with(b"::") {
+            compressed = true;
+            at += 2;
+            longest = Some(at);
+            if groups == 7 {
+                return longest;
+            }
+        } else if rest.starts_with(b":") {
+            at += 1;
+        } else {
+            return longest;
+        }
+    }
+}
+
+/// What has the colons of an Ethernet address and is none, nor an IPv6 address: libpcap has a sentence for it.
+fn broken_ethernet_address(bytes: &[u8]) -> bool {
+    let mut at = 0;
+    let mut parts = 0;
+    loop {
+        let digits = run(&bytes[at..], is_hex);
+        let colons = run(bytes.get(at + digits..).unwrap_or_default(), |byte| byte == b':');
+        if !(1..=2).contains(&digits) || colons == 0 {
+            break;
+        }
+        at += digits + colons;
+        parts += 1;
+    }
+    let whole = ethernet_address(bytes).max(ipv6(bytes)).unwrap_or(0);
+    parts > 1 && at > whole
+}
+
+/// Keywords that are names of protocols in IP too, and the numbers that IANA has given these.
+///
+/// Source: <https://www.iana.org/assignments/protocol-numbers>; `ip` is a name of 0 in `/etc/protocols`.
+const PROTOCOLS: [(&str, &str); 10] = [
+    ("ip", "0"),
+    ("icmp", "1"),
+    ("igmp", "2"),
+    ("tcp", "6"),
+    ("udp", "17"),
+    ("esp", "50"),
+    ("ah", "51"),
+    ("pim", "103"),
+    ("vrrp", "112"),
+    ("sctp", "132"),
+];
+
+/// All words of the language.
+#[rustfmt::skip]
+const KEYWORDS: &[&str] = &[
+    // Directions, kinds and protocols.
+    "src", "dst", "host", "net", "mask", "port", "portrange", "proto", "protochain", "gateway",
+    "link", "ether", "ppp", "slip", "fddi", "tr", "wlan", "arp", "rarp", "ip", "ip6", "sctp", "tcp", "udp", "icmp",
+    "icmp6", "igmp", "igrp", "pim", "vrrp", "carp", "radio", "ah", "esp", "atalk", "aarp", "decnet", "lat", "sca",
+    "moprc", "mopdl", "iso", "esis", "es-is", "isis", "is-is", "clnp", "l1", "l2", "iih", "lsp", "snp", "csnp", "psnp",
+    "stp", "ipx", "netbeui", "llc",
+    // IEEE 802.11.
+    "type", "subtype", "direction", "dir", "address1", "addr1", "address2", "addr2", "address3", "addr3", "address4",
+    "addr4", "ra", "ta",
+    // Others.
+    "and", "or", "not", "less", "greater", "byte", "broadcast", "multicast", "len", "length", "inbound", "outbound",
+    "ifindex", "vlan", "mpls", "pppoed", "pppoes", "geneve",
+    // ATM.
+    "lane", "metac", "bcc", "oam", "oamf4", "oamf4ec", "oamf4sc", "sc", "ilmic", "vpi", "vci", "connectmsg",
+    "metaconnect",
+    // The logs of pf.
+    "on", "ifname", "rset", "ruleset", "rnr", "rulenum", "srnr", "subrulenum", "reason", "action",
+    // SS7.
+    "fisu", "lssu", "lsu", "msu", "hfisu", "hlssu", "hmsu", "sio", "opc", "dpc", "sls", "hsio", "hopc", "hdpc", "hsls",
+    // Offsets and values of fields.
+    "icmptype", "icmpcode", "icmp-echoreply", "icmp-unreach", "icmp-sourcequench", "icmp-redirect", "icmp-echo",
+    "icmp-routeradvert", "icmp-routersolicit", "icmp-timxceed", "icmp-paramprob", "icmp-tstamp", "icmp-tstampreply",
+    "icmp-ireq", "icmp-ireqreply", "icmp-maskreq", "icmp-maskreply",
+    "icmp6type", "icmp6code", "icmp6-destinationunreach", "icmp6-packettoobig", "icmp6-timeexceeded",
+    "icmp6-parameterproblem", "icmp6-echo", "icmp6-echoreply", "icmp6-multicastlistenerquery",
+    "icmp6-multicastlistenerreportv1", "icmp6-multicastlistenerdone", "icmp6-routersolicit", "icmp6-routeradvert",
+    "icmp6-neighborsolicit", "icmp6-neighboradvert", "icmp6-redirect", "icmp6-routerrenum",
+    "icmp6-nodeinformationquery", "icmp6-nodeinformationresponse", "icmp6-ineighbordiscoverysolicit",
+    "icmp6-ineighbordiscoveryadvert", "icmp6-multicastlistenerreportv2", "icmp6-homeagentdiscoveryrequest",
+    "icmp6-homeagentdiscoveryreply", "icmp6-mobileprefixsolicit", "icmp6-mobileprefixadvert", "icmp6-certpathsolicit",
+    "icmp6-certpathadvert", "icmp6-multicastrouteradvert", "icmp6-multicastroutersolicit",
+    "icmp6-multicastrouterterm",
+    "tcpflags", "tcp-fin", "tcp-syn", "tcp-rst", "tcp-push", "tcp-ack", "tcp-urg", "tcp-ece", "tcp-cwr",
+];
