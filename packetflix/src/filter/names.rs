@@ -436,3 +436,199 @@ const KEYWORDS: &[&str] = &[
     "icmp6-multicastrouterterm",
     "tcpflags", "tcp-fin", "tcp-syn", "tcp-rst", "tcp-push", "tcp-ack", "tcp-urg", "tcp-ece", "tcp-cwr",
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{filter::libpcap::Handle, pcapng::LinkType};
+
+    /// How `check` answers: the expression as it is to be compiled, or the name that is in the way.
+    fn checked(expression: &str) -> Result<String, String> {
+        match check(expression, false) {
+            Ok(expression) => Ok(expression.into_owned()),
+            Err(Refused::Name { name, .. }) => Err(name),
+            Err(Refused::Protochain) => Err("protochain".to_owned()),
+        }
+    }
+
+    #[test]
+    fn takes_what_needs_no_look_up() {
+        for expression in [
+            "",
+            " \t\r\n",
+            "tcp port 80 and not host 10.0.0.1",
+            "host 1.2.3.4 or 0x0a.0.0.1",
+            "net 10 or net 10.1 or net 192.168.1 or net 10/8 or net 10.0.0.0 mask 255.0.0.0",
+            "host fe80::1 or ::1 or :: or 2001:db8:: or ::ffff:1.2.3.4 or 1:2:3:4:5:6:7:8 or 1:2:3:4:5:6:1.2.3.4",
+            "ip6 net 2001:db8::/32 or dst net fd00::/8",
+            "ether host 0:1:2:a:b:c or 00-11-22-33-44-55 or 0.1.2.3.4.5 or 0011.2233.4455 or aabbccddeeff",
+            "port 0x50 or 0120 or portrange 80-90 or 100-200 or (1-2)",
+            "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 && icmp[icmptype] = icmp-echo",
+            "icmp6[icmp6type] == icmp6-neighborsolicit || ip[2:2]>>2 <= 5 or ether[0]&1=0",
+            "ether proto \\ip or \\arp or loopback or 0x800",
+            "iso proto \\clnp or es-is",
+            "decnet host 10.15 or atalk host $AA",
+            "llc ui or llc rnr or llc",
+            "wlan type mgt subtype beacon or dir nods",
+            "on en0 and reason match or ruleset \\abc",
+            "vlan 5 and mpls 3 and geneve 0xb and pppoes 1",
+            "len>5 and(greater 6)or!less 9",
+        ] {
+            assert_eq!(checked(expression), Ok(expression.to_owned()));
+        }
+    }
+
+    #[test]
+    fn refuses_names() {
+        for (expression, name) in [
+            ("host example.com", "example.com"),
+            ("host localhost", "localhost"),
+            ("tcp port http", "http"),
+            ("port 80 or https", "https"),
+            ("portrange ftp-ssh", "ftp-ssh"),
+            ("portrange 0x50-90", "0x50-90"),
+            ("host 80-90", "80-90"),
+            ("portrange 80-90 and host 1-2", "1-2"),
+            ("net loopback", "loopback"),
+            ("ether host gateway.local", "gateway.local"),
+            ("ip proto ospf", "ospf"),
+            ("proto loopback", "loopback"),
+            ("ip proto \\ospf", "ospf"),
+            ("host \\tcp", "tcp"),
+            ("host \\10.0.0.1", "10.0.0.1"),
+            ("port\\http", "http"),
+            ("TCP", "TCP"),
+            ("tcp-foo", "tcp-foo"),
+            ("ip.", "ip."),
+            ("1.2.3.4.5", "1.2.3.4.5"),
+            ("host 1.2.3.4x", "1.2.3.4x"),
+            ("gateway router", "router"),
+            ("face", "face"),
+            ("host 0x", "0x"),
+            ("not foo", "foo"),
+            ("(foo)", "foo"),
+            ("aabbccddeeff0", "aabbccddeeff0"),
+        ] {
+            assert_eq!(checked(expression), Err(name.to_owned()), "{expression}");
+            assert_eq!(check(expression, true), Ok(expression.into()), "{expression}");
+        }
+    }
+
+    #[test]
+    fn says_what_to_write_instead() {
+        for (expression, hint) in [
+            ("port http", "write the port's number"),
+            ("net home", "write the network's address"),
+            ("ether src host foo", "write the Ethernet address"),
+            ("ip proto gre", "write the protocol's number"),
+            ("Tcp", "the words of filters are written in small letters"),
+            ("foo", "write the address"),
+        ] {
+            match check(expression, false) {
+                Err(Refused::Name { instead, .. }) => assert_eq!(instead, hint, "{expression}"),
+                other => panic!("{expression}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_loops() {
+        for expression in ["protochain 6", "ip6 protochain \\tcp", "tcp or(ip protochain 51)"] {
+            for may_look_up in [true, false] {
+                assert_eq!(check(expression, may_look_up), Err(Refused::Protochain));
+            }
+        }
+    }
+
+    #[test]
+    fn protocols_become_numbers() {
+        for (expression, becomes) in [
+            ("ip proto \\tcp", "ip proto  6"),
+            ("ip6 proto(\\udp or \\sctp)", "ip6 proto( 17 or  132)"),
+            ("proto\\esp and port 5", "proto 50 and port 5"),
+            ("not proto ! \\ip", "not proto !  0"),
+            (
+                "ip proto \\tcp or ether proto \\ip",
+                "ip proto  6 or ether proto \\ip",
+            ),
+        ] {
+            assert_eq!(checked(expression), Ok(becomes.to_owned()));
+        }
+    }
+
+    #[test]
+    fn long_expressions_take_no_time() {
+        for part in [
+            "a", "1", "1.", "a-", ":", "1:", "::1", "\\", "tcp ", "f", "1-", "aabb.", "0x", "$a",
+        ] {
+            let expression = part.repeat(65_536 / part.len());
+            let start = std::time::Instant::now();
+            let _ = check(&expression, false);
+            let took = start.elapsed();
+            assert!(took < std::time::Duration::from_millis(500), "{part}: {took:?}");
+        }
+    }
+
+    /// What expressions are made of, and what they had better not be made of.
+    fn piece() -> impl Strategy<Value = String> {
+        let keyword = proptest::sample::select(KEYWORDS).prop_map(str::to_owned);
+        let head = proptest::sample::select(&[
+            "host",
+            "net",
+            "port",
+            "portrange",
+            "proto",
+            "ip proto",
+            "ether proto",
+            "ether host",
+            "src",
+            "and",
+            "or",
+            "not",
+            "(",
+            ")",
+            "tcp",
+            "ip6",
+        ]);
+        let word = "[0-9a-fA-Fx]{1,5}|[-a-z0-9._:]{1,8}|[0-9]{1,3}(\\.[0-9]{1,3}){0,4}|\\\\[a-z0-9]{1,4}";
+        let mac = "[0-9a-f]{1,2}([:.-][0-9a-f]{1,2}){4,6}|[0-9a-f]{4}(\\.?[0-9a-f]{4}){1,3}";
+        let ipv6 = "([0-9a-f]{0,4}:){1,8}[0-9a-f]{0,4}(\\.[0-9]{1,2}){0,3}";
+        prop_oneof![
+            2 => keyword,
+            4 => head.prop_map(str::to_owned),
+            2 => word,
+            1 => mac,
+            1 => ipv6,
+            1 => "\\PC{1,3}|[ -~]{1,4}",
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// libpcap itself finds no name in what is taken.
+        #[test]
+        fn nothing_is_looked_up(
+            pieces in proptest::collection::vec(piece(), 1..8),
+            space in prop_oneof![4 => Just(" "), 1 => Just("")],
+        ) {
+            let expression = pieces.join(space).replace('\0', "");
+            if let Ok(checked) = checked(&expression) {
+                let expression = std::ffi::CString::new(checked).unwrap();
+                for link_type in [LinkType::Ethernet, LinkType::Raw] {
+                    let handle = Handle::dead(link_type).unwrap();
+                    if let Err(message) = handle.compile(&expression, u32::MAX) {
+                        // It looks ports up as names that are none.
+                        let looked_up = message.starts_with("unknown ") && ![
+                            "unknown ether proto", "unknown osi proto", "unknown LLC", "unknown 802.11", "unknown PF",
+                            "unknown protocol", "unknown port in range",
+                        ].iter().any(|start| message.starts_with(start));
+                        prop_assert!(!looked_up, "{expression:?}: {message}");
+                    }
+                }
+            }
+        }
+    }
+}
