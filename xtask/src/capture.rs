@@ -51,6 +51,9 @@ mod tests {
     #[test]
     fn names_become_descriptions() {
         assert_eq!(query("netns=5&nif=lo"), "netns=5&nif=lo");
-        assert_eq!(query("a"), "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D&nif=all");
+        assert_eq!(
+            query("a"),
+            "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D&nif=all"
+        );
     }
 }
