@@ -226,8 +226,20 @@ impl Recorder {
     /// # Errors
     /// As [`Capture::open`], and when the first piece is not the section header.
     pub async fn start(url: &str) -> anyhow::Result<Self> {
+        Self::of(Capture::open(url, &[]).await?).await
+    }
+
+    /// The same over a connection that was made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn over(stream: std::net::TcpStream, url: &str) -> anyhow::Result<Self> {
+        Self::of(Capture::over(stream, url, &[]).await?).await
+    }
+
+    async fn of(capture: Capture) -> anyhow::Result<Self> {
         let mut recorder = Self {
-            capture: Capture::open(url, &[]).await?,
+            capture,
             stream: Vec::new(),
         };
         recorder.read().await?;

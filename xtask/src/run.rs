@@ -6,6 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     build_ebpf::build_ebpf,
+    setup,
     shell::{cargo, execute, find_program, is_root, root},
 };
 
@@ -42,8 +43,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// anew with its own choice of their features.
 ///
 /// # Errors
-/// When something does not build.
+/// When a library is missing and cannot be installed, or something does not build.
 pub(crate) fn build_programs() -> anyhow::Result<()> {
+    setup::libraries()?;
     execute(cargo().args([
         "build",
         "--release",

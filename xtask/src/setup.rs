@@ -47,6 +47,31 @@ const BENCH_TOOLS: &[Tool] = &[
     Tool("unshare", "util-linux"),
 ];
 
+/// A library that the server is linked with, and the Debian package that has what it takes.
+struct Library(&'static str, &'static str);
+
+const LIBRARIES: &[Library] = &[Library("libpcap", "libpcap-dev")];
+
+/// The libraries that the server is linked with.
+///
+/// # Errors
+/// When one is missing and we may not install it, or installing fails; the sentence names it all.
+pub(crate) fn libraries() -> anyhow::Result<()> {
+    let missing = LIBRARIES.iter().filter(|library| !can_link(library.0));
+    let (names, packages): (Vec<&str>, Vec<&str>) = missing
+        .map(|Library(library, package)| (*library, *package))
+        .unzip();
+    install(&names, packages)
+}
+
+/// Whether the linker that rustc uses finds a library.
+fn can_link(library: &str) -> bool {
+    let mut link = Command::new("cc");
+    link.args(["-shared", "-x", "c", "/dev/null", "-o", "/dev/null"])
+        .arg(format!("-l{}", library.trim_start_matches("lib")));
+    output_of(&mut link).is_some()
+}
+
 /// What compiling the eBPF crate needs: the standard library's source, and the linker, whose path is
 /// returned.
 ///
@@ -124,14 +149,19 @@ fn install_missing(tools: &[Tool]) -> anyhow::Result<()> {
         .iter()
         .filter(|tool| find_program(tool.0).is_none())
         .collect();
+    let programs: Vec<&str> = missing.iter().map(|tool| tool.0).collect();
+    install(&programs, missing.iter().map(|tool| tool.1).collect())
+}
+
+/// Installs the Debian packages of what is missing.
+fn install(missing: &[&str], mut packages: Vec<&str>) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let programs = missing.iter().map(|tool| tool.0).collect::<Vec<_>>().join(", ");
-    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.1).collect();
     packages.dedup();
     let by_hand = format!(
-        "missing: {programs}. On Debian or Ubuntu: sudo apt-get install --no-install-recommends {}",
+        "missing: {}. On Debian or Ubuntu: sudo apt-get install --no-install-recommends {}",
+        missing.join(", "),
         packages.join(" ")
     );
     if !is_root() || find_program("apt-get").is_none() {

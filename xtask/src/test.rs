@@ -30,6 +30,7 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     if privileged && is_root() {
         setup::test_tools()?;
     }
+    setup::libraries()?;
     build_ebpf()?;
     let filter = args.name.iter();
     execute(

@@ -45,7 +45,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Whether names of hosts, networks, ports and protocols may be looked up, from the server's network namespace.
     pub resolve_names: bool,
-    /// Netmask of the interface, which `ip broadcast` needs.
+    /// Netmask of the interface, without which libpcap refuses `ip broadcast`. tcpdump says 0.0.0.0, after which only
+    /// 255.255.255.255 and 0.0.0.0 are broadcast addresses.
     pub netmask: Option<Ipv4Addr>,
 }
 
@@ -150,7 +151,9 @@ pub async fn compile(
         link_type,
         // As a word or not: that costs time only.
         vlan: checked.contains("vlan"),
-        netmask: options.netmask.map_or(u32::MAX, Ipv4Addr::to_bits),
+        netmask: options
+            .netmask
+            .map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets())),
         resolve_names: options.resolve_names,
     };
     let deadline = if order.resolve_names || order.vlan {

@@ -113,7 +113,8 @@ impl Handle {
         }
     }
 
-    /// Compiles a filter, optimised. `netmask` is that of the interface, or `u32::MAX` when there is none.
+    /// Compiles a filter, optimised. `netmask` is that of the interface, in the host's byte
+    /// order, or `u32::MAX` (`PCAP_NETMASK_UNKNOWN`) when there is none.
     ///
     /// # Errors
     /// What libpcap says.
@@ -191,6 +192,17 @@ mod tests {
         // `BPF_LD | BPF_H | BPF_ABS` of `SKF_AD_OFF + SKF_AD_PKTTYPE`, as on any live handle.
         let inbound = raw.compile(c"inbound", u32::MAX).unwrap();
         assert_eq!((inbound[0].code, inbound[0].k), (0x28, 0xffff_f004));
+    }
+
+    #[test]
+    fn netmask_is_in_the_order_of_the_host() {
+        let raw = Handle::dead(LinkType::Raw).unwrap();
+        let program = raw.compile(c"ip broadcast", 0xffff_ff00).unwrap();
+        // `BPF_JMP | BPF_JSET | BPF_K`: whether there is any bit set in the part of the host.
+        assert!(
+            program.iter().any(|i| (i.code, i.k) == (0x45, 0xff)),
+            "{program:?}"
+        );
     }
 
     #[test]

@@ -1,0 +1,231 @@
+//! Filters in running captures: what they let through, what is refused, and that a capture does not feed on itself.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use packetflix_tests::{
+    client::{Recorder, refusal},
+    namespace::Namespace,
+    raw::{self, RawSocket, Tun},
+    recording::Recording,
+    server::Server,
+};
+use tokio::time::{Instant, timeout};
+
+/// A query with a filter.
+fn query(namespace: &Namespace, filter: &str) -> anyhow::Result<String> {
+    let escaped: String = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    Ok(format!("netns={}&names=0&filter={escaped}", namespace.inode()?))
+}
+
+/// A UDP datagram from 10.9.1.2 to 10.9.1.1, in an Ethernet frame.
+fn datagram(port: u16) -> Vec<u8> {
+    let mut packet = vec![
+        0x45, 0, 0, 32, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 9, 1, 2, 10, 9, 1, 1,
+    ];
+    packet.extend(1000_u16.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend([0, 12, 0, 0, 1, 2, 3, 4]);
+    raw::ethernet(0x0800, &packet)
+}
+
+fn payloads(recording: &Recording) -> Vec<&[u8]> {
+    recording.packets.iter().map(|packet| &packet.data[..]).collect()
+}
+
+#[tokio::test]
+async fn only_what_a_filter_accepts_is_captured_and_all_is_counted() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let hosts: Vec<String> = (0..300)
+            .map(|host| format!("host 10.{}.{}.9", host / 250, host % 250))
+            .collect();
+        let many = format!("{} or udp port 80", hosts.join(" or "));
+        for (filter, expected) in [
+            ("udp port 80", vec![80]),
+            ("not port 80", vec![22]),
+            ("inbound and udp dst port 22", vec![22]),
+            ("outbound", vec![]),
+            ("vlan 5 and udp", vec![]),
+            ("ip src host 10.9.1.2 and less 60", vec![80, 22]),
+            (&many, vec![80]),
+            ("  ", vec![80, 22]),
+        ] {
+            let url = server.url(&format!("{}&nif=va", query(&here, filter)?));
+            let mut recorder = Recorder::start(&url).await?;
+            let sender = RawSocket::open(&there, "vb")?;
+            for port in [80, 22] {
+                sender.send(&datagram(port))?;
+            }
+            // The last to arrive says that the others have.
+            recorder
+                .read_until(|recording| {
+                    recording
+                        .statistics
+                        .iter()
+                        .any(|statistics| statistics.received >= 2)
+                })
+                .await?;
+            let recording = recorder.finish().await?;
+            let frames: Vec<Vec<u8>> = expected.iter().map(|port| datagram(*port)).collect();
+            assert_eq!(payloads(&recording), frames, "{hook} {filter}");
+            let last = recording.statistics.last().copied().unwrap_or_default();
+            ensure!(
+                last.received >= 2 && last.accepted == expected.len() as u64,
+                "{hook} {filter}: {last:?}"
+            );
+            let told = filter.trim();
+            if !told.is_empty() {
+                ensure!(
+                    recording.comment.contains("capture-filter: \""),
+                    "{}",
+                    recording.comment
+                );
+                let options = &recording.interfaces[0].options;
+                ensure!(
+                    options.contains("IfFilter") && options.contains("va"),
+                    "{options}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn vlan_tags_beside_the_packet_are_filtered_by() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("{}&nif=va", query(&here, "vlan 5 and udp port 80")?));
+        let mut recorder = Recorder::start(&url).await?;
+        let sender = RawSocket::open(&there, "vb")?;
+        let tagged = |vlan: u16| {
+            let plain = datagram(80);
+            [&plain[..12], &[0x81, 0], &vlan.to_be_bytes(), &plain[12..]].concat()
+        };
+        for frame in [tagged(6), datagram(80), tagged(5)] {
+            sender.send(&frame)?;
+        }
+        recorder
+            .read_until(|recording| !recording.packets.is_empty())
+            .await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(payloads(&recording), [tagged(5)], "{hook}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn filter_that_means_nothing_for_an_interface_excludes_it() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let _tun = Tun::open(&here, "tun7")?;
+    let server = Server::start(&[])?;
+    let filter = "ether host 02:00:00:00:00:01 or udp port 80";
+    let mut recorder = Recorder::start(&server.url(&query(&here, filter)?)).await?;
+    RawSocket::open(&there, "vb")?.send(&datagram(80))?;
+    recorder
+        .read_until(|recording| !recording.packets.is_empty())
+        .await?;
+    let recording = recorder.finish().await?;
+    for interface in &recording.interfaces {
+        let noted = interface.options.contains("nothing is captured here");
+        assert_eq!(noted, interface.name == "tun7", "{}", interface.options);
+    }
+    let url = server.url(&format!(
+        "{}&nif=tun7",
+        query(&here, "ether host 02:00:00:00:00:01")?
+    ));
+    let (status, sentence) = refusal(&server, &url, &[]).await?;
+    ensure!(
+        status == 400 && sentence.starts_with("the filter cannot be applied to tun7: "),
+        "{status} {sentence}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn filters_that_cannot_be_are_refused_in_the_words_of_libpcap() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let large: Vec<String> = (0..4000)
+        .map(|host| format!("host 10.{}.{}.9", host / 250, host % 250))
+        .collect();
+    for (filter, words) in [
+        ("tcp port", "filter \"tcp port\": syntax error"),
+        ("ip host 300.1.1.1.1", "filter \"ip host 300.1.1.1.1\""),
+        ("host www.example.org", "--resolve-filter-names"),
+        ("ip6 protochain 6", "protochain"),
+        (&large.join(" or "), "instructions"),
+    ] {
+        let url = server.url(&query(&namespace, filter)?);
+        // A header may be longer than a query, once that is escaped.
+        let (status, sentence) = if filter.len() > 10_000 {
+            let url = server.url(&format!("netns={}", namespace.inode()?));
+            refusal(&server, &url, &[("clustershark-filter", filter)]).await?
+        } else {
+            refusal(&server, &url, &[]).await?
+        };
+        ensure!(
+            status == 400 && sentence.contains(words),
+            "{filter}: {status} {sentence}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (house, desk) = Namespace::pair()?;
+        let mut inside = house.command("env");
+        inside.arg(packetflix_tests::server::program("packetflix")?);
+        let server = Server::start_by(&mut inside, &["--hook", hook])?;
+        let connect = || std::net::TcpStream::connect(("10.9.1.1", server.port()));
+        // Two of them would feed on each other.
+        let mut recorders = Vec::new();
+        for rest in ["", "", "&self=1"] {
+            let stream = desk.inside(connect)??;
+            let url = format!(
+                "ws://10.9.1.1:{}/capture?netns={}{rest}",
+                server.port(),
+                house.inode()?
+            );
+            if rest.is_empty() {
+                recorders.push(Recorder::over(stream, &url).await?);
+            } else {
+                // With its own traffic it does feed on itself: the packets do not end.
+                let mut fed = Recorder::over(stream, &url).await?;
+                RawSocket::open(&desk, "vb")?.send(&datagram(80))?;
+                fed.read_until(|recording| recording.packets.len() > 50).await?;
+                fed.finish().await?;
+            }
+        }
+        let noise = RawSocket::open(&desk, "vb")?;
+        for _ in 0..20 {
+            noise.send(&datagram(99))?;
+        }
+        for mut recorder in recorders {
+            recorder
+                .read_until(|recording| recording.count_on("va", false, &datagram(99)) == 20)
+                .await?;
+            // Only statistics come, and no packet any more.
+            let before = Recording::parse(recorder.stream())?.packets.len();
+            let until = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < until {
+                let _ = timeout(Duration::from_millis(200), recorder.read()).await;
+            }
+            let recording = recorder.finish().await?;
+            assert_eq!(recording.packets.len(), before, "{hook}");
+            let port = server.port().to_be_bytes();
+            let own = recording.packets.iter().filter(|packet| {
+                packet.data.len() > 38
+                    && packet.data[23] == 6
+                    && (packet.data[34..36] == port || packet.data[36..38] == port)
+            });
+            assert_eq!(own.count(), 0, "{hook}");
+        }
+    }
+    Ok(())
+}
