@@ -8,7 +8,7 @@ mod random;
 mod reference;
 
 use std::{
-    fmt,
+    fmt, io,
     sync::atomic::{AtomicU64, Ordering},
     thread,
 };
@@ -25,6 +25,8 @@ use packetflix_tests::{
     namespace::Namespace,
 };
 
+use socket2::{Domain, SockFilter, Socket, Type};
+
 use crate::{pcap::Pcap, programs::Extent, random::Random, reference::Beside};
 
 /// Expressions that are compared at least, those of the file among them.
@@ -37,8 +39,20 @@ const CLASSIFIED: usize = 4;
 const PROGRAMS: usize = 2400;
 /// Packets for each of these.
 const PACKETS_OF_PROGRAMS: usize = 300;
+/// Lists of instructions of which most are no programs.
+const LISTS: usize = 20_000;
 /// What packets are marked with.
 const MARK: u32 = 0xcafe_f00d;
+
+/// Seed of what is made at random. `FILTER_SEED=5 cargo test` compares other programs and packets than usual.
+fn seed(which: u64) -> u64 {
+    let chosen = std::env::var("FILTER_SEED").ok();
+    chosen
+        .and_then(|seed| seed.parse::<u64>().ok())
+        .unwrap_or_default()
+        << 8
+        | which
+}
 
 /// A program of classic BPF to be compared, and what it came from.
 struct Case {
@@ -183,7 +197,7 @@ fn is_for_libpcap(operations: &[Operation]) -> bool {
 #[test]
 fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
     let cases = compile_all()?;
-    let packets = packets::packets(PACKETS, 1);
+    let packets = packets::packets(PACKETS, seed(1));
     let classified = classifiable(&packets)?;
     let tally = Tally::default();
     let beside_socket = beside_filtered();
@@ -330,7 +344,17 @@ fn compile_all() -> anyhow::Result<Vec<Case>> {
         add(expression.text, true, program);
     }
     println!("{count} expressions written by hand");
-    let mut random = Random::new(2);
+    for text in large_expressions() {
+        let program = live.compile(&text, true)?;
+        println!(
+            "{} instructions become {}",
+            program.len(),
+            translate(&program)?.len()
+        );
+        count += 1;
+        add(&text, true, program);
+    }
+    let mut random = Random::new(seed(2));
     while count < EXPRESSIONS {
         let text = expressions::expression(&mut random);
         // Not all that the grammar makes means something, and some can be seen to accept or reject everything.
@@ -353,9 +377,25 @@ fn compile_all() -> anyhow::Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// Expressions such as come from lists of addresses.
+fn large_expressions() -> [String; 3] {
+    let join = |item: &dyn Fn(u32) -> String, count| (0..count).map(item).collect::<Vec<_>>().join(" or ");
+    let hosts = join(&|number| format!("10.0.{}.{}", number / 200, number % 200), 300);
+    let ports = join(&|number| (number * 97 % 9000).to_string(), 150);
+    let networks = join(
+        &|number| format!("src net 2001:db8:{number:x}::/48 or dst net 10.{number}"),
+        100,
+    );
+    [
+        format!("host ({hosts})"),
+        format!("tcp port ({ports}) or udp port ({ports})"),
+        format!("not ({networks}) and ether[0] & 1 = 0"),
+    ]
+}
+
 #[test]
 fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
-    let mut random = Random::new(3);
+    let mut random = Random::new(seed(3));
     let cases: Vec<(Extent, Case)> = (0..PROGRAMS)
         .map(|number| {
             let extent = match number % 4 {
@@ -371,7 +411,7 @@ fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
             (extent, case)
         })
         .collect();
-    let packets = packets::packets(PACKETS_OF_PROGRAMS, 4);
+    let packets = packets::packets(PACKETS_OF_PROGRAMS, seed(4));
     let classified = classifiable(&packets)?;
     let tally = Tally::default();
     let beside_socket = beside_filtered();
@@ -448,5 +488,78 @@ fn returns_any_value() -> anyhow::Result<()> {
             ensure!(returned == value, "{returned} instead of {value}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn knows_the_cpu_and_random_numbers() -> anyhow::Result<()> {
+    use classic::{ANCILLARY_OFFSET, opcode::*};
+
+    for kind in [ProgramType::SocketFilter, ProgramType::Classifier] {
+        let run = |load: u32| {
+            let program = [
+                classic::Instruction::new(LD | W | ABS, ANCILLARY_OFFSET + load),
+                classic::Instruction::new(RET | A, 0),
+            ];
+            let program = Program::load(kind, &native::encode(&translate(&program)?))?;
+            (0..20)
+                .map(|_| program.run(&[0; 60], 0))
+                .collect::<anyhow::Result<Vec<u32>>>()
+        };
+        let cpus = run(36)?;
+        ensure!(cpus.iter().all(|cpu| *cpu < 4096), "{cpus:?}");
+        let mut numbers = run(56)?;
+        numbers.sort_unstable();
+        numbers.dedup();
+        ensure!(numbers.len() > 15, "{numbers:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn checks_as_the_kernel_does() -> anyhow::Result<()> {
+    let mut random = Random::new(seed(5));
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    let mut valid = 0;
+    for _ in 0..LISTS {
+        let mut program = programs::program(&mut random, Extent::Kernel);
+        program.truncate(100);
+        for _ in 0..random.below(3) {
+            let at = random.below(program.len() as u32) as usize;
+            let instruction = &mut program[at];
+            match random.below(4) {
+                0 => instruction.code = random.below(0x110) as u16,
+                1 => instruction.k = random.pick(&[0, 1, 15, 16, 31, 32, 0xffff_f000, 0xffff_f040, u32::MAX]),
+                2 => instruction.jt = random.number() as u8,
+                _ => instruction.jf = random.number() as u8,
+            }
+        }
+        let filter: Vec<SockFilter> = program
+            .iter()
+            .map(|instruction| {
+                SockFilter::new(instruction.code, instruction.jt, instruction.jf, instruction.k)
+            })
+            .collect();
+        let kernel = match socket.attach_filter(&filter) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => false,
+            Err(error) => return Err(error.into()),
+        };
+        let ours = classic::check(&program);
+        // The kernel refuses programs that may load a word of scratch memory before they store it.
+        let loads_scratch = |operations: &[Operation]| {
+            operations
+                .iter()
+                .any(|one| matches!(one, Operation::LoadScratch(..)))
+        };
+        ensure!(
+            ours.is_ok() == kernel || ours.as_deref().is_ok_and(loads_scratch),
+            "{ours:?} of\n{}",
+            classic::Listing(&program)
+        );
+        valid += usize::from(kernel);
+    }
+    println!("{LISTS} lists of instructions, {valid} of which are programs");
+    ensure!(valid * 10 > LISTS && valid * 10 < LISTS * 9, "{valid}");
     Ok(())
 }
