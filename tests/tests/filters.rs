@@ -153,7 +153,10 @@ async fn filters_that_cannot_be_are_refused_in_the_words_of_libpcap() -> anyhow:
         .map(|host| format!("host 10.{}.{}.9", host / 250, host % 250))
         .collect();
     for (filter, words) in [
-        ("tcp port", "filter \"tcp port\": syntax error"),
+        (
+            "tcp port",
+            "filter \"tcp port\": can't parse filter expression: syntax error",
+        ),
         ("ip host 300.1.1.1.1", "filter \"ip host 300.1.1.1.1\""),
         ("host www.example.org", "--resolve-filter-names"),
         ("ip6 protochain 6", "protochain"),

@@ -28,8 +28,9 @@ use crate::{pcapng::LinkType, sys};
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
 
-/// Bounds of the process: seconds of its CPU time, with one more until it is killed, and bytes of its memory.
-const CPU_SECONDS: u64 = 1;
+/// Bounds of the process: seconds of its CPU time, with one more until it is
+/// killed, and bytes of its memory. libpcap takes one and a half for three hundred hosts.
+const CPU_SECONDS: u64 = 5;
 const ADDRESS_SPACE: u64 = 512 << 20;
 /// Descriptors that looking a name up may take at once.
 const LOOK_UP_DESCRIPTORS: u64 = 64;

@@ -28,13 +28,13 @@ use crate::pcapng::LinkType;
 pub const MAX_LEN: usize = 64 << 10;
 
 /// How long a process may take, by the clock.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(10);
 /// The same when it has to wait for others: for resolvers, or until the kernel makes a network namespace.
-const PATIENT_DEADLINE: Duration = Duration::from_secs(10);
+const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
 /// How many of them there are at the same time.
 const AT_ONCE: usize = 4;
 /// How long an expression waits for its turn.
-const TURN: Duration = Duration::from_secs(10);
+const TURN: Duration = Duration::from_secs(15);
 /// Bytes of an answer: the longest program is a seventh of that.
 const MAX_ANSWER: u64 = 1 << 20;
 
