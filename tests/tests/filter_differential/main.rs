@@ -27,7 +27,12 @@ use packetflix_tests::{
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use crate::{pcap::Pcap, programs::Extent, random::Random, reference::Beside};
+use crate::{
+    pcap::{Interpreter, Pcap},
+    programs::Extent,
+    random::Random,
+    reference::Beside,
+};
 
 /// Expressions that are compared at least, those of the file among them.
 const EXPRESSIONS: usize = 2000;
@@ -205,6 +210,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
     on_all_cpus(&cases, |number, case| {
         let operations = classic::check(&case.program).with_context(|| case.to_string())?;
         let for_libpcap = is_for_libpcap(&operations);
+        let libpcap = Interpreter::new(&case.program)?;
         let filter = translate(&case.program).with_context(|| case.to_string())?;
         let socket = load(ProgramType::SocketFilter, &filter, case)?;
         let (mut pairs, mut accepted) = (0, 0);
@@ -224,7 +230,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
                 LinkType::Other => packet.get(14..).unwrap_or_default(),
             };
             let expected = if for_libpcap {
-                pcap::interpret(&case.program, packet)
+                libpcap.run(packet)
             } else {
                 reference::interpret(&operations, packet, &beside_socket)
             };
@@ -235,7 +241,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
             let classifier = load(ProgramType::Classifier, &filter, case)?;
             for packet in classified.iter().skip(number % CLASSIFIED).step_by(CLASSIFIED) {
                 let expected = if for_libpcap {
-                    pcap::interpret(&case.program, packet)
+                    libpcap.run(packet)
                 } else {
                     reference::interpret(&operations, packet, &beside_classified(packet, None))
                 };
@@ -419,10 +425,11 @@ fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
     on_all_cpus(&cases, |number, (extent, case)| {
         let operations = classic::check(&case.program).with_context(|| case.to_string())?;
         let filter = translate(&case.program).with_context(|| case.to_string())?;
+        let libpcap = Interpreter::new(&case.program)?;
         let expect = |packet: &[u8], beside: &Beside| {
             let expected = reference::interpret(&operations, packet, beside);
             if *extent == Extent::Libpcap {
-                let libpcap = pcap::interpret(&case.program, packet);
+                let libpcap = libpcap.run(packet);
                 ensure!(
                     expected == libpcap,
                     "{expected}, and {libpcap} in libpcap: {case}\n{packet:02x?}"
