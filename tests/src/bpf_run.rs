@@ -9,7 +9,7 @@
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -132,6 +132,26 @@ impl Program {
         Ok(self.test_run(packet, 0, times)?.1)
     }
 
+    /// Makes it the filter of a socket. Kernel 3.19.
+    ///
+    /// # Errors
+    /// When it is no socket filter.
+    pub fn attach(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let descriptor = self.descriptor.as_raw_fd();
+        // SAFETY: the pointer and length are those of a live descriptor's number, which this option takes.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_BPF,
+                (&raw const descriptor).cast(),
+                size_of::<RawFd>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     fn test_run(&self, packet: &[u8], mark: u32, repeat: u32) -> anyhow::Result<(u32, u32)> {
         const ROOM: usize = 4096;
 
@@ -174,6 +194,26 @@ impl Program {
         Errno::result(result).with_context(|| format!("cannot run on {packet:02x?}"))?;
         Ok((attribute.retval, attribute.duration))
     }
+}
+
+/// Lets a UDP socket send zero for a checksum.
+///
+/// # Errors
+/// When it is no such socket.
+pub fn send_no_checksums(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer and length are those of a live number, which this option takes.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
 }
 
 fn load(attribute: &LoadAttribute) -> io::Result<OwnedFd> {

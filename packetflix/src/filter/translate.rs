@@ -1,15 +1,15 @@
 //! From classic BPF to eBPF.
 //!
 //! What classic BPF means is told by two interpreters: the kernel's, which has itself become a translation
-//! (`bpf_convert_filter` in `net/core/filter.c`), and libpcap's (`bpf_filter.c`). They agree on what libpcap compiles,
-//! and differ on a few programs that nobody compiles:
+//! (`bpf_convert_filter` in `net/core/filter.c`), and libpcap's (`bpf_filter.c`). They differ in a few
+//! things, of which expressions can meet the first two, as in `1 << ip[8]` and `udp[udp[4:2] - 1]`:
 //!
 //! | | kernel | libpcap | here |
 //! |---|---|---|---|
 //! | shift by X ≥ 32 | by X mod 32, on most machines | zero | libpcap's |
 //! | load at X + k that exceeds 32 bits | at X + k mod 2³² | rejects | libpcap's |
 //! | load at `SKF_AD_OFF`, `SKF_NET_OFF`, `SKF_LL_OFF` | what these mean | rejects, but for two of the VLAN tag | the kernel's |
-//! | the same at X + k | what these mean | rejects | refused, or rejects where the kernel gives no meaning |
+//! | load at X and `SKF_NET_OFF`, `SKF_LL_OFF` | what these mean | rejects | program is refused |
 //! | scratch memory before it is stored | program is refused | zero | libpcap's |
 //!
 //! # The function
@@ -154,7 +154,7 @@ impl Place {
 struct Fact {
     /// The packet is at least as long.
     len: u32,
-    /// X was set by [`Operation::LoadHeaderLength`].
+    /// X was set by [`Operation::LoadHeaderLength`], and so is likely to be [`PLAIN_HEADER`].
     header_length_in_x: bool,
 }
 

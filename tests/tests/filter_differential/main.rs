@@ -9,25 +9,33 @@ mod reference;
 
 use std::{
     fmt, io,
+    net::UdpSocket,
+    os::fd::AsFd as _,
     sync::atomic::{AtomicU64, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use packetflix::filter::{
     TranslateError,
-    classic::{self, InvalidProgram, Operation},
+    classic::{self, InvalidProgram, Operation, opcode},
     native::{self, Helper, Instruction, R0, R1, R2, R3, R6},
     translate,
 };
 use packetflix_tests::{
-    bpf_run::{EXPERIMENTAL, Program, ProgramType},
+    bpf_run::{EXPERIMENTAL, Program, ProgramType, send_no_checksums},
     namespace::Namespace,
 };
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use crate::{pcap::Pcap, programs::Extent, random::Random, reference::Beside};
+use crate::{
+    pcap::{Interpreter, Pcap},
+    programs::Extent,
+    random::Random,
+    reference::Beside,
+};
 
 /// Expressions that are compared at least, those of the file among them.
 const EXPRESSIONS: usize = 2000;
@@ -166,7 +174,7 @@ fn beside_filtered() -> Beside {
 /// Packets of which the kernel makes ones for a classifier: those with a whole Ethernet header, and newer kernels want
 /// a whole header of IP after that, if the EtherType says so.
 fn classifiable(packets: &[Vec<u8>]) -> anyhow::Result<Vec<&[u8]>> {
-    let accept = translate(&[classic::Instruction::new(classic::opcode::RET, 1)])?;
+    let accept = translate(&[classic::Instruction::new(opcode::RET, 1)])?;
     let accept = Program::load(ProgramType::Classifier, &native::encode(&accept))?;
     let classifiable: Vec<&[u8]> = packets
         .iter()
@@ -205,6 +213,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
     on_all_cpus(&cases, |number, case| {
         let operations = classic::check(&case.program).with_context(|| case.to_string())?;
         let for_libpcap = is_for_libpcap(&operations);
+        let libpcap = Interpreter::new(&case.program)?;
         let filter = translate(&case.program).with_context(|| case.to_string())?;
         let socket = load(ProgramType::SocketFilter, &filter, case)?;
         let (mut pairs, mut accepted) = (0, 0);
@@ -224,7 +233,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
                 LinkType::Other => packet.get(14..).unwrap_or_default(),
             };
             let expected = if for_libpcap {
-                pcap::interpret(&case.program, packet)
+                libpcap.run(packet)
             } else {
                 reference::interpret(&operations, packet, &beside_socket)
             };
@@ -235,7 +244,7 @@ fn expressions_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
             let classifier = load(ProgramType::Classifier, &filter, case)?;
             for packet in classified.iter().skip(number % CLASSIFIED).step_by(CLASSIFIED) {
                 let expected = if for_libpcap {
-                    pcap::interpret(&case.program, packet)
+                    libpcap.run(packet)
                 } else {
                     reference::interpret(&operations, packet, &beside_classified(packet, None))
                 };
@@ -419,10 +428,11 @@ fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
     on_all_cpus(&cases, |number, (extent, case)| {
         let operations = classic::check(&case.program).with_context(|| case.to_string())?;
         let filter = translate(&case.program).with_context(|| case.to_string())?;
+        let libpcap = Interpreter::new(&case.program)?;
         let expect = |packet: &[u8], beside: &Beside| {
             let expected = reference::interpret(&operations, packet, beside);
             if *extent == Extent::Libpcap {
-                let libpcap = pcap::interpret(&case.program, packet);
+                let libpcap = libpcap.run(packet);
                 ensure!(
                     expected == libpcap,
                     "{expected}, and {libpcap} in libpcap: {case}\n{packet:02x?}"
@@ -481,13 +491,96 @@ fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
 #[test]
 fn returns_any_value() -> anyhow::Result<()> {
     for value in [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
-        let filter = translate(&[classic::Instruction::new(classic::opcode::RET, value)])?;
+        let filter = translate(&[classic::Instruction::new(opcode::RET, value)])?;
         ensure!(filter[0].dst == R0);
         for kind in [ProgramType::SocketFilter, ProgramType::Classifier] {
             let returned = Program::load(kind, &native::encode(&filter))?.run(&[0; 60], 0)?;
             ensure!(returned == value, "{returned} instead of {value}");
         }
     }
+    Ok(())
+}
+
+/// Datagrams that are too large for one piece of memory: all but their headers are in pages. The filter of a socket sees
+/// them from UDP's header on, and cuts them to the length that it returns, but for that header.
+#[test]
+fn finds_what_is_in_pages() -> anyhow::Result<()> {
+    const HEADER_LEN: usize = 8;
+    const LARGE: usize = 30_000;
+    const LARGE_PROGRAMS: usize = 500;
+
+    let namespace = Namespace::new()?;
+    let bind = || UdpSocket::bind("127.0.0.1:0");
+    let (sender, receiver) = (namespace.inside(bind)??, namespace.inside(bind)??);
+    send_no_checksums(sender.as_fd())?;
+    sender.connect(receiver.local_addr()?)?;
+    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut header = [sender.local_addr()?.port(), receiver.local_addr()?.port(), 0, 0];
+    let mut buffer = vec![0; LARGE];
+
+    // Relative to a header, nothing is found in pages: which tells that there are some.
+    let relative = [
+        classic::Instruction::new(
+            opcode::LD | opcode::B | opcode::ABS,
+            classic::NETWORK_OFFSET + 228,
+        ),
+        classic::Instruction::new(opcode::RET | opcode::K, u32::MAX),
+    ];
+    let relative = translate(&relative)?;
+    Program::load(ProgramType::SocketFilter, &native::encode(&relative))?.attach(receiver.as_fd())?;
+    sender.send(&buffer)?;
+    sender.send(&buffer[..500])?;
+    ensure!(
+        receiver.recv(&mut buffer)? == 500,
+        "large datagrams are in one piece"
+    );
+
+    let mut random = Random::new(seed(6));
+    let mut packets = packets::packets(100, seed(7));
+    packets.retain(|packet| packet.len() > 60);
+    let (mut accepted, mut rejected) = (0, 0);
+    for number in 0..LARGE_PROGRAMS {
+        let case = Case {
+            name: format!("program {number}"),
+            program: programs::program(&mut random, Extent::Libpcap),
+            link_type: LinkType::Other,
+        };
+        let libpcap = Interpreter::new(&case.program)?;
+        let filter = translate(&case.program)?;
+        load(ProgramType::SocketFilter, &filter, &case)?.attach(receiver.as_fd())?;
+        for packet in packets.iter().skip(number % 8).step_by(8) {
+            let mut payload = packet.clone();
+            payload.resize(LARGE - HEADER_LEN, packet[0]);
+            header[2] = LARGE as u16;
+            let whole = [&header.map(u16::to_be_bytes).concat()[..], &payload].concat();
+            let expected = libpcap.run(&whole);
+            sender.send(&payload)?;
+            if expected == 0 {
+                rejected += 1;
+                continue;
+            }
+            accepted += 1;
+            let received = receiver.recv(&mut buffer).with_context(|| case.to_string())?;
+            ensure!(
+                received == (expected as usize).clamp(HEADER_LEN, LARGE) - HEADER_LEN,
+                "{received} bytes, and {expected} returned by {case}\n{:02x?}",
+                &whole[..100]
+            );
+        }
+        // The next to come is what is sent next, unless one came that should not.
+        Program::load(ProgramType::SocketFilter, &native::encode(&relative))?.attach(receiver.as_fd())?;
+        sender.send(&buffer[..300 + number])?;
+        let received = receiver.recv(&mut buffer)?;
+        ensure!(
+            received == 300 + number,
+            "{received} bytes that {case} should reject"
+        );
+    }
+    println!("{accepted} datagrams in pages accepted, {rejected} rejected");
+    ensure!(
+        accepted > LARGE_PROGRAMS && rejected > LARGE_PROGRAMS,
+        "{accepted} and {rejected}"
+    );
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use packetflix::filter::classic::Instruction;
+use packetflix::filter::classic::{self, Instruction};
 
 /// Bytes that an accepting filter returns.
 pub(crate) const SNAPSHOT_LENGTH: u32 = 262_144;
@@ -139,10 +139,22 @@ impl Drop for Pcap {
     }
 }
 
-/// Runs a program as libpcap does. It must have passed the check of ours.
-pub(crate) fn interpret(program: &[Instruction], packet: &[u8]) -> u32 {
-    let len = packet.len() as c_uint;
-    // SAFETY: the interpreter reads the packet within its length, and the program until it returns: a checked
-    // program's jumps stay within it, and its last instruction returns.
-    unsafe { bpf_filter(program.as_ptr(), packet.as_ptr(), len, len) }
+/// libpcap's interpreter, with a program.
+#[derive(Clone, Copy)]
+pub(crate) struct Interpreter<'a>(&'a [Instruction]);
+
+impl<'a> Interpreter<'a> {
+    /// Checks the program.
+    pub(crate) fn new(program: &'a [Instruction]) -> anyhow::Result<Self> {
+        classic::check(program)?;
+        Ok(Self(program))
+    }
+
+    /// What the program returns for a packet.
+    pub(crate) fn run(self, packet: &[u8]) -> u32 {
+        let len = packet.len() as c_uint;
+        // SAFETY: the interpreter reads the packet within its length, and the program until it returns: that was
+        // checked, so that its jumps stay within it, and its last instruction returns.
+        unsafe { bpf_filter(self.0.as_ptr(), packet.as_ptr(), len, len) }
+    }
 }
