@@ -332,7 +332,7 @@ fn compiler_has_no_rights() -> anyhow::Result<()> {
         }
         let limits = fs::read_to_string(folder.join("limits"))?;
         for (resource, bound) in [
-            ("Max cpu time", "1"),
+            ("Max cpu time", "5"),
             ("Max address space", "536870912"),
             ("Max open files", "0"),
             ("Max processes", "0"),
@@ -434,7 +434,7 @@ async fn hostile_expressions_end() -> anyhow::Result<()> {
                 "{beginning}: {error:?}"
             );
         }
-        ensure!(took < Duration::from_secs(4), "{beginning}: {took:?}");
+        ensure!(took < Duration::from_secs(12), "{beginning}: {took:?}");
     }
     let long = compile(&" ".repeat(MAX_LEN + 1), LinkType::Raw, &options()?).await;
     ensure!(matches!(long, Err(CompileError::TooLong(_))));

@@ -149,18 +149,20 @@ async fn filter_that_means_nothing_for_an_interface_excludes_it() -> anyhow::Res
 async fn filters_that_cannot_be_are_refused_in_the_words_of_libpcap() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
     let server = Server::start(&[])?;
-    let large: Vec<String> = (0..4000)
-        .map(|host| format!("host 10.{}.{}.9", host / 250, host % 250))
-        .collect();
+    let large: Vec<String> = (0..1500).map(|at| format!("ether[{at}:4]={}", at + 1)).collect();
     for (filter, words) in [
         (
             "tcp port",
             "filter \"tcp port\": can't parse filter expression: syntax error",
         ),
-        ("ip host 300.1.1.1.1", "filter \"ip host 300.1.1.1.1\""),
+        ("ip host 300.1.1.1.1", "\"300.1.1.1.1\" in the filter is a name"),
+        ("ether[0:3] = 1", "filter \"ether[0:3] = 1\": "),
         ("host www.example.org", "--resolve-filter-names"),
         ("ip6 protochain 6", "protochain"),
-        (&large.join(" or "), "instructions"),
+        (
+            &large.join(" or "),
+            "the filter becomes 4374 instructions, and the kernel takes 4096",
+        ),
     ] {
         let url = server.url(&query(&namespace, filter)?);
         // A header may be longer than a query, once that is escaped.
@@ -230,5 +232,39 @@ async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
             assert_eq!(own.count(), 0, "{hook}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn what_becomes_of_an_expression_is_shown() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let (status, programs) = server.get("/filter?expr=tcp%20port%2080")?;
+    ensure!(status == 200 && programs["linktype"] == "ethernet", "{programs}");
+    let count = |name: &str| programs[name].as_array().map_or(0, Vec::len);
+    ensure!(count("classic") > 5 && count("native") > 5, "{programs}");
+    ensure!(
+        programs["classic"][0]
+            .as_str()
+            .is_some_and(|line| line.contains("ldh")),
+        "{programs}"
+    );
+    for (query, words) in [
+        ("", "no expression is given"),
+        ("expr=tcp&linktype=7", "linktype=7 is neither"),
+        ("expr=tcp%20port", "syntax error"),
+        (
+            "expr=ether%20host%2002:00:00:00:00:01&linktype=raw",
+            "filter \"ether host",
+        ),
+    ] {
+        let (status, answer) = server.get(&format!("/filter?{query}"))?;
+        let sentence = answer["error"].as_str().unwrap_or_default();
+        ensure!(
+            status == 400 && sentence.contains(words),
+            "{query}: {status} {answer}"
+        );
+    }
+    let (status, raw) = server.get("/filter?expr=ip&linktype=101")?;
+    ensure!(status == 200 && raw["linktype"] == "raw", "{raw}");
     Ok(())
 }

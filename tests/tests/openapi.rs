@@ -243,6 +243,15 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
         let (head, body) = answered(&server, path, "", 200)?;
         description.check(path, &head, &body).context(path)?;
     }
+    for (query, status) in [
+        ("expr=tcp", 200),
+        ("expr=tcp&linktype=raw", 200),
+        ("expr=tcp+tcp", 400),
+        ("", 400),
+    ] {
+        let (head, body) = answered(&server, &format!("/filter?{query}"), "", status)?;
+        description.check("/filter", &head, &body).context(query)?;
+    }
     for path in ["/nothing", "/discover/nothing"] {
         let (head, body) = answered(&server, path, "", 404)?;
         description.check(path, &head, &body).context(path)?;
@@ -299,7 +308,7 @@ fn answers_to_requests_for_captures_are_described() -> anyhow::Result<()> {
     };
     check(&server, &query, HANDSHAKE, 101)?;
     check(&server, "", HANDSHAKE, 400)?;
-    check(&server, &format!("{query}&filter=tcp"), HANDSHAKE, 400)?;
+    check(&server, &format!("{query}&filter=tcp+tcp"), HANDSHAKE, 400)?;
     check(&server, "container=web", HANDSHAKE, 400)?;
     check(&server, &query, no_key, 400)?;
     check(&server, &query, &foreign, 403)?;

@@ -55,7 +55,7 @@ async fn each_refusal_has_its_status_and_names_the_value() -> anyhow::Result<()>
             404,
             "there is no target nobody",
         ),
-        (&format!("{netns}&filter=tcp"), 400, "filter=tcp"),
+        (&format!("{netns}&filter=tcp+tcp"), 400, "filter \"tcp tcp\": "),
         ("netns=1", 404, "network namespace 1"),
         (&format!("netns={pid_inode}"), 404, "a namespace of type pid"),
         (

@@ -15,3 +15,41 @@ mod translate;
 pub use child::answer_if_asked;
 pub use own::{OwnTraffic, without_own};
 pub use translate::{TranslateError, translate};
+
+use crate::pcapng::LinkType;
+
+/// Both programs of an expression.
+#[derive(Clone, Debug)]
+pub struct Translated {
+    /// Classic BPF, as libpcap compiled it.
+    pub classic: Vec<classic::Instruction>,
+    /// The same in eBPF.
+    pub native: Vec<native::Instruction>,
+}
+
+impl Translated {
+    /// Compiles an expression for packets of a link type, and translates it.
+    ///
+    /// # Errors
+    /// When libpcap or the translation refuses it.
+    pub async fn compile(
+        expression: &str,
+        link_type: LinkType,
+        options: &compile::Options,
+    ) -> Result<Self, FilterError> {
+        let classic = compile::compile(expression, link_type, options).await?;
+        let native = translate(&classic)?;
+        Ok(Self { classic, native })
+    }
+}
+
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// libpcap does not compile it.
+    #[error(transparent)]
+    Compile(#[from] compile::CompileError),
+    /// It has no translation.
+    #[error("the filter has no translation for the kernel")]
+    Translate(#[from] TranslateError),
+}

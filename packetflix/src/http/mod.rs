@@ -1,6 +1,7 @@
 //! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the WebSocket.
 
 mod capture;
+mod filter;
 mod front;
 mod log;
 mod proxy;

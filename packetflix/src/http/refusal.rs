@@ -13,9 +13,9 @@ use warp::{
 use super::{proxy::ProxyError, request::RequestError};
 use crate::{
     error,
-    filter::compile::CompileError,
+    filter::{FilterError, compile::CompileError},
     netns::{EnterError, FindError},
-    tap::{FilterError, HookError, LoadError, TapError},
+    tap::{HookError, LoadError, TapError},
     target::{DirectoryError, ServiceProblem, TargetError},
 };
 

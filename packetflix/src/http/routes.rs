@@ -14,12 +14,13 @@ use warp::{
 
 use super::{
     capture::{App, Handshake, LocalEnd},
+    filter,
     refusal::Refusal,
     targets,
 };
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
-const PATHS: [&str; 4] = ["/capture", "/version", "/targets", "/openapi.json"];
+const PATHS: [&str; 5] = ["/capture", "/version", "/targets", "/filter", "/openapi.json"];
 
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
@@ -75,11 +76,15 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
         "/mobyshark" | "/discover/mobyshark" => {
             targets::list(&app).await.unwrap_or_else(Reply::into_response)
         }
+        "/filter" => filter::show(&app, &handshake.query)
+            .await
+            .unwrap_or_else(Reply::into_response),
         "/openapi.json" => openapi(),
         "/capture" => app.capture(handshake).await.unwrap_or_else(Reply::into_response),
         unknown => {
-            let sentence =
-                format!("there is nothing at {unknown}: see /capture, /targets, /version and /openapi.json");
+            let sentence = format!(
+                "there is nothing at {unknown}: see /capture, /targets, /filter, /version and /openapi.json"
+            );
             Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
         }
     }

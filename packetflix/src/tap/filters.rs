@@ -8,7 +8,7 @@ use packetflix_common::{
 use super::patch::{self, Encoded, PatchError};
 use crate::{
     filter::{
-        OwnTraffic, TranslateError,
+        FilterError, OwnTraffic,
         compile::{CompileError, Options, compile},
         native, translate, without_own,
     },
@@ -34,15 +34,6 @@ pub(crate) enum LinkFilter {
     Program(Vec<Encoded>),
     /// The expression means nothing for such packets, and this is why.
     Impossible(String),
-}
-
-/// Why there is no filter.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FilterError {
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    #[error("the filter has no translation for the kernel")]
-    Translate(#[from] TranslateError),
 }
 
 impl CaptureFilters {

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::CaptureClock,
-    filters::{CaptureFilters, FilterError},
+    filters::CaptureFilters,
     object::prepare,
     rings::{Drained, Head},
 };

@@ -1,0 +1,61 @@
+//! `/filter`: what becomes of an expression, for people and programs, without a capture.
+
+use serde::Serialize;
+use warp::{
+    Reply as _,
+    http::StatusCode,
+    reply::{self, Response},
+};
+
+use super::{capture::App, refusal::Refusal};
+use crate::{
+    filter::{Translated, classic, native},
+    pcapng::LinkType,
+};
+
+/// The programs of an expression, an instruction per line.
+#[derive(Serialize)]
+struct Programs<'a> {
+    expression: &'a str,
+    linktype: &'static str,
+    /// Classic BPF, as `tcpdump -d` shows it.
+    classic: Vec<String>,
+    /// eBPF, as `bpftool prog dump xlated` shows it.
+    native: Vec<String>,
+}
+
+/// Names and numbers of the link types.
+const LINK_TYPES: [(&str, &str, LinkType); 2] = [
+    ("ethernet", "1", LinkType::Ethernet),
+    ("raw", "101", LinkType::Raw),
+];
+
+/// Compiles the expression `expr` of the query for the link type `linktype`, Ethernet unless it is given.
+pub(super) async fn show(app: &App, query: &str) -> Result<Response, Refusal> {
+    let refused = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
+        .map_err(|error| refused(format!("the query cannot be read: {error}")))?;
+    let find = |name: &str| {
+        let mut values = pairs.iter().filter(|(found, _)| found == name);
+        values.next().map(|(_, value)| value.trim())
+    };
+    let expression = find("expr")
+        .filter(|expression| !expression.is_empty())
+        .ok_or_else(|| {
+            refused("no expression is given: /filter?expr=EXPRESSION&linktype=ethernet".to_owned())
+        })?;
+    let wanted = find("linktype").unwrap_or("ethernet");
+    let (linktype, _, link_type) = LINK_TYPES
+        .into_iter()
+        .find(|(name, number, _)| *name == wanted || *number == wanted)
+        .ok_or_else(|| refused(format!("linktype={wanted} is neither ethernet (1) nor raw (101)")))?;
+    let Translated { classic, native } = Translated::compile(expression, link_type, &app.filters).await?;
+    let lines = |listing: String| listing.lines().map(str::to_owned).collect();
+    let programs = Programs {
+        expression,
+        linktype,
+        classic: lines(classic::Listing(&classic).to_string()),
+        native: lines(native::Listing(&native).to_string()),
+    };
+    Ok(reply::json(&programs).into_response())
+}
