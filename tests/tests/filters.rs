@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use packetflix_tests::{
     client::{Recorder, refusal},
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     raw::{self, RawSocket, Tun},
     recording::Recording,
     server::Server,
@@ -231,6 +231,53 @@ async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
             });
             assert_eq!(own.count(), 0, "{hook}");
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn own_traffic_is_known_behind_translated_addresses() -> anyhow::Result<()> {
+    for masquerade in [false, true] {
+        let (house, router, desk) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
+        router.connect("rh", &house, "vh", 1)?;
+        router.connect("rd", &desk, "vd", 2)?;
+        house.ip(&["route", "add", "default", "via", "10.9.1.1"])?;
+        let mut inside = house.command("env");
+        inside.arg(packetflix_tests::server::program("packetflix")?);
+        let server = Server::start_by(&mut inside, &[])?;
+        router.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
+        let to = format!("10.9.1.2:{}", server.port());
+        let translate = [
+            "PREROUTING",
+            "-p",
+            "tcp",
+            "--dport",
+            "30001",
+            "-j",
+            "DNAT",
+            "--to-destination",
+            &to,
+        ];
+        let mut rules = vec![&translate[..]];
+        if masquerade {
+            rules.push(&["POSTROUTING", "-o", "rh", "-j", "MASQUERADE"]);
+        }
+        for rule in rules {
+            output_of(router.command("iptables").args(["-t", "nat", "-A"]).args(rule))?;
+        }
+        let stream = desk.inside(|| std::net::TcpStream::connect("10.9.2.1:30001"))??;
+        let url = format!("ws://10.9.2.1:30001/capture?netns={}", router.inode()?);
+        let mut recorder = Recorder::over(stream, &url).await?;
+        RawSocket::open(&desk, "vd")?.send(&datagram(99))?;
+        recorder
+            .read_until(|recording| recording.count_on("rd", false, &datagram(99)) == 1)
+            .await?;
+        let recording = recorder.finish().await?;
+        let tcp = recording
+            .packets
+            .iter()
+            .filter(|packet| packet.data.len() > 34 && packet.data[12..14] == [8, 0] && packet.data[23] == 6);
+        assert_eq!(tcp.count(), 0, "{masquerade}");
     }
     Ok(())
 }
