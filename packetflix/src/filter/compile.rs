@@ -113,7 +113,7 @@ pub enum CompileError {
 }
 
 /// So much of a text as belongs into a sentence.
-fn excerpt(text: &str) -> Cow<'_, str> {
+pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
     const CHARACTERS: usize = 200;
     match text.char_indices().nth(CHARACTERS) {
         None => Cow::Borrowed(text),

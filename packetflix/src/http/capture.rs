@@ -35,10 +35,13 @@ use super::{
 use crate::{
     config::Config,
     discovery::{AddressBook, Discovery},
-    filter::{OwnTraffic, compile::Options},
+    filter::{
+        OwnTraffic,
+        compile::{Options, excerpt},
+    },
     netns::own_addresses,
     session::{Session, SessionRequest},
-    tap::CaptureFilters,
+    tap::{CaptureFilters, LoadError, TapError},
     target::{Directory, DiscoveryService, Target},
 };
 
@@ -138,7 +141,10 @@ impl App {
         } else {
             own_traffic(&handshake, target.netns.inode()).await
         };
-        let filters = CaptureFilters::build(&request.filter, &own, &self.filters).await?;
+        let filters = CaptureFilters::build(&request.filter, &own, &self.filters)
+            .await
+            .map_err(|error| about_filter(error.into(), &request.filter, None))?;
+        let instructions = filters.instructions();
         let selection = match request.selection {
             Some(selection) => selection,
             None => select(target.description.interfaces.clone())?,
@@ -150,7 +156,14 @@ impl App {
             chaste: request.chaste,
         };
         let (netns, name) = (target.netns.inode(), target.description.full_name());
-        let mut session = Session::start(target, asked, &self.config.tap, &self.config.node_name).await?;
+        let expression = asked.expression.clone();
+        let started = Session::start(target, asked, &self.config.tap, &self.config.node_name).await;
+        let mut session = started.map_err(|error| match error {
+            TapError::Load(LoadError::Program { .. } | LoadError::Filter(_)) => {
+                about_filter(error.into(), &expression, Some(instructions))
+            }
+            error => error.into(),
+        })?;
         if let Some(names) = names {
             session.tell_names(names.await);
         }
@@ -201,6 +214,21 @@ impl App {
         }
         drop(permit);
     }
+}
+
+/// A refusal that may be owed to the filter: it names the expression, and how large that became.
+fn about_filter(mut refusal: Refusal, expression: &str, instructions: Option<usize>) -> Refusal {
+    let excerpt = excerpt(expression);
+    if !expression.is_empty() && !refusal.sentence.contains(&*excerpt) {
+        refusal.sentence = format!("filter \"{excerpt}\": {}", refusal.sentence);
+    }
+    if let Some(instructions) = instructions.filter(|_| !expression.is_empty()) {
+        refusal.sentence = format!(
+            "{} (the filter has {instructions} eBPF instructions)",
+            refusal.sentence
+        );
+    }
+    refusal
 }
 
 /// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our ports say and hear at the

@@ -83,6 +83,15 @@ impl CaptureFilters {
         }
     }
 
+    /// eBPF instructions of the longer of them.
+    pub(crate) fn instructions(&self) -> usize {
+        let len = |filter: &LinkFilter| match filter {
+            LinkFilter::Program(program) => program.len(),
+            LinkFilter::All | LinkFilter::Impossible(_) => 0,
+        };
+        len(&self.ethernet).max(len(&self.raw))
+    }
+
     /// Writes the filters into a copy of the object.
     ///
     /// # Errors
