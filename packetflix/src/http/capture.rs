@@ -159,9 +159,10 @@ impl App {
         let expression = asked.expression.clone();
         let started = Session::start(target, asked, &self.config.tap, &self.config.node_name).await;
         let mut session = started.map_err(|error| match error {
-            TapError::Load(LoadError::Program { .. } | LoadError::Filter(_)) => {
+            TapError::Load(LoadError::Program { .. }) => {
                 about_filter(error.into(), &expression, Some(instructions))
             }
+            TapError::Load(LoadError::Filter(_)) => about_filter(error.into(), &expression, None),
             error => error.into(),
         })?;
         if let Some(names) = names {
