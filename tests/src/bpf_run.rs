@@ -17,6 +17,9 @@ use nix::{errno::Errno, libc};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_ENABLE_STATS: libc::c_int = 32;
+/// `enum bpf_stats_type`
+const BPF_STATS_RUN_TIME: u32 = 0;
 const INSTRUCTION_LEN: usize = 8;
 const LICENSE: &[u8; 13] = b"Dual MIT/GPL\0";
 
@@ -194,6 +197,27 @@ impl Program {
         Errno::result(result).with_context(|| format!("cannot run on {packet:02x?}"))?;
         Ok((attribute.retval, attribute.duration))
     }
+}
+
+/// Has the kernel take the time of each run of every program, until the descriptor is closed: `run_time_ns` and
+/// `run_cnt` of a program's descriptor in `/proc/PID/fdinfo`. Kernel 5.8.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub fn take_run_times() -> io::Result<OwnedFd> {
+    let kind = BPF_STATS_RUN_TIME;
+    // SAFETY: this command's attribute is the kind alone, of the given size; the kernel reads it and nothing else.
+    let descriptor = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_ENABLE_STATS,
+            &raw const kind,
+            size_of_val(&kind),
+        )
+    };
+    let descriptor = Errno::result(descriptor)?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })
 }
 
 /// Lets a UDP socket send zero for a checksum.

@@ -44,6 +44,7 @@ const BENCH_TOOLS: &[Tool] = &[
     Tool("lsns", "util-linux"),
     Tool("nsenter", "util-linux"),
     Tool("setpriv", "util-linux"),
+    Tool("tcpdump", "tcpdump"),
     Tool("unshare", "util-linux"),
 ];
 

@@ -40,7 +40,7 @@ pub(crate) struct Crowd {
 struct Sleeper(Child);
 
 /// A file system in memory at [`FOLDER`], unmounted when dropped.
-struct Folder {
+pub(crate) struct Folder {
     is_ours: bool,
 }
 
@@ -189,7 +189,11 @@ impl Drop for Sleeper {
 }
 
 impl Folder {
-    fn mount() -> anyhow::Result<Self> {
+    /// Covers what is there.
+    ///
+    /// # Errors
+    /// Without root.
+    pub(crate) fn mount() -> anyhow::Result<Self> {
         let is_ours = fs::create_dir(FOLDER).is_ok();
         let folder = Self { is_ours };
         mount(

@@ -254,7 +254,7 @@ fn time_of(command: &[&str]) -> anyhow::Result<Duration> {
 
 /// CPU time of a process and all threads that it ever had: from its clock, since `/proc/PID/stat` counts in hundredths
 /// of a second only.
-fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
+pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(pid)?))?;
     Ok(clock.now()?.into())
 }

@@ -3,6 +3,7 @@
 mod crowd;
 mod discovery;
 mod engine;
+mod filter;
 mod http;
 mod interrupt;
 mod table;
@@ -17,7 +18,7 @@ use nix::{
 };
 
 /// Benchmarks by their names.
-const BENCHMARKS: &[(&str, Benchmark)] = &[("discovery", discovery::run)];
+const BENCHMARKS: &[(&str, Benchmark)] = &[("discovery", discovery::run), ("filter", filter::run)];
 
 type Benchmark = fn(&Args) -> anyhow::Result<()>;
 
