@@ -348,7 +348,8 @@ fn ipv6(bytes: &[u8]) -> Option<usize> {
             return Some(at);
         }
         if compressed {
-            longest = Some(at);
+            // What ends with an IPv4 address may be longer.
+            longest = longest.max(Some(at));
         }
         let rest = &bytes[at..];
         if !compressed && rest.starts_with(b"::") {
@@ -510,6 +511,8 @@ mod tests {
             ("not foo", "foo"),
             ("(foo)", "foo"),
             ("aabbccddeeff0", "aabbccddeeff0"),
+            ("host fe80::1:10.0.0.2 or foo", "foo"),
+            ("host ::10.0.0.2 or fe80::1:2:12345.0.0.2 or foo", "foo"),
         ] {
             assert_eq!(checked(expression), Err(name.to_owned()), "{expression}");
             assert_eq!(check(expression, true), Ok(expression.into()), "{expression}");
