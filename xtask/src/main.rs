@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod capture;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -29,6 +30,8 @@ enum Verb {
     Test(test::Args),
     /// Install what is missing and measure optimised programs on the real kernel
     Bench(bench::Args),
+    /// Look for filter expressions that fail on their way into the kernel
+    Fuzz(fuzz::Args),
     /// Check formatting, lints of the host and eBPF crates, and dependencies
     Lint,
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Capture(args) => capture::capture(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
+        Verb::Fuzz(args) => fuzz::fuzz(&args),
         Verb::Lint => lint::lint(),
     };
     match done {

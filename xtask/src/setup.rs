@@ -11,6 +11,8 @@ const BPF_LINKER: &str = "0.10.3";
 
 const CARGO_DENY: &str = "0.20.2";
 
+const CARGO_FUZZ: &str = "0.13.1";
+
 /// A program, by its name or its whole path, and the Debian package that has it.
 struct Tool(&'static str, &'static str);
 
@@ -36,6 +38,13 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("conmon", "conmon"),
     Tool("busybox", "busybox-static"),
     // What translated filters are compared with.
+    Tool("/usr/include/pcap/pcap.h", "libpcap-dev"),
+];
+
+const FUZZ_TOOLS: &[Tool] = &[
+    Tool("ip", "iproute2"),
+    // libFuzzer is a library in C++.
+    Tool("c++", "g++"),
     Tool("/usr/include/pcap/pcap.h", "libpcap-dev"),
 ];
 
@@ -104,6 +113,15 @@ pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
 /// When it is missing and cannot be installed.
 pub(crate) fn cargo_deny() -> anyhow::Result<PathBuf> {
     cargo_tool("cargo-deny", CARGO_DENY)
+}
+
+/// cargo-fuzz, which builds and runs fuzz targets, and what these need beside Rust.
+///
+/// # Errors
+/// When something is missing and cannot be installed.
+pub(crate) fn fuzz_tools() -> anyhow::Result<PathBuf> {
+    install_missing(FUZZ_TOOLS)?;
+    cargo_tool("cargo-fuzz", CARGO_FUZZ)
 }
 
 /// A program that cargo installs, in just this version: where it is, or else into `target/tools`.

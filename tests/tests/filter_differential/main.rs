@@ -24,7 +24,7 @@ use packetflix::filter::{
     translate,
 };
 use packetflix_tests::{
-    bpf_run::{EXPERIMENTAL, Program, ProgramType, send_no_checksums},
+    bpf_run::{Program, ProgramType, send_no_checksums},
     namespace::Namespace,
 };
 
@@ -34,7 +34,7 @@ use crate::{
     pcap::{Interpreter, Pcap},
     programs::Extent,
     random::Random,
-    reference::Beside,
+    reference::{Beside, MARK, beside_classified, beside_filtered, is_for_libpcap},
 };
 
 /// Expressions that are compared at least, those of the file among them.
@@ -49,9 +49,6 @@ const PROGRAMS: usize = 2400;
 const PACKETS_OF_PROGRAMS: usize = 300;
 /// Lists of instructions of which most are no programs.
 const LISTS: usize = 20_000;
-/// What packets are marked with.
-const MARK: u32 = 0xcafe_f00d;
-
 /// Seed of what is made at random. `FILTER_SEED=5 cargo test` compares other programs and packets than usual.
 fn seed(which: u64) -> u64 {
     let chosen = std::env::var("FILTER_SEED").ok();
@@ -136,41 +133,6 @@ fn with_tag(vlan: Option<(u16, u16)>, filter: &[Instruction]) -> Vec<Instruction
     program
 }
 
-/// What the kernel has beside the packet that a test's classifier sees: `eth_type_trans` in `net/ethernet/eth.c`, for the
-/// loopback device, whose address is zero, as is its
-/// address for broadcasts.
-fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Beside {
-    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let protocol = match word(12) {
-        protocol @ 0x600.. => protocol,
-        _ if packet.get(14..16) == Some(&[0xff, 0xff]) => 1,
-        _ => 4,
-    };
-    let packet_type = match &packet[..6] {
-        [first, ..] if first & 1 != 0 => 2,
-        [0, 0, 0, 0, 0, 0] => 0,
-        _ => 3,
-    };
-    Beside {
-        protocol,
-        packet_type,
-        ifindex: 1,
-        mark: MARK,
-        vlan,
-        network: 14,
-    }
-}
-
-/// What it has beside the packet that a test's socket filter sees.
-fn beside_filtered() -> Beside {
-    Beside {
-        protocol: EXPERIMENTAL,
-        ifindex: 1,
-        mark: MARK,
-        ..Beside::default()
-    }
-}
-
 /// Packets of which the kernel makes ones for a classifier: those with a whole Ethernet header, and newer kernels want
 /// a whole header of IP after that, if the EtherType says so.
 fn classifiable(packets: &[Vec<u8>]) -> anyhow::Result<Vec<&[u8]>> {
@@ -193,13 +155,6 @@ fn classifiable(packets: &[Vec<u8>]) -> anyhow::Result<Vec<&[u8]>> {
 fn load(kind: ProgramType, filter: &[Instruction], case: &Case) -> anyhow::Result<Program> {
     Program::load(kind, &native::encode(filter))
         .with_context(|| format!("{kind:?} {case}\n{}", native::Listing(filter)))
-}
-
-/// Whether a program gives the same in libpcap's interpreter as it must in the kernel.
-fn is_for_libpcap(operations: &[Operation]) -> bool {
-    !operations
-        .iter()
-        .any(|operation| matches!(operation, Operation::LoadAbsolute(_, classic::LINK_OFFSET..)))
 }
 
 #[test]

@@ -5,6 +5,10 @@
 use packetflix::filter::classic::{
     Ancillary, Arithmetic, Comparison, LINK_OFFSET, NETWORK_OFFSET, Operand, Operation, Register, Size,
 };
+use packetflix_tests::bpf_run::EXPERIMENTAL;
+
+/// What packets are marked with.
+pub(crate) const MARK: u32 = 0xcafe_f00d;
 
 /// What the kernel knows beside a packet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +21,47 @@ pub(crate) struct Beside {
     pub(crate) vlan: Option<(u16, u16)>,
     /// Where the network header begins.
     pub(crate) network: usize,
+}
+
+/// What the kernel has beside the packet that a test's classifier sees: `eth_type_trans` in `net/ethernet/eth.c`, for the
+/// loopback device, whose address is zero, as is its address for broadcasts.
+pub(crate) fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Beside {
+    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let protocol = match word(12) {
+        protocol @ 0x600.. => protocol,
+        _ if packet.get(14..16) == Some(&[0xff, 0xff]) => 1,
+        _ => 4,
+    };
+    let packet_type = match &packet[..6] {
+        [first, ..] if first & 1 != 0 => 2,
+        [0, 0, 0, 0, 0, 0] => 0,
+        _ => 3,
+    };
+    Beside {
+        protocol,
+        packet_type,
+        ifindex: 1,
+        mark: MARK,
+        vlan,
+        network: 14,
+    }
+}
+
+/// What it has beside the packet that a test's socket filter sees.
+pub(crate) fn beside_filtered() -> Beside {
+    Beside {
+        protocol: EXPERIMENTAL,
+        ifindex: 1,
+        mark: MARK,
+        ..Beside::default()
+    }
+}
+
+/// Whether a program gives the same in libpcap's interpreter as it must in the kernel.
+pub(crate) fn is_for_libpcap(operations: &[Operation]) -> bool {
+    !operations
+        .iter()
+        .any(|operation| matches!(operation, Operation::LoadAbsolute(_, LINK_OFFSET..)))
 }
 
 /// Runs a checked program.
