@@ -424,9 +424,9 @@ pub enum InvalidProgram {
 
 /// Decodes a program and checks it by the rules of the kernel: `bpf_check_classic` in `net/core/filter.c`.
 ///
-/// One rule is left out, since libpcap has it not, and words of scratch memory start at zero here as in libpcap: the
-/// kernel wants each to be stored before it is loaded. libpcap's jumps backwards (`protochain`) are refused as the
-/// kernel does.
+/// One rule is left out, since libpcap has it not, and words of scratch memory start at zero here as in newer ones of
+/// it: the kernel wants each to be stored before it is loaded. libpcap's jumps backwards (`protochain`) are refused as
+/// the kernel does.
 ///
 /// # Errors
 /// The first rule that is broken.

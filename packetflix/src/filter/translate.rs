@@ -2,7 +2,8 @@
 //!
 //! What classic BPF means is told by two interpreters: the kernel's, which has itself become a translation
 //! (`bpf_convert_filter` in `net/core/filter.c`), and libpcap's (`bpf_filter.c`). They differ in a few
-//! things, of which expressions can meet the first two, as in `1 << ip[8]` and `udp[udp[4:2] - 1]`:
+//! things, of which expressions can meet the first two and the last, as in `1 << ip[8]`, `udp[udp[4:2] - 1]` and
+//! `not geneve and port 7`:
 //!
 //! | | kernel | libpcap | here |
 //! |---|---|---|---|
@@ -10,7 +11,7 @@
 //! | load at X + k that exceeds 32 bits | at X + k mod 2³² | rejects | libpcap's |
 //! | load at `SKF_AD_OFF`, `SKF_NET_OFF`, `SKF_LL_OFF` | what these mean | rejects, but for two of the VLAN tag | the kernel's |
 //! | load at X and `SKF_NET_OFF`, `SKF_LL_OFF` | what these mean | rejects | program is refused |
-//! | scratch memory before it is stored | program is refused | zero | libpcap's |
+//! | scratch memory before it is stored | program is refused | zero; anything in 1.10 | zero |
 //!
 //! # The function
 //!
