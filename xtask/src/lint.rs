@@ -14,6 +14,7 @@ use crate::{
 /// At the first check that fails.
 pub(crate) fn lint() -> anyhow::Result<()> {
     execute(cargo().args(["fmt", "--all", "--check"]))?;
+    execute(cargo().args(["fmt", "--manifest-path=fuzz/Cargo.toml", "--check"]))?;
     setup::libraries()?;
     build_ebpf()?;
     execute(

@@ -2,23 +2,14 @@
 //! server's library: the name check is private to that, and of the rest of it nothing is to be instrumented.
 
 #[path = "../../../packetflix/src/filter/classic.rs"]
-#[allow(
-    dead_code,
-    unfulfilled_lint_expectations,
-    reason = "what only the server uses and documents"
-)]
+#[expect(dead_code, reason = "what only the server uses")]
 pub(crate) mod classic;
 #[path = "../../../packetflix/src/filter/names.rs"]
 mod names;
 #[path = "../../../packetflix/src/filter/native.rs"]
-#[allow(
-    dead_code,
-    unfulfilled_lint_expectations,
-    reason = "what only the server uses and documents"
-)]
+#[expect(dead_code, reason = "what only the server uses")]
 pub(crate) mod native;
 #[path = "../../../packetflix/src/filter/translate.rs"]
-#[allow(unfulfilled_lint_expectations, reason = "what only libraries document")]
 mod translate;
 
 use std::borrow::Cow;
