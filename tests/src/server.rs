@@ -163,12 +163,8 @@ impl Server {
 
     /// URL of a capture of a described target; `rest` begins with `&` or is empty.
     pub fn url_of(&self, target: &Value, rest: &str) -> String {
-        let json = target.to_string();
-        let escaped = json.bytes().fold(String::new(), |mut text, byte| {
-            let _ = write!(&mut text, "%{byte:02X}");
-            text
-        });
-        self.url(&format!("container={escaped}{rest}"))
+        let json = percent_encoded(&target.to_string());
+        self.url(&format!("container={json}{rest}"))
     }
 
     /// All that it has logged.
@@ -239,6 +235,14 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A text as the value of a query's parameter.
+pub fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        let _ = write!(&mut encoded, "%{byte:02X}");
+        encoded
+    })
 }
 
 /// Asks again and again until the answer is yes.

@@ -8,14 +8,14 @@ use packetflix_tests::{
     namespace::{Namespace, output_of},
     raw::{self, RawSocket, Tun},
     recording::Recording,
-    server::Server,
+    server::{Server, percent_encoded},
 };
 use tokio::time::{Instant, timeout};
 
 /// A query with a filter.
 fn query(namespace: &Namespace, filter: &str) -> anyhow::Result<String> {
-    let escaped: String = filter.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    Ok(format!("netns={}&names=0&filter={escaped}", namespace.inode()?))
+    let (netns, filter) = (namespace.inode()?, percent_encoded(filter));
+    Ok(format!("netns={netns}&names=0&filter={filter}"))
 }
 
 /// A UDP datagram from 10.9.1.2 to 10.9.1.1, in an Ethernet frame.

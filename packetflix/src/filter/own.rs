@@ -11,13 +11,13 @@ const MAX_IPV6_SERVERS: usize = 8;
 /// Most ports of the server.
 const MAX_PORTS: usize = 4;
 
-/// The service's traffic: TCP of one of its ports, either at one of its addresses, or with the client of the capture.
-/// The latter stands for what its address may be translated to on the way.
+/// Traffic of the service: TCP of one of these ports, either at one of these addresses, or with the client of the capture.
+/// The latter stands for what the service's address may be translated to on the way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnTraffic {
-    /// Ports of the service: the one that it listens on, and the one that the client asked for.
+    /// Ports at which the service is reached.
     pub ports: Vec<u16>,
-    /// Addresses of the service; the most important first.
+    /// Addresses at which it is reached there; the most important first.
     pub servers: Vec<IpAddr>,
     /// The client of the capture, as the service sees it.
     pub client: Option<SocketAddr>,
@@ -27,7 +27,7 @@ pub struct OwnTraffic {
 ///
 /// Looks at TCP right behind an IP header: a stream in a tunnel, or with a VLAN tag within the packet, is not known.
 pub fn without_own(
-    own: &OwnTraffic,
+    own: &[OwnTraffic],
     link_type: LinkType,
     filter: Option<&[Instruction]>,
 ) -> Vec<Instruction> {
@@ -35,8 +35,10 @@ pub fn without_own(
     const ACCEPT: Instruction = Instruction::new(RET | K, u32::MAX);
 
     let mut program = Vec::new();
-    for family in [Family::Ipv4, Family::Ipv6] {
-        program.extend(rejecting(own, link_type, family));
+    for own in own {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            program.extend(rejecting(own, link_type, family));
+        }
     }
     program.extend_from_slice(filter.unwrap_or(&[ACCEPT]));
     program
@@ -387,7 +389,7 @@ mod tests {
             let other_client = SocketAddr::new(client.ip(), 40_001);
             let other_server = SocketAddr::new(server.ip(), 80);
             for (link_type, ethertype) in [(LinkType::Ethernet, true), (LinkType::Raw, false)] {
-                let program = without_own(&own_client, link_type, None);
+                let program = without_own(std::slice::from_ref(&own_client), link_type, None);
                 classic::check(&program).unwrap();
                 translate(&program).unwrap();
                 let passes = |from, to, options| {
@@ -437,7 +439,7 @@ mod tests {
                 servers: servers.clone(),
                 client,
             };
-            let program = without_own(&own, LinkType::Raw, None);
+            let program = without_own(std::slice::from_ref(&own), LinkType::Raw, None);
             classic::check(&program).unwrap();
             translate(&program).unwrap();
             for (server, other, ours) in [
@@ -461,6 +463,29 @@ mod tests {
     }
 
     #[test]
+    fn a_port_is_ours_only_at_the_addresses_that_it_has() {
+        let at = |port, server: &str| OwnTraffic {
+            ports: vec![port],
+            servers: vec![server.parse().unwrap()],
+            client: None,
+        };
+        let own = [at(5001, "10.0.0.1"), at(30_001, "10.0.0.2")];
+        let program = without_own(&own, LinkType::Raw, None);
+        classic::check(&program).unwrap();
+        for (server, ours) in [
+            ("10.0.0.1:5001", true),
+            ("10.0.0.2:30001", true),
+            ("10.0.0.1:30001", false),
+            ("10.0.0.2:5001", false),
+        ] {
+            let (server, other) = (server.parse().unwrap(), "10.9.9.9:77".parse().unwrap());
+            for packet in [segment(server, other, 0), segment(other, server, 0)] {
+                assert_eq!(!accepts(&program, &packet), ours, "{server}");
+            }
+        }
+    }
+
+    #[test]
     fn packets_that_are_too_short_for_it_are_not_own() {
         let [client, server]: [SocketAddr; 2] =
             ["10.0.0.5:40000", "10.0.0.6:5001"].map(|text| text.parse().unwrap());
@@ -473,7 +498,7 @@ mod tests {
             let whole = segment(client, server, options);
             let ports_end = 24 + 4 * usize::from(options);
             for len in 0..whole.len() {
-                let program = without_own(&own, LinkType::Raw, None);
+                let program = without_own(std::slice::from_ref(&own), LinkType::Raw, None);
                 assert_eq!(accepts(&program, &whole[..len]), len < ports_end, "{len}");
             }
         }
@@ -487,10 +512,13 @@ mod tests {
             client: Some("10.0.0.5:40000".parse().unwrap()),
         };
         let reject = [Instruction::new(RET | K, 0)];
-        let program = without_own(&own, LinkType::Ethernet, Some(&reject));
+        let program = without_own(std::slice::from_ref(&own), LinkType::Ethernet, Some(&reject));
         assert!(!accepts(&program, &[0; 64]));
-        assert!(accepts(&without_own(&own, LinkType::Ethernet, None), &[0; 64]));
+        assert!(accepts(
+            &without_own(std::slice::from_ref(&own), LinkType::Ethernet, None),
+            &[0; 64]
+        ));
         let none = OwnTraffic { ports: vec![], ..own };
-        assert_eq!(without_own(&none, LinkType::Raw, Some(&reject)), reject);
+        assert_eq!(without_own(&[none], LinkType::Raw, Some(&reject)), reject);
     }
 }

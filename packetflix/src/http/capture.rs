@@ -137,7 +137,7 @@ impl App {
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
         let own = if request.with_own {
-            OwnTraffic::default()
+            Vec::new()
         } else {
             own_traffic(&handshake, target.netns.inode()).await
         };
@@ -232,46 +232,48 @@ fn about_filter(mut refusal: Refusal, expression: &str, instructions: Option<usi
     refusal
 }
 
-/// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our ports say and hear at the
-/// addresses that we have, at the one that the client asked for, and whatever our ports say to the client.
-async fn own_traffic(handshake: &Handshake, netns: u64) -> OwnTraffic {
+/// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our port says and hears at the
+/// addresses that we have, and the port that the client asked for at the address that it asked for; and what either says
+/// to the client, whatever our address has become there.
+async fn own_traffic(handshake: &Handshake, netns: u64) -> Vec<OwnTraffic> {
     let (Some(peer), Some(LocalEnd(local))) = (handshake.peer, handshake.local) else {
-        return OwnTraffic::default();
+        return Vec::new();
     };
-    let asked = handshake
-        .headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let asked: Option<Authority> = asked.and_then(|host| host.parse().ok());
-    let asked_port = asked
-        .as_ref()
-        .and_then(Authority::port_u16)
-        .unwrap_or(local.port());
-    let asked_address = asked.as_ref().and_then(|asked| {
-        let host = asked.host().trim_start_matches('[').trim_end_matches(']');
-        host.parse().ok()
-    });
-    let mut ports = vec![local.port(), asked_port];
-    ports.dedup();
     let (own_netns, addresses) = tokio::task::spawn_blocking(own_addresses)
         .await
         .unwrap_or_default();
     // The loopback device of another namespace is none of ours.
     let is_seen = |address: &IpAddr| own_netns == Some(netns) || !address.is_loopback();
     let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let mut servers: Vec<IpAddr> = [local.ip().to_canonical()]
-        .into_iter()
-        .chain(asked_address)
-        .chain(addresses)
-        .filter(is_seen)
-        .collect();
+    let client = Some(client).filter(|client| is_seen(&client.ip()));
+    let asked = asked_endpoint(&handshake.headers);
+    let own_port = asked.filter(|(_, port)| *port == local.port());
     let mut seen = HashSet::new();
-    servers.retain(|address| seen.insert(*address));
-    OwnTraffic {
-        ports,
-        servers,
-        client: Some(client).filter(|client| is_seen(&client.ip())),
+    let servers = [local.ip().to_canonical()]
+        .into_iter()
+        .chain(own_port.and_then(|(address, _)| address))
+        .chain(addresses)
+        .filter(|address| is_seen(address) && seen.insert(*address));
+    let mut own = vec![OwnTraffic {
+        ports: vec![local.port()],
+        servers: servers.collect(),
+        client,
+    }];
+    if let Some((address, port)) = asked.filter(|(_, port)| *port != local.port()) {
+        own.push(OwnTraffic {
+            ports: vec![port],
+            servers: address.into_iter().filter(is_seen).collect(),
+            client,
+        });
     }
+    own
+}
+
+/// The port that the client names as ours, and the address, if it names us by one.
+fn asked_endpoint(headers: &HeaderMap) -> Option<(Option<IpAddr>, u16)> {
+    let host: Authority = headers.get(header::HOST)?.to_str().ok()?.parse().ok()?;
+    let address = host.host().trim_start_matches('[').trim_end_matches(']');
+    Some((address.parse().ok(), host.port_u16()?))
 }
 
 /// Checks the WebSocket handshake and prepares its answer.

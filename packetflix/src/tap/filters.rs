@@ -43,7 +43,7 @@ impl CaptureFilters {
     /// When the expression means nothing for any link type.
     pub(crate) async fn build(
         expression: &str,
-        own: &OwnTraffic,
+        own: &[OwnTraffic],
         options: &Options,
     ) -> Result<Self, FilterError> {
         let (ethernet, raw) = tokio::join!(
@@ -109,7 +109,7 @@ impl CaptureFilters {
 
 async fn build_one(
     expression: &str,
-    own: &OwnTraffic,
+    own: &[OwnTraffic],
     link_type: LinkType,
     options: &Options,
 ) -> Result<LinkFilter, FilterError> {
@@ -118,7 +118,7 @@ async fn build_one(
     } else {
         Some(compile(expression, link_type, options).await?)
     };
-    if wanted.is_none() && *own == OwnTraffic::default() {
+    if wanted.is_none() && own.is_empty() {
         return Ok(LinkFilter::All);
     }
     let program = translate(&without_own(own, link_type, wanted.as_deref()))?;
