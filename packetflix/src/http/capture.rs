@@ -13,7 +13,7 @@ use std::{
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_util::{
@@ -34,18 +34,18 @@ use super::{
 };
 use crate::{
     config::Config,
-    discovery::{AddressBook, Discovery},
+    discovery::Discovery,
     filter::{
         OwnTraffic,
         compile::{Options, excerpt},
     },
-    netns::own_addresses,
-    session::{Session, SessionRequest},
-    tap::{CaptureFilters, LoadError, TapError},
+    netns::{Netns, own_addresses},
+    session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
+    tap::{CaptureFilters, LoadError, Tap, TapError},
     target::{Directory, DiscoveryService, Target},
 };
 
-/// How long a capture that is ready waits for the names of addresses.
+/// How long the packets of a capture wait for the names of addresses.
 const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What all requests share.
@@ -61,6 +61,7 @@ pub(super) struct App {
     pub(super) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
     pub(super) stop: CancellationToken,
+    feeds: Feeds,
     captures: Arc<Semaphore>,
     next_id: AtomicU64,
 }
@@ -98,6 +99,7 @@ impl App {
             directory,
             filters,
             config,
+            feeds: Feeds::new(tasks.clone()),
             tasks,
             stop,
             captures,
@@ -141,52 +143,80 @@ impl App {
         } else {
             own_traffic(&handshake, target.netns.inode()).await
         };
-        let filters = CaptureFilters::build(&request.filter, &own, &self.filters)
-            .await
-            .map_err(|error| about_filter(error.into(), &request.filter, None))?;
-        let instructions = filters.instructions();
+        let Target { netns, description } = target;
         let selection = match request.selection {
             Some(selection) => selection,
-            None => select(target.description.interfaces.clone())?,
+            None => select(description.interfaces.clone())?,
         };
-        let asked = SessionRequest {
+        let info = SessionInfo {
+            netns: netns.inode(),
+            holder: netns.name_and_type(),
+            description: &description,
+            node_name: &self.config.node_name,
+            chaste: request.chaste,
+            filter: &request.filter,
+        };
+        let key = CaptureKey {
+            netns: netns.inode(),
             selection,
-            expression: request.filter,
-            filters,
+            filter: request.filter.clone(),
+            with_own: request.with_own,
             chaste: request.chaste,
         };
-        let (netns, name) = (target.netns.inode(), target.description.full_name());
-        let expression = asked.expression.clone();
-        let started = Session::start(target, asked, &self.config.tap, &self.config.node_name).await;
-        let mut session = started.map_err(|error| match error {
-            TapError::Load(LoadError::Program { .. }) => {
-                about_filter(error.into(), &expression, Some(instructions))
-            }
-            TapError::Load(LoadError::Filter(_)) => about_filter(error.into(), &expression, None),
-            error => error.into(),
-        })?;
+        let stop = self.stop.child_token();
+        let joined = self.join_or_begin(key, netns, &own).await?;
+        let mut session = joined.stream(info, stop.clone());
         if let Some(names) = names {
-            session.tell_names(names.await);
+            session.tell_names(names);
         }
-        tracing::info!(netns, name, "started");
+        tracing::info!(netns = session.netns(), name = description.full_name(), "started");
 
         let app = Arc::clone(&self);
         self.tasks
-            .spawn(async move { app.stream(upgraded, session, permit).await }.instrument(span));
+            .spawn(async move { app.stream(upgraded, session, stop, permit).await }.instrument(span));
         Ok(switching)
     }
 
-    /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up,
-    /// which does not wait for them much longer: whatever comes later is told later.
-    fn names(&self) -> impl Future<Output = watch::Receiver<Arc<AddressBook>>> + use<> {
+    /// Joins the capture if it runs, or begins it.
+    async fn join_or_begin(
+        &self,
+        key: CaptureKey,
+        netns: Netns,
+        own: &[OwnTraffic],
+    ) -> Result<Joined, Refusal> {
+        let slot = self.feeds.slot(key.clone()).await;
+        if let Some(joined) = slot.join().await {
+            return Ok(joined);
+        }
+        let filters = CaptureFilters::build(&key.filter, own, &self.filters)
+            .await
+            .map_err(|error| about_filter(error.into(), &key.filter, None))?;
+        let instructions = filters.instructions();
+        let tap = Tap::open(&netns, key.selection, filters, !key.chaste, &self.config.tap)
+            .await
+            .map_err(|error| match error {
+                TapError::Load(LoadError::Program { .. }) => {
+                    about_filter(error.into(), &key.filter, Some(instructions))
+                }
+                TapError::Load(LoadError::Filter(_)) => about_filter(error.into(), &key.filter, None),
+                error => error.into(),
+            })?;
+        Ok(slot.begin(netns, tap))
+    }
+
+    /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
+    /// packets do not wait for them much longer: whatever comes later is told later.
+    fn names(&self) -> KnownNames {
         let discovery = Arc::clone(&self.discovery);
-        let addresses = discovery.addresses();
-        let scan = AbortOnDropHandle::new(tokio::spawn(async move { discovery.recent().await }));
-        async move {
-            if timeout(NAMES_TIMEOUT, scan).await.is_err() {
+        let names = discovery.addresses();
+        let first = async move {
+            if timeout(NAMES_TIMEOUT, discovery.recent()).await.is_err() {
                 tracing::debug!("the names of addresses will be told later");
             }
-            addresses
+        };
+        KnownNames {
+            names,
+            first: AbortOnDropHandle::new(tokio::spawn(first.in_current_span())),
         }
     }
 
@@ -208,9 +238,15 @@ impl App {
     }
 
     /// Streams to the client; the permit is given back when all is over.
-    async fn stream(self: Arc<Self>, upgraded: UpgradeFut, session: Session, permit: OwnedSemaphorePermit) {
+    async fn stream(
+        self: Arc<Self>,
+        upgraded: UpgradeFut,
+        session: Session,
+        stop: CancellationToken,
+        permit: OwnedSemaphorePermit,
+    ) {
         match upgraded.await {
-            Ok(socket) => websocket::serve(socket, session, &self.stop, self.config.client_timeout).await,
+            Ok(socket) => websocket::serve(socket, session, stop, self.config.client_timeout).await,
             Err(error) => tracing::info!(%error, "ended: the client left before the stream began"),
         }
         drop(permit);

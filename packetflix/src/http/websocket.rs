@@ -12,12 +12,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::Instrument as _;
 
-use crate::session::{Ended, Session, Totals};
-
-/// Batches that wait for the socket: while one is written, the next is put together.
-const QUEUED_BATCHES: usize = 1;
+use crate::session::{Ended, Session};
 
 /// Most bytes of a frame that a client may send; all that it has to say are control frames.
 const MAX_CLIENT_FRAME_LEN: usize = 64 * 1024;
@@ -80,20 +76,17 @@ struct Peer {
     stop: CancellationToken,
 }
 
-/// Runs `session` and sends what it makes, until either side ends it; then closes the connection.
+/// Sends what `session` has to say until either side ends it, of which `stop` tells the session; then closes the
+/// connection.
 pub(super) async fn serve(
     socket: WebSocket<TokioIo<Upgraded>>,
-    session: Session,
-    shutdown: &CancellationToken,
+    mut session: Session,
+    stop: CancellationToken,
     client_timeout: Duration,
 ) {
     let (reader, writer) = socket.split(tokio::io::split);
     let (sender, events) = mpsc::channel(QUEUED_EVENTS);
     let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
-    let stop = shutdown.child_token();
-    let (sender, batches) = mpsc::channel(QUEUED_BATCHES);
-    let session = session.run(sender, stop.clone()).in_current_span();
-    let session = AbortOnDropHandle::new(tokio::spawn(session));
     let peer = Peer {
         events,
         last_heard: Instant::now(),
@@ -106,14 +99,9 @@ pub(super) async fn serve(
         peer,
         timeout: client_timeout,
     };
-    client.send_all(batches).await;
+    client.send_all(&mut session).await;
 
-    let (ended, totals) = session.await.unwrap_or_else(|error| {
-        (
-            Ended::Failed(format!("the capture was cut off: {error}")),
-            Totals::default(),
-        )
-    });
+    let (ended, totals) = session.end();
     let (code, reason) = close_reason(client.peer.end.as_ref(), &ended);
     tracing::info!(
         code,
@@ -130,8 +118,8 @@ pub(super) async fn serve(
 }
 
 impl Client {
-    /// Sends batches until the session makes no more, or the client does not take them any more.
-    async fn send_all(&mut self, mut batches: mpsc::Receiver<Bytes>) {
+    /// Sends until the session has no more to say, or the client does not take it any more.
+    async fn send_all(&mut self, session: &mut Session) {
         let mut ping = interval(PING_INTERVAL.min(self.timeout / 3));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
@@ -143,8 +131,8 @@ impl Client {
                     Ok(())
                 }
                 _ = ping.tick(), if self.peer.end.is_none() => self.ping().await,
-                batch = batches.recv() => match batch {
-                    Some(batch) => self.write(Frame::binary(Payload::Borrowed(&batch))).await,
+                blocks = session.next() => match blocks {
+                    Some(blocks) => self.write(Frame::binary(Payload::Borrowed(&blocks))).await,
                     None => return,
                 }
             };
@@ -276,7 +264,6 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, String) {
         (None, Ended::Stopped) => (GOING_AWAY, "the service is shutting down".to_owned()),
         (None, Ended::NamespaceGone(inode)) => (NORMAL, format!("the network namespace {inode} has ended")),
         (None, Ended::Failed(why)) => (FAILED, why.clone()),
-        (None, Ended::ClientGone) => (FAILED, "the stream was cut off".to_owned()),
     };
     reason.truncate(reason.floor_char_boundary(MAX_REASON_LEN));
     (code, reason)
@@ -296,7 +283,6 @@ mod tests {
         ];
         let sessions = [
             Ended::Stopped,
-            Ended::ClientGone,
             Ended::NamespaceGone(5),
             Ended::Failed("y".repeat(200)),
         ];

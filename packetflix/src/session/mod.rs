@@ -1,72 +1,50 @@
-//! A session joins a tap to one client: it turns records into batches of pcapng, as fast as they are taken,
-//! keeps the statistics, and knows why it ended.
+//! A session is one client's stream of a capture. Clients that ask for the same share one tap: its reader
+//! (`reader.rs`) encodes each packet once and publishes it in a queue (`window.rs`), from which each session takes it
+//! between blocks of its own (`stream.rs`).
 
+mod feed;
+mod feeds;
 mod names;
+mod packets;
+mod reader;
+mod statistics;
 mod stream;
+mod window;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
+    sync::watch,
+    time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::stream::{Stream, StreamInfo};
-use crate::{
-    discovery::AddressBook,
-    error,
-    netns::Netns,
-    tap::{CaptureFilters, Drained, InterfaceSelection, Tap, TapChange, TapConfig, TapError},
-    target::Target,
+pub(crate) use self::feeds::{CaptureKey, Feeds, Joined};
+use self::{
+    feed::Subscription,
+    names::Names,
+    packets::MAX_BATCH_LEN,
+    stream::{Stream, StreamInfo},
+    window::{Batch, Next, PacketCount},
 };
-
-/// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
-const COALESCE: Duration = Duration::from_millis(1);
-
-/// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
-const MERGE_WINDOW: u64 = 500_000;
-
-/// How often statistics are sent, and the namespace and the clocks looked at.
-const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+use crate::{discovery::AddressBook, target::TargetDescription};
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a client gets.
-#[derive(Clone, Debug)]
-pub(crate) struct SessionRequest {
-    /// Which interfaces.
-    pub(crate) selection: InterfaceSelection,
-    /// The filter as the client wrote it, or empty.
-    pub(crate) expression: String,
-    /// What that amounts to.
-    pub(crate) filters: CaptureFilters,
-    /// Without promiscuous mode.
-    pub(crate) chaste: bool,
-}
+/// So many bytes of packets are kept back while the first names are looked for, and no more.
+const MAX_KEPT_BACK: usize = 64 * 1024;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It was asked to.
     Stopped,
-    /// Nobody takes what it sends.
-    ClientGone,
     /// Nobody but us holds the namespace any more.
     NamespaceGone(u64),
     /// It could not go on.
     Failed(String),
-}
-
-/// A capture that is set up, and has sent nothing yet.
-#[derive(Debug)]
-pub(crate) struct Session {
-    netns: Arc<Netns>,
-    tap: Tap,
-    stream: Stream,
-    names: Option<watch::Receiver<Arc<AddressBook>>>,
 }
 
 /// What a whole session amounted to, for the log.
@@ -76,174 +54,199 @@ pub(crate) struct Totals {
     pub(crate) dropped: u64,
 }
 
+/// What a client's stream says of itself.
+pub(crate) struct SessionInfo<'a> {
+    /// Inode number of the namespace.
+    pub(crate) netns: u64,
+    /// Name and type of who holds it, unless the description names one.
+    pub(crate) holder: (String, &'static str),
+    pub(crate) description: &'a TargetDescription,
+    pub(crate) node_name: &'a str,
+    pub(crate) chaste: bool,
+    /// The filter as the client wrote it, or empty.
+    pub(crate) filter: &'a str,
+}
+
+/// The names of addresses that a client is told.
+pub(crate) struct KnownNames {
+    /// As they are known, and then as they change.
+    pub(crate) names: watch::Receiver<Arc<AddressBook>>,
+    /// Ends when the first are known, or when they are not worth waiting for any longer.
+    pub(crate) first: AbortOnDropHandle<()>,
+}
+
+/// One client's stream.
+#[derive(Debug)]
+pub(crate) struct Session {
+    netns: u64,
+    subscription: Subscription,
+    stream: Stream,
+    /// How many interfaces are described.
+    described: usize,
+    names: Names,
+    known_names: Option<watch::Receiver<Arc<AddressBook>>>,
+    /// While it is there, packets are kept back.
+    first_names: Option<AbortOnDropHandle<()>>,
+    /// What is sent next.
+    blocks: VecDeque<Bytes>,
+    /// What is sent after that, unless it is kept back.
+    packets: VecDeque<Bytes>,
+    stop: CancellationToken,
+    /// Since when all is to come to an end, on the records' clock and on ours.
+    stopping: Option<(u64, Instant)>,
+    ended: Option<Ended>,
+}
+
 impl Session {
-    /// Sets up the capture: from now on packets are captured.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
-    pub(crate) async fn start(
-        target: Target,
-        request: SessionRequest,
-        config: &TapConfig,
-        node_name: &str,
-    ) -> Result<Self, TapError> {
-        let netns = Arc::new(target.netns);
-        let tap = Tap::open(
-            &netns,
-            request.selection,
-            request.filters,
-            !request.chaste,
-            config,
-        )
-        .await?;
-        let stream = Stream::begin(
-            &tap,
+    /// Begins a stream with its section header and the descriptions of all interfaces.
+    fn new(subscription: Subscription, info: SessionInfo<'_>, stop: CancellationToken) -> Self {
+        let mut stream = Stream::begin(
             &StreamInfo {
-                netns: &netns,
-                description: &target.description,
-                node_name,
-                chaste: request.chaste,
-                filter: &request.expression,
+                holder: info.holder,
+                description: info.description,
+                node_name: info.node_name,
+                chaste: info.chaste,
+                filter: info.filter,
             },
+            &subscription.before,
         );
-        Ok(Self {
-            netns,
-            tap,
+        stream.describe(0, &subscription.interfaces);
+        Self {
+            netns: info.netns,
+            described: subscription.interfaces.len(),
+            subscription,
+            blocks: stream.take().into_iter().collect(),
             stream,
-            names: None,
-        })
+            names: Names::default(),
+            known_names: None,
+            first_names: None,
+            packets: VecDeque::new(),
+            stop,
+            stopping: None,
+            ended: None,
+        }
     }
 
-    /// Tells the names of addresses: those that are known now before the first packet, and from then on each that is
+    /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
     /// new before the packets that follow.
-    pub(crate) fn tell_names(&mut self, names: watch::Receiver<Arc<AddressBook>>) {
-        self.names = Some(names);
-        self.take_names();
+    pub(crate) fn tell_names(&mut self, names: KnownNames) {
+        self.known_names = Some(names.names);
+        self.first_names = Some(names.first);
+    }
+
+    /// What is sent next: whole blocks; `None` at the end. May be dropped while it waits.
+    ///
+    /// When `stop` is cancelled, all that was captured until then is still to come, with the final statistics.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(blocks) = self.blocks.pop_front() {
+                return Some(blocks);
+            }
+            if !self.is_kept_back()
+                && let Some(packets) = self.packets.pop_front()
+            {
+                return Some(packets);
+            }
+            if self.ended.is_some() {
+                return None;
+            }
+            let deadline = self.stopping.map(|(_, since)| since + FINISH_TIMEOUT);
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled(), if self.stopping.is_none() => self.begin_to_stop().await,
+                // Without its end the stream still holds the statistics of a moment ago.
+                () = until(deadline) => self.ended = Some(Ended::Stopped),
+                () = first(&mut self.first_names) => {
+                    self.first_names = None;
+                    self.take_names();
+                }
+                () = changed(&mut self.known_names), if self.first_names.is_none() => self.take_names(),
+                next = self.subscription.next() => self.accept(next),
+            }
+        }
+    }
+
+    /// Inode number of the namespace.
+    pub(crate) fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// Why it ended, and what it amounted to.
+    pub(crate) fn end(self) -> (Ended, Totals) {
+        let totals = self.stream.totals();
+        (self.ended.unwrap_or(Ended::Stopped), totals)
+    }
+
+    /// Whether packets wait for the names of their addresses.
+    fn is_kept_back(&self) -> bool {
+        let len: usize = self.packets.iter().map(Bytes::len).sum();
+        self.first_names.is_some() && self.stopping.is_none() && self.ended.is_none() && len < MAX_KEPT_BACK
+    }
+
+    async fn begin_to_stop(&mut self) {
+        let since = self.subscription.before.clock.now();
+        self.stopping = Some((since, Instant::now()));
+        self.subscription.settle(since).await;
     }
 
     fn take_names(&mut self) {
-        if let Some(names) = &mut self.names {
+        if let Some(names) = &mut self.known_names {
             let names = Arc::clone(&names.borrow_and_update());
-            self.stream.name(names.seen_from(self.netns.inode()));
+            self.names.set(names.seen_from(self.netns));
+        }
+        let mut is_done = false;
+        while !is_done {
+            is_done = self.names.write(MAX_BATCH_LEN, self.stream.blocks());
+            self.blocks.extend(self.stream.take());
         }
     }
 
-    /// Sends batches until `stop` is cancelled, the client is gone, or the namespace has ended; then detaches,
-    /// sends what is left with the final statistics, and tells why.
-    pub(crate) async fn run(
-        mut self,
-        batches: mpsc::Sender<Bytes>,
-        stop: CancellationToken,
-    ) -> (Ended, Totals) {
-        let ended = tokio::select! {
-            biased;
-            () = stop.cancelled() => Ended::Stopped,
-            () = batches.closed() => Ended::ClientGone,
-            ended = self.capture(&batches) => ended,
-        };
-        let deadline = Instant::now() + FINISH_TIMEOUT;
-        // Without its end the stream still holds the statistics of a moment ago.
-        let _ = timeout_at(deadline, self.finish(&batches)).await;
-        (ended, self.stream.totals())
-    }
-
-    /// Captures until the namespace ends or something fails. May be dropped at any await without losing a
-    /// record.
-    async fn capture(&mut self, batches: &mpsc::Sender<Bytes>) -> Ended {
-        match self.capture_loop(batches).await {
-            Ok(ended) => ended,
-            Err(CaptureError::Closed) => Ended::ClientGone,
-            Err(CaptureError::Tap(error)) => Ended::Failed(error::chain(&error)),
-            Err(CaptureError::Wait(error)) => Ended::Failed(error::chain(&error)),
+    fn accept(&mut self, next: Next) {
+        match next {
+            Next::Batch { batch, lost, .. } => self.pass_on(&batch, &lost),
+            Next::End(ended) => self.ended = Some(ended),
+            Next::Nothing => {}
         }
     }
 
-    async fn capture_loop(&mut self, batches: &mpsc::Sender<Bytes>) -> Result<Ended, CaptureError> {
-        let mut every_second = interval(STATISTICS_INTERVAL);
-        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rings = RingsState::Due;
-        loop {
-            tokio::select! {
-                biased;
-                _ = every_second.tick() => {
-                    self.tap.adjust_clock();
-                    if !self.is_held().await {
-                        return Ok(Ended::NamespaceGone(self.netns.inode()));
-                    }
-                    self.stream.statistics_due();
-                    rings = RingsState::Due;
-                }
-                // Records leave the rings only when there is room for them: when the client is too slow, they
-                // fill the rings, and the programs count what they cannot put there.
-                room = batches.reserve(), if rings == RingsState::Due => {
-                    let room = room.map_err(|_| CaptureError::Closed)?;
-                    let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
-                    let drained = self.stream.fill(&mut self.tap, old_enough);
-                    if let Some(batch) = self.stream.take_batch() {
-                        room.send(batch);
-                    }
-                    rings = match drained {
-                        Drained::Full(_) => RingsState::Due,
-                        Drained::Held => RingsState::Coalescing,
-                        Drained::Empty => RingsState::Idle,
-                    };
-                }
-                () = changed(&mut self.names) => {
-                    self.take_names();
-                    rings = RingsState::Due;
-                }
-                () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
-                change = self.tap.changed(rings == RingsState::Idle) => {
-                    match change.map_err(CaptureError::Wait)? {
-                        TapChange::Links => {
-                            self.follow_links().await?;
-                            rings = RingsState::Due;
-                        }
-                        // What comes right behind the first packet goes with it.
-                        TapChange::Rings => rings = RingsState::Coalescing,
-                    }
-                }
-            }
-            if self.stream.has_let_go() {
-                // An interface may have waited for the index of one that has left.
-                self.follow_links().await?;
+    fn pass_on(&mut self, batch: &Batch, lost: &[PacketCount]) {
+        if self.described < batch.interfaces {
+            let interfaces = self.subscription.interfaces();
+            self.stream
+                .describe(self.described, &interfaces[..batch.interfaces]);
+            self.described = batch.interfaces;
+        }
+        self.stream.lose(lost);
+        self.stream.deliver(&batch.counts);
+        self.packets.extend(self.stream.take());
+        if !batch.packets.is_empty() {
+            self.packets.push_back(batch.packets.clone());
+        }
+        if let Some(statistics) = &batch.statistics {
+            let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
+            self.stream.write_statistics(statistics, is_end);
+            self.packets.extend(self.stream.take());
+            if is_end {
+                self.ended = Some(Ended::Stopped);
             }
         }
     }
+}
 
-    async fn is_held(&self) -> bool {
-        let netns = Arc::clone(&self.netns);
-        tokio::task::spawn_blocking(move || netns.is_held())
-            .await
-            .unwrap_or(true)
+/// Waits until a time; for ever without one.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
+}
 
-    /// Lets interfaces that are gone leave, and new ones join.
-    async fn follow_links(&mut self) -> Result<(), CaptureError> {
-        let changes = self.tap.link_changes().await?;
-        for ifindex in changes.gone {
-            self.tap.detach(ifindex);
-            self.stream.leave(&self.tap, ifindex);
-        }
-        let joined = self.tap.join(&self.netns, changes.new);
-        // Those that did join have packets already, whatever became of the others.
-        self.stream.describe_new(&self.tap);
-        Ok(joined?)
-    }
-
-    /// Detaches, and sends all that was captured until then, with the final statistics.
-    async fn finish(&mut self, batches: &mpsc::Sender<Bytes>) {
-        self.tap.detach_all();
-        self.stream.end(&self.tap);
-        while let Ok(room) = batches.reserve().await {
-            let drained = self.stream.fill(&mut self.tap, u64::MAX);
-            if let Some(batch) = self.stream.take_batch() {
-                room.send(batch);
-            }
-            if drained == Drained::Empty {
-                break;
-            }
-        }
+/// Waits until the first names are known; for ever where none are waited for.
+async fn first(names: &mut Option<AbortOnDropHandle<()>>) {
+    match names {
+        // One that failed has nothing to tell.
+        Some(names) => drop(names.await),
+        None => std::future::pending().await,
     }
 }
 
@@ -255,26 +258,4 @@ async fn changed(names: &mut Option<watch::Receiver<Arc<AddressBook>>>) {
         return;
     }
     std::future::pending::<()>().await;
-}
-
-/// What is to be done about the rings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RingsState {
-    /// They were empty: the kernel tells when they are not.
-    Idle,
-    /// Something came a moment ago, more may come.
-    Coalescing,
-    /// They are to be read as soon as there is room.
-    Due,
-}
-
-/// Why capturing cannot go on.
-#[derive(Debug, thiserror::Error)]
-enum CaptureError {
-    #[error("nobody takes the batches")]
-    Closed,
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    #[error("the rings cannot be waited for")]
-    Wait(#[source] std::io::Error),
 }

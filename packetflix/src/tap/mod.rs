@@ -162,7 +162,7 @@ pub(crate) struct TappedInterface {
     pub(crate) since: u64,
     /// What its packets begin with.
     pub(crate) link_type: LinkType,
-    /// What was known of it when it joined.
+    /// What was last known of it.
     pub(crate) link: Link,
     /// Why the filter cannot be applied to it, if so: none of its packets is captured then.
     pub(crate) excluded: Option<String>,
@@ -407,6 +407,14 @@ impl Tap {
             .map(|interface| interface.link.ifindex)
             .filter(|index| removed.contains(index) || !present.iter().any(|link| link.ifindex == *index))
             .collect();
+        for link in &present {
+            if let Some(interface) = self.interfaces.get_mut(&link.ifindex)
+                && !gone.contains(&link.ifindex)
+                && interface.attachment.is_some()
+            {
+                interface.link = link.clone();
+            }
+        }
         // One whose index is still that of an interface that is leaving waits until it has left.
         let new = present
             .into_iter()

@@ -6,7 +6,7 @@ use super::TapError;
 use crate::{netns::Link, pcapng::LinkType};
 
 /// Which interfaces a capture wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum InterfaceSelection {
     /// Each there is, and each that comes.
     All,

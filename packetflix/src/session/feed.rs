@@ -1,0 +1,159 @@
+//! A tap with all its clients: one reader publishes what it captures, and each client takes that at its own pace.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use super::{
+    reader::Reader,
+    statistics::{Statistics, TapInterface},
+    window::{Cursor, Next, Window},
+};
+use crate::{netns::Netns, tap::Tap};
+
+/// Most clients that wait to join, or for statistics.
+const QUEUED_COMMANDS: usize = 64;
+
+/// Where clients join the reader of a tap.
+#[derive(Clone, Debug)]
+pub(super) struct Feed {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// What the reader and its clients share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    window: Mutex<Window>,
+    /// Tells clients that there is something new.
+    published: watch::Sender<()>,
+    /// Tells the reader that a client has taken something, or left.
+    taken: Notify,
+}
+
+/// What clients ask of the reader.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// To take part. Not answered when that cannot be.
+    Join(oneshot::Sender<Subscription>),
+    /// For statistics as soon as all that was captured until `since` is published, since the client will leave.
+    Settle { client: u64, since: u64 },
+}
+
+/// A client's part in a feed; it leaves when this is dropped.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    published: watch::Receiver<()>,
+    cursor: Cursor,
+    /// What was before the client joined, and is not its own.
+    pub(super) before: Statistics,
+    /// The interfaces that there were then.
+    pub(super) interfaces: Vec<Arc<TapInterface>>,
+}
+
+impl Feed {
+    /// Starts the reader of a tap with its first client. The reader ends when the last client has left.
+    pub(super) fn start(netns: Netns, tap: Tap, tasks: &TaskTracker) -> (Self, Subscription) {
+        let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
+        let feed = Self {
+            shared: Arc::default(),
+            commands,
+        };
+        let before = Statistics {
+            clock: *tap.clock(),
+            taken: 0,
+            until: 0,
+            interfaces: Vec::new(),
+        };
+        let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue);
+        let subscription = Subscription::new(&feed.shared, &feed.commands, before);
+        tasks.spawn(reader.run(feed.commands.downgrade()).in_current_span());
+        (feed, subscription)
+    }
+
+    /// Takes part in the feed, if it goes on and can be described to one who comes late.
+    pub(super) async fn join(&self) -> Option<Subscription> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Join(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Whether nobody can join any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.commands.is_closed()
+    }
+}
+
+impl Shared {
+    pub(super) fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Alters the queue, and lets the clients look at it.
+    pub(super) fn publish(&self, alter: impl FnOnce(&mut Window)) {
+        alter(&mut self.window());
+        self.published.send_replace(());
+    }
+
+    /// Waits until a client has taken something or left since the last time that this was waited for.
+    pub(super) async fn taken(&self) {
+        self.taken.notified().await;
+    }
+}
+
+impl Subscription {
+    pub(super) fn new(shared: &Arc<Shared>, commands: &mpsc::Sender<Command>, before: Statistics) -> Self {
+        let mut window = shared.window();
+        Self {
+            shared: Arc::clone(shared),
+            commands: commands.clone(),
+            published: shared.published.subscribe(),
+            cursor: window.join(),
+            before,
+            interfaces: window.interfaces().to_vec(),
+        }
+    }
+
+    /// Waits for the next batch, or the end. May be dropped while it waits.
+    pub(super) async fn next(&mut self) -> Next {
+        loop {
+            self.published.borrow_and_update();
+            let next = self.shared.window().take(&mut self.cursor);
+            match next {
+                Next::Nothing => {}
+                Next::Batch {
+                    is_furthest: true, ..
+                } => {
+                    self.shared.taken.notify_one();
+                    return next;
+                }
+                next => return next,
+            }
+            // The sender is in what we share.
+            let _ = self.published.changed().await;
+        }
+    }
+
+    /// All interfaces as they are known now, in the order of their descriptions.
+    pub(super) fn interfaces(&self) -> Vec<Arc<TapInterface>> {
+        self.shared.window().interfaces().to_vec()
+    }
+
+    /// Asks for statistics as soon as all that was captured until `since` is published, before it leaves.
+    pub(super) async fn settle(&self, since: u64) {
+        // Without a reader the end is published.
+        let client = self.cursor.client;
+        let _ = self.commands.send(Command::Settle { client, since }).await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.window().leave(&self.cursor);
+        self.shared.taken.notify_one();
+    }
+}

@@ -1,0 +1,102 @@
+//! Which captures run, so that clients who ask for the same share one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Session, SessionInfo,
+    feed::{Feed, Subscription},
+};
+use crate::{
+    netns::Netns,
+    tap::{InterfaceSelection, Tap},
+};
+
+/// What makes two captures the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CaptureKey {
+    /// Inode number of the namespace, which no other can get while the tap holds it.
+    pub(crate) netns: u64,
+    /// Which interfaces.
+    pub(crate) selection: InterfaceSelection,
+    /// The filter as the client wrote it, or empty.
+    pub(crate) filter: String,
+    /// With the service's own traffic.
+    pub(crate) with_own: bool,
+    /// Without promiscuous mode.
+    pub(crate) chaste: bool,
+}
+
+/// The feeds of all taps that run.
+#[derive(Debug)]
+pub(crate) struct Feeds {
+    slots: Mutex<HashMap<CaptureKey, Arc<AsyncMutex<Option<Feed>>>>>,
+    /// The readers, to wait for at the end.
+    tasks: TaskTracker,
+}
+
+/// The place of one capture, held by a client that is about to join it or to begin it.
+pub(crate) struct Slot {
+    feed: OwnedMutexGuard<Option<Feed>>,
+    tasks: TaskTracker,
+}
+
+/// A client's part in a tap.
+pub(crate) struct Joined(Subscription);
+
+impl Feeds {
+    pub(crate) fn new(tasks: TaskTracker) -> Self {
+        Self {
+            slots: Mutex::default(),
+            tasks,
+        }
+    }
+
+    /// The place of a capture. Of those who want the same, one after the other gets it.
+    pub(crate) async fn slot(&self, key: CaptureKey) -> Slot {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.retain(|_, slot| !is_forsaken(slot));
+            Arc::clone(slots.entry(key).or_default())
+        };
+        Slot {
+            feed: slot.lock_owned().await,
+            tasks: self.tasks.clone(),
+        }
+    }
+}
+
+/// Whether nobody uses the place, or waits for it.
+fn is_forsaken(slot: &Arc<AsyncMutex<Option<Feed>>>) -> bool {
+    // Others come by it only through the list, which is locked.
+    Arc::strong_count(slot) == 1
+        && slot
+            .try_lock()
+            .is_ok_and(|feed| feed.as_ref().is_none_or(Feed::has_ended))
+}
+
+impl Slot {
+    /// Joins the capture, if it runs.
+    pub(crate) async fn join(&self) -> Option<Joined> {
+        self.feed.as_ref()?.join().await.map(Joined)
+    }
+
+    /// Begins the capture with a tap.
+    pub(crate) fn begin(mut self, netns: Netns, tap: Tap) -> Joined {
+        let (feed, subscription) = Feed::start(netns, tap, &self.tasks);
+        *self.feed = Some(feed);
+        Joined(subscription)
+    }
+}
+
+impl Joined {
+    /// Begins a client's stream, which ends when `stop` is cancelled.
+    pub(crate) fn stream(self, info: SessionInfo<'_>, stop: CancellationToken) -> Session {
+        Session::new(self.0, info, stop)
+    }
+}

@@ -1,0 +1,146 @@
+//! From records to batches of packet blocks: the one copy of a packet in user space, whatever the number of clients.
+
+use bytes::{Bytes, BytesMut};
+use packetflix_common::{Direction, RecordHeader};
+
+use super::window::PacketCount;
+use crate::{
+    pcapng::{EnhancedPacket, PacketDirection, Reception, VlanTag},
+    tap::{CaptureClock, Head},
+};
+
+/// Most bytes of a batch. One packet always fits.
+pub(super) const MAX_BATCH_LEN: usize = 256 * 1024;
+
+/// Room that a batch begins with on a quiet capture.
+const MIN_ROOM: usize = 4 * 1024;
+
+/// The batch that is being filled.
+#[derive(Debug, Default)]
+pub(super) struct Packets {
+    batch: BytesMut,
+    /// By the interface's number in the tap; `None` for one that vanished before it had joined.
+    interfaces: Vec<Option<Interface>>,
+    /// Places of the interfaces that have packets in the batch.
+    touched: Vec<usize>,
+    described: usize,
+    /// Bytes of the last batch: the next one will have about as many.
+    last_len: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Interface {
+    /// Place of its description.
+    place: usize,
+    /// Packets written since it joined.
+    delivered: u64,
+    /// Packets in this batch.
+    in_batch: u64,
+}
+
+impl Packets {
+    /// Takes note of an interface, the next that is described, by its number in the tap.
+    pub(super) fn describe(&mut self, id: u32) {
+        let id = id as usize;
+        if self.interfaces.len() <= id {
+            self.interfaces.resize(id + 1, None);
+        }
+        self.interfaces[id] = Some(Interface {
+            place: self.described,
+            ..Interface::default()
+        });
+        self.described += 1;
+    }
+
+    /// How many interfaces are described.
+    pub(super) fn described(&self) -> usize {
+        self.described
+    }
+
+    /// Place of an interface's description, and how many of its packets were written.
+    pub(super) fn of_interface(&self, id: u32) -> Option<(usize, u64)> {
+        let interface = self.interfaces.get(id as usize)?.as_ref()?;
+        Some((interface.place, interface.delivered))
+    }
+
+    /// Writes one record, unless the batch is full.
+    #[inline]
+    pub(super) fn write(&mut self, record: &[u8], clock: &CaptureClock) -> Head {
+        let Some((header, data)) = RecordHeader::decode(record) else {
+            tracing::error!(len = record.len(), "a record is shorter than it says");
+            return Head::Remove;
+        };
+        let interface = self.interfaces.get_mut(header.interface_id as usize);
+        let Some(interface) = interface.and_then(Option::as_mut) else {
+            tracing::debug!(
+                ?header,
+                "a packet is of an interface that vanished before it had joined"
+            );
+            return Head::Remove;
+        };
+        let packet = EnhancedPacket {
+            interface_id: interface.place as u32,
+            timestamp: clock.realtime(header.timestamp),
+            original_len: header.original_len,
+            data,
+            vlan: (header.vlan_protocol != 0).then_some(VlanTag {
+                protocol: header.vlan_protocol,
+                tci: header.vlan_tci,
+            }),
+            direction: direction(&header),
+            reception: reception(&header),
+            dropped_before: header.dropped_before,
+        };
+        if self.batch.is_empty() {
+            // Enough for what is to be expected: a batch that grows is copied.
+            let room = (self.last_len + self.last_len / 4).clamp(MIN_ROOM, MAX_BATCH_LEN);
+            self.batch.reserve(room.max(packet.encoded_len()));
+        } else if self.batch.len() + packet.encoded_len() > MAX_BATCH_LEN {
+            return Head::Keep;
+        }
+        packet.encode(&mut self.batch);
+        if interface.in_batch == 0 {
+            self.touched.push(header.interface_id as usize);
+        }
+        interface.in_batch += 1;
+        interface.delivered += 1;
+        Head::Remove
+    }
+
+    /// What was written since the last time, and how many packets of which interface that is.
+    pub(super) fn take(&mut self) -> (Bytes, Vec<PacketCount>) {
+        let Self {
+            interfaces, touched, ..
+        } = self;
+        let counts = touched.drain(..).filter_map(|id| {
+            let interface = interfaces[id].as_mut()?;
+            Some(PacketCount {
+                interface: interface.place,
+                packets: std::mem::take(&mut interface.in_batch),
+            })
+        });
+        let counts = counts.collect();
+        self.last_len = self.batch.len();
+        (self.batch.split().freeze(), counts)
+    }
+}
+
+fn direction(header: &RecordHeader) -> PacketDirection {
+    if header.direction == Direction::Outbound as u8 {
+        PacketDirection::Outbound
+    } else {
+        PacketDirection::Inbound
+    }
+}
+
+/// From the packet type of `linux/if_packet.h`, which means something for received packets only.
+fn reception(header: &RecordHeader) -> Reception {
+    match (direction(header), header.packet_type) {
+        (PacketDirection::Outbound, _) => Reception::Unspecified,
+        (PacketDirection::Inbound, 0) => Reception::Unicast,
+        (PacketDirection::Inbound, 1) => Reception::Broadcast,
+        (PacketDirection::Inbound, 2) => Reception::Multicast,
+        (PacketDirection::Inbound, 3) => Reception::Promiscuous,
+        (PacketDirection::Inbound, _) => Reception::Unspecified,
+    }
+}

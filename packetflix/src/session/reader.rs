@@ -1,0 +1,357 @@
+//! The one task that reads a tap: it turns records into batches as fast as the fastest client takes them, follows the
+//! interfaces, keeps the statistics, and knows why it ended.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::coop::consume_budget,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    Ended,
+    feed::{Command, Shared, Subscription},
+    packets::Packets,
+    statistics::{InterfaceCounts, Statistics, TapInterface},
+    window::Batch,
+};
+use crate::{
+    error,
+    netns::Netns,
+    tap::{Drained, Tap, TapChange, TapError, TappedInterface},
+};
+
+/// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
+const COALESCE: Duration = Duration::from_millis(1);
+
+/// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
+const MERGE_WINDOW: u64 = 500_000;
+
+/// How often statistics are published, and the namespace and the clocks looked at.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most interfaces that are gone which one who comes late is told of. With more, it gets a tap of its own.
+const MAX_GONE: usize = 64;
+
+/// Reads a tap.
+pub(super) struct Reader {
+    netns: Arc<Netns>,
+    tap: Tap,
+    packets: Packets,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    /// What has become of the packets of each interface, in the order of their descriptions.
+    counts: Vec<InterfaceCounts>,
+    /// Interfaces that were detached, by their index, with the time since which no record of them can come.
+    leaving: Vec<(u32, u64)>,
+    gone: usize,
+    has_let_go: bool,
+    statistics_due: bool,
+    /// Statistics are wanted when all that was captured until then is published.
+    settle: Option<u64>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        netns: Netns,
+        tap: Tap,
+        shared: Arc<Shared>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let mut reader = Self {
+            netns: Arc::new(netns),
+            tap,
+            packets: Packets::default(),
+            shared,
+            commands,
+            counts: Vec::new(),
+            leaving: Vec::new(),
+            gone: 0,
+            has_let_go: false,
+            statistics_due: false,
+            settle: None,
+        };
+        reader.describe_new();
+        reader
+    }
+
+    /// Publishes what the tap captures, until the last client has left or the namespace has ended; then detaches,
+    /// publishes what is left with the final statistics, and the end. `commands` is for those who join.
+    pub(super) async fn run(mut self, commands: mpsc::WeakSender<Command>) {
+        let ended = match self.capture(&commands).await {
+            Ok(ended) => ended,
+            Err(error) => Ended::Failed(error::chain(&error)),
+        };
+        // From here on nobody can join.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
+        self.finish().await;
+        self.shared.publish(|window| window.end(ended));
+    }
+
+    async fn capture(&mut self, commands: &mpsc::WeakSender<Command>) -> Result<Ended, CaptureError> {
+        let mut every_second = interval(STATISTICS_INTERVAL);
+        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rings = RingsState::Due;
+        loop {
+            let (clients, has_room) = self.demand();
+            if clients == 0 {
+                return Ok(Ended::Stopped);
+            }
+            // Records leave the rings only when somebody waits for them: when all clients are too slow, they fill
+            // the rings, and the programs count what they cannot put there.
+            let is_due = rings == RingsState::Due && has_room;
+            tokio::select! {
+                biased;
+                _ = every_second.tick() => {
+                    self.tap.adjust_clock();
+                    if !self.is_held().await {
+                        return Ok(Ended::NamespaceGone(self.netns.inode()));
+                    }
+                    self.statistics_due = true;
+                    rings = RingsState::Due;
+                }
+                Some(command) = self.commands.recv() => {
+                    match command {
+                        Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
+                            return Ok(Ended::Stopped);
+                        }
+                        Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
+                        Command::Join(reply) => if let Some(subscription) = self.join(commands).await? {
+                            // Whoever asked may have left meanwhile, and so leaves the feed.
+                            let _ = reply.send(subscription);
+                        }
+                    }
+                    rings = RingsState::Due;
+                }
+                () = consume_budget(), if is_due => {
+                    let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
+                    rings = match self.drain(old_enough) {
+                        Drained::Full(_) => RingsState::Due,
+                        Drained::Held => RingsState::Coalescing,
+                        Drained::Empty if self.settle.is_some() => RingsState::Coalescing,
+                        Drained::Empty => RingsState::Idle,
+                    };
+                }
+                () = self.shared.taken() => {}
+                () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
+                change = self.tap.changed(rings == RingsState::Idle) => {
+                    match change.map_err(CaptureError::Wait)? {
+                        TapChange::Links => {
+                            self.follow_links().await?;
+                            rings = RingsState::Due;
+                        }
+                        // What comes right behind the first packet goes with it.
+                        TapChange::Rings => rings = RingsState::Coalescing,
+                    }
+                }
+            }
+            if std::mem::take(&mut self.has_let_go) {
+                // An interface may have waited for the index of one that has left.
+                self.follow_links().await?;
+            }
+        }
+    }
+
+    /// How many clients there are, and whether one waits for packets.
+    fn demand(&self) -> (usize, bool) {
+        let window = self.shared.window();
+        (window.clients(), window.has_room())
+    }
+
+    async fn is_held(&self) -> bool {
+        let netns = Arc::clone(&self.netns);
+        tokio::task::spawn_blocking(move || netns.is_held())
+            .await
+            .unwrap_or(true)
+    }
+
+    /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone.
+    async fn join(
+        &mut self,
+        commands: &mpsc::WeakSender<Command>,
+    ) -> Result<Option<Subscription>, CaptureError> {
+        if self.gone > MAX_GONE {
+            return Ok(None);
+        }
+        // Addresses may have changed since the interfaces were described.
+        self.follow_links().await?;
+        let before = self.statistics(0);
+        let joined = commands.upgrade();
+        Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, before)))
+    }
+
+    /// Lets interfaces that are gone leave, and new ones join.
+    async fn follow_links(&mut self) -> Result<(), TapError> {
+        let changes = self.tap.link_changes().await?;
+        for ifindex in changes.gone {
+            self.tap.detach(ifindex);
+            self.leaving.push((ifindex, self.tap.clock().now()));
+        }
+        let joined = self.tap.join(&self.netns, changes.new);
+        // Those that did join have packets already, whatever became of the others.
+        self.describe_new();
+        joined
+    }
+
+    /// Describes the interfaces anew that there are, and those that have joined since the last time.
+    fn describe_new(&mut self) {
+        let mut interfaces: Vec<&TappedInterface> = self.tap.interfaces().collect();
+        interfaces.sort_by_key(|interface| interface.id);
+        let mut window = self.shared.window();
+        for interface in interfaces {
+            let described = TapInterface {
+                link_type: interface.link_type,
+                link: interface.link.clone(),
+                excluded: interface.excluded.clone(),
+                since: interface.since,
+            };
+            let place = self.packets.of_interface(interface.id).map(|(place, _)| place);
+            if place.is_none() {
+                self.packets.describe(interface.id);
+                self.counts.push(InterfaceCounts::default());
+            }
+            window.describe(place, described);
+        }
+    }
+
+    /// Publishes records that are not younger than `until`, as many as fit into a batch, and the statistics if they are
+    /// due.
+    fn drain(&mut self, until: u64) -> Drained {
+        let clock = *self.tap.clock();
+        let now = clock.now();
+        let Self { tap, packets, .. } = self;
+        let drained = tap.drain(until, |record| packets.write(record, &clock));
+        let written_until = match drained {
+            // The clock was set back: that all that is older is written does not follow.
+            Drained::Full(next) if next > now => 0,
+            Drained::Full(next) => next.saturating_sub(1).min(until),
+            Drained::Held | Drained::Empty => until,
+        };
+        self.let_go(written_until);
+        if self.settle.is_some_and(|since| since <= written_until) {
+            self.settle = None;
+            self.statistics_due = true;
+        }
+        let is_due = std::mem::take(&mut self.statistics_due);
+        let statistics = is_due.then(|| Arc::new(self.statistics(written_until)));
+        let (packets, counts) = self.packets.take();
+        if !packets.is_empty() || statistics.is_some() {
+            let batch = Batch {
+                packets,
+                counts,
+                interfaces: self.packets.described(),
+                statistics,
+            };
+            self.shared.publish(|window| window.publish(batch));
+        }
+        drained
+    }
+
+    /// Takes the final counts of interfaces that left before `until`, up to which all records are written.
+    fn let_go(&mut self, until: u64) {
+        let Self {
+            leaving,
+            tap,
+            packets,
+            counts,
+            ..
+        } = self;
+        for (ifindex, since) in leaving.extract_if(.., |(_, since)| *since <= until) {
+            let Some((interface, counters)) = tap.remove(ifindex) else {
+                continue;
+            };
+            self.gone += 1;
+            self.has_let_go = true;
+            self.statistics_due = true;
+            let Some((place, delivered)) = packets.of_interface(interface.id) else {
+                continue;
+            };
+            let dropped = counters.accepted.saturating_sub(delivered);
+            if delivered != counters.delivered || dropped != counters.dropped() {
+                tracing::error!(
+                    interface = interface.link.name,
+                    ?counters,
+                    delivered,
+                    "the stream and the kernel count differently"
+                );
+            }
+            counts[place] = InterfaceCounts {
+                delivered,
+                dropped,
+                rejected: counters.seen.saturating_sub(counters.accepted),
+                end: Some(since),
+            };
+        }
+    }
+
+    /// What has become of all packets until now; those captured until `until` are written.
+    fn statistics(&mut self, until: u64) -> Statistics {
+        for interface in self.tap.interfaces() {
+            let Some((place, delivered)) = self.packets.of_interface(interface.id) else {
+                continue;
+            };
+            let counters = self.tap.counters(interface.link.ifindex);
+            self.counts[place] = InterfaceCounts {
+                delivered,
+                dropped: counters.dropped(),
+                rejected: counters.seen.saturating_sub(counters.accepted),
+                end: None,
+            };
+        }
+        Statistics {
+            clock: *self.tap.clock(),
+            taken: self.tap.clock().now(),
+            until,
+            interfaces: self.counts.clone(),
+        }
+    }
+
+    /// Detaches, and publishes all that was captured until then, with the final statistics, as long as there is
+    /// someone to take it.
+    async fn finish(&mut self) {
+        self.tap.detach_all();
+        let now = self.tap.clock().now();
+        let interfaces = self.tap.interfaces();
+        self.leaving = interfaces
+            .map(|interface| (interface.link.ifindex, now))
+            .collect();
+        loop {
+            let (clients, has_room) = self.demand();
+            if clients == 0 || (has_room && self.drain(u64::MAX) == Drained::Empty) {
+                return;
+            }
+            if !has_room {
+                self.shared.taken().await;
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let cut_off = Ended::Failed("the capture was cut off".to_owned());
+        self.shared.publish(|window| window.end(cut_off));
+    }
+}
+
+/// What is to be done about the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RingsState {
+    /// They were empty: the kernel tells when they are not.
+    Idle,
+    /// Something came a moment ago, more may come.
+    Coalescing,
+    /// They are to be read as soon as there is room.
+    Due,
+}
+
+/// Why capturing cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum CaptureError {
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error("the rings cannot be waited for")]
+    Wait(#[source] std::io::Error),
+}
