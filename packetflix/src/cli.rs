@@ -23,9 +23,14 @@ pub struct Args {
     pub hook: Hook,
 
     /// Size of the ring of each CPU, for each capture (KiB and MiB are understood); by default 64 MiB shared
-    /// among the CPUs, at least 1 MiB and at most 8 MiB each
+    /// among the CPUs, at least 1 MiB and at most 8 MiB each, and less when --ring-memory gets scarce
     #[arg(long, env = "PACKETFLIX_RING_SIZE", value_parser = parse_size)]
     pub ring_size: Option<u64>,
+
+    /// Most memory of the rings of all captures together; by default an eighth of what the machine, or the control
+    /// group of this process, has
+    #[arg(long, env = "PACKETFLIX_RING_MEMORY", value_parser = parse_size)]
+    pub ring_memory: Option<u64>,
 
     /// How many captures may run at the same time
     #[arg(long, env = "PACKETFLIX_MAX_CAPTURES", default_value_t = 128)]
@@ -89,7 +94,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "" | "B" => 1,
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
-        _ => return Err("the unit is KiB or MiB".to_owned()),
+        "GiB" => 1 << 30,
+        _ => return Err("the unit is KiB, MiB or GiB".to_owned()),
     };
     number
         .parse::<u64>()
@@ -114,6 +120,7 @@ mod tests {
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("512KiB"), Ok(512 << 10));
         assert_eq!(parse_size("4 MiB"), Ok(4 << 20));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
         for wrong in [
             "",
             "MiB",

@@ -4,7 +4,8 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use crate::{
     cli::Args,
-    tap::{MIN_RING_SIZE, TapConfig},
+    memory,
+    tap::{MIN_RING_SIZE, RingConfig, TapConfig},
 };
 
 /// Shared among the rings of a capture, in bytes, unless a flag says otherwise.
@@ -12,6 +13,8 @@ const RING_BUDGET: u64 = 64 << 20;
 /// Bounds of what a ring gets of it. The upper one holds a tenth of a second of small packets at the rate that
 /// one CPU can receive them.
 const DEFAULT_RING_SIZES: (u64, u64) = (1 << 20, 8 << 20);
+/// All captures' rings together take at most this part of the memory, unless a flag says otherwise.
+const MEMORY_SHARE: u64 = 8;
 /// The kernel's own bound: ring buffers of 2 GiB and more cannot be mapped with their double data pages.
 const MAX_RING_SIZE: u64 = 1 << 30;
 
@@ -67,6 +70,19 @@ pub enum ConfigError {
         "--ring-size {0}: a ring has from {MIN_RING_SIZE} to {MAX_RING_SIZE} bytes, and a power of two of them"
     )]
     RingSize(u64),
+    /// No capture could have its rings.
+    #[error(
+        "--ring-memory {memory}: the rings of one capture take {least} bytes at least, {} for each CPU",
+        least / cpus
+    )]
+    RingMemory {
+        /// Bytes that all rings may take.
+        memory: u64,
+        /// What those of one capture take.
+        least: u64,
+        /// How many there are.
+        cpus: u64,
+    },
     /// The number of CPUs is not known.
     #[error("the number of CPUs could not be read")]
     Cpus(#[source] std::io::Error),
@@ -80,7 +96,7 @@ impl TryFrom<&Args> for Config {
         Ok(Self {
             tap: TapConfig {
                 hook: args.hook,
-                ring_size: ring_size(args.ring_size, cpus)?,
+                rings: rings(args, cpus)?,
                 log_programs: args.debug,
             },
             discovery_service: discovery_service(args),
@@ -105,6 +121,25 @@ fn discovery_service(args: &Args) -> Option<ServiceAddress> {
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: args.gw_port.unwrap_or(5000),
         }
+    })
+}
+
+fn rings(args: &Args, cpus: usize) -> Result<RingConfig, ConfigError> {
+    let size = ring_size(args.ring_size, cpus)?;
+    let is_fixed = args.ring_size.is_some();
+    let cpus = cpus as u64;
+    let least = cpus * if is_fixed { size.into() } else { MIN_RING_SIZE };
+    let memory = match args.ring_memory {
+        Some(memory) if memory < least => return Err(ConfigError::RingMemory { memory, least, cpus }),
+        Some(memory) => memory,
+        // One that is running, and the one that is kept ready for the next.
+        None => (memory::usable() / MEMORY_SHARE).max(2 * least),
+    };
+    Ok(RingConfig {
+        size,
+        is_fixed,
+        memory,
+        cpus: cpus as u32,
     })
 }
 

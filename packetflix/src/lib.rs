@@ -11,6 +11,7 @@ pub mod filter;
 pub mod http;
 mod http_client;
 mod json;
+mod memory;
 pub mod netns;
 pub mod pcapng;
 mod proc_fs;

@@ -41,7 +41,7 @@ use crate::{
     },
     netns::{Netns, own_addresses},
     session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
-    tap::{CaptureFilters, LoadError, Tap, TapError},
+    tap::{CaptureFilters, LoadError, Loader, Tap, TapError},
     target::{Directory, DiscoveryService, Target},
 };
 
@@ -61,6 +61,8 @@ pub(super) struct App {
     pub(super) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
     pub(super) stop: CancellationToken,
+    /// Makes the kernel's part of captures.
+    pub(super) loader: Arc<Loader>,
     feeds: Feeds,
     captures: Arc<Semaphore>,
     next_id: AtomicU64,
@@ -98,8 +100,9 @@ impl App {
             discovery,
             directory,
             filters,
-            config,
+            loader: Arc::new(Loader::new(config.tap.clone())),
             feeds: Feeds::new(tasks.clone()),
+            config,
             tasks,
             stop,
             captures,
@@ -192,7 +195,7 @@ impl App {
             .await
             .map_err(|error| about_filter(error.into(), &key.filter, None))?;
         let instructions = filters.instructions();
-        let tap = Tap::open(&netns, key.selection, filters, !key.chaste, &self.config.tap)
+        let tap = Tap::open(&netns, key.selection, filters, !key.chaste, &self.loader)
             .await
             .map_err(|error| match error {
                 TapError::Load(LoadError::Program { .. }) => {

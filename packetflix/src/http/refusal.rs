@@ -155,6 +155,7 @@ impl From<TapError> for Refusal {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
                 Self::new(StatusCode::NOT_FOUND, error.to_string())
             }
+            TapError::RingMemory { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             TapError::UnknownLinkType { .. }
             | TapError::TooManyInterfaces
             | TapError::Filter { .. }

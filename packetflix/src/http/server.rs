@@ -23,7 +23,7 @@ use super::{
     front::Front,
     tcp::keep_prompt_and_alive,
 };
-use crate::{config::Config, tap};
+use crate::config::Config;
 
 /// Most connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -75,13 +75,13 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Fu
     }
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn_blocking(tap::prepare);
     let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
 
     tokio::select! {
         () = shutdown => {}
         () = accept_all(listener, &app) => {}
         () = app.discovery.follow() => {}
+        () = Arc::clone(&app.loader).keep_one_ready() => {}
     }
     tracing::info!(captures = app.running_captures(), "shutting down");
     stop.cancel();

@@ -66,6 +66,11 @@ impl CaptureFilters {
         }
     }
 
+    /// Whether all packets pass.
+    pub(super) fn is_none(&self) -> bool {
+        matches!((&self.ethernet, &self.raw), (LinkFilter::All, LinkFilter::All))
+    }
+
     /// Why no packet of the link type can pass.
     pub(super) fn reason_against(&self, link_type: LinkType) -> Option<String> {
         match self.of(link_type) {

@@ -4,6 +4,8 @@
 mod clock;
 mod filters;
 mod hook;
+mod loader;
+mod memory;
 mod object;
 mod patch;
 mod rings;
@@ -26,17 +28,20 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) use self::{
     clock::CaptureClock,
     filters::CaptureFilters,
-    object::prepare,
+    loader::Loader,
     rings::{Drained, Head},
 };
 use self::{
     hook::{Attachment, ChosenHook},
+    loader::Loaded,
+    memory::RingShare,
     object::{Entry, InterfaceMap, Object},
     rings::{Merge, RingsReady},
     selection::{link_type, select},
 };
 pub use self::{
     hook::{Hook, HookError},
+    memory::RingConfig,
     object::LoadError,
     patch::PatchError,
     selection::InterfaceSelection,
@@ -55,8 +60,8 @@ pub const MIN_RING_SIZE: u64 = 512 << 10;
 pub struct TapConfig {
     /// Where packets are seen.
     pub hook: Hook,
-    /// Bytes of the ring of each CPU: a power of two, and of whole pages.
-    pub ring_size: u32,
+    /// How large rings are.
+    pub rings: RingConfig,
     /// Whether the programs log what fails.
     pub log_programs: bool,
 }
@@ -111,6 +116,15 @@ pub enum TapError {
     /// More than one tap holds.
     #[error("a capture holds at most {MAX_INTERFACES} interfaces")]
     TooManyInterfaces,
+    /// Other captures need the memory.
+    #[error(
+        "the rings of the captures that run leave too little of the {} MiB that --ring-memory allows for all",
+        memory >> 20
+    )]
+    RingMemory {
+        /// Bytes that all rings may take.
+        memory: u64,
+    },
     /// The object or its maps.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -141,6 +155,7 @@ pub(crate) struct Tap {
     programs: Ebpf,
     entries: InterfaceMap,
     rings: Merge<RingBuf<MapData>>,
+    _share: RingShare,
     ready: RingsReady,
     links: LinkWatch,
     /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
@@ -197,7 +212,19 @@ impl Tap {
         selection: InterfaceSelection,
         filters: CaptureFilters,
         promiscuous: bool,
-        config: &TapConfig,
+        loader: &Loader,
+    ) -> Result<Self, TapError> {
+        let tap = Self::set_up(netns, selection, filters, promiscuous, loader).await;
+        loader.refill();
+        tap
+    }
+
+    async fn set_up(
+        netns: &Netns,
+        selection: InterfaceSelection,
+        filters: CaptureFilters,
+        promiscuous: bool,
+        loader: &Loader,
     ) -> Result<Self, TapError> {
         let runtime = Handle::current();
         let (control, links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
@@ -208,19 +235,14 @@ impl Tap {
         let wanted = select(&present, &selection)?;
         check_filters(&filters, &wanted)?;
 
-        let (object, hook) = blocking(|| {
-            let mut object = Object::load(config, &filters)?;
-            let hook = netns.enter(|| ChosenHook::choose(config.hook))??;
-            hook.load(&mut object.programs)?;
-            Ok::<_, TapError>((object, hook))
-        })?;
+        let Loaded { object, hook, share } = blocking(|| loader.take(&filters))?;
         let Object {
             mut programs,
             interfaces: entries,
             rings,
             clock,
         } = object;
-        let log = if config.log_programs {
+        let log = if loader.config().log_programs {
             Some(forward_logs(&mut programs)?)
         } else {
             None
@@ -231,6 +253,7 @@ impl Tap {
             entries,
             ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
             rings: Merge::new(rings),
+            _share: share,
             links,
             control,
             hook,

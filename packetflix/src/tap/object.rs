@@ -34,12 +34,6 @@ static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     Mutex::new(loader)
 });
 
-/// Does what no capture needs to wait for.
-pub(crate) fn prepare() {
-    LazyLock::force(&LOADER);
-    LazyLock::force(&CLOCK_SOURCE);
-}
-
 /// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
 const RING_BUFFER: u32 = 27;
 
@@ -105,8 +99,12 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Creates the maps and rings; the programs are loaded when their hook is known.
-    pub(super) fn load(config: &TapConfig, filters: &CaptureFilters) -> Result<Self, LoadError> {
+    /// Creates the maps and rings of `ring_size` bytes each; the programs are loaded when their hook is known.
+    pub(super) fn load(
+        config: &TapConfig,
+        filters: &CaptureFilters,
+        ring_size: u32,
+    ) -> Result<Self, LoadError> {
         let object = filters.write_into(OBJECT)?;
         let cpus = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
         let clock = *CLOCK_SOURCE;
@@ -120,7 +118,7 @@ impl Object {
             .load(&object)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
-        let rings = create_rings(&programs, cpus, config.ring_size).map_err(|source| LoadError::Map {
+        let rings = create_rings(&programs, cpus, ring_size).map_err(|source| LoadError::Map {
             name: maps::RINGS,
             source,
         })?;

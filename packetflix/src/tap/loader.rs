@@ -1,0 +1,105 @@
+//! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object without
+//! filters is always ready, loaded, verified and with its rings.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{
+    CaptureFilters, TapConfig, TapError,
+    hook::ChosenHook,
+    memory::{RingMemory, RingShare},
+    object::Object,
+};
+use crate::error::chain;
+
+/// Loads objects, and keeps one ready.
+pub(crate) struct Loader {
+    config: TapConfig,
+    memory: Arc<RingMemory>,
+    spare: Mutex<Option<Loaded>>,
+    /// Tells that the spare one may be missing.
+    wanted: Notify,
+}
+
+/// A loaded object, whose programs wait to be attached.
+pub(super) struct Loaded {
+    pub(super) object: Object,
+    pub(super) hook: ChosenHook,
+    pub(super) share: RingShare,
+}
+
+impl Loader {
+    pub(crate) fn new(config: TapConfig) -> Self {
+        Self {
+            memory: RingMemory::new(config.rings),
+            config,
+            spare: Mutex::default(),
+            wanted: Notify::new(),
+        }
+    }
+
+    pub(super) fn config(&self) -> &TapConfig {
+        &self.config
+    }
+
+    /// Has another object loaded, unless one is ready. Not earlier than need be: it takes time from whoever waits for
+    /// a capture.
+    pub(super) fn refill(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Loads an object whenever that is wanted. Never ends.
+    pub(crate) async fn keep_one_ready(self: Arc<Self>) {
+        loop {
+            let loader = Arc::clone(&self);
+            let loaded = tokio::task::spawn_blocking(move || loader.load(&CaptureFilters::default())).await;
+            match loaded {
+                Ok(Ok(loaded)) => drop(self.replace_spare(Some(loaded))),
+                // Whoever asks for a capture is told the same.
+                Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no object is ready"),
+                Err(error) => tracing::error!(%error, "loading an object was cut off"),
+            }
+            self.wanted.notified().await;
+            while self.has_spare() {
+                self.wanted.notified().await;
+            }
+        }
+    }
+
+    fn has_spare(&self) -> bool {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// An object for a capture: the one that is ready, if it serves. Blocks for some tens of milliseconds if it must
+    /// load one. Runs in any network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
+    pub(super) fn take(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+        if filters.is_none() {
+            if let Some(spare) = self.replace_spare(None) {
+                return Ok(spare);
+            }
+        }
+        match self.load(filters) {
+            Err(TapError::RingMemory { .. }) if self.replace_spare(None).is_some() => self.load(filters),
+            loaded => loaded,
+        }
+    }
+
+    fn load(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+        let share = self.memory.take().ok_or(TapError::RingMemory {
+            memory: self.config.rings.memory,
+        })?;
+        let hook = ChosenHook::choose(self.config.hook)?;
+        let mut object = Object::load(&self.config, filters, share.size)?;
+        hook.load(&mut object.programs)?;
+        Ok(Loaded { object, hook, share })
+    }
+
+    fn replace_spare(&self, spare: Option<Loaded>) -> Option<Loaded> {
+        let mut place = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut place, spare)
+    }
+}
