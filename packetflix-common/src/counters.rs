@@ -51,7 +51,9 @@ pub struct InterfaceEntry {
     /// Packets dropped since the last one delivered: goes into the next record.
     pub dropped_unreported: u32,
     /// Not zero for a loopback device, whose packets pass twice: only the receiving side is captured.
-    pub loopback: u32,
+    pub loopback: u16,
+    /// Bytes before the network header: 14 for Ethernet, 0 for packets that begin with an IP header.
+    pub network_offset: u16,
     /// Which filter its packets must pass: an [`InterfaceFilter`].
     pub filter: u32,
 }
@@ -76,6 +78,7 @@ const _: () = {
     assert!(offset_of!(InterfaceEntry, interface_id) == 40);
     assert!(offset_of!(InterfaceEntry, dropped_unreported) == 44);
     assert!(offset_of!(InterfaceEntry, loopback) == 48);
+    assert!(offset_of!(InterfaceEntry, network_offset) == 50);
     assert!(offset_of!(InterfaceEntry, filter) == 52);
 };
 

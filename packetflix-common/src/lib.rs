@@ -1,14 +1,16 @@
 //! What packetflix' eBPF programs and its user space agree on: the record that carries a packet through a
-//! ring, the counters of an interface, and the names of maps, globals and programs.
+//! ring, the counters of an interface, what is the service's own traffic, and the names of maps, globals and programs.
 //!
 //! Both sides run on the same machine, so every number is in native byte order.
 
 #![no_std]
 
 mod counters;
+mod own;
 mod record;
 
 pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter};
+pub use own::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts};
 pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
 
 /// Names of the programs in the eBPF object.
@@ -35,6 +37,10 @@ pub mod maps {
     pub const RINGS: &str = "RINGS";
     /// Per-CPU hash from interface index to [`InterfaceEntry`](crate::InterfaceEntry).
     pub const INTERFACES: &str = "INTERFACES";
+    /// Array of one [`OwnPorts`](crate::OwnPorts).
+    pub const OWN_PORTS: &str = "OWN_PORTS";
+    /// Hash whose keys are [`OwnEndpoint`](crate::OwnEndpoint)s; their `u32` means nothing.
+    pub const OWN_ENDPOINTS: &str = "OWN_ENDPOINTS";
     /// The ring of aya-log, with the name aya-log gives it.
     pub const LOGS: &str = "AYA_LOGS";
 }

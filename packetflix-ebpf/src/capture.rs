@@ -13,7 +13,7 @@ use packetflix_common::{Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeade
 use crate::{
     filter,
     maps::{INTERFACES, RINGS, Ring, clock, snapshot_length},
-    packet,
+    own, packet,
 };
 
 /// Why an accepted packet does not reach user space.
@@ -42,7 +42,7 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
         return;
     }
     interface.counters.seen += 1;
-    if !filter::accepts(skb, interface.filter) {
+    if own::is_own(skb, interface) || !filter::accepts(skb, interface.filter) {
         return;
     }
     interface.counters.accepted += 1;

@@ -14,6 +14,7 @@
 mod capture;
 mod filter;
 mod maps;
+mod own;
 mod packet;
 
 use aya_ebpf::{

@@ -2,10 +2,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{ArrayOfMaps, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
-use packetflix_common::{DECLARED_CPUS, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, clock};
+use packetflix_common::{
+    DECLARED_CPUS, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint,
+    OwnPorts, clock,
+};
 
 /// A CPU's ring, as declared: user space creates each in the size that it wants.
 pub(crate) type Ring = RingBuf<u8, 4096>;
@@ -23,6 +26,19 @@ pub(crate) static INTERFACES: PerCpuHashMap<
     { MAX_INTERFACES as usize },
     { BPF_F_NO_PREALLOC as usize },
 > = PerCpuHashMap::new();
+
+/// Ports of the service's own traffic.
+#[btf_map]
+pub(crate) static OWN_PORTS: Array<OwnPorts, 1> = Array::new();
+
+/// Both ends of the service's own traffic.
+#[btf_map]
+pub(crate) static OWN_ENDPOINTS: HashMap<
+    OwnEndpoint,
+    u32,
+    { MAX_OWN_ENDPOINTS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "user space finds the global by its name")]

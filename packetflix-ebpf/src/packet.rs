@@ -42,6 +42,13 @@ pub(crate) fn direction(skb: &SkBuff) -> Direction {
     }
 }
 
+/// EtherType of the packet, behind a tag that the kernel keeps beside it. Packets without a link-layer header have one,
+/// too, given by their device.
+#[inline(always)]
+pub(crate) fn protocol(skb: &SkBuff) -> u16 {
+    u16::from_be(fields(skb).protocol as u16)
+}
+
 /// Reads all that a record tells.
 #[inline(always)]
 pub(crate) fn facts(skb: &SkBuff) -> Facts {

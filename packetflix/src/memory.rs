@@ -11,10 +11,7 @@ pub(crate) fn usable() -> u64 {
     let number = |variable| sysconf(variable).ok().flatten().unwrap_or(0) as u64;
     let machine = number(SysconfVar::_PHYS_PAGES).saturating_mul(number(SysconfVar::PAGE_SIZE));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    groups
-        .lines()
-        .filter_map(bound_of_group)
-        .fold(machine, u64::min)
+    groups.lines().filter_map(bound_of_group).fold(machine, u64::min)
 }
 
 /// The lowest bound of the group that a line of `/proc/self/cgroup` names, and of those around it.

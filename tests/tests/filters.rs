@@ -1,8 +1,12 @@
 //! Filters in running captures: what they let through, what is refused, and that a capture does not feed on itself.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    str::FromStr as _,
+    time::Duration,
+};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     namespace::{Namespace, output_of},
@@ -278,6 +282,250 @@ async fn own_traffic_is_known_behind_translated_addresses() -> anyhow::Result<()
             .iter()
             .filter(|packet| packet.data.len() > 34 && packet.data[12..14] == [8, 0] && packet.data[23] == 6);
         assert_eq!(tcp.count(), 0, "{masquerade}");
+    }
+    Ok(())
+}
+
+/// A TCP segment, or what passes for one, with as many words of IPv4 options.
+fn ipv4(protocol: u8, fragment: u16, options: u8, from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let payload = segment(from.port(), to.port());
+    let len = 20 + 4 * usize::from(options);
+    let mut packet = vec![0x45 + options, 0];
+    packet.extend(((len + payload.len()) as u16).to_be_bytes());
+    packet.extend([0, 7]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.resize(len, 1);
+    [packet, payload].concat()
+}
+
+/// A TCP segment behind these extension headers.
+fn ipv6(next_header: u8, extensions: &[u8], from: SocketAddrV6, to: SocketAddrV6) -> Vec<u8> {
+    let payload = [extensions, &segment(from.port(), to.port())].concat();
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([next_header, 64]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    [packet, payload].concat()
+}
+
+fn segment(from: u16, to: u16) -> Vec<u8> {
+    let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
+    segment.extend(b"who owns this?");
+    segment
+}
+
+#[tokio::test]
+async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<()> {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+
+    for hook in ["tcx", "socket"] {
+        let (house, desk) = Namespace::pair()?;
+        for (namespace, interface, address) in [(&house, "va", "fd09::1/64"), (&desk, "vb", "fd09::2/64")] {
+            namespace.inside(|| {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "0")
+            })??;
+            namespace.ip(&["address", "add", address, "dev", interface, "nodad"])?;
+        }
+        let mut tun = Tun::open(&house, "tun7")?;
+        house.ip(&["link", "set", "tun7", "up"])?;
+        let mut inside = house.command("env");
+        inside.arg(packetflix_tests::server::program("packetflix")?);
+        let server = Server::start_by(&mut inside, &["--hook", hook])?;
+        let port = server.port();
+        let house_inode = house.inode()?;
+
+        let stream = desk.inside(|| {
+            std::net::TcpStream::connect((Ipv6Addr::from_str("fd09::1")?, port)).map_err(anyhow::Error::from)
+        })??;
+        let client = stream.local_addr()?;
+        let url = format!("ws://[fd09::1]:{port}/capture?netns={house_inode}&names=0");
+        let mut recorder = Recorder::over(stream, &url).await?;
+
+        let v4 = |text: &str| -> anyhow::Result<SocketAddrV4> {
+            Ok(text.replace("PORT", &port.to_string()).parse()?)
+        };
+        let v6 = |text: &str| -> anyhow::Result<SocketAddrV6> {
+            Ok(text.replace("PORT", &port.to_string()).parse()?)
+        };
+        let (us, them) = (v4("10.9.1.1:PORT")?, v4("10.9.1.77:4000")?);
+        let (us6, them6) = (v6("[fd09::1]:PORT")?, v6("[fd09::77]:4000")?);
+        let SocketAddr::V6(client) = client else {
+            bail!("{client} is not of IPv6")
+        };
+        // Pads to eight bytes, and goes on with TCP.
+        let hop_by_hop = [TCP, 0, 1, 4, 0, 0, 0, 0];
+        let mut cases = Vec::new();
+        for (what, is_own, from, to) in [
+            ("to us", true, them, us),
+            ("from us", true, us, them),
+            ("to another of the same port", false, them, v4("10.9.1.78:PORT")?),
+            (
+                "from another of the same port",
+                false,
+                v4("10.9.1.78:PORT")?,
+                them,
+            ),
+            ("to another port of ours", false, them, v4("10.9.1.1:1")?),
+            (
+                "from our port's number to our address",
+                false,
+                v4("10.9.1.77:PORT")?,
+                v4("10.9.1.1:4000")?,
+            ),
+        ] {
+            for options in [0, 1, 10] {
+                cases.push((
+                    format!("{what}, {options} options"),
+                    is_own,
+                    0x0800,
+                    ipv4(TCP, 0x4000, options, from, to),
+                ));
+            }
+            cases.push((
+                format!("{what}, first fragment"),
+                is_own,
+                0x0800,
+                ipv4(TCP, 0x2000, 0, from, to),
+            ));
+            cases.push((
+                format!("{what}, later fragment"),
+                false,
+                0x0800,
+                ipv4(TCP, 0x2001, 0, from, to),
+            ));
+            cases.push((
+                format!("{what}, last fragment"),
+                false,
+                0x0800,
+                ipv4(TCP, 0x1fff, 1, from, to),
+            ));
+            cases.push((
+                format!("{what}, UDP"),
+                false,
+                0x0800,
+                ipv4(UDP, 0x4000, 0, from, to),
+            ));
+        }
+        for (what, is_own, from, to) in [
+            ("to us", true, them6, us6),
+            ("from us", true, us6, them6),
+            (
+                "from the client to what we may be called elsewhere",
+                true,
+                client,
+                v6("[fd10::5]:PORT")?,
+            ),
+            (
+                "to the client from what we may be called elsewhere",
+                true,
+                v6("[fd10::5]:PORT")?,
+                client,
+            ),
+            (
+                "from the client to another port",
+                false,
+                client,
+                v6("[fd10::5]:80")?,
+            ),
+            (
+                "to another of the same port",
+                false,
+                them6,
+                v6("[fd09::1:1]:PORT")?,
+            ),
+            (
+                "from another of the same port",
+                false,
+                v6("[fd09::1:1]:PORT")?,
+                them6,
+            ),
+        ] {
+            cases.push((format!("{what}, IPv6"), is_own, 0x86dd, ipv6(TCP, &[], from, to)));
+            cases.push((
+                format!("{what}, IPv6, UDP"),
+                false,
+                0x86dd,
+                ipv6(UDP, &[], from, to),
+            ));
+            cases.push((
+                format!("{what}, IPv6, extended"),
+                false,
+                0x86dd,
+                ipv6(0, &hop_by_hop, from, to),
+            ));
+        }
+        // Too short for what they say.
+        let whole = ipv4(TCP, 0x4000, 10, them, us);
+        for len in [20, 23, 24, 60, 63] {
+            cases.push((format!("{len} bytes"), false, 0x0800, whole[..len].to_vec()));
+        }
+        let whole = ipv6(TCP, &[], them6, us6);
+        for len in [40, 43] {
+            cases.push((format!("{len} bytes, IPv6"), false, 0x86dd, whole[..len].to_vec()));
+        }
+        let mut header_too_short = ipv4(TCP, 0x4000, 0, them, us);
+        header_too_short[0] = 0x44;
+        cases.push(("header of four words".to_owned(), false, 0x0800, header_too_short));
+
+        let sender = RawSocket::open(&desk, "vb")?;
+        for (_, _, ether_type, packet) in &cases {
+            sender.send(&raw::ethernet(*ether_type, packet))?;
+            tun.write(packet)?;
+        }
+        let last = datagram(99);
+        sender.send(&last)?;
+        tun.write(&last[14..])?;
+        recorder
+            .read_until(|recording| {
+                recording.count_on("va", false, &last) == 1
+                    && recording.count_on("tun7", false, &last[14..]) == 1
+            })
+            .await?;
+        let recording = recorder.finish().await?;
+        for (what, is_own, ether_type, packet) in &cases {
+            let frame = raw::ethernet(*ether_type, packet);
+            let counts = (
+                recording.count_on("va", false, &frame),
+                recording.count_on("tun7", false, packet),
+            );
+            let expected = usize::from(!is_own);
+            assert_eq!(counts, (expected, expected), "{hook}: {what}");
+        }
+        // Nor is there anything of the capture's own stream.
+        let is_tcp = |frame: &[u8]| frame[12..14] == [0x86, 0xdd] && frame.get(20) == Some(&TCP);
+        let captured = recording.packets_of("va");
+        let captured = captured.iter().filter(|packet| is_tcp(&packet.data)).count();
+        let sent = cases
+            .iter()
+            .filter(|(_, is_own, ether_type, packet)| !is_own && is_tcp(&raw::ethernet(*ether_type, packet)));
+        assert_eq!(captured, sent.count(), "{hook}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn own_traffic_on_loopback_is_left_out() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let house = Namespace::new()?;
+        let mut inside = house.command("env");
+        inside.arg(packetflix_tests::server::program("packetflix")?);
+        let server = Server::start_by(&mut inside, &["--hook", hook])?;
+        let stream = house.inside(|| std::net::TcpStream::connect(("127.0.0.1", server.port())))??;
+        let (port, netns) = (server.port(), house.inode()?);
+        let url = format!("ws://127.0.0.1:{port}/capture?netns={netns}&nif=lo");
+        let mut recorder = Recorder::over(stream, &url).await?;
+        RawSocket::open(&house, "lo")?.send(&datagram(99))?;
+        recorder
+            .read_until(|recording| recording.count_on("lo", false, &datagram(99)) == 1)
+            .await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(payloads(&recording), [datagram(99)], "{hook}");
     }
     Ok(())
 }

@@ -9,11 +9,9 @@ pub mod compile;
 mod libpcap;
 mod names;
 pub mod native;
-mod own;
 mod translate;
 
 pub use child::answer_if_asked;
-pub use own::{OwnTraffic, without_own};
 pub use translate::{TranslateError, translate};
 
 use crate::pcapng::LinkType;

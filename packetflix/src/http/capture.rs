@@ -12,6 +12,7 @@ use std::{
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
+use packetflix_common::MAX_OWN_ENDPOINTS;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -35,13 +36,10 @@ use super::{
 use crate::{
     config::Config,
     discovery::Discovery,
-    filter::{
-        OwnTraffic,
-        compile::{Options, excerpt},
-    },
+    filter::compile::{Options, excerpt},
     netns::{Netns, own_addresses},
     session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
-    tap::{CaptureFilters, LoadError, Loader, Tap, TapError},
+    tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target},
 };
 
@@ -142,7 +140,7 @@ impl App {
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
         let own = if request.with_own {
-            Vec::new()
+            OwnTraffic::default()
         } else {
             own_traffic(&handshake, target.netns.inode()).await
         };
@@ -167,7 +165,7 @@ impl App {
             chaste: request.chaste,
         };
         let stop = self.stop.child_token();
-        let joined = self.join_or_begin(key, netns, &own).await?;
+        let joined = self.join_or_begin(key, netns, own).await?;
         let mut session = joined.stream(info, stop.clone());
         if let Some(names) = names {
             session.tell_names(names);
@@ -181,21 +179,22 @@ impl App {
     }
 
     /// Joins the capture if it runs, or begins it.
-    async fn join_or_begin(
-        &self,
-        key: CaptureKey,
-        netns: Netns,
-        own: &[OwnTraffic],
-    ) -> Result<Joined, Refusal> {
+    async fn join_or_begin(&self, key: CaptureKey, netns: Netns, own: OwnTraffic) -> Result<Joined, Refusal> {
         let slot = self.feeds.slot(key.clone()).await;
-        if let Some(joined) = slot.join().await {
+        if let Some(joined) = slot.join(&own).await {
             return Ok(joined);
         }
-        let filters = CaptureFilters::build(&key.filter, own, &self.filters)
+        let filters = CaptureFilters::build(&key.filter, &self.filters)
             .await
             .map_err(|error| about_filter(error.into(), &key.filter, None))?;
         let instructions = filters.instructions();
-        let tap = Tap::open(&netns, key.selection, filters, !key.chaste, &self.loader)
+        let request = TapRequest {
+            selection: key.selection,
+            filters,
+            own: own.clone(),
+            promiscuous: !key.chaste,
+        };
+        let tap = Tap::open(&netns, request, &self.loader)
             .await
             .map_err(|error| match error {
                 TapError::Load(LoadError::Program { .. }) => {
@@ -204,7 +203,7 @@ impl App {
                 TapError::Load(LoadError::Filter(_)) => about_filter(error.into(), &key.filter, None),
                 error => error.into(),
             })?;
-        Ok(slot.begin(netns, tap))
+        Ok(slot.begin(netns, tap, own))
     }
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
@@ -274,38 +273,35 @@ fn about_filter(mut refusal: Refusal, expression: &str, instructions: Option<usi
 /// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our port says and hears at the
 /// addresses that we have, and the port that the client asked for at the address that it asked for; and what either says
 /// to the client, whatever our address has become there.
-async fn own_traffic(handshake: &Handshake, netns: u64) -> Vec<OwnTraffic> {
+async fn own_traffic(handshake: &Handshake, netns: u64) -> OwnTraffic {
     let (Some(peer), Some(LocalEnd(local))) = (handshake.peer, handshake.local) else {
-        return Vec::new();
+        return OwnTraffic::default();
     };
     let (own_netns, addresses) = tokio::task::spawn_blocking(own_addresses)
         .await
         .unwrap_or_default();
     // The loopback device of another namespace is none of ours.
-    let is_seen = |address: &IpAddr| own_netns == Some(netns) || !address.is_loopback();
-    let client = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let client = Some(client).filter(|client| is_seen(&client.ip()));
+    let is_seen = |endpoint: &SocketAddr| own_netns == Some(netns) || !endpoint.ip().is_loopback();
     let asked = asked_endpoint(&handshake.headers);
-    let own_port = asked.filter(|(_, port)| *port == local.port());
+    let asked_at = asked.and_then(|(address, port)| Some(SocketAddr::new(address?, port)));
     let mut seen = HashSet::new();
-    let servers = [local.ip().to_canonical()]
+    // The most important first: there is an end to what a capture can hold.
+    let endpoints = [peer, local]
         .into_iter()
-        .chain(own_port.and_then(|(address, _)| address))
-        .chain(addresses)
-        .filter(|address| is_seen(address) && seen.insert(*address));
-    let mut own = vec![OwnTraffic {
-        ports: vec![local.port()],
-        servers: servers.collect(),
-        client,
-    }];
-    if let Some((address, port)) = asked.filter(|(_, port)| *port != local.port()) {
-        own.push(OwnTraffic {
-            ports: vec![port],
-            servers: address.into_iter().filter(is_seen).collect(),
-            client,
-        });
+        .chain(asked_at)
+        .chain(
+            addresses
+                .into_iter()
+                .map(|address| (address, local.port()).into()),
+        )
+        .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()))
+        .filter(|endpoint| is_seen(endpoint) && seen.insert(*endpoint));
+    let mut ports = vec![local.port()];
+    ports.extend(asked.map(|(_, port)| port).filter(|port| *port != local.port()));
+    OwnTraffic {
+        ports,
+        endpoints: endpoints.take(MAX_OWN_ENDPOINTS as usize).collect(),
     }
-    own
 }
 
 /// The port that the client names as ours, and the address, if it names us by one.

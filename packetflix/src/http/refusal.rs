@@ -170,7 +170,9 @@ impl From<TapError> for Refusal {
             TapError::Load(LoadError::Program { .. }) | TapError::Hook(HookError::Load(_)) => {
                 Self::by_kernel(&error, "CAP_BPF, or CAP_NET_ADMIN for a classifier")
             }
-            TapError::Load(_) | TapError::Entry { .. } => Self::by_kernel(&error, "CAP_BPF"),
+            TapError::Load(_) | TapError::Entry { .. } | TapError::Own(_) => {
+                Self::by_kernel(&error, "CAP_BPF")
+            }
             TapError::Hook(
                 HookError::Attach { .. } | HookError::Query(_) | HookError::Loopback(_) | HookError::NoTcx,
             ) => Self::by_kernel(&error, "CAP_NET_ADMIN"),

@@ -11,7 +11,10 @@ use super::{
     statistics::{Statistics, TapInterface},
     window::{Cursor, Next, Window},
 };
-use crate::{netns::Netns, tap::Tap};
+use crate::{
+    netns::Netns,
+    tap::{OwnTraffic, Tap},
+};
 
 /// Most clients that wait to join, or for statistics.
 const QUEUED_COMMANDS: usize = 64;
@@ -31,13 +34,18 @@ pub(super) struct Shared {
     published: watch::Sender<()>,
     /// Tells the reader that a client has taken something, or left.
     taken: Notify,
+    /// The own traffic of clients that have left.
+    left: Mutex<Vec<OwnTraffic>>,
 }
 
 /// What clients ask of the reader.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// To take part. Not answered when that cannot be.
-    Join(oneshot::Sender<Subscription>),
+    /// To take part, without the service's own traffic with this client. Not answered when that cannot be.
+    Join {
+        own: OwnTraffic,
+        reply: oneshot::Sender<Subscription>,
+    },
     /// For statistics as soon as all that was captured until `since` is published, since the client will leave.
     Settle { client: u64, since: u64 },
 }
@@ -49,6 +57,7 @@ pub(super) struct Subscription {
     commands: mpsc::Sender<Command>,
     published: watch::Receiver<()>,
     cursor: Cursor,
+    own: OwnTraffic,
     /// What was before the client joined, and is not its own.
     pub(super) before: Statistics,
     /// The interfaces that there were then.
@@ -57,7 +66,12 @@ pub(super) struct Subscription {
 
 impl Feed {
     /// Starts the reader of a tap with its first client. The reader ends when the last client has left.
-    pub(super) fn start(netns: Netns, tap: Tap, tasks: &TaskTracker) -> (Self, Subscription) {
+    pub(super) fn start(
+        netns: Netns,
+        tap: Tap,
+        own: OwnTraffic,
+        tasks: &TaskTracker,
+    ) -> (Self, Subscription) {
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let feed = Self {
             shared: Arc::default(),
@@ -70,15 +84,15 @@ impl Feed {
             interfaces: Vec::new(),
         };
         let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue);
-        let subscription = Subscription::new(&feed.shared, &feed.commands, before);
+        let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
         tasks.spawn(reader.run(feed.commands.downgrade()).in_current_span());
         (feed, subscription)
     }
 
     /// Takes part in the feed, if it goes on and can be described to one who comes late.
-    pub(super) async fn join(&self) -> Option<Subscription> {
+    pub(super) async fn join(&self, own: OwnTraffic) -> Option<Subscription> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Join(reply)).await.ok()?;
+        self.commands.send(Command::Join { own, reply }).await.ok()?;
         answer.await.ok()
     }
 
@@ -91,6 +105,11 @@ impl Feed {
 impl Shared {
     pub(super) fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The own traffic of clients that have left.
+    pub(super) fn left(&self) -> MutexGuard<'_, Vec<OwnTraffic>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Alters the queue, and lets the clients look at it.
@@ -106,13 +125,19 @@ impl Shared {
 }
 
 impl Subscription {
-    pub(super) fn new(shared: &Arc<Shared>, commands: &mpsc::Sender<Command>, before: Statistics) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        commands: &mpsc::Sender<Command>,
+        own: OwnTraffic,
+        before: Statistics,
+    ) -> Self {
         let mut window = shared.window();
         Self {
             shared: Arc::clone(shared),
             commands: commands.clone(),
             published: shared.published.subscribe(),
             cursor: window.join(),
+            own,
             before,
             interfaces: window.interfaces().to_vec(),
         }
@@ -154,6 +179,7 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.shared.window().leave(&self.cursor);
+        self.shared.left().push(std::mem::take(&mut self.own));
         self.shared.taken.notify_one();
     }
 }

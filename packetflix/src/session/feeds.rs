@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     netns::Netns,
-    tap::{InterfaceSelection, Tap},
+    tap::{InterfaceSelection, OwnTraffic, Tap},
 };
 
 /// What makes two captures the same.
@@ -81,14 +81,14 @@ fn is_forsaken(slot: &Arc<AsyncMutex<Option<Feed>>>) -> bool {
 }
 
 impl Slot {
-    /// Joins the capture, if it runs.
-    pub(crate) async fn join(&self) -> Option<Joined> {
-        self.feed.as_ref()?.join().await.map(Joined)
+    /// Joins the capture, if it runs, and leaves the service's own traffic with this client out of it from now on.
+    pub(crate) async fn join(&self, own: &OwnTraffic) -> Option<Joined> {
+        self.feed.as_ref()?.join(own.clone()).await.map(Joined)
     }
 
-    /// Begins the capture with a tap.
-    pub(crate) fn begin(mut self, netns: Netns, tap: Tap) -> Joined {
-        let (feed, subscription) = Feed::start(netns, tap, &self.tasks);
+    /// Begins the capture with a tap that leaves out `own`.
+    pub(crate) fn begin(mut self, netns: Netns, tap: Tap, own: OwnTraffic) -> Joined {
+        let (feed, subscription) = Feed::start(netns, tap, own, &self.tasks);
         *self.feed = Some(feed);
         Joined(subscription)
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error,
     netns::Netns,
-    tap::{Drained, Tap, TapChange, TapError, TappedInterface},
+    tap::{Drained, OwnTraffic, Tap, TapChange, TapError, TappedInterface},
 };
 
 /// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
@@ -118,7 +118,7 @@ impl Reader {
                             return Ok(Ended::Stopped);
                         }
                         Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
-                        Command::Join(reply) => if let Some(subscription) = self.join(commands).await? {
+                        Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands).await? {
                             // Whoever asked may have left meanwhile, and so leaves the feed.
                             let _ = reply.send(subscription);
                         }
@@ -134,7 +134,7 @@ impl Reader {
                         Drained::Empty => RingsState::Idle,
                     };
                 }
-                () = self.shared.taken() => {}
+                () = self.shared.taken() => self.forget_own(),
                 () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
                 change = self.tap.changed(rings == RingsState::Idle) => {
                     match change.map_err(CaptureError::Wait)? {
@@ -170,16 +170,28 @@ impl Reader {
     /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone.
     async fn join(
         &mut self,
+        own: OwnTraffic,
         commands: &mpsc::WeakSender<Command>,
     ) -> Result<Option<Subscription>, CaptureError> {
         if self.gone > MAX_GONE {
+            return Ok(None);
+        }
+        if let Err(error) = self.tap.add_own(&own) {
+            tracing::debug!(error = %error::chain(&error), "a client gets a capture of its own");
             return Ok(None);
         }
         // Addresses may have changed since the interfaces were described.
         self.follow_links().await?;
         let before = self.statistics(0);
         let joined = commands.upgrade();
-        Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, before)))
+        Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, own, before)))
+    }
+
+    /// What was left out for clients that have left is captured again.
+    fn forget_own(&mut self) {
+        for own in self.shared.left().drain(..) {
+            self.tap.remove_own(&own);
+        }
     }
 
     /// Lets interfaces that are gone leave, and new ones join.

@@ -1,5 +1,7 @@
 //! What packets of a capture must pass, for each link type.
 
+use std::borrow::Cow;
+
 use packetflix_common::{
     InterfaceFilter,
     filters::{ETHERNET, RAW},
@@ -8,9 +10,9 @@ use packetflix_common::{
 use super::patch::{self, Encoded, PatchError};
 use crate::{
     filter::{
-        FilterError, OwnTraffic,
-        compile::{CompileError, Options, compile},
-        native, translate, without_own,
+        FilterError, Translated,
+        compile::{CompileError, Options},
+        native,
     },
     pcapng::LinkType,
 };
@@ -37,18 +39,17 @@ pub(crate) enum LinkFilter {
 }
 
 impl CaptureFilters {
-    /// Makes the filters of an expression, or of none, that leave out the service's own traffic, if there is any.
+    /// Makes the filters of an expression; without one all packets pass.
     ///
     /// # Errors
     /// When the expression means nothing for any link type.
-    pub(crate) async fn build(
-        expression: &str,
-        own: &[OwnTraffic],
-        options: &Options,
-    ) -> Result<Self, FilterError> {
+    pub(crate) async fn build(expression: &str, options: &Options) -> Result<Self, FilterError> {
+        if expression.is_empty() {
+            return Ok(Self::default());
+        }
         let (ethernet, raw) = tokio::join!(
-            build_one(expression, own, LinkType::Ethernet, options),
-            build_one(expression, own, LinkType::Raw, options),
+            build_one(expression, LinkType::Ethernet, options),
+            build_one(expression, LinkType::Raw, options),
         );
         match (ethernet, raw) {
             (Err(error), Err(_)) => Err(error),
@@ -97,15 +98,15 @@ impl CaptureFilters {
         len(&self.ethernet).max(len(&self.raw))
     }
 
-    /// Writes the filters into a copy of the object.
+    /// Writes the filters into a copy of the object, if there are any.
     ///
     /// # Errors
     /// When there is no room for one.
-    pub(super) fn write_into(&self, object: &[u8]) -> Result<Vec<u8>, PatchError> {
-        let mut object = object.to_vec();
+    pub(super) fn write_into<'a>(&self, object: &'a [u8]) -> Result<Cow<'a, [u8]>, PatchError> {
+        let mut object = Cow::Borrowed(object);
         for (name, filter) in [(ETHERNET, &self.ethernet), (RAW, &self.raw)] {
             if let LinkFilter::Program(program) = filter {
-                patch::write(&mut object, name, program)?;
+                patch::write(object.to_mut(), name, program)?;
             }
         }
         Ok(object)
@@ -114,21 +115,12 @@ impl CaptureFilters {
 
 async fn build_one(
     expression: &str,
-    own: &[OwnTraffic],
     link_type: LinkType,
     options: &Options,
 ) -> Result<LinkFilter, FilterError> {
-    let wanted = if expression.is_empty() {
-        None
-    } else {
-        Some(compile(expression, link_type, options).await?)
-    };
-    if wanted.is_none() && own.is_empty() {
-        return Ok(LinkFilter::All);
-    }
-    let program = translate(&without_own(own, link_type, wanted.as_deref()))?;
+    let Translated { native, .. } = Translated::compile(expression, link_type, options).await?;
     Ok(LinkFilter::Program(
-        program.into_iter().map(native::Instruction::encode).collect(),
+        native.into_iter().map(native::Instruction::encode).collect(),
     ))
 }
 

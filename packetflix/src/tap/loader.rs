@@ -68,7 +68,10 @@ impl Loader {
     }
 
     fn has_spare(&self) -> bool {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// An object for a capture: the one that is ready, if it serves. Blocks for some tens of milliseconds if it must

@@ -7,6 +7,7 @@ mod hook;
 mod loader;
 mod memory;
 mod object;
+mod own;
 mod patch;
 mod rings;
 mod selection;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     clock::CaptureClock,
     filters::CaptureFilters,
     loader::Loader,
+    own::OwnTraffic,
     rings::{Drained, Head},
 };
 use self::{
@@ -36,13 +38,15 @@ use self::{
     loader::Loaded,
     memory::RingShare,
     object::{Entry, InterfaceMap, Object},
+    own::OwnTrafficMap,
     rings::{Merge, RingsReady},
-    selection::{link_type, select},
+    selection::{link_type, network_offset, select},
 };
 pub use self::{
     hook::{Hook, HookError},
     memory::RingConfig,
     object::LoadError,
+    own::OwnError,
     patch::PatchError,
     selection::InterfaceSelection,
 };
@@ -143,9 +147,25 @@ pub enum TapError {
         #[source]
         source: MapError,
     },
+    /// The service's own traffic cannot be left out.
+    #[error(transparent)]
+    Own(#[from] OwnError),
     /// The clock could not be read.
     #[error("the clock could not be read")]
     Clock(#[source] io::Error),
+}
+
+/// What a tap is to capture.
+#[derive(Debug)]
+pub(crate) struct TapRequest {
+    /// Which interfaces.
+    pub(crate) selection: InterfaceSelection,
+    /// What packets must pass.
+    pub(crate) filters: CaptureFilters,
+    /// What is left out as the service's own, to begin with.
+    pub(crate) own: OwnTraffic,
+    /// Whether the interfaces are to receive what is not for them.
+    pub(crate) promiscuous: bool,
 }
 
 /// A running kernel capture.
@@ -154,6 +174,7 @@ pub(crate) struct Tap {
     interfaces: BTreeMap<u32, TappedInterface>,
     programs: Ebpf,
     entries: InterfaceMap,
+    own: OwnTrafficMap,
     rings: Merge<RingBuf<MapData>>,
     _share: RingShare,
     ready: RingsReady,
@@ -203,29 +224,23 @@ pub(crate) struct LinkChanges {
 }
 
 impl Tap {
-    /// Sets up the capture of `selection` in `netns`.
+    /// Sets up a capture in `netns`.
     ///
     /// # Errors
     /// Whatever the kernel refuses; nothing is left behind then.
-    pub(crate) async fn open(
-        netns: &Netns,
-        selection: InterfaceSelection,
-        filters: CaptureFilters,
-        promiscuous: bool,
-        loader: &Loader,
-    ) -> Result<Self, TapError> {
-        let tap = Self::set_up(netns, selection, filters, promiscuous, loader).await;
+    pub(crate) async fn open(netns: &Netns, request: TapRequest, loader: &Loader) -> Result<Self, TapError> {
+        let tap = Self::set_up(netns, request, loader).await;
         loader.refill();
         tap
     }
 
-    async fn set_up(
-        netns: &Netns,
-        selection: InterfaceSelection,
-        filters: CaptureFilters,
-        promiscuous: bool,
-        loader: &Loader,
-    ) -> Result<Self, TapError> {
+    async fn set_up(netns: &Netns, request: TapRequest, loader: &Loader) -> Result<Self, TapError> {
+        let TapRequest {
+            selection,
+            filters,
+            own,
+            promiscuous,
+        } = request;
         let runtime = Handle::current();
         let (control, links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
         let present = links
@@ -239,6 +254,7 @@ impl Tap {
         let Object {
             mut programs,
             interfaces: entries,
+            own: own_traffic,
             rings,
             clock,
         } = object;
@@ -251,6 +267,7 @@ impl Tap {
             interfaces: BTreeMap::new(),
             programs,
             entries,
+            own: own_traffic,
             ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
             rings: Merge::new(rings),
             _share: share,
@@ -264,11 +281,26 @@ impl Tap {
             next_interface_id: 0,
             _log: log,
         };
+        tap.add_own(&own)?;
         tap.join(netns, wanted)?;
         if tap.interfaces.is_empty() {
             return Err(TapError::NoInterface);
         }
         Ok(tap)
+    }
+
+    /// Leaves out what is the service's own traffic on account of a client, from now on.
+    ///
+    /// # Errors
+    /// When there is no room for it, or the kernel refuses; all is as before then.
+    pub(crate) fn add_own(&mut self, own: &OwnTraffic) -> Result<(), OwnError> {
+        self.own.add(own)
+    }
+
+    /// A client has gone for which `own` was added: what no other needs is captured again.
+    #[expect(dead_code, reason = "a capture has one client as yet, and ends with it")]
+    pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
+        self.own.remove(own);
     }
 
     /// Adds interfaces. One that vanished meanwhile is left out.
@@ -292,7 +324,8 @@ impl Tap {
         self.next_interface_id += 1;
         let entry = Entry(InterfaceEntry {
             interface_id: id,
-            loopback: u32::from(link.loopback),
+            loopback: u16::from(link.loopback),
+            network_offset: network_offset(link_type),
             filter: self.filters.number_of(link_type) as u32,
             ..InterfaceEntry::default()
         });

@@ -16,7 +16,7 @@ use aya::{
 };
 use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
 
-use super::{CaptureFilters, PatchError, TapConfig, clock::ClockSource};
+use super::{CaptureFilters, PatchError, TapConfig, clock::ClockSource, own::OwnTrafficMap};
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
@@ -94,6 +94,7 @@ pub enum LoadError {
 pub(super) struct Object {
     pub(super) programs: Ebpf,
     pub(super) interfaces: InterfaceMap,
+    pub(super) own: OwnTrafficMap,
     pub(super) rings: Vec<RingBuf<MapData>>,
     pub(super) clock: ClockSource,
 }
@@ -128,9 +129,11 @@ impl Object {
                 name: maps::INTERFACES,
                 source,
             })?;
+        let own = OwnTrafficMap::take(&mut programs)?;
         Ok(Self {
             programs,
             interfaces,
+            own,
             rings,
             clock,
         })

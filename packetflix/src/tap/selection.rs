@@ -82,3 +82,11 @@ pub(super) fn link_type(hardware_type: u16) -> Option<LinkType> {
         _ => None,
     }
 }
+
+/// Where the network header begins in packets of a link type.
+pub(super) fn network_offset(link_type: LinkType) -> u16 {
+    match link_type {
+        LinkType::Ethernet => 14,
+        LinkType::Raw => 0,
+    }
+}
