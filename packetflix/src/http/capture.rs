@@ -1,8 +1,7 @@
 //! `/capture`: from a handshake to a session that streams.
 
 use std::{
-    collections::HashSet,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +11,6 @@ use std::{
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
-use packetflix_common::MAX_OWN_ENDPOINTS;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -24,11 +22,12 @@ use tokio_util::{
 use tracing::Instrument as _;
 use warp::{
     Reply,
-    http::{HeaderMap, Request, StatusCode, header, uri::Authority},
+    http::{HeaderMap, Request, StatusCode},
     reply::Response,
 };
 
 use super::{
+    own::Own,
     refusal::Refusal,
     request::{CaptureRequest, RequestError, check_origin, select},
     websocket,
@@ -37,7 +36,7 @@ use crate::{
     config::Config,
     discovery::Discovery,
     filter::compile::{Options, excerpt},
-    netns::{Netns, own_addresses},
+    netns::Netns,
     session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target},
@@ -140,9 +139,9 @@ impl App {
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
         let own = if request.with_own {
-            OwnTraffic::default()
+            Own::default()
         } else {
-            own_traffic(&handshake, target.netns.inode()).await
+            Own::find(&handshake, target.netns.inode()).await
         };
         let Target { netns, description } = target;
         let selection = match request.selection {
@@ -162,10 +161,11 @@ impl App {
             selection,
             filter: request.filter.clone(),
             with_own: request.with_own,
+            claimed: own.claimed,
             chaste: request.chaste,
         };
         let stop = self.stop.child_token();
-        let joined = self.join_or_begin(key, netns, own).await?;
+        let joined = self.join_or_begin(key, netns, own.traffic).await?;
         let mut session = joined.stream(info, stop.clone());
         if let Some(names) = names {
             session.tell_names(names);
@@ -268,47 +268,6 @@ fn about_filter(mut refusal: Refusal, expression: &str, instructions: Option<usi
         );
     }
     refusal
-}
-
-/// What of the traffic in the namespace `netns` is ours, as far as it can be known: what our port says and hears at the
-/// addresses that we have, and the port that the client asked for at the address that it asked for; and what either says
-/// to the client, whatever our address has become there.
-async fn own_traffic(handshake: &Handshake, netns: u64) -> OwnTraffic {
-    let (Some(peer), Some(LocalEnd(local))) = (handshake.peer, handshake.local) else {
-        return OwnTraffic::default();
-    };
-    let (own_netns, addresses) = tokio::task::spawn_blocking(own_addresses)
-        .await
-        .unwrap_or_default();
-    // The loopback device of another namespace is none of ours.
-    let is_seen = |endpoint: &SocketAddr| own_netns == Some(netns) || !endpoint.ip().is_loopback();
-    let asked = asked_endpoint(&handshake.headers);
-    let asked_at = asked.and_then(|(address, port)| Some(SocketAddr::new(address?, port)));
-    let mut seen = HashSet::new();
-    // The most important first: there is an end to what a capture can hold.
-    let endpoints = [peer, local]
-        .into_iter()
-        .chain(asked_at)
-        .chain(
-            addresses
-                .into_iter()
-                .map(|address| (address, local.port()).into()),
-        )
-        .map(|endpoint| SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()))
-        .filter(|endpoint| is_seen(endpoint) && seen.insert(*endpoint));
-    let mut ports = vec![local.port()];
-    ports.extend(asked.map(|(_, port)| port).filter(|port| *port != local.port()));
-    OwnTraffic {
-        ports,
-        endpoints: endpoints.take(MAX_OWN_ENDPOINTS as usize).collect(),
-    }
-}
-
-/// The port that the client names as ours, and the address, if it names us by one.
-fn asked_endpoint(headers: &HeaderMap) -> Option<(Option<IpAddr>, u16)> {
-    let host: Authority = headers.get(header::HOST)?.to_str().ok()?.parse().ok()?;
-    let address = host.host().trim_start_matches('[').trim_end_matches(']');
-    Some((address.parse().ok(), host.port_u16()?))
 }
 
 /// Checks the WebSocket handshake and prepares its answer.

@@ -4,6 +4,7 @@ mod capture;
 mod filter;
 mod front;
 mod log;
+mod own;
 mod proxy;
 mod refusal;
 mod request;

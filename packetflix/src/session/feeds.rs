@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -28,8 +29,19 @@ pub(crate) struct CaptureKey {
     pub(crate) filter: String,
     /// With the service's own traffic.
     pub(crate) with_own: bool,
+    /// What is left out on the word of the clients alone, who are to have none but themselves to thank for it.
+    pub(crate) claimed: Option<Claimed>,
     /// Without promiscuous mode.
     pub(crate) chaste: bool,
+}
+
+/// Where clients say that they reach the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Claimed {
+    /// The address, if they name one.
+    pub(crate) address: Option<IpAddr>,
+    /// The port.
+    pub(crate) port: u16,
 }
 
 /// The feeds of all taps that run.

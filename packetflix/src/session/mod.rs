@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-pub(crate) use self::feeds::{CaptureKey, Feeds, Joined};
+pub(crate) use self::feeds::{CaptureKey, Claimed, Feeds, Joined};
 use self::{
     feed::Subscription,
     names::Names,

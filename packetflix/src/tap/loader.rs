@@ -80,10 +80,10 @@ impl Loader {
     /// # Errors
     /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
     pub(super) fn take(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
-        if filters.is_none() {
-            if let Some(spare) = self.replace_spare(None) {
-                return Ok(spare);
-            }
+        if filters.is_none()
+            && let Some(spare) = self.replace_spare(None)
+        {
+            return Ok(spare);
         }
         match self.load(filters) {
             Err(TapError::RingMemory { .. }) if self.replace_spare(None).is_some() => self.load(filters),
@@ -96,8 +96,7 @@ impl Loader {
             memory: self.config.rings.memory,
         })?;
         let hook = ChosenHook::choose(self.config.hook)?;
-        let mut object = Object::load(&self.config, filters, share.size)?;
-        hook.load(&mut object.programs)?;
+        let object = Object::load(&self.config, hook, filters, share.size)?;
         Ok(Loaded { object, hook, share })
     }
 

@@ -298,7 +298,6 @@ impl Tap {
     }
 
     /// A client has gone for which `own` was added: what no other needs is captured again.
-    #[expect(dead_code, reason = "a capture has one client as yet, and ends with it")]
     pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
         self.own.remove(own);
     }

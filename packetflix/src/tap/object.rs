@@ -2,9 +2,9 @@
 
 use std::{
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     sync::{LazyLock, Mutex, PoisonError},
-    thread,
+    thread::{self, ScopedJoinHandle},
 };
 
 use aya::{
@@ -16,7 +16,9 @@ use aya::{
 };
 use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
 
-use super::{CaptureFilters, PatchError, TapConfig, clock::ClockSource, own::OwnTrafficMap};
+use super::{
+    CaptureFilters, PatchError, TapConfig, clock::ClockSource, hook::ChosenHook, own::OwnTrafficMap,
+};
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
@@ -90,19 +92,23 @@ pub enum LoadError {
     Cpus(#[source] io::Error),
 }
 
+/// One ring per CPU, in their order.
+type Rings = Vec<RingBuf<MapData>>;
+
 /// The loaded object.
 pub(super) struct Object {
     pub(super) programs: Ebpf,
     pub(super) interfaces: InterfaceMap,
     pub(super) own: OwnTrafficMap,
-    pub(super) rings: Vec<RingBuf<MapData>>,
+    pub(super) rings: Rings,
     pub(super) clock: ClockSource,
 }
 
 impl Object {
-    /// Creates the maps and rings of `ring_size` bytes each; the programs are loaded when their hook is known.
+    /// Creates the maps and rings of `ring_size` bytes each, and loads the programs of a hook.
     pub(super) fn load(
         config: &TapConfig,
+        hook: ChosenHook,
         filters: &CaptureFilters,
         ring_size: u32,
     ) -> Result<Self, LoadError> {
@@ -119,10 +125,19 @@ impl Object {
             .load(&object)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
-        let rings = create_rings(&programs, cpus, ring_size).map_err(|source| LoadError::Map {
+        let failed = |source| LoadError::Map {
             name: maps::RINGS,
             source,
-        })?;
+        };
+        let by_cpu = handle_of_rings(&programs).map_err(failed)?;
+        // Both take some ten milliseconds, the rings by waiting.
+        let (loaded, rings) = thread::scope(|scope| {
+            let rings = thread::Builder::new().spawn_scoped(scope, || create_rings(&by_cpu, cpus, ring_size));
+            let loaded = hook.load(&mut programs);
+            (loaded, rings.map_err(MapError::IoError).and_then(joined))
+        });
+        loaded?;
+        let rings = rings.map_err(failed)?;
         let interfaces = take_map(&mut programs, maps::INTERFACES)?
             .try_into()
             .map_err(|source| LoadError::Map {
@@ -140,12 +155,18 @@ impl Object {
     }
 }
 
-/// Creates a ring for each CPU. Putting one into the array waits some ten milliseconds for the kernel, but several
-/// threads wait for the same thing.
-fn create_rings(programs: &Ebpf, cpus: u32, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
+/// A handle of the array of rings, of its own.
+fn handle_of_rings(programs: &Ebpf) -> Result<OwnedFd, MapError> {
     let Some(Map::ArrayOfMaps(by_cpu)) = programs.map(maps::RINGS) else {
         return Err(MapError::KeyNotFound);
     };
+    let handle = by_cpu.fd().as_fd().try_clone_to_owned();
+    handle.map_err(MapError::IoError)
+}
+
+/// Creates a ring for each CPU. Putting one into the array waits some ten milliseconds for the kernel, but several
+/// threads wait for the same thing.
+fn create_rings(by_cpu: &OwnedFd, cpus: u32, size: u32) -> Result<Rings, MapError> {
     let cpus: Vec<u32> = (0..cpus).collect();
     thread::scope(|scope| {
         let threads: Vec<_> = cpus
@@ -154,20 +175,14 @@ fn create_rings(programs: &Ebpf, cpus: u32, size: u32) -> Result<Vec<RingBuf<Map
             .collect();
         let mut rings = Vec::with_capacity(cpus.len());
         for thread in threads {
-            let made = thread.map_err(MapError::IoError)?.join();
-            rings.extend(made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            rings.extend(thread.map_err(MapError::IoError).and_then(joined)?);
         }
         Ok(rings)
     })
 }
 
-fn create_rings_of(cpus: &[u32], by_cpu: &MapData, size: u32) -> Result<Vec<RingBuf<MapData>>, MapError> {
-    // A handle of this thread's own.
-    let by_cpu = by_cpu
-        .fd()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(MapError::IoError)?;
+fn create_rings_of(cpus: &[u32], by_cpu: &OwnedFd, size: u32) -> Result<Rings, MapError> {
+    let by_cpu = by_cpu.try_clone().map_err(MapError::IoError)?;
     let mut by_cpu: ArrayOfMaps<_, MapData> = Map::ArrayOfMaps(MapData::from_fd(by_cpu)?).try_into()?;
     cpus.iter()
         .map(|&cpu| {
@@ -177,6 +192,12 @@ fn create_rings_of(cpus: &[u32], by_cpu: &MapData, size: u32) -> Result<Vec<Ring
             RingBuf::try_from(Map::RingBuf(ring))
         })
         .collect()
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {

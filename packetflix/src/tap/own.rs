@@ -10,9 +10,11 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, MapError},
 };
+use nix::errno::Errno;
 use packetflix_common::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts, maps};
 
 use super::object::{LoadError, take_map};
+use crate::error::errno;
 
 /// What of the traffic is the service's own on account of one client: TCP from or to one of these ports, with one of
 /// these endpoints at either end.
@@ -102,12 +104,11 @@ impl OwnTrafficMap {
             tracing::error!(%error, "ports of own traffic could not be removed");
         }
         for endpoint in unused {
-            match self.endpoints.remove(&Key(endpoint)) {
-                // One that could not be added.
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => {
-                    tracing::error!(?endpoint, %error, "an endpoint of own traffic could not be removed")
-                }
+            // One that could not be added is not there.
+            if let Err(error) = self.endpoints.remove(&Key(endpoint))
+                && errno(&error) != Some(Errno::ENOENT)
+            {
+                tracing::error!(?endpoint, %error, "an endpoint of own traffic could not be removed");
             }
         }
     }
