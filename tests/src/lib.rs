@@ -1,5 +1,6 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone.
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, eBPF programs alone, and the
+//! report of benchmarks.
 
 pub mod bpf_run;
 pub mod client;
@@ -13,5 +14,6 @@ pub mod podman;
 pub mod process;
 pub mod raw;
 pub mod recording;
+pub mod report;
 pub mod server;
 pub mod upstream;
