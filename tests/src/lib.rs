@@ -1,11 +1,13 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, eBPF programs alone, and the
-//! report of benchmarks.
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone; and
+//! what benchmarks make packets, look at streams and tell figures with.
 
+pub mod analysis;
 pub mod bpf_run;
 pub mod client;
 pub mod containerd;
 pub mod docker;
+pub mod generator;
 pub mod http;
 pub mod image;
 mod leftovers;
