@@ -239,6 +239,13 @@ impl Delays {
         self.counts[Self::class(delay)] += 1;
     }
 
+    /// Takes in all of another's.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()

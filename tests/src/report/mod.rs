@@ -42,7 +42,7 @@ pub struct Machine {
 /// One situation, in which all contestants were measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scenario {
-    /// Short and unique; what stands before a `-` with a number is its group.
+    /// Short and unique; what stands before the first `-` is its group.
     pub name: String,
     /// For people.
     pub title: String,
@@ -178,12 +178,11 @@ impl Scenario {
         self.rounds = self.rounds.max(all[of].values.len() as u32);
     }
 
-    /// What it is one of a row of: its name up to a `-` with a number.
+    /// What it is one of several of: its name up to the first `-`.
     pub fn group(&self) -> &str {
-        match self.name.rsplit_once('-') {
-            Some((group, number)) if number.starts_with(|first: char| first.is_ascii_digit()) => group,
-            _ => &self.name,
-        }
+        self.name
+            .split_once('-')
+            .map_or(self.name.as_str(), |(group, _)| group)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Benchmarks on the real kernel, as root: `bench [NAME] [--rounds COUNT] [--publish]`, with one module per benchmark.
 
 mod crowd;
+mod crowds;
 mod discovery;
 mod engine;
 mod filter;
@@ -23,6 +24,7 @@ use crate::machine::machine;
 
 /// Benchmarks by their names.
 const BENCHMARKS: &[(&str, Benchmark)] = &[
+    ("crowds", crowds::run),
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
 ];
@@ -42,6 +44,9 @@ struct Args {
     /// Network namespaces of the benchmark `discovery`, which is done with none and with twice as many too
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5000))]
     namespaces: u32,
+    /// Only scenarios of the benchmark `crowds` whose name contains this
+    #[arg(long, default_value = "")]
+    scenario: String,
     /// Publish what is found out in docs/benchmarks.md; without this, it is kept in target/bench/results.json
     #[arg(long)]
     publish: bool,

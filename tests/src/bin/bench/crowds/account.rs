@@ -1,0 +1,109 @@
+//! What a process and its children use: time, memory, and what the kernel does for it.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::discovery::cpu_of;
+
+/// A process with all that descend from it.
+pub(crate) fn tree(root: u32) -> anyhow::Result<Vec<u32>> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // A process may just have ended.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        let parent = after_name.and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        if let Some(parent) = parent {
+            parents.insert(pid, parent);
+        }
+    }
+    let mut tree = vec![root];
+    let mut at = 0;
+    while let Some(parent) = tree.get(at).copied() {
+        tree.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| **of == parent)
+                .map(|(pid, _)| pid),
+        );
+        at += 1;
+    }
+    Ok(tree)
+}
+
+/// CPU time of processes, which are all still there.
+pub(crate) fn cpu(tree: &[u32]) -> anyhow::Result<Duration> {
+    tree.iter().map(|pid| cpu_of(*pid)).sum()
+}
+
+/// Resident memory of processes in KiB. What they share is counted for each.
+pub(crate) fn resident(tree: &[u32]) -> anyhow::Result<u64> {
+    let of = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let value = number_after(&status, "VmRSS:").with_context(|| format!("no VmRSS of {pid}"))?;
+        anyhow::Ok(value)
+    };
+    tree.iter().map(of).sum()
+}
+
+/// What the eBPF programs of a process have done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Runs {
+    pub(crate) count: u64,
+    pub(crate) nanoseconds: u64,
+}
+
+impl Runs {
+    /// Those after an earlier look.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            count: self.count.saturating_sub(before.count),
+            nanoseconds: self.nanoseconds.saturating_sub(before.nanoseconds),
+        }
+    }
+}
+
+/// The runs of all programs that a process holds, each once; only while the kernel takes their times.
+pub(crate) fn runs(pid: u32) -> anyhow::Result<Runs> {
+    let programs = objects(pid, "prog_id:", |info| {
+        Some((
+            number_after(info, "run_cnt:")?,
+            number_after(info, "run_time_ns:")?,
+        ))
+    })?;
+    let mut runs = Runs::default();
+    for (count, nanoseconds) in programs.values() {
+        runs.count += count;
+        runs.nanoseconds += nanoseconds;
+    }
+    Ok(runs)
+}
+
+/// Bytes of the maps that a process holds, each once: of the rings, mostly.
+pub(crate) fn maps(pid: u32) -> anyhow::Result<u64> {
+    let maps = objects(pid, "map_id:", |info| number_after(info, "memlock:"))?;
+    Ok(maps.values().sum())
+}
+
+/// What `/proc/PID/fdinfo` tells of eBPF objects, by their numbers.
+fn objects<T>(pid: u32, id: &str, read: impl Fn(&str) -> Option<T>) -> anyhow::Result<BTreeMap<u64, T>> {
+    let mut objects = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may just have been closed.
+        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+        if let (Some(id), Some(object)) = (number_after(&info, id), read(&info)) {
+            objects.insert(id, object);
+        }
+    }
+    Ok(objects)
+}
+
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
