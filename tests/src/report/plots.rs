@@ -2,8 +2,20 @@
 
 use super::{Figure, Report, Scenario, Spread, svg};
 
-/// Figures that are drawn beside those whose ratio is told: what their names begin with.
-const DRAWN: &[&str] = &["delay", "lost", "dropped"];
+/// What the names of figures begin with that are drawn: those for which one looks first.
+const DRAWN: &[&str] = &[
+    "CPU of the capture per million packets",
+    "CPU per",
+    "CPU while idle",
+    "memory (VmRSS)",
+    "packets sent per second",
+    "throughput",
+    "request and answer",
+    "delay",
+    "lost",
+    "packets missing",
+    "until the first packet",
+];
 
 /// One figure of all scenarios of a group.
 #[derive(Clone, Debug)]
@@ -78,7 +90,7 @@ pub fn plots(report: &Report) -> Vec<Plot> {
 }
 
 fn is_drawn(figure: &Figure) -> bool {
-    figure.is_ratio_told || DRAWN.iter().any(|begin| figure.name.starts_with(begin))
+    DRAWN.iter().any(|begin| figure.name.starts_with(begin))
 }
 
 fn plot(group: &str, figure: &Figure, scenarios: &[&Scenario], contestants: &[&str]) -> Option<Plot> {

@@ -39,8 +39,8 @@ pub(crate) enum Running {
 impl Contestant {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Packetflix("tcx") => "packetflix tcx",
-            Self::Packetflix(_) => "packetflix socket",
+            Self::Packetflix("tcx") => "packetflix-tcx",
+            Self::Packetflix(_) => "packetflix-socket",
             Self::Original => REFERENCE,
         }
     }

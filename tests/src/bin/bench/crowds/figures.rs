@@ -39,6 +39,7 @@ pub(crate) const fn plain(name: &'static str, unit: &'static str) -> FigureKind 
 }
 
 const SENT: FigureKind = plain("packets sent", "");
+/// The load is paced: only a sender that cannot keep the pace is slower.
 const SPEED: FigureKind = more("speed of the sender", "packets/s");
 const SENDER_CPU: FigureKind = less("CPU of the sender per million packets", "s");
 const EXPECTED: FigureKind = plain("packets expected by all clients", "");
@@ -46,7 +47,7 @@ const DELIVERED: FigureKind = plain("packets delivered to all clients", "");
 const LOST: FigureKind = less("lost", "%");
 const LOST_MOST: FigureKind = less("lost by the client that lost most", "%");
 const REPORTED: FigureKind = plain("packets told as dropped", "");
-const CPU: FigureKind = compared("CPU per million packets delivered", "s");
+const CPU: FigureKind = compared("CPU of the capture per million packets delivered", "s");
 const CPU_BYTES: FigureKind = compared("CPU per GB sent to clients", "s");
 const RUNS: FigureKind = less("program runs per packet sent", "");
 const RUN_TIME: FigureKind = less("time of programs per packet sent", "ns");
