@@ -1,5 +1,6 @@
 //! Benchmarks on the real kernel, as root: `bench [NAME] [--rounds COUNT]`, with one module per benchmark.
 
+mod capture;
 mod crowd;
 mod discovery;
 mod engine;
@@ -7,6 +8,7 @@ mod filter;
 mod http;
 mod interrupt;
 mod table;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -18,7 +20,11 @@ use nix::{
 };
 
 /// Benchmarks by their names.
-const BENCHMARKS: &[(&str, Benchmark)] = &[("discovery", discovery::run), ("filter", filter::run)];
+const BENCHMARKS: &[(&str, Benchmark)] = &[
+    ("capture", capture::run),
+    ("discovery", discovery::run),
+    ("filter", filter::run),
+];
 
 type Benchmark = fn(&Args) -> anyhow::Result<()>;
 
@@ -28,12 +34,27 @@ struct Args {
     /// Only benchmarks whose name contains this
     #[arg(default_value = "")]
     name: String,
-    /// How often each thing is measured
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    /// How often each thing is measured: by default 20 times, in the benchmark `capture` 5 times
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
     /// Network namespaces of the benchmark `discovery`, which is done with none and with twice as many too
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5000))]
     namespaces: u32,
+    /// Only scenarios of the benchmark `capture` whose name contains this
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Only contestants of the benchmark `capture` whose name contains this
+    #[arg(long)]
+    contestant: Option<String>,
+    /// Packets of each flood, or requests, of the benchmark `capture`
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1000..=100_000_000))]
+    packets: Option<u64>,
+}
+
+impl Args {
+    fn rounds(&self, usual: u32) -> u32 {
+        self.rounds.unwrap_or(usual)
+    }
 }
 
 fn main() -> ExitCode {
