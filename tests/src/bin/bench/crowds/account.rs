@@ -1,54 +1,12 @@
-//! What a process and its children use: time, memory, and what the kernel does for it.
+//! What processes use: time, and what the kernel does and keeps for them.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use anyhow::Context as _;
-
-use crate::discovery::cpu_of;
-
-/// A process with all that descend from it.
-pub(crate) fn tree(root: u32) -> anyhow::Result<Vec<u32>> {
-    let mut parents = BTreeMap::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        // A process may just have ended.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
-        let parent = after_name.and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
-        if let Some(parent) = parent {
-            parents.insert(pid, parent);
-        }
-    }
-    let mut tree = vec![root];
-    let mut at = 0;
-    while let Some(parent) = tree.get(at).copied() {
-        tree.extend(
-            parents
-                .iter()
-                .filter(|(_, of)| **of == parent)
-                .map(|(pid, _)| pid),
-        );
-        at += 1;
-    }
-    Ok(tree)
-}
+use crate::usage::cpu_of;
 
 /// CPU time of processes, which are all still there.
 pub(crate) fn cpu(tree: &[u32]) -> anyhow::Result<Duration> {
     tree.iter().map(|pid| cpu_of(*pid)).sum()
-}
-
-/// Resident memory of processes in KiB. What they share is counted for each.
-pub(crate) fn resident(tree: &[u32]) -> anyhow::Result<u64> {
-    let of = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let value = number_after(&status, "VmRSS:").with_context(|| format!("no VmRSS of {pid}"))?;
-        anyhow::Ok(value)
-    };
-    tree.iter().map(of).sum()
 }
 
 /// What the eBPF programs of a process have done so far.

@@ -87,7 +87,7 @@ pub(crate) fn record(scenario: &mut Scenario, contestant: &str, outcome: &Outcom
         (CPU_BYTES, outcome.cpu * 1e9 / bytes),
         (RUNS, runs[0]),
         (RUN_TIME, runs[1]),
-        (MEMORY, outcome.resident as f64 / 1024.0),
+        (MEMORY, outcome.resident),
         (DELAY_P50, delays.quantile(0.5) * 1e3),
         (DELAY_P99, delays.quantile(0.99) * 1e3),
     ] {

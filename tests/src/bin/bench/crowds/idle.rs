@@ -14,7 +14,10 @@ use super::{
     lanes::{Lanes, RECEIVER},
     streams::{Client, Streams},
 };
-use crate::interrupt::sleep_until;
+use crate::{
+    interrupt::sleep_until,
+    usage::{Memory, tree},
+};
 
 const TIME: Duration = Duration::from_secs(10);
 
@@ -43,7 +46,7 @@ pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
         let scenario = Scenario::new(name, title, METHOD, Some(contestant::REFERENCE));
         in_turns(report, scenario, rounds, |scenario, contestant| {
             let running = contestant.start()?;
-            let before = account::resident(&account::tree(running.pid())?)?;
+            let before = Memory::of(&tree(running.pid())?)?.resident;
             let clients = (0..count)
                 .map(|number| {
                     let receiver = if is_one { 0 } else { number };
@@ -55,23 +58,23 @@ pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
             let started = begin.elapsed();
             thread::sleep(SETTLE);
 
-            let tree = account::tree(running.pid())?;
-            let cpu = account::cpu(&tree)?;
+            let pids = tree(running.pid())?;
+            let cpu = account::cpu(&pids)?;
             let begin = Instant::now();
             sleep_until(begin + TIME)?;
-            let cpu = account::cpu(&tree)?.saturating_sub(cpu);
+            let cpu = account::cpu(&pids)?.saturating_sub(cpu);
             let part = cpu.as_secs_f64() / begin.elapsed().as_secs_f64();
-            let resident = account::resident(&tree)?;
+            let resident = Memory::of(&pids)?.resident;
             let maps = account::maps(running.pid())? as f64;
             streams.finish()?;
 
             let mut record = |figure, value| scenario.record(contestant.name(), &figure, value);
             record(CPU, part * 100.0);
-            record(MEMORY, resident as f64 / 1024.0);
+            record(MEMORY, resident);
             record(MAPS, maps / 1024.0 / 1024.0);
             if count > 0 {
                 let each = 1.0 / count as f64;
-                record(MEMORY_EACH, resident.saturating_sub(before) as f64 * each);
+                record(MEMORY_EACH, (resident - before) * 1024.0 * each);
                 record(MAPS_EACH, maps / 1024.0 * each);
                 record(START, started.as_secs_f64() * 1e3);
             }

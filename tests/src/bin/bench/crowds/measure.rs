@@ -13,6 +13,7 @@ use super::{
     streams::{Client, Streams},
     traffic::{Load, Sent, Traffic},
 };
+use crate::usage::{Memory, tree};
 
 /// What comes first after a pause is slower: so long is it not counted.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -26,8 +27,8 @@ pub(crate) struct Outcome {
     pub(crate) cpu: f64,
     /// Of its eBPF programs in the same time.
     pub(crate) runs: Runs,
-    /// KiB that it has at the end.
-    pub(crate) resident: u64,
+    /// MiB that it has at the end.
+    pub(crate) resident: f64,
 }
 
 /// What a client had.
@@ -68,15 +69,15 @@ pub(crate) fn measure(
     Traffic::start(warm, load.unnumbered(WARM_UP)).finish()?;
     thread::sleep(WARM_UP);
 
-    let tree = account::tree(running.pid())?;
-    let cpu = account::cpu(&tree)?;
+    let pids = tree(running.pid())?;
+    let cpu = account::cpu(&pids)?;
     let runs = account::runs(running.pid())?;
     let sent = Traffic::start(links, load).finish()?;
     streams.release();
     streams.wait_until_quiet()?;
-    let cpu = account::cpu(&tree)?.saturating_sub(cpu);
+    let cpu = account::cpu(&pids)?.saturating_sub(cpu);
     let runs = account::runs(running.pid())?.since(runs);
-    let resident = account::resident(&tree)?;
+    let resident = Memory::of(&pids)?.resident;
 
     let analyses = streams.finish()?;
     let each = sent.each.iter().copied().cycle();

@@ -24,7 +24,7 @@ use self::contestant::Contestant;
 use crate::{Args, crowd::Folder, interrupt::check};
 
 /// A round takes minutes.
-const MAX_ROUNDS: u32 = 3;
+const ROUNDS: u32 = 3;
 
 /// Scenarios by their names, or what these begin with.
 const SCENARIOS: &[(&str, Measure)] = &[
@@ -38,18 +38,18 @@ const SCENARIOS: &[(&str, Measure)] = &[
 type Measure = fn(&mut Report, u32) -> anyhow::Result<()>;
 
 pub(crate) fn run(args: &Args, report: &mut Report) -> anyhow::Result<()> {
-    let chosen = |name: &str| name.contains(&args.scenario);
+    let part = args.scenario.as_deref().unwrap_or_default();
+    let chosen = |name: &str| name.contains(part);
     ensure!(
         SCENARIOS.iter().any(|(name, _)| chosen(name)),
-        "there is no scenario {}: there is {}",
-        args.scenario,
+        "there is no scenario {part}: there is {}",
         names().join(", ")
     );
     // Names of namespaces are gone with us; to be covered before servers start, that are to see them.
     let _names = Folder::mount()?;
     let _taken = take_run_times().context("the kernel takes no times")?;
     for (name, measure) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
-        measure(report, args.rounds.min(MAX_ROUNDS)).with_context(|| (*name).to_owned())?;
+        measure(report, args.rounds(ROUNDS)).with_context(|| (*name).to_owned())?;
     }
     Ok(())
 }
