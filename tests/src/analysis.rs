@@ -215,23 +215,23 @@ fn long(data: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(*data.get(at..)?.first_chunk()?))
 }
 
-/// How often there was which delay, exact to one part in sixteen.
+/// How often there was which delay, exact to one part in 64.
 #[derive(Clone, Debug)]
 pub struct Delays {
-    counts: [u64; Delays::CLASSES],
+    counts: Vec<u64>,
 }
 
 impl Default for Delays {
     fn default() -> Self {
         Self {
-            counts: [0; Self::CLASSES],
+            counts: vec![0; Self::CLASSES],
         }
     }
 }
 
 impl Delays {
-    /// Each power of two is sixteen classes.
-    const FINE: u32 = 4;
+    /// Each power of two is 64 classes.
+    const FINE: u32 = 6;
     const CLASSES: usize = (64 - Self::FINE as usize + 1) << Self::FINE;
 
     /// Takes in a delay in nanoseconds.

@@ -44,8 +44,7 @@ const MAX_FIRST_ROUNDS: u32 = 5;
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let rounds = args.rounds(ROUNDS);
     let mut table = Table::new(format!(
-        "Scans of network namespaces, half of them mounted, half of a process, {} rounds",
-        rounds
+        "Scans of network namespaces, half of them mounted, half of a process, {rounds} rounds"
     ));
     let mut crowd = Crowd::new()?;
     for count in [0, args.namespaces, 2 * args.namespaces] {

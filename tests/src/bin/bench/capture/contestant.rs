@@ -167,7 +167,7 @@ impl Running {
         Ok(Outcome {
             found,
             delays: analysis.delays().clone(),
-            dropped: program.map_or(Ok(found.reported_drops), |program| program.dropped().map(Some))?,
+            dropped: program.map_or(Ok(found.reported_drops), Program::dropped)?,
         })
     }
 }
@@ -210,19 +210,21 @@ fn tcpdump(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
     let mut arguments = vec!["tcpdump", "-i", RECEIVER, "-w", "-"];
     arguments.extend(wish.is_prompt.then_some("-U"));
     arguments.extend(wish.filter);
-    let mut program = Program::start(bed, &arguments, " packets dropped by kernel")?;
+    let mut program = Program::start(bed, &arguments, Some(" packets dropped by kernel"))?;
     program.wait_for("listening on")?;
     program.running(wish, Duration::from_millis(1300))
 }
 
-/// Its own choice of how to write, with a kind of `mmap`, does not suit pipes. It is kept from changing settings of the
-/// kernel.
+/// It writes to a pipe in pieces, or each packet by itself, and tells no numbers when it does. It is kept from changing
+/// settings of the kernel, and from a ring of gigabytes, which is what it takes for a link as fast as this.
 fn netsniff_ng(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
     let write = if wish.is_prompt { "--clrw" } else { "--sg" };
     let mut arguments = vec![
         "netsniff-ng",
         "--silent",
         "--no-sock-mem",
+        "--ring-size",
+        "64MiB",
         write,
         "--in",
         RECEIVER,
@@ -231,10 +233,9 @@ fn netsniff_ng(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
     ];
     arguments.extend(wish.is_jumbo.then_some("--jumbo-support"));
     arguments.extend(wish.filter.iter().flat_map(|filter| ["--filter", filter]));
-    let mut running = Program::start(bed, &arguments, " packets failed filter (out of space)")?
-        .running(wish, Duration::from_millis(600))?;
-    // What it has only begun to collect comes at the end.
-    if let Some(reader) = &mut running.reader {
+    let running = Program::start(bed, &arguments, None)?.running(wish, Duration::from_millis(600))?;
+    // It begins with the header of the file; packets that it has only begun to collect come at the end.
+    if let Some(reader) = &running.reader {
         reader.wait_for_begin()?;
     }
     Ok(running)
@@ -244,12 +245,12 @@ fn netsniff_ng(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
 struct Program {
     child: Child,
     errors: BufReader<ChildStderr>,
-    /// What stands behind the number of lost packets that it tells at the end.
-    lost: &'static str,
+    /// What stands behind the number of lost packets that it tells at the end, if it tells it.
+    lost: Option<&'static str>,
 }
 
 impl Program {
-    fn start(bed: &Bed, arguments: &[&str], lost: &'static str) -> anyhow::Result<Self> {
+    fn start(bed: &Bed, arguments: &[&str], lost: Option<&'static str>) -> anyhow::Result<Self> {
         let mut child = bed
             .receiver
             .command("setpriv")
@@ -293,21 +294,18 @@ impl Program {
         )?)
     }
 
-    /// How many packets it has lost, once it has ended.
-    fn dropped(mut self) -> anyhow::Result<u64> {
+    /// How many packets it has lost, as far as it tells, once it has ended.
+    fn dropped(mut self) -> anyhow::Result<Option<u64>> {
         wait_until(Duration::from_secs(10), || Ok(self.child.try_wait()?.is_some()))?;
-        let said = std::io::read_to_string(&mut self.errors)?;
-        let number = |line: &str| {
-            line.trim()
-                .trim_start_matches('\r')
-                .strip_suffix(self.lost)?
-                .trim()
-                .parse()
-                .ok()
+        let Some(lost) = self.lost else {
+            return Ok(None);
         };
-        said.lines()
-            .find_map(number)
-            .with_context(|| format!("no number of lost packets: {said:?}"))
+        let said = std::io::read_to_string(&mut self.errors)?;
+        let number = |line: &str| line.strip_suffix(lost)?.trim().parse().ok();
+        let dropped = said.lines().find_map(number);
+        Ok(Some(dropped.with_context(|| {
+            format!("no number of lost packets: {said:?}")
+        })?))
     }
 }
 

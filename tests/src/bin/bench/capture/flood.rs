@@ -193,11 +193,22 @@ fn record(scenario: &mut Scenario, contestant: Contestant, measured: &Measured<S
         .map_or(measured.seen.packets, |each| sent.packets.div_ceil(each));
     let used = measured.used;
     tell(
-        &cost("CPU of the capture per million packets", "s"),
+        &cost("CPU of the capture per million packets sent", "s"),
         per_million(used.cpu),
     );
-    tell(&cost("in the program, by ticks", "s"), per_million(used.user));
-    tell(&cost("in the kernel, by ticks", "s"), per_million(used.system));
+    tell(
+        &cost("of that in the program, by ticks", "s"),
+        per_million(used.user),
+    );
+    tell(
+        &cost("of that in the kernel, by ticks", "s"),
+        per_million(used.system),
+    );
+    let per_delivered = used.cpu * 1e6 / found.delivered.max(1) as f64;
+    tell(
+        &cost("CPU of the capture per million packets delivered", "s"),
+        per_delivered,
+    );
     let both = per_million(used.cpu) + sent.cpu_per_million();
     tell(&cost("CPU of sender and capture per million packets", "s"), both);
     tell(&gain("packets delivered", ""), found.delivered as f64);

@@ -62,12 +62,12 @@ pub(super) fn bulk(context: &Context<'_>, name: &str) -> anyhow::Result<Scenario
                 found.captured_bytes as f64 * 8.0 / 1e9 / seconds,
             );
             tell(
-                &loss("packets missing", "%"),
+                &loss("part of packets missing", "%"),
                 100.0 * missing as f64 / measured.seen.packets as f64,
             );
+            tell(&loss("packets missing", ""), missing as f64);
             if let Some(dropped) = measured.outcome.dropped {
-                tell(&loss("packets missing", "packets"), missing as f64);
-                tell(&loss("packets that it says are lost", "packets"), dropped as f64);
+                tell(&loss("packets that it says are lost", ""), dropped as f64);
             }
             tell(
                 &cost("CPU of the capture per GB carried", "s"),
