@@ -241,7 +241,7 @@ impl Delays {
 
     /// Takes in all of another's.
     pub fn add(&mut self, other: &Self) {
-        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
         }
     }

@@ -81,6 +81,7 @@ fn in_turns(
                     let told = format!(" {} could not take part: {error:#}.", contestant.name());
                     eprintln!("bench:{told}");
                     scenario.method.push_str(&told);
+                    scenario.contestants.push(contestant.name().to_owned());
                     refusing.push(contestant);
                 }
                 result => {
