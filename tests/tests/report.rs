@@ -156,7 +156,7 @@ fn text_has_a_row_for_each_figure_and_ratio() {
     );
     assert_eq!(
         rows[5],
-        "3 rounds: the median (the least–the most). Sent & counted."
+        "Rounds: 3; each cell is the median (the least–the most). Sent & counted."
     );
 }
 

@@ -62,7 +62,7 @@ pub fn markdown(report: &Report, plots_in: &str) -> String {
 fn table(text: &mut String, scenario: &Scenario) {
     let _ = write!(
         text,
-        "\n### `{}`: {}\n\n{} {} rounds.\n\n",
+        "\n### `{}`: {}\n\n{} Rounds: {}.\n\n",
         scenario.name.replace('`', ""),
         escaped(&scenario.title),
         escaped(&scenario.method),

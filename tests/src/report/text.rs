@@ -28,7 +28,7 @@ pub fn text(scenario: &Scenario) -> String {
     }
     let _ = writeln!(
         text,
-        "{} rounds: the median (the least–the most). {}",
+        "Rounds: {}; each cell is the median (the least–the most). {}",
         scenario.rounds, scenario.method
     );
     text
