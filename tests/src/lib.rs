@@ -1,10 +1,13 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone.
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone; and
+//! what benchmarks make packets, look at streams and tell figures with.
 
+pub mod analysis;
 pub mod bpf_run;
 pub mod client;
 pub mod containerd;
 pub mod docker;
+pub mod generator;
 pub mod http;
 pub mod image;
 mod leftovers;
@@ -13,5 +16,6 @@ pub mod podman;
 pub mod process;
 pub mod raw;
 pub mod recording;
+pub mod report;
 pub mod server;
 pub mod upstream;

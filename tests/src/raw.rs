@@ -10,13 +10,18 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
+use anyhow::Context as _;
 use nix::{
     libc,
+    net::if_::if_nametoindex,
     sys::socket::{LinkAddr, MsgFlags, MultiHeaders, sendmmsg},
 };
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::namespace::Namespace;
+
+/// Bytes before the payload of an IPv4 packet with UDP.
+pub const HEADERS_LEN: usize = 42;
 
 /// Packets handed to the kernel with one call.
 const AT_ONCE: usize = 64;
@@ -32,8 +37,17 @@ impl RawSocket {
     /// # Errors
     /// When there is no such interface.
     pub fn open(namespace: &Namespace, interface: &str) -> anyhow::Result<Self> {
-        let ifindex = i32::try_from(namespace.ifindex(interface)?)?;
-        let socket = namespace.inside(|| Socket::new(Domain::PACKET, Type::RAW, None))??;
+        namespace.inside(|| Self::open_here(interface))?
+    }
+
+    /// Opens one in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn open_here(interface: &str) -> anyhow::Result<Self> {
+        let ifindex = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+        let ifindex = i32::try_from(ifindex)?;
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
         let mut storage = SockAddrStorage::zeroed();
         // SAFETY: every bit pattern is a valid `sockaddr_ll`, all of whose fields are integers.
         let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
@@ -60,27 +74,52 @@ impl RawSocket {
     /// When the kernel refuses.
     pub fn flood(&self, frame: &[u8], count: u64, number_at: usize) -> anyhow::Result<()> {
         let mut frames = vec![frame.to_vec(); AT_ONCE];
-        let mut headers = MultiHeaders::<LinkAddr>::preallocate(AT_ONCE, None);
+        let mut batch = self.batch(AT_ONCE);
         let mut sent = 0;
         while sent < count {
             let now = usize::try_from(count - sent)?.min(AT_ONCE);
             for (number, frame) in (sent..).zip(&mut frames[..now]) {
                 frame[number_at..number_at + 8].copy_from_slice(&number.to_be_bytes());
             }
-            let slices: Vec<[IoSlice<'_>; 1]> =
-                frames[..now].iter().map(|frame| [IoSlice::new(frame)]).collect();
-            let addresses = vec![None; now];
-            let results = sendmmsg(
-                self.socket.as_raw_fd(),
-                &mut headers,
-                &slices,
-                addresses,
-                [],
-                MsgFlags::empty(),
-            )?;
-            sent += results.count() as u64;
+            sent += batch.send(&frames[..now])? as u64;
         }
         Ok(())
+    }
+
+    /// For handing as many as `most` frames to the kernel with one call.
+    pub fn batch(&self, most: usize) -> Batch<'_> {
+        Batch {
+            socket: &self.socket,
+            headers: MultiHeaders::preallocate(most, None),
+            nowhere: vec![None; most],
+        }
+    }
+}
+
+/// What sending several frames at once needs.
+pub struct Batch<'a> {
+    socket: &'a Socket,
+    headers: MultiHeaders<LinkAddr>,
+    /// The socket is bound: frames need no addresses.
+    nowhere: Vec<Option<LinkAddr>>,
+}
+
+impl Batch<'_> {
+    /// Sends frames, and tells how many were taken.
+    ///
+    /// # Errors
+    /// When the kernel takes none.
+    pub fn send(&mut self, frames: &[Vec<u8>]) -> anyhow::Result<usize> {
+        let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+        let results = sendmmsg(
+            self.socket.as_raw_fd(),
+            &mut self.headers,
+            &slices,
+            &self.nowhere[..frames.len()],
+            [],
+            MsgFlags::empty(),
+        )?;
+        Ok(results.count())
     }
 }
 
@@ -141,7 +180,8 @@ fn udp(payload: &[u8]) -> Vec<u8> {
     udp
 }
 
-fn checksum(head: &[u8]) -> u16 {
+/// Checksum of an IPv4 header.
+pub(crate) fn checksum(head: &[u8]) -> u16 {
     let sum: u32 = head
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))

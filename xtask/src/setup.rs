@@ -50,7 +50,9 @@ const FUZZ_TOOLS: &[Tool] = &[
 
 const BENCH_TOOLS: &[Tool] = &[
     Tool("ip", "iproute2"),
+    Tool("dumpcap", "wireshark-common"),
     Tool("lsns", "util-linux"),
+    Tool("netsniff-ng", "netsniff-ng"),
     Tool("nsenter", "util-linux"),
     Tool("setpriv", "util-linux"),
     Tool("tcpdump", "tcpdump"),

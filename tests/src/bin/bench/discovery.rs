@@ -6,13 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{
-    sys::{
-        resource::{UsageWho, getrusage},
-        time::TimeValLike as _,
-    },
-    time::ClockId,
-    unistd::Pid,
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike as _,
 };
 use packetflix_tests::server::Server;
 use serde_json::Value;
@@ -24,6 +20,7 @@ use crate::{
     http::get,
     interrupt::{check, sleep_until},
     table::{Table, Times},
+    usage::cpu_of,
 };
 
 /// A scan is good for a second: the next question after that has another made.
@@ -38,19 +35,22 @@ const IP_ALL: &[&str] = &["ip", "-all", "netns", "exec", "ip", "-json", "address
 /// [`IP_ALL`] takes its time.
 const MAX_IP_ALL_ROUNDS: u32 = 3;
 
+/// How often each thing is measured, if nothing else is asked for.
+const ROUNDS: u32 = 20;
+
 /// Servers that are started for first scans, at most.
 const MAX_FIRST_ROUNDS: u32 = 5;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let rounds = args.rounds(ROUNDS);
     let mut table = Table::new(format!(
-        "Scans of network namespaces, half of them mounted, half of a process, {} rounds",
-        args.rounds
+        "Scans of network namespaces, half of them mounted, half of a process, {rounds} rounds"
     ));
     let mut crowd = Crowd::new()?;
     for count in [0, args.namespaces, 2 * args.namespaces] {
         eprintln!("bench: {count} namespaces");
         crowd.grow(count)?;
-        namespaces(&mut table, &crowd, args.rounds)?;
+        namespaces(&mut table, &crowd, rounds)?;
     }
     table.print();
 
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         pids.len() / 2,
         crowd.len() as usize - pids.len() / 2
     ));
-    engines(&mut table, &pids, args.rounds)?;
+    engines(&mut table, &pids, rounds)?;
     table.print();
     Ok(())
 }
@@ -250,13 +250,6 @@ fn time_of(command: &[&str]) -> anyhow::Result<Duration> {
         .with_context(|| format!("cannot start {program}"))?;
     ensure!(status.success(), "{program}: {status}");
     Ok(begin.elapsed())
-}
-
-/// CPU time of a process and all threads that it ever had: from its clock, since `/proc/PID/stat` counts in hundredths
-/// of a second only.
-pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(pid)?))?;
-    Ok(clock.now()?.into())
 }
 
 /// CPU time of our children that have ended.

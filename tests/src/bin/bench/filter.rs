@@ -31,9 +31,9 @@ use tokio::runtime::{self, Runtime};
 use crate::{
     Args,
     crowd::Folder,
-    discovery::cpu_of,
     interrupt::{check, sleep_until},
     table::{Figures, Table},
+    usage::{cpu_of, time_per_run},
 };
 
 /// Each takes more than half a minute.
@@ -69,7 +69,7 @@ const LAST_PACKETS: Duration = Duration::from_millis(1500);
 const HOOKS: [&str; 2] = ["tcx", "socket"];
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let rounds = args.rounds.min(MAX_ROUNDS);
+    let rounds = args.rounds(MAX_ROUNDS).min(MAX_ROUNDS);
     programs(rounds)?;
     let bed = Bed::new()?;
     capture_programs(&bed, rounds)?;
@@ -193,7 +193,7 @@ fn capture_programs(bed: &Bed, rounds: u32) -> anyhow::Result<()> {
                 let (socket, pid) = (Arc::clone(&bed.socket), server.pid());
                 let (time, counts) = bed.with_packetflix(server, query, move || {
                     flood(&socket, TIMED_PACKETS)?;
-                    time_per_run(pid)
+                    time_per_run(pid, TIMED_PACKETS)
                 })?;
                 counts
                     .expect(TIMED_PACKETS, *is_accepted)
@@ -220,25 +220,6 @@ fn capture_programs(bed: &Bed, rounds: u32) -> anyhow::Result<()> {
     }
     table.print();
     Ok(())
-}
-
-/// Nanoseconds per run of the program of this process that was run most often.
-fn time_per_run(pid: u32) -> anyhow::Result<f64> {
-    let mut most = (0, 0);
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may just have been closed.
-        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let number = |name| {
-            let line = info.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|rest| rest.trim().parse::<u64>().ok())
-        };
-        if let (Some(runs), Some(time)) = (number("run_cnt:"), number("run_time_ns:")) {
-            most = most.max((runs, time));
-        }
-    }
-    let (runs, time) = most;
-    ensure!(runs >= TIMED_PACKETS, "only {runs} runs");
-    Ok(time as f64 / runs as f64)
 }
 
 /// Who captures.

@@ -1,12 +1,16 @@
-//! Benchmarks on the real kernel, as root: `bench [NAME] [--rounds COUNT]`, with one module per benchmark.
+//! Benchmarks on the real kernel, as root: `bench [NAME] [--rounds COUNT] [--publish]`, with one module per benchmark.
 
+mod capture;
 mod crowd;
+mod crowds;
 mod discovery;
 mod engine;
 mod filter;
 mod http;
 mod interrupt;
+mod machine;
 mod table;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -16,11 +20,20 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+use packetflix_tests::report::{Report, output, text};
+
+use crate::machine::machine;
 
 /// Benchmarks by their names.
-const BENCHMARKS: &[(&str, Benchmark)] = &[("discovery", discovery::run), ("filter", filter::run)];
+const BENCHMARKS: &[(&str, Benchmark)] = &[
+    ("capture", capture::run),
+    ("crowds", crowds::run),
+    ("discovery", |args, _| discovery::run(args)),
+    ("filter", |args, _| filter::run(args)),
+];
 
-type Benchmark = fn(&Args) -> anyhow::Result<()>;
+/// Prints what it finds out, or puts it into the report.
+type Benchmark = fn(&Args, &mut Report) -> anyhow::Result<()>;
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Measures packetflix on this machine")]
@@ -28,12 +41,30 @@ struct Args {
     /// Only benchmarks whose name contains this
     #[arg(default_value = "")]
     name: String,
-    /// How often each thing is measured
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` 5 times and `crowds` 3 times
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
     /// Network namespaces of the benchmark `discovery`, which is done with none and with twice as many too
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5000))]
     namespaces: u32,
+    /// Only scenarios of the benchmarks `capture` and `crowds` whose name contains this
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Only contestants of the benchmark `capture` whose name contains this
+    #[arg(long)]
+    contestant: Option<String>,
+    /// Packets of each flood, or requests, of the benchmark `capture`
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1000..=100_000_000))]
+    packets: Option<u64>,
+    /// Publish what is found out in docs/benchmarks.md; without this, it is kept in target/bench/results.json
+    #[arg(long)]
+    publish: bool,
+}
+
+impl Args {
+    fn rounds(&self, usual: u32) -> u32 {
+        self.rounds.unwrap_or(usual)
+    }
 }
 
 fn main() -> ExitCode {
@@ -60,11 +91,32 @@ fn run(args: &Args) -> anyhow::Result<()> {
     );
     own_mounts().context("benchmarks need root")?;
     interrupt::listen()?;
+    let mut report = Report {
+        machine: machine()?,
+        scenarios: Vec::new(),
+    };
+    let mut result = Ok(());
     for (name, benchmark) in chosen {
         eprintln!("bench: {name}");
-        benchmark(args).with_context(|| (*name).to_owned())?;
+        let told = report.scenarios.len();
+        result = benchmark(args, &mut report).with_context(|| (*name).to_owned());
+        for scenario in &report.scenarios[told..] {
+            print!("{}", text(scenario));
+        }
+        if result.is_err() {
+            break;
+        }
     }
-    Ok(())
+    // What was measured before an interruption is of use, too.
+    if !report.scenarios.is_empty() {
+        let file = output::keep(&report, &output::root())?;
+        eprintln!("bench: kept in {}", file.display());
+        if args.publish && result.is_ok() {
+            output::publish(&report, &output::root())?;
+            eprintln!("bench: published in docs/benchmarks.md");
+        }
+    }
+    result
 }
 
 /// What is mounted from now on is seen by us and our children only, and gone with us however we end.
