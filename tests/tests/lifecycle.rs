@@ -243,8 +243,8 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
 #[tokio::test]
 async fn client_that_leaves_without_a_word_is_noticed() -> anyhow::Result<()> {
     let here = Namespace::new()?;
-    let before = traces_before(&[&here])?;
     let server = Server::start(&[])?;
+    let before = traces_before(&[&here])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
     drop(recorder);
     server.wait_for_log("the client is gone: it left without a close")?;
@@ -255,10 +255,10 @@ async fn client_that_leaves_without_a_word_is_noticed() -> anyhow::Result<()> {
 async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
     let (here, desk, house) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
     desk.connect("desk", &house, "house", 1)?;
-    let before = traces_before(&[&here])?;
     let mut inside = house.command("env");
     inside.arg(packetflix_tests::server::program("packetflix")?);
     let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
+    let before = traces_before(&[&here])?;
     let connect = || std::net::TcpStream::connect(("10.9.1.2", server.port()));
     let stream = desk.inside(connect)??;
     let url = format!("ws://10.9.1.2/capture?netns={}", here.inode()?);
@@ -272,8 +272,8 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
 #[tokio::test]
 async fn client_that_stalls_too_long_is_given_up_and_others_do_not_notice() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
-    let before = traces_before(&[&here])?;
     let server = Arc::new(Server::start(&["--client-timeout", "2"])?);
+    let before = traces_before(&[&here])?;
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let _stalling = Recorder::start(&url).await?;
     let mut reading = Recorder::start(&url).await?;

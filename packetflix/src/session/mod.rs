@@ -25,6 +25,7 @@ use self::{
     feed::Subscription,
     names::Names,
     packets::MAX_BATCH_LEN,
+    statistics::Statistics,
     stream::{Stream, StreamInfo},
     window::{Batch, Next, PacketCount},
 };
@@ -81,6 +82,8 @@ pub(crate) struct Session {
     netns: u64,
     subscription: Subscription,
     stream: Stream,
+    /// What was last known of all packets.
+    known: Statistics,
     /// How many interfaces are described.
     described: usize,
     names: Names,
@@ -114,6 +117,7 @@ impl Session {
         Self {
             netns: info.netns,
             described: subscription.interfaces.len(),
+            known: subscription.before.clone(),
             subscription,
             blocks: stream.take().into_iter().collect(),
             stream,
@@ -184,7 +188,7 @@ impl Session {
     }
 
     async fn begin_to_stop(&mut self) {
-        let since = self.subscription.before.clock.now();
+        let since = self.known.clock.now();
         self.stopping = Some((since, Instant::now()));
         self.subscription.settle(since).await;
     }
@@ -216,13 +220,18 @@ impl Session {
                 .describe(self.described, &interfaces[..batch.interfaces]);
             self.described = batch.interfaces;
         }
-        self.stream.lose(lost);
+        if !lost.is_empty() {
+            self.stream.lose(lost);
+            self.known.taken = self.known.clock.now();
+            self.stream.write_statistics(&self.known, false);
+        }
         self.stream.deliver(&batch.counts);
         self.packets.extend(self.stream.take());
         if !batch.packets.is_empty() {
             self.packets.push_back(batch.packets.clone());
         }
         if let Some(statistics) = &batch.statistics {
+            self.known = Statistics::clone(statistics);
             let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
             self.stream.write_statistics(statistics, is_end);
             self.packets.extend(self.stream.take());

@@ -88,7 +88,6 @@ impl Stream {
         .encode(&mut blocks);
         let interfaces = before.interfaces.iter().map(|before| Interface {
             before: *before,
-            is_done: before.end.is_some(),
             ..Interface::default()
         });
         Self {
@@ -107,7 +106,7 @@ impl Stream {
             }
             let state = &mut self.interfaces[place];
             state.start = interface.since.max(self.since);
-            let comment = if state.is_done {
+            let comment = if state.before.end.is_some() {
                 "this interface was gone when the capture began".to_owned()
             } else {
                 let excluded = interface.excluded.as_ref();
@@ -166,6 +165,8 @@ impl Stream {
                 continue;
             }
             let end = counts.end.or(is_end.then_some(*taken));
+            // One that was gone when the client joined has its end then.
+            let end = end.map(|end| end.max(interface.start));
             interface.dropped = counts.dropped.saturating_sub(interface.before.dropped) + interface.lost;
             let accepted = interface.delivered + interface.dropped;
             let received = accepted + counts.rejected.saturating_sub(interface.before.rejected);
