@@ -10,9 +10,9 @@ use crate::{
 
 /// Shared among the rings of a capture, in bytes, unless a flag says otherwise.
 const RING_BUDGET: u64 = 64 << 20;
-/// Bounds of what a ring gets of it. The upper one holds a tenth of a second of small packets at the rate that
-/// one CPU can receive them.
-const DEFAULT_RING_SIZES: (u64, u64) = (1 << 20, 8 << 20);
+/// Bounds of what a ring gets of it. The upper one holds what a TCP connection carries at 13 Gbit/s in 20 ms, for which
+/// a reader may have to wait on a machine that is busy.
+const DEFAULT_RING_SIZES: (u64, u64) = (1 << 20, 32 << 20);
 /// All captures' rings together take at most this part of the memory, unless a flag says otherwise.
 const MEMORY_SHARE: u64 = 8;
 /// The kernel's own bound: ring buffers of 2 GiB and more cannot be mapped with their double data pages.
@@ -161,8 +161,8 @@ mod tests {
     #[test]
     fn rings_follow_the_number_of_cpus() {
         for (cpus, size) in [
-            (1, 8 << 20),
-            (2, 8 << 20),
+            (1, 32 << 20),
+            (2, 32 << 20),
             (8, 8 << 20),
             (12, 8 << 20),
             (64, 1 << 20),

@@ -120,7 +120,9 @@ impl Packets {
             })
         });
         let counts = counts.collect();
-        self.last_len = self.batch.len();
+        if !self.batch.is_empty() {
+            self.last_len = self.batch.len();
+        }
         (self.batch.split().freeze(), counts)
     }
 }

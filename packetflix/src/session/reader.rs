@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::coop::consume_budget,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -21,9 +21,6 @@ use crate::{
     netns::Netns,
     tap::{Drained, OwnTraffic, Tap, TapChange, TapError, TappedInterface},
 };
-
-/// Rings are read no more often than this: what comes meanwhile is read in one go, and wakes nobody.
-const COALESCE: Duration = Duration::from_millis(1);
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
 const MERGE_WINDOW: u64 = 500_000;
@@ -94,6 +91,7 @@ impl Reader {
         let mut every_second = interval(STATISTICS_INTERVAL);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rings = RingsState::Due;
+        let mut pace = Pace::new(self.tap.ring_size());
         loop {
             let (clients, has_room) = self.demand();
             if clients == 0 {
@@ -127,7 +125,9 @@ impl Reader {
                 }
                 () = consume_budget(), if is_due => {
                     let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
-                    rings = match self.drain(old_enough) {
+                    let (drained, len) = self.drain(old_enough);
+                    pace.rings_read(len);
+                    rings = match drained {
                         Drained::Full(_) => RingsState::Due,
                         Drained::Held => RingsState::Coalescing,
                         Drained::Empty if self.settle.is_some() => RingsState::Coalescing,
@@ -135,7 +135,7 @@ impl Reader {
                     };
                 }
                 () = self.shared.taken() => self.forget_own(),
-                () = sleep(COALESCE), if rings == RingsState::Coalescing => rings = RingsState::Due,
+                () = sleep(pace.pause), if rings == RingsState::Coalescing => rings = RingsState::Due,
                 change = self.tap.changed(rings == RingsState::Idle) => {
                     match change.map_err(CaptureError::Wait)? {
                         TapChange::Links => {
@@ -143,7 +143,10 @@ impl Reader {
                             rings = RingsState::Due;
                         }
                         // What comes right behind the first packet goes with it.
-                        TapChange::Rings => rings = RingsState::Coalescing,
+                        TapChange::Rings => {
+                            pace.rings_filled();
+                            rings = RingsState::Coalescing;
+                        }
                     }
                 }
             }
@@ -229,8 +232,8 @@ impl Reader {
     }
 
     /// Publishes records that are not younger than `until`, as many as fit into a batch, and the statistics if they are
-    /// due.
-    fn drain(&mut self, until: u64) -> Drained {
+    /// due; tells how far it came, and how many bytes of packets that is.
+    fn drain(&mut self, until: u64) -> (Drained, usize) {
         let clock = *self.tap.clock();
         let now = clock.now();
         let Self { tap, packets, .. } = self;
@@ -249,6 +252,7 @@ impl Reader {
         let is_due = std::mem::take(&mut self.statistics_due);
         let statistics = is_due.then(|| Arc::new(self.statistics(written_until)));
         let (packets, counts) = self.packets.take();
+        let len = packets.len();
         if !packets.is_empty() || statistics.is_some() {
             let batch = Batch {
                 packets,
@@ -258,7 +262,7 @@ impl Reader {
             };
             self.shared.publish(|window| window.publish(batch));
         }
-        drained
+        (drained, len)
     }
 
     /// Takes the final counts of interfaces that left before `until`, up to which all records are written.
@@ -331,7 +335,7 @@ impl Reader {
             .collect();
         loop {
             let (clients, has_room) = self.demand();
-            if clients == 0 || (has_room && self.drain(u64::MAX) == Drained::Empty) {
+            if clients == 0 || (has_room && self.drain(u64::MAX).0 == Drained::Empty) {
                 return;
             }
             if !has_room {
@@ -357,6 +361,53 @@ enum RingsState {
     Coalescing,
     /// They are to be read as soon as there is room.
     Due,
+}
+
+/// How long rings are left alone between two looks: what comes meanwhile is read in one go, and wakes nobody.
+#[derive(Debug)]
+struct Pace {
+    pause: Duration,
+    longest: Duration,
+    /// When the rings were last read.
+    read: Instant,
+}
+
+impl Pace {
+    /// A packet that comes alone waits so long.
+    const SHORTEST: Duration = Duration::from_millis(1);
+    /// Where packets trickle, those that come meanwhile cost no more.
+    const LONGEST: Duration = Duration::from_millis(4);
+    /// A batch of so many bytes is worth the while.
+    const LARGE: usize = 64 * 1024;
+    /// So many bytes of a ring are filled in a millisecond at most, by what one CPU can receive.
+    const FILLED_IN_MILLISECOND: u32 = 2 << 20;
+
+    /// For rings of so many bytes: they must not be full before they are looked at again.
+    fn new(ring_size: u32) -> Self {
+        let longest = Duration::from_millis((ring_size / Self::FILLED_IN_MILLISECOND).into());
+        Self {
+            pause: Self::SHORTEST,
+            longest: longest.clamp(Self::SHORTEST, Self::LONGEST),
+            read: Instant::now(),
+        }
+    }
+
+    /// The rings were read, and gave so many bytes.
+    fn rings_read(&mut self, len: usize) {
+        if len >= Self::LARGE {
+            self.pause = Self::SHORTEST;
+        } else if len > 0 {
+            self.pause = (2 * self.pause).min(self.longest);
+        }
+        self.read = Instant::now();
+    }
+
+    /// There is something in the rings again.
+    fn rings_filled(&mut self) {
+        if self.read.elapsed() > self.longest {
+            self.pause = Self::SHORTEST;
+        }
+    }
 }
 
 /// Why capturing cannot go on.

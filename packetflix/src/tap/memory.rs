@@ -7,8 +7,9 @@ use std::sync::{
 
 use super::MIN_RING_SIZE;
 
-/// A capture gets at most this part of what is left, so that those that come later get something, too.
-const SHARE: u64 = 4;
+/// A capture gets at most this part of what is left, so that those that come later get something, too: there is room
+/// for more than a hundred whatever the memory, unless it is less than their smallest rings take.
+const SHARE: u64 = 16;
 
 /// How large rings are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,15 +100,15 @@ mod tests {
 
     #[test]
     fn rings_get_smaller_as_memory_gets_scarce_and_end_within_the_bound() {
-        let memory = RingMemory::new(config(128 << 20, false));
+        let memory = RingMemory::new(config(512 << 20, false));
         let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take()).collect();
         let sizes: Vec<u32> = shares.iter().map(|share| share.size).collect();
         assert!(sizes.is_sorted_by(|one, next| one >= next), "{sizes:?}");
         assert_eq!(sizes.first(), Some(&(8 << 20)));
         assert_eq!(sizes.last(), Some(&(512 << 10)));
-        assert!(shares.len() >= 16, "{}", shares.len());
+        assert!(shares.len() >= 80, "{}", shares.len());
         let used = memory.used.load(Ordering::Relaxed);
-        assert!(used <= 128 << 20 && used > 127 << 20);
+        assert!(used <= 512 << 20 && used > 511 << 20);
         drop(shares);
         assert_eq!(memory.used.load(Ordering::Relaxed), 0);
         assert_eq!(memory.take().unwrap().size, 8 << 20);

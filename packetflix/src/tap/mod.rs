@@ -176,7 +176,7 @@ pub(crate) struct Tap {
     entries: InterfaceMap,
     own: OwnTrafficMap,
     rings: Merge<RingBuf<MapData>>,
-    _share: RingShare,
+    share: RingShare,
     ready: RingsReady,
     links: LinkWatch,
     /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
@@ -270,7 +270,7 @@ impl Tap {
             own: own_traffic,
             ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
             rings: Merge::new(rings),
-            _share: share,
+            share,
             links,
             control,
             hook,
@@ -414,6 +414,11 @@ impl Tap {
                 InterfaceCounters::default()
             }
         }
+    }
+
+    /// Bytes of the ring of each CPU.
+    pub(crate) fn ring_size(&self) -> u32 {
+        self.share.size
     }
 
     /// The records' clock.
