@@ -46,13 +46,13 @@ fn traces(namespaces: &[&Namespace]) -> anyhow::Result<String> {
 /// The traces before a capture, when the kernel has let go of all that earlier ones held, and a server has what it
 /// keeps ready.
 fn traces_before(namespaces: &[&Namespace]) -> anyhow::Result<String> {
-    let mut traces = self::traces(namespaces)?;
+    let mut shown = traces(namespaces)?;
     wait_until(Duration::from_secs(5), || {
         std::thread::sleep(Duration::from_millis(300));
-        let before = std::mem::replace(&mut traces, self::traces(namespaces)?);
-        Ok(before == traces)
+        let before = std::mem::replace(&mut shown, traces(namespaces)?);
+        Ok(before == shown)
     })?;
-    Ok(traces)
+    Ok(shown)
 }
 
 /// Waits until the kernel holds what it held.
