@@ -69,13 +69,15 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves `listener` until `shutdown` is ready; then ends every capture with its statistics and a close
 /// frame, and returns when all are done, or after ten seconds.
 pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Future<Output = ()>) {
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
+    // So that the first capture has no longer to wait than others.
+    app.loader.make_ready().await;
     match listener.local_addr() {
         Ok(address) => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
         Err(error) => tracing::warn!(%error, "listening, but the address is not known"),
     }
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
 
     tokio::select! {
         () = shutdown => {}

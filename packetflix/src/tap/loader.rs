@@ -52,18 +52,21 @@ impl Loader {
     /// Loads an object whenever that is wanted. Never ends.
     pub(crate) async fn keep_one_ready(self: Arc<Self>) {
         loop {
-            let loader = Arc::clone(&self);
-            let loaded = tokio::task::spawn_blocking(move || loader.load(&CaptureFilters::default())).await;
-            match loaded {
-                Ok(Ok(loaded)) => drop(self.replace_spare(Some(loaded))),
-                // Whoever asks for a capture is told the same.
-                Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no object is ready"),
-                Err(error) => tracing::error!(%error, "loading an object was cut off"),
-            }
             self.wanted.notified().await;
-            while self.has_spare() {
-                self.wanted.notified().await;
+            if !self.has_spare() {
+                self.make_ready().await;
             }
+        }
+    }
+
+    /// Loads an object for the next capture.
+    pub(crate) async fn make_ready(self: &Arc<Self>) {
+        let loader = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || loader.load(&CaptureFilters::default())).await {
+            Ok(Ok(loaded)) => drop(self.replace_spare(Some(loaded))),
+            // Whoever asks for a capture is told the same.
+            Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no object is ready"),
+            Err(error) => tracing::error!(%error, "loading an object was cut off"),
         }
     }
 
