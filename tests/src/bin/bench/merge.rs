@@ -1,9 +1,6 @@
 //! Merging the rings of many CPUs: packetflix' own merge and batches, on rings in memory.
 
-use std::{
-    cell::Cell,
-    sync::atomic::{AtomicUsize, Ordering, fence},
-};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::prctl::set_thp_disable;
@@ -13,7 +10,7 @@ use packetflix_tests::report::{FigureKind, Report, Scenario};
 
 use crate::{
     Args,
-    crowds::figures::{compared, less, more, plain},
+    crowds::figures::{compared, more, plain},
     interrupt::check,
     usage::thread_cpu,
 };
@@ -65,7 +62,6 @@ const SIZES: [Size; 2] = [
         to_heap: plain("time for 1500 bytes, merge alone, as a ratio to the heap's", "×"),
     },
 ];
-const LOOKS: FigureKind = less("looks at rings per record, merge alone", "");
 
 const METHOD: &str = "One thread merges 64 MiB of records again and again, its CPU time is taken. The rings are in memory, \
     are laid out as the kernel's, have been filled before, and share the same records in sum. Records become batches as in \
@@ -172,9 +168,6 @@ fn measure(order: Order, mut scenarios: [Scenario; 2], rounds: u32) -> anyhow::R
                     scenario.record(&contestant(rings), &size.cpu, whole);
                     scenario.record(&contestant(rings), &size.alone, merge);
                     scenario.record(&contestant(rings), &size.speed, 1e9 / whole);
-                    if size.packet == SIZES[0].packet {
-                        scenario.record(&contestant(rings), &LOOKS, looks(kind, &memories, size)?);
-                    }
                 }
                 scenarios[1].record(&contestant(rings), &size.to_heap, alone[1] / alone[0]);
             }
@@ -222,7 +215,7 @@ fn batches(
     let clock = CaptureClock::new(ClockSource::Tai)?;
     let mut packets = Packets::default();
     packets.describe(0);
-    let mut merge = Merging::new(kind, memories, None);
+    let mut merge = Merging::new(kind, memories);
     loop {
         let mut taken = 0;
         let drained = merge.drain(|record| {
@@ -243,7 +236,7 @@ fn batches(
 /// Removes all records without a copy; gives how many there were.
 fn alone_of(kind: Kind, memories: &[Memory], size: &Size) -> anyhow::Result<usize> {
     let (mut records, mut sum) = (0, 0);
-    let mut merge = Merging::new(kind, memories, None);
+    let mut merge = Merging::new(kind, memories);
     merge.drain(|record| {
         records += 1;
         sum += record.len();
@@ -254,18 +247,6 @@ fn alone_of(kind: Kind, memories: &[Memory], size: &Size) -> anyhow::Result<usiz
         "records of {sum} bytes in sum"
     );
     Ok(records)
-}
-
-/// How often a ring is looked at, per record.
-fn looks(kind: Kind, memories: &[Memory], size: &Size) -> anyhow::Result<f64> {
-    let count = Cell::new(0_u64);
-    let mut records = 0;
-    Merging::new(kind, memories, Some(&count)).drain(|_| {
-        records += 1;
-        Head::Remove
-    });
-    ensure!(records == size.records(), "{records} records");
-    Ok(count.get() as f64 / records as f64)
 }
 
 /// Whether all packets are in the batches, each in its place.
@@ -381,8 +362,8 @@ enum Merging<'a> {
 }
 
 impl<'a> Merging<'a> {
-    fn new(kind: Kind, memories: &'a [Memory], looks: Option<&'a Cell<u64>>) -> Self {
-        let rings = memories.iter().map(|memory| memory.read(looks)).collect();
+    fn new(kind: Kind, memories: &'a [Memory]) -> Self {
+        let rings = memories.iter().map(|memory| memory.read()).collect();
         match kind {
             Kind::Heap => Self::Heap(Merge::new(rings)),
             Kind::Scan => Self::Scan(Scan(rings)),
@@ -447,28 +428,23 @@ struct Cursor<'a> {
     position: usize,
     produced: usize,
     has_consumed: bool,
-    looks: Option<&'a Cell<u64>>,
 }
 
 impl Memory {
     /// From its beginning.
-    fn read<'a>(&'a self, looks: Option<&'a Cell<u64>>) -> Cursor<'a> {
+    fn read(&self) -> Cursor<'_> {
         self.consumer.0.store(self.begin, Ordering::Release);
         Cursor {
             memory: self,
             position: self.begin,
             produced: self.begin,
             has_consumed: false,
-            looks,
         }
     }
 }
 
 impl Ring for Cursor<'_> {
     fn with_head<R>(&mut self, look: impl FnOnce(&[u8]) -> (Head, R)) -> Option<R> {
-        if let Some(looks) = self.looks {
-            looks.set(looks.get() + 1);
-        }
         if self.position == self.produced {
             if self.has_consumed {
                 fence(Ordering::SeqCst);
