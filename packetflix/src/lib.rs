@@ -12,6 +12,7 @@ pub mod http;
 mod http_client;
 mod json;
 mod memory;
+pub mod merging;
 pub mod netns;
 pub mod pcapng;
 mod proc_fs;

@@ -5,11 +5,11 @@
 mod feed;
 mod feeds;
 mod names;
-mod packets;
+pub(crate) mod packets;
 mod reader;
 mod statistics;
 mod stream;
-mod window;
+pub(crate) mod window;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 

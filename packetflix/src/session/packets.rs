@@ -17,7 +17,7 @@ const MIN_ROOM: usize = 4 * 1024;
 
 /// The batch that is being filled.
 #[derive(Debug, Default)]
-pub(super) struct Packets {
+pub struct Packets {
     batch: BytesMut,
     /// By the interface's number in the tap; `None` for one that vanished before it had joined.
     interfaces: Vec<Option<Interface>>,
@@ -40,7 +40,7 @@ struct Interface {
 
 impl Packets {
     /// Takes note of an interface, the next that is described, by its number in the tap.
-    pub(super) fn describe(&mut self, id: u32) {
+    pub fn describe(&mut self, id: u32) {
         let id = id as usize;
         if self.interfaces.len() <= id {
             self.interfaces.resize(id + 1, None);
@@ -65,7 +65,7 @@ impl Packets {
 
     /// Writes one record, unless the batch is full.
     #[inline]
-    pub(super) fn write(&mut self, record: &[u8], clock: &CaptureClock) -> Head {
+    pub fn write(&mut self, record: &[u8], clock: &CaptureClock) -> Head {
         let Some((header, data)) = RecordHeader::decode(record) else {
             tracing::error!(len = record.len(), "a record is shorter than it says");
             return Head::Remove;
@@ -108,7 +108,7 @@ impl Packets {
     }
 
     /// What was written since the last time, and how many packets of which interface that is.
-    pub(super) fn take(&mut self) -> (Bytes, Vec<PacketCount>) {
+    pub fn take(&mut self) -> (Bytes, Vec<PacketCount>) {
         let Self {
             interfaces, touched, ..
         } = self;

@@ -31,7 +31,7 @@ pub(super) struct Batch {
 
 /// Packets of one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PacketCount {
+pub struct PacketCount {
     /// Place of the interface among the descriptions.
     pub(super) interface: usize,
     pub(super) packets: u64,

@@ -9,7 +9,7 @@ const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
 
 /// A clock that a program stamps records with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ClockSource {
+pub enum ClockSource {
     /// CLOCK_TAI, which is CLOCK_REALTIME but for whole seconds. Kernel 6.1.
     Tai,
     /// CLOCK_BOOTTIME, for older kernels.
@@ -18,7 +18,7 @@ pub(crate) enum ClockSource {
 
 /// A clock, and how far it is from CLOCK_REALTIME.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CaptureClock {
+pub struct CaptureClock {
     source: ClockSource,
     /// Nanoseconds to add for CLOCK_REALTIME.
     offset: i64,
@@ -46,7 +46,7 @@ impl CaptureClock {
     ///
     /// # Errors
     /// When the kernel has no such clock.
-    pub(crate) fn new(source: ClockSource) -> io::Result<Self> {
+    pub fn new(source: ClockSource) -> io::Result<Self> {
         let mut clock = Self { source, offset: 0 };
         clock.adjust()?;
         Ok(clock)

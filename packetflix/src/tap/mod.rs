@@ -1,7 +1,7 @@
 //! A tap: one kernel capture in one network namespace. It owns the loaded eBPF object, what attaches it to
 //! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
 
-mod clock;
+pub(crate) mod clock;
 mod filters;
 mod hook;
 mod loader;
@@ -9,7 +9,7 @@ mod memory;
 mod object;
 mod own;
 mod patch;
-mod rings;
+pub(crate) mod rings;
 mod selection;
 
 use std::{

@@ -19,7 +19,7 @@ use crate::sys;
 const CLOCK_WAS_SET_BACK: u64 = 1_000_000_000;
 
 /// One CPU's ring: records in the order of their timestamps.
-pub(crate) trait Ring {
+pub trait Ring {
     /// Shows the oldest record to `look`, and removes it when `look` says so.
     ///
     /// `None` when there is none.
@@ -28,14 +28,16 @@ pub(crate) trait Ring {
 
 /// What becomes of the record at the head of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Head {
+pub enum Head {
+    /// It stays where it is.
     Keep,
+    /// It is done with.
     Remove,
 }
 
 /// How far a drain came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drained {
+pub enum Drained {
     /// The rings are empty.
     Empty,
     /// What is left is too young to be sure that no older record will come from another CPU.
@@ -58,14 +60,15 @@ impl Ring for RingBuf<MapData> {
 }
 
 /// Rings, merged.
-pub(crate) struct Merge<R> {
+pub struct Merge<R> {
     rings: Vec<R>,
     /// Timestamp and ring of each ring's oldest record, while draining.
     heads: BinaryHeap<Reverse<(u64, usize)>>,
 }
 
 impl<R: Ring> Merge<R> {
-    pub(crate) fn new(rings: Vec<R>) -> Self {
+    /// One per CPU, in any order.
+    pub fn new(rings: Vec<R>) -> Self {
         let heads = BinaryHeap::with_capacity(rings.len());
         Self { rings, heads }
     }
@@ -74,7 +77,7 @@ impl<R: Ring> Merge<R> {
     /// it unless `take` says [`Head::Keep`], which ends the drain.
     ///
     /// Costs O(log rings) per change of ring, and O(1) per record within one.
-    pub(crate) fn drain(&mut self, until: u64, mut take: impl FnMut(&[u8]) -> Head) -> Drained {
+    pub fn drain(&mut self, until: u64, mut take: impl FnMut(&[u8]) -> Head) -> Drained {
         let Self { rings, heads } = self;
         heads.clear();
         for (index, ring) in rings.iter_mut().enumerate() {

@@ -9,6 +9,7 @@ mod filter;
 mod http;
 mod interrupt;
 mod machine;
+mod merge;
 mod table;
 mod usage;
 
@@ -30,6 +31,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("crowds", crowds::run),
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
+    ("merge", merge::run),
 ];
 
 /// Prints what it finds out, or puts it into the report.
@@ -41,13 +43,14 @@ struct Args {
     /// Only benchmarks whose name contains this
     #[arg(default_value = "")]
     name: String,
-    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` 5 times and `crowds` 3 times
+    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` 5 times, `crowds` 3 times and `merge`
+    /// 7 times
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Network namespaces of the benchmark `discovery`, which is done with none and with twice as many too
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5000))]
     namespaces: u32,
-    /// Only scenarios of the benchmarks `capture` and `crowds` whose name contains this
+    /// Only scenarios of the benchmarks `capture`, `crowds` and `merge` whose name contains this
     #[arg(long)]
     scenario: Option<String>,
     /// Only contestants of the benchmark `capture` whose name contains this

@@ -141,6 +141,14 @@ pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     Ok(clock.now()?.into())
 }
 
+/// CPU time of this thread.
+///
+/// # Errors
+/// When the kernel has no such clock.
+pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
+    Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
+}
+
 /// Nanoseconds per run of the program of this process that was run most often; to be asked while the kernel takes times.
 ///
 /// # Errors

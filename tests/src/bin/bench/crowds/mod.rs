@@ -4,7 +4,7 @@ mod account;
 mod captures;
 mod clients;
 mod contestant;
-mod figures;
+pub(crate) mod figures;
 mod idle;
 mod lanes;
 mod measure;

@@ -11,11 +11,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::time::{ClockId, clock_gettime};
 use packetflix_tests::{
     generator::{MAGIC, now},
     raw::{HEADERS_LEN, RawSocket, ethernet, ipv4_udp},
 };
+
+use crate::usage::thread_cpu;
 
 /// Time between two looks at the clock when nothing is due.
 const REST: Duration = Duration::from_micros(500);
@@ -149,8 +150,4 @@ fn send(sockets: &[RawSocket], load: Load, stop: &AtomicBool) -> anyhow::Result<
         seconds: begin.elapsed().as_secs_f64(),
         cpu: (thread_cpu()? - cpu_before).as_secs_f64(),
     })
-}
-
-fn thread_cpu() -> anyhow::Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
