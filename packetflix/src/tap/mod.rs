@@ -37,7 +37,7 @@ use self::{
     hook::{Attachment, ChosenHook},
     loader::Loaded,
     memory::RingShare,
-    object::{Entry, InterfaceMap, Object},
+    object::{Entry, InterfaceMap, Object, map_rings},
     own::OwnTrafficMap,
     rings::{Merge, RingsReady},
     selection::{link_type, network_offset, select},
@@ -258,6 +258,7 @@ impl Tap {
             rings,
             clock,
         } = object;
+        let rings = blocking(|| map_rings(rings))?;
         let log = if loader.config().log_programs {
             Some(forward_logs(&mut programs)?)
         } else {

@@ -92,8 +92,8 @@ pub enum LoadError {
     Cpus(#[source] io::Error),
 }
 
-/// One ring per CPU, in their order.
-type Rings = Vec<RingBuf<MapData>>;
+/// One ring per CPU, in their order, which are mapped when they are needed.
+type Rings = Vec<MapData>;
 
 /// The loaded object.
 pub(super) struct Object {
@@ -189,9 +189,23 @@ fn create_rings_of(cpus: &[u32], by_cpu: &OwnedFd, size: u32) -> Result<Rings, M
             let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
             let ring = MapData::create(ring, "ring", None)?;
             by_cpu.set(cpu, &ring, 0)?;
-            RingBuf::try_from(Map::RingBuf(ring))
+            Ok(ring)
         })
         .collect()
+}
+
+/// Maps rings into memory, to be read.
+///
+/// # Errors
+/// When there is no room for them.
+pub(super) fn map_rings(rings: Rings) -> Result<Vec<RingBuf<MapData>>, LoadError> {
+    let mapped = rings
+        .into_iter()
+        .map(|ring| RingBuf::try_from(Map::RingBuf(ring)));
+    mapped.collect::<Result<_, _>>().map_err(|source| LoadError::Map {
+        name: maps::RINGS,
+        source,
+    })
 }
 
 fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
