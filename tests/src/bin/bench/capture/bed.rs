@@ -15,9 +15,9 @@ use packetflix_tests::{
 
 use crate::crowd::Folder;
 
-/// Interface at which packets are sent, and the one that is captured.
-pub(crate) const SENDER: &str = "va";
-pub(crate) const RECEIVER: &str = "vb";
+/// Interface at which packets are sent, and the one at which they arrive.
+const SENDER: &str = "va";
+const RECEIVER: &str = "vb";
 
 /// Their addresses.
 pub(crate) const SENDER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 1, 1);
@@ -34,6 +34,26 @@ pub(crate) struct Bed {
     _discards: [UdpSocket; 2],
     /// The names of the namespaces are there; gone after them, and with us when we are killed.
     _names: Folder,
+}
+
+/// An end of the pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum End {
+    /// From where the packets come.
+    Sending,
+    /// Where they arrive.
+    #[default]
+    Receiving,
+}
+
+impl End {
+    /// Its interface.
+    pub(crate) fn interface(self) -> &'static str {
+        match self {
+            Self::Sending => SENDER,
+            Self::Receiving => RECEIVER,
+        }
+    }
 }
 
 /// What an interface has seen, in both directions.
@@ -88,7 +108,15 @@ impl Bed {
         }
     }
 
-    /// What the interface that is captured has seen so far.
+    /// The namespace at an end.
+    pub(crate) fn namespace(&self, end: End) -> &Namespace {
+        match end {
+            End::Sending => &self.sender,
+            End::Receiving => &self.receiver,
+        }
+    }
+
+    /// What the interface at which packets arrive has seen so far.
     ///
     /// # Errors
     /// When it is gone.

@@ -18,7 +18,7 @@ use packetflix_tests::{
 };
 
 use super::{
-    bed::{Bed, RECEIVER},
+    bed::{Bed, End as BedEnd},
     reader::{Reader, Source},
     websocket::{Closer, WebSocket},
 };
@@ -98,6 +98,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) is_prompt: bool,
     /// Packets of up to 64 KiB, for those that have a flag for it.
     pub(crate) is_jumbo: bool,
+    /// Which end of the pair is captured.
+    pub(crate) at: BedEnd,
 }
 
 /// A capture that goes on.
@@ -173,22 +175,24 @@ impl Running {
 }
 
 fn packetflix(bed: &Bed, server: &Server, wish: &Wish<'_>) -> anyhow::Result<Running> {
-    let netns = bed.receiver.inode()?;
+    let netns = bed.namespace(wish.at).inode()?;
+    let interface = wish.at.interface();
     let filter = wish
         .filter
         .map(|filter| format!("&filter={}", percent_encoded(filter)));
     let filter = filter.unwrap_or_default();
-    let path = format!("/capture?netns={netns}&nif={RECEIVER}&names=0{filter}");
+    let path = format!("/capture?netns={netns}&nif={interface}&names=0{filter}");
     web_socket(server.pid(), server.port(), &path, wish)
 }
 
 fn original(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
-    let netns = bed.receiver.path();
+    let netns = bed.namespace(wish.at).path();
+    let interface = wish.at.interface();
     let filter = wish
         .filter
         .map(|filter| format!("&filter={}", filter.replace(' ', "%20")));
     let filter = filter.unwrap_or_default();
-    let path = format!("/?netns={}&nif={RECEIVER}{filter}", netns.display());
+    let path = format!("/?netns={}&nif={interface}{filter}", netns.display());
     web_socket(bed.original.pid(), bed.original.port(), &path, wish)
 }
 
@@ -207,10 +211,10 @@ fn web_socket(root: u32, port: u16, path: &str, wish: &Wish<'_>) -> anyhow::Resu
 }
 
 fn tcpdump(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
-    let mut arguments = vec!["tcpdump", "-i", RECEIVER, "-w", "-"];
+    let mut arguments = vec!["tcpdump", "-i", wish.at.interface(), "-w", "-"];
     arguments.extend(wish.is_prompt.then_some("-U"));
     arguments.extend(wish.filter);
-    let mut program = Program::start(bed, &arguments, Some(" packets dropped by kernel"))?;
+    let mut program = Program::start(bed, wish.at, &arguments, Some(" packets dropped by kernel"))?;
     program.wait_for("listening on")?;
     program.running(wish, Duration::from_millis(1300))
 }
@@ -227,13 +231,14 @@ fn netsniff_ng(bed: &Bed, wish: &Wish<'_>) -> anyhow::Result<Running> {
         "64MiB",
         write,
         "--in",
-        RECEIVER,
+        wish.at.interface(),
         "--out",
         "-",
     ];
     arguments.extend(wish.is_jumbo.then_some("--jumbo-support"));
     arguments.extend(wish.filter.iter().flat_map(|filter| ["--filter", filter]));
-    let running = Program::start(bed, &arguments, None)?.running(wish, Duration::from_millis(600))?;
+    let running =
+        Program::start(bed, wish.at, &arguments, None)?.running(wish, Duration::from_millis(600))?;
     // It begins with the header of the file; packets that it has only begun to collect come at the end.
     if let Some(reader) = &running.reader {
         reader.wait_for_begin()?;
@@ -250,9 +255,9 @@ struct Program {
 }
 
 impl Program {
-    fn start(bed: &Bed, arguments: &[&str], lost: Option<&'static str>) -> anyhow::Result<Self> {
+    fn start(bed: &Bed, at: BedEnd, arguments: &[&str], lost: Option<&'static str>) -> anyhow::Result<Self> {
         let mut child = bed
-            .receiver
+            .namespace(at)
             .command("setpriv")
             .args(["--pdeathsig", "KILL"])
             .args(arguments)

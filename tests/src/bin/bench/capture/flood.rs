@@ -9,6 +9,7 @@ use packetflix_tests::{
 
 use super::{
     Context, Measured, REFERENCE,
+    bed::End,
     contestant::{Contestant, Wish},
     cost, count, during, gain, loss, record_memory, record_ratios,
 };
@@ -28,6 +29,47 @@ pub(super) fn rate_64(context: &Context<'_>, name: &str) -> anyhow::Result<Scena
         &[64],
         1_000_000,
     )
+}
+
+pub(super) fn sent_64(context: &Context<'_>, name: &str) -> anyhow::Result<Scenario> {
+    sent(
+        context,
+        name,
+        "Small packets, captured where they are sent",
+        64,
+        1_000_000,
+    )
+}
+
+pub(super) fn sent_1500(context: &Context<'_>, name: &str) -> anyhow::Result<Scenario> {
+    sent(
+        context,
+        name,
+        "Large packets, captured where they are sent",
+        MAX_LEN,
+        500_000,
+    )
+}
+
+fn sent(
+    context: &Context<'_>,
+    name: &str,
+    title: &str,
+    len: usize,
+    packets: u64,
+) -> anyhow::Result<Scenario> {
+    let packets = context.packets.unwrap_or(packets);
+    let method = format!(
+        "One core sends {packets} UDP packets of {len} bytes through a packet socket as fast as it can, and the capture of \
+         this end is read and looked at."
+    );
+    let wish = Wish {
+        packets,
+        at: End::Sending,
+        ..Wish::default()
+    };
+    let scenario = Scenario::new(name, title, &method, Some(REFERENCE));
+    flood(context, &scenario, &context.bed.plan(packets, &[len]), &wish)
 }
 
 pub(super) fn rate_512(context: &Context<'_>, name: &str) -> anyhow::Result<Scenario> {
@@ -75,13 +117,12 @@ fn rate(
         "One core sends {packets} UDP packets of {lengths:?} bytes through a packet socket, and the capture of the other \
          end is read and looked at."
     );
-    let plan = context.bed.plan(packets, lens);
-    flood(
-        context,
-        &Scenario::new(name, title, &method, Some(REFERENCE)),
-        &plan,
-        None,
-    )
+    let wish = Wish {
+        packets,
+        ..Wish::default()
+    };
+    let scenario = Scenario::new(name, title, &method, Some(REFERENCE));
+    flood(context, &scenario, &context.bed.plan(packets, lens), &wish)
 }
 
 pub(super) fn selective(context: &Context<'_>, name: &str) -> anyhow::Result<Scenario> {
@@ -97,25 +138,25 @@ pub(super) fn selective(context: &Context<'_>, name: &str) -> anyhow::Result<Sce
     let title = "A filter that selects few of many packets";
     let filter = format!("udp dst port {SELECTED_PORT}");
     let scenario = Scenario::new(name, title, &method, Some(REFERENCE));
-    flood(context, &scenario, &plan, Some(&filter))
+    let wish = Wish {
+        filter: Some(&filter),
+        packets,
+        ..Wish::default()
+    };
+    flood(context, &scenario, &plan, &wish)
 }
 
 fn flood(
     context: &Context<'_>,
     scenario: &Scenario,
     plan: &Plan,
-    filter: Option<&str>,
+    wish: &Wish<'_>,
 ) -> anyhow::Result<Scenario> {
     let mut scenario = scenario.clone();
-    let wish = Wish {
-        filter,
-        packets: plan.packets,
-        ..Wish::default()
-    };
     let send = |plan: &Plan| Generator::start(&context.bed.sender, plan)?.finish();
     let measure = |contestant: Contestant| {
-        let measured = during(context.bed, contestant, &wish, |_| send(plan))?;
-        Ok((measured, program_time(context, contestant, &wish, plan)?))
+        let measured = during(context.bed, contestant, wish, |_| send(plan))?;
+        Ok((measured, program_time(context, contestant, wish, plan)?))
     };
     context.measure(measure, |round| {
         for (contestant, (measured, time)) in round {

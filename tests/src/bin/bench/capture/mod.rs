@@ -32,6 +32,8 @@ const SCENARIOS: &[(&str, Run)] = &[
     ("rate-512", flood::rate_512),
     ("rate-1500", flood::rate_1500),
     ("rate-imix", flood::rate_imix),
+    ("sent-64", flood::sent_64),
+    ("sent-1500", flood::sent_1500),
     ("bulk", workload::bulk),
     ("latency", workload::latency),
     ("selective", flood::selective),
