@@ -45,7 +45,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Times that a scan took, to rest before the next.
-const FOLLOW_REST: u32 = 20;
+const FOLLOW_REST: u32 = 100;
 
 /// Number of the host's network namespace on kernels that give it a fixed one, where that of the first process may
 /// not be looked at. Kernel 6.18, `linux/nsfs.h`, `NET_NS_INIT_INO`.

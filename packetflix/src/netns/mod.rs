@@ -90,6 +90,16 @@ impl Netns {
             .name_and_type()
     }
 
+    /// Whether the process or thread through which the namespace was found still holds it. One look into `/proc`; a
+    /// mount may lie behind a file system that does not answer.
+    pub(crate) fn is_held_by_process(&self) -> bool {
+        let holder = self
+            .holder
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        !matches!(*holder, Holder::Mount { .. }) && holder.holds(self.inode)
+    }
+
     /// Whether a process, a thread or a bind mount other than our descriptor still holds the namespace.
     /// Blocks; costs one look while the holder that is known remains, and a whole search when it is gone.
     pub(crate) fn is_held(&self) -> bool {

@@ -1,12 +1,15 @@
 //! The one task that reads a tap: it turns records into batches as fast as the fastest client takes them, follows the
 //! interfaces, keeps the statistics, and knows why it ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
     task::coop::consume_budget,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 
 use super::{
@@ -40,6 +43,8 @@ pub(super) struct Reader {
     commands: mpsc::Receiver<Command>,
     /// What has become of the packets of each interface, in the order of their descriptions.
     counts: Vec<InterfaceCounts>,
+    /// The counts that were last published; `None` when the next are wanted whatever they say.
+    told: Option<Vec<InterfaceCounts>>,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
     gone: usize,
@@ -63,6 +68,7 @@ impl Reader {
             shared,
             commands,
             counts: Vec::new(),
+            told: None,
             leaving: Vec::new(),
             gone: 0,
             has_let_go: false,
@@ -88,7 +94,7 @@ impl Reader {
     }
 
     async fn capture(&mut self, commands: &mpsc::WeakSender<Command>) -> Result<Ended, CaptureError> {
-        let mut every_second = interval(STATISTICS_INTERVAL);
+        let mut every_second = interval_at(next_turn(), STATISTICS_INTERVAL);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rings = RingsState::Due;
         let mut pace = Pace::new(self.tap.ring_size());
@@ -164,6 +170,9 @@ impl Reader {
     }
 
     async fn is_held(&self) -> bool {
+        if self.netns.is_held_by_process() {
+            return true;
+        }
         let netns = Arc::clone(&self.netns);
         tokio::task::spawn_blocking(move || netns.is_held())
             .await
@@ -247,10 +256,10 @@ impl Reader {
         self.let_go(written_until);
         if self.settle.is_some_and(|since| since <= written_until) {
             self.settle = None;
+            self.told = None;
             self.statistics_due = true;
         }
-        let is_due = std::mem::take(&mut self.statistics_due);
-        let statistics = is_due.then(|| Arc::new(self.statistics(written_until)));
+        let statistics = self.due_statistics(written_until);
         let (packets, counts) = self.packets.take();
         let len = packets.len();
         if !packets.is_empty() || statistics.is_some() {
@@ -302,6 +311,19 @@ impl Reader {
         }
     }
 
+    /// Statistics, if it is time for them and they say something new.
+    fn due_statistics(&mut self, until: u64) -> Option<Arc<Statistics>> {
+        if !std::mem::take(&mut self.statistics_due) {
+            return None;
+        }
+        let statistics = self.statistics(until);
+        if self.told.as_ref() == Some(&statistics.interfaces) {
+            return None;
+        }
+        self.told = Some(statistics.interfaces.clone());
+        Some(Arc::new(statistics))
+    }
+
     /// What has become of all packets until now; those captured until `until` are written.
     fn statistics(&mut self, until: u64) -> Statistics {
         for interface in self.tap.interfaces() {
@@ -343,6 +365,14 @@ impl Reader {
             }
         }
     }
+}
+
+/// The next whole interval since the first reader began: all readers look at their statistics at the same moments, so
+/// that a hundred idle ones wake the process once.
+fn next_turn() -> Instant {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let turns = FIRST.elapsed().as_millis() / STATISTICS_INTERVAL.as_millis();
+    *FIRST + STATISTICS_INTERVAL * (turns as u32 + 1)
 }
 
 impl Drop for Reader {
