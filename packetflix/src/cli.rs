@@ -19,7 +19,7 @@ pub struct Args {
     pub port: u16,
 
     /// Where in the kernel packets are seen
-    #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Auto)]
+    #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
     pub hook: Hook,
 
     /// Size of the ring of each CPU, for each capture (KiB and MiB are understood); by default 64 MiB shared

@@ -184,7 +184,7 @@ async fn kernel_without_tcx_captures_through_a_socket() -> anyhow::Result<()> {
         "{status} {sentence}"
     );
 
-    let server = Server::start_by(without()?.arg(program("packetflix")?), &[])?;
+    let server = Server::start_by(without()?.arg(program("packetflix")?), &["--hook", "auto"])?;
     let mut recorder = Recorder::start(&server.url(&query)).await?;
     server.wait_for_log("the hook is a socket filter: this kernel has no TCX")?;
     namespace.inside(|| std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"here", "127.0.0.1:9"))??;
@@ -193,7 +193,7 @@ async fn kernel_without_tcx_captures_through_a_socket() -> anyhow::Result<()> {
         .await?;
     recorder.finish().await?;
 
-    let server = Server::start(&[])?;
+    let server = Server::start(&["--hook", "auto"])?;
     Recorder::start(&server.url(&query)).await?.finish().await?;
     server.wait_for_log("the hook is TCX, which this kernel has")
 }

@@ -26,12 +26,12 @@ use crate::{
 /// Which hook to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Hook {
-    /// TCX where the kernel has it, else a socket filter
-    Auto,
+    /// A filter on a packet socket, where tcpdump sees packets (kernel 5.8)
+    Socket,
     /// TCX, at the head of the chain (kernel 6.6)
     Tcx,
-    /// A filter on a packet socket (kernel 5.8)
-    Socket,
+    /// TCX where the kernel has it, else a socket filter
+    Auto,
 }
 
 /// Why an interface could not be tapped.
