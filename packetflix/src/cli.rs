@@ -2,17 +2,44 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::tap::Hook;
 
-/// Flags, each also as an environment variable.
+/// What the program is to do: without a verb it serves.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "packetflix",
     version,
-    about = "Packet capture as a service for container hosts"
+    about = "Packet capture as a service for container hosts",
+    args_conflicts_with_subcommands = true
 )]
+pub struct Command {
+    /// What else there is to do.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// How to serve.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What there is to do beside serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Try what captures take on this machine, and say what works, what does not, what that costs, and what to do;
+    /// ends with 1 if captures cannot work
+    Check {
+        /// Tell it as JSON
+        #[arg(long)]
+        json: bool,
+        /// How the service would be started.
+        #[command(flatten)]
+        args: Args,
+    },
+}
+
+/// Flags, each also as an environment variable.
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// TCP port to listen on, over IPv4 and IPv6
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
@@ -112,7 +139,7 @@ mod tests {
 
     #[test]
     fn flags_are_consistent() {
-        Args::command().debug_assert();
+        Command::command().debug_assert();
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The road of a packet: the kernel's hook ─► a ring per CPU ([`tap`]) ─► pcapng ([`pcapng`]) ─► batches
 //! (`session`) ─► WebSocket ([`http`]). `ARCHITECTURE.md` has the whole picture.
 
+pub mod capabilities;
+pub mod check;
 pub mod cli;
 pub mod config;
 mod discovery;

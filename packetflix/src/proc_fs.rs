@@ -27,17 +27,6 @@ pub(crate) fn namespace_link(path: &Path) -> io::Result<(String, u64)> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no namespace link"))
 }
 
-/// Whether this process has CAP_SYS_PTRACE, with which it may look at the namespaces of all others.
-pub(crate) fn may_look_at_all() -> bool {
-    const CAP_SYS_PTRACE: u32 = 19;
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        capabilities
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .is_some_and(|bits| bits & 1 << CAP_SYS_PTRACE != 0)
-    })
-}
-
 /// Takes `net:[4026531840]` apart.
 pub(crate) fn parse_namespace(text: &str) -> Option<(String, u64)> {
     let (kind, rest) = text.split_once(":[")?;

@@ -242,39 +242,76 @@ pub(crate) fn set_interface_up(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets of capabilities of a thread, as the kernel takes and gives them: the lower 32 bits of each, then the upper.
+///
+/// Source: `linux/capability.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Says which version of the sets is spoken of, and whose they are.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+impl CapabilityHeader {
+    /// The calling thread, and `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits.
+    const fn own() -> Self {
+        Self {
+            version: 0x2008_0522,
+            pid: 0,
+        }
+    }
+}
+
+fn capabilities() -> io::Result<[CapabilitySets; 2]> {
+    let mut header = CapabilityHeader::own();
+    let mut sets = [CapabilitySets::default(); 2];
+    // SAFETY: the pointers are those of a live header of version 3 and of the two elements that this version has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    Ok(sets)
+}
+
+fn set_capabilities(sets: [CapabilitySets; 2]) -> io::Result<()> {
+    let mut header = CapabilityHeader::own();
+    // SAFETY: the pointers are those of a live header of version 3 and of the two elements that this version has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) })?;
+    Ok(())
+}
+
+/// The effective capabilities of the calling thread: bit by number.
+///
+/// # Errors
+/// Never on a kernel that has capabilities.
+pub(crate) fn effective_capabilities() -> io::Result<u64> {
+    let [low, high] = capabilities()?;
+    Ok(u64::from(high.effective) << 32 | u64::from(low.effective))
+}
+
+/// Makes all permitted capabilities of the calling thread effective.
+///
+/// # Errors
+/// Never on a kernel that has capabilities.
+pub(crate) fn raise_capabilities() -> io::Result<()> {
+    let sets = capabilities()?;
+    set_capabilities(sets.map(|set| CapabilitySets {
+        effective: set.permitted,
+        ..set
+    }))
+}
+
 /// Gives up all capabilities of the calling thread, for good unless it executes a program.
 ///
 /// # Errors
 /// Never on a kernel that has capabilities.
 pub(crate) fn drop_capabilities() -> io::Result<()> {
-    /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`: sets of 64 bits.
-    const VERSION: u32 = 0x2008_0522;
-
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: libc::c_int,
-    }
-    #[repr(C)]
-    struct Sets {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let header = Header {
-        version: VERSION,
-        pid: 0,
-    };
-    let none = [const {
-        Sets {
-            effective: 0,
-            permitted: 0,
-            inheritable: 0,
-        }
-    }; 2];
-    // SAFETY: the pointers are those of a live header of version 3 and of the two elements that this version has.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })?;
-    Ok(())
+    set_capabilities([CapabilitySets::default(); 2])
 }
 
 /// Lets the calling thread make these system calls only; all others fail with `EPERM`. It cannot be taken back. The

@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod capture;
 mod fuzz;
+mod image;
 mod lint;
 mod run;
 mod setup;
@@ -26,6 +27,8 @@ enum Verb {
     Run(run::Args),
     /// Stream a capture of a running server to standard output, as pcapng
     Capture(capture::Args),
+    /// Make an image for container engines, of this machine's program and libraries
+    Image(image::Args),
     /// Install what is missing and run all tests
     Test(test::Args),
     /// Install what is missing and measure optimised programs on the real kernel
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::BuildEbpf => build_ebpf::build_ebpf(),
         Verb::Run(args) => run::run(&args),
         Verb::Capture(args) => capture::capture(&args),
+        Verb::Image(args) => image::image(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
         Verb::Fuzz(args) => fuzz::fuzz(&args),

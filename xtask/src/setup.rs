@@ -39,7 +39,14 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("busybox", "busybox-static"),
     // What translated filters are compared with.
     Tool("/usr/include/pcap/pcap.h", "libpcap-dev"),
+    // The image, the unit and the manifests.
+    Tool("setcap", "libcap2-bin"),
+    Tool("systemd-analyze", "systemd"),
+    Tool("python3", "python3"),
+    Tool("/usr/lib/python3/dist-packages/venv", "python3-venv"),
 ];
+
+const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin")];
 
 const FUZZ_TOOLS: &[Tool] = &[
     Tool("ip", "iproute2"),
@@ -155,6 +162,14 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
     install_missing(TEST_TOOLS)
+}
+
+/// What making an image needs beside Rust and an engine.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn image_tools() -> anyhow::Result<()> {
+    install_missing(IMAGE_TOOLS)
 }
 
 /// What the benchmarks need beside Rust.

@@ -1,6 +1,6 @@
 //! Asks all engines at the same time for what they run. One that hangs or lies costs its own targets and a second.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io::ErrorKind, path::PathBuf, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{net::UnixStream, time::timeout};
@@ -11,7 +11,7 @@ use super::{
     sockets::{Api, EngineSocket},
     workload::{KnownPids, Workload},
 };
-use crate::error;
+use crate::{capabilities::Capability, error};
 
 /// How long an engine gets for all that it tells.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ pub(super) struct Engine {
 enum EngineError {
     #[error("nobody listens")]
     Connect(#[source] std::io::Error),
+    #[error("it may not be connected to")]
+    Denied(#[source] std::io::Error),
     #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
@@ -74,6 +76,9 @@ async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
         {
             return None;
         }
+        Ok(Err(error @ EngineError::Denied(_))) => {
+            Some(error::chain(&error) + &Capability::DacOverride.blame(&error))
+        }
         Ok(Err(error)) => Some(error::chain(&error)),
         Err(_) => Some(format!(
             "it did not tell everything within {} s",
@@ -84,7 +89,10 @@ async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
 }
 
 async fn listen_to(socket: &EngineSocket, known: &KnownPids, engine: &mut Engine) -> Result<(), EngineError> {
-    let stream = socket.connect().await.map_err(EngineError::Connect)?;
+    let stream = socket.connect().await.map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied => EngineError::Denied(error),
+        _ => EngineError::Connect(error),
+    })?;
     let peer = stream.peer_cred().map_err(EngineError::Connect)?;
     engine.pid = peer
         .pid()

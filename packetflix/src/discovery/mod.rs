@@ -32,6 +32,8 @@ pub(crate) use self::{
 };
 use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
 use crate::{
+    capabilities::Capability,
+    error::chain,
     netns::{Holder, links_of, mounts},
     proc_fs::{Stat, numbers_in},
     sys,
@@ -88,6 +90,8 @@ pub(crate) struct Scan {
     pub(crate) targets: Vec<DiscoveredTarget>,
     /// The engines that were asked.
     pub(crate) engines: Vec<EngineReport>,
+    /// Sentences on what stood in the way of finding more, but for the engines' own problems.
+    pub(crate) obstacles: Vec<String>,
 }
 
 /// What became of asking an engine.
@@ -105,6 +109,16 @@ impl Scan {
     /// The targets as GhostWire lists them.
     pub(crate) fn descriptions(&self) -> Vec<TargetDescription> {
         self.targets.iter().map(DiscoveredTarget::description).collect()
+    }
+
+    /// Sentences on all that stood in the way of finding more.
+    pub(crate) fn all_obstacles(&self) -> Vec<String> {
+        let problem = |engine: &EngineReport| {
+            let problem = engine.problem.as_ref()?;
+            Some(format!("the engine at {}: {problem}", engine.path.display()))
+        };
+        let engines = self.engines.iter().filter_map(problem);
+        self.obstacles.iter().cloned().chain(engines).collect()
     }
 }
 
@@ -158,10 +172,9 @@ impl Discovery {
         let began = Instant::now();
         let known = last.as_ref().map(|last| last.known.clone()).unwrap_or_default();
         let (scan, known) = scan(&self.engine_sockets, known).await;
-        if let Some(last) = last.as_ref() {
-            report_changes(&last.scan.engines, &scan.engines);
-        } else {
-            report_changes(&[], &scan.engines);
+        match last.as_ref().map(|last| &last.scan) {
+            Some(last) => report_changes(&last.engines, &last.obstacles, &scan),
+            None => report_changes(&[], &[], &scan),
         }
         tracing::debug!(
             targets = scan.targets.len(),
@@ -197,17 +210,18 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let engines = engines::ask_all(&sockets, |id| known.get(&id).cloned().unwrap_or_default()).await;
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
-    let (targets, known) = blocking(move || targets(&engines)).await;
+    let (targets, obstacles, known) = blocking(move || targets(&engines)).await;
     let scan = Scan {
         at,
         targets,
         engines: reports,
+        obstacles,
     };
     (scan, known)
 }
 
-/// The targets now, given what the engines told, and what need not be asked again.
-fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Known) {
+/// The targets now, given what the engines told, what stood in the way, and what need not be asked again.
+fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<String>, Known) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
     let running = assemble::find_processes(engines, &table, sys::is_in_user_namespace_of);
@@ -221,12 +235,26 @@ fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Known) {
         };
         known.entry(engine).or_default().insert(id, process);
     }
-    let namespaces = namespaces(&pids, &table);
-    (assemble::assemble(running, engines, &table, &namespaces), known)
+    let mut obstacles = Vec::new();
+    // Some hosts hide a process from everyone: that is not for us to complain about.
+    if table.hidden() > 0 && !Capability::SysPtrace.is_effective() {
+        let hidden = table.hidden();
+        obstacles.push(format!(
+            "{hidden} processes could not be looked at: the service lacks {}",
+            Capability::SysPtrace
+        ));
+    }
+    let namespaces = namespaces(&pids, &table, &mut obstacles);
+    let targets = assemble::assemble(running, engines, &table, &namespaces);
+    (targets, obstacles, known)
 }
 
 /// All network namespaces that a process or a bind mount holds.
-fn namespaces(pids: &[u32], table: &ProcessTable) -> HashMap<u64, Arc<Namespace>> {
+fn namespaces(
+    pids: &[u32],
+    table: &ProcessTable,
+    obstacles: &mut Vec<String>,
+) -> HashMap<u64, Arc<Namespace>> {
     let mut holders: HashMap<u64, Holder> = table
         .namespaces()
         .into_iter()
@@ -243,7 +271,7 @@ fn namespaces(pids: &[u32], table: &ProcessTable) -> HashMap<u64, Arc<Namespace>
         holders.entry(inode).or_insert(holder);
     }
     let links = links_of(&holders).unwrap_or_else(|error| {
-        tracing::warn!(error = %crate::error::chain(&error), "the interfaces of targets are not known");
+        obstacles.push(chain(&error) + &Capability::SysAdmin.blame(&error));
         HashMap::new()
     });
     let host = table
@@ -295,16 +323,25 @@ fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<E
     let missing = missing.into_iter().map(|(path, error)| EngineReport {
         path,
         workloads: 0,
-        problem: Some(format!("it cannot be opened: {error}")),
+        problem: Some(format!(
+            "it cannot be opened: {error}{}",
+            Capability::DacOverride.blame(&error)
+        )),
     });
     asked.chain(missing).collect()
 }
 
-/// Logs engines whose state is another than before.
-fn report_changes(before: &[EngineReport], now: &[EngineReport]) {
-    for report in now {
+/// Logs engines whose state is another than before, and what newly stands in the way.
+fn report_changes(engines: &[EngineReport], obstacles: &[String], now: &Scan) {
+    // How many processes are hidden changes all the time; what they are hidden for does not.
+    if now.obstacles.len() > obstacles.len() {
+        for obstacle in &now.obstacles {
+            tracing::warn!(obstacle, "not all targets can be found");
+        }
+    }
+    for report in &now.engines {
         let same = |before: &&EngineReport| before.path == report.path && before.problem == report.problem;
-        if before.iter().any(|before| same(&before)) {
+        if engines.iter().any(|before| same(&before)) {
             continue;
         }
         let engine = report.path.display();

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
+    io::ErrorKind,
 };
 
 use crate::proc_fs::{Stat, namespace_link, proc_path};
@@ -25,23 +26,35 @@ impl Process {
 
 /// All processes at one time.
 #[derive(Debug, Default)]
-pub(super) struct ProcessTable(BTreeMap<u32, Process>);
+pub(super) struct ProcessTable {
+    processes: BTreeMap<u32, Process>,
+    /// How many of them the kernel does not let us look at.
+    hidden: usize,
+}
 
 impl ProcessTable {
     /// Reads `/proc`. Blocks for some ten microseconds per process.
     pub(super) fn read(pids: &[u32]) -> Self {
+        let mut hidden = 0;
         let read = |&pid: &u32| {
             let stat = Stat::read(pid).ok()?;
             let netns = namespace_link(&proc_path(pid, "ns/net"))
+                .inspect_err(|error| hidden += usize::from(error.kind() == ErrorKind::PermissionDenied))
                 .ok()
                 .map(|(_, inode)| inode);
             Some((pid, Process { stat, netns }))
         };
-        Self(pids.iter().filter_map(read).collect())
+        let processes = pids.iter().filter_map(read).collect();
+        Self { processes, hidden }
+    }
+
+    /// How many processes the kernel does not let us look at.
+    pub(super) fn hidden(&self) -> usize {
+        self.hidden
     }
 
     pub(super) fn get(&self, pid: u32) -> Option<&Process> {
-        self.0.get(&pid)
+        self.processes.get(&pid)
     }
 
     /// The process and its parents, up to the first.
@@ -56,7 +69,7 @@ impl ProcessTable {
     /// oldest first.
     pub(super) fn leaders(&self) -> HashMap<u64, Vec<u32>> {
         let mut leaders: HashMap<u64, Vec<u32>> = HashMap::new();
-        for (&pid, process) in &self.0 {
+        for (&pid, process) in &self.processes {
             let Some(netns) = process.netns.filter(|_| !process.is_kthreadd(pid)) else {
                 continue;
             };
@@ -75,7 +88,7 @@ impl ProcessTable {
     pub(super) fn namespaces(&self) -> HashMap<u64, u32> {
         let in_namespace = |(pid, process): (&u32, &Process)| Some((process.netns?, *pid));
         // Of many, the lowest PID: it is the most likely to last.
-        self.0.iter().rev().filter_map(in_namespace).collect()
+        self.processes.iter().rev().filter_map(in_namespace).collect()
     }
 
     /// Processes as the PID namespace of process `pid` numbers them: those in it and in the namespaces below it,
@@ -87,15 +100,19 @@ impl ProcessTable {
         }
         let home = pid_namespace(pid)?;
         let namespaces: HashMap<u32, u64> = self
-            .0
+            .processes
             .keys()
             .filter_map(|&pid| Some((pid, pid_namespace(pid)?)))
             .collect();
         let is_below = |pid: u32| self.line_of(pid).any(|pid| namespaces.get(&pid) == Some(&home));
-        let numbered = self.0.keys().filter(|pid| is_below(**pid)).filter_map(|&pid| {
-            let number = *numbers_of(pid).get(level)?;
-            Some((number, pid))
-        });
+        let numbered = self
+            .processes
+            .keys()
+            .filter(|pid| is_below(**pid))
+            .filter_map(|&pid| {
+                let number = *numbers_of(pid).get(level)?;
+                Some((number, pid))
+            });
         Some(numbered.collect())
     }
 }
@@ -122,7 +139,10 @@ fn numbers_of(pid: u32) -> Vec<u32> {
 #[cfg(test)]
 impl FromIterator<(u32, Process)> for ProcessTable {
     fn from_iter<I: IntoIterator<Item = (u32, Process)>>(processes: I) -> Self {
-        Self(processes.into_iter().collect())
+        Self {
+            processes: processes.into_iter().collect(),
+            hidden: 0,
+        }
     }
 }
 
@@ -132,7 +152,7 @@ pub(super) mod tests {
 
     impl ProcessTable {
         pub(in super::super) fn extend(&mut self, more: Self) {
-            self.0.extend(more.0);
+            self.processes.extend(more.processes);
         }
     }
 

@@ -23,7 +23,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{classic::MAX_INSTRUCTIONS, libpcap::Handle};
-use crate::{pcapng::LinkType, sys};
+use crate::{capabilities::Capability, pcapng::LinkType, sys};
 
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
@@ -82,13 +82,27 @@ pub(super) enum Answer {
     /// What could not be done before the expression was read, and why: the kernel's error number or a sentence.
     Failed {
         step: String,
+        /// The right that it takes.
+        needs: Option<Capability>,
         errno: Option<i32>,
         sentence: String,
     },
 }
 
 /// A step that failed.
-struct Failure(&'static str, io::Error);
+struct Failure(&'static str, io::Error, Option<Capability>);
+
+impl Failure {
+    /// One that takes no right.
+    fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| Self(step, error, None)
+    }
+
+    /// One that takes a right.
+    fn without(right: Capability, step: &'static str) -> impl Fn(io::Error) -> Self {
+        move |error| Self(step, error, Some(right))
+    }
+}
 
 impl Order {
     /// The arguments that tell it.
@@ -142,9 +156,10 @@ pub fn answer_if_asked(arguments: impl Iterator<Item = OsString>) -> Option<Exit
 }
 
 impl From<Failure> for Answer {
-    fn from(Failure(step, error): Failure) -> Self {
+    fn from(Failure(step, error, needs): Failure) -> Self {
         Self::Failed {
             step: step.to_owned(),
+            needs,
             errno: error.raw_os_error(),
             sentence: error.to_string(),
         }
@@ -156,17 +171,17 @@ fn answer(order: Order) -> Result<Answer, Failure> {
     // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
     // ones, which stay open.
     let closed = unsafe { sys::close_inherited_descriptors() };
-    closed.map_err(|error| Failure("inherited descriptors could not be closed", error))?;
-    bound_resources().map_err(|error| Failure("resources could not be bounded (setrlimit)", error))?;
+    closed.map_err(Failure::of("inherited descriptors could not be closed"))?;
+    bound_resources().map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
     let handle = open(order)?;
     give_up_rights(order)?;
 
     let mut expression = Vec::new();
     io::stdin()
         .read_to_end(&mut expression)
-        .map_err(|error| Failure("the expression could not be read", error))?;
+        .map_err(Failure::of("the expression could not be read"))?;
     let expression = CString::new(expression)
-        .map_err(|error| Failure("the expression is no text", io::Error::other(error)))?;
+        .map_err(|error| Failure::of("the expression is no text")(io::Error::other(error)))?;
     Ok(match handle.compile(&expression, order.netmask) {
         Ok(program) if program.len() > MAX_INSTRUCTIONS => Answer::TooLarge(program.len()),
         Ok(program) => Answer::Program(program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()),
@@ -190,53 +205,56 @@ fn bound_resources() -> io::Result<()> {
 /// the link type of Ethernet, and sees no packet ever. The kernel takes tens of milliseconds to begin and end that.
 /// For all else libpcap makes the same program whether a handle captures or not, as the tests compare.
 fn open(order: Order) -> Result<Handle, Failure> {
-    let failed = |step| move |sentence| Failure(step, io::Error::other(sentence));
+    let failed = |step| move |sentence| Failure::of(step)(io::Error::other::<String>(sentence));
     if order.link_type != LinkType::Ethernet || !order.vlan {
         return Handle::dead(order.link_type).map_err(failed("libpcap makes no handle"));
     }
     let home = File::open("/proc/self/ns/net")
-        .map_err(|error| Failure("the own network namespace could not be opened", error))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| {
-        Failure(
-            "a network namespace could not be made (unshare, needs CAP_SYS_ADMIN)",
-            error.into(),
-        )
-    })?;
-    sys::set_interface_up(c"lo").map_err(|error| {
-        Failure(
-            "the loopback device could not be set up (needs CAP_NET_ADMIN)",
-            error,
-        )
-    })?;
-    let handle = Handle::live(c"lo", LinkType::Ethernet).map_err(failed(
-        "libpcap does not capture on the loopback device (needs CAP_NET_RAW)",
+        .map_err(Failure::of("the own network namespace could not be opened"))?;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(io::Error::from)
+        .map_err(Failure::without(
+            Capability::SysAdmin,
+            "a network namespace could not be made (unshare)",
+        ))?;
+    sys::set_interface_up(c"lo").map_err(Failure::without(
+        Capability::NetAdmin,
+        "the loopback device could not be set up",
     ))?;
+    // libpcap would say the same, but in words only.
+    drop(sys::packet_socket().map_err(Failure::without(
+        Capability::NetRaw,
+        "a packet socket could not be opened",
+    ))?);
+    let handle = Handle::live(c"lo", LinkType::Ethernet)
+        .map_err(failed("libpcap does not capture on the loopback device"))?;
     // The handle stays where it was made. Names mean what they mean at home.
     if order.resolve_names {
-        setns(home.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| {
-            Failure(
+        setns(home.as_fd(), CloneFlags::CLONE_NEWNET)
+            .map_err(io::Error::from)
+            .map_err(Failure::of(
                 "the own network namespace could not be entered (setns)",
-                error.into(),
-            )
-        })?;
+            ))?;
     }
     Ok(handle)
 }
 
 /// Leaves the process with what it takes to compile; looking names up takes files and sockets too.
 fn give_up_rights(order: Order) -> Result<(), Failure> {
-    let failed = |step| move |error: io::Error| Failure(step, error);
     // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
     // capabilities.
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
     let _ = setgroups(&[]);
     let _ = setresgid(group, group, group);
     let _ = setresuid(user, user, user);
-    sys::drop_capabilities().map_err(failed("capabilities could not be dropped (capset)"))?;
+    sys::drop_capabilities().map_err(Failure::of("capabilities could not be dropped (capset)"))?;
     // To become another user makes the process one that may be traced by this user, unless said again.
-    set_dumpable(false).map_err(|error| Failure("tracing could not be forbidden (prctl)", error.into()))?;
+    set_dumpable(false)
+        .map_err(io::Error::from)
+        .map_err(Failure::of("tracing could not be forbidden (prctl)"))?;
     set_no_new_privs()
-        .map_err(|error| Failure("new privileges could not be forbidden (prctl)", error.into()))?;
+        .map_err(io::Error::from)
+        .map_err(Failure::of("new privileges could not be forbidden (prctl)"))?;
     let descriptors = if order.resolve_names {
         LOOK_UP_DESCRIPTORS
     } else {
@@ -247,11 +265,12 @@ fn give_up_rights(order: Order) -> Result<(), Failure> {
         (Resource::RLIMIT_NPROC, 0),
     ] {
         setrlimit(resource, bound, bound)
-            .map_err(|error| Failure("resources could not be bounded (setrlimit)", error.into()))?;
+            .map_err(io::Error::from)
+            .map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
     }
     if !order.resolve_names {
         sys::allow_system_calls_only(&SYSTEM_CALLS)
-            .map_err(failed("system calls could not be restricted (seccomp)"))?;
+            .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
     }
     Ok(())
 }

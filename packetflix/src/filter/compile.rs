@@ -22,7 +22,7 @@ use super::{
     classic::{Instruction, MAX_INSTRUCTIONS},
     names::{self, Refused},
 };
-use crate::pcapng::LinkType;
+use crate::{capabilities::Capability, pcapng::LinkType};
 
 /// Bytes that an expression has at most.
 pub const MAX_LEN: usize = 64 << 10;
@@ -103,6 +103,8 @@ pub enum CompileError {
     Setup {
         /// What could not be done.
         step: String,
+        /// What it takes.
+        needs: Option<Capability>,
         /// Why.
         #[source]
         source: io::Error,
@@ -186,10 +188,12 @@ pub async fn compile(
         Answer::Refused(message) => Err(syntax(message)),
         Answer::Failed {
             step,
+            needs,
             errno,
             sentence,
         } => Err(CompileError::Setup {
             step,
+            needs,
             source: errno.map_or_else(|| io::Error::other(sentence), io::Error::from_raw_os_error),
         }),
     }

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 
-use nix::errno::Errno;
 use serde_json::json;
 use warp::{
     Reply,
@@ -12,9 +11,10 @@ use warp::{
 
 use super::{proxy::ProxyError, request::RequestError};
 use crate::{
+    capabilities::Capability,
     error,
     filter::{FilterError, compile::CompileError},
-    netns::{EnterError, FindError},
+    netns::FindError,
     tap::{HookError, LoadError, TapError},
     target::{DirectoryError, ServiceProblem, TargetError},
 };
@@ -40,12 +40,8 @@ impl Refusal {
     }
 
     /// The kernel refused something that took `capability`.
-    fn by_kernel(error: &(dyn Error + 'static), capability: &str) -> Self {
-        let mut sentence = error::chain(error);
-        if matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES)) {
-            sentence.push_str(": the service lacks ");
-            sentence.push_str(capability);
-        }
+    fn by_kernel(error: &(dyn Error + 'static), capability: Capability) -> Self {
+        let sentence = error::chain(error) + &capability.blame(error);
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)
     }
 }
@@ -114,7 +110,7 @@ impl From<TargetError> for Refusal {
             | TargetError::NotFoundAgain { .. }
             | TargetError::Ambiguous { .. }
             | TargetError::Ended { .. } => StatusCode::CONFLICT,
-            TargetError::Unreadable(_) => return Self::by_kernel(&error, "CAP_SYS_PTRACE"),
+            TargetError::Unreadable(_) => return Self::by_kernel(&error, Capability::SysPtrace),
             TargetError::CutOff => StatusCode::INTERNAL_SERVER_ERROR,
             TargetError::Directory(DirectoryError::Service(service)) => match service.problem {
                 ServiceProblem::Slow(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -130,10 +126,14 @@ impl From<TargetError> for Refusal {
 impl From<FilterError> for Refusal {
     fn from(error: FilterError) -> Self {
         let status = match &error {
-            FilterError::Compile(CompileError::Setup { .. }) => {
-                return Self::by_kernel(&error, "CAP_SYS_ADMIN");
+            FilterError::Compile(CompileError::Setup {
+                needs: Some(needs), ..
+            }) => {
+                return Self::by_kernel(&error, *needs);
             }
-            FilterError::Compile(CompileError::Child(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            FilterError::Compile(CompileError::Setup { .. } | CompileError::Child(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             FilterError::Compile(CompileError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
             FilterError::Compile(
                 CompileError::TooLong(_)
@@ -161,22 +161,15 @@ impl From<TapError> for Refusal {
             | TapError::Filter { .. }
             | TapError::Load(LoadError::Filter(_)) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
             TapError::Hook(HookError::Gone { .. }) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
-            TapError::Enter(EnterError::Thread(_) | EnterError::Setns(_)) => {
-                Self::by_kernel(&error, "CAP_SYS_ADMIN")
-            }
-            TapError::Socket { .. } | TapError::Hook(HookError::Socket { .. }) => {
-                Self::by_kernel(&error, "CAP_NET_RAW")
-            }
-            TapError::Load(LoadError::Program { .. }) | TapError::Hook(HookError::Load(_)) => {
-                Self::by_kernel(&error, "CAP_BPF, or CAP_NET_ADMIN for a classifier")
-            }
-            TapError::Load(_) | TapError::Entry { .. } | TapError::Own(_) => {
-                Self::by_kernel(&error, "CAP_BPF")
-            }
-            TapError::Hook(
-                HookError::Attach { .. } | HookError::Query(_) | HookError::Loopback(_) | HookError::NoTcx,
-            ) => Self::by_kernel(&error, "CAP_NET_ADMIN"),
-            TapError::List(_) | TapError::Rings(_) | TapError::Clock(_) => Self::by_kernel(&error, "a right"),
+            TapError::Enter(_)
+            | TapError::Socket { .. }
+            | TapError::List(_)
+            | TapError::Load(_)
+            | TapError::Hook(_)
+            | TapError::Rings(_)
+            | TapError::Entry { .. }
+            | TapError::Own(_)
+            | TapError::Clock(_) => Self::by_kernel(&error, error.needs()),
         }
     }
 }

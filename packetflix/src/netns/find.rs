@@ -23,7 +23,8 @@ use nix::{
 };
 
 use crate::{
-    proc_fs::{may_look_at_all, namespace_link, namespace_mounts, numbers_in, proc_path},
+    capabilities::Capability,
+    proc_fs::{namespace_link, namespace_mounts, numbers_in, proc_path},
     sys,
 };
 
@@ -83,7 +84,7 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
     }
     let kind = other_kind(inode);
     // Some hosts hide a process from everyone: that is not for us to complain about.
-    if denied > 0 && kind.is_none() && !may_look_at_all() {
+    if denied > 0 && kind.is_none() && !Capability::SysPtrace.is_effective() {
         return Err(FindError::Denied {
             inode,
             processes: denied,

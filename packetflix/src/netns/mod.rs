@@ -7,6 +7,7 @@ mod process;
 
 use std::{
     collections::HashMap,
+    fs::File,
     io,
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
@@ -15,7 +16,10 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::stat::fstat,
+};
 
 pub use find::FindError;
 pub(crate) use find::{Holder, RootOf, look_into_views, mounts};
@@ -24,7 +28,7 @@ pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
 pub use process::{ProcessError, ProcessIdentity};
 
-use crate::proc_fs::namespace_link;
+use crate::{proc_fs::namespace_link, sys};
 
 /// An open network namespace.
 ///
@@ -46,6 +50,9 @@ pub enum EnterError {
     /// `setns` failed; without CAP_SYS_ADMIN it does with `EPERM`.
     #[error("the network namespace could not be entered (setns)")]
     Setns(#[source] io::Error),
+    /// There can be no new one; without CAP_SYS_ADMIN there is not, with `EPERM`.
+    #[error("a network namespace could not be made (unshare)")]
+    Unshare(#[source] io::Error),
 }
 
 impl Netns {
@@ -70,6 +77,37 @@ impl Netns {
     pub fn of_process(identity: &ProcessIdentity) -> Result<Self, ProcessError> {
         let (inode, descriptor) = identity.open_namespace(|_| ())?;
         let holder = Holder::Process { pid: identity.pid };
+        Ok(Self {
+            descriptor,
+            inode,
+            holder: Mutex::new(holder),
+        })
+    }
+
+    /// Makes one that nobody else has, and that ends with this. Its loopback device is up if we may set it up.
+    ///
+    /// # Errors
+    /// When the kernel makes none.
+    pub(crate) fn fresh() -> Result<Self, EnterError> {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            // Without the right to do so it stays down.
+            let _ = sys::set_interface_up(c"lo");
+            let descriptor = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
+            let inode = fstat(&descriptor)?.st_ino;
+            Ok((descriptor, inode))
+        };
+        let (descriptor, inode) = thread::scope(|scope| {
+            let maker = thread::Builder::new().spawn_scoped(scope, make);
+            maker
+                .map_err(EnterError::Thread)?
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map_err(EnterError::Unshare)
+        })?;
+        let holder = Holder::Process {
+            pid: std::process::id(),
+        };
         Ok(Self {
             descriptor,
             inode,

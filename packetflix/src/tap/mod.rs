@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
-    clock::CaptureClock,
+    clock::{CaptureClock, ClockSource},
     filters::CaptureFilters,
     loader::Loader,
     own::OwnTraffic,
@@ -37,7 +37,7 @@ use self::{
     hook::{Attachment, ChosenHook},
     loader::Loaded,
     memory::RingShare,
-    object::{Entry, InterfaceMap, Object, map_rings},
+    object::{CLOCK_SOURCE, Entry, InterfaceMap, Object, map_rings},
     own::OwnTrafficMap,
     rings::{Merge, RingsReady},
     selection::{link_type, network_offset, select},
@@ -51,6 +51,7 @@ pub use self::{
     selection::InterfaceSelection,
 };
 use crate::{
+    capabilities::Capability,
     netns::{EnterError, Link, LinkWatch, Netns},
     pcapng::LinkType,
     sys,
@@ -153,6 +154,21 @@ pub enum TapError {
     /// The clock could not be read.
     #[error("the clock could not be read")]
     Clock(#[source] io::Error),
+}
+
+impl TapError {
+    /// What is to be had for what failed, should the kernel have refused it for want of a right.
+    pub(crate) fn needs(&self) -> Capability {
+        match self {
+            Self::Socket { .. } | Self::Hook(HookError::Socket { .. }) => Capability::NetRaw,
+            _ => Capability::SysAdmin,
+        }
+    }
+}
+
+/// The clock that programs of this kernel can read.
+pub(crate) fn clock_source() -> ClockSource {
+    *CLOCK_SOURCE
 }
 
 /// What a tap is to capture.

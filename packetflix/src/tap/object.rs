@@ -219,7 +219,7 @@ pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, L
 }
 
 /// CLOCK_TAI where programs can read it.
-static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
+pub(super) static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
     let tai = [ProgramType::SchedClassifier, ProgramType::SocketFilter]
         .into_iter()
         .all(|program| is_helper_supported(program, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false));

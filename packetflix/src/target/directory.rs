@@ -14,6 +14,15 @@ pub(crate) enum Directory {
     Own(Arc<Discovery>),
 }
 
+/// What a directory knows.
+#[derive(Debug)]
+pub(crate) struct KnownTargets {
+    /// All targets.
+    pub(crate) targets: Vec<TargetDescription>,
+    /// Sentences on why there may be more.
+    pub(crate) obstacles: Vec<String>,
+}
+
 /// Why the targets are not known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectoryError {
@@ -26,10 +35,19 @@ impl Directory {
     ///
     /// # Errors
     /// When a discovery service fails; our own does what it can.
-    pub(crate) async fn targets(&self) -> Result<Vec<TargetDescription>, DirectoryError> {
+    pub(crate) async fn targets(&self) -> Result<KnownTargets, DirectoryError> {
         match self {
-            Self::Service(service) => Ok(service.targets().await?),
-            Self::Own(discovery) => Ok(discovery.scan_now().await.descriptions()),
+            Self::Service(service) => Ok(KnownTargets {
+                targets: service.targets().await?,
+                obstacles: Vec::new(),
+            }),
+            Self::Own(discovery) => {
+                let scan = discovery.scan_now().await;
+                Ok(KnownTargets {
+                    targets: scan.descriptions(),
+                    obstacles: scan.all_obstacles(),
+                })
+            }
         }
     }
 }

@@ -8,13 +8,16 @@ use std::fmt::Write as _;
 
 pub(crate) use self::{
     description::TargetDescription,
-    directory::{Directory, DirectoryError},
+    directory::{Directory, DirectoryError, KnownTargets},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::netns::{FindError, Netns, ProcessError, ProcessIdentity};
 
 /// Most targets that are listed in a sentence.
 const MAX_LISTED: usize = 10;
+
+/// Most obstacles that are told in a sentence.
+const MAX_OBSTACLES: usize = 4;
 
 /// A target whose namespace is open.
 #[derive(Debug)]
@@ -40,8 +43,13 @@ pub(crate) enum TargetError {
         #[source]
         stale: ProcessError,
     },
-    #[error("there is no target {name}; {known} others are known")]
-    Unknown { name: String, known: usize },
+    #[error("there is no target {name}; {known} others are known{}", and(obstacles))]
+    Unknown {
+        name: String,
+        known: usize,
+        /// Why it may be there all the same.
+        obstacles: Vec<String>,
+    },
     #[error("there are several targets {name}: {}", list(matches))]
     Ambiguous {
         name: String,
@@ -112,7 +120,8 @@ impl Target {
 
     /// Opens what the directory knows by the name. The interfaces that were asked for stay.
     async fn look_up(wanted: TargetDescription, directory: &Directory) -> Result<Self, TargetError> {
-        let found = choose(&wanted, directory.targets().await?)?;
+        let KnownTargets { targets, obstacles } = directory.targets().await?;
+        let found = choose(&wanted, targets, obstacles)?;
         let name = wanted.full_name();
         let claim = Claim::of(&found);
         let description = TargetDescription {
@@ -174,7 +183,11 @@ impl Claim {
 
 /// The one target among all that has the wanted name and prefix. When that leaves several namespaces, the wanted type
 /// decides; when it does not, it is an error, since either could be meant.
-fn choose(wanted: &TargetDescription, all: Vec<TargetDescription>) -> Result<TargetDescription, TargetError> {
+fn choose(
+    wanted: &TargetDescription,
+    all: Vec<TargetDescription>,
+    obstacles: Vec<String>,
+) -> Result<TargetDescription, TargetError> {
     let known = all.len();
     let name = wanted.full_name();
     let mut matches: Vec<TargetDescription> = all
@@ -190,14 +203,21 @@ fn choose(wanted: &TargetDescription, all: Vec<TargetDescription>) -> Result<Tar
     }
     // Of several in one namespace, one whose process can be checked.
     matches.sort_by_key(|target| target.pid.is_none());
-    matches
-        .into_iter()
-        .next()
-        .ok_or(TargetError::Unknown { name, known })
+    matches.into_iter().next().ok_or(TargetError::Unknown {
+        name,
+        known,
+        obstacles,
+    })
 }
 
 fn is_one_namespace(targets: &[TargetDescription]) -> bool {
     targets.windows(2).all(|pair| pair[0].netns == pair[1].netns)
+}
+
+/// Further clauses of a sentence.
+fn and(clauses: &[String]) -> String {
+    let clauses = clauses.iter().take(MAX_OBSTACLES);
+    clauses.map(|clause| format!("; {clause}")).collect()
 }
 
 fn list(targets: &[TargetDescription]) -> String {

@@ -1,0 +1,125 @@
+//! The capabilities that captures take, and sentences that name the one that is missing.
+//!
+//! Found by trying, as a user who is not root: the kernel asks for no others. CAP_SYS_ADMIN, without which no namespace
+//! can be entered, includes what CAP_BPF and CAP_PERFMON allow.
+
+use std::{error::Error, fmt, io};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::{error, sys};
+
+/// A right of a process.
+///
+/// Source: `linux/capability.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Capability {
+    /// Entering namespaces (`setns`), and loading eBPF programs.
+    SysAdmin,
+    /// Packet sockets.
+    NetRaw,
+    /// Looking at the namespaces and files of other processes.
+    SysPtrace,
+    /// Sockets and folders that belong to others.
+    DacOverride,
+    /// Setting up the interface that filters with `vlan` are compiled for.
+    NetAdmin,
+}
+
+impl Capability {
+    /// All of them, the most needed first.
+    pub const ALL: [Self; 5] = [
+        Self::SysAdmin,
+        Self::NetRaw,
+        Self::SysPtrace,
+        Self::DacOverride,
+        Self::NetAdmin,
+    ];
+
+    /// Its name, as the kernel's header has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::NetRaw => "CAP_NET_RAW",
+            Self::SysPtrace => "CAP_SYS_PTRACE",
+            Self::DacOverride => "CAP_DAC_OVERRIDE",
+            Self::NetAdmin => "CAP_NET_ADMIN",
+        }
+    }
+
+    const fn number(self) -> u32 {
+        match self {
+            Self::DacOverride => 1,
+            Self::NetAdmin => 12,
+            Self::NetRaw => 13,
+            Self::SysPtrace => 19,
+            Self::SysAdmin => 21,
+        }
+    }
+
+    /// Whether the calling thread has it, in its own user namespace at least.
+    pub(crate) fn is_effective(self) -> bool {
+        sys::effective_capabilities().is_ok_and(|set| set & 1 << self.number() != 0)
+    }
+
+    /// What an error that comes from the kernel says of this capability, to be put behind the error; nothing when the
+    /// error is not about rights.
+    pub(crate) fn blame(self, error: &(dyn Error + 'static)) -> String {
+        if !matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES)) {
+            return String::new();
+        }
+        if self.is_effective() {
+            format!(
+                ": the service has {self}, but a seccomp profile, a security module or a user namespace stands against it"
+            )
+        } else {
+            format!(": the service lacks {self}")
+        }
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Makes all capabilities effective that this process may have. A program file that gives capabilities gives them as
+/// permitted only, so that the program starts, and says what is missing, where the container may not have them all.
+///
+/// To be called before other threads exist.
+///
+/// # Errors
+/// Never on a kernel that has capabilities.
+pub fn raise() -> io::Result<()> {
+    sys::raise_capabilities()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blames_for_want_of_rights_only() {
+        let missing = io::Error::from_raw_os_error(nix::libc::ENOENT);
+        assert_eq!(Capability::NetRaw.blame(&missing), "");
+        let denied = io::Error::from_raw_os_error(nix::libc::EPERM);
+        let blamed = Capability::NetRaw.blame(&denied);
+        let expected = if Capability::NetRaw.is_effective() {
+            ": the service has CAP_NET_RAW, but "
+        } else {
+            ": the service lacks CAP_NET_RAW"
+        };
+        assert!(blamed.starts_with(expected), "{blamed}");
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_kernel() {
+        // CapEff of /proc is the same set.
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
+        assert_eq!(sys::effective_capabilities().unwrap(), effective);
+    }
+}

@@ -1,0 +1,171 @@
+//! What can be seen without trying anything.
+
+use std::{fs, path::Path, process};
+
+use nix::sys::{
+    resource::{Resource, getrlimit},
+    utsname::uname,
+};
+
+use super::Finding;
+use crate::{capabilities::Capability, config::Config, memory, proc_fs::namespace_link};
+
+/// Number of the first PID namespace, which is always the same.
+///
+/// Source: `linux/nsfs.h`, `PID_NS_INIT_INO`; before that `linux/proc_ns.h`.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// The oldest kernel that captures.
+const OLDEST_KERNEL: (u32, u32) = (5, 8);
+
+/// Descriptors that a capture of a few interfaces takes, and those that connections and all else take.
+const DESCRIPTORS_OF_CAPTURE: u64 = 20;
+const OTHER_DESCRIPTORS: u64 = 1200;
+
+pub(super) fn look(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![kernel()];
+    findings.extend(Capability::ALL.map(capability));
+    findings.extend([pid_namespace(), ring_memory(config), descriptors(config)]);
+    findings
+}
+
+fn kernel() -> Finding {
+    const SUBJECT: &str = "kernel";
+    let release = match uname() {
+        Ok(names) => names.release().to_string_lossy().into_owned(),
+        Err(error) => return Finding::limited(SUBJECT, format!("its version could not be read: {error}")),
+    };
+    let found = format!("Linux {release}");
+    match version(&release) {
+        Some(version) if version < OLDEST_KERNEL => Finding::fails(SUBJECT, found)
+            .costs("there are no captures: ring buffers came with Linux 5.8")
+            .remedy("update the kernel, best to 6.6 or later, which has TCX"),
+        _ => Finding::works(SUBJECT, found),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn capability(capability: Capability) -> Finding {
+    let (purpose, cost) = match capability {
+        Capability::SysAdmin => (
+            "enters network namespaces and loads eBPF programs",
+            "there are no captures, and no targets",
+        ),
+        Capability::NetRaw => ("opens packet sockets", "there are no captures"),
+        Capability::SysPtrace => (
+            "looks at the namespaces and files of other processes",
+            "containers, pods and processes of other users are not found",
+        ),
+        Capability::DacOverride => (
+            "connects to the sockets of container engines, and finds namespaces mounted in private folders",
+            "engines whose sockets are not open to this user and its groups are not asked: \
+             containers have no names",
+        ),
+        Capability::NetAdmin => (
+            "sets up the interface that filters with `vlan` are compiled for",
+            "filters with `vlan` are refused",
+        ),
+    };
+    if capability.is_effective() {
+        return Finding::works(capability.name(), purpose);
+    }
+    let found = format!("the service lacks {capability}");
+    let finding = match capability {
+        Capability::SysAdmin | Capability::NetRaw => Finding::fails(capability.name(), found),
+        _ => Finding::limited(capability.name(), found),
+    };
+    let or_else = match capability {
+        Capability::DacOverride => ", or make the service a member of the groups that the sockets belong to",
+        _ => "",
+    };
+    finding.costs(cost).remedy(format!(
+        "give it (cap_add in compose, capabilities.add in Kubernetes, AmbientCapabilities in systemd), and in containers \
+         allow new privileges, since the program file gives it{or_else}"
+    ))
+}
+
+fn pid_namespace() -> Finding {
+    const SUBJECT: &str = "/proc";
+    const COST: &str =
+        "only targets that have a process in this PID namespace are found, and captured by name";
+    const REMEDY: &str = "use the host's: pid: host in compose, hostPID: true in Kubernetes";
+
+    let own = fs::read_link("/proc/self").ok();
+    if own.as_deref() != Some(Path::new(&process::id().to_string())) {
+        return Finding::fails(
+            SUBJECT,
+            "it does not show the PID namespace of this process, or nothing",
+        )
+        .costs("neither namespaces nor targets are found")
+        .remedy("mount proc of the PID namespace that the service is in");
+    }
+    match namespace_link(Path::new("/proc/self/ns/pid")) {
+        Ok((_, FIRST_PID_NAMESPACE)) => Finding::works(SUBJECT, "it shows all processes of the host"),
+        Ok(_) => Finding::limited(SUBJECT, "it shows a PID namespace that is not the host's")
+            .costs(COST)
+            .remedy(REMEDY),
+        Err(error) => Finding::limited(SUBJECT, format!("which processes it shows is not known: {error}"))
+            .costs(COST)
+            .remedy(REMEDY),
+    }
+}
+
+fn ring_memory(config: &Config) -> Finding {
+    const SUBJECT: &str = "memory of rings";
+    let rings = &config.tap.rings;
+    let usable = memory::usable();
+    let found = format!(
+        "{} MiB for all captures, of {} MiB that this machine or control group has; {} MiB at most for each of {} CPUs",
+        rings.memory >> 20,
+        usable >> 20,
+        rings.size >> 20,
+        rings.cpus
+    );
+    if rings.memory > usable / 2 {
+        return Finding::limited(SUBJECT, found)
+            .costs("when many captures run, the kernel may end the service for want of memory")
+            .remedy("lower --ring-memory, or raise the bound of memory");
+    }
+    Finding::works(SUBJECT, found)
+}
+
+fn descriptors(config: &Config) -> Finding {
+    const SUBJECT: &str = "open descriptors";
+    let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return Finding::limited(SUBJECT, "their bound could not be read");
+    };
+    let wanted = config.max_captures as u64 * DESCRIPTORS_OF_CAPTURE + OTHER_DESCRIPTORS;
+    let found = format!("at most {most}");
+    if most < wanted {
+        return Finding::limited(SUBJECT, found)
+            .costs("not all captures that --max-captures allows can run at the same time")
+            .remedy(format!(
+                "raise it to {wanted}: ulimits in compose, LimitNOFILE in systemd"
+            ));
+    }
+    Finding::works(SUBJECT, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_kernels_are_compared_as_numbers() {
+        for (release, parsed) in [
+            ("6.18.44-fc-v669", Some((6, 18))),
+            ("5.8", Some((5, 8))),
+            ("5.10.0-32-amd64", Some((5, 10))),
+            ("6", None),
+            ("", None),
+        ] {
+            assert_eq!(version(release), parsed, "{release}");
+        }
+        assert!(version("5.4.0") < Some(OLDEST_KERNEL));
+        assert!(version("5.10") > Some(OLDEST_KERNEL));
+    }
+}

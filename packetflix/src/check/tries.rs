@@ -1,0 +1,259 @@
+//! What is tried: each thing as a capture does it.
+
+use std::{net::UdpSocket, path::Path, process, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Finding, State};
+use crate::{
+    capabilities::Capability,
+    config::Config,
+    discovery::{Discovery, EngineReport},
+    error::chain,
+    filter::compile::{CompileError, Options, compile},
+    netns::{Netns, ProcessIdentity},
+    pcapng::LinkType,
+    proc_fs::{namespace_link, numbers_in, proc_path},
+    tap::{
+        CaptureFilters, ClockSource, Hook, HookError, InterfaceSelection, Loader, MIN_RING_SIZE, OwnTraffic,
+        RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
+    },
+};
+
+/// The loopback device has the first index of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// How long a packet may take to its ring.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Tries all, and says whether captures can work.
+pub(super) async fn all(config: &Config, findings: &mut Vec<Finding>) -> bool {
+    let processes = tokio::task::block_in_place(processes);
+    let entered = processes.state != State::Fails;
+    let tcx = hook(config, Hook::Tcx, "hook tcx").await;
+    let socket = hook(config, Hook::Socket, "hook socket").await;
+    let [tcx_works, socket_works] = [&tcx, &socket].map(|hook| hook.state == State::Works);
+    let hooked = match config.tap.hook {
+        Hook::Auto => tcx_works || socket_works,
+        Hook::Tcx => tcx_works,
+        Hook::Socket => socket_works,
+    };
+    findings.extend([processes, tcx, socket, clock(hooked), btf()]);
+    findings.push(filters("filters", "tcp port 80").await);
+    findings.push(filters("filters with vlan", "vlan 5 and tcp port 80").await);
+    findings.extend(engines(config).await);
+    hooked && entered
+}
+
+/// Looks at all processes, and enters the network namespace of one: of another than ours, if there is one.
+fn processes() -> Finding {
+    const SUBJECT: &str = "other processes";
+    let own = namespace_link(Path::new("/proc/self/ns/net")).ok();
+    let (mut seen, mut hidden) = (0, 0);
+    let mut chosen = None;
+    for pid in numbers_in(Path::new("/proc")).into_iter().flatten() {
+        match namespace_link(&proc_path(pid, "ns/net")) {
+            Ok(namespace) => {
+                seen += 1;
+                let foreign = own.as_ref().is_some_and(|own| *own != namespace);
+                if pid != process::id() && (chosen.is_none() || foreign) {
+                    chosen = Some((pid, namespace.1));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => hidden += 1,
+            Err(_) => {}
+        }
+    }
+    let entered = chosen.map(|(pid, netns)| {
+        let identity = ProcessIdentity {
+            pid,
+            starttime: None,
+            netns: Some(netns),
+        };
+        let opened = Netns::of_process(&identity).map_err(|error| {
+            let blame = Capability::SysPtrace.blame(&error);
+            chain(&error) + &blame
+        })?;
+        opened.enter(|| ()).map_err(|error| {
+            let blame = Capability::SysAdmin.blame(&error);
+            chain(&error) + &blame
+        })
+    });
+    let lacks_ptrace = !Capability::SysPtrace.is_effective();
+    match entered {
+        Some(Err(sentence)) => Finding::fails(SUBJECT, sentence)
+            .costs("there are no captures")
+            .remedy("see the capabilities above"),
+        _ if hidden > 0 && lacks_ptrace => {
+            let lacks = format!(
+                "{hidden} of {} could not be looked at: the service lacks {}",
+                seen + hidden,
+                Capability::SysPtrace
+            );
+            Finding::limited(SUBJECT, lacks)
+                .costs("their namespaces are found only if they are mounted somewhere, and not by name")
+                .remedy("see the capabilities above")
+        }
+        Some(Ok(())) => Finding::works(
+            SUBJECT,
+            format!("the namespaces of {seen} could be looked at, and one was entered"),
+        ),
+        None => Finding::limited(SUBJECT, "there are none")
+            .costs("there is nothing to capture but mounted namespaces")
+            .remedy("use the host's PID namespace"),
+    }
+}
+
+/// Captures a packet of a namespace that is made for it.
+async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
+    match capture(config, hook).await {
+        Ok(true) => Finding::works(subject, "a packet was captured with it"),
+        Ok(false) => Finding::works(
+            subject,
+            "it could be attached; no packet was sent, for want of CAP_NET_ADMIN to set an interface up",
+        ),
+        Err(CaptureError::Tap(TapError::Hook(error @ HookError::NoTcx))) => Finding::limited(
+            subject,
+            error.to_string(),
+        )
+        .costs("the hook is a socket filter: what TC programs redirect or drop is not seen as it arrived")
+        .remedy("update the kernel to 6.6 or later, if that matters"),
+        Err(CaptureError::Tap(error)) => {
+            let sentence = chain(&error) + &error.needs().blame(&error);
+            Finding::fails(subject, sentence)
+                .costs("there are no captures with this hook")
+                .remedy("see the capabilities above; a seccomp profile must allow bpf")
+        }
+        Err(CaptureError::Lost) => Finding::fails(subject, "a packet that was sent did not come to a ring")
+            .costs("captures with this hook may miss packets")
+            .remedy("take the other hook with --hook, and report this"),
+    }
+}
+
+/// Why a packet was not captured.
+enum CaptureError {
+    Tap(TapError),
+    Lost,
+}
+
+impl<E: Into<TapError>> From<E> for CaptureError {
+    fn from(error: E) -> Self {
+        Self::Tap(error.into())
+    }
+}
+
+/// Whether a packet was sent and captured.
+async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
+    let rings = RingConfig {
+        size: MIN_RING_SIZE as u32,
+        is_fixed: true,
+        ..config.tap.rings
+    };
+    let loader = Loader::new(TapConfig {
+        hook,
+        rings,
+        log_programs: false,
+    });
+    let netns = Netns::fresh()?;
+    let request = TapRequest {
+        selection: InterfaceSelection::All,
+        filters: CaptureFilters::default(),
+        own: OwnTraffic::default(),
+        promiscuous: false,
+    };
+    let mut tap = Tap::open(&netns, request, &loader).await?;
+    let sent = netns.enter(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"packetflix", "127.0.0.1:9"))?;
+    let deadline = Instant::now() + PATIENCE;
+    let captured = loop {
+        // Without an interface that is up there is no way to the address.
+        if sent.is_err() || tap.counters(LOOPBACK).delivered > 0 {
+            break Ok(sent.is_ok());
+        }
+        if Instant::now() > deadline {
+            break Err(CaptureError::Lost);
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    tap.detach_all();
+    captured
+}
+
+/// Which clock programs can read; that can be found out only where they can be loaded.
+fn clock(programs_load: bool) -> Finding {
+    const SUBJECT: &str = "clock";
+    if !programs_load {
+        return Finding::limited(SUBJECT, "not known, since no program could be loaded");
+    }
+    match clock_source() {
+        ClockSource::Tai => Finding::works(SUBJECT, "programs read CLOCK_TAI"),
+        ClockSource::Boottime => Finding::limited(SUBJECT, "programs read CLOCK_BOOTTIME, and not CLOCK_TAI")
+            .costs("timestamps follow corrections of the host's clock within a second, and not at once")
+            .remedy("update the kernel to 6.1 or later, if that matters"),
+    }
+}
+
+fn btf() -> Finding {
+    let present = Path::new("/sys/kernel/btf/vmlinux").exists();
+    let found = if present {
+        "the kernel has it"
+    } else {
+        "the kernel has none"
+    };
+    Finding::works("BTF", format!("{found}, and captures do not need it"))
+}
+
+/// Compiles a filter, in the process without rights that does so.
+async fn filters(subject: &str, expression: &str) -> Finding {
+    match compile(expression, LinkType::Ethernet, &Options::default()).await {
+        Ok(_) => Finding::works(subject, "libpcap compiles them, in a process without rights"),
+        Err(error) => {
+            let blame = match &error {
+                CompileError::Setup {
+                    needs: Some(needs), ..
+                } => needs.blame(&error),
+                _ => String::new(),
+            };
+            Finding::limited(subject, chain(&error) + &blame)
+                .costs("requests with such filters are refused")
+                .remedy("see the capabilities above; a seccomp profile must allow seccomp and execve")
+        }
+    }
+}
+
+/// Asks the engines what they run, as a scan for targets does.
+async fn engines(config: &Config) -> Vec<Finding> {
+    let discovery = Discovery::new(config.engine_sockets.clone(), config.node_name.clone());
+    let scan = discovery.scan_now().await;
+    let engine = |engine: &EngineReport| {
+        let subject = "engine";
+        let path = engine.path.display();
+        match &engine.problem {
+            None => Finding::works(
+                subject,
+                format!("{path} tells of {} containers or pods", engine.workloads),
+            ),
+            Some(problem) => Finding::limited(subject, format!("{path}: {problem}"))
+                .costs("its containers have no names")
+                .remedy("see CAP_DAC_OVERRIDE above, or let the service into the socket's group"),
+        }
+    };
+    let mut findings: Vec<Finding> = scan.engines.iter().map(engine).collect();
+    if findings.is_empty() {
+        findings.push(
+            Finding::limited("engine", "no container engine was found")
+                .costs("containers and pods have no names; processes and mounted namespaces are listed")
+                .remedy("nothing, if there is none; else name its socket with --engine-socket"),
+        );
+    }
+    let targets = scan.targets.len();
+    findings.push(match &scan.obstacles[..] {
+        [] => Finding::works("targets", format!("{targets} were found")),
+        obstacles => Finding::limited(
+            "targets",
+            format!("{targets} were found; {}", obstacles.join("; ")),
+        )
+        .costs("others are not found")
+        .remedy("see the capabilities above"),
+    });
+    findings
+}
