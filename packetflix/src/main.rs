@@ -4,15 +4,8 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use packetflix::{cli::Args, config::Config, http};
+use packetflix::{cli::Args, config::Config, http, logging};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{
-    Layer as _,
-    filter::{LevelFilter, Targets},
-    fmt,
-    layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
-};
 
 fn main() -> ExitCode {
     if let Some(status) = packetflix::filter::answer_if_asked(std::env::args_os()) {
@@ -20,7 +13,10 @@ fn main() -> ExitCode {
     }
     packetflix::limit_allocator_arenas();
     let args = Args::parse();
-    init_logging(args.debug);
+    if let Err(error) = logging::init(&args) {
+        eprintln!("{:#}", anyhow::Error::from(error));
+        return ExitCode::FAILURE;
+    }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -28,25 +24,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn init_logging(debug: bool) {
-    // Our own debugging is not that of the libraries, which tell of each relocation and each frame.
-    let level = if debug {
-        LevelFilter::DEBUG
-    } else {
-        LevelFilter::INFO
-    };
-    let targets = Targets::new()
-        .with_default(LevelFilter::WARN)
-        // It warns when a list of interfaces is cut off because its capture ends.
-        .with_target("netlink_proto", LevelFilter::ERROR)
-        .with_target("packetflix", level)
-        .with_target("packetflix_ebpf", level);
-    let output = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    tracing_subscriber::registry()
-        .with(output.with_filter(targets))
-        .init();
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -60,13 +37,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
             http::listen(args.port).with_context(|| format!("cannot listen on port {}", args.port))?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let shutdown = async move {
+        let shutdown = async move || {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
         http::serve(listener, Arc::new(config), shutdown).await;
-        Ok(())
-    })
+        anyhow::Ok(())
+    })?;
+    // Whatever still blocks a thread after the drain is not waited for.
+    runtime.shutdown_background();
+    Ok(())
 }
