@@ -26,6 +26,17 @@ impl InterfaceCounters {
     pub fn dropped(&self) -> u64 {
         self.ring_full + self.copy_failed
     }
+
+    /// What was counted since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            seen: self.seen.saturating_sub(before.seen),
+            accepted: self.accepted.saturating_sub(before.accepted),
+            delivered: self.delivered.saturating_sub(before.delivered),
+            ring_full: self.ring_full.saturating_sub(before.ring_full),
+            copy_failed: self.copy_failed.saturating_sub(before.copy_failed),
+        }
+    }
 }
 
 impl core::iter::Sum for InterfaceCounters {
@@ -107,5 +118,7 @@ mod tests {
             }
         );
         assert_eq!(sum.accepted, sum.delivered + sum.dropped());
+        assert_eq!(sum.since(&one), one);
+        assert_eq!(one.since(&sum), InterfaceCounters::default());
     }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::tap::Hook;
+use crate::{logging::LogFormat, tap::Hook};
 
 /// What the program is to do: without a verb it serves.
 #[derive(Clone, Debug, Parser)]
@@ -67,6 +67,10 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", default_value = "120", value_parser = parse_seconds)]
     pub client_timeout: Duration,
 
+    /// Seconds that captures and connections get to end when the service is shut down
+    #[arg(long, env = "PACKETFLIX_SHUTDOWN_TIMEOUT", default_value = "10", value_parser = parse_seconds)]
+    pub shutdown_timeout: Duration,
+
     /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]; without this, --gw-port
     /// and --proxy-discovery, packetflix finds the targets itself
     #[arg(long, env = "PACKETFLIX_DISCOVERY_SERVICE", value_name = "HOST")]
@@ -98,6 +102,15 @@ pub struct Args {
     /// Log what is of use for finding faults, from the eBPF programs too
     #[arg(long, env = "PACKETFLIX_DEBUG")]
     pub debug: bool,
+
+    /// What the lines of the log look like
+    #[arg(long, env = "PACKETFLIX_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// File to append an account of every capture to, a JSON object in each line: who, what, how much; `-` is standard
+    /// output
+    #[arg(long, env = "PACKETFLIX_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
 
     /// Log each request
     #[arg(long, env = "PACKETFLIX_LOG_REQUESTS")]

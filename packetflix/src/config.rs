@@ -35,6 +35,8 @@ pub struct Config {
     pub max_captures: usize,
     /// After how long a client is given up that takes nothing or answers no ping.
     pub client_timeout: Duration,
+    /// How long captures and connections get to end when the service is shut down.
+    pub shutdown_timeout: Duration,
     /// Whether each request is logged.
     pub log_requests: bool,
     /// Whether the headers of each request are logged.
@@ -105,6 +107,7 @@ impl TryFrom<&Args> for Config {
             resolve_filter_names: args.resolve_filter_names,
             max_captures: usize::from(args.max_captures),
             client_timeout: args.client_timeout,
+            shutdown_timeout: args.shutdown_timeout,
             log_requests: args.log_requests,
             log_headers: args.log_headers,
             node_name: nix::unistd::gethostname()

@@ -13,6 +13,7 @@ pub mod filter;
 pub mod http;
 mod http_client;
 mod json;
+pub mod logging;
 mod memory;
 pub mod merging;
 pub mod netns;
@@ -22,5 +23,6 @@ mod session;
 mod sys;
 pub mod tap;
 mod target;
+mod watch;
 
 pub use sys::{limit_allocator_arenas, raise_descriptor_limit};

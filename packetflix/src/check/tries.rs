@@ -1,6 +1,6 @@
 //! What is tried: each thing as a capture does it.
 
-use std::{net::UdpSocket, path::Path, process, time::Duration};
+use std::{net::UdpSocket, path::Path, process, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -18,6 +18,7 @@ use crate::{
         CaptureFilters, ClockSource, Hook, HookError, InterfaceSelection, Loader, MIN_RING_SIZE, OwnTraffic,
         RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
     },
+    watch::Metrics,
 };
 
 /// The loopback device has the first index of every network namespace.
@@ -222,7 +223,11 @@ async fn filters(subject: &str, expression: &str) -> Finding {
 
 /// Asks the engines what they run, as a scan for targets does.
 async fn engines(config: &Config) -> Vec<Finding> {
-    let discovery = Discovery::new(config.engine_sockets.clone(), config.node_name.clone());
+    let discovery = Discovery::new(
+        config.engine_sockets.clone(),
+        config.node_name.clone(),
+        Arc::new(Metrics::new()),
+    );
     let scan = discovery.scan_now().await;
     let engine = |engine: &EngineReport| {
         let subject = "engine";

@@ -38,6 +38,7 @@ use crate::{
     proc_fs::{Stat, numbers_in},
     sys,
     target::TargetDescription,
+    watch::Metrics,
 };
 
 /// How long a scan is good enough for those who only want to see.
@@ -61,6 +62,7 @@ pub(crate) struct Discovery {
     node_name: String,
     last: Mutex<Option<Last>>,
     addresses: watch::Sender<Arc<AddressBook>>,
+    metrics: Arc<Metrics>,
 }
 
 /// The last scan.
@@ -124,12 +126,13 @@ impl Scan {
 
 impl Discovery {
     /// Asks the engines at `engine_sockets` beside those at well-known places.
-    pub(crate) fn new(engine_sockets: Vec<PathBuf>, node_name: String) -> Self {
+    pub(crate) fn new(engine_sockets: Vec<PathBuf>, node_name: String, metrics: Arc<Metrics>) -> Self {
         Self {
             engine_sockets,
             node_name,
             last: Mutex::new(None),
             addresses: watch::Sender::default(),
+            metrics,
         }
     }
 
@@ -176,6 +179,7 @@ impl Discovery {
             Some(last) => report_changes(&last.engines, &last.obstacles, &scan),
             None => report_changes(&[], &[], &scan),
         }
+        self.count(&scan, began.elapsed());
         tracing::debug!(
             targets = scan.targets.len(),
             elapsed_ms = began.elapsed().as_millis(),
@@ -196,6 +200,21 @@ impl Discovery {
             known,
         });
         scan
+    }
+
+    /// Tells the metrics of a scan. Engines are named by where their sockets are, which for containers and users may be
+    /// anywhere: these are taken together.
+    fn count(&self, scan: &Scan, took: Duration) {
+        self.metrics.scanned(took);
+        for engine in scan.engines.iter().filter(|engine| engine.problem.is_some()) {
+            let is_known = self.engine_sockets.contains(&engine.path) || sockets::is_well_known(&engine.path);
+            let name = if is_known {
+                engine.path.display().to_string()
+            } else {
+                "other".to_owned()
+            };
+            self.metrics.engine_failed(name);
+        }
     }
 }
 
@@ -367,7 +386,11 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_share_a_scan_that_began_after_they_asked() {
-        let discovery = Discovery::new(vec!["/nowhere".into()], "here".to_owned());
+        let discovery = Discovery::new(
+            vec!["/nowhere".into()],
+            "here".to_owned(),
+            Arc::new(Metrics::new()),
+        );
         let (first, second, third) =
             tokio::join!(discovery.scan_now(), discovery.scan_now(), discovery.scan_now());
         assert!(!Arc::ptr_eq(&first, &second));

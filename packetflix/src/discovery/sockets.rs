@@ -49,6 +49,11 @@ const WELL_KNOWN: &[(&str, Api)] = &[
 /// Where the engines of users have theirs, below `/run/user/UID`.
 const WELL_KNOWN_OF_USERS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
 
+/// Whether engines of the host have their sockets there.
+pub(super) fn is_well_known(path: &Path) -> bool {
+    WELL_KNOWN.iter().any(|(place, _)| path == Path::new(place))
+}
+
 /// A socket that may be an engine's.
 #[derive(Debug)]
 pub(super) struct EngineSocket {

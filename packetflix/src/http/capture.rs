@@ -39,7 +39,8 @@ use crate::{
     netns::Netns,
     session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
-    target::{Directory, DiscoveryService, Target},
+    target::{Directory, DiscoveryService, Target, TargetDescription},
+    watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, Load, Metrics, RunningCapture},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
@@ -60,8 +61,11 @@ pub(super) struct App {
     pub(super) stop: CancellationToken,
     /// Makes the kernel's part of captures.
     pub(super) loader: Arc<Loader>,
+    /// Those that run.
+    pub(super) captures: Arc<Captures>,
+    pub(super) metrics: Arc<Metrics>,
     feeds: Feeds,
-    captures: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     next_id: AtomicU64,
 }
 
@@ -80,10 +84,12 @@ pub(super) struct Handshake {
 
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let captures = Arc::new(Semaphore::new(config.max_captures));
+        let permits = Arc::new(Semaphore::new(config.max_captures));
+        let metrics = Arc::new(Metrics::new());
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
             config.node_name.clone(),
+            Arc::clone(&metrics),
         ));
         let directory = match &config.discovery_service {
             Some(address) => Directory::Service(DiscoveryService::new(address.clone())),
@@ -98,42 +104,67 @@ impl App {
             directory,
             filters,
             loader: Arc::new(Loader::new(config.tap.clone())),
-            feeds: Feeds::new(tasks.clone()),
+            feeds: Feeds::new(tasks.clone(), Arc::clone(&metrics)),
+            captures: Arc::new(Captures::new(Arc::clone(&metrics))),
+            metrics,
             config,
             tasks,
             stop,
-            captures,
+            permits,
             next_id: AtomicU64::new(1),
         }
     }
 
-    pub(super) fn running_captures(&self) -> usize {
-        self.config.max_captures - self.captures.available_permits()
+    /// What is in use at the moment.
+    pub(super) fn load(&self) -> Load {
+        let (ring_memory, ring_memory_limit) = self.loader.ring_memory();
+        Load {
+            captures: self.captures.count(),
+            ring_memory,
+            ring_memory_limit,
+        }
+    }
+
+    /// Why captures cannot begin, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.stop.is_cancelled() {
+            return Some("the service is shutting down".to_owned());
+        }
+        self.loader.problem()
     }
 
     /// Starts a capture and answers the handshake, or says why not.
     pub(super) async fn capture(self: Arc<Self>, handshake: Handshake) -> Result<Response, Refusal> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("capture", id);
+        let mut attempt = Attempt {
+            id,
+            peer: handshake.peer,
+            target: TargetDescription::default(),
+        };
         let app = Arc::clone(&self);
-        let started = app.start(handshake, span.clone()).instrument(span.clone()).await;
-        if let Err(refusal) = &started {
-            span.in_scope(|| {
-                tracing::info!(
-                    status = refusal.status.as_u16(),
-                    reason = refusal.sentence,
-                    "refused"
-                );
-            });
+        let started = app.start(handshake, &mut attempt, span.clone());
+        let started = started.instrument(span.clone()).await;
+        if let Err(Refusal { status, sentence }) = &started {
+            let status = status.as_u16();
+            span.in_scope(|| tracing::info!(status, reason = sentence, "refused"));
+            self.metrics.refused(status);
+            watch::refused(&attempt, status, sentence);
         }
         started
     }
 
-    async fn start(self: Arc<Self>, handshake: Handshake, span: tracing::Span) -> Result<Response, Refusal> {
+    async fn start(
+        self: Arc<Self>,
+        handshake: Handshake,
+        attempt: &mut Attempt,
+        span: tracing::Span,
+    ) -> Result<Response, Refusal> {
         tracing::debug!(peer = ?handshake.peer, query = handshake.query, "asked for a capture");
         check_origin(&handshake.headers)?;
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
+        attempt.target.clone_from(&request.target);
         let permit = self.permit()?;
 
         let names = request.names.then(|| self.names());
@@ -164,22 +195,40 @@ impl App {
             claimed: own.claimed,
             chaste: request.chaste,
         };
+        let mut facts = CaptureFacts {
+            id: attempt.id,
+            tap: attempt.id,
+            peer: attempt.peer,
+            target: description.clone(),
+            netns: key.netns,
+            selection: key.selection.clone(),
+            filter: request.filter.clone(),
+        };
         let stop = self.stop.child_token();
-        let joined = self.join_or_begin(key, netns, own.traffic).await?;
-        let mut session = joined.stream(info, stop.clone());
+        let joined = self.join_or_begin(facts.id, key, netns, own.traffic).await?;
+        facts.tap = joined.tap();
+        let running = self.captures.begin(facts, stop.clone());
+        let mut session = joined.stream(info, stop.clone(), running.capture());
         if let Some(names) = names {
             session.tell_names(names);
         }
         tracing::info!(netns = session.netns(), name = description.full_name(), "started");
 
         let app = Arc::clone(&self);
-        self.tasks
-            .spawn(async move { app.stream(upgraded, session, stop, permit).await }.instrument(span));
+        self.tasks.spawn(
+            async move { app.stream(upgraded, session, running, stop, permit).await }.instrument(span),
+        );
         Ok(switching)
     }
 
-    /// Joins the capture if it runs, or begins it.
-    async fn join_or_begin(&self, key: CaptureKey, netns: Netns, own: OwnTraffic) -> Result<Joined, Refusal> {
+    /// Joins the capture if it runs, or begins it, with the number `id`.
+    async fn join_or_begin(
+        &self,
+        id: u64,
+        key: CaptureKey,
+        netns: Netns,
+        own: OwnTraffic,
+    ) -> Result<Joined, Refusal> {
         let slot = self.feeds.slot(key.clone()).await;
         if let Some(joined) = slot.join(&own).await {
             return Ok(joined);
@@ -203,7 +252,7 @@ impl App {
                 TapError::Load(LoadError::Filter(_)) => about_filter(error.into(), &key.filter, None),
                 error => error.into(),
             })?;
-        Ok(slot.begin(netns, tap, own))
+        Ok(slot.begin(id, netns, tap, own))
     }
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
@@ -230,7 +279,7 @@ impl App {
                 "the service is shutting down",
             ));
         }
-        Arc::clone(&self.captures).try_acquire_owned().map_err(|_| {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             let sentence = format!(
                 "no more captures may run at the same time than {}, and those are running",
                 self.config.max_captures
@@ -244,12 +293,16 @@ impl App {
         self: Arc<Self>,
         upgraded: UpgradeFut,
         session: Session,
+        running: RunningCapture,
         stop: CancellationToken,
         permit: OwnedSemaphorePermit,
     ) {
         match upgraded.await {
-            Ok(socket) => websocket::serve(socket, session, stop, self.config.client_timeout).await,
-            Err(error) => tracing::info!(%error, "ended: the client left before the stream began"),
+            Ok(socket) => websocket::serve(socket, session, running, stop, self.config.client_timeout).await,
+            Err(error) => {
+                tracing::info!(%error, "ended: the client left before the stream began");
+                running.end(CaptureEnd::ClientGone, "it left before the stream began");
+            }
         }
         drop(permit);
     }

@@ -59,6 +59,7 @@ impl Front {
             Some(proxy) => proxy.answer(request, peer).await,
             None => self.route(request, peer).await?,
         };
+        self.app.metrics.answered(response.status().as_u16());
         if let Some(log) = log {
             log.end(response.status());
         }

@@ -1,8 +1,10 @@
 //! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the WebSocket.
 
 mod capture;
+mod captures;
 mod filter;
 mod front;
+mod health;
 mod log;
 mod own;
 mod proxy;

@@ -14,20 +14,33 @@ use warp::{
 
 use super::{
     capture::{App, Handshake, LocalEnd},
-    filter,
+    captures, filter, health,
     refusal::Refusal,
     targets,
 };
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
-const PATHS: [&str; 5] = ["/capture", "/version", "/targets", "/filter", "/openapi.json"];
+const PATHS: [&str; 9] = [
+    "/capture",
+    "/captures",
+    "/filter",
+    "/healthz",
+    "/metrics",
+    "/openapi.json",
+    "/readyz",
+    "/targets",
+    "/version",
+];
+
+/// Below this, each capture that runs has its number.
+const CAPTURES: &str = "/captures/";
 
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
 
 /// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
 pub(super) fn is_ours(path: &str) -> bool {
-    PATHS.contains(&path)
+    PATHS.contains(&path) || path.starts_with(CAPTURES)
 }
 
 /// All routes, with every answer, the refusals too, as a response.
@@ -66,6 +79,9 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
 }
 
 async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Handshake) -> Response {
+    if let Some(id) = path.as_str().strip_prefix(CAPTURES) {
+        return captures::one(&app, method, id, &handshake);
+    }
     if !matches!(*method, Method::GET | Method::HEAD) {
         let sentence = format!("{} is read with GET, not {method}", path.as_str());
         return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence).into_response();
@@ -79,11 +95,16 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
         "/filter" => filter::show(&app, &handshake.query)
             .await
             .unwrap_or_else(Reply::into_response),
+        "/captures" => captures::list(&app, &handshake),
+        "/metrics" => health::metrics(&app),
+        "/healthz" => health::alive(),
+        "/readyz" => health::ready(&app),
         "/openapi.json" => openapi(),
         "/capture" => app.capture(handshake).await.unwrap_or_else(Reply::into_response),
         unknown => {
             let sentence = format!(
-                "there is nothing at {unknown}: see /capture, /targets, /filter, /version and /openapi.json"
+                "there is nothing at {unknown}: see /capture, /captures, /targets, /filter, /version, /metrics, \
+                 /healthz, /readyz and /openapi.json"
             );
             Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
         }

@@ -1,7 +1,6 @@
 //! The accept loop. Every connection and every capture is a task that is waited for.
 
 use std::{
-    future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -23,7 +22,7 @@ use super::{
     front::Front,
     tcp::keep_prompt_and_alive,
 };
-use crate::config::Config;
+use crate::{config::Config, watch::ServiceManager};
 
 /// Most connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -33,9 +32,6 @@ const BACKLOG: i32 = 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of the head of a request.
 const MAX_HEAD_LEN: usize = 64 * 1024;
-
-/// How long captures and connections get to end when the service is shut down.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when no connection can be accepted, for want of descriptors for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -66,34 +62,71 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Serves `listener` until `shutdown` is ready; then ends every capture with its statistics and a close
-/// frame, and returns when all are done, or after ten seconds.
-pub async fn serve(listener: TcpListener, config: Arc<Config>, shutdown: impl Future<Output = ()>) {
+/// Serves `listener` until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
+/// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
+pub async fn serve(listener: TcpListener, config: Arc<Config>, mut shutdown: impl AsyncFnMut()) {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let patience = config.shutdown_timeout;
     let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
-    // So that the first capture has no longer to wait than others.
+    let manager = ServiceManager::from_environment();
+    tokio::select! {
+        () = shutdown() => {}
+        () = accept_all(&listener, &app) => {}
+        () = stay_ready(&listener, &app, &manager) => {}
+        () = stay_in_touch(&app, &manager) => {}
+        () = app.discovery.follow() => {}
+    }
+
+    tracing::info!(captures = app.captures.count(), "shutting down");
+    stop.cancel();
+    tasks.close();
+    manager.stopping(patience, &status(&app));
+    tokio::select! {
+        drained = timeout(patience, tasks.wait()) => if drained.is_err() {
+            tracing::warn!(tasks = tasks.len(), "not everything ended in time");
+        },
+        () = shutdown() => tracing::warn!(tasks = tasks.len(), "a second signal: what still runs is cut off"),
+        // Whoever asks meanwhile is told that the service is not ready.
+        () = accept_all(&listener, &app) => {}
+        () = stay_in_touch(&app, &manager) => {}
+    }
+}
+
+/// Keeps an object ready for the next capture, and tells when the first one is: the first capture has no longer to wait
+/// than others. Never ends.
+async fn stay_ready(listener: &TcpListener, app: &App, manager: &ServiceManager) {
     app.loader.make_ready().await;
     match listener.local_addr() {
         Ok(address) => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
         Err(error) => tracing::warn!(%error, "listening, but the address is not known"),
     }
+    manager.ready(&status(app));
+    app.loader.keep_one_ready().await;
+}
 
-    tokio::select! {
-        () = shutdown => {}
-        () = accept_all(listener, &app) => {}
-        () = app.discovery.follow() => {}
-        () = Arc::clone(&app.loader).keep_one_ready() => {}
-    }
-    tracing::info!(captures = app.running_captures(), "shutting down");
-    stop.cancel();
-    tasks.close();
-    if timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-        tracing::warn!(tasks = tasks.len(), "not everything ended in time");
+/// Tells the service manager again and again that all is well. Never ends.
+async fn stay_in_touch(app: &App, manager: &ServiceManager) {
+    loop {
+        sleep(manager.interval()).await;
+        manager.alive(&status(app));
     }
 }
 
-async fn accept_all(listener: TcpListener, app: &Arc<App>) {
+/// How the service is, in a sentence.
+fn status(app: &App) -> String {
+    let captures = match app.captures.count() {
+        0 => "no captures".to_owned(),
+        1 => "1 capture".to_owned(),
+        count => format!("{count} captures"),
+    };
+    match app.problem() {
+        Some(problem) => format!("{captures}; {problem}"),
+        None => captures,
+    }
+}
+
+async fn accept_all(listener: &TcpListener, app: &Arc<App>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let front = Arc::new(Front::new(app));
     loop {

@@ -13,7 +13,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::session::{Ended, Session};
+use crate::{
+    session::{Ended, Session},
+    watch::{CaptureEnd, RunningCapture},
+};
 
 /// Most bytes of a frame that a client may send; all that it has to say are control frames.
 const MAX_CLIENT_FRAME_LEN: usize = 64 * 1024;
@@ -81,6 +84,7 @@ struct Peer {
 pub(super) async fn serve(
     socket: WebSocket<TokioIo<Upgraded>>,
     mut session: Session,
+    running: RunningCapture,
     stop: CancellationToken,
     client_timeout: Duration,
 ) {
@@ -102,7 +106,7 @@ pub(super) async fn serve(
     client.send_all(&mut session).await;
 
     let (ended, totals) = session.end();
-    let (code, reason) = close_reason(client.peer.end.as_ref(), &ended);
+    let (code, end, reason) = close_reason(client.peer.end.as_ref(), &ended);
     tracing::info!(
         code,
         reason,
@@ -110,6 +114,7 @@ pub(super) async fn serve(
         dropped = totals.dropped,
         "ended"
     );
+    running.end(end, &reason);
     // Of a failed write nobody knows how much went out: what follows it could not be read.
     if !matches!(client.peer.end, Some(ClientEnd::Gone(_))) {
         // A client that does not take the frame in time has had its chance.
@@ -132,7 +137,13 @@ impl Client {
                 }
                 _ = ping.tick(), if self.peer.end.is_none() => self.ping().await,
                 blocks = session.next() => match blocks {
-                    Some(blocks) => self.write(Frame::binary(Payload::Borrowed(&blocks))).await,
+                    Some(blocks) => {
+                        let written = self.write(Frame::binary(Payload::Borrowed(&blocks))).await;
+                        if written.is_ok() {
+                            session.sent();
+                        }
+                        written
+                    }
                     None => return,
                 }
             };
@@ -255,18 +266,35 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
     }
 }
 
-/// The close code and reason for an end: the client's own comes first, since the session ends in its wake.
-fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, String) {
-    let (code, mut reason) = match (client, session) {
-        (Some(ClientEnd::Closed), _) => (NORMAL, "closed by the client".to_owned()),
-        (Some(ClientEnd::Garbage(what)), _) => (PROTOCOL_ERROR, format!("not WebSocket: {what}")),
-        (Some(ClientEnd::Gone(how)), _) => (NORMAL, format!("the client is gone: {how}")),
-        (None, Ended::Stopped) => (GOING_AWAY, "the service is shutting down".to_owned()),
-        (None, Ended::NamespaceGone(inode)) => (NORMAL, format!("the network namespace {inode} has ended")),
-        (None, Ended::Failed(why)) => (FAILED, why.clone()),
+/// The close code, kind and reason of an end: the client's own comes first, since the session ends in its wake.
+fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, CaptureEnd, String) {
+    let (code, end, mut reason) = match (client, session) {
+        (Some(ClientEnd::Closed), _) => (NORMAL, CaptureEnd::Closed, "closed by the client".to_owned()),
+        (Some(ClientEnd::Garbage(what)), _) => (
+            PROTOCOL_ERROR,
+            CaptureEnd::ProtocolError,
+            format!("not WebSocket: {what}"),
+        ),
+        (Some(ClientEnd::Gone(how)), _) => (
+            NORMAL,
+            CaptureEnd::ClientGone,
+            format!("the client is gone: {how}"),
+        ),
+        (None, Ended::Stopped) => (
+            GOING_AWAY,
+            CaptureEnd::Shutdown,
+            "the service is shutting down".to_owned(),
+        ),
+        (None, Ended::ByOperator) => (NORMAL, CaptureEnd::Operator, "ended by the operator".to_owned()),
+        (None, Ended::NamespaceGone(inode)) => (
+            NORMAL,
+            CaptureEnd::NamespaceGone,
+            format!("the network namespace {inode} has ended"),
+        ),
+        (None, Ended::Failed(why)) => (FAILED, CaptureEnd::Failed, why.clone()),
     };
     reason.truncate(reason.floor_char_boundary(MAX_REASON_LEN));
-    (code, reason)
+    (code, end, reason)
 }
 
 #[cfg(test)]
@@ -283,17 +311,19 @@ mod tests {
         ];
         let sessions = [
             Ended::Stopped,
+            Ended::ByOperator,
             Ended::NamespaceGone(5),
             Ended::Failed("y".repeat(200)),
         ];
         for client in &clients {
             for session in &sessions {
-                let (code, reason) = close_reason(client.as_ref(), session);
+                let (code, _, reason) = close_reason(client.as_ref(), session);
                 assert!([1000, 1001, 1002, 1011].contains(&code));
                 assert!(!reason.is_empty() && reason.len() <= MAX_REASON_LEN);
             }
         }
         assert_eq!(close_reason(None, &Ended::Stopped).0, GOING_AWAY);
+        assert_eq!(close_reason(None, &Ended::ByOperator).0, NORMAL);
         assert_eq!(close_reason(None, &Ended::NamespaceGone(5)).0, NORMAL);
         assert_eq!(close_reason(None, &Ended::Failed(String::new())).0, FAILED);
     }

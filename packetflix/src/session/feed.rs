@@ -14,6 +14,7 @@ use super::{
 use crate::{
     netns::Netns,
     tap::{OwnTraffic, Tap},
+    watch::Metrics,
 };
 
 /// Most clients that wait to join, or for statistics.
@@ -29,6 +30,8 @@ pub(super) struct Feed {
 /// What the reader and its clients share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
+    /// Number of the capture that began the feed.
+    id: u64,
     window: Mutex<Window>,
     /// Tells clients that there is something new.
     published: watch::Sender<()>,
@@ -65,16 +68,21 @@ pub(super) struct Subscription {
 }
 
 impl Feed {
-    /// Starts the reader of a tap with its first client. The reader ends when the last client has left.
+    /// Starts the reader of a tap with its first client, whose capture has the number `id`. The reader ends when the last client has left.
     pub(super) fn start(
+        id: u64,
         netns: Netns,
         tap: Tap,
         own: OwnTraffic,
         tasks: &TaskTracker,
+        metrics: Arc<Metrics>,
     ) -> (Self, Subscription) {
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let feed = Self {
-            shared: Arc::default(),
+            shared: Arc::new(Shared {
+                id,
+                ..Shared::default()
+            }),
             commands,
         };
         let before = Statistics {
@@ -83,7 +91,7 @@ impl Feed {
             until: 0,
             interfaces: Vec::new(),
         };
-        let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue);
+        let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue, metrics);
         let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
         tasks.spawn(reader.run(feed.commands.downgrade()).in_current_span());
         (feed, subscription)
@@ -141,6 +149,11 @@ impl Subscription {
             before,
             interfaces: window.interfaces().to_vec(),
         }
+    }
+
+    /// Number of the capture that began the feed.
+    pub(super) fn feed(&self) -> u64 {
+        self.shared.id
     }
 
     /// Waits for the next batch, or the end. May be dropped while it waits.

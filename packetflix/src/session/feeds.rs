@@ -16,6 +16,7 @@ use super::{
 use crate::{
     netns::Netns,
     tap::{InterfaceSelection, OwnTraffic, Tap},
+    watch::{Capture, Metrics},
 };
 
 /// What makes two captures the same.
@@ -50,22 +51,25 @@ pub(crate) struct Feeds {
     slots: Mutex<HashMap<CaptureKey, Arc<AsyncMutex<Option<Feed>>>>>,
     /// The readers, to wait for at the end.
     tasks: TaskTracker,
+    metrics: Arc<Metrics>,
 }
 
 /// The place of one capture, held by a client that is about to join it or to begin it.
 pub(crate) struct Slot {
     feed: OwnedMutexGuard<Option<Feed>>,
     tasks: TaskTracker,
+    metrics: Arc<Metrics>,
 }
 
 /// A client's part in a tap.
 pub(crate) struct Joined(Subscription);
 
 impl Feeds {
-    pub(crate) fn new(tasks: TaskTracker) -> Self {
+    pub(crate) fn new(tasks: TaskTracker, metrics: Arc<Metrics>) -> Self {
         Self {
             slots: Mutex::default(),
             tasks,
+            metrics,
         }
     }
 
@@ -79,6 +83,7 @@ impl Feeds {
         Slot {
             feed: slot.lock_owned().await,
             tasks: self.tasks.clone(),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 }
@@ -98,17 +103,28 @@ impl Slot {
         self.feed.as_ref()?.join(own.clone()).await.map(Joined)
     }
 
-    /// Begins the capture with a tap that leaves out `own`.
-    pub(crate) fn begin(mut self, netns: Netns, tap: Tap, own: OwnTraffic) -> Joined {
-        let (feed, subscription) = Feed::start(netns, tap, own, &self.tasks);
+    /// Begins the capture, with the number `id`, with a tap that leaves out `own`.
+    pub(crate) fn begin(mut self, id: u64, netns: Netns, tap: Tap, own: OwnTraffic) -> Joined {
+        let Self { tasks, metrics, .. } = &self;
+        let (feed, subscription) = Feed::start(id, netns, tap, own, tasks, Arc::clone(metrics));
         *self.feed = Some(feed);
         Joined(subscription)
     }
 }
 
 impl Joined {
-    /// Begins a client's stream, which ends when `stop` is cancelled.
-    pub(crate) fn stream(self, info: SessionInfo<'_>, stop: CancellationToken) -> Session {
-        Session::new(self.0, info, stop)
+    /// Number of the capture that began the tap.
+    pub(crate) fn tap(&self) -> u64 {
+        self.0.feed()
+    }
+
+    /// Begins a client's stream, which ends when `stop` is cancelled, and tells `capture` what it amounts to.
+    pub(crate) fn stream(
+        self,
+        info: SessionInfo<'_>,
+        stop: CancellationToken,
+        capture: Arc<Capture>,
+    ) -> Session {
+        Session::new(self.0, info, stop, capture)
     }
 }

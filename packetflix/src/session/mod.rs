@@ -11,7 +11,7 @@ mod statistics;
 mod stream;
 pub(crate) mod window;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -29,7 +29,7 @@ use self::{
     stream::{Stream, StreamInfo},
     window::{Batch, Next, PacketCount},
 };
-use crate::{discovery::AddressBook, target::TargetDescription};
+use crate::{discovery::AddressBook, target::TargetDescription, watch::Capture};
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,6 +42,8 @@ const MAX_KEPT_BACK: usize = 64 * 1024;
 pub(crate) enum Ended {
     /// It was asked to.
     Stopped,
+    /// An operator asked it to.
+    ByOperator,
     /// Nobody but us holds the namespace any more.
     NamespaceGone(u64),
     /// It could not go on.
@@ -93,16 +95,35 @@ pub(crate) struct Session {
     /// What is sent next.
     blocks: VecDeque<Bytes>,
     /// What is sent after that, unless it is kept back.
-    packets: VecDeque<Bytes>,
+    packets: VecDeque<Piece>,
+    /// What is to be counted once it is sent of what `next` gave last.
+    in_hand: Piece,
+    capture: Arc<Capture>,
     stop: CancellationToken,
     /// Since when all is to come to an end, on the records' clock and on ours.
     stopping: Option<(u64, Instant)>,
     ended: Option<Ended>,
 }
 
+/// A piece of a stream.
+#[derive(Clone, Debug, Default)]
+struct Piece {
+    /// Whole blocks.
+    blocks: Bytes,
+    /// How many packets are among them.
+    packets: u64,
+    /// When the first of them was captured, on the records' clock.
+    oldest: u64,
+}
+
 impl Session {
     /// Begins a stream with its section header and the descriptions of all interfaces.
-    fn new(subscription: Subscription, info: SessionInfo<'_>, stop: CancellationToken) -> Self {
+    fn new(
+        subscription: Subscription,
+        info: SessionInfo<'_>,
+        stop: CancellationToken,
+        capture: Arc<Capture>,
+    ) -> Self {
         let mut stream = Stream::begin(
             &StreamInfo {
                 holder: info.holder,
@@ -125,6 +146,8 @@ impl Session {
             known_names: None,
             first_names: None,
             packets: VecDeque::new(),
+            in_hand: Piece::default(),
+            capture,
             stop,
             stopping: None,
             ended: None,
@@ -143,13 +166,15 @@ impl Session {
     /// When `stop` is cancelled, all that was captured until then is still to come, with the final statistics.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(blocks) = self.blocks.pop_front() {
+            let next = match self.blocks.pop_front() {
+                Some(blocks) => Some(Piece::from(blocks)),
+                None if self.is_kept_back() => None,
+                None => self.packets.pop_front(),
+            };
+            if let Some(piece) = next {
+                let blocks = piece.blocks.clone();
+                self.in_hand = piece;
                 return Some(blocks);
-            }
-            if !self.is_kept_back()
-                && let Some(packets) = self.packets.pop_front()
-            {
-                return Some(packets);
             }
             if self.ended.is_some() {
                 return None;
@@ -170,6 +195,18 @@ impl Session {
         }
     }
 
+    /// What `next` gave last was handed to the client's socket.
+    pub(crate) fn sent(&mut self) {
+        let Piece {
+            blocks,
+            packets,
+            oldest,
+        } = mem::take(&mut self.in_hand);
+        let delay = self.known.clock.now().saturating_sub(oldest);
+        let delay = (packets > 0).then(|| Duration::from_nanos(delay));
+        self.capture.delivered(packets, blocks.len(), delay);
+    }
+
     /// Inode number of the namespace.
     pub(crate) fn netns(&self) -> u64 {
         self.netns
@@ -178,12 +215,16 @@ impl Session {
     /// Why it ended, and what it amounted to.
     pub(crate) fn end(self) -> (Ended, Totals) {
         let totals = self.stream.totals();
-        (self.ended.unwrap_or(Ended::Stopped), totals)
+        let ended = match self.ended {
+            Some(Ended::Stopped) | None if self.capture.is_ended_by_operator() => Ended::ByOperator,
+            ended => ended.unwrap_or(Ended::Stopped),
+        };
+        (ended, totals)
     }
 
     /// Whether packets wait for the names of their addresses.
     fn is_kept_back(&self) -> bool {
-        let len: usize = self.packets.iter().map(Bytes::len).sum();
+        let len: usize = self.packets.iter().map(|piece| piece.blocks.len()).sum();
         self.first_names.is_some() && self.stopping.is_none() && self.ended.is_none() && len < MAX_KEPT_BACK
     }
 
@@ -222,24 +263,44 @@ impl Session {
         }
         if !lost.is_empty() {
             self.stream.lose(lost);
+            self.capture.lost_by_client(packets_in(lost));
             self.known.taken = self.known.clock.now();
             self.stream.write_statistics(&self.known, false);
         }
         self.stream.deliver(&batch.counts);
-        self.packets.extend(self.stream.take());
+        self.packets.extend(self.stream.take().map(Piece::from));
         if !batch.packets.is_empty() {
-            self.packets.push_back(batch.packets.clone());
+            self.packets.push_back(Piece {
+                blocks: batch.packets.clone(),
+                packets: packets_in(&batch.counts),
+                oldest: batch.oldest,
+            });
         }
         if let Some(statistics) = &batch.statistics {
             self.known = Statistics::clone(statistics);
             let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
             self.stream.write_statistics(statistics, is_end);
-            self.packets.extend(self.stream.take());
+            self.packets.extend(self.stream.take().map(Piece::from));
+            self.capture.lost_in_kernel(self.stream.lost_in_kernel());
             if is_end {
                 self.ended = Some(Ended::Stopped);
             }
         }
     }
+}
+
+impl From<Bytes> for Piece {
+    fn from(blocks: Bytes) -> Self {
+        Self {
+            blocks,
+            ..Self::default()
+        }
+    }
+}
+
+/// How many packets that is in all.
+fn packets_in(counts: &[PacketCount]) -> u64 {
+    counts.iter().map(|count| count.packets).sum()
 }
 
 /// Waits until a time; for ever without one.

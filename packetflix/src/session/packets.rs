@@ -24,6 +24,8 @@ pub struct Packets {
     /// Places of the interfaces that have packets in the batch.
     touched: Vec<usize>,
     described: usize,
+    /// When the first packet of the batch was captured, on the records' clock.
+    oldest: u64,
     /// Bytes of the last batch: the next one will have about as many.
     last_len: usize,
 }
@@ -95,6 +97,7 @@ impl Packets {
             // Enough for what is to be expected: a batch that grows is copied.
             let room = (self.last_len + self.last_len / 4).clamp(MIN_ROOM, MAX_BATCH_LEN);
             self.batch.reserve(room.max(packet.encoded_len()));
+            self.oldest = header.timestamp;
         } else if self.batch.len() + packet.encoded_len() > MAX_BATCH_LEN {
             return Head::Keep;
         }
@@ -105,6 +108,11 @@ impl Packets {
         interface.in_batch += 1;
         interface.delivered += 1;
         Head::Remove
+    }
+
+    /// When the first packet was captured that was written since the last time, on the records' clock.
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest
     }
 
     /// What was written since the last time, and how many packets of which interface that is.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use packetflix_common::InterfaceCounters;
 use tokio::{
     sync::mpsc,
     task::coop::consume_budget,
@@ -16,13 +17,15 @@ use super::{
     Ended,
     feed::{Command, Shared, Subscription},
     packets::Packets,
+    packets_in,
     statistics::{InterfaceCounts, Statistics, TapInterface},
     window::Batch,
 };
 use crate::{
     error,
     netns::Netns,
-    tap::{Drained, OwnTraffic, Tap, TapChange, TapError, TappedInterface},
+    tap::{Drained, OwnTraffic, ProgramUse, Tap, TapChange, TapError, TappedInterface},
+    watch::Metrics,
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
@@ -44,7 +47,7 @@ pub(super) struct Reader {
     /// What has become of the packets of each interface, in the order of their descriptions.
     counts: Vec<InterfaceCounts>,
     /// The counts that were last published; `None` when the next are wanted whatever they say.
-    told: Option<Vec<InterfaceCounts>>,
+    published: Option<Vec<InterfaceCounts>>,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
     gone: usize,
@@ -52,6 +55,11 @@ pub(super) struct Reader {
     statistics_due: bool,
     /// Statistics are wanted when all that was captured until then is published.
     settle: Option<u64>,
+    metrics: Arc<Metrics>,
+    /// What the metrics have of each interface, in the order of their descriptions.
+    told: Vec<InterfaceCounters>,
+    /// What they have of the programs.
+    told_of_programs: ProgramUse,
 }
 
 impl Reader {
@@ -60,7 +68,9 @@ impl Reader {
         tap: Tap,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
+        metrics: Arc<Metrics>,
     ) -> Self {
+        metrics.tap_begun();
         let mut reader = Self {
             netns: Arc::new(netns),
             tap,
@@ -68,12 +78,15 @@ impl Reader {
             shared,
             commands,
             counts: Vec::new(),
-            told: None,
+            published: None,
             leaving: Vec::new(),
             gone: 0,
             has_let_go: false,
             statistics_due: false,
             settle: None,
+            metrics,
+            told: Vec::new(),
+            told_of_programs: ProgramUse::default(),
         };
         reader.describe_new();
         reader
@@ -90,6 +103,7 @@ impl Reader {
         self.commands.close();
         while self.commands.try_recv().is_ok() {}
         self.finish().await;
+        self.count();
         self.shared.publish(|window| window.end(ended));
     }
 
@@ -113,6 +127,7 @@ impl Reader {
                     if !self.is_held().await {
                         return Ok(Ended::NamespaceGone(self.netns.inode()));
                     }
+                    self.count();
                     self.statistics_due = true;
                     rings = RingsState::Due;
                 }
@@ -235,6 +250,7 @@ impl Reader {
             if place.is_none() {
                 self.packets.describe(interface.id);
                 self.counts.push(InterfaceCounts::default());
+                self.told.push(InterfaceCounters::default());
             }
             window.describe(place, described);
         }
@@ -256,16 +272,19 @@ impl Reader {
         self.let_go(written_until);
         if self.settle.is_some_and(|since| since <= written_until) {
             self.settle = None;
-            self.told = None;
+            self.published = None;
             self.statistics_due = true;
         }
         let statistics = self.due_statistics(written_until);
+        let oldest = self.packets.oldest();
         let (packets, counts) = self.packets.take();
         let len = packets.len();
+        self.metrics.captured(packets_in(&counts), len);
         if !packets.is_empty() || statistics.is_some() {
             let batch = Batch {
                 packets,
                 counts,
+                oldest,
                 interfaces: self.packets.described(),
                 statistics,
             };
@@ -281,6 +300,8 @@ impl Reader {
             tap,
             packets,
             counts,
+            metrics,
+            told,
             ..
         } = self;
         for (ifindex, since) in leaving.extract_if(.., |(_, since)| *since <= until) {
@@ -293,6 +314,7 @@ impl Reader {
             let Some((place, delivered)) = packets.of_interface(interface.id) else {
                 continue;
             };
+            tell(metrics, &mut told[place], counters);
             let dropped = counters.accepted.saturating_sub(delivered);
             if delivered != counters.delivered || dropped != counters.dropped() {
                 tracing::error!(
@@ -317,11 +339,27 @@ impl Reader {
             return None;
         }
         let statistics = self.statistics(until);
-        if self.told.as_ref() == Some(&statistics.interfaces) {
+        if self.published.as_ref() == Some(&statistics.interfaces) {
             return None;
         }
-        self.told = Some(statistics.interfaces.clone());
+        self.published = Some(statistics.interfaces.clone());
         Some(Arc::new(statistics))
+    }
+
+    /// Tells the metrics what the kernel has counted since the last time, and how full the rings are.
+    fn count(&mut self) {
+        for interface in self.tap.interfaces() {
+            if let Some((place, _)) = self.packets.of_interface(interface.id) {
+                let counters = self.tap.counters(interface.link.ifindex);
+                tell(&self.metrics, &mut self.told[place], counters);
+            }
+        }
+        let used = self.tap.program_use();
+        let before = std::mem::replace(&mut self.told_of_programs, used);
+        let time = used.time.saturating_sub(before.time);
+        self.metrics
+            .programs_ran(time, used.runs.saturating_sub(before.runs));
+        self.metrics.ring_filled(self.tap.ring_fill());
     }
 
     /// What has become of all packets until now; those captured until `until` are written.
@@ -379,7 +417,14 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let cut_off = Ended::Failed("the capture was cut off".to_owned());
         self.shared.publish(|window| window.end(cut_off));
+        self.metrics.tap_ended();
     }
+}
+
+/// Tells the metrics what was counted of an interface since they were last told.
+fn tell(metrics: &Metrics, told: &mut InterfaceCounters, now: InterfaceCounters) {
+    let before = std::mem::replace(told, now);
+    metrics.kernel_counted(&now.since(&before));
 }
 
 /// What is to be done about the rings.

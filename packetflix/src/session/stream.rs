@@ -206,6 +206,12 @@ impl Stream {
             dropped: self.interfaces.iter().map(|one| one.dropped).sum(),
         }
     }
+
+    /// Packets that the kernel lost on all interfaces, as far as it is known.
+    pub(super) fn lost_in_kernel(&self) -> u64 {
+        let lost = self.interfaces.iter();
+        lost.map(|one| one.dropped.saturating_sub(one.lost)).sum()
+    }
 }
 
 /// Name and release of the operating system.

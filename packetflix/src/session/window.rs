@@ -23,6 +23,8 @@ pub(super) struct Batch {
     pub(super) packets: Bytes,
     /// How many packets of which interface that is.
     pub(super) counts: Vec<PacketCount>,
+    /// When the first of them was captured, in nanoseconds of the records' clock.
+    pub(super) oldest: u64,
     /// How many interfaces must have been described before these packets.
     pub(super) interfaces: usize,
     /// Statistics as of the end of these packets, if it is time for them.

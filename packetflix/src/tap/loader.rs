@@ -1,9 +1,12 @@
 //! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object without
 //! filters is always ready, loaded, verified and with its rings.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
 
 use super::{
     CaptureFilters, TapConfig, TapError,
@@ -13,6 +16,9 @@ use super::{
 };
 use crate::error::chain;
 
+/// After how long loading an object is tried again that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Loads objects, and keeps one ready.
 pub(crate) struct Loader {
     config: TapConfig,
@@ -20,6 +26,8 @@ pub(crate) struct Loader {
     spare: Mutex<Option<Loaded>>,
     /// Tells that the spare one may be missing.
     wanted: Notify,
+    /// Why none could be loaded the last time.
+    problem: Mutex<Option<String>>,
 }
 
 /// A loaded object, whose programs wait to be attached.
@@ -36,11 +44,39 @@ impl Loader {
             config,
             spare: Mutex::default(),
             wanted: Notify::new(),
+            problem: Mutex::new(Some(
+                "the service is starting: no eBPF object is loaded yet".to_owned(),
+            )),
         }
+    }
+
+    /// The rings' memory: bytes in use, those of the object that is ready too, and the most that may be.
+    pub(crate) fn ring_memory(&self) -> (u64, u64) {
+        (self.memory.used(), self.config.rings.memory)
     }
 
     pub(super) fn config(&self) -> &TapConfig {
         &self.config
+    }
+
+    /// Why no capture can begin, if so, as far as it is known: no object could be loaded. That others have taken all the
+    /// memory for rings is no such reason.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        let mut known = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(problem) = problem
+            .as_deref()
+            .filter(|problem| known.as_deref() != Some(*problem))
+        {
+            tracing::warn!(problem, "no capture can begin");
+        }
+        *known = problem;
     }
 
     /// Has another object loaded, unless one is ready. Not earlier than need be: it takes time from whoever waits for
@@ -49,10 +85,14 @@ impl Loader {
         self.wanted.notify_one();
     }
 
-    /// Loads an object whenever that is wanted. Never ends.
-    pub(crate) async fn keep_one_ready(self: Arc<Self>) {
+    /// Loads an object whenever that is wanted, or failed a while ago. Never ends.
+    pub(crate) async fn keep_one_ready(self: &Arc<Self>) {
         loop {
-            self.wanted.notified().await;
+            let has_failed = self.problem().is_some();
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = sleep(RETRY_INTERVAL), if has_failed => {}
+            }
             if !self.has_spare() {
                 self.make_ready().await;
             }
@@ -63,9 +103,17 @@ impl Loader {
     pub(crate) async fn make_ready(self: &Arc<Self>) {
         let loader = Arc::clone(self);
         match tokio::task::spawn_blocking(move || loader.load(&CaptureFilters::default())).await {
-            Ok(Ok(loaded)) => drop(self.replace_spare(Some(loaded))),
+            Ok(Ok(loaded)) => {
+                self.set_problem(None);
+                drop(self.replace_spare(Some(loaded)));
+            }
+            // The captures that hold it did begin.
+            Ok(Err(error @ TapError::RingMemory { .. })) => {
+                self.set_problem(None);
+                tracing::debug!(%error, "no object is ready");
+            }
             // Whoever asks for a capture is told the same.
-            Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no object is ready"),
+            Ok(Err(error)) => self.set_problem(Some(chain(&error))),
             Err(error) => tracing::error!(%error, "loading an object was cut off"),
         }
     }

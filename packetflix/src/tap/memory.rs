@@ -45,6 +45,11 @@ impl RingMemory {
         Arc::new(Self { config, used })
     }
 
+    /// Bytes that are taken.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Takes the share of one more capture; `None` when too little is left.
     pub(super) fn take(self: &Arc<Self>) -> Option<RingShare> {
         let mut size = 0;
@@ -107,10 +112,10 @@ mod tests {
         assert_eq!(sizes.first(), Some(&(8 << 20)));
         assert_eq!(sizes.last(), Some(&(512 << 10)));
         assert!(shares.len() >= 80, "{}", shares.len());
-        let used = memory.used.load(Ordering::Relaxed);
+        let used = memory.used();
         assert!(used <= 512 << 20 && used > 511 << 20);
         drop(shares);
-        assert_eq!(memory.used.load(Ordering::Relaxed), 0);
+        assert_eq!(memory.used(), 0);
         assert_eq!(memory.take().unwrap().size, 8 << 20);
     }
 

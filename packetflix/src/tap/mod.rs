@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
 };
 
 use aya::{
@@ -54,7 +55,7 @@ use crate::{
     capabilities::Capability,
     netns::{EnterError, Link, LinkWatch, Netns},
     pcapng::LinkType,
-    sys,
+    sys::{self, RingPositions},
 };
 
 /// The smallest ring, in bytes: it holds the largest record.
@@ -192,6 +193,7 @@ pub(crate) struct Tap {
     entries: InterfaceMap,
     own: OwnTrafficMap,
     rings: Merge<RingBuf<MapData>>,
+    positions: Vec<RingPositions>,
     share: RingShare,
     ready: RingsReady,
     links: LinkWatch,
@@ -229,6 +231,15 @@ pub(crate) enum TapChange {
     Links,
     /// The rings may have something new.
     Rings,
+}
+
+/// What the kernel has spent on programs, where it keeps account of that (`kernel.bpf_stats_enabled`, kernel 5.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ProgramUse {
+    /// How long they ran.
+    pub(crate) time: Duration,
+    /// How often.
+    pub(crate) runs: u64,
 }
 
 /// What has changed since the interfaces were last looked at.
@@ -286,6 +297,11 @@ impl Tap {
             entries,
             own: own_traffic,
             ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
+            positions: rings
+                .iter()
+                .map(|ring| RingPositions::map(ring.as_fd()))
+                .collect::<Result<_, _>>()
+                .map_err(TapError::Rings)?,
             rings: Merge::new(rings),
             share,
             links,
@@ -436,6 +452,24 @@ impl Tap {
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
         self.share.size
+    }
+
+    /// How full the fullest ring is, from 0 to 1.
+    pub(crate) fn ring_fill(&self) -> f64 {
+        let fullest = self.positions.iter().map(RingPositions::waiting).max();
+        // More may have been read between a look at the one position and at the other.
+        (fullest.unwrap_or(0) as f64 / f64::from(self.share.size)).min(1.0)
+    }
+
+    /// What the kernel has spent on the programs.
+    pub(crate) fn program_use(&self) -> ProgramUse {
+        let programs = self.programs.programs();
+        // Those of the other hook are not loaded.
+        let known = programs.filter_map(|(_, program)| program.info().ok());
+        known.fold(ProgramUse::default(), |sum, info| ProgramUse {
+            time: sum.time + info.run_time(),
+            runs: sum.runs + info.run_count(),
+        })
     }
 
     /// The records' clock.

@@ -1,0 +1,171 @@
+//! `/captures`: who captures what, for those who operate the service, and how they end a capture.
+
+use std::time::UNIX_EPOCH;
+
+use serde::Serialize;
+use warp::{
+    Reply as _,
+    http::{Method, StatusCode, header},
+    reply::{self, Response},
+};
+
+use super::{
+    capture::{App, Handshake},
+    refusal::Refusal,
+    request::check_origin,
+};
+use crate::{
+    tap::InterfaceSelection,
+    watch::{Amount, Capture},
+};
+
+/// Version of the answer: raised when a program that reads it would have to be altered.
+const VERSION: u32 = 1;
+
+/// All captures that run; there are never more than may run.
+#[derive(Serialize)]
+struct List<'a> {
+    version: u32,
+    captures: Vec<Listed<'a>>,
+}
+
+/// What is not known is left out.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Listed<'a> {
+    id: u64,
+    /// Captures with the same number share one in the kernel.
+    tap: u64,
+    client: Client,
+    target: Target<'a>,
+    /// Absent when all are captured, also those that come later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network_interfaces: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    filter: &'a str,
+    /// Seconds since 1970, UTC.
+    started_at: f64,
+    /// Seconds.
+    duration: f64,
+    /// Packets.
+    packets: u64,
+    /// Bytes of pcapng.
+    bytes: u64,
+    packets_per_second: f64,
+    bytes_per_second: f64,
+    dropped: Dropped,
+}
+
+#[derive(Serialize)]
+struct Client {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    r#type: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    prefix: &'a str,
+    netns: u64,
+}
+
+/// Packets that were accepted and are not in the stream.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Dropped {
+    kernel: u64,
+    slow_client: u64,
+}
+
+/// All captures that run.
+pub(super) fn list(app: &App, handshake: &Handshake) -> Response {
+    if let Err(refusal) = check_right(handshake) {
+        return refusal.into_response();
+    }
+    let captures = app.captures.list();
+    let list = List {
+        version: VERSION,
+        captures: captures.iter().map(|capture| Listed::of(capture)).collect(),
+    };
+    reply::json(&list).into_response()
+}
+
+/// One capture: shown, or ended.
+pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -> Response {
+    if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
+        let sentence = format!("a capture is read with GET and ended with DELETE, not with {method}");
+        let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence);
+        return reply::with_header(refusal, header::ALLOW, "GET, HEAD, DELETE").into_response();
+    }
+    if let Err(refusal) = check_right(handshake) {
+        return refusal.into_response();
+    }
+    let number = id.parse().ok();
+    let answer = if *method == Method::DELETE {
+        let is_ended = number.is_some_and(|id| app.captures.end(id));
+        is_ended.then(|| {
+            tracing::info!(id, "a capture is ended by the operator");
+            StatusCode::NO_CONTENT.into_response()
+        })
+    } else {
+        let captures = app.captures.list();
+        let capture = captures.iter().find(|one| Some(one.facts().id) == number);
+        capture.map(|capture| reply::json(&Listed::of(capture)).into_response())
+    };
+    answer.unwrap_or_else(|| {
+        let sentence = format!("no capture {id} is running: see /captures");
+        Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
+    })
+}
+
+/// Whether whoever asks may see, and end, the captures of others: the one place where that is decided. As long as nobody
+/// is asked who they are, it is everyone but a browser's page from elsewhere.
+fn check_right(handshake: &Handshake) -> Result<(), Refusal> {
+    Ok(check_origin(&handshake.headers)?)
+}
+
+impl<'a> Listed<'a> {
+    fn of(capture: &'a Capture) -> Self {
+        let facts = capture.facts();
+        let Amount {
+            packets,
+            bytes,
+            lost_in_kernel,
+            lost_by_client,
+        } = capture.amount();
+        let rates = capture.rates();
+        let since_1970 = capture.begun().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            id: facts.id,
+            tap: facts.tap,
+            client: Client {
+                address: facts.peer.map(|peer| peer.to_string()),
+            },
+            target: Target {
+                name: &facts.target.name,
+                r#type: &facts.target.kind,
+                prefix: &facts.target.prefix,
+                netns: facts.netns,
+            },
+            network_interfaces: match &facts.selection {
+                InterfaceSelection::All => None,
+                InterfaceSelection::Named(names) => Some(names),
+            },
+            filter: &facts.filter,
+            started_at: since_1970.as_secs_f64(),
+            duration: capture.duration().as_secs_f64(),
+            packets,
+            bytes,
+            packets_per_second: rates.packets,
+            bytes_per_second: rates.bytes,
+            dropped: Dropped {
+                kernel: lost_in_kernel,
+                slow_client: lost_by_client,
+            },
+        }
+    }
+}

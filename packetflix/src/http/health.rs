@@ -1,0 +1,31 @@
+//! `/metrics`, `/healthz` and `/readyz`: what monitors and orchestrators ask.
+
+use serde_json::json;
+use warp::{
+    Reply as _,
+    http::{StatusCode, header},
+    reply::{self, Response},
+};
+
+use super::{capture::App, refusal::Refusal};
+
+/// Media type of OpenMetrics (its specification 1.0, section 4.1).
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All counts.
+pub(super) fn metrics(app: &App) -> Response {
+    reply::with_header(app.metrics.render(app.load()), header::CONTENT_TYPE, OPEN_METRICS).into_response()
+}
+
+/// That there is an answer says that the service lives.
+pub(super) fn alive() -> Response {
+    reply::json(&json!({ "status": "alive" })).into_response()
+}
+
+/// Whether captures can begin.
+pub(super) fn ready(app: &App) -> Response {
+    match app.problem() {
+        Some(problem) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
+        None => reply::json(&json!({ "status": "ready" })).into_response(),
+    }
+}

@@ -1,0 +1,95 @@
+//! The account of captures: who captured what, and how much. Written where the operator wants it, and nowhere else: it
+//! holds the addresses and filters of clients.
+
+use std::net::SocketAddr;
+
+use super::{Capture, CaptureEnd};
+use crate::{tap::InterfaceSelection, target::TargetDescription};
+
+/// The target of the events.
+pub(crate) const AUDIT: &str = "packetflix::audit";
+
+/// Most bytes of a filter that are written.
+const MAX_FILTER_LEN: usize = 1024;
+
+/// What somebody asked for, as far as it could be read.
+#[derive(Debug, Default)]
+pub(crate) struct Attempt {
+    /// Number of the capture that might have been.
+    pub(crate) id: u64,
+    /// Where the client comes from.
+    pub(crate) peer: Option<SocketAddr>,
+    /// What was to be captured.
+    pub(crate) target: TargetDescription,
+}
+
+/// A capture begins.
+pub(super) fn started(capture: &Capture) {
+    let facts = capture.facts();
+    tracing::info!(
+        target: AUDIT,
+        id = facts.id,
+        tap = facts.tap,
+        client = facts.peer.map(tracing::field::display),
+        name = facts.target.name,
+        "type" = facts.target.kind,
+        prefix = facts.target.prefix,
+        netns = facts.netns,
+        interfaces = interfaces(&facts.selection),
+        filter = start_of(&facts.filter),
+        "capture started"
+    );
+}
+
+/// A capture has ended.
+pub(super) fn ended(capture: &Capture, end: CaptureEnd, reason: &str) {
+    let facts = capture.facts();
+    let amount = capture.amount();
+    tracing::info!(
+        target: AUDIT,
+        id = facts.id,
+        tap = facts.tap,
+        client = facts.peer.map(tracing::field::display),
+        name = facts.target.name,
+        "type" = facts.target.kind,
+        prefix = facts.target.prefix,
+        netns = facts.netns,
+        seconds = capture.duration().as_secs_f64(),
+        packets = amount.packets,
+        bytes = amount.bytes,
+        lost_in_kernel = amount.lost_in_kernel,
+        lost_by_client = amount.lost_by_client,
+        end = end.name(),
+        reason,
+        "capture ended"
+    );
+}
+
+/// A capture was refused.
+pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
+    let target = &attempt.target;
+    tracing::info!(
+        target: AUDIT,
+        id = attempt.id,
+        client = attempt.peer.map(tracing::field::display),
+        name = target.name,
+        "type" = target.kind,
+        prefix = target.prefix,
+        netns = target.netns,
+        status,
+        reason,
+        "capture refused"
+    );
+}
+
+/// Interfaces in the words of `nif`.
+fn interfaces(selection: &InterfaceSelection) -> String {
+    match selection {
+        InterfaceSelection::All => "all".to_owned(),
+        InterfaceSelection::Named(names) => names.join("/"),
+    }
+}
+
+fn start_of(filter: &str) -> &str {
+    &filter[..filter.floor_char_boundary(MAX_FILTER_LEN)]
+}

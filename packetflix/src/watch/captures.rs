@@ -1,0 +1,421 @@
+//! Who captures what: the list of captures that run, and what each amounts to.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Metrics, audit};
+use crate::{tap::InterfaceSelection, target::TargetDescription};
+
+/// How many readings of the counts are kept for the rates, one a second.
+const READINGS: usize = 5;
+
+/// All captures that run.
+#[derive(Debug)]
+pub(crate) struct Captures {
+    running: Mutex<BTreeMap<u64, Arc<Capture>>>,
+    metrics: Arc<Metrics>,
+}
+
+/// A client's capture.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    facts: CaptureFacts,
+    begun: SystemTime,
+    since: Instant,
+    amounts: Amounts,
+    readings: Mutex<VecDeque<Reading>>,
+    /// Cancelled to end it.
+    stop: CancellationToken,
+    is_ended_by_operator: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+/// What is known of a capture from its beginning.
+#[derive(Clone, Debug)]
+pub(crate) struct CaptureFacts {
+    /// Its number, which the lines of the log have too.
+    pub(crate) id: u64,
+    /// Number of the capture that began the tap which this one shares.
+    pub(crate) tap: u64,
+    /// Where the client comes from.
+    pub(crate) peer: Option<SocketAddr>,
+    /// What is captured: its name may be empty.
+    pub(crate) target: TargetDescription,
+    /// Inode number of the namespace.
+    pub(crate) netns: u64,
+    /// Which interfaces.
+    pub(crate) selection: InterfaceSelection,
+    /// The filter as the client wrote it, or empty.
+    pub(crate) filter: String,
+}
+
+#[derive(Debug, Default)]
+struct Amounts {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    lost_in_kernel: AtomicU64,
+    lost_by_client: AtomicU64,
+}
+
+/// What a capture amounts to at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    /// Packets that were handed to the client's socket.
+    pub(crate) packets: u64,
+    /// Bytes of pcapng that were.
+    pub(crate) bytes: u64,
+    /// Packets that the kernel lost, as far as the stream has told it.
+    pub(crate) lost_in_kernel: u64,
+    /// Packets that the client was too slow for.
+    pub(crate) lost_by_client: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    packets: u64,
+    bytes: u64,
+}
+
+/// What is delivered in a second, on the average of the last few.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Rates {
+    /// Packets.
+    pub(crate) packets: f64,
+    /// Bytes.
+    pub(crate) bytes: f64,
+}
+
+/// Why a capture has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CaptureEnd {
+    /// The client closed.
+    Closed,
+    /// The client left without a word, stalled, or answered no ping.
+    ClientGone,
+    /// The client did not speak WebSocket.
+    ProtocolError,
+    /// The service shuts down.
+    Shutdown,
+    /// The namespace has ended.
+    NamespaceGone,
+    /// An operator ended it.
+    Operator,
+    /// It could not go on.
+    Failed,
+    /// It was cut off, when it did not end in time.
+    CutOff,
+}
+
+/// A capture on the list. When it is dropped, it has ended, and is on the list no more.
+#[derive(Debug)]
+pub(crate) struct RunningCapture {
+    capture: Arc<Capture>,
+    captures: Arc<Captures>,
+    end: (CaptureEnd, String),
+}
+
+impl Captures {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        let running = Mutex::default();
+        Self { running, metrics }
+    }
+
+    /// Adds a capture that begins now, which `stop` will end.
+    pub(crate) fn begin(self: &Arc<Self>, facts: CaptureFacts, stop: CancellationToken) -> RunningCapture {
+        let now = Instant::now();
+        let capture = Arc::new(Capture {
+            facts,
+            begun: SystemTime::now(),
+            since: now,
+            amounts: Amounts::default(),
+            readings: Mutex::new(VecDeque::from([Reading {
+                at: now,
+                packets: 0,
+                bytes: 0,
+            }])),
+            stop,
+            is_ended_by_operator: AtomicBool::new(false),
+            metrics: Arc::clone(&self.metrics),
+        });
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(capture.facts.id, Arc::clone(&capture));
+        drop(running);
+        audit::started(&capture);
+        RunningCapture {
+            capture,
+            captures: Arc::clone(self),
+            end: (CaptureEnd::CutOff, "it did not end in time".to_owned()),
+        }
+    }
+
+    /// All that run, in the order in which they began.
+    pub(crate) fn list(&self) -> Vec<Arc<Capture>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().cloned().collect()
+    }
+
+    /// How many run.
+    pub(crate) fn count(&self) -> usize {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Has a capture end on behalf of an operator; tells whether it runs.
+    pub(crate) fn end(&self, id: u64) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(capture) = running.get(&id) else {
+            return false;
+        };
+        capture.is_ended_by_operator.store(true, Ordering::Relaxed);
+        capture.stop.cancel();
+        true
+    }
+}
+
+impl Capture {
+    /// What is known of it from its beginning.
+    pub(crate) fn facts(&self) -> &CaptureFacts {
+        &self.facts
+    }
+
+    /// When it began.
+    pub(crate) fn begun(&self) -> SystemTime {
+        self.begun
+    }
+
+    /// How long it has been running.
+    pub(crate) fn duration(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// What it amounts to.
+    pub(crate) fn amount(&self) -> Amount {
+        let Amounts {
+            packets,
+            bytes,
+            lost_in_kernel,
+            lost_by_client,
+        } = &self.amounts;
+        Amount {
+            packets: packets.load(Ordering::Relaxed),
+            bytes: bytes.load(Ordering::Relaxed),
+            lost_in_kernel: lost_in_kernel.load(Ordering::Relaxed),
+            lost_by_client: lost_by_client.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What is delivered in a second.
+    pub(crate) fn rates(&self) -> Rates {
+        let Amount { packets, bytes, .. } = self.amount();
+        let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        readings
+            .front()
+            .map(|reading| reading.rates_until(Instant::now(), packets, bytes))
+            .unwrap_or_default()
+    }
+
+    /// Whether an operator has ended it.
+    pub(crate) fn is_ended_by_operator(&self) -> bool {
+        self.is_ended_by_operator.load(Ordering::Relaxed)
+    }
+
+    /// A message was handed to the client's socket, with so many packets, the oldest of which is so old.
+    pub(crate) fn delivered(&self, packets: u64, bytes: usize, delay: Option<Duration>) {
+        self.amounts.packets.fetch_add(packets, Ordering::Relaxed);
+        self.amounts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.metrics.delivered(packets, bytes, delay);
+    }
+
+    /// The client was too slow for so many packets.
+    pub(crate) fn lost_by_client(&self, packets: u64) {
+        self.amounts.lost_by_client.fetch_add(packets, Ordering::Relaxed);
+        self.metrics.lost_by_client(packets);
+    }
+
+    /// The kernel has lost so many packets in all; told once a second.
+    pub(crate) fn lost_in_kernel(&self, packets: u64) {
+        self.amounts.lost_in_kernel.store(packets, Ordering::Relaxed);
+        let Amount { packets, bytes, .. } = self.amount();
+        let at = Instant::now();
+        let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        if readings.len() >= READINGS {
+            readings.pop_front();
+        }
+        readings.push_back(Reading { at, packets, bytes });
+    }
+}
+
+impl Reading {
+    fn rates_until(&self, now: Instant, packets: u64, bytes: u64) -> Rates {
+        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
+        let rate = |now: u64, then: u64| {
+            if seconds > 0.0 {
+                now.saturating_sub(then) as f64 / seconds
+            } else {
+                0.0
+            }
+        };
+        Rates {
+            packets: rate(packets, self.packets),
+            bytes: rate(bytes, self.bytes),
+        }
+    }
+}
+
+impl CaptureEnd {
+    /// All of them.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::ClientGone,
+        Self::ProtocolError,
+        Self::Shutdown,
+        Self::NamespaceGone,
+        Self::Operator,
+        Self::Failed,
+        Self::CutOff,
+    ];
+
+    /// Its name for programs.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientGone => "client_gone",
+            Self::ProtocolError => "protocol_error",
+            Self::Shutdown => "shutdown",
+            Self::NamespaceGone => "namespace_gone",
+            Self::Operator => "operator",
+            Self::Failed => "failed",
+            Self::CutOff => "cut_off",
+        }
+    }
+}
+
+impl RunningCapture {
+    /// The capture, to count what it delivers.
+    pub(crate) fn capture(&self) -> Arc<Capture> {
+        Arc::clone(&self.capture)
+    }
+
+    /// It has ended, for this reason.
+    pub(crate) fn end(mut self, end: CaptureEnd, reason: &str) {
+        self.end = (end, reason.to_owned());
+    }
+}
+
+impl Deref for RunningCapture {
+    type Target = Capture;
+
+    fn deref(&self) -> &Capture {
+        &self.capture
+    }
+}
+
+impl Drop for RunningCapture {
+    fn drop(&mut self) {
+        let mut running = self
+            .captures
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.capture.facts.id);
+        drop(running);
+        let (end, reason) = &self.end;
+        self.capture.metrics.ended(*end);
+        audit::ended(&self.capture, *end, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(id: u64) -> CaptureFacts {
+        CaptureFacts {
+            id,
+            tap: 1,
+            peer: None,
+            target: TargetDescription::namespace(5),
+            netns: 5,
+            selection: InterfaceSelection::All,
+            filter: String::new(),
+        }
+    }
+
+    fn captures() -> Arc<Captures> {
+        Arc::new(Captures::new(Arc::new(Metrics::new())))
+    }
+
+    #[test]
+    fn lists_what_runs() {
+        let captures = captures();
+        let first = captures.begin(facts(1), CancellationToken::new());
+        let second = captures.begin(facts(2), CancellationToken::new());
+        let ids = || -> Vec<u64> { captures.list().iter().map(|one| one.facts().id).collect() };
+        assert_eq!((ids(), captures.count()), (vec![1, 2], 2));
+        first.end(CaptureEnd::Closed, "closed by the client");
+        assert_eq!(ids(), [2]);
+        drop(second);
+        assert_eq!(captures.count(), 0);
+    }
+
+    #[test]
+    fn operator_ends_only_what_runs() {
+        let captures = captures();
+        let (stop, other) = (CancellationToken::new(), CancellationToken::new());
+        let capture = captures.begin(facts(1), stop.clone());
+        let _other = captures.begin(facts(2), other.clone());
+        assert!(!captures.end(7) && !stop.is_cancelled());
+        assert!(captures.end(1));
+        assert!(stop.is_cancelled() && capture.is_ended_by_operator());
+        assert!(!other.is_cancelled());
+        capture.end(CaptureEnd::Operator, "ended by the operator");
+        assert!(!captures.end(1));
+    }
+
+    #[test]
+    fn counts_what_is_delivered_and_lost() {
+        let captures = captures();
+        let capture = captures.begin(facts(1), CancellationToken::new());
+        capture.delivered(3, 400, None);
+        capture.delivered(2, 300, Some(Duration::from_millis(1)));
+        capture.lost_by_client(4);
+        capture.lost_in_kernel(5);
+        capture.lost_in_kernel(6);
+        let amount = Amount {
+            packets: 5,
+            bytes: 700,
+            lost_in_kernel: 6,
+            lost_by_client: 4,
+        };
+        assert_eq!(capture.amount(), amount);
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_seconds() {
+        let at = Instant::now();
+        let reading = Reading {
+            at,
+            packets: 100,
+            bytes: 1000,
+        };
+        let later = at + Duration::from_secs(4);
+        let rates = reading.rates_until(later, 140, 9000);
+        assert_eq!((rates.packets, rates.bytes), (10.0, 2000.0));
+        assert_eq!(reading.rates_until(at, 140, 9000), Rates::default());
+
+        let captures = captures();
+        let capture = captures.begin(facts(1), CancellationToken::new());
+        (0..20).for_each(|_| capture.lost_in_kernel(0));
+        assert_eq!(capture.readings.lock().unwrap().len(), READINGS);
+    }
+}
