@@ -25,7 +25,7 @@ pub use crate::image::IMAGE;
 pub struct Docker {
     engine: Child,
     folder: PathBuf,
-    _namespace: Namespace,
+    namespace: Namespace,
 }
 
 impl Docker {
@@ -58,7 +58,7 @@ impl Docker {
         let docker = Self {
             engine,
             folder,
-            _namespace: namespace,
+            namespace,
         };
         wait_until(Duration::from_secs(60), || Ok(docker.run(&["info"]).is_ok()))
             .with_context(|| fs::read_to_string(docker.folder.join("log")).unwrap_or_default())?;
@@ -70,6 +70,16 @@ impl Docker {
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("socket")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.engine.id()
+    }
+
+    /// The network namespace that it and the bridges of its containers are in.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
     }
 
     /// Runs `docker` and gives what it prints, without the newline at its end.

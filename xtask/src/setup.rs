@@ -13,6 +13,9 @@ const CARGO_DENY: &str = "0.20.2";
 
 const CARGO_FUZZ: &str = "0.13.1";
 
+/// From PyPI; its version is that of the newest Kubernetes whose schemas it has.
+const KUBERNETES_VALIDATE: &str = "1.37.0";
+
 /// A program, by its name or its whole path, and the Debian package that has it.
 struct Tool(&'static str, &'static str);
 
@@ -43,7 +46,6 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("setcap", "libcap2-bin"),
     Tool("systemd-analyze", "systemd"),
     Tool("python3", "python3"),
-    Tool("/usr/lib/python3/dist-packages/venv", "python3-venv"),
 ];
 
 const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin")];
@@ -161,7 +163,35 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
-    install_missing(TEST_TOOLS)
+    install_missing(TEST_TOOLS)?;
+    kubernetes_schemas()
+}
+
+/// The schemas of Kubernetes, and what compares manifests with them, in a Python of its own.
+fn kubernetes_schemas() -> anyhow::Result<()> {
+    let python = root().join("target/tools/python");
+    let program = python.join("bin/python");
+    let import = format!(
+        "import importlib.metadata as m; exit(m.version('kubernetes-validate') != '{KUBERNETES_VALIDATE}')"
+    );
+    if output_of(Command::new(&program).args(["-c", &import])).is_some() {
+        return Ok(());
+    }
+    if output_of(Command::new("python3").args(["-c", "import ensurepip"])).is_none() {
+        install(&["ensurepip"], vec!["python3-venv"])?;
+    }
+    execute(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
+    execute(
+        Command::new(&program)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .arg(format!("kubernetes-validate=={KUBERNETES_VALIDATE}")),
+    )
+    .with_context(|| {
+        format!(
+            "kubernetes-validate {KUBERNETES_VALIDATE} is missing in {}",
+            python.display()
+        )
+    })
 }
 
 /// What making an image needs beside Rust and an engine.
