@@ -23,6 +23,7 @@ mod session;
 mod sys;
 pub mod tap;
 mod target;
+mod units;
 mod watch;
 
 pub use sys::{limit_allocator_arenas, raise_descriptor_limit};

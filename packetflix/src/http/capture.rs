@@ -11,10 +11,7 @@ use std::{
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -28,6 +25,7 @@ use warp::{
 
 use super::{
     own::Own,
+    quotas::{ClientId, Permit, Permits},
     refusal::Refusal,
     request::{CaptureRequest, RequestError, check_origin, select},
     websocket,
@@ -37,7 +35,7 @@ use crate::{
     discovery::Discovery,
     filter::compile::{Options, excerpt},
     netns::Netns,
-    session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
+    session::{CaptureKey, Feeds, Joined, KnownNames, Limits, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target, TargetDescription},
     watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, Load, Metrics, RunningCapture},
@@ -65,7 +63,7 @@ pub(super) struct App {
     pub(super) captures: Arc<Captures>,
     pub(super) metrics: Arc<Metrics>,
     feeds: Feeds,
-    permits: Arc<Semaphore>,
+    permits: Arc<Permits>,
     next_id: AtomicU64,
 }
 
@@ -84,7 +82,7 @@ pub(super) struct Handshake {
 
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let permits = Arc::new(Semaphore::new(config.max_captures));
+        let permits = Permits::new(config.quotas);
         let metrics = Arc::new(Metrics::new());
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
@@ -165,10 +163,11 @@ impl App {
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         attempt.target.clone_from(&request.target);
-        let permit = self.permit()?;
+        let mut permit = self.permit(handshake.peer)?;
 
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
+        permit.name_target(target.netns.inode())?;
         let own = if request.with_own {
             Own::default()
         } else {
@@ -186,11 +185,18 @@ impl App {
             node_name: &self.config.node_name,
             chaste: request.chaste,
             filter: &request.filter,
+            snaplen: request.snaplen,
+            rates: self.config.tap.rates,
+            limits: Limits {
+                max_duration: self.config.max_duration,
+                ..request.limits
+            },
         };
         let key = CaptureKey {
             netns: netns.inode(),
             selection,
             filter: request.filter.clone(),
+            snaplen: request.snaplen,
             with_own: request.with_own,
             claimed: own.claimed,
             chaste: request.chaste,
@@ -208,7 +214,13 @@ impl App {
         let joined = self.join_or_begin(facts.id, key, netns, own.traffic).await?;
         facts.tap = joined.tap();
         let running = self.captures.begin(facts, stop.clone());
-        let mut session = joined.stream(info, stop.clone(), running.capture());
+        let mut session = match joined.stream(info, stop.clone(), running.capture()) {
+            Ok(session) => session,
+            Err(error) => {
+                running.end(CaptureEnd::Limit, &error.to_string());
+                return Err(error.into());
+            }
+        };
         if let Some(names) = names {
             session.tell_names(names);
         }
@@ -241,6 +253,7 @@ impl App {
             selection: key.selection,
             filters,
             own: own.clone(),
+            snaplen: key.snaplen,
             promiscuous: !key.chaste,
         };
         let tap = Tap::open(&netns, request, &self.loader)
@@ -272,20 +285,15 @@ impl App {
     }
 
     /// One more capture, if that many may run and the service does not end.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn permit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
         if self.stop.is_cancelled() {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the service is shutting down",
             ));
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            let sentence = format!(
-                "no more captures may run at the same time than {}, and those are running",
-                self.config.max_captures
-            );
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, sentence)
-        })
+        let client = ClientId::new(peer.map(|peer| peer.ip()));
+        Ok(self.permits.permit(client)?)
     }
 
     /// Streams to the client; the permit is given back when all is over.
@@ -295,7 +303,7 @@ impl App {
         session: Session,
         running: RunningCapture,
         stop: CancellationToken,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) {
         match upgraded.await {
             Ok(socket) => websocket::serve(socket, session, running, stop, self.config.client_timeout).await,

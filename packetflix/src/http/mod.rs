@@ -8,6 +8,7 @@ mod health;
 mod log;
 mod own;
 mod proxy;
+mod quotas;
 mod refusal;
 mod request;
 mod routes;

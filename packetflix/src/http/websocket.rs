@@ -286,6 +286,7 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, CaptureEnd
             "the service is shutting down".to_owned(),
         ),
         (None, Ended::ByOperator) => (NORMAL, CaptureEnd::Operator, "ended by the operator".to_owned()),
+        (None, Ended::Limit(limit)) => (NORMAL, CaptureEnd::Limit, limit.to_string()),
         (None, Ended::NamespaceGone(inode)) => (
             NORMAL,
             CaptureEnd::NamespaceGone,
@@ -300,6 +301,7 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, CaptureEnd
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Limit;
 
     #[test]
     fn every_end_has_a_code_that_may_be_sent() {
@@ -313,6 +315,7 @@ mod tests {
             Ended::Stopped,
             Ended::ByOperator,
             Ended::NamespaceGone(5),
+            Ended::Limit(Limit::MaxDuration(Duration::MAX)),
             Ended::Failed("y".repeat(200)),
         ];
         for client in &clients {
@@ -325,6 +328,9 @@ mod tests {
         assert_eq!(close_reason(None, &Ended::Stopped).0, GOING_AWAY);
         assert_eq!(close_reason(None, &Ended::ByOperator).0, NORMAL);
         assert_eq!(close_reason(None, &Ended::NamespaceGone(5)).0, NORMAL);
+        let limit = Ended::Limit(Limit::Packets(100));
+        let reason = "the limit of 100 packets is reached".to_owned();
+        assert_eq!(close_reason(None, &limit), (NORMAL, CaptureEnd::Limit, reason));
         assert_eq!(close_reason(None, &Ended::Failed(String::new())).0, FAILED);
     }
 }

@@ -107,6 +107,8 @@ pub(crate) enum CaptureEnd {
     ProtocolError,
     /// The service shuts down.
     Shutdown,
+    /// The stream is as long as it may be.
+    Limit,
     /// The namespace has ended.
     NamespaceGone,
     /// An operator ended it.
@@ -274,11 +276,12 @@ impl Reading {
 
 impl CaptureEnd {
     /// All of them.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Closed,
         Self::ClientGone,
         Self::ProtocolError,
         Self::Shutdown,
+        Self::Limit,
         Self::NamespaceGone,
         Self::Operator,
         Self::Failed,
@@ -292,6 +295,7 @@ impl CaptureEnd {
             Self::ClientGone => "client_gone",
             Self::ProtocolError => "protocol_error",
             Self::Shutdown => "shutdown",
+            Self::Limit => "limit",
             Self::NamespaceGone => "namespace_gone",
             Self::Operator => "operator",
             Self::Failed => "failed",
