@@ -137,7 +137,7 @@ impl App {
         let span = tracing::info_span!("capture", id);
         let mut attempt = Attempt {
             id,
-            peer: handshake.peer,
+            client: address_of(handshake.peer),
             target: TargetDescription::default(),
         };
         let app = Arc::clone(&self);
@@ -204,7 +204,7 @@ impl App {
         let mut facts = CaptureFacts {
             id: attempt.id,
             tap: attempt.id,
-            peer: attempt.peer,
+            client: attempt.client.clone(),
             target: description.clone(),
             netns: key.netns,
             selection: key.selection.clone(),
@@ -314,6 +314,13 @@ impl App {
         }
         drop(permit);
     }
+}
+
+/// Where a client comes from, as text; an address of IPv4 in its own form.
+fn address_of(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(String::new, |peer| {
+        SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string()
+    })
 }
 
 /// A refusal that may be owed to the filter: it names the expression, and how large that became.

@@ -36,7 +36,7 @@ struct Listed<'a> {
     id: u64,
     /// Captures with the same number share one in the kernel.
     tap: u64,
-    client: Client,
+    client: Client<'a>,
     target: Target<'a>,
     /// Absent when all are captured, also those that come later.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,9 +57,9 @@ struct Listed<'a> {
 }
 
 #[derive(Serialize)]
-struct Client {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<String>,
+struct Client<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    address: &'a str,
 }
 
 #[derive(Serialize)]
@@ -143,7 +143,7 @@ impl<'a> Listed<'a> {
             id: facts.id,
             tap: facts.tap,
             client: Client {
-                address: facts.peer.map(|peer| peer.to_string()),
+                address: &facts.client,
             },
             target: Target {
                 name: &facts.target.name,

@@ -1,8 +1,6 @@
 //! The account of captures: who captured what, and how much. Written where the operator wants it, and nowhere else: it
 //! holds the addresses and filters of clients.
 
-use std::net::SocketAddr;
-
 use super::{Capture, CaptureEnd};
 use crate::{tap::InterfaceSelection, target::TargetDescription};
 
@@ -17,8 +15,8 @@ const MAX_FILTER_LEN: usize = 1024;
 pub(crate) struct Attempt {
     /// Number of the capture that might have been.
     pub(crate) id: u64,
-    /// Where the client comes from.
-    pub(crate) peer: Option<SocketAddr>,
+    /// Where the client comes from, or empty.
+    pub(crate) client: String,
     /// What was to be captured.
     pub(crate) target: TargetDescription,
 }
@@ -30,7 +28,7 @@ pub(super) fn started(capture: &Capture) {
         target: AUDIT,
         id = facts.id,
         tap = facts.tap,
-        client = facts.peer.map(tracing::field::display),
+        client = facts.client,
         name = facts.target.name,
         "type" = facts.target.kind,
         prefix = facts.target.prefix,
@@ -49,7 +47,7 @@ pub(super) fn ended(capture: &Capture, end: CaptureEnd, reason: &str) {
         target: AUDIT,
         id = facts.id,
         tap = facts.tap,
-        client = facts.peer.map(tracing::field::display),
+        client = facts.client,
         name = facts.target.name,
         "type" = facts.target.kind,
         prefix = facts.target.prefix,
@@ -71,7 +69,7 @@ pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
     tracing::info!(
         target: AUDIT,
         id = attempt.id,
-        client = attempt.peer.map(tracing::field::display),
+        client = attempt.client,
         name = target.name,
         "type" = target.kind,
         prefix = target.prefix,

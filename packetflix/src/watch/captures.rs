@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
     ops::Deref,
     sync::{
         Arc, Mutex, PoisonError,
@@ -47,8 +46,8 @@ pub(crate) struct CaptureFacts {
     pub(crate) id: u64,
     /// Number of the capture that began the tap which this one shares.
     pub(crate) tap: u64,
-    /// Where the client comes from.
-    pub(crate) peer: Option<SocketAddr>,
+    /// Where the client comes from, or empty.
+    pub(crate) client: String,
     /// What is captured: its name may be empty.
     pub(crate) target: TargetDescription,
     /// Inode number of the namespace.
@@ -347,7 +346,7 @@ mod tests {
         CaptureFacts {
             id,
             tap: 1,
-            peer: None,
+            client: String::new(),
             target: TargetDescription::namespace(5),
             netns: 5,
             selection: InterfaceSelection::All,
