@@ -27,9 +27,11 @@ use warp::{
 };
 
 use super::{
+    caller::Caller,
+    origin::check_origin,
     own::Own,
     refusal::Refusal,
-    request::{CaptureRequest, RequestError, check_origin, select},
+    request::{CaptureRequest, RequestError, select},
     websocket,
 };
 use crate::{
@@ -39,7 +41,7 @@ use crate::{
     netns::Netns,
     session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
-    target::{Directory, DiscoveryService, Target},
+    target::{Directory, DiscoveryService, Target, TargetDescription},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
@@ -48,6 +50,8 @@ const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 /// What all requests share.
 pub(super) struct App {
     pub(super) config: Arc<Config>,
+    /// The TCP addresses that are listened at.
+    pub(super) listening: Vec<SocketAddr>,
     /// What there is on this host.
     pub(super) discovery: Arc<Discovery>,
     /// Where targets are looked up.
@@ -76,10 +80,17 @@ pub(super) struct Handshake {
     pub(super) on_upgrade: Option<OnUpgrade>,
     pub(super) peer: Option<SocketAddr>,
     pub(super) local: Option<LocalEnd>,
+    /// Who asks, and what they may do.
+    pub(super) caller: Caller,
 }
 
 impl App {
-    pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        config: Arc<Config>,
+        listening: Vec<SocketAddr>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let captures = Arc::new(Semaphore::new(config.max_captures));
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
@@ -100,6 +111,7 @@ impl App {
             loader: Arc::new(Loader::new(config.tap.clone())),
             feeds: Feeds::new(tasks.clone()),
             config,
+            listening,
             tasks,
             stop,
             captures,
@@ -130,18 +142,19 @@ impl App {
     }
 
     async fn start(self: Arc<Self>, handshake: Handshake, span: tracing::Span) -> Result<Response, Refusal> {
-        tracing::debug!(peer = ?handshake.peer, query = handshake.query, "asked for a capture");
-        check_origin(&handshake.headers)?;
+        tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
+        check_origin(&handshake.headers, &self.config.allowed_origins)?;
+        handshake.caller.may_capture_something()?;
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         let permit = self.permit()?;
 
-        let names = request.names.then(|| self.names());
-        let target = Target::open(request.target, &self.directory).await?;
+        let names = request.names.then(|| self.names(&handshake.caller));
+        let target = self.open_target(request.target, &handshake.caller).await?;
         let own = if request.with_own {
             Own::default()
         } else {
-            Own::find(&handshake, target.netns.inode()).await
+            Own::find(&handshake, target.netns.inode(), &self.listening).await
         };
         let Target { netns, description } = target;
         let selection = match request.selection {
@@ -170,12 +183,40 @@ impl App {
         if let Some(names) = names {
             session.tell_names(names);
         }
-        tracing::info!(netns = session.netns(), name = description.full_name(), "started");
+        tracing::info!(
+            netns = session.netns(),
+            name = description.full_name(),
+            caller = handshake.caller.name(),
+            "started"
+        );
 
         let app = Arc::clone(&self);
         self.tasks
             .spawn(async move { app.stream(upgraded, session, stop, permit).await }.instrument(span));
         Ok(switching)
+    }
+
+    /// Opens the target, if the caller may capture it. What that is called is not the caller's to say: a caller whose
+    /// captures are bound to patterns is judged by who is in the namespace that is open already, in a scan that began
+    /// after that, so that its number cannot have passed to another.
+    async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, Refusal> {
+        let is_by_pattern = caller.rights().are_by_pattern();
+        let name = wanted.full_name();
+        if is_by_pattern && !wanted.name.is_empty() {
+            // Nor are they told what there is of other names.
+            caller.may_capture(&[&name], &name)?;
+        }
+        let target = Target::open(wanted, &self.directory).await?;
+        if is_by_pattern {
+            let netns = target.netns.inode();
+            let inside = self.discovery.scan_now().await.names_in(netns);
+            let asked = match &name[..] {
+                "" => format!("the network namespace {netns}"),
+                name => name.to_owned(),
+            };
+            caller.may_capture(&inside, &asked)?;
+        }
+        Ok(target)
     }
 
     /// Joins the capture if it runs, or begins it.
@@ -208,7 +249,7 @@ impl App {
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
     /// packets do not wait for them much longer: whatever comes later is told later.
-    fn names(&self) -> KnownNames {
+    fn names(&self, caller: &Caller) -> KnownNames {
         let discovery = Arc::clone(&self.discovery);
         let names = discovery.addresses();
         let first = async move {
@@ -218,6 +259,7 @@ impl App {
         };
         KnownNames {
             names,
+            rights: Arc::clone(caller.rights()),
             first: AbortOnDropHandle::new(tokio::spawn(first.in_current_span())),
         }
     }
