@@ -1,6 +1,10 @@
 //! TLS: certificates, and the names in those of clients.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::TcpStream,
@@ -149,26 +153,26 @@ fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
-fn roots(path: &PathBuf) -> Result<RootCertStore, TlsError> {
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|source| TlsError::ClientCa {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?;
     }
     Ok(roots)
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read_public(path)?)
         .collect::<Result<_, _>>()
         .map_err(|source| TlsError::Pem {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?;
     if certificates.is_empty() {
-        return Err(TlsError::NoCertificate(path.clone()));
+        return Err(TlsError::NoCertificate(path.to_owned()));
     }
     Ok(certificates)
 }
