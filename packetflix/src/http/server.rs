@@ -253,7 +253,9 @@ async fn serve_connection(
             .timer(TokioTimer::new())
             // The stream has bounds of its own, and an answer for those who reach them.
             .header_read_timeout(None)
+            // What is read at once may be more than the buffer is said to hold.
             .max_buf_size(MAX_HEAD_LEN)
+            .max_header_size(MAX_HEAD_LEN)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );

@@ -152,7 +152,7 @@ async fn each_token_may_do_what_its_scopes_say() -> anyhow::Result<()> {
         (PART, &container(&json!({ "name": "web(0)" })), 404),
         (
             PART,
-            &format!("netns={}", std::fs::metadata("/proc/1/ns/net")?.ino()),
+            &format!("netns={}", std::fs::metadata("/proc/self/ns/net")?.ino()),
             403,
         ),
     ] {
