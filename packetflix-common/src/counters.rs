@@ -37,6 +37,7 @@ impl InterfaceCounters {
             seen: self.seen.saturating_sub(before.seen),
             accepted: self.accepted.saturating_sub(before.accepted),
             delivered: self.delivered.saturating_sub(before.delivered),
+            over_rate: self.over_rate.saturating_sub(before.over_rate),
             ring_full: self.ring_full.saturating_sub(before.ring_full),
             copy_failed: self.copy_failed.saturating_sub(before.copy_failed),
         }

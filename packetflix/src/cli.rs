@@ -49,6 +49,56 @@ pub struct Args {
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
     pub port: u16,
 
+    /// Where to listen instead of all addresses: HOST:PORT, HOST (at the port of --port), [ADDRESS]:PORT, or unix:/PATH;
+    /// may be given more than once, in the variable separated by commas
+    #[arg(
+        long,
+        env = "PACKETFLIX_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<String>,
+
+    /// File of those who may use the service, a line each: NAME TOKEN [SCOPE…]; followed when it changes
+    #[arg(long, env = "PACKETFLIX_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Take tokens from token= in the query of a WebSocket's handshake too, for pages in browsers
+    #[arg(long, env = "PACKETFLIX_ALLOW_QUERY_TOKEN")]
+    pub allow_query_token: bool,
+
+    /// Certificate with which TLS is spoken, and those between it and its CA, in PEM; followed when it changes
+    #[arg(long, env = "PACKETFLIX_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of that certificate, in PEM
+    #[arg(long, env = "PACKETFLIX_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of CAs whose clients may use the service, in PEM
+    #[arg(long, env = "PACKETFLIX_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Origin whose pages may use the service from within a browser, such as https://tools.example; may be given more
+    /// than once, in the variable separated by commas
+    #[arg(
+        long,
+        env = "PACKETFLIX_ALLOW_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    pub allow_origin: Vec<String>,
+
+    /// How many connections there may be from one address (a /64 of IPv6) at the same time, beside captures
+    #[arg(
+        long,
+        env = "PACKETFLIX_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "NUMBER",
+        default_value_t = 256,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub max_connections_per_address: u16,
+
     /// Where in the kernel packets are seen
     #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
     pub hook: Hook,

@@ -1,9 +1,12 @@
 //! Configuration that was checked: what the flags amount to on this machine.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+
+use packetflix_common::MAX_OWN_PORTS;
 
 use crate::{
     cli::Args,
+    http::{AddressError, ListenAddress, Origin, OriginError, TlsFiles},
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
 };
@@ -18,9 +21,24 @@ const MEMORY_SHARE: u64 = 8;
 /// The kernel's own bound: ring buffers of 2 GiB and more cannot be mapped with their double data pages.
 const MAX_RING_SIZE: u64 = 1 << 30;
 
+/// A capture leaves the traffic of all our ports out, and of one more at which its client may say that it reaches us.
+const MAX_PORTS: usize = MAX_OWN_PORTS - 1;
+
 /// How the server runs.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where it listens.
+    pub listen: Vec<ListenAddress>,
+    /// Who may use it.
+    pub token_file: Option<PathBuf>,
+    /// Whether a token may stand in the query of a WebSocket's handshake.
+    pub allow_query_token: bool,
+    /// What TLS is spoken with; `None` when it is not.
+    pub tls: Option<TlsFiles>,
+    /// Whose pages may use it from within a browser.
+    pub allowed_origins: Vec<Origin>,
+    /// How many connections there may be from one address.
+    pub max_connections_per_address: usize,
     /// How captures are made.
     pub tap: TapConfig,
     /// Where the targets are asked for; `None` when packetflix finds them itself.
@@ -80,6 +98,21 @@ impl fmt::Display for ServiceAddress {
 /// Why the flags cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// There is no such place to listen at.
+    #[error("--listen: {0}")]
+    Listen(#[from] AddressError),
+    /// A capture could not leave all of them out.
+    #[error("--listen: there may be {MAX_PORTS} TCP ports, and not {0}")]
+    TooManyPorts(usize),
+    /// TLS takes a certificate and its key.
+    #[error("--tls-cert and --tls-key belong together, and --tls-client-ca takes both")]
+    Tls,
+    /// There is no token that could stand there.
+    #[error("--allow-query-token takes a --token-file")]
+    QueryToken,
+    /// There is no such origin.
+    #[error("--allow-origin: {0}")]
+    Origin(#[from] OriginError),
     /// A ring cannot have that size.
     #[error(
         "--ring-size {0}: a ring has from {MIN_RING_SIZE} to {MAX_RING_SIZE} bytes, and a power of two of them"
@@ -112,6 +145,16 @@ impl TryFrom<&Args> for Config {
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| ConfigError::Cpus(error))?;
         Ok(Self {
+            listen: listen(args)?,
+            token_file: args.token_file.clone(),
+            allow_query_token: allow_query_token(args)?,
+            tls: tls(args)?,
+            allowed_origins: args
+                .allow_origin
+                .iter()
+                .map(|origin| origin.parse())
+                .collect::<Result<_, _>>()?,
+            max_connections_per_address: usize::from(args.max_connections_per_address),
             tap: TapConfig {
                 hook: args.hook,
                 rings: rings(args, cpus)?,
@@ -135,6 +178,40 @@ impl TryFrom<&Args> for Config {
             node_name: nix::unistd::gethostname()
                 .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
         })
+    }
+}
+
+fn listen(args: &Args) -> Result<Vec<ListenAddress>, ConfigError> {
+    if args.listen.is_empty() {
+        return Ok(vec![ListenAddress::All(args.port)]);
+    }
+    let parse = |text: &String| ListenAddress::parse(text, args.port);
+    let addresses: Vec<ListenAddress> = args.listen.iter().map(parse).collect::<Result<_, _>>()?;
+    let ports = || addresses.iter().filter_map(ListenAddress::port);
+    let known: BTreeSet<u16> = ports().filter(|port| *port != 0).collect();
+    // Each 0 becomes a port of its own.
+    match known.len() + ports().filter(|port| *port == 0).count() {
+        count if count > MAX_PORTS => Err(ConfigError::TooManyPorts(count)),
+        _ => Ok(addresses),
+    }
+}
+
+fn allow_query_token(args: &Args) -> Result<bool, ConfigError> {
+    if args.allow_query_token && args.token_file.is_none() {
+        return Err(ConfigError::QueryToken);
+    }
+    Ok(args.allow_query_token)
+}
+
+fn tls(args: &Args) -> Result<Option<TlsFiles>, ConfigError> {
+    match (&args.tls_cert, &args.tls_key, &args.tls_client_ca) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(key), client_ca) => Ok(Some(TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: client_ca.clone(),
+        })),
+        _ => Err(ConfigError::Tls),
     }
 }
 
@@ -191,7 +268,51 @@ fn ring_size(wanted: Option<u64>, cpus: usize) -> Result<u32, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+        let args = Args::try_parse_from([&["packetflix"], flags].concat()).unwrap();
+        Config::try_from(&args)
+    }
+
+    #[test]
+    fn listens_at_all_addresses_or_where_it_is_told() {
+        assert_eq!(config(&["--port", "7"]).unwrap().listen, [ListenAddress::All(7)]);
+        let listen = config(&["--port", "7", "--listen", "127.0.0.1", "--listen", "unix:/x"]);
+        let host = ListenAddress::Host("127.0.0.1".to_owned(), 7);
+        assert_eq!(listen.unwrap().listen, [host, ListenAddress::Unix("/x".into())]);
+        let many = |ports: u16| {
+            let listen: Vec<String> = (0..ports).map(|port| format!("--listen=[::]:{port}")).collect();
+            let listen: Vec<&str> = listen.iter().map(String::as_str).collect();
+            config(&[&listen[..], &["--listen=127.0.0.1:1", "--listen=/x"]].concat())
+        };
+        assert_eq!(many(7).unwrap().listen.len(), 9);
+        assert!(matches!(many(8), Err(ConfigError::TooManyPorts(8))));
+    }
+
+    #[test]
+    fn what_belongs_together_is_given_together() {
+        for flags in [
+            &["--tls-cert=/c"][..],
+            &["--tls-key=/k"],
+            &["--tls-client-ca=/a"],
+            &["--tls-cert=/c", "--tls-client-ca=/a"],
+        ] {
+            assert!(matches!(config(flags), Err(ConfigError::Tls)), "{flags:?}");
+        }
+        assert!(config(&["--tls-cert=/c", "--tls-key=/k"]).unwrap().tls.is_some());
+        assert!(matches!(
+            config(&["--allow-query-token"]),
+            Err(ConfigError::QueryToken)
+        ));
+        assert!(matches!(
+            config(&["--allow-origin=*"]),
+            Err(ConfigError::Origin(OriginError::Any))
+        ));
+        assert!(matches!(config(&["--listen=x/y"]), Err(ConfigError::Listen(_))));
+    }
 
     #[test]
     fn rings_follow_the_number_of_cpus() {

@@ -3,6 +3,7 @@
 //! The road of a packet: the kernel's hook ─► a ring per CPU ([`tap`]) ─► pcapng ([`pcapng`]) ─► batches
 //! (`session`) ─► WebSocket ([`http`]). `ARCHITECTURE.md` has the whole picture.
 
+pub mod access;
 pub mod capabilities;
 pub mod check;
 pub mod cli;

@@ -2,7 +2,6 @@
 
 use std::{process::ExitCode, sync::Arc};
 
-use anyhow::Context as _;
 use clap::Parser as _;
 use packetflix::{
     check,
@@ -68,8 +67,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     check::log_what_does_not_work(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener =
-            http::listen(args.port).with_context(|| format!("cannot listen on port {}", args.port))?;
+        let doors = http::Doors::open(&config)?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = async move || {
@@ -78,7 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        http::serve(listener, Arc::new(config), shutdown).await;
+        http::serve(doors, Arc::new(config), shutdown).await;
         anyhow::Ok(())
     })?;
     // Whatever still blocks a thread after the drain is not waited for.

@@ -16,6 +16,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
+    certificates::{Transport, Trust},
     recording::{Recording, Statistics},
     server::Server,
 };
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An open capture.
 pub struct Capture {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Transport>,
 }
 
 /// The server's refusal of a handshake.
@@ -88,6 +89,28 @@ impl Capture {
         let stream = TcpStream::connect(server)
             .await
             .with_context(|| format!("cannot connect to {server}"))?;
+        Self::handshake(Transport::Plain(stream), url, headers).await
+    }
+
+    /// Opens `url`, which begins with `wss://`, at a server that is trusted.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when the server is not to be trusted.
+    pub async fn open_encrypted(
+        url: &str,
+        trust: &Trust,
+        headers: &[(&'static str, &str)],
+    ) -> anyhow::Result<Self> {
+        let server = url
+            .strip_prefix("wss://")
+            .and_then(|rest| rest.split('/').next())
+            .context("no wss:// URL")?;
+        let (host, _) = server.rsplit_once(':').context("no port")?;
+        let stream = TcpStream::connect(server)
+            .await
+            .with_context(|| format!("cannot connect to {server}"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = timeout(PATIENCE, trust.connect(host, stream)).await??;
         Self::handshake(stream, url, headers).await
     }
 
@@ -101,11 +124,12 @@ impl Capture {
         headers: &[(&'static str, &str)],
     ) -> anyhow::Result<Self> {
         stream.set_nonblocking(true)?;
-        Self::handshake(TcpStream::from_std(stream)?, url, headers).await
+        let stream = Transport::Plain(TcpStream::from_std(stream)?);
+        Self::handshake(stream, url, headers).await
     }
 
     async fn handshake(
-        stream: TcpStream,
+        stream: Transport,
         url: &str,
         headers: &[(&'static str, &str)],
     ) -> anyhow::Result<Self> {
@@ -203,14 +227,14 @@ impl Capture {
     /// Whether nothing comes for a moment.
     pub async fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        timeout(Duration::from_millis(20), self.socket.get_mut().peek(&mut byte))
+        timeout(Duration::from_millis(20), self.tcp().peek(&mut byte))
             .await
             .is_err()
     }
 
     /// The socket below, for what no decent client does.
     pub fn tcp(&mut self) -> &mut TcpStream {
-        self.socket.get_mut()
+        self.socket.get_mut().tcp()
     }
 }
 
@@ -237,7 +261,11 @@ impl Recorder {
         Self::of(Capture::over(stream, url, &[]).await?).await
     }
 
-    async fn of(capture: Capture) -> anyhow::Result<Self> {
+    /// The same of a capture that was opened elsewhere.
+    ///
+    /// # Errors
+    /// When the first piece is not the section header.
+    pub async fn of(capture: Capture) -> anyhow::Result<Self> {
         let mut recorder = Self {
             capture,
             stream: Vec::new(),

@@ -4,9 +4,11 @@
 
 pub mod analysis;
 pub mod bpf_run;
+pub mod certificates;
 pub mod client;
 pub mod containerd;
 pub mod docker;
+pub mod folder;
 pub mod generator;
 pub mod http;
 pub mod image;

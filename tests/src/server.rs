@@ -69,8 +69,8 @@ impl Server {
                 bail!("the server ended: {:?}", log.lock())
             };
             let port = line
-                .split_once("listening address=[::]:")
-                .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+                .split_once("listening address=")
+                .and_then(|(_, rest)| rest.split(' ').next()?.rsplit_once(':')?.1.parse().ok());
             if let Ok(mut log) = log.lock() {
                 log.push(line);
             }

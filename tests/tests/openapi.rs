@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use jsonschema::{Validator, draft202012};
 use packetflix_tests::{
+    folder::Folder,
     http::Head,
     namespace::Namespace,
     process::{Sleeper, script_in},
@@ -150,7 +151,14 @@ fn description_is_whole() -> anyhow::Result<()> {
     for (kind, components) in document["components"].as_object().context("no components")? {
         for (name, component) in components.as_object().context("no object")? {
             let reference = format!("#/components/{kind}/{name}");
-            ensure!(references.contains(&reference), "{reference} is used nowhere");
+            // Ways to be known are referred to by their names.
+            let is_used = match &**kind {
+                "securitySchemes" => document["security"]
+                    .as_array()
+                    .is_some_and(|ways| ways.iter().any(|way| way.get(name).is_some())),
+                _ => references.contains(&reference),
+            };
+            ensure!(is_used, "{reference} is used nowhere");
             ensure!(
                 component["description"].is_string(),
                 "{reference} is not described"
@@ -263,6 +271,16 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
         description.check(path, &head, &body).context(path.clone())?;
     }
 
+    let long = format!("/targets?x={}", "x".repeat(49_200));
+    let (head, body) = answered(&server, &long, "", 414)?;
+    description.check("/targets", &head, &body)?;
+    let (head, body) = answered(&server, "/version", "\r\nContent-Length: 70000", 413)?;
+    description.check("/version", &head, &body)?;
+    let many: String = (0..200).map(|n| format!("\r\nx{n}: 1")).collect();
+    let (head, body) = answered(&server, "/version", &many, 431)?;
+    description.check("/version", &head, &body)?;
+    check_refusals_of_callers(&description)?;
+
     // A service that is not there.
     for (flags, status) in [
         (&["--gw-port", "1"][..], 404),
@@ -280,6 +298,27 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
     let server = Server::start(&["--proxy-discovery", "--gw-port", "1"])?;
     let (head, body) = answered(&server, "/mobyshark", foreign, 403)?;
     description.check("/mobyshark", &head, &body)
+}
+
+/// Those who are not known, or may not do what they ask for.
+fn check_refusals_of_callers(description: &Description) -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let token = "0123456789abcdef";
+    let tokens = folder.put_secret("tokens", &format!("admin {token} admin\n"))?;
+    let server = Server::start(&["--token-file", tokens.to_str().context("no text")?])?;
+    let bearer = format!("\r\nAuthorization: Bearer {token}");
+    for path in ["/targets", "/mobyshark", "/capture"] {
+        for (headers, status) in [("", 401), (&bearer[..], 403)] {
+            let (head, body) = answered(&server, path, headers, status)?;
+            description.check(path, &head, &body).context(path)?;
+        }
+    }
+    for path in ["/filter", "/openapi.json", "/nothing"] {
+        let (head, body) = answered(&server, path, "", 401)?;
+        description.check(path, &head, &body).context(path)?;
+    }
+    let (head, body) = answered(&server, "/version", "", 200)?;
+    description.check("/version", &head, &body)
 }
 
 #[test]

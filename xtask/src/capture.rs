@@ -1,6 +1,6 @@
 //! `cargo xtask capture`
 
-use std::os::unix::process::CommandExt as _;
+use std::{os::unix::process::CommandExt as _, path::PathBuf};
 
 use crate::{build_ebpf::build_ebpf, run::build_programs, shell::root};
 
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// End after this time, such as `10s`
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
+    /// Speak TLS with a server whose certificate is of a CA in this file, in PEM
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
 }
 
 impl Args {
@@ -47,7 +50,7 @@ impl Args {
     }
 }
 
-/// Becomes the command-line client.
+/// Becomes the command-line client, which sends `PACKETFLIX_TOKEN` as its token, if that is set.
 ///
 /// # Errors
 /// When the client does not build or cannot be started.
@@ -56,11 +59,13 @@ pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
         build_ebpf()?;
         build_programs()?;
     }
-    let url = format!("ws://{}/capture?{}", args.server, args.query());
-    Err(std::process::Command::new(root().join(CLIENT))
-        .arg(url)
-        .exec()
-        .into())
+    let scheme = if args.cacert.is_some() { "wss" } else { "ws" };
+    let url = format!("{scheme}://{}/capture?{}", args.server, args.query());
+    let mut client = std::process::Command::new(root().join(CLIENT));
+    if let Some(cacert) = &args.cacert {
+        client.env("PACKETFLIX_CACERT", cacert);
+    }
+    Err(client.arg(url).exec().into())
 }
 
 /// The query for all interfaces of a target; each query has an equals sign, and hardly a name has one.

@@ -138,7 +138,7 @@ fn descriptors(config: &Config) -> Finding {
     let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Finding::limited(SUBJECT, "their bound could not be read");
     };
-    let wanted = config.max_captures as u64 * DESCRIPTORS_OF_CAPTURE + OTHER_DESCRIPTORS;
+    let wanted = config.quotas.total as u64 * DESCRIPTORS_OF_CAPTURE + OTHER_DESCRIPTORS;
     let found = format!("at most {most}");
     if most < wanted {
         return Finding::limited(SUBJECT, found)

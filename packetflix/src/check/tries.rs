@@ -12,11 +12,11 @@ use crate::{
     error::chain,
     filter::compile::{CompileError, Options, compile},
     netns::{Netns, ProcessIdentity},
-    pcapng::LinkType,
+    pcapng::{LinkType, SNAPLEN},
     proc_fs::{namespace_link, numbers_in, proc_path},
     tap::{
         CaptureFilters, ClockSource, Hook, HookError, InterfaceSelection, Loader, MIN_RING_SIZE, OwnTraffic,
-        RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
+        RateLimits, RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
     },
     watch::Metrics,
 };
@@ -153,6 +153,7 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
     let loader = Loader::new(TapConfig {
         hook,
         rings,
+        rates: RateLimits::default(),
         log_programs: false,
     });
     let netns = Netns::fresh()?;
@@ -160,6 +161,7 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         selection: InterfaceSelection::All,
         filters: CaptureFilters::default(),
         own: OwnTraffic::default(),
+        snaplen: SNAPLEN,
         promiscuous: false,
     };
     let mut tap = Tap::open(&netns, request, &loader).await?;

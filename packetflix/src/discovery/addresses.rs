@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use super::target::DiscoveredTarget;
+use super::target::{DiscoveredTarget, names_by_namespace};
 
 /// Names of the addresses of all targets. Several namespaces may have the same address.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub(crate) struct AddressBook(BTreeMap<IpAddr, Vec<Owner>>);
 struct Owner {
     netns: u64,
     name: String,
+    /// Full names of all targets in the namespace.
+    targets: Arc<[String]>,
 }
 
 impl AddressBook {
@@ -22,6 +25,7 @@ impl AddressBook {
     pub(super) fn new(targets: &[DiscoveredTarget], host: &str) -> Self {
         let mut book = Self::default();
         let mut seen = HashSet::new();
+        let mut names = names_by_namespace(targets);
         // Of several targets in one namespace, a pod or container gives it its name.
         let (processes, containers): (Vec<_>, Vec<_>) =
             targets.iter().partition(|target| target.workload.is_none());
@@ -33,12 +37,14 @@ impl AddressBook {
             let name = if namespace.is_host {
                 host.to_owned()
             } else {
-                target.description().full_name()
+                target.full_name()
             };
+            let inside: Arc<[String]> = names.remove(&namespace.inode).unwrap_or_default().into();
             for address in namespace.addresses() {
                 book.0.entry(address).or_default().push(Owner {
                     netns: namespace.inode,
                     name: name.clone(),
+                    targets: Arc::clone(&inside),
                 });
             }
         }
@@ -46,23 +52,27 @@ impl AddressBook {
     }
 
     /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
-    /// several others have is nobody's, for a wrong name is worse than none.
-    pub(crate) fn seen_from(&self, netns: u64) -> impl Iterator<Item = (IpAddr, &str)> {
+    /// several others have is nobody's, for a wrong name is worse than none. Of other namespaces, those only that
+    /// `may_see` allows, which is told the full names of all targets in each.
+    pub(crate) fn seen_from(
+        &self,
+        netns: u64,
+        may_see: impl Fn(&[String]) -> bool,
+    ) -> impl Iterator<Item = (IpAddr, &str)> {
         self.0.iter().filter_map(move |(address, owners)| {
             let own = owners.iter().find(|owner| owner.netns == netns);
             let only = || match &owners[..] {
                 [only] => Some(only),
                 _ => None,
             };
-            Some((*address, &own.or_else(only)?.name[..]))
+            let owner = own.or_else(only)?;
+            (owner.netns == netns || may_see(&owner.targets)).then_some((*address, &owner.name[..]))
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
         discovery::Namespace,
@@ -113,7 +123,7 @@ mod tests {
         ];
         let book = AddressBook::new(&targets, "node");
         let seen = |netns| -> Vec<(String, &str)> {
-            book.seen_from(netns)
+            book.seen_from(netns, |_| true)
                 .map(|(address, name)| (address.to_string(), name))
                 .collect()
         };
@@ -130,5 +140,11 @@ mod tests {
         assert_eq!(seen(1), expected(&[]));
         assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
         assert_eq!(seen(3), expected(&[("10.9.9.9", "db")]));
+        // Who may see `db` alone sees nothing of what is called by that name and another.
+        let seen: Vec<_> = book.seen_from(2, |targets| targets == ["db"]).collect();
+        let own = ["10.0.0.2", "10.9.9.9"].map(|address| (address.parse().unwrap(), "web"));
+        assert_eq!(seen, own);
+        let seen = book.seen_from(2, |targets| targets == ["db", "db-too"]);
+        assert_eq!(seen.count(), 4);
     }
 }

@@ -122,6 +122,20 @@ impl Scan {
         let engines = self.engines.iter().filter_map(problem);
         self.obstacles.iter().cloned().chain(engines).collect()
     }
+
+    /// Full names of all targets in a network namespace, given by its inode number.
+    pub(crate) fn names_in(&self, netns: u64) -> Vec<String> {
+        let inside = self
+            .targets
+            .iter()
+            .filter(|target| target.namespace.inode == netns);
+        inside.map(DiscoveredTarget::full_name).collect()
+    }
+
+    /// Full names of all targets, by the inode numbers of their network namespaces.
+    pub(crate) fn names_by_namespace(&self) -> HashMap<u64, Vec<String>> {
+        target::names_by_namespace(&self.targets)
+    }
 }
 
 impl Discovery {

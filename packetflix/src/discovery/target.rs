@@ -1,9 +1,17 @@
 //! A target of a capture, as our own discovery knows it.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use super::workload::PodName;
-use crate::{netns::Link, target::TargetDescription};
+use crate::{
+    netns::Link,
+    target::{self, TargetDescription},
+};
 
 /// A container, pod, process or bind mount with its network namespace.
 #[derive(Clone, Debug)]
@@ -59,6 +67,11 @@ pub(crate) struct WorkloadFacts {
 }
 
 impl DiscoveredTarget {
+    /// Its name as people write it, with its prefix.
+    pub(crate) fn full_name(&self) -> String {
+        target::full_name(&self.prefix, &self.name)
+    }
+
     /// As GhostWire lists it.
     pub(crate) fn description(&self) -> TargetDescription {
         TargetDescription {
@@ -72,6 +85,16 @@ impl DiscoveredTarget {
             ..TargetDescription::default()
         }
     }
+}
+
+/// Full names of targets, by the inode numbers of their network namespaces.
+pub(super) fn names_by_namespace(targets: &[DiscoveredTarget]) -> HashMap<u64, Vec<String>> {
+    let mut names: HashMap<u64, Vec<String>> = HashMap::new();
+    for target in targets {
+        let inside = names.entry(target.namespace.inode).or_default();
+        inside.push(target.full_name());
+    }
+    names
 }
 
 impl Namespace {

@@ -24,10 +24,12 @@ use warp::{
 };
 
 use super::{
+    caller::Caller,
+    origin::check_origin,
     own::Own,
     quotas::{ClientId, Permit, Permits},
     refusal::Refusal,
-    request::{CaptureRequest, RequestError, check_origin, select},
+    request::{CaptureRequest, RequestError, select},
     websocket,
 };
 use crate::{
@@ -38,7 +40,7 @@ use crate::{
     session::{CaptureKey, Feeds, Joined, KnownNames, Limits, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target, TargetDescription},
-    watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, Load, Metrics, RunningCapture},
+    watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, ClientFacts, Load, Metrics, RunningCapture},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
@@ -47,6 +49,8 @@ const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 /// What all requests share.
 pub(super) struct App {
     pub(super) config: Arc<Config>,
+    /// The TCP addresses that are listened at.
+    pub(super) listening: Vec<SocketAddr>,
     /// What there is on this host.
     pub(super) discovery: Arc<Discovery>,
     /// Where targets are looked up.
@@ -78,10 +82,17 @@ pub(super) struct Handshake {
     pub(super) on_upgrade: Option<OnUpgrade>,
     pub(super) peer: Option<SocketAddr>,
     pub(super) local: Option<LocalEnd>,
+    /// Who asks, and what they may do.
+    pub(super) caller: Caller,
 }
 
 impl App {
-    pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        config: Arc<Config>,
+        listening: Vec<SocketAddr>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let permits = Permits::new(config.quotas);
         let metrics = Arc::new(Metrics::new());
         let discovery = Arc::new(Discovery::new(
@@ -106,6 +117,7 @@ impl App {
             captures: Arc::new(Captures::new(Arc::clone(&metrics))),
             metrics,
             config,
+            listening,
             tasks,
             stop,
             permits,
@@ -137,7 +149,13 @@ impl App {
         let span = tracing::info_span!("capture", id);
         let mut attempt = Attempt {
             id,
-            client: address_of(handshake.peer),
+            client: ClientFacts {
+                name: handshake.caller.name().to_owned(),
+                address: handshake
+                    .caller
+                    .peer()
+                    .map_or_else(String::new, |peer| peer.to_string()),
+            },
             target: TargetDescription::default(),
         };
         let app = Arc::clone(&self);
@@ -158,20 +176,21 @@ impl App {
         attempt: &mut Attempt,
         span: tracing::Span,
     ) -> Result<Response, Refusal> {
-        tracing::debug!(peer = ?handshake.peer, query = handshake.query, "asked for a capture");
-        check_origin(&handshake.headers)?;
+        tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
+        check_origin(&handshake.headers, &self.config.allowed_origins)?;
+        handshake.caller.may_capture_something()?;
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         attempt.target.clone_from(&request.target);
         let mut permit = self.permit(handshake.peer)?;
 
-        let names = request.names.then(|| self.names());
-        let target = Target::open(request.target, &self.directory).await?;
+        let names = request.names.then(|| self.names(&handshake.caller));
+        let target = self.open_target(request.target, &handshake.caller).await?;
         permit.name_target(target.netns.inode())?;
         let own = if request.with_own {
             Own::default()
         } else {
-            Own::find(&handshake, target.netns.inode()).await
+            Own::find(&handshake, target.netns.inode(), &self.listening).await
         };
         let Target { netns, description } = target;
         let selection = match request.selection {
@@ -224,13 +243,41 @@ impl App {
         if let Some(names) = names {
             session.tell_names(names);
         }
-        tracing::info!(netns = session.netns(), name = description.full_name(), "started");
+        tracing::info!(
+            netns = session.netns(),
+            name = description.full_name(),
+            caller = handshake.caller.name(),
+            "started"
+        );
 
         let app = Arc::clone(&self);
         self.tasks.spawn(
             async move { app.stream(upgraded, session, running, stop, permit).await }.instrument(span),
         );
         Ok(switching)
+    }
+
+    /// Opens the target, if the caller may capture it. What that is called is not the caller's to say: a caller whose
+    /// captures are bound to patterns is judged by who is in the namespace that is open already, in a scan that began
+    /// after that, so that its number cannot have passed to another.
+    async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, Refusal> {
+        let is_by_pattern = caller.rights().are_by_pattern();
+        let name = wanted.full_name();
+        if is_by_pattern && !wanted.name.is_empty() {
+            // Nor are they told what there is of other names.
+            caller.may_capture(&[&name], &name)?;
+        }
+        let target = Target::open(wanted, &self.directory).await?;
+        if is_by_pattern {
+            let netns = target.netns.inode();
+            let inside = self.discovery.scan_now().await.names_in(netns);
+            let asked = match &name[..] {
+                "" => format!("the network namespace {netns}"),
+                name => name.to_owned(),
+            };
+            caller.may_capture(&inside, &asked)?;
+        }
+        Ok(target)
     }
 
     /// Joins the capture if it runs, or begins it, with the number `id`.
@@ -270,7 +317,7 @@ impl App {
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
     /// packets do not wait for them much longer: whatever comes later is told later.
-    fn names(&self) -> KnownNames {
+    fn names(&self, caller: &Caller) -> KnownNames {
         let discovery = Arc::clone(&self.discovery);
         let names = discovery.addresses();
         let first = async move {
@@ -280,6 +327,7 @@ impl App {
         };
         KnownNames {
             names,
+            rights: Arc::clone(caller.rights()),
             first: AbortOnDropHandle::new(tokio::spawn(first.in_current_span())),
         }
     }
@@ -314,13 +362,6 @@ impl App {
         }
         drop(permit);
     }
-}
-
-/// Where a client comes from, as text; an address of IPv4 in its own form.
-fn address_of(peer: Option<SocketAddr>) -> String {
-    peer.map_or_else(String::new, |peer| {
-        SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string()
-    })
 }
 
 /// A refusal that may be owed to the filter: it names the expression, and how large that became.

@@ -11,8 +11,8 @@ use warp::{
 
 use super::{
     capture::{App, Handshake},
+    origin::check_origin,
     refusal::Refusal,
-    request::check_origin,
 };
 use crate::{
     tap::InterfaceSelection,
@@ -59,6 +59,8 @@ struct Listed<'a> {
 #[derive(Serialize)]
 struct Client<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     address: &'a str,
 }
 
@@ -83,7 +85,7 @@ struct Dropped {
 
 /// All captures that run.
 pub(super) fn list(app: &App, handshake: &Handshake) -> Response {
-    if let Err(refusal) = check_right(handshake) {
+    if let Err(refusal) = check_right(app, handshake) {
         return refusal.into_response();
     }
     let captures = app.captures.list();
@@ -101,7 +103,7 @@ pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence);
         return reply::with_header(refusal, header::ALLOW, "GET, HEAD, DELETE").into_response();
     }
-    if let Err(refusal) = check_right(handshake) {
+    if let Err(refusal) = check_right(app, handshake) {
         return refusal.into_response();
     }
     let number = id.parse().ok();
@@ -122,10 +124,10 @@ pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -
     })
 }
 
-/// Whether whoever asks may see, and end, the captures of others: the one place where that is decided. As long as nobody
-/// is asked who they are, it is everyone but a browser's page from elsewhere.
-fn check_right(handshake: &Handshake) -> Result<(), Refusal> {
-    Ok(check_origin(&handshake.headers)?)
+/// Whether whoever asks may see, and end, the captures of others.
+fn check_right(app: &App, handshake: &Handshake) -> Result<(), Refusal> {
+    check_origin(&handshake.headers, &app.config.allowed_origins)?;
+    Ok(handshake.caller.may_administer()?)
 }
 
 impl<'a> Listed<'a> {
@@ -143,7 +145,8 @@ impl<'a> Listed<'a> {
             id: facts.id,
             tap: facts.tap,
             client: Client {
-                address: &facts.client,
+                name: &facts.client.name,
+                address: &facts.client.address,
             },
             target: Target {
                 name: &facts.target.name,

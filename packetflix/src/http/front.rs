@@ -1,9 +1,10 @@
-//! What every request passes first: it goes to our routes or to the discovery service, and is logged.
+//! What every request passes first: it is bounded, its caller is asked for, it goes to our routes or to the discovery
+//! service, and is logged.
 
-use std::{convert::Infallible, error::Error, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, error::Error, sync::Arc};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, combinators::BoxBody};
+use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
 use hyper::{
     Request, Response,
     body::{Body, Incoming},
@@ -12,16 +13,26 @@ use hyper::{
 use hyper_util::service::TowerToHyperService;
 use warp::{
     Reply as _,
-    http::{Method, StatusCode, Uri},
+    http::{Method, StatusCode, Uri, header},
 };
 
 use super::{
-    capture::App,
+    caller::{Caller, take_query_token},
+    capture::{App, LocalEnd},
+    connection::Client,
     log::RequestLog,
+    origin::{allowed_origin, answer_preflight, let_read},
     proxy::Proxy,
     refusal::Refusal,
-    routes::{Routes, is_ours, routes},
+    routes::{Routes, is_ours, is_public, routes},
 };
+use crate::access::Access;
+
+/// Most bytes of a path with its query: three quarters of what the head of a request may have.
+const MAX_URL_LEN: usize = 48 * 1024;
+
+/// Most bytes of a body for our routes, which take none.
+const MAX_BODY_LEN: u64 = 64 * 1024;
 
 /// Body of any answer, ours or the discovery service's.
 pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
@@ -29,35 +40,44 @@ pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 /// The service behind every connection.
 pub(super) struct Front {
     app: Arc<App>,
+    pub(super) access: Access,
     routes: Routes,
     proxy: Option<Proxy>,
 }
 
 impl Front {
-    pub(super) fn new(app: &Arc<App>) -> Self {
+    pub(super) fn new(app: &Arc<App>, access: Access) -> Self {
         let service = app.config.discovery_service.clone();
+        let origins = app.config.allowed_origins.clone();
         let proxy = service
             .filter(|_| app.config.proxy_discovery)
-            .map(|service| Proxy::new(service, app.tasks.clone(), app.stop.clone()));
+            .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
         Self {
             app: Arc::clone(app),
+            access,
             routes: routes(Arc::clone(app)),
             proxy,
         }
     }
 
-    /// Answers a request of `peer`; each has an answer, if only a refusal.
+    /// Answers a request of `client`; each has an answer, if only a refusal.
     pub(super) async fn answer(
         &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
+        mut request: Request<Incoming>,
+        client: &Client,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        let log = RequestLog::begin(&self.app.config, &request);
         let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
+        // Only where a query may have a token is it ours to take out of what is the discovery service's.
+        let allows_token = self.app.config.allow_query_token;
+        let token = if allows_token || proxy.is_none() {
+            take_query_token(&mut request).filter(|_| allows_token)
+        } else {
+            None
+        };
+        let log = RequestLog::begin(&self.app.config, &request);
         let response = match proxy {
-            _ if request.method() == Method::CONNECT => no_tunnel(request.uri()),
-            Some(proxy) => proxy.answer(request, peer).await,
-            None => self.route(request, peer).await?,
+            Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,
+            None => self.own(request, client, token.as_deref()).await?,
         };
         self.app.metrics.answered(response.status().as_u16());
         if let Some(log) = log {
@@ -66,15 +86,114 @@ impl Front {
         Ok(response)
     }
 
-    async fn route(
+    /// The answer of our routes.
+    async fn own(
         &self,
         mut request: Request<Incoming>,
-        peer: SocketAddr,
+        client: &Client,
+        token: Option<&[u8]>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        request.extensions_mut().insert(peer);
-        let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-        Ok(service.call(request).await?.map(boxed))
+        let origins = &self.app.config.allowed_origins;
+        if let Some(answer) = answer_preflight::<_, Empty<Bytes>>(&request, origins) {
+            return Ok(answer.map(boxed));
+        }
+        let reader = allowed_origin(request.headers(), origins).cloned();
+        let caller = check_bounds(&request).and_then(|()| match self.caller(&request, client, token) {
+            Err(_) if is_public(request.uri().path()) => Ok(Caller::nobody(Some(client.peer))),
+            known => known,
+        });
+        let mut response = match caller {
+            Err(refusal) => refuse(refusal),
+            Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
+            Ok(caller) => {
+                let extensions = request.extensions_mut();
+                extensions.insert(caller);
+                if let Some(peer) = client.peer.address() {
+                    extensions.insert(peer);
+                }
+                if let Some(local) = client.local {
+                    extensions.insert(LocalEnd(local));
+                }
+                let service = TowerToHyperService::new(warp::service(self.routes.clone()));
+                service.call(request).await?.map(boxed)
+            }
+        };
+        if let Some(origin) = reader {
+            let_read(&mut response, origin);
+        }
+        Ok(response)
     }
+
+    /// The answer of the discovery service.
+    async fn proxied(
+        &self,
+        proxy: &Proxy,
+        mut request: Request<Incoming>,
+        client: &Client,
+        token: Option<&[u8]>,
+    ) -> Response<AnswerBody> {
+        let checked = check_url(request.uri())
+            .and_then(|()| self.caller(&request, client, token))
+            .and_then(|caller| Ok(caller.may_use_discovery_service()?));
+        if let Err(refusal) = checked {
+            return refuse(refusal);
+        }
+        if request.method() == Method::CONNECT {
+            return no_tunnel(request.uri());
+        }
+        if self.access.has_tokens() {
+            // Whoever has it could come in with it.
+            request.headers_mut().remove(header::AUTHORIZATION);
+        }
+        proxy.answer(request, client).await
+    }
+
+    /// Who sends a request.
+    fn caller<B>(
+        &self,
+        request: &Request<B>,
+        client: &Client,
+        token: Option<&[u8]>,
+    ) -> Result<Caller, Refusal> {
+        Ok(Caller::identify(&self.access, client, request.headers(), token)?)
+    }
+}
+
+fn check_url(uri: &Uri) -> Result<(), Refusal> {
+    let len = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    if len <= MAX_URL_LEN {
+        return Ok(());
+    }
+    let sentence = format!("the URL has {len} bytes, and {MAX_URL_LEN} is the most");
+    Err(Refusal::new(StatusCode::URI_TOO_LONG, sentence))
+}
+
+/// What our routes take.
+fn check_bounds<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
+    check_url(request.uri())?;
+    let size = request.body().size_hint();
+    match size.exact() {
+        Some(len) if len <= MAX_BODY_LEN => Ok(()),
+        Some(len) => {
+            let sentence =
+                format!("the body has {len} bytes, where none is taken, and {MAX_BODY_LEN} is the most");
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
+        }
+        None => {
+            let sentence = "the body does not say how long it is, and none is taken";
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
+        }
+    }
+}
+
+/// Refuses what does not get as far as our routes or the discovery service.
+fn refuse(refusal: Refusal) -> Response<AnswerBody> {
+    tracing::info!(
+        status = refusal.status.as_u16(),
+        reason = refusal.sentence,
+        "not let in"
+    );
+    refusal.into_response().map(boxed)
 }
 
 /// The refusal of a CONNECT: it has no path that could be ours or the service's, and warp cannot take it.

@@ -1,11 +1,16 @@
-//! The HTTP side: the listening socket, the routes and the proxy, requests and refusals, and the WebSocket.
+//! The HTTP side: the listening sockets, who comes in, the routes and the proxy, requests and refusals, and the WebSocket.
 
+mod admission;
+mod caller;
 mod capture;
 mod captures;
+mod connection;
 mod filter;
 mod front;
 mod health;
+mod listen;
 mod log;
+mod origin;
 mod own;
 mod proxy;
 mod quotas;
@@ -15,6 +20,12 @@ mod routes;
 mod server;
 mod targets;
 mod tcp;
+mod tls;
 mod websocket;
 
-pub use server::{listen, serve};
+pub use self::{
+    listen::{AddressError, ListenAddress, ListenError},
+    origin::{Origin, OriginError},
+    server::{Doors, DoorsError, serve},
+    tls::{TlsError, TlsFiles},
+};

@@ -97,11 +97,6 @@ impl Permits {
         })
     }
 
-    /// How many there are.
-    pub(super) fn running(&self) -> usize {
-        self.lock().total
-    }
-
     /// The place of one more capture, of a target that is not known yet.
     ///
     /// # Errors
@@ -226,7 +221,7 @@ mod tests {
             "no more permits may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
         );
         drop(of_one);
-        assert_eq!(permits.running(), 2);
+        assert_eq!(permits.lock().total, 2);
         permits.permit(one).unwrap().name_target(5).unwrap();
     }
 

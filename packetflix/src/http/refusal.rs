@@ -9,8 +9,9 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{proxy::ProxyError, quotas::QuotaError, request::RequestError};
+use super::{caller::Forbidden, proxy::ProxyError, quotas::QuotaError, request::RequestError};
 use crate::{
+    access::AccessError,
     capabilities::Capability,
     error,
     filter::{FilterError, compile::CompileError},
@@ -57,11 +58,42 @@ impl Reply for Refusal {
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let headers = response.headers_mut();
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+            // What is not read would have to be, before the next request could be.
+            let headers = response.headers_mut();
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             let headers = response.headers_mut();
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response
+    }
+}
+
+/// A whole answer for those whose request is not read, or not to its end.
+pub(super) fn plain_answer(status: StatusCode, sentence: &str) -> Vec<u8> {
+    let body = json!({ "error": sentence }).to_string();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+impl From<AccessError> for Refusal {
+    fn from(error: AccessError) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, error.to_string())
+    }
+}
+
+impl From<Forbidden> for Refusal {
+    fn from(error: Forbidden) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error.to_string())
     }
 }
 

@@ -13,6 +13,7 @@ use warp::{
 };
 
 use super::{
+    caller::Caller,
     capture::{App, Handshake, LocalEnd},
     captures, filter, health,
     refusal::Refusal,
@@ -35,12 +36,20 @@ const PATHS: [&str; 9] = [
 /// Below this, each capture that runs has its number.
 const CAPTURES: &str = "/captures/";
 
+/// Paths at which nobody is asked who they are.
+const PUBLIC: [&str; 3] = ["/version", "/healthz", "/readyz"];
+
 /// All routes, as a filter that never rejects.
 pub(super) type Routes = BoxedFilter<(Response,)>;
 
 /// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
 pub(super) fn is_ours(path: &str) -> bool {
     PATHS.contains(&path) || path.starts_with(CAPTURES)
+}
+
+/// Whether everyone may know what is at a path.
+pub(super) fn is_public(path: &str) -> bool {
+    PUBLIC.contains(&path)
 }
 
 /// All routes, with every answer, the refusals too, as a response.
@@ -53,8 +62,16 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<SocketAddr>())
         .and(warp::ext::optional::<LocalEnd>())
+        .and(warp::ext::optional::<Caller>())
         .then(
-            move |method: Method, path, query, headers, on_upgrade: Option<OnUpgrade>, peer, local| {
+            move |method: Method,
+                  path,
+                  query,
+                  headers,
+                  on_upgrade: Option<OnUpgrade>,
+                  peer,
+                  local,
+                  caller: Option<Caller>| {
                 let app = Arc::clone(&app);
                 // A HEAD is answered without what a GET would begin.
                 let on_upgrade = on_upgrade.filter(|_| method == Method::GET);
@@ -69,6 +86,7 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
                             on_upgrade,
                             peer,
                             local,
+                            caller: caller.unwrap_or_else(|| Caller::nobody(None)),
                         },
                     )
                     .await
@@ -88,10 +106,12 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
     }
     match path.as_str() {
         "/version" => version(),
-        "/targets" => targets::details(&app).await,
-        "/mobyshark" | "/discover/mobyshark" => {
-            targets::list(&app).await.unwrap_or_else(Reply::into_response)
-        }
+        "/targets" => targets::details(&app, &handshake.caller)
+            .await
+            .unwrap_or_else(Reply::into_response),
+        "/mobyshark" | "/discover/mobyshark" => targets::list(&app, &handshake.caller)
+            .await
+            .unwrap_or_else(Reply::into_response),
         "/filter" => filter::show(&app, &handshake.query)
             .await
             .unwrap_or_else(Reply::into_response),

@@ -1,80 +1,106 @@
-//! The accept loop. Every connection and every capture is a task that is waited for.
+//! The accept loops. Every connection and every capture is a task that is waited for.
 
-use std::{
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    capture::{App, LocalEnd},
+    admission::{Admission, Admitted},
+    caller::Peer,
+    capture::App,
+    connection::{Bounded, Client, Exchange},
     front::Front,
+    listen::{Accepted, ListenError, Listener, is_reachable, listen},
     tcp::keep_prompt_and_alive,
+    tls::{Tls, TlsError},
 };
-use crate::{config::Config, watch::ServiceManager};
+use crate::{
+    access::{Access, TokenFileError},
+    config::Config,
+    watch::ServiceManager,
+};
 
-/// Most connections at a time; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 1024;
-const BACKLOG: i32 = 1024;
-
-/// How long a client may take for the head of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of the head of a request.
 const MAX_HEAD_LEN: usize = 64 * 1024;
 
 /// How long to wait when no connection can be accepted, for want of descriptors for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens the listening socket, for IPv4 and IPv6; for IPv4 alone where there is no IPv6.
-///
-/// # Errors
-/// When the port is taken or not allowed. Must be called within a tokio runtime.
-pub fn listen(port: u16) -> io::Result<TcpListener> {
-    let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    bind(dual).or_else(|error| match error.raw_os_error() {
-        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL) => {
-            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-        }
-        _ => Err(error),
-    })
+/// Where clients come in: the sockets, and what is asked of those who do.
+pub struct Doors {
+    listeners: Vec<Listener>,
+    access: Access,
+    tls: Option<Tls>,
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
+/// Why clients cannot come in.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorsError {
+    /// Nobody could show a token.
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
+    /// Nothing could be encrypted.
+    #[error("TLS cannot be spoken")]
+    Tls(#[from] TlsError),
+    /// Nobody could connect.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl Doors {
+    /// Reads tokens and certificates, and opens the listening sockets. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When something cannot be used, or an address is taken or not allowed.
+    pub fn open(config: &Config) -> Result<Self, DoorsError> {
+        let client_ca = config.tls.as_ref().and_then(|files| files.client_ca.as_ref());
+        let access = Access::open(config.token_file.as_ref(), client_ca.is_some())?;
+        let tls = config.tls.as_ref().map(Tls::open).transpose()?;
+        Ok(Self {
+            listeners: listen(&config.listen)?,
+            access,
+            tls,
+        })
     }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+
+    fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(Listener::tcp_address).collect()
+    }
 }
 
-/// Serves `listener` until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
+/// Serves those who come in until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
 /// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
-pub async fn serve(listener: TcpListener, config: Arc<Config>, mut shutdown: impl AsyncFnMut()) {
+pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFnMut()) {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let patience = config.shutdown_timeout;
-    let app = Arc::new(App::new(config, tasks.clone(), stop.clone()));
+    let app = Arc::new(App::new(
+        config,
+        doors.tcp_addresses(),
+        tasks.clone(),
+        stop.clone(),
+    ));
     let manager = ServiceManager::from_environment();
+    let Doors {
+        listeners,
+        access,
+        tls,
+    } = doors;
+    let hall = Arc::new(Hall {
+        admission: Admission::new(app.config.max_connections_per_address),
+        front: Front::new(&app, access),
+        tls,
+    });
     tokio::select! {
         () = shutdown() => {}
-        () = accept_all(&listener, &app) => {}
-        () = stay_ready(&listener, &app, &manager) => {}
+        () = accept_everywhere(&listeners, &hall, &app) => {}
+        () = stay_ready(&listeners, &hall, &app, &manager) => {}
         () = stay_in_touch(&app, &manager) => {}
+        () = hall.follow_files() => {}
         () = app.discovery.follow() => {}
     }
 
@@ -88,19 +114,55 @@ pub async fn serve(listener: TcpListener, config: Arc<Config>, mut shutdown: imp
         },
         () = shutdown() => tracing::warn!(tasks = tasks.len(), "a second signal: what still runs is cut off"),
         // Whoever asks meanwhile is told that the service is not ready.
-        () = accept_all(&listener, &app) => {}
+        () = accept_everywhere(&listeners, &hall, &app) => {}
         () = stay_in_touch(&app, &manager) => {}
+    }
+}
+
+/// What all connections share.
+struct Hall {
+    admission: Arc<Admission>,
+    front: Front,
+    tls: Option<Tls>,
+}
+
+impl Hall {
+    /// Says where the doors are, and if they stand open.
+    fn announce(&self, listeners: &[Listener]) {
+        for listener in listeners {
+            let tls = self.tls.is_some() && listener.tcp_address().is_some();
+            tracing::info!(address = %listener, tls, version = env!("CARGO_PKG_VERSION"), "listening");
+        }
+        let mut addresses = listeners.iter().filter_map(Listener::tcp_address);
+        if self.front.access.is_open()
+            && let Some(address) = addresses.find(|address| is_reachable(address.ip()))
+        {
+            tracing::warn!(
+                %address,
+                "NOBODY IS ASKED WHO THEY ARE: whoever reaches this address may capture all traffic of this host and of \
+                 its containers; ask for tokens with --token-file or for certificates with --tls-client-ca, or listen \
+                 with --listen 127.0.0.1 or --listen unix:/PATH"
+            );
+        }
+    }
+
+    /// Follows tokens and certificates; never ends.
+    async fn follow_files(&self) {
+        let certificates = async {
+            match &self.tls {
+                Some(tls) => tls.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(self.front.access.follow(), certificates);
     }
 }
 
 /// Keeps an object ready for the next capture, and tells when the first one is: the first capture has no longer to wait
 /// than others. Never ends.
-async fn stay_ready(listener: &TcpListener, app: &App, manager: &ServiceManager) {
+async fn stay_ready(listeners: &[Listener], hall: &Hall, app: &App, manager: &ServiceManager) {
     app.loader.make_ready().await;
-    match listener.local_addr() {
-        Ok(address) => tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening"),
-        Err(error) => tracing::warn!(%error, "listening, but the address is not known"),
-    }
+    hall.announce(listeners);
     manager.ready(&status(app));
     app.loader.keep_one_ready().await;
 }
@@ -126,19 +188,32 @@ fn status(app: &App) -> String {
     }
 }
 
-async fn accept_all(listener: &TcpListener, app: &Arc<App>) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let front = Arc::new(Front::new(app));
+async fn accept_everywhere(listeners: &[Listener], hall: &Arc<Hall>, app: &App) {
+    join_all(listeners.iter().map(|listener| accept_all(listener, hall, app))).await;
+}
+
+async fn accept_all(listener: &Listener, hall: &Arc<Hall>, app: &App) {
     loop {
-        let permit = Arc::clone(&connections).acquire_owned().await;
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let front = Arc::clone(&front);
+            Ok((accepted, peer)) => {
+                let hall = Arc::clone(hall);
                 let stop = app.stop.clone();
-                app.tasks.spawn(async move {
-                    serve_connection(stream, peer, front, stop).await;
-                    drop(permit);
-                });
+                match hall.admission.admit(peer) {
+                    Ok(admitted) => {
+                        app.tasks.spawn(welcome(accepted, peer, admitted, hall, stop));
+                    }
+                    Err(why) => {
+                        tracing::debug!(%peer, %why, "a connection is not let in");
+                        app.tasks.spawn(async move {
+                            match accepted {
+                                // It expects TLS, and a handshake is too much to do for those who are not let in.
+                                Accepted::Tcp(_) if hall.tls.is_some() => {}
+                                Accepted::Tcp(stream) => hall.admission.turn_away(stream, why).await,
+                                Accepted::Unix(stream) => hall.admission.turn_away(stream, why).await,
+                            }
+                        });
+                    }
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -148,21 +223,76 @@ async fn accept_all(listener: &TcpListener, app: &Arc<App>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, front: Arc<Front>, stop: CancellationToken) {
-    keep_prompt_and_alive(&stream);
-    let local = stream.local_addr().ok().map(LocalEnd);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        let front = Arc::clone(&front);
-        if let Some(local) = local {
-            request.extensions_mut().insert(local);
+/// Serves one connection, after the handshake if it speaks TLS.
+async fn welcome(
+    accepted: Accepted,
+    peer: Peer,
+    admitted: Admitted,
+    hall: Arc<Hall>,
+    stop: CancellationToken,
+) {
+    let mut client = Client {
+        peer,
+        local: None,
+        certificate: None,
+        is_encrypted: false,
+    };
+    let exchange = Exchange::new();
+    let stream = match (accepted, &hall.tls) {
+        (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone()),
+        (Accepted::Tcp(stream), tls) => {
+            keep_prompt_and_alive(&stream);
+            client.local = stream.local_addr().ok();
+            if let Some(tls) = tls {
+                client.is_encrypted = true;
+                let shaken = tokio::select! {
+                    shaken = tls.accept(stream) => shaken,
+                    () = stop.cancelled() => return,
+                };
+                match shaken {
+                    Ok((stream, certificate)) => {
+                        client.certificate = certificate;
+                        Bounded::new(Box::new(stream), exchange.clone())
+                    }
+                    Err(error) => {
+                        tracing::debug!(%peer, error = %crate::error::chain(&error), "a connection is closed");
+                        return;
+                    }
+                }
+            } else {
+                Bounded::new(Box::new(stream), exchange.clone())
+            }
         }
-        async move { front.answer(request, peer).await }
+    };
+    serve_connection(stream, Arc::new(client), exchange, hall, stop).await;
+    drop(admitted);
+}
+
+async fn serve_connection(
+    stream: Bounded,
+    client: Arc<Client>,
+    exchange: Exchange,
+    hall: Arc<Hall>,
+    stop: CancellationToken,
+) {
+    let peer = client.peer;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (hall, client) = (Arc::clone(&hall), Arc::clone(&client));
+        let answering = exchange.answer();
+        async move {
+            let response = hall.front.answer(request, &client).await?;
+            let status = response.status();
+            Ok::<_, std::convert::Infallible>(response.map(|body| answering.finish_with(status, body)))
+        }
     });
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            // The stream has bounds of its own, and an answer for those who reach them.
+            .header_read_timeout(None)
+            // What is read at once may be more than the buffer is said to hold.
             .max_buf_size(MAX_HEAD_LEN)
+            .max_header_size(MAX_HEAD_LEN)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -13,7 +14,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{capture::App, refusal::Refusal};
+use super::{caller::Caller, capture::App, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, PodName, Scan},
     netns::Link,
@@ -119,7 +120,8 @@ struct ContainerDetails<'a> {
 }
 
 /// `/mobyshark`. With a discovery service beside us, the list is there.
-pub(super) async fn list(app: &App) -> Result<Response, Refusal> {
+pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal> {
+    caller.may_discover()?;
     if let Directory::Service(_) = app.directory {
         let sentence =
             "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
@@ -132,15 +134,26 @@ pub(super) async fn list(app: &App) -> Result<Response, Refusal> {
             creator_id: "packetflix",
             creator_version: env!("CARGO_PKG_VERSION"),
         },
-        containers: scan.targets.iter().map(MobysharkTarget::from).collect(),
+        containers: listed(&scan, caller).map(MobysharkTarget::from).collect(),
     };
     Ok(reply::json(&list).into_response())
 }
 
 /// `/targets`.
-pub(super) async fn details(app: &App) -> Response {
+pub(super) async fn details(app: &App, caller: &Caller) -> Result<Response, Refusal> {
+    caller.may_discover()?;
     let scan = app.discovery.recent().await;
-    reply::json(&Details::new(&scan, &app.config.node_name)).into_response()
+    Ok(reply::json(&Details::new(&scan, &app.config.node_name, caller)).into_response())
+}
+
+/// The targets that a caller may know of.
+fn listed<'a>(scan: &'a Scan, caller: &Caller) -> impl Iterator<Item = &'a DiscoveredTarget> {
+    let rights = Arc::clone(caller.rights());
+    let names = scan.names_by_namespace();
+    scan.targets.iter().filter(move |target| {
+        let inside = names.get(&target.namespace.inode);
+        rights.may_list(inside.map(Vec::as_slice).unwrap_or_default())
+    })
 }
 
 impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
@@ -158,8 +171,13 @@ impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
 }
 
 impl<'a> Details<'a> {
-    fn new(scan: &'a Scan, node_name: &'a str) -> Self {
-        let engines = scan.engines.iter().map(|engine| EngineDetails {
+    fn new(scan: &'a Scan, node_name: &'a str, caller: &Caller) -> Self {
+        // Who may know of some targets only is not told what else is on the host.
+        let engines = match caller.rights().are_by_pattern() {
+            true => &[][..],
+            false => &scan.engines,
+        };
+        let engines = engines.iter().map(|engine| EngineDetails {
             socket: engine.path.to_string_lossy(),
             workloads: engine.workloads,
             problem: engine.problem.as_deref(),
@@ -170,7 +188,7 @@ impl<'a> Details<'a> {
             scanned_at: since_1970.as_secs_f64(),
             node_name,
             engines: engines.collect(),
-            targets: scan.targets.iter().map(TargetDetails::from).collect(),
+            targets: listed(scan, caller).map(TargetDetails::from).collect(),
         }
     }
 }

@@ -35,8 +35,8 @@ pub(crate) use self::{
     limits::{Limit, Limits, TooFewBytes},
 };
 use crate::{
-    discovery::AddressBook, pcapng::MIN_PACKET_LEN, tap::RateLimits, target::TargetDescription,
-    watch::Capture,
+    access::Rights, discovery::AddressBook, pcapng::MIN_PACKET_LEN, tap::RateLimits,
+    target::TargetDescription, watch::Capture,
 };
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
@@ -90,6 +90,8 @@ pub(crate) struct SessionInfo<'a> {
 pub(crate) struct KnownNames {
     /// As they are known, and then as they change.
     pub(crate) names: watch::Receiver<Arc<AddressBook>>,
+    /// What the client may do, and so which of them it may be told.
+    pub(crate) rights: Arc<Rights>,
     /// Ends when the first are known, or when they are not worth waiting for any longer.
     pub(crate) first: AbortOnDropHandle<()>,
 }
@@ -105,7 +107,7 @@ pub(crate) struct Session {
     /// How many interfaces are described.
     described: usize,
     names: Names,
-    known_names: Option<watch::Receiver<Arc<AddressBook>>>,
+    known_names: Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>,
     /// While it is there, packets are kept back.
     first_names: Option<AbortOnDropHandle<()>>,
     /// What is sent next.
@@ -203,7 +205,7 @@ impl Session {
     /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
     /// new before the packets that follow.
     pub(crate) fn tell_names(&mut self, names: KnownNames) {
-        self.known_names = Some(names.names);
+        self.known_names = Some((names.names, names.rights));
         self.first_names = Some(names.first);
     }
 
@@ -326,9 +328,10 @@ impl Session {
     }
 
     fn take_names(&mut self) {
-        if let Some(names) = &mut self.known_names {
+        if let Some((names, rights)) = &mut self.known_names {
             let names = Arc::clone(&names.borrow_and_update());
-            self.names.set(names.seen_from(self.netns));
+            let may_see = |targets: &[String]| rights.may_list(targets);
+            self.names.set(names.seen_from(self.netns, may_see));
         }
         let mut is_done = false;
         while !is_done {
@@ -477,8 +480,8 @@ async fn first(names: &mut Option<AbortOnDropHandle<()>>) {
 }
 
 /// Waits until there are other names; for ever where none are told.
-async fn changed(names: &mut Option<watch::Receiver<Arc<AddressBook>>>) {
-    if let Some(names) = names
+async fn changed(names: &mut Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>) {
+    if let Some((names, _)) = names
         && names.changed().await.is_ok()
     {
         return;

@@ -66,6 +66,7 @@ impl Packets {
             interfaces: Vec::new(),
             touched: Vec::new(),
             described: 0,
+            oldest: 0,
             last_len: 0,
         }
     }

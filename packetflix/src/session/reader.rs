@@ -319,7 +319,7 @@ impl Reader {
             let Some(written) = packets.of_interface(interface.id) else {
                 continue;
             };
-            tell(metrics, &mut told[place], counters);
+            tell(metrics, &mut told[written.place], counters);
             let delivered = written.delivered;
             let dropped = counters.accepted.saturating_sub(delivered);
             if delivered != counters.delivered || dropped != counters.dropped() {
@@ -356,9 +356,9 @@ impl Reader {
     /// Tells the metrics what the kernel has counted since the last time, and how full the rings are.
     fn count(&mut self) {
         for interface in self.tap.interfaces() {
-            if let Some((place, _)) = self.packets.of_interface(interface.id) {
+            if let Some(written) = self.packets.of_interface(interface.id) {
                 let counters = self.tap.counters(interface.link.ifindex);
-                tell(&self.metrics, &mut self.told[place], counters);
+                tell(&self.metrics, &mut self.told[written.place], counters);
             }
         }
         let used = self.tap.program_use();

@@ -58,11 +58,16 @@ impl TargetDescription {
 
     /// The name as people write it, with its prefix.
     pub(crate) fn full_name(&self) -> String {
-        if self.prefix.is_empty() {
-            self.name.clone()
-        } else {
-            format!("{}:{}", self.prefix, self.name)
-        }
+        full_name(&self.prefix, &self.name)
+    }
+}
+
+/// A target's name as people write it, with its prefix.
+pub(crate) fn full_name(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{prefix}:{name}")
     }
 }
 

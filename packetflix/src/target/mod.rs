@@ -7,7 +7,7 @@ mod service;
 use std::fmt::Write as _;
 
 pub(crate) use self::{
-    description::TargetDescription,
+    description::{TargetDescription, full_name},
     directory::{Directory, DirectoryError, KnownTargets},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };

@@ -1,7 +1,7 @@
 //! The account of captures: who captured what, and how much. Written where the operator wants it, and nowhere else: it
 //! holds the addresses and filters of clients.
 
-use super::{Capture, CaptureEnd};
+use super::{Capture, CaptureEnd, ClientFacts};
 use crate::{tap::InterfaceSelection, target::TargetDescription};
 
 /// The target of the events.
@@ -15,8 +15,8 @@ const MAX_FILTER_LEN: usize = 1024;
 pub(crate) struct Attempt {
     /// Number of the capture that might have been.
     pub(crate) id: u64,
-    /// Where the client comes from, or empty.
-    pub(crate) client: String,
+    /// Who asked for it.
+    pub(crate) client: ClientFacts,
     /// What was to be captured.
     pub(crate) target: TargetDescription,
 }
@@ -28,7 +28,8 @@ pub(super) fn started(capture: &Capture) {
         target: AUDIT,
         id = facts.id,
         tap = facts.tap,
-        client = facts.client,
+        client = facts.client.name,
+        address = facts.client.address,
         name = facts.target.name,
         "type" = facts.target.kind,
         prefix = facts.target.prefix,
@@ -47,7 +48,8 @@ pub(super) fn ended(capture: &Capture, end: CaptureEnd, reason: &str) {
         target: AUDIT,
         id = facts.id,
         tap = facts.tap,
-        client = facts.client,
+        client = facts.client.name,
+        address = facts.client.address,
         name = facts.target.name,
         "type" = facts.target.kind,
         prefix = facts.target.prefix,
@@ -69,7 +71,8 @@ pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
     tracing::info!(
         target: AUDIT,
         id = attempt.id,
-        client = attempt.client,
+        client = attempt.client.name,
+        address = attempt.client.address,
         name = target.name,
         "type" = target.kind,
         prefix = target.prefix,

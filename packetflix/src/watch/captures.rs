@@ -39,6 +39,15 @@ pub(crate) struct Capture {
     metrics: Arc<Metrics>,
 }
 
+/// Who a client is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ClientFacts {
+    /// Name of their token, certificate or user, or empty.
+    pub(crate) name: String,
+    /// Where they come from, or empty.
+    pub(crate) address: String,
+}
+
 /// What is known of a capture from its beginning.
 #[derive(Clone, Debug)]
 pub(crate) struct CaptureFacts {
@@ -46,8 +55,8 @@ pub(crate) struct CaptureFacts {
     pub(crate) id: u64,
     /// Number of the capture that began the tap which this one shares.
     pub(crate) tap: u64,
-    /// Where the client comes from, or empty.
-    pub(crate) client: String,
+    /// Who captures.
+    pub(crate) client: ClientFacts,
     /// What is captured: its name may be empty.
     pub(crate) target: TargetDescription,
     /// Inode number of the namespace.
@@ -346,7 +355,7 @@ mod tests {
         CaptureFacts {
             id,
             tap: 1,
-            client: String::new(),
+            client: ClientFacts::default(),
             target: TargetDescription::namespace(5),
             netns: 5,
             selection: InterfaceSelection::All,

@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     captured_bytes: Counter,
     delivered: Counter,
     delivered_bytes: Counter,
+    over_rate: Counter,
     ring_full: Counter,
     copy_failed: Counter,
     slow_client: Counter,
@@ -125,6 +126,7 @@ impl Metrics {
                 "delivered",
                 "Bytes of pcapng that were handed to the sockets of clients, for each of them",
             ),
+            over_rate: cause("over_rate"),
             ring_full: cause("ring_full"),
             copy_failed: cause("copy_failed"),
             slow_client: cause("slow_client"),
@@ -199,6 +201,7 @@ impl Metrics {
     pub(crate) fn kernel_counted(&self, counters: &InterfaceCounters) {
         self.seen.inc_by(counters.seen);
         self.accepted.inc_by(counters.accepted);
+        self.over_rate.inc_by(counters.over_rate);
         self.ring_full.inc_by(counters.ring_full);
         self.copy_failed.inc_by(counters.copy_failed);
     }
@@ -332,9 +335,10 @@ mod tests {
         let metrics = Metrics::new();
         metrics.tap_begun();
         metrics.kernel_counted(&InterfaceCounters {
-            seen: 10,
-            accepted: 8,
+            seen: 14,
+            accepted: 12,
             delivered: 5,
+            over_rate: 4,
             ring_full: 2,
             copy_failed: 1,
         });
@@ -353,12 +357,13 @@ mod tests {
         for line in [
             "packetflix_captures 3",
             "packetflix_taps 1",
-            "packetflix_seen_packets_total 10",
-            "packetflix_accepted_packets_total 8",
+            "packetflix_seen_packets_total 14",
+            "packetflix_accepted_packets_total 12",
             "packetflix_captured_packets_total 5",
             "packetflix_captured_bytes_total 700",
             "packetflix_delivered_packets_total 4",
             "packetflix_delivered_bytes_total 900",
+            "packetflix_dropped_packets_total{cause=\"over_rate\"} 4",
             "packetflix_dropped_packets_total{cause=\"ring_full\"} 2",
             "packetflix_dropped_packets_total{cause=\"copy_failed\"} 1",
             "packetflix_dropped_packets_total{cause=\"slow_client\"} 1",

@@ -9,7 +9,7 @@ mod process;
 
 pub(crate) use self::{
     audit::{AUDIT, Attempt, refused},
-    captures::{Amount, Capture, CaptureEnd, CaptureFacts, Captures, RunningCapture},
+    captures::{Amount, Capture, CaptureEnd, CaptureFacts, Captures, ClientFacts, RunningCapture},
     manager::ServiceManager,
     metrics::{Load, Metrics},
 };

@@ -1,9 +1,13 @@
-//! Streams a capture to standard output: `capture ws://HOST:PORT/capture?netns=NUMBER`.
+//! Streams a capture to standard output: `capture ws://HOST:PORT/capture?netns=NUMBER`. `PACKETFLIX_TOKEN` is sent as
+//! the token; with `wss://`, `PACKETFLIX_CACERT` names the file of the CA that is trusted.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use packetflix_tests::client::{Capture, Piece};
+use packetflix_tests::{
+    certificates::Trust,
+    client::{Capture, Piece},
+};
 use tokio::{io::AsyncWriteExt as _, signal::ctrl_c};
 
 #[tokio::main(flavor = "current_thread")]
@@ -17,12 +21,26 @@ async fn main() -> ExitCode {
     }
 }
 
+async fn open(url: &str) -> anyhow::Result<Capture> {
+    let token = std::env::var("PACKETFLIX_TOKEN").ok();
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<(&str, &str)> = bearer
+        .iter()
+        .map(|bearer| ("authorization", bearer.as_str()))
+        .collect();
+    if !url.starts_with("wss://") {
+        return Capture::open(url, &headers).await;
+    }
+    let authorities = std::env::var_os("PACKETFLIX_CACERT").context("name the CA with PACKETFLIX_CACERT")?;
+    Capture::open_encrypted(url, &Trust::new(authorities.as_ref(), None)?, &headers).await
+}
+
 /// Ctrl-C asks the server to end, and what it still sends is written.
 async fn run() -> anyhow::Result<()> {
     let url = std::env::args()
         .nth(1)
         .context("usage: capture ws://HOST:PORT/capture?netns=NUMBER")?;
-    let mut capture = Capture::open(&url, &[]).await?;
+    let mut capture = open(&url).await?;
     let mut out = tokio::io::stdout();
     let mut closing = false;
     // Made once: a signal that comes while a piece is written is not lost.

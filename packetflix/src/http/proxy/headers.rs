@@ -1,13 +1,11 @@
 //! What a proxy changes in the heads of requests and responses. Touches nothing of the system.
 
-use std::net::IpAddr;
-
 use warp::http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request,
     uri::PathAndQuery,
 };
 
-use crate::config::ServiceAddress;
+use crate::{config::ServiceAddress, http::connection::Client};
 
 /// Where the discovery service is to be found here.
 const PREFIX: &str = "/discover";
@@ -37,18 +35,18 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// The protocol that a request wants to change to, if it does. HTTP/1.0 has no such thing.
-pub(super) fn wanted_protocol<B>(request: &Request<B>) -> Option<HeaderValue> {
+pub(in crate::http) fn wanted_protocol<B>(request: &Request<B>) -> Option<HeaderValue> {
     let wanted =
         request.version() == Version::HTTP_11 && has_token(request.headers(), &header::CONNECTION, "upgrade");
     request.headers().get(header::UPGRADE).filter(|_| wanted).cloned()
 }
 
-/// Makes of a request of `peer` that to the service; `protocol` is the one to change to, `length` that of the
+/// Makes of a request of `client` that to the service; `protocol` is the one to change to, `length` that of the
 /// body, if it is known.
 pub(super) fn to_service(
     parts: &mut request::Parts,
     service: &ServiceAddress,
-    peer: IpAddr,
+    client: &Client,
     protocol: Option<HeaderValue>,
     length: Option<u64>,
 ) {
@@ -68,7 +66,7 @@ pub(super) fn to_service(
         parts.headers.insert(header::TRANSFER_ENCODING, chunked);
     }
     let (path, stripped) = service_path(&parts.uri);
-    tell_origin(parts, peer, stripped);
+    tell_origin(parts, client, stripped);
     let (name, value) = ENABLE_MONOLITH;
     parts.headers.insert(name, value);
     if let Ok(host) = HeaderValue::try_from(service.to_string()) {
@@ -109,7 +107,7 @@ fn service_path(uri: &Uri) -> (PathAndQuery, bool) {
 
 /// Tells the service where the request comes from. What a proxy before us said stays; only the list of
 /// addresses, and the prefix, become longer.
-fn tell_origin(parts: &mut request::Parts, peer: IpAddr, stripped: bool) {
+fn tell_origin(parts: &mut request::Parts, client: &Client, stripped: bool) {
     // An authority in the request line wins over the header (RFC 9112, section 3.2.2).
     let host = parts
         .uri
@@ -117,14 +115,19 @@ fn tell_origin(parts: &mut request::Parts, peer: IpAddr, stripped: bool) {
         .and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
         .or_else(|| parts.headers.get(header::HOST).cloned());
     let headers = &mut parts.headers;
-    // On a socket for both, IPv4 looks like IPv6.
-    append(headers, X_FORWARDED_FOR, ", ", &peer.to_canonical().to_string());
+    if let Some(address) = client.peer.ip() {
+        append(headers, X_FORWARDED_FOR, ", ", &address.to_string());
+    }
     if let Some(host) = host {
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
     headers
         .entry(X_FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static("http"));
+        .or_insert(HeaderValue::from_static(if client.is_encrypted {
+            "https"
+        } else {
+            "http"
+        }));
     if stripped {
         append(headers, X_FORWARDED_PREFIX, "", PREFIX);
     }
@@ -177,8 +180,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::caller::Peer;
 
-    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+    fn client(address: &str) -> Client {
+        Client {
+            peer: Peer::Tcp((address.parse::<std::net::IpAddr>().unwrap(), 7).into()),
+            local: None,
+            certificate: None,
+            is_encrypted: false,
+        }
+    }
 
     fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
         let mut request = Request::builder().uri(uri);
@@ -196,7 +207,7 @@ mod tests {
             port: 5000,
         };
         let (mut parts, ()) = request.into_parts();
-        to_service(&mut parts, &service, PEER, protocol, Some(0));
+        to_service(&mut parts, &service, &client("192.0.2.7"), protocol, Some(0));
         (parts.uri.to_string(), lines(&parts.headers))
     }
 
@@ -303,9 +314,22 @@ mod tests {
     #[test]
     fn mapped_addresses_of_peers_are_ipv4() {
         let (mut parts, ()) = request("/", &[]).into_parts();
-        tell_origin(&mut parts, "::ffff:192.0.2.7".parse().unwrap(), false);
+        tell_origin(&mut parts, &client("::ffff:192.0.2.7"), false);
         assert_eq!(parts.headers[X_FORWARDED_FOR], "192.0.2.7");
         assert!(!parts.headers.contains_key(X_FORWARDED_PREFIX));
+    }
+
+    #[test]
+    fn what_the_connection_is_like_is_told() {
+        let (mut parts, ()) = request("/", &[]).into_parts();
+        let client = Client {
+            peer: Peer::Unix(1000),
+            is_encrypted: true,
+            ..client("192.0.2.7")
+        };
+        tell_origin(&mut parts, &client, false);
+        assert_eq!(parts.headers[X_FORWARDED_PROTO], "https");
+        assert!(!parts.headers.contains_key(X_FORWARDED_FOR));
     }
 
     #[test]
@@ -335,12 +359,12 @@ mod tests {
         };
         let both = [("content-length", "5"), ("transfer-encoding", "chunked")];
         let (mut parts, ()) = request("/", &both).into_parts();
-        to_service(&mut parts, &service, PEER, None, None);
+        to_service(&mut parts, &service, &client("192.0.2.7"), None, None);
         assert_eq!(parts.headers[header::TRANSFER_ENCODING], "chunked");
         assert!(!parts.headers.contains_key(header::CONTENT_LENGTH));
 
         let (mut parts, ()) = request("/", &both[..1]).into_parts();
-        to_service(&mut parts, &service, PEER, None, Some(5));
+        to_service(&mut parts, &service, &client("192.0.2.7"), None, Some(5));
         assert_eq!(parts.headers[header::CONTENT_LENGTH], "5");
         assert!(!parts.headers.contains_key(header::TRANSFER_ENCODING));
     }
@@ -380,7 +404,7 @@ mod tests {
             let is_upgrade = protocol.is_some();
             let service = ServiceAddress { host: "host".to_owned(), port: 80 };
             let (mut parts, ()) = request.into_parts();
-            to_service(&mut parts, &service, PEER, protocol, Some(0));
+            to_service(&mut parts, &service, &client("192.0.2.7"), protocol, Some(0));
             prop_assert_eq!(parts.headers.contains_key(header::UPGRADE), is_upgrade);
             prop_assert!(!parts.headers.contains_key(header::PROXY_AUTHORIZATION));
         }

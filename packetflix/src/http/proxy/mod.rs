@@ -3,7 +3,9 @@
 
 mod headers;
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+pub(super) use self::headers::wanted_protocol;
+
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -26,9 +28,11 @@ use warp::{
 };
 
 use super::{
+    connection::Client,
     front::{AnswerBody, boxed},
+    origin::{Origin, check_origin},
     refusal::Refusal,
-    request::{RequestError, check_origin},
+    request::RequestError,
     tcp::keep_prompt_and_alive,
 };
 use crate::{config::ServiceAddress, error};
@@ -45,6 +49,8 @@ const MAX_UPGRADED: usize = 256;
 /// Hands requests on to the discovery service.
 pub(super) struct Proxy {
     service: ServiceAddress,
+    /// Whose pages may upgrade.
+    origins: Vec<Origin>,
     limit: Duration,
     upgrades: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -93,9 +99,15 @@ struct Upgrade {
 
 impl Proxy {
     /// Its tasks are among `tasks`, and end soon after `stop` is cancelled.
-    pub(super) fn new(service: ServiceAddress, tasks: TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        service: ServiceAddress,
+        origins: Vec<Origin>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             service,
+            origins,
             limit: SERVICE_TIMEOUT,
             upgrades: Arc::new(Semaphore::new(MAX_UPGRADED)),
             tasks,
@@ -104,8 +116,8 @@ impl Proxy {
     }
 
     /// The service's answer, or a refusal that says why there is none.
-    pub(super) async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<AnswerBody> {
-        match self.forward(request, peer).await {
+    pub(super) async fn answer(&self, request: Request<Incoming>, client: &Client) -> Response<AnswerBody> {
+        match self.forward(request, client).await {
             Ok(response) => response.map(boxed),
             Err(error) => {
                 let refusal = Refusal::from(error);
@@ -122,7 +134,7 @@ impl Proxy {
     async fn forward<B>(
         &self,
         mut request: Request<B>,
-        peer: SocketAddr,
+        client: &Client,
     ) -> Result<Response<Incoming>, ProxyError>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -132,7 +144,7 @@ impl Proxy {
         let (mut parts, body) = request.into_parts();
         let protocol = upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
         let length = body.size_hint().exact();
-        headers::to_service(&mut parts, &self.service, peer.ip(), protocol, length);
+        headers::to_service(&mut parts, &self.service, client, protocol, length);
         let mut response = self.exchange(Request::from_parts(parts, body)).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgrade = upgrade.ok_or_else(|| ProxyError::UnwantedUpgrade {
@@ -146,10 +158,10 @@ impl Proxy {
 
     /// What it takes to upgrade the client's connection, if that is what the request is about.
     fn wanted_upgrade<B>(&self, request: &mut Request<B>) -> Result<Option<Upgrade>, ProxyError> {
-        let Some(protocol) = headers::wanted_protocol(request) else {
+        let Some(protocol) = wanted_protocol(request) else {
             return Ok(None);
         };
-        check_origin(request.headers())?;
+        check_origin(request.headers(), &self.origins)?;
         let permit = Arc::clone(&self.upgrades).try_acquire_owned();
         Ok(Some(Upgrade {
             protocol,
@@ -267,7 +279,7 @@ async fn copy_both_ways(client: OnUpgrade, service: OnUpgrade) -> io::Result<(u6
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     use futures_util::stream;
     use http_body_util::{Empty, Full, StreamBody};
@@ -279,15 +291,21 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::caller::Peer;
 
-    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7);
+    const CLIENT: Client = Client {
+        peer: Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7)),
+        local: None,
+        certificate: None,
+        is_encrypted: false,
+    };
 
     fn proxy(port: u16, limit: Duration) -> Proxy {
         let service = ServiceAddress {
             host: "127.0.0.1".to_owned(),
             port,
         };
-        let mut proxy = Proxy::new(service, TaskTracker::new(), CancellationToken::new());
+        let mut proxy = Proxy::new(service, Vec::new(), TaskTracker::new(), CancellationToken::new());
         proxy.limit = limit;
         proxy
     }
@@ -310,7 +328,7 @@ mod tests {
     async fn service_that_does_not_answer_is_given_up() {
         let (_listener, port) = listen().await;
         let proxy = proxy(port, Duration::from_millis(50));
-        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), PEER).await;
+        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), &CLIENT).await;
         let refusal = Refusal::from(error.unwrap_err());
         assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT);
         assert!(
@@ -337,7 +355,7 @@ mod tests {
             queued.push(stream);
         }
         let proxy = proxy(address.port(), Duration::from_millis(50));
-        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), PEER).await;
+        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), &CLIENT).await;
         let refusal = Refusal::from(error.unwrap_err());
         assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT, "{refusal:?}");
         assert!(
@@ -372,7 +390,7 @@ mod tests {
         let mut request = Request::new(StreamBody::new(Box::pin(frames)));
         *request.method_mut() = hyper::Method::POST;
         let proxy = proxy(port, Duration::from_millis(400));
-        let response = proxy.forward(request, PEER).await.unwrap();
+        let response = proxy.forward(request, &CLIENT).await.unwrap();
         assert_eq!(response.status(), StatusCode::NO_CONTENT);
     }
 
@@ -391,7 +409,7 @@ mod tests {
             });
             let request = Request::new(Full::new(Bytes::new()));
             let error = proxy(port, SERVICE_TIMEOUT)
-                .forward(request, PEER)
+                .forward(request, &CLIENT)
                 .await
                 .unwrap_err();
             assert!(matches!(error, ProxyError::Answer { .. }), "{said}: {error}");
@@ -410,7 +428,7 @@ mod tests {
         });
         let request = Request::new(Empty::<Bytes>::new());
         let error = proxy(port, SERVICE_TIMEOUT)
-            .forward(request, PEER)
+            .forward(request, &CLIENT)
             .await
             .unwrap_err();
         assert!(matches!(error, ProxyError::UnwantedUpgrade { .. }), "{error}");
@@ -424,11 +442,11 @@ mod tests {
             .acquire_many_owned(MAX_UPGRADED as u32)
             .await
             .unwrap();
-        let error = proxy.forward(websocket(), PEER).await.unwrap_err();
+        let error = proxy.forward(websocket(), &CLIENT).await.unwrap_err();
         assert!(matches!(error, ProxyError::TooManyUpgrades), "{error}");
         assert_eq!(Refusal::from(error).status, StatusCode::SERVICE_UNAVAILABLE);
         drop(all);
-        let error = proxy.forward(websocket(), PEER).await.unwrap_err();
+        let error = proxy.forward(websocket(), &CLIENT).await.unwrap_err();
         assert!(matches!(error, ProxyError::AnswerTimeout { .. }), "{error}");
         assert_eq!(proxy.upgrades.available_permits(), MAX_UPGRADED);
     }
@@ -443,7 +461,7 @@ mod tests {
         request
             .headers_mut()
             .insert("origin", HeaderValue::from_static("http://evil.example"));
-        let error = proxy.forward(request, PEER).await.unwrap_err();
+        let error = proxy.forward(request, &CLIENT).await.unwrap_err();
         assert_eq!(Refusal::from(error).status, StatusCode::FORBIDDEN);
     }
 }

@@ -1,0 +1,255 @@
+//! Who may use the service, and for what. Knows nothing of HTTP and TLS.
+
+mod file;
+mod pattern;
+mod reload;
+mod rights;
+mod tokens;
+
+use std::{path::PathBuf, sync::Arc};
+
+use self::tokens::Tokens;
+pub use self::{
+    file::FileError,
+    pattern::PatternError,
+    rights::ScopeError,
+    tokens::{LineError, TokenFileError},
+};
+pub(crate) use self::{
+    file::{read_public, read_secret},
+    reload::Reloaded,
+    rights::Rights,
+};
+
+/// What is said of who may use the service.
+pub(crate) struct Access {
+    tokens: Option<Arc<Reloaded<Tokens>>>,
+    /// Whether a client certificate lets in.
+    certificates: bool,
+}
+
+/// One who is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) name: Arc<str>,
+    pub(crate) rights: Arc<Rights>,
+}
+
+/// What a client shows of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Credentials<'a> {
+    /// What it gives as its token.
+    pub(crate) token: Option<&'a [u8]>,
+    /// The name in its certificate, which was verified.
+    pub(crate) certificate: Option<&'a str>,
+    /// The user at the other end of a Unix socket.
+    pub(crate) user: Option<u32>,
+}
+
+/// Why someone is not let in.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum AccessError {
+    #[error("a token is needed: send it as Authorization: Bearer TOKEN")]
+    NoToken,
+    #[error("this token is not known, or no longer")]
+    WrongToken,
+    #[error("a client certificate is needed")]
+    NoCertificate,
+    #[error("a token or a client certificate is needed: send a token as Authorization: Bearer TOKEN")]
+    NoTokenOrCertificate,
+}
+
+impl Access {
+    /// Reads the token file, if there is one; `certificates` tells whether client certificates let in.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub(crate) fn open(token_file: Option<&PathBuf>, certificates: bool) -> Result<Self, TokenFileError> {
+        let tokens = token_file.map(|path| {
+            let file = path.clone();
+            let tokens = Reloaded::open("token file", vec![path.clone()], move || Tokens::load(&file))?;
+            Ok::<_, TokenFileError>(Arc::new(tokens))
+        });
+        Ok(Self {
+            tokens: tokens.transpose()?,
+            certificates,
+        })
+    }
+
+    /// Whether nobody is asked who they are.
+    pub(crate) fn is_open(&self) -> bool {
+        self.tokens.is_none() && !self.certificates
+    }
+
+    /// Whether tokens are asked for, so that what comes as one is none of anyone else's.
+    pub(crate) fn has_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// Follows the token file; never ends.
+    pub(crate) async fn follow(&self) {
+        match &self.tokens {
+            Some(tokens) => Arc::clone(tokens).follow().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Who it is that shows these credentials. A token is judged wherever there is one, so that a wrong one is never
+    /// overlooked; then comes the certificate, then the user.
+    ///
+    /// # Errors
+    /// When they are not let in.
+    pub(crate) fn identify(&self, credentials: Credentials<'_>) -> Result<Identity, AccessError> {
+        let tokens = self.tokens.as_ref().map(|tokens| tokens.current());
+        if let (Some(tokens), Some(token)) = (&tokens, credentials.token) {
+            return tokens.holder_of(token).cloned().ok_or(AccessError::WrongToken);
+        }
+        if let Some(name) = credentials.certificate.filter(|_| self.certificates) {
+            let rights = tokens.as_ref().and_then(|tokens| tokens.certificate(name));
+            return Ok(Identity {
+                name: name.into(),
+                rights: rights.map_or_else(|| Arc::new(Rights::ORDINARY), Arc::clone),
+            });
+        }
+        if let Some(user) = credentials.user {
+            return Ok(Identity::of_user(user));
+        }
+        match (&tokens, self.certificates) {
+            (None, false) => Ok(Identity {
+                name: "anyone".into(),
+                rights: Arc::new(Rights::ALL),
+            }),
+            (Some(_), false) => Err(AccessError::NoToken),
+            (None, true) => Err(AccessError::NoCertificate),
+            (Some(_), true) => Err(AccessError::NoTokenOrCertificate),
+        }
+    }
+}
+
+impl Identity {
+    /// One who could open our Unix socket. Root and our own user could as well end the service.
+    fn of_user(user: u32) -> Self {
+        let is_trusted = user == 0 || user == nix::unistd::geteuid().as_raw();
+        Self {
+            name: format!("uid:{user}").into(),
+            rights: Arc::new(if is_trusted { Rights::ALL } else { Rights::ORDINARY }),
+        }
+    }
+
+    /// One of whom nothing is known.
+    pub(crate) fn nobody() -> Self {
+        Self {
+            name: "nobody".into(),
+            rights: Arc::new(Rights::NONE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const TOKEN: &[u8] = b"0123456789abcdef";
+
+    fn identify(
+        access: &Access,
+        token: Option<&[u8]>,
+        certificate: Option<&str>,
+        user: Option<u32>,
+    ) -> Result<(String, Rights), AccessError> {
+        let found = access.identify(Credentials {
+            token,
+            certificate,
+            user,
+        })?;
+        Ok((found.name.to_string(), Rights::clone(&found.rights)))
+    }
+
+    fn known(name: &str, rights: Rights) -> Result<(String, Rights), AccessError> {
+        Ok((name.to_owned(), rights))
+    }
+
+    #[test]
+    fn nobody_is_asked_unless_there_is_something_to_ask_for() {
+        let open = Access::open(None, false).unwrap();
+        assert!(open.is_open());
+        assert_eq!(identify(&open, None, None, None), known("anyone", Rights::ALL));
+        // Clients may be configured to send a token wherever they go.
+        assert_eq!(
+            identify(&open, Some(b"x"), None, None),
+            known("anyone", Rights::ALL)
+        );
+        assert_eq!(
+            identify(&open, None, Some("eve"), None),
+            known("anyone", Rights::ALL)
+        );
+        let certificates = Access::open(None, true).unwrap();
+        assert!(!certificates.is_open());
+        assert_eq!(
+            identify(&certificates, Some(TOKEN), None, None),
+            Err(AccessError::NoCertificate)
+        );
+        assert_eq!(
+            identify(&certificates, None, Some("eve"), None),
+            known("eve", Rights::ORDINARY)
+        );
+        assert_eq!(
+            identify(&certificates, None, None, Some(0)),
+            known("uid:0", Rights::ALL)
+        );
+        assert_eq!(
+            identify(&certificates, None, None, Some(u32::MAX)),
+            known("uid:4294967295", Rights::ORDINARY)
+        );
+    }
+
+    #[test]
+    fn a_wrong_token_is_never_overlooked() {
+        let path = std::env::temp_dir().join(format!("packetflix-access-{}", std::process::id()));
+        std::fs::write(&path, "alice 0123456789abcdef discover\neve cert capture\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let discover = Rights::parse(["discover"]).unwrap();
+        let capture = Rights::parse(["capture"]).unwrap();
+        for certificates in [false, true] {
+            let access = Access::open(Some(&path), certificates).unwrap();
+            let none = if certificates {
+                AccessError::NoTokenOrCertificate
+            } else {
+                AccessError::NoToken
+            };
+            assert_eq!(identify(&access, None, None, None), Err(none));
+            assert_eq!(
+                identify(&access, Some(TOKEN), None, None),
+                known("alice", discover.clone())
+            );
+            assert_eq!(
+                identify(&access, Some(TOKEN), Some("eve"), Some(0)),
+                known("alice", discover.clone())
+            );
+            assert_eq!(
+                identify(&access, Some(b"x"), Some("eve"), Some(0)),
+                Err(AccessError::WrongToken)
+            );
+            assert_eq!(
+                identify(&access, Some(b""), None, None),
+                Err(AccessError::WrongToken)
+            );
+            assert_eq!(
+                identify(&access, None, None, Some(0)),
+                known("uid:0", Rights::ALL)
+            );
+            let by_certificate = identify(&access, None, Some("eve"), None);
+            assert_eq!(
+                by_certificate,
+                if certificates {
+                    known("eve", capture.clone())
+                } else {
+                    Err(none)
+                }
+            );
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

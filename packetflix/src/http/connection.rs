@@ -1,0 +1,362 @@
+//! A client's connection, and how long it may take for what.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+use warp::http::StatusCode;
+
+use super::{caller::Peer, refusal::plain_answer};
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// For the head of a request; and how long a connection may be without one.
+    head: Duration,
+    /// To take something of an answer. WebSockets have a time of their own.
+    answer: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    head: Duration::from_secs(10),
+    answer: Duration::from_secs(60),
+};
+
+/// What is known of a client before it says anything.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    /// Our end of the connection, if that has an address.
+    pub(super) local: Option<SocketAddr>,
+    /// The name in its certificate, which was verified.
+    pub(super) certificate: Option<Arc<str>>,
+    /// Whether it speaks TLS.
+    pub(super) is_encrypted: bool,
+}
+
+/// A stream of bytes, both ways.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// What a connection is about, as those know who answer its requests.
+#[derive(Clone, Debug)]
+pub(super) struct Exchange(Arc<AtomicU8>);
+
+/// A request is awaited, since just now.
+const BEGUN: u8 = 0;
+/// A request is awaited.
+const AWAITED: u8 = 1;
+/// A request is answered.
+const ANSWERED: u8 = 2;
+/// The connection speaks another protocol.
+const UPGRADED: u8 = 3;
+
+impl Exchange {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(AtomicU8::new(BEGUN)))
+    }
+
+    /// The head of a request has come. It is answered until what this gives is dropped.
+    pub(super) fn answer(&self) -> Answering {
+        self.0.store(ANSWERED, Ordering::Relaxed);
+        Answering(self.clone())
+    }
+}
+
+/// A request that is answered.
+#[derive(Debug)]
+pub(super) struct Answering(Exchange);
+
+impl Answering {
+    /// The answer is one with a body, after which the next request is awaited, or the last of this protocol.
+    pub(super) fn finish_with<B>(self, status: StatusCode, body: B) -> AnswerBody<B> {
+        let Self(Exchange(state)) = &self;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            state.store(UPGRADED, Ordering::Relaxed);
+        }
+        AnswerBody {
+            body,
+            _answering: self,
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let Self(Exchange(state)) = self;
+        // An upgraded connection stays so.
+        let _ = state.compare_exchange(ANSWERED, BEGUN, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// The body of an answer, which is under way for as long as this is there.
+pub(super) struct AnswerBody<B> {
+    body: B,
+    _answering: Answering,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that ends when its client takes too long: with a 408 if the head of a request has begun, and silently
+/// where there is nothing to answer.
+pub(super) struct Bounded {
+    stream: Box<dyn Stream>,
+    exchange: Exchange,
+    patience: Patience,
+    /// Until when the head is to have come, or begun.
+    head: Pin<Box<Sleep>>,
+    has_head_begun: bool,
+    /// Until when something of the answer is to be taken, while nothing is.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Bounded {
+    pub(super) fn new(stream: Box<dyn Stream>, exchange: Exchange) -> Self {
+        Self {
+            stream,
+            exchange,
+            patience: PATIENCE,
+            head: Box::pin(sleep(PATIENCE.head)),
+            has_head_begun: false,
+            stalled: None,
+        }
+    }
+
+    fn state(&self) -> u8 {
+        let Exchange(state) = &self.exchange;
+        state.load(Ordering::Relaxed)
+    }
+
+    /// Waits anew for the head of a request, if a request was answered since the last time.
+    fn await_head(&mut self) {
+        let Exchange(state) = &self.exchange;
+        let begun = state.compare_exchange(BEGUN, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
+        if begun.is_ok() {
+            self.has_head_begun = false;
+            let deadline = Instant::now() + self.patience.head;
+            self.head.as_mut().reset(deadline);
+        }
+    }
+
+    /// Says that the head took too long. A client that has left room for nothing is not waited for.
+    fn say_too_slow(&mut self, context: &mut Context<'_>) {
+        let sentence = format!(
+            "the head of the request did not come within {:?}",
+            self.patience.head
+        );
+        let answer = plain_answer(StatusCode::REQUEST_TIMEOUT, &sentence);
+        let _ = Pin::new(&mut self.stream).poll_write(context, &answer);
+        let _ = Pin::new(&mut self.stream).poll_flush(context);
+    }
+
+    /// Passes on what a write came to, unless it has come to nothing for too long.
+    fn bound<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() || self.state() == UPGRADED {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(self.patience.answer)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.await_head();
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        if self.state() != AWAITED {
+            return read;
+        }
+        if read.is_ready() {
+            if into.filled().len() > before && !self.has_head_begun {
+                self.has_head_begun = true;
+                let deadline = Instant::now() + self.patience.head;
+                self.head.as_mut().reset(deadline);
+            }
+            return read;
+        }
+        ready!(self.head.as_mut().poll(context));
+        if self.has_head_begun {
+            self.say_too_slow(context);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bound(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bound(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.bound(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.bound(context, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_millis(100),
+        answer: Duration::from_millis(200),
+    };
+
+    fn bounded() -> (Bounded, tokio::io::DuplexStream, Exchange) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let exchange = Exchange::new();
+        let mut bounded = Bounded::new(Box::new(ours), exchange.clone());
+        bounded.patience = PATIENCE;
+        (bounded, theirs, exchange)
+    }
+
+    async fn has_ended(bounded: &mut Bounded) -> bool {
+        bounded.read(&mut [0; 64]).await.is_ok_and(|read| read == 0)
+    }
+
+    #[tokio::test]
+    async fn nothing_is_answered_where_nothing_was_asked() {
+        let (mut bounded, mut theirs, _) = bounded();
+        let begun = Instant::now();
+        assert!(has_ended(&mut bounded).await);
+        assert!(begun.elapsed() >= PATIENCE.head);
+        drop(bounded);
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).await.unwrap();
+        assert!(said.is_empty());
+    }
+
+    #[tokio::test]
+    async fn slow_heads_are_answered_however_they_trickle() {
+        let (mut bounded, mut theirs, _) = bounded();
+        let begun = Instant::now();
+        let trickle = tokio::spawn(async move {
+            let mut said = Vec::new();
+            for _ in 0..100 {
+                let _ = theirs.write_all(b"x").await;
+                sleep(PATIENCE.head / 10).await;
+            }
+            theirs.read_to_end(&mut said).await.unwrap();
+            String::from_utf8(said).unwrap()
+        });
+        while !has_ended(&mut bounded).await {}
+        assert!(begun.elapsed() >= PATIENCE.head);
+        drop(bounded);
+        let said = trickle.await.unwrap();
+        assert!(said.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{said}");
+        assert!(said.contains("did not come within 100ms"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn answers_and_upgraded_connections_take_their_time() {
+        let (mut bounded, mut theirs, exchange) = bounded();
+        let first = exchange.answer();
+        tokio::spawn(async move {
+            sleep(5 * PATIENCE.head).await;
+            theirs.write_all(b"GET").await.unwrap();
+            sleep(5 * PATIENCE.head).await;
+            theirs.write_all(b"frame").await.unwrap();
+            sleep(PATIENCE.head).await;
+        });
+        assert!(!has_ended(&mut bounded).await);
+        drop(first);
+        let second = exchange.answer();
+        let body = second.finish_with(StatusCode::SWITCHING_PROTOCOLS, ());
+        drop(body);
+        assert!(!has_ended(&mut bounded).await);
+    }
+
+    #[tokio::test]
+    async fn the_next_request_is_awaited_anew() {
+        let (mut bounded, mut theirs, exchange) = bounded();
+        theirs.write_all(b"GET").await.unwrap();
+        assert!(!has_ended(&mut bounded).await);
+        let answering = exchange.answer();
+        sleep(5 * PATIENCE.head).await;
+        drop(answering.finish_with(StatusCode::OK, ()));
+        let begun = Instant::now();
+        assert!(has_ended(&mut bounded).await);
+        assert!(begun.elapsed() >= PATIENCE.head);
+        drop(bounded);
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).await.unwrap();
+        assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_takes_are_given_up() {
+        let (mut bounded, _theirs, exchange) = bounded();
+        let _answering = exchange.answer();
+        let begun = Instant::now();
+        let error = bounded.write_all(&[0; 4096]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= PATIENCE.answer);
+    }
+}

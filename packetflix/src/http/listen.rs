@@ -1,0 +1,359 @@
+//! The sockets that the service listens at.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::caller::Peer;
+
+const BACKLOG: i32 = 1024;
+
+/// Who may connect to a Unix socket: the service's user, and root.
+const UNIX_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// At all addresses, of IPv6 and IPv4.
+    All(u16),
+    /// At all addresses that a host's name has, or at an address.
+    Host(String, u16),
+    /// At a Unix socket.
+    Unix(PathBuf),
+}
+
+/// Why something is no address to listen at.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AddressError {
+    /// It is written otherwise.
+    #[error("{0} is nothing to listen at: write HOST:PORT, HOST, [ADDRESS]:PORT or unix:/PATH")]
+    Form(String),
+    /// A socket's path is not what is meant wherever the service is started.
+    #[error("{} is no absolute path of a Unix socket", .0.display())]
+    Relative(PathBuf),
+}
+
+/// Why there is no socket to listen at.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}")]
+pub struct ListenError {
+    address: ListenAddress,
+    source: io::Error,
+}
+
+impl ListenAddress {
+    /// Reads an address; `port` is the one where it has none.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(text: &str, port: u16) -> Result<Self, AddressError> {
+        let path = text
+            .strip_prefix("unix:")
+            .or_else(|| text.contains('/').then_some(text));
+        if let Some(path) = path {
+            let path = PathBuf::from(path);
+            return match path.is_absolute() {
+                true => Ok(Self::Unix(path)),
+                false => Err(AddressError::Relative(path)),
+            };
+        }
+        let form = || AddressError::Form(text.to_owned());
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (host, rest) = match bracketed {
+            Some((address, rest)) if address.parse::<Ipv6Addr>().is_ok() => (address, rest),
+            // An address of IPv6 alone.
+            None if text.parse::<Ipv6Addr>().is_ok() => (text, ""),
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+            Some(_) => return Err(form()),
+        };
+        let port = match rest.strip_prefix(':') {
+            Some(port) => port.parse().map_err(|_| form())?,
+            None if rest.is_empty() => port,
+            None => return Err(form()),
+        };
+        match host {
+            "" => Err(form()),
+            "::" => Ok(Self::All(port)),
+            host if host.contains(['[', ']']) => Err(form()),
+            host => Ok(Self::Host(host.to_owned(), port)),
+        }
+    }
+
+    /// The TCP port, if it has one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::All(port) | Self::Host(_, port) => Some(*port),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(port) => write!(f, "port {port}"),
+            Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A socket that is listened at.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// What has been accepted.
+pub(super) enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// The next connection, and who is at its other end.
+    ///
+    /// # Errors
+    /// When there can be none, for want of descriptors for one.
+    pub(super) async fn accept(&self) -> io::Result<(Accepted, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Accepted::Tcp(stream), Peer::Tcp(peer)))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let user = stream.peer_cred()?.uid();
+                Ok((Accepted::Unix(stream), Peer::Unix(user)))
+            }
+        }
+    }
+
+    /// Address and port, of a TCP socket.
+    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => write!(f, "{address}"),
+                Err(error) => write!(f, "unknown ({error})"),
+            },
+            Self::Unix(_, file) => write!(f, "unix:{}", file.path.display()),
+        }
+    }
+}
+
+/// Opens the sockets of all addresses. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When one is taken, not allowed, or not known.
+pub(super) fn listen(addresses: &[ListenAddress]) -> Result<Vec<Listener>, ListenError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let opened = listen_at(address).map_err(|source| ListenError {
+            address: address.clone(),
+            source,
+        })?;
+        listeners.extend(opened);
+    }
+    Ok(listeners)
+}
+
+fn listen_at(address: &ListenAddress) -> io::Result<Vec<Listener>> {
+    match address {
+        ListenAddress::All(port) => Ok(vec![bind_all(*port)?]),
+        ListenAddress::Host(host, port) => {
+            let mut found: Vec<SocketAddr> = (&**host, *port).to_socket_addrs()?.collect();
+            found.sort_unstable();
+            found.dedup();
+            found.into_iter().map(|address| bind(address, true)).collect()
+        }
+        ListenAddress::Unix(path) => Ok(vec![bind_unix(path)?]),
+    }
+}
+
+/// For IPv4 and IPv6; for IPv4 alone where there is no IPv6.
+fn bind_all(port: u16) -> io::Result<Listener> {
+    let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    bind(dual, false).or_else(|error| match error.raw_os_error() {
+        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL) => {
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), true)
+        }
+        _ => Err(error),
+    })
+}
+
+fn bind(address: SocketAddr, only_v6: bool) -> io::Result<Listener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Tcp(TcpListener::from_std(socket.into())?))
+}
+
+fn bind_unix(path: &Path) -> io::Result<Listener> {
+    remove_stale(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // The file gets the permissions that the socket has: there is no time at which others could connect.
+    fchmod(socket.as_fd(), UNIX_MODE)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile::of(path)?;
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Unix(UnixListener::from_std(socket.into())?, file))
+}
+
+/// Removes the socket of a service that has ended. Anything else stays, and so does a socket that is listened at.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(metadata) if !metadata.file_type().is_socket() => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is something else at its path",
+        )),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another service listens at it",
+            )),
+        },
+    }
+}
+
+/// The file of a Unix socket, removed when dropped, if it still is the same.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = path.symlink_metadata()?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_same =
+            |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode);
+        if self.path.symlink_metadata().is_ok_and(is_same)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the Unix socket could not be removed");
+        }
+    }
+}
+
+/// Whether others than this host may reach an address.
+pub(super) fn is_reachable(address: IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_hosts_with_ports_or_paths() {
+        let host = |host: &str, port| Ok(ListenAddress::Host(host.to_owned(), port));
+        let unix = |path: &str| Ok(ListenAddress::Unix(path.into()));
+        for (text, address) in [
+            ("[::]:8080", Ok(ListenAddress::All(8080))),
+            ("[::]", Ok(ListenAddress::All(5001))),
+            ("::", Ok(ListenAddress::All(5001))),
+            ("0.0.0.0:1", host("0.0.0.0", 1)),
+            ("127.0.0.1", host("127.0.0.1", 5001)),
+            ("localhost:0", host("localhost", 0)),
+            ("localhost", host("localhost", 5001)),
+            ("::1", host("::1", 5001)),
+            ("[::1]:7", host("::1", 7)),
+            ("unix:/run/p.sock", unix("/run/p.sock")),
+            ("/run/p.sock", unix("/run/p.sock")),
+        ] {
+            assert_eq!(ListenAddress::parse(text, 5001), address, "{text}");
+        }
+        for wrong in [
+            "",
+            ":5001",
+            "host:",
+            "host:99999",
+            "host:x",
+            "[::1",
+            "::1]:7",
+            "[host]:7",
+            "[]:7",
+            "a:b:7",
+        ] {
+            let parsed = ListenAddress::parse(wrong, 5001);
+            assert_eq!(parsed, Err(AddressError::Form(wrong.to_owned())));
+        }
+        for wrong in ["unix:p.sock", "unix:", "run/p.sock"] {
+            let parsed = ListenAddress::parse(wrong, 5001);
+            assert!(
+                matches!(parsed, Err(AddressError::Relative(_))),
+                "{wrong} {parsed:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn unix_sockets_are_ours_alone_and_leave_nothing() {
+        let path = std::env::temp_dir().join(format!("packetflix-listen-{}", std::process::id()));
+        let address = [ListenAddress::Unix(path.clone())];
+        let first = listen(&address).unwrap();
+        assert_eq!(path.symlink_metadata().unwrap().mode() & 0o777, 0o600);
+        let error = crate::error::chain(&listen(&address).unwrap_err());
+        assert!(
+            error.contains("another service listens at it") && error.contains("unix:/"),
+            "{error}"
+        );
+        // A socket that nobody listens at any more is replaced, and only what is ours is removed.
+        let stale = path.with_extension("stale");
+        std::fs::rename(&path, &stale).unwrap();
+        drop(first);
+        assert!(stale.exists());
+        std::fs::rename(&stale, &path).unwrap();
+        let second = listen(&address).unwrap();
+        UnixStream::connect(&path).await.unwrap();
+        drop(second);
+        assert!(!path.exists());
+        std::fs::write(&path, "kept").unwrap();
+        let error = crate::error::chain(&listen(&address).unwrap_err());
+        assert!(error.contains("something else"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"kept");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

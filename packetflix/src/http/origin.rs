@@ -1,0 +1,273 @@
+//! Pages of which origins may use the service from within a browser.
+
+use std::{fmt, str::FromStr};
+
+use warp::http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{self, HeaderName},
+    uri::Authority,
+};
+
+use super::request::RequestError;
+
+/// Most seconds that a browser may remember what a page of an allowed origin may do.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
+
+/// Headers that pages may send.
+const ALLOWED_HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, clustershark-container, clustershark-nif, clustershark-filter, clustershark-chaste",
+);
+
+/// Where a page comes from, such as `https://tools.example:8443` (RFC 6454).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+/// Why something is no origin.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OriginError {
+    /// Pages of everyone could do what whoever looks at them may do.
+    #[error("* would let the pages of everyone in: name each origin")]
+    Any,
+    /// It is written otherwise.
+    #[error("{0} is no origin: write http://HOST, https://HOST, or with a port")]
+    Form(String),
+}
+
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, OriginError> {
+        if text == "*" {
+            return Err(OriginError::Any);
+        }
+        let form = || OriginError::Form(text.to_owned());
+        let (scheme, rest) = text.split_once("://").ok_or_else(form)?;
+        let scheme = match &scheme.to_ascii_lowercase()[..] {
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            _ => return Err(form()),
+        };
+        let (host, port) = host_and_port(rest, scheme).ok_or_else(form)?;
+        Ok(Self { scheme, host, port })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, default_port) = match self.scheme {
+            Scheme::Http => ("http", 80),
+            Scheme::Https => ("https", 443),
+        };
+        write!(f, "{scheme}://{}", self.host)?;
+        if self.port == default_port {
+            return Ok(());
+        }
+        write!(f, ":{}", self.port)
+    }
+}
+
+fn host_and_port(text: &str, scheme: Scheme) -> Option<(String, u16)> {
+    let authority: Authority = text.parse().ok()?;
+    let host = authority.host();
+    // The crate takes a port that is none for none, and names before an @.
+    let port = match authority.as_str().strip_prefix(host)?.strip_prefix(':') {
+        Some(port) => port.parse().ok()?,
+        None => match scheme {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        },
+    };
+    (!host.is_empty()).then(|| (host.to_ascii_lowercase(), port))
+}
+
+/// Lets a browser's page capture only where it came from, or if its origin is among `allowed`: `Origin` tells the page's
+/// host and port, `Host` ours. Programs send no `Origin`.
+pub(super) fn check_origin(headers: &HeaderMap, allowed: &[Origin]) -> Result<(), RequestError> {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
+    if allowed_origin(headers, allowed).is_some() || is_same_origin(headers) {
+        return Ok(());
+    }
+    let host = headers.get(header::HOST);
+    Err(RequestError::ForeignOrigin {
+        origin: String::from_utf8_lossy(origin.as_bytes()).into_owned(),
+        host: host
+            .map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned())
+            .unwrap_or_default(),
+    })
+}
+
+fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let origin: Option<Origin> = text(header::ORIGIN).and_then(|origin| origin.parse().ok());
+    let (Some(origin), Some(host)) = (origin, text(header::HOST)) else {
+        return false;
+    };
+    host_and_port(host, origin.scheme).is_some_and(|host| host == (origin.host, origin.port))
+}
+
+/// The origin of the page that sends this, as it wrote it, if it is among `allowed`.
+pub(super) fn allowed_origin<'a>(headers: &'a HeaderMap, allowed: &[Origin]) -> Option<&'a HeaderValue> {
+    let value = headers.get(header::ORIGIN)?;
+    let origin: Origin = value.to_str().ok()?.parse().ok()?;
+    allowed.contains(&origin).then_some(value)
+}
+
+/// The answer to a browser that asks whether a page of an allowed origin may send this request (Fetch, section 3.2.2);
+/// `None` where it does not ask, or may not.
+pub(super) fn answer_preflight<B, A: Default>(
+    request: &Request<B>,
+    allowed: &[Origin],
+) -> Option<Response<A>> {
+    let headers = request.headers();
+    let asks =
+        *request.method() == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let origin = allowed_origin(headers, allowed).filter(|_| asks)?;
+    let mut response = Response::new(A::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, HEAD"),
+    );
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    let_read(&mut response, origin.clone());
+    Some(response)
+}
+
+/// Lets a page of an allowed origin read this answer.
+pub(super) fn let_read<B>(response: &mut Response<B>, origin: HeaderValue) {
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(origin: &str, host: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
+        headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+        headers
+    }
+
+    #[test]
+    fn pages_capture_only_where_they_came_from() {
+        for (origin, host, same) in [
+            ("http://host:5001", "host:5001", true),
+            ("http://HOST:5001", "host:5001", true),
+            ("http://host", "host:80", true),
+            ("https://host", "host", true),
+            ("http://[::1]:5001", "[::1]:5001", true),
+            ("http://host:8080", "host:5001", false),
+            ("http://host", "host:443", false),
+            ("http://evil", "host:5001", false),
+            ("http://host:5001.evil", "host:5001", false),
+            ("http://x@host:5001", "host:5001", false),
+            ("http://host:5001", "x@host:5001", false),
+            ("http://host:5001/", "host:5001", false),
+            ("http://host:5001", "", false),
+            ("http://:5001", ":5001", false),
+            ("file://host", "host", false),
+            ("null", "host:5001", false),
+            ("", "host:5001", false),
+        ] {
+            let headers = headers(origin, host);
+            assert_eq!(is_same_origin(&headers), same, "{origin} {host}");
+            assert_eq!(check_origin(&headers, &[]).is_ok(), same, "{origin} {host}");
+        }
+        assert_eq!(check_origin(&HeaderMap::new(), &[]), Ok(()));
+    }
+
+    #[test]
+    fn allowed_pages_capture_too() {
+        let allowed: Vec<Origin> = ["https://Tools.example:443", "http://tools.example:8080"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        assert_eq!(allowed[0].to_string(), "https://tools.example");
+        assert_eq!(allowed[1].to_string(), "http://tools.example:8080");
+        for (origin, is_allowed) in [
+            ("https://tools.example", true),
+            ("http://tools.example:8080", true),
+            ("http://tools.example", false),
+            ("https://tools.example:8080", false),
+            ("https://x.tools.example", false),
+            ("https://tools.example.evil", false),
+            ("null", false),
+        ] {
+            let headers = headers(origin, "host:5001");
+            assert_eq!(check_origin(&headers, &allowed).is_ok(), is_allowed, "{origin}");
+        }
+    }
+
+    #[test]
+    fn origins_are_named_one_by_one() {
+        assert_eq!("*".parse::<Origin>(), Err(OriginError::Any));
+        for wrong in [
+            "",
+            "null",
+            "tools",
+            "ftp://tools",
+            "http://",
+            "http://a/b",
+            "http://a:99999",
+            "http://*",
+        ] {
+            let parsed = wrong.parse::<Origin>();
+            // A star within a host is a host of that name, which there is none of.
+            assert!(
+                matches!(parsed, Err(OriginError::Form(_))) || wrong.contains('*'),
+                "{wrong} {parsed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn browsers_ask_before_they_send() {
+        let allowed = ["http://tools.example".parse().unwrap()];
+        let ask = |method: &str, origin: &str, asks: bool| {
+            let mut request = Request::builder().method(method).header("origin", origin);
+            if asks {
+                request = request.header("access-control-request-method", "GET");
+            }
+            answer_preflight::<_, ()>(&request.body(()).unwrap(), &allowed)
+        };
+        let answer = ask("OPTIONS", "http://tools.example", true).unwrap();
+        assert_eq!(
+            answer.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN],
+            "http://tools.example"
+        );
+        assert!(ask("OPTIONS", "http://evil.example", true).is_none());
+        assert!(ask("OPTIONS", "http://tools.example", false).is_none());
+        assert!(ask("GET", "http://tools.example", true).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn takes_any_origin(origin in any::<Vec<u8>>(), host in any::<Vec<u8>>()) {
+            let mut headers = HeaderMap::new();
+            if let (Ok(origin), Ok(host)) = (HeaderValue::from_bytes(&origin), HeaderValue::from_bytes(&host)) {
+                headers.insert(header::ORIGIN, origin);
+                headers.insert(header::HOST, host);
+            }
+            let _ = check_origin(&headers, &[]);
+        }
+    }
+}

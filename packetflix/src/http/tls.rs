@@ -1,0 +1,285 @@
+//! TLS: certificates, and the names in those of clients.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+        server::{VerifierBuilderError, WebPkiClientVerifier},
+    },
+    server::TlsStream,
+};
+use webpki::EndEntityCert;
+
+use crate::access::{FileError, Reloaded, read_public, read_secret};
+
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The only protocol that is spoken behind it (RFC 7301).
+const PROTOCOL: &[u8] = b"http/1.1";
+
+/// Name of a client whose certificate has none.
+const UNNAMED: &str = "unnamed";
+/// Most bytes of a client's name.
+const MAX_NAME_LEN: usize = 64;
+
+/// The files that TLS takes, all in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its CA.
+    pub certificate: PathBuf,
+    /// The key of the certificate.
+    pub key: PathBuf,
+    /// Certificates of CAs whose clients are let in.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Why TLS cannot be spoken with these files.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file has something else than PEM.
+    #[error("{} is no PEM", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: pem::Error,
+    },
+    /// A file has no certificate.
+    #[error("{} has no certificate", .0.display())]
+    NoCertificate(PathBuf),
+    /// The certificate of a CA cannot be used.
+    #[error("{} has a certificate that no CA can have", path.display())]
+    ClientCa {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rustls::Error,
+    },
+    /// Clients cannot be verified.
+    #[error("client certificates cannot be verified")]
+    Verifier(#[from] VerifierBuilderError),
+    /// The certificate and its key do not go together, or are of an unknown kind.
+    #[error("the certificate and its key cannot be used")]
+    Certificate(#[from] rustls::Error),
+}
+
+/// What speaks TLS with clients.
+pub(super) struct Tls(Arc<Reloaded<Arc<ServerConfig>>>);
+
+/// Why a handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    #[error("the TLS handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Slow(#[from] Elapsed),
+    #[error("the TLS handshake failed")]
+    Failed(#[from] std::io::Error),
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When TLS cannot be spoken with them.
+    pub(super) fn open(files: &TlsFiles) -> Result<Self, TlsError> {
+        let paths = [&files.certificate, &files.key]
+            .into_iter()
+            .chain(&files.client_ca);
+        let paths = paths.cloned().collect();
+        let files = files.clone();
+        let load = move || server_config(&files).map(Arc::new);
+        Ok(Self(Arc::new(Reloaded::open("TLS certificate", paths, load)?)))
+    }
+
+    /// Follows the files; never ends.
+    pub(super) async fn follow(&self) {
+        Arc::clone(&self.0).follow().await;
+    }
+
+    /// Does the server's part of a handshake; gives the name in the client's certificate, if it has shown one.
+    ///
+    /// # Errors
+    /// When it fails, or takes too long.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), HandshakeError> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&*self.0.current()));
+        let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+        let (_, connection) = stream.get_ref();
+        let certificates = connection.peer_certificates().unwrap_or_default();
+        let name = certificates.first().map(name_in);
+        Ok((stream, name))
+    }
+}
+
+fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(ring::default_provider());
+    let certificates = certificates(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&read_secret(&files.key)?).map_err(|source| TlsError::Pem {
+        path: files.key.clone(),
+        source,
+    })?;
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            // Those who show no certificate may have a token, or ask for what everyone may.
+            let roots = Arc::new(roots(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                .allow_unauthenticated()
+                .build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(certificates, key)?;
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    Ok(config)
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|source| TlsError::ClientCa {
+            path: path.to_owned(),
+            source,
+        })?;
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read_public(path)?)
+        .collect::<Result<_, _>>()
+        .map_err(|source| TlsError::Pem {
+            path: path.to_owned(),
+            source,
+        })?;
+    if certificates.is_empty() {
+        return Err(TlsError::NoCertificate(path.to_owned()));
+    }
+    Ok(certificates)
+}
+
+/// The common name of a certificate's subject, or else the first DNS name that it is for.
+fn name_in(certificate: &CertificateDer<'_>) -> Arc<str> {
+    let Ok(certificate) = EndEntityCert::try_from(certificate) else {
+        return UNNAMED.into();
+    };
+    let is_usable =
+        |name: &&str| (1..=MAX_NAME_LEN).contains(&name.len()) && !name.contains(char::is_control);
+    let subject = common_name(certificate.subject());
+    let name = subject.or_else(|| certificate.valid_dns_names().next());
+    name.filter(is_usable).unwrap_or(UNNAMED).into()
+}
+
+/// The last common name in a subject's DER, of which the outermost tag was taken off: a name is a sequence of sets of
+/// pairs of a type and a value (X.501, section 9.2; X.520, section 6.2.2).
+fn common_name(mut subject: &[u8]) -> Option<&str> {
+    const SEQUENCE: u8 = 0x30;
+    const SET: u8 = 0x31;
+    const OBJECT_IDENTIFIER: u8 = 0x06;
+    const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+    /// UTF8String, PrintableString and IA5String.
+    const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];
+
+    let mut found = None;
+    while !subject.is_empty() {
+        let (SET, mut pairs, rest) = element(subject)? else {
+            return None;
+        };
+        subject = rest;
+        while !pairs.is_empty() {
+            let (SEQUENCE, pair, rest) = element(pairs)? else {
+                return None;
+            };
+            pairs = rest;
+            let (OBJECT_IDENTIFIER, kind, value) = element(pair)? else {
+                return None;
+            };
+            let (tag, value, _) = element(value)?;
+            if kind == COMMON_NAME && TEXTS.contains(&tag) {
+                found = std::str::from_utf8(value).ok();
+            }
+        }
+    }
+    found
+}
+
+/// The first element of DER: its tag, its content, and what follows it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[tag, length], rest) = der.split_first_chunk()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(length), rest),
+        0x81 => {
+            let (length, rest) = rest.split_first()?;
+            (usize::from(*length), rest)
+        }
+        0x82 => {
+            let (length, rest) = rest.split_first_chunk()?;
+            (usize::from(u16::from_be_bytes(*length)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `C=DE, CN=alice`, and `O=x + CN=bob`.
+    const SUBJECTS: [(&[u8], &str); 2] = [
+        (b"\x31\x0b\x30\x09\x06\x03\x55\x04\x06\x13\x02DE\x31\x0e\x30\x0c\x06\x03\x55\x04\x03\x0c\x05alice", "alice"),
+        (b"\x31\x16\x30\x08\x06\x03\x55\x04\x0a\x0c\x01x\x30\x0a\x06\x03\x55\x04\x03\x13\x03bob", "bob"),
+    ];
+
+    #[test]
+    fn subjects_have_common_names() {
+        for (subject, name) in SUBJECTS {
+            assert_eq!(common_name(subject), Some(name));
+            let both = [subject, SUBJECTS[0].0].concat();
+            assert_eq!(common_name(&both), Some("alice"));
+            for cut in 1..subject.len() {
+                assert!(common_name(&subject[..cut]).is_none_or(|found| found != name));
+            }
+        }
+        assert_eq!(common_name(b""), None);
+        let long = [b"\x31\x81\x0b\x30\x09\x06\x03\x55\x04\x03\x13\x02", &b"DE"[..]].concat();
+        assert_eq!(common_name(&long), Some("DE"));
+        assert_eq!(&*name_in(&CertificateDer::from(vec![0x30, 0x00])), UNNAMED);
+    }
+
+    proptest! {
+        #[test]
+        fn takes_any_subject(subject in any::<Vec<u8>>()) {
+            let _ = common_name(&subject);
+        }
+
+        #[test]
+        fn takes_any_change_of_a_subject(at in 0usize..20, byte in any::<u8>()) {
+            let mut subject = SUBJECTS[0].0.to_vec();
+            subject[at] = byte;
+            let _ = common_name(&subject);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Where the service listens.
+
+use std::{
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use packetflix_tests::{
+    client::Recorder,
+    folder::Folder,
+    namespace::Namespace,
+    raw::RawSocket,
+    recording::Recording,
+    server::{Server, program},
+};
+use tokio::time::{Instant, timeout};
+
+use crate::{curl, server_with};
+
+const ALICE: &str = "alice-0123456789abcdef";
+
+#[test]
+fn unix_sockets_are_for_their_owner() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let path = folder.file("packetflix.sock");
+    let socket = path.to_str().context("no text")?;
+    let listen = format!("unix:{socket}");
+    let flags = ["--listen", "127.0.0.1", "--listen", &listen];
+    let mut server = server_with(&tokens, &flags)?;
+    server.wait_for_log(&format!("listening address={listen} tls=false"))?;
+    let mode = path.symlink_metadata()?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let local = format!("http://127.0.0.1:{}/targets", server.port());
+    assert_eq!(curl(&[&local])?.0, 401);
+    let ask = || curl(&["--unix-socket", socket, "http://localhost/targets"]);
+    assert_eq!(ask()?.0, 200);
+    let wrong = [
+        "--oauth2-bearer",
+        "x",
+        "--unix-socket",
+        socket,
+        "http://localhost/targets",
+    ];
+    assert_eq!(curl(&wrong)?.0, 401);
+
+    // What is in use is not taken away,
+    let second = Command::new(program("packetflix")?)
+        .args(["--listen", &listen])
+        .output()?;
+    let log = String::from_utf8(second.stderr)?;
+    ensure!(
+        log.contains(&format!(
+            "cannot listen on {listen}: another service listens at it"
+        )),
+        "{log}"
+    );
+    // what is left behind is,
+    server.signal(Signal::SIGKILL)?;
+    server.wait()?;
+    ensure!(path.symlink_metadata()?.file_type().is_socket());
+    let mut server = server_with(&tokens, &flags)?;
+    server.wait_for_log(&format!("listening address={listen}"))?;
+    assert_eq!(ask()?.0, 200);
+    // and whoever ends in good order leaves nothing behind.
+    server.signal(Signal::SIGTERM)?;
+    ensure!(server.wait()?.success());
+    ensure!(!path.exists());
+    Ok(())
+}
+
+#[test]
+fn open_doors_are_warned_of() -> anyhow::Result<()> {
+    let warning = "NOBODY IS ASKED WHO THEY ARE";
+    let server = Server::start(&[])?;
+    server.wait_for_log(warning)?;
+    let local = Server::start(&["--listen", "127.0.0.1", "--listen", "[::1]"])?;
+    local.get("/version")?;
+    ensure!(!local.log().contains(warning), "{}", local.log());
+    ensure!(
+        local.log().contains("listening address=[::1]:"),
+        "{}",
+        local.log()
+    );
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let guarded = server_with(&tokens, &[])?;
+    guarded.get("/version")?;
+    ensure!(!guarded.log().contains(warning), "{}", guarded.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn traffic_of_all_its_ports_is_its_own() -> anyhow::Result<()> {
+    let (house, desk) = Namespace::pair()?;
+    let mut inside = house.command("env");
+    inside.arg(program("packetflix")?);
+    let server = Server::start_by(&mut inside, &["--listen", "[::]", "--listen", "10.9.1.1:0"])?;
+    let text = "listening address=10.9.1.1:";
+    server.wait_for_log(text)?;
+    let log = server.log();
+    let second = log.split_once(text).and_then(|(_, rest)| rest.split(' ').next());
+    let second: u16 = second.context("no second port")?.parse()?;
+    assert_ne!(second, server.port());
+    // Each would be fed by the other.
+    let mut recorders = Vec::new();
+    for port in [server.port(), second] {
+        let stream = desk.inside(|| std::net::TcpStream::connect(("10.9.1.1", port)))??;
+        let url = format!("ws://10.9.1.1:{port}/capture?netns={}", house.inode()?);
+        recorders.push(Recorder::over(stream, &url).await?);
+    }
+    let mut frame = vec![0xff; 60];
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    RawSocket::open(&desk, "vb")?.send(&frame)?;
+    for recorder in &mut recorders {
+        recorder
+            .read_until(|recording| recording.count(&frame) == 1)
+            .await?;
+    }
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        for recorder in &mut recorders {
+            let _ = timeout(Duration::from_millis(100), recorder.read()).await;
+        }
+    }
+    for recorder in recorders {
+        let recording: Recording = recorder.finish().await?;
+        let tcp = recording
+            .packets
+            .iter()
+            .filter(|packet| packet.data.len() > 34 && packet.data[12..14] == [8, 0] && packet.data[23] == 6);
+        assert_eq!(tcp.count(), 0);
+    }
+    Ok(())
+}

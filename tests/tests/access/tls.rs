@@ -1,0 +1,115 @@
+//! TLS, and the certificates of clients.
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    certificates::{Authority, Identity, Trust},
+    client::{Capture, Recorder, Refused},
+    folder::Folder,
+    namespace::Namespace,
+    server::Server,
+};
+
+use crate::{bearer, curl, sentence, server_with};
+
+const ALICE: &str = "alice-0123456789abcdef";
+
+fn text(path: &std::path::Path) -> anyhow::Result<&str> {
+    path.to_str().context("no text")
+}
+
+/// Asks over TLS for a path, with a client certificate and more arguments.
+fn get(
+    server: &Server,
+    path: &str,
+    authority: &Authority,
+    own: Option<&Identity>,
+    more: &[&str],
+) -> anyhow::Result<(u16, String)> {
+    let url = format!("https://localhost:{}{path}", server.port());
+    let mut arguments = vec!["--cacert", text(authority.certificate())?, "--ipv4", &url];
+    if let Some(own) = own {
+        arguments.extend(["--cert", text(&own.certificate)?, "--key", text(&own.key)?]);
+    }
+    curl(&[&arguments[..], more].concat())
+}
+
+#[tokio::test]
+async fn certificates_let_in() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "authority")?;
+    let foreign = Authority::new(folder.path(), "foreign")?;
+    let own = authority.issue("server", "/CN=localhost")?;
+    let carol = authority.issue("carol", "/O=tests/CN=carol")?;
+    let eve = authority.issue("eve", "/CN=eve")?;
+    let stranger = foreign.issue("stranger", "/CN=carol")?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\neve cert discover\n"))?;
+    let files = [
+        "--tls-cert",
+        text(&own.certificate)?,
+        "--tls-key",
+        text(&own.key)?,
+        "--tls-client-ca",
+        text(authority.certificate())?,
+    ];
+    let server = server_with(&tokens, &files)?;
+    ensure!(server.log().contains("tls=true"), "{}", server.log());
+    ensure!(!server.log().contains("NOBODY IS ASKED"), "{}", server.log());
+
+    let (status, body) = get(&server, "/targets", &authority, None, &[])?;
+    ensure!(
+        status == 401 && sentence(&body)?.contains("a token or a client certificate"),
+        "{body}"
+    );
+    assert_eq!(get(&server, "/version", &authority, None, &[])?.0, 200);
+    assert_eq!(
+        get(&server, "/targets", &authority, None, &["--oauth2-bearer", ALICE])?.0,
+        200
+    );
+    assert_eq!(
+        get(&server, "/targets", &authority, None, &["--tls-max", "1.2"])?.0,
+        401
+    );
+    for client in [&carol, &eve] {
+        assert_eq!(get(&server, "/targets", &authority, Some(client), &[])?.0, 200);
+        // A wrong token is not made good by a certificate.
+        assert_eq!(
+            get(
+                &server,
+                "/targets",
+                &authority,
+                Some(client),
+                &["--oauth2-bearer", "x"]
+            )?
+            .0,
+            401
+        );
+    }
+    let error = get(&server, "/version", &authority, Some(&stranger), &[]).unwrap_err();
+    ensure!(error.to_string().contains("curl"), "{error}");
+    let error = get(&server, "/version", &foreign, None, &[]).unwrap_err();
+    ensure!(error.to_string().contains("certificate"), "{error}");
+    ensure!(server.get("/version").is_err(), "it speaks without TLS");
+
+    let url = format!(
+        "wss://127.0.0.1:{}/capture?netns={}",
+        server.port(),
+        namespace.inode()?
+    );
+    let trust = |own| Trust::new(authority.certificate(), own);
+    for (own, headers, status) in [
+        (None, &[][..], 401),
+        (None, &[("authorization", &bearer(ALICE)[..])][..], 101),
+        (Some(&carol), &[], 101),
+        (Some(&eve), &[], 403),
+    ] {
+        match Capture::open_encrypted(&url, &trust(own)?, headers).await {
+            Ok(capture) => {
+                assert_eq!(status, 101);
+                Recorder::of(capture).await?.finish().await?;
+            }
+            Err(error) => assert_eq!(error.downcast::<Refused>()?.status, status),
+        }
+    }
+    server.wait_for_log("caller=\"carol\"")
+}
