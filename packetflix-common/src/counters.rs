@@ -19,6 +19,10 @@ pub struct InterfaceCounters {
     pub ring_full: u64,
     /// Packets lost because the kernel could not copy them.
     pub copy_failed: u64,
+    /// Bytes of the packets that the hook saw.
+    pub seen_bytes: u64,
+    /// Bytes of the packets that the filter let through, as long as they were.
+    pub accepted_bytes: u64,
 }
 
 impl InterfaceCounters {
@@ -35,6 +39,8 @@ impl InterfaceCounters {
             delivered: self.delivered.saturating_sub(before.delivered),
             ring_full: self.ring_full.saturating_sub(before.ring_full),
             copy_failed: self.copy_failed.saturating_sub(before.copy_failed),
+            seen_bytes: self.seen_bytes.saturating_sub(before.seen_bytes),
+            accepted_bytes: self.accepted_bytes.saturating_sub(before.accepted_bytes),
         }
     }
 }
@@ -47,6 +53,8 @@ impl core::iter::Sum for InterfaceCounters {
             delivered: sum.delivered + next.delivered,
             ring_full: sum.ring_full + next.ring_full,
             copy_failed: sum.copy_failed + next.copy_failed,
+            seen_bytes: sum.seen_bytes + next.seen_bytes,
+            accepted_bytes: sum.accepted_bytes + next.accepted_bytes,
         })
     }
 }
@@ -83,14 +91,14 @@ pub enum InterfaceFilter {
 }
 
 const _: () = {
-    assert!(size_of::<InterfaceCounters>() == 40);
-    assert!(size_of::<InterfaceEntry>() == 56);
+    assert!(size_of::<InterfaceCounters>() == 56);
+    assert!(size_of::<InterfaceEntry>() == 72);
     assert!(offset_of!(InterfaceEntry, counters) == 0);
-    assert!(offset_of!(InterfaceEntry, interface_id) == 40);
-    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 44);
-    assert!(offset_of!(InterfaceEntry, loopback) == 48);
-    assert!(offset_of!(InterfaceEntry, network_offset) == 50);
-    assert!(offset_of!(InterfaceEntry, filter) == 52);
+    assert!(offset_of!(InterfaceEntry, interface_id) == 56);
+    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 60);
+    assert!(offset_of!(InterfaceEntry, loopback) == 64);
+    assert!(offset_of!(InterfaceEntry, network_offset) == 66);
+    assert!(offset_of!(InterfaceEntry, filter) == 68);
 };
 
 #[cfg(test)]
@@ -105,6 +113,8 @@ mod tests {
             delivered: 1,
             ring_full: 2,
             copy_failed: 1,
+            seen_bytes: 500,
+            accepted_bytes: 400,
         };
         let sum: InterfaceCounters = [one, one].into_iter().sum();
         assert_eq!(
@@ -114,7 +124,9 @@ mod tests {
                 accepted: 8,
                 delivered: 2,
                 ring_full: 4,
-                copy_failed: 2
+                copy_failed: 2,
+                seen_bytes: 1000,
+                accepted_bytes: 800,
             }
         );
         assert_eq!(sum.accepted, sum.delivered + sum.dropped());
