@@ -23,6 +23,10 @@ pub struct InterfaceCounters {
     pub ring_full: u64,
     /// Packets lost because the kernel could not copy them.
     pub copy_failed: u64,
+    /// Bytes of the packets that the hook saw.
+    pub seen_bytes: u64,
+    /// Bytes of the packets that the filter let through, as long as they were.
+    pub accepted_bytes: u64,
 }
 
 impl InterfaceCounters {
@@ -40,6 +44,8 @@ impl InterfaceCounters {
             over_rate: self.over_rate.saturating_sub(before.over_rate),
             ring_full: self.ring_full.saturating_sub(before.ring_full),
             copy_failed: self.copy_failed.saturating_sub(before.copy_failed),
+            seen_bytes: self.seen_bytes.saturating_sub(before.seen_bytes),
+            accepted_bytes: self.accepted_bytes.saturating_sub(before.accepted_bytes),
         }
     }
 }
@@ -53,6 +59,8 @@ impl core::iter::Sum for InterfaceCounters {
             over_rate: sum.over_rate + next.over_rate,
             ring_full: sum.ring_full + next.ring_full,
             copy_failed: sum.copy_failed + next.copy_failed,
+            seen_bytes: sum.seen_bytes + next.seen_bytes,
+            accepted_bytes: sum.accepted_bytes + next.accepted_bytes,
         })
     }
 }
@@ -96,17 +104,17 @@ pub enum InterfaceFilter {
 }
 
 const _: () = {
-    assert!(size_of::<InterfaceCounters>() == 48);
-    assert!(size_of::<InterfaceEntry>() == 88);
+    assert!(size_of::<InterfaceCounters>() == 64);
+    assert!(size_of::<InterfaceEntry>() == 104);
     assert!(offset_of!(InterfaceEntry, counters) == 0);
-    assert!(offset_of!(InterfaceEntry, costs) == 48);
-    assert!(offset_of!(InterfaceEntry, interface_id) == 64);
-    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 68);
-    assert!(offset_of!(InterfaceEntry, loopback) == 72);
-    assert!(offset_of!(InterfaceEntry, network_offset) == 74);
-    assert!(offset_of!(InterfaceEntry, filter) == 76);
-    assert!(offset_of!(InterfaceEntry, snaplen) == 80);
-    assert!(offset_of!(InterfaceEntry, reserved) == 84);
+    assert!(offset_of!(InterfaceEntry, costs) == 64);
+    assert!(offset_of!(InterfaceEntry, interface_id) == 80);
+    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 84);
+    assert!(offset_of!(InterfaceEntry, loopback) == 88);
+    assert!(offset_of!(InterfaceEntry, network_offset) == 90);
+    assert!(offset_of!(InterfaceEntry, filter) == 92);
+    assert!(offset_of!(InterfaceEntry, snaplen) == 96);
+    assert!(offset_of!(InterfaceEntry, reserved) == 100);
 };
 
 #[cfg(test)]
@@ -122,6 +130,8 @@ mod tests {
             over_rate: 4,
             ring_full: 2,
             copy_failed: 1,
+            seen_bytes: 500,
+            accepted_bytes: 400,
         };
         let sum: InterfaceCounters = [one, one].into_iter().sum();
         assert_eq!(
@@ -132,7 +142,9 @@ mod tests {
                 delivered: 2,
                 over_rate: 8,
                 ring_full: 4,
-                copy_failed: 2
+                copy_failed: 2,
+                seen_bytes: 1000,
+                accepted_bytes: 800,
             }
         );
         assert_eq!(sum.accepted, sum.delivered + sum.dropped());

@@ -43,11 +43,14 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
     if interface.loopback != 0 && matches!(direction, Direction::Outbound) {
         return;
     }
+    let len = packet::len(skb);
     interface.counters.seen += 1;
+    interface.counters.seen_bytes += u64::from(len);
     if own::is_own(skb, interface) || !filter::accepts(skb, interface.filter) {
         return;
     }
     interface.counters.accepted += 1;
+    interface.counters.accepted_bytes += u64::from(len);
 
     match deliver(skb, interface, ifindex, direction) {
         Ok(()) => {

@@ -32,6 +32,12 @@ pub(crate) fn ifindex(skb: &SkBuff) -> u32 {
     fields(skb).ifindex
 }
 
+/// Bytes of the packet.
+#[inline(always)]
+pub(crate) fn len(skb: &SkBuff) -> u32 {
+    fields(skb).len
+}
+
 /// Direction as a packet socket sees it.
 #[inline(always)]
 pub(crate) fn direction(skb: &SkBuff) -> Direction {

@@ -1,5 +1,5 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, and eBPF programs alone; and
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, a reader of metrics, and eBPF programs alone; and
 //! what benchmarks make packets, look at streams and tell figures with.
 
 pub mod analysis;
@@ -13,6 +13,7 @@ pub mod generator;
 pub mod http;
 pub mod image;
 mod leftovers;
+pub mod metrics;
 pub mod namespace;
 pub mod podman;
 pub mod process;

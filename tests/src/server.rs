@@ -68,9 +68,7 @@ impl Server {
             let Some(Ok(line)) = lines.next() else {
                 bail!("the server ended: {:?}", log.lock())
             };
-            let port = line
-                .split_once("listening address=")
-                .and_then(|(_, rest)| rest.split(' ').next()?.rsplit_once(':')?.1.parse().ok());
+            let port = port_in(&line);
             if let Ok(mut log) = log.lock() {
                 log.push(line);
             }
@@ -235,6 +233,17 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The port in the line that tells where the server listens, in either format of the log.
+fn port_in(line: &str) -> Option<u16> {
+    let (_, rest) = line
+        .split_once("listening")?
+        .1
+        .split_once("]:")
+        .or_else(|| line.split_once("127.0.0.1:"))?;
+    let end = rest.find(|character: char| !character.is_ascii_digit())?;
+    rest[..end].parse().ok()
 }
 
 /// A text as the value of a query's parameter.

@@ -246,6 +246,9 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
         "/targets",
         "/mobyshark",
         "/discover/mobyshark",
+        "/captures",
+        "/healthz",
+        "/readyz",
         "/openapi.json",
     ] {
         let (head, body) = answered(&server, path, "", 200)?;

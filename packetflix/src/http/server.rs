@@ -183,7 +183,8 @@ fn status(app: &App) -> String {
         count => format!("{count} captures"),
     };
     match app.problem() {
-        Some(problem) => format!("{captures}; {problem}"),
+        // A line is all that there is room for: what the verifier has to say may be many.
+        Some(problem) => format!("{captures}; {}", problem.lines().next().unwrap_or_default()),
         None => captures,
     }
 }

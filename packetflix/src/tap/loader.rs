@@ -156,3 +156,27 @@ impl Loader {
         std::mem::replace(&mut place, spare)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tap::{Hook, RingConfig};
+
+    #[test]
+    fn no_capture_can_begin_before_an_object_was_loaded() {
+        let loader = Loader::new(TapConfig {
+            hook: Hook::Auto,
+            rings: RingConfig {
+                size: 1 << 20,
+                is_fixed: false,
+                memory: 1 << 30,
+                cpus: 2,
+            },
+            log_programs: false,
+        });
+        let problem = loader.problem().unwrap();
+        assert!(problem.starts_with("the service is starting"), "{problem}");
+        loader.set_problem(None);
+        assert_eq!(loader.problem(), None);
+    }
+}

@@ -35,7 +35,9 @@ pub(crate) struct Metrics {
     taps: Gauge,
     captures: Gauge,
     seen: Counter,
+    seen_bytes: Counter,
     accepted: Counter,
+    accepted_bytes: Counter,
     captured: Counter,
     captured_bytes: Counter,
     delivered: Counter,
@@ -101,10 +103,16 @@ impl Metrics {
                 "Captures in the kernel, each shared by all clients that ask for the same",
             ),
             seen: packets(registry, "seen", "Packets that the hooks in the kernel saw"),
+            seen_bytes: bytes(registry, "seen", "Bytes of these packets"),
             accepted: packets(
                 registry,
                 "accepted",
                 "Packets that the filters in the kernel let through",
+            ),
+            accepted_bytes: bytes(
+                registry,
+                "accepted",
+                "Bytes of these packets, as long as they were",
             ),
             captured: packets(
                 registry,
@@ -200,7 +208,9 @@ impl Metrics {
     /// The kernel counted this since the last time.
     pub(crate) fn kernel_counted(&self, counters: &InterfaceCounters) {
         self.seen.inc_by(counters.seen);
+        self.seen_bytes.inc_by(counters.seen_bytes);
         self.accepted.inc_by(counters.accepted);
+        self.accepted_bytes.inc_by(counters.accepted_bytes);
         self.over_rate.inc_by(counters.over_rate);
         self.ring_full.inc_by(counters.ring_full);
         self.copy_failed.inc_by(counters.copy_failed);
@@ -341,6 +351,8 @@ mod tests {
             over_rate: 4,
             ring_full: 2,
             copy_failed: 1,
+            seen_bytes: 1000,
+            accepted_bytes: 800,
         });
         metrics.captured(5, 700);
         metrics.delivered(4, 800, Some(Duration::from_micros(1500)));
@@ -358,7 +370,9 @@ mod tests {
             "packetflix_captures 3",
             "packetflix_taps 1",
             "packetflix_seen_packets_total 14",
+            "packetflix_seen_bytes_total 1000",
             "packetflix_accepted_packets_total 12",
+            "packetflix_accepted_bytes_total 800",
             "packetflix_captured_packets_total 5",
             "packetflix_captured_bytes_total 700",
             "packetflix_delivered_packets_total 4",
