@@ -271,9 +271,12 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::cli::Command;
 
     fn config(flags: &[&str]) -> Result<Config, ConfigError> {
-        let args = Args::try_parse_from([&["packetflix"], flags].concat()).unwrap();
+        let args = Command::try_parse_from([&["packetflix"], flags].concat())
+            .unwrap()
+            .args;
         Config::try_from(&args)
     }
 

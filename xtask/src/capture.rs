@@ -103,6 +103,7 @@ mod tests {
             snaplen: None,
             packets: Some("7".to_owned()),
             bytes: None,
+            cacert: None,
             duration: Some("1s".to_owned()),
         };
         assert_eq!(args.query(), "netns=5&packets=%37&duration=%31%73");

@@ -237,18 +237,18 @@ mod tests {
     proptest! {
         #[test]
         fn counts_are_those_of_the_permits(steps in proptest::collection::vec((0u8..3, 0u8..3, 0u64..3), 0..100)) {
-            let permits = Permits::new(QUOTAS);
+            let all = Permits::new(QUOTAS);
             let mut permits: Vec<Permit> = Vec::new();
             for (what, who, netns) in steps {
                 if what == 0 && !permits.is_empty() {
                     permits.swap_remove(usize::from(who) % permits.len());
-                } else if let Ok(mut permit) = permits.permit(ClientId::V4([10, 0, 0, who].into())) {
+                } else if let Ok(mut permit) = all.permit(ClientId::V4([10, 0, 0, who].into())) {
                     // One that is refused is dropped like one that ends.
                     if what == 1 || permit.name_target(netns).is_ok() {
                         permits.push(permit);
                     }
                 }
-                let running = permits.lock();
+                let running = all.lock();
                 prop_assert_eq!(running.total, permits.len());
                 prop_assert!(running.total <= QUOTAS.total);
                 prop_assert_eq!(running.by_client.values().sum::<usize>(), permits.len());

@@ -160,7 +160,7 @@ impl Loader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tap::{Hook, RingConfig};
+    use crate::tap::{Hook, RateLimits, RingConfig};
 
     #[test]
     fn no_capture_can_begin_before_an_object_was_loaded() {
@@ -172,6 +172,7 @@ mod tests {
                 memory: 1 << 30,
                 cpus: 2,
             },
+            rates: RateLimits::default(),
             log_programs: false,
         });
         let problem = loader.problem().unwrap();
