@@ -205,20 +205,20 @@ mod tests {
         let mut of_one: Vec<Permit> = (0..4).map(|_| permits.permit(one).unwrap()).collect();
         assert_eq!(
             permits.permit(one).unwrap_err().to_string(),
-            "a client may have 4 permits at the same time (--max-captures-per-client), and the client 10.0.0.1 has 4"
+            "a client may have 4 captures at the same time (--max-captures-per-client), and the client 10.0.0.1 has 4"
         );
         for permit in &mut of_one[..3] {
             permit.name_target(5).unwrap();
         }
         assert_eq!(
             of_one[3].name_target(5).unwrap_err().to_string(),
-            "a network namespace may have 3 permits at the same time (--max-captures-per-target), and 5 has 3"
+            "a network namespace may have 3 captures at the same time (--max-captures-per-target), and 5 has 3"
         );
         of_one[3].name_target(6).unwrap();
         let _of_other: Vec<Permit> = (0..2).map(|_| permits.permit(other).unwrap()).collect();
         assert_eq!(
             permits.permit(client("10.0.0.3")).unwrap_err().to_string(),
-            "no more permits may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
+            "no more captures may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
         );
         drop(of_one);
         assert_eq!(permits.lock().total, 2);
