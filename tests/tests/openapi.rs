@@ -274,7 +274,7 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
         description.check(path, &head, &body).context(path.clone())?;
     }
 
-    let long = format!("/targets?x={}", "x".repeat(49_200));
+    let long = format!("/targets?x={}", "x".repeat(61_500));
     let (head, body) = answered(&server, &long, "", 414)?;
     description.check("/targets", &head, &body)?;
     let (head, body) = answered(&server, "/version", "\r\nContent-Length: 70000", 413)?;

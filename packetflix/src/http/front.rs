@@ -28,8 +28,9 @@ use super::{
 };
 use crate::access::Access;
 
-/// Most bytes of a path with its query: three quarters of what the head of a request may have.
-const MAX_URL_LEN: usize = 48 * 1024;
+/// Most bytes of a path with its query. The head of a request may have little more, but an answer is better than a bare
+/// 431.
+const MAX_URL_LEN: usize = 60 * 1024;
 
 /// Most bytes of a body for our routes, which take none.
 const MAX_BODY_LEN: u64 = 64 * 1024;

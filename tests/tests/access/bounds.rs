@@ -32,14 +32,14 @@ fn answer(server: &Server, said: &str) -> anyhow::Result<(u16, String)> {
 fn what_is_too_long_is_refused() -> anyhow::Result<()> {
     let server = Server::start(&[])?;
     let url = |path: &str| format!("http://127.0.0.1:{}{path}", server.port());
-    let long = url(&format!("/targets?x={}", "x".repeat(49_200)));
+    let long = url(&format!("/targets?x={}", "x".repeat(61_500)));
     let (status, body) = curl(&[&long])?;
     ensure!(
-        status == 414 && sentence(&body)?.contains("49152 is the most"),
+        status == 414 && sentence(&body)?.contains("61440 is the most"),
         "{status} {body}"
     );
     assert_eq!(
-        curl(&[&url(&format!("/version?x={}", "x".repeat(49_000)))])?.0,
+        curl(&[&url(&format!("/version?x={}", "x".repeat(61_000)))])?.0,
         200
     );
     let header = format!("x: {}", "x".repeat(66_000));
