@@ -30,6 +30,8 @@ const BACKLOG: i32 = 1024;
 
 /// How long a client may take for the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long for that of its only request when the service is shutting down.
+const LATE_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most bytes of the head of a request.
 const MAX_HEAD_LEN: usize = 64 * 1024;
 
@@ -159,17 +161,25 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, front: Arc<Front>
         }
         async move { front.answer(request, peer).await }
     });
+    // hyper would close one that is to be shut down before it has read anything.
+    let is_late = stop.is_cancelled();
+    let header_timeout = if is_late {
+        LATE_HEADER_TIMEOUT
+    } else {
+        HEADER_TIMEOUT
+    };
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            .keep_alive(!is_late)
+            .header_read_timeout(header_timeout)
             .max_buf_size(MAX_HEAD_LEN)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
     );
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = stop.cancelled() => {
+        () = stop.cancelled(), if !is_late => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
