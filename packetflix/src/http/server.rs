@@ -24,6 +24,9 @@ use crate::{
     watch::ServiceManager,
 };
 
+/// How long a client may take for the head of its only request when the service is shutting down.
+const LATE_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Most bytes of the head of a request.
 const MAX_HEAD_LEN: usize = 64 * 1024;
 
@@ -286,11 +289,14 @@ async fn serve_connection(
             Ok::<_, std::convert::Infallible>(response.map(|body| answering.finish_with(status, body)))
         }
     });
+    // hyper would close one that is to be shut down before it has read anything.
+    let is_late = stop.is_cancelled();
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
+            .keep_alive(!is_late)
             // The stream has bounds of its own, and an answer for those who reach them.
-            .header_read_timeout(None)
+            .header_read_timeout(is_late.then_some(LATE_HEADER_TIMEOUT))
             // What is read at once may be more than the buffer is said to hold.
             .max_buf_size(MAX_HEAD_LEN)
             .max_header_size(MAX_HEAD_LEN)
@@ -299,7 +305,7 @@ async fn serve_connection(
     );
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = stop.cancelled() => {
+        () = stop.cancelled(), if !is_late => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
