@@ -2,10 +2,12 @@
 
 use core::mem::{offset_of, size_of};
 
+use crate::RateCosts;
+
 /// Packets of one interface on one CPU since the capture began.
 ///
 /// The program that counts runs to its end before another one starts on the same CPU, so
-/// `accepted = delivered + ring_full + copy_failed` holds whenever none is running.
+/// `accepted = delivered + over_rate + ring_full + copy_failed` holds whenever none is running.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceCounters {
@@ -15,6 +17,8 @@ pub struct InterfaceCounters {
     pub accepted: u64,
     /// Packets that were put into a ring.
     pub delivered: u64,
+    /// Packets left out because the capture has as many, or as much, as it may have in the time.
+    pub over_rate: u64,
     /// Packets lost because the ring had no room.
     pub ring_full: u64,
     /// Packets lost because the kernel could not copy them.
@@ -24,7 +28,7 @@ pub struct InterfaceCounters {
 impl InterfaceCounters {
     /// Packets that were accepted but lost, whatever the cause.
     pub fn dropped(&self) -> u64 {
-        self.ring_full + self.copy_failed
+        self.over_rate + self.ring_full + self.copy_failed
     }
 }
 
@@ -34,6 +38,7 @@ impl core::iter::Sum for InterfaceCounters {
             seen: sum.seen + next.seen,
             accepted: sum.accepted + next.accepted,
             delivered: sum.delivered + next.delivered,
+            over_rate: sum.over_rate + next.over_rate,
             ring_full: sum.ring_full + next.ring_full,
             copy_failed: sum.copy_failed + next.copy_failed,
         })
@@ -46,6 +51,8 @@ impl core::iter::Sum for InterfaceCounters {
 pub struct InterfaceEntry {
     /// What is counted.
     pub counters: InterfaceCounters,
+    /// What its packets cost of the capture's rates.
+    pub costs: RateCosts,
     /// Number of the interface in the capture, put into its records. Never used twice, unlike an index.
     pub interface_id: u32,
     /// Packets dropped since the last one delivered: goes into the next record.
@@ -56,6 +63,11 @@ pub struct InterfaceEntry {
     pub network_offset: u16,
     /// Which filter its packets must pass: an [`InterfaceFilter`].
     pub filter: u32,
+    /// Snapshot length: at most so many bytes of a packet are copied, and never more than
+    /// [`MAX_CAPTURED_LEN`](crate::MAX_CAPTURED_LEN).
+    pub snaplen: u32,
+    /// Keeps the layout free of implicit padding.
+    pub reserved: u32,
 }
 
 /// The filters of the object: an expression is another program for each link type.
@@ -72,14 +84,17 @@ pub enum InterfaceFilter {
 }
 
 const _: () = {
-    assert!(size_of::<InterfaceCounters>() == 40);
-    assert!(size_of::<InterfaceEntry>() == 56);
+    assert!(size_of::<InterfaceCounters>() == 48);
+    assert!(size_of::<InterfaceEntry>() == 88);
     assert!(offset_of!(InterfaceEntry, counters) == 0);
-    assert!(offset_of!(InterfaceEntry, interface_id) == 40);
-    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 44);
-    assert!(offset_of!(InterfaceEntry, loopback) == 48);
-    assert!(offset_of!(InterfaceEntry, network_offset) == 50);
-    assert!(offset_of!(InterfaceEntry, filter) == 52);
+    assert!(offset_of!(InterfaceEntry, costs) == 48);
+    assert!(offset_of!(InterfaceEntry, interface_id) == 64);
+    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 68);
+    assert!(offset_of!(InterfaceEntry, loopback) == 72);
+    assert!(offset_of!(InterfaceEntry, network_offset) == 74);
+    assert!(offset_of!(InterfaceEntry, filter) == 76);
+    assert!(offset_of!(InterfaceEntry, snaplen) == 80);
+    assert!(offset_of!(InterfaceEntry, reserved) == 84);
 };
 
 #[cfg(test)]
@@ -89,9 +104,10 @@ mod tests {
     #[test]
     fn sums_every_counter() {
         let one = InterfaceCounters {
-            seen: 5,
-            accepted: 4,
+            seen: 9,
+            accepted: 8,
             delivered: 1,
+            over_rate: 4,
             ring_full: 2,
             copy_failed: 1,
         };
@@ -99,9 +115,10 @@ mod tests {
         assert_eq!(
             sum,
             InterfaceCounters {
-                seen: 10,
-                accepted: 8,
+                seen: 18,
+                accepted: 16,
                 delivered: 2,
+                over_rate: 8,
                 ring_full: 4,
                 copy_failed: 2
             }

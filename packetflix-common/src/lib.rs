@@ -7,10 +7,12 @@
 
 mod counters;
 mod own;
+mod rate;
 mod record;
 
 pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter};
 pub use own::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts};
+pub use rate::{Paid, RateCosts};
 pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
 
 /// Names of the programs in the eBPF object.
@@ -47,8 +49,6 @@ pub mod maps {
 
 /// Names of the globals that user space sets before it loads a program.
 pub mod globals {
-    /// `u32`: at most so many bytes of a packet are copied.
-    pub const SNAPSHOT_LENGTH: &str = "SNAPSHOT_LENGTH";
     /// `u32`: the clock of the timestamps, see [`clock`](crate::clock).
     pub const CLOCK: &str = "CLOCK";
     /// `u8`: level of aya-log, 0 is off.

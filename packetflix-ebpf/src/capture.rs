@@ -12,12 +12,14 @@ use packetflix_common::{Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeade
 
 use crate::{
     filter,
-    maps::{INTERFACES, RINGS, Ring, clock, snapshot_length},
-    own, packet,
+    maps::{INTERFACES, RINGS, Ring, clock},
+    own, packet, rate,
 };
 
 /// Why an accepted packet does not reach user space.
 enum Lost {
+    /// The capture has as many packets, or as much of them, as it may have in the time.
+    OverRate,
     /// The ring has no room: user space is too slow, or its client is.
     RingFull,
     /// The kernel could not copy the packet; holds its length and the helper's error.
@@ -52,6 +54,10 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
             interface.counters.delivered += 1;
             interface.dropped_unreported = 0;
         }
+        Err(Lost::OverRate) => {
+            interface.counters.over_rate += 1;
+            interface.dropped_unreported += 1;
+        }
         Err(Lost::RingFull) => {
             interface.counters.ring_full += 1;
             interface.dropped_unreported += 1;
@@ -75,10 +81,13 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
 /// Puts the packet into this CPU's ring, in the smallest size class that holds it.
 #[inline(always)]
 fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Direction) -> Result<(), Lost> {
+    let facts = packet::facts(skb);
+    let captured_len = facts.len.min(interface.snaplen);
+    if rate::is_over(&interface.costs, captured_len) {
+        return Err(Lost::OverRate);
+    }
     // Before room is reserved: a ring's records then are in the order of their timestamps.
     let timestamp = now();
-    let facts = packet::facts(skb);
-    let captured_len = facts.len.min(snapshot_length());
     let header = RecordHeader {
         timestamp,
         interface_id: interface.interface_id,

@@ -16,6 +16,7 @@ mod filter;
 mod maps;
 mod own;
 mod packet;
+mod rate;
 
 use aya_ebpf::{
     bindings::{__sk_buff, tcx_action_base::TCX_NEXT},

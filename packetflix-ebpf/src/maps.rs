@@ -6,8 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use packetflix_common::{
-    DECLARED_CPUS, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint,
-    OwnPorts, clock,
+    DECLARED_CPUS, InterfaceEntry, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint, OwnPorts, Paid, clock,
 };
 
 /// A CPU's ring, as declared: user space creates each in the size that it wants.
@@ -40,19 +39,13 @@ pub(crate) static OWN_ENDPOINTS: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
-#[unsafe(no_mangle)]
-#[expect(unsafe_code, reason = "user space finds the global by its name")]
-static SNAPSHOT_LENGTH: u32 = MAX_CAPTURED_LEN;
+/// What the capture has spent of its rates.
+#[btf_map]
+pub(crate) static PAID: Array<Paid, 1> = Array::new();
 
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "user space finds the global by its name")]
 static CLOCK: u32 = clock::TAI;
-
-/// At most so many bytes of a packet are copied.
-#[inline(always)]
-pub(crate) fn snapshot_length() -> u32 {
-    global(&SNAPSHOT_LENGTH)
-}
 
 /// The clock of the timestamps.
 #[inline(always)]

@@ -2,9 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, value_parser};
 
-use crate::tap::Hook;
+use crate::{
+    tap::Hook,
+    units::{parse_duration, parse_size},
+};
 
 /// Flags, each also as an environment variable.
 #[derive(Clone, Debug, Parser)]
@@ -35,6 +38,39 @@ pub struct Args {
     /// How many captures may run at the same time
     #[arg(long, env = "PACKETFLIX_MAX_CAPTURES", default_value_t = 128)]
     pub max_captures: u16,
+
+    /// How many captures one client may have at the same time; a client is an IPv4 address, or the /64 prefix of an
+    /// IPv6 address
+    #[arg(
+        long,
+        env = "PACKETFLIX_MAX_CAPTURES_PER_CLIENT",
+        value_name = "COUNT",
+        default_value_t = 32
+    )]
+    pub max_captures_per_client: u16,
+
+    /// How many captures of one network namespace may run at the same time
+    #[arg(
+        long,
+        env = "PACKETFLIX_MAX_CAPTURES_PER_TARGET",
+        value_name = "COUNT",
+        default_value_t = 64
+    )]
+    pub max_captures_per_target: u16,
+
+    /// How long a capture may take (ms, s, m and h are understood); by default for ever
+    #[arg(long, env = "PACKETFLIX_MAX_DURATION", value_name = "DURATION", value_parser = parse_duration)]
+    pub max_duration: Option<Duration>,
+
+    /// How many packets a capture may have in a second, on all its interfaces; more are dropped in the kernel, and
+    /// counted as dropped; by default any number
+    #[arg(long, env = "PACKETFLIX_MAX_PACKET_RATE", value_name = "COUNT", value_parser = value_parser!(u64).range(1..))]
+    pub max_packet_rate: Option<u64>,
+
+    /// How many bytes of packets a capture may have in a second (KiB, MiB and GiB are understood); packets over that are
+    /// dropped in the kernel, and counted as dropped; by default any number
+    #[arg(long, env = "PACKETFLIX_MAX_BYTE_RATE", value_name = "SIZE", value_parser = parse_size)]
+    pub max_byte_rate: Option<u64>,
 
     /// Seconds after which a client that takes nothing, or answers no ping, is given up
     #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", default_value = "120", value_parser = parse_seconds)]
@@ -88,22 +124,6 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let unit = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("the unit is KiB, MiB or GiB".to_owned()),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .ok_or_else(|| "give a whole number, such as 4MiB".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -113,24 +133,5 @@ mod tests {
     #[test]
     fn flags_are_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn understands_sizes() {
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("512KiB"), Ok(512 << 10));
-        assert_eq!(parse_size("4 MiB"), Ok(4 << 20));
-        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        for wrong in [
-            "",
-            "MiB",
-            "4MB",
-            "-1",
-            "4.5MiB",
-            "99999999999999999999",
-            "18446744073709551615MiB",
-        ] {
-            assert!(parse_size(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 use crate::{
     cli::Args,
     memory,
-    tap::{MIN_RING_SIZE, RingConfig, TapConfig},
+    tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
 };
 
 /// Shared among the rings of a capture, in bytes, unless a flag says otherwise.
@@ -32,7 +32,9 @@ pub struct Config {
     /// Whether names in filters may be looked up.
     pub resolve_filter_names: bool,
     /// How many captures may run at the same time.
-    pub max_captures: usize,
+    pub quotas: Quotas,
+    /// How long a capture may take at most.
+    pub max_duration: Option<Duration>,
     /// After how long a client is given up that takes nothing or answers no ping.
     pub client_timeout: Duration,
     /// Whether each request is logged.
@@ -41,6 +43,17 @@ pub struct Config {
     pub log_headers: bool,
     /// The host's name.
     pub node_name: String,
+}
+
+/// How many captures may run at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// In all.
+    pub total: usize,
+    /// Of one client.
+    pub per_client: usize,
+    /// Of one network namespace.
+    pub per_target: usize,
 }
 
 /// Where a service listens.
@@ -83,6 +96,9 @@ pub enum ConfigError {
         /// How many there are.
         cpus: u64,
     },
+    /// No packet would be worth its place.
+    #[error("--max-byte-rate {0}: a capture has at least {least} bytes in a second", least = RateLimits::MIN_BYTE_RATE)]
+    ByteRate(u64),
     /// The number of CPUs is not known.
     #[error("the number of CPUs could not be read")]
     Cpus(#[source] std::io::Error),
@@ -97,13 +113,19 @@ impl TryFrom<&Args> for Config {
             tap: TapConfig {
                 hook: args.hook,
                 rings: rings(args, cpus)?,
+                rates: rates(args)?,
                 log_programs: args.debug,
             },
             discovery_service: discovery_service(args),
             proxy_discovery: args.proxy_discovery,
             engine_sockets: args.engine_socket.clone(),
             resolve_filter_names: args.resolve_filter_names,
-            max_captures: usize::from(args.max_captures),
+            quotas: Quotas {
+                total: usize::from(args.max_captures),
+                per_client: usize::from(args.max_captures_per_client),
+                per_target: usize::from(args.max_captures_per_target),
+            },
+            max_duration: args.max_duration,
             client_timeout: args.client_timeout,
             log_requests: args.log_requests,
             log_headers: args.log_headers,
@@ -122,6 +144,16 @@ fn discovery_service(args: &Args) -> Option<ServiceAddress> {
             port: args.gw_port.unwrap_or(5000),
         }
     })
+}
+
+fn rates(args: &Args) -> Result<RateLimits, ConfigError> {
+    match args.max_byte_rate {
+        Some(bytes) if bytes < RateLimits::MIN_BYTE_RATE => Err(ConfigError::ByteRate(bytes)),
+        bytes => Ok(RateLimits {
+            packets: args.max_packet_rate,
+            bytes,
+        }),
+    }
 }
 
 fn rings(args: &Args, cpus: usize) -> Result<RingConfig, ConfigError> {

@@ -20,5 +20,6 @@ mod session;
 mod sys;
 pub mod tap;
 mod target;
+mod units;
 
 pub use sys::{limit_allocator_arenas, raise_descriptor_limit};

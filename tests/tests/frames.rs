@@ -109,6 +109,7 @@ async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
             ensure!(found[0].is_outbound() == is_outbound, "{:?}", found[0]);
         }
     }
+    assert_eq!(recording.interfaces[0].snaplen, 262_144);
     let statistics = recording.final_statistics("va")?;
     assert_eq!((statistics.received, statistics.dropped), (ours.len() as u64, 0));
     assert!(

@@ -132,7 +132,7 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
         (status, &sentence[..]),
         (
             429,
-            "no more captures may run at the same time than 1, and those are running"
+            "no more captures may run at the same time than 1 (--max-captures), and those are running (clients: 1)"
         )
     );
     first.finish().await?;

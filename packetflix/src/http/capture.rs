@@ -11,10 +11,7 @@ use std::{
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -28,6 +25,7 @@ use warp::{
 
 use super::{
     own::Own,
+    quotas::{Captures, ClientId, Permit},
     refusal::Refusal,
     request::{CaptureRequest, RequestError, check_origin, select},
     websocket,
@@ -37,7 +35,7 @@ use crate::{
     discovery::Discovery,
     filter::compile::{Options, excerpt},
     netns::Netns,
-    session::{CaptureKey, Feeds, Joined, KnownNames, Session, SessionInfo},
+    session::{CaptureKey, Feeds, Joined, KnownNames, Limits, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target},
 };
@@ -61,7 +59,7 @@ pub(super) struct App {
     /// Makes the kernel's part of captures.
     pub(super) loader: Arc<Loader>,
     feeds: Feeds,
-    captures: Arc<Semaphore>,
+    captures: Arc<Captures>,
     next_id: AtomicU64,
 }
 
@@ -80,7 +78,7 @@ pub(super) struct Handshake {
 
 impl App {
     pub(super) fn new(config: Arc<Config>, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        let captures = Arc::new(Semaphore::new(config.max_captures));
+        let captures = Captures::new(config.quotas);
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
             config.node_name.clone(),
@@ -108,7 +106,7 @@ impl App {
     }
 
     pub(super) fn running_captures(&self) -> usize {
-        self.config.max_captures - self.captures.available_permits()
+        self.captures.running()
     }
 
     /// Starts a capture and answers the handshake, or says why not.
@@ -134,10 +132,11 @@ impl App {
         check_origin(&handshake.headers)?;
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
-        let permit = self.permit()?;
+        let mut permit = self.permit(handshake.peer)?;
 
         let names = request.names.then(|| self.names());
         let target = Target::open(request.target, &self.directory).await?;
+        permit.name_target(target.netns.inode())?;
         let own = if request.with_own {
             Own::default()
         } else {
@@ -155,18 +154,25 @@ impl App {
             node_name: &self.config.node_name,
             chaste: request.chaste,
             filter: &request.filter,
+            snaplen: request.snaplen,
+            rates: self.config.tap.rates,
+            limits: Limits {
+                max_duration: self.config.max_duration,
+                ..request.limits
+            },
         };
         let key = CaptureKey {
             netns: netns.inode(),
             selection,
             filter: request.filter.clone(),
+            snaplen: request.snaplen,
             with_own: request.with_own,
             claimed: own.claimed,
             chaste: request.chaste,
         };
         let stop = self.stop.child_token();
         let joined = self.join_or_begin(key, netns, own.traffic).await?;
-        let mut session = joined.stream(info, stop.clone());
+        let mut session = joined.stream(info, stop.clone())?;
         if let Some(names) = names {
             session.tell_names(names);
         }
@@ -192,6 +198,7 @@ impl App {
             selection: key.selection,
             filters,
             own: own.clone(),
+            snaplen: key.snaplen,
             promiscuous: !key.chaste,
         };
         let tap = Tap::open(&netns, request, &self.loader)
@@ -223,20 +230,15 @@ impl App {
     }
 
     /// One more capture, if that many may run and the service does not end.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    fn permit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
         if self.stop.is_cancelled() {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the service is shutting down",
             ));
         }
-        Arc::clone(&self.captures).try_acquire_owned().map_err(|_| {
-            let sentence = format!(
-                "no more captures may run at the same time than {}, and those are running",
-                self.config.max_captures
-            );
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, sentence)
-        })
+        let client = ClientId::new(peer.map(|peer| peer.ip()));
+        Ok(self.captures.permit(client)?)
     }
 
     /// Streams to the client; the permit is given back when all is over.
@@ -245,7 +247,7 @@ impl App {
         upgraded: UpgradeFut,
         session: Session,
         stop: CancellationToken,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) {
         match upgraded.await {
             Ok(socket) => websocket::serve(socket, session, stop, self.config.client_timeout).await,

@@ -6,6 +6,7 @@ mod front;
 mod log;
 mod own;
 mod proxy;
+mod quotas;
 mod refusal;
 mod request;
 mod routes;

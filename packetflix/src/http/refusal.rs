@@ -10,11 +10,12 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{proxy::ProxyError, request::RequestError};
+use super::{proxy::ProxyError, quotas::QuotaError, request::RequestError};
 use crate::{
     error,
     filter::{FilterError, compile::CompileError},
     netns::{EnterError, FindError},
+    session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
     target::{DirectoryError, ServiceProblem, TargetError},
 };
@@ -81,10 +82,23 @@ impl From<RequestError> for Refusal {
             | RequestError::Container(_)
             | RequestError::Switch(..)
             | RequestError::Netns(_)
+            | RequestError::Limit { .. }
             | RequestError::TooManyInterfaces(_)
             | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<QuotaError> for Refusal {
+    fn from(error: QuotaError) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+    }
+}
+
+impl From<TooFewBytes> for Refusal {
+    fn from(error: TooFewBytes) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 

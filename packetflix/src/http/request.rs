@@ -5,7 +5,13 @@ use std::collections::BTreeMap;
 use packetflix_common::MAX_INTERFACES;
 use warp::http::{HeaderMap, header, uri::Authority};
 
-use crate::{tap::InterfaceSelection, target::TargetDescription};
+use crate::{
+    pcapng::SNAPLEN as MAX_SNAPLEN,
+    session::Limits,
+    tap::InterfaceSelection,
+    target::TargetDescription,
+    units::{parse_duration, parse_size},
+};
 
 const CONTAINER: Parameter = Parameter {
     name: "container",
@@ -35,9 +41,27 @@ const CHASTE: Parameter = Parameter {
     name: "chaste",
     header: Some("clustershark-chaste"),
 };
+const SNAPLEN: Parameter = Parameter {
+    name: "snaplen",
+    header: None,
+};
+const PACKETS: Parameter = Parameter {
+    name: "packets",
+    header: None,
+};
+const BYTES: Parameter = Parameter {
+    name: "bytes",
+    header: None,
+};
+const DURATION: Parameter = Parameter {
+    name: "duration",
+    header: None,
+};
 
 /// All of them. No other is read.
-const PARAMETERS: [Parameter; 7] = [CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE];
+const PARAMETERS: [Parameter; 11] = [
+    CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE, SNAPLEN, PACKETS, BYTES, DURATION,
+];
 
 /// A parameter of the query, and the header that wins over it.
 struct Parameter {
@@ -60,6 +84,10 @@ pub(super) struct CaptureRequest {
     pub(super) chaste: bool,
     /// With the names of known targets.
     pub(super) names: bool,
+    /// Snapshot length in bytes.
+    pub(super) snaplen: u32,
+    /// Where the stream ends at the latest.
+    pub(super) limits: Limits,
 }
 
 /// Why a request cannot be served.
@@ -96,6 +124,12 @@ pub(super) enum RequestError {
     TooManyInterfaces(usize),
     #[error("{0}={1} is neither 0 nor 1")]
     Switch(&'static str, String),
+    #[error("{name}={value} cannot be used: {hint}")]
+    Limit {
+        name: &'static str,
+        value: String,
+        hint: String,
+    },
 }
 
 impl CaptureRequest {
@@ -120,6 +154,17 @@ impl CaptureRequest {
             with_own: parameters.switch(&SELF, false)?,
             chaste,
             names: parameters.switch(&NAMES, true)?,
+            // None is asked for by 0, as of tcpdump.
+            snaplen: match parameters.limit(&SNAPLEN, parse_snaplen)? {
+                None | Some(0) => MAX_SNAPLEN,
+                Some(snaplen) => snaplen,
+            },
+            limits: Limits {
+                packets: parameters.limit(&PACKETS, parse_packets)?,
+                bytes: parameters.limit(&BYTES, parse_size)?,
+                duration: parameters.limit(&DURATION, parse_duration)?,
+                max_duration: None,
+            },
         })
     }
 }
@@ -129,6 +174,16 @@ fn parse_netns(text: &str) -> Result<u64, RequestError> {
         .ok()
         .filter(|number| *number != 0)
         .ok_or_else(|| RequestError::Netns(text.to_owned()))
+}
+
+fn parse_snaplen(text: &str) -> Result<u32, String> {
+    let snaplen = text.parse().ok().filter(|bytes| *bytes <= MAX_SNAPLEN);
+    snaplen.ok_or_else(|| format!("give a number of bytes from 1 to {MAX_SNAPLEN}, or 0 for all of them"))
+}
+
+fn parse_packets(text: &str) -> Result<u64, String> {
+    let packets = text.parse().ok().filter(|packets| *packets > 0);
+    packets.ok_or_else(|| "give a whole number of at least 1".to_owned())
 }
 
 fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
@@ -193,6 +248,22 @@ impl<'a> Parameters<'a> {
         }
     }
 
+    /// A parameter that bounds something; nothing where it is empty.
+    fn limit<T>(
+        &self,
+        parameter: &Parameter,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, RequestError> {
+        let Some(value) = self.get(parameter)?.filter(|value| !value.is_empty()) else {
+            return Ok(None);
+        };
+        parse(value).map(Some).map_err(|hint| RequestError::Limit {
+            name: parameter.name,
+            value: value.to_owned(),
+            hint,
+        })
+    }
+
     /// A parameter that is on or off.
     fn switch(&self, parameter: &Parameter, default: bool) -> Result<bool, RequestError> {
         match self.get(parameter)? {
@@ -246,7 +317,7 @@ fn is_same_origin(origin: &str, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, time::Duration};
 
     use proptest::prelude::*;
     use serde_json::Value;
@@ -295,6 +366,8 @@ mod tests {
                     with_own: false,
                     chaste: false,
                     names: true,
+                    snaplen: MAX_SNAPLEN,
+                    limits: Limits::default(),
                 }
             );
         }
@@ -365,6 +438,50 @@ mod tests {
             parse(&format!("netns=5&nif={many}")),
             Err(TooManyInterfaces(4097))
         );
+    }
+
+    #[test]
+    fn limits_are_read_or_named() {
+        let request = parse("netns=5&snaplen=96&packets=100&bytes=10MiB&duration=500ms").unwrap();
+        let limits = Limits {
+            packets: Some(100),
+            bytes: Some(10 << 20),
+            duration: Some(Duration::from_millis(500)),
+            max_duration: None,
+        };
+        assert_eq!((request.snaplen, request.limits), (96, limits));
+        for query in [
+            "netns=5&snaplen=0",
+            "netns=5&snaplen=",
+            "netns=5&packets=&bytes=&duration=",
+        ] {
+            let request = parse(query).unwrap();
+            assert_eq!(
+                (request.snaplen, request.limits),
+                (MAX_SNAPLEN, Limits::default())
+            );
+        }
+        assert_eq!(parse("netns=5&snaplen=262144").unwrap().snaplen, MAX_SNAPLEN);
+        for (name, wrong) in [
+            ("snaplen", "262145"),
+            ("snaplen", "-1"),
+            ("snaplen", "1KiB"),
+            ("packets", "0"),
+            ("packets", "-5"),
+            ("packets", "18446744073709551616"),
+            ("packets", "ten"),
+            ("bytes", "10MB"),
+            ("bytes", "18446744073709551615KiB"),
+            ("duration", "10"),
+            ("duration", "0s"),
+            ("duration", "9999999999999999h"),
+        ] {
+            let error = parse(&format!("netns=5&{name}={wrong}")).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{name}={wrong} cannot be used: ")),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -466,7 +583,8 @@ mod tests {
             let query = serde_urlencoded::to_string(&pairs).unwrap();
             let selection = if names.is_empty() { InterfaceSelection::All } else { InterfaceSelection::Named(names) };
             let (target, selection) = (TargetDescription::namespace(netns), Some(selection));
-            prop_assert_eq!(parse(&query), Ok(CaptureRequest { target, selection, filter: String::new(), with_own: false, chaste, names: true }));
+            let parsed = parse(&query).unwrap();
+            prop_assert_eq!((parsed.target, parsed.selection, parsed.chaste), (target, selection, chaste));
         }
 
         #[test]

@@ -262,6 +262,7 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, String) {
         (Some(ClientEnd::Garbage(what)), _) => (PROTOCOL_ERROR, format!("not WebSocket: {what}")),
         (Some(ClientEnd::Gone(how)), _) => (NORMAL, format!("the client is gone: {how}")),
         (None, Ended::Stopped) => (GOING_AWAY, "the service is shutting down".to_owned()),
+        (None, Ended::Limit(limit)) => (NORMAL, limit.to_string()),
         (None, Ended::NamespaceGone(inode)) => (NORMAL, format!("the network namespace {inode} has ended")),
         (None, Ended::Failed(why)) => (FAILED, why.clone()),
     };
@@ -272,6 +273,7 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Limit;
 
     #[test]
     fn every_end_has_a_code_that_may_be_sent() {
@@ -284,6 +286,7 @@ mod tests {
         let sessions = [
             Ended::Stopped,
             Ended::NamespaceGone(5),
+            Ended::Limit(Limit::MaxDuration(Duration::MAX)),
             Ended::Failed("y".repeat(200)),
         ];
         for client in &clients {
@@ -295,6 +298,9 @@ mod tests {
         }
         assert_eq!(close_reason(None, &Ended::Stopped).0, GOING_AWAY);
         assert_eq!(close_reason(None, &Ended::NamespaceGone(5)).0, NORMAL);
+        let limit = Ended::Limit(Limit::Packets(100));
+        let reason = "the limit of 100 packets is reached".to_owned();
+        assert_eq!(close_reason(None, &limit), (NORMAL, reason));
         assert_eq!(close_reason(None, &Ended::Failed(String::new())).0, FAILED);
     }
 }

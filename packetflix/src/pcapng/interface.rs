@@ -4,10 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
 
-use super::{
-    SNAPLEN,
-    options::{Block, OPT_COMMENT, cut},
-};
+use super::options::{Block, OPT_COMMENT, cut};
 
 const BLOCK_TYPE: u32 = 1;
 const IF_NAME: u16 = 2;
@@ -57,6 +54,8 @@ pub struct InterfaceAddress {
 pub struct InterfaceDescription<'a> {
     /// What its packets begin with.
     pub link_type: LinkType,
+    /// Snapshot length in bytes.
+    pub snaplen: u32,
     /// Its name.
     pub name: &'a str,
     /// What the operator says of it, or empty.
@@ -80,7 +79,7 @@ impl InterfaceDescription<'_> {
     pub fn encode(&self, out: &mut BytesMut) {
         let mut block = Block::begin(out, BLOCK_TYPE);
         block.body(&u32::from(self.link_type as u16).to_le_bytes());
-        block.body(&SNAPLEN.to_le_bytes());
+        block.body(&self.snaplen.to_le_bytes());
         block.text(OPT_COMMENT, self.comment);
         block.text(IF_NAME, self.name);
         block.text(IF_DESCRIPTION, self.description);

@@ -13,12 +13,12 @@ mod statistics;
 
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType};
 pub use names::{HostName, NameResolution};
-pub use packet::{EnhancedPacket, PacketDirection, Reception, VlanTag};
+pub use packet::{EncodedPacket, EnhancedPacket, MIN_PACKET_LEN, PacketDirection, Reception, VlanTag};
 pub use section::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader};
-pub use statistics::InterfaceStatistics;
+pub use statistics::{InterfaceStatistics, MAX_STATISTICS_LEN};
 
-/// Snapshot length told in every interface description, in bytes: readers on libpcap refuse a file whose
-/// interfaces differ.
+/// Snapshot length in bytes, unless a client wants a shorter one. It is the same in all descriptions of a section: readers
+/// on libpcap refuse a file whose interfaces differ.
 pub const SNAPLEN: u32 = 262_144;
 
 /// No block is longer, in bytes: Wireshark ends a live capture at one that is.

@@ -18,6 +18,9 @@ const DROPCOUNT_LEN: usize = 12;
 const VLAN_OFFSET: usize = 12;
 const VLAN_LEN: usize = 4;
 
+/// No packet's block is shorter, in bytes.
+pub const MIN_PACKET_LEN: usize = FIXED_LEN + FLAGS_LEN;
+
 /// Which way a packet went, seen from the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketDirection {
@@ -61,6 +64,8 @@ pub struct EnhancedPacket<'a> {
     pub original_len: u32,
     /// The captured bytes, without `vlan`.
     pub data: &'a [u8],
+    /// Snapshot length: with `vlan`, no more bytes are written.
+    pub snaplen: u32,
     /// Tag to put back into an Ethernet packet.
     pub vlan: Option<VlanTag>,
     /// Which way it went.
@@ -76,14 +81,14 @@ impl EnhancedPacket<'_> {
     #[inline]
     pub fn encoded_len(&self) -> usize {
         let dropcount = if self.dropped_before > 0 { DROPCOUNT_LEN } else { 0 };
-        FIXED_LEN + FLAGS_LEN + dropcount + padded(self.data.len() + self.tag_len())
+        FIXED_LEN + FLAGS_LEN + dropcount + padded(self.captured_len())
     }
 
     /// Appends the block.
     #[inline]
     pub fn encode(&self, out: &mut BytesMut) {
         let len = self.encoded_len();
-        let captured_len = self.data.len() + self.tag_len();
+        let captured_len = self.captured_len();
         out.reserve(len);
 
         let mut head = [0; 28];
@@ -99,12 +104,15 @@ impl EnhancedPacket<'_> {
         match self.insertable_vlan() {
             Some(VlanTag { protocol, tci }) => {
                 let (addresses, rest) = self.data.split_at(VLAN_OFFSET);
-                out.put_slice(addresses);
-                out.put_u16(protocol);
-                out.put_u16(tci);
-                out.put_slice(rest);
+                let [[a, b], [c, d]] = [protocol.to_be_bytes(), tci.to_be_bytes()];
+                let mut left = captured_len;
+                for part in [addresses, &[a, b, c, d], rest] {
+                    let part = &part[..part.len().min(left)];
+                    out.put_slice(part);
+                    left -= part.len();
+                }
             }
-            None => out.put_slice(self.data),
+            None => out.put_slice(&self.data[..captured_len]),
         }
         out.put_bytes(0, padded(captured_len) - captured_len);
 
@@ -126,6 +134,11 @@ impl EnhancedPacket<'_> {
         self.vlan.filter(|_| self.data.len() >= VLAN_OFFSET)
     }
 
+    /// Bytes of the packet that are written, with its tag.
+    fn captured_len(&self) -> usize {
+        (self.data.len() + self.tag_len()).min(self.snaplen as usize)
+    }
+
     fn tag_len(&self) -> usize {
         if self.insertable_vlan().is_some() {
             VLAN_LEN
@@ -141,5 +154,39 @@ impl EnhancedPacket<'_> {
             PacketDirection::Outbound => 2,
         };
         direction | (self.reception as u32) << 2
+    }
+}
+
+/// What must be known of a packet's block to take it out of a row of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodedPacket {
+    /// Bytes of the block.
+    pub len: usize,
+    /// Place of the interface among the section's descriptions.
+    pub interface_id: u32,
+    /// Packets of this interface lost since its previous one.
+    pub dropped_before: u64,
+}
+
+impl EncodedPacket {
+    /// The first of blocks that [`EnhancedPacket::encode`] has written; `None` when that is no whole one.
+    pub fn first(blocks: &[u8]) -> Option<Self> {
+        let number = |at: usize| Some(u32::from_le_bytes(*blocks.get(at..)?.first_chunk()?));
+        let len = number(4)? as usize;
+        if number(0)? != BLOCK_TYPE || len < MIN_PACKET_LEN || len > blocks.len() {
+            return None;
+        }
+        // The count of lost packets is the last option, if there is one.
+        let without = FIXED_LEN + FLAGS_LEN + padded(number(20)? as usize);
+        let dropped_before = if len == without + DROPCOUNT_LEN {
+            u64::from_le_bytes(*blocks.get(len - 16..)?.first_chunk()?)
+        } else {
+            0
+        };
+        Some(Self {
+            len,
+            interface_id: number(8)?,
+            dropped_before,
+        })
     }
 }

@@ -13,6 +13,9 @@ const ISB_FILTERACCEPT: u16 = 6;
 const ISB_OSDROP: u16 = 7;
 const ISB_USRDELIV: u16 = 8;
 
+/// Most bytes of a block: head and tail, seven options with a number each, and the end of options.
+pub const MAX_STATISTICS_LEN: usize = 8 + 12 + 7 * 12 + 4 + 4;
+
 /// What became of the packets of an interface, from the start of its capture to this place in the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceStatistics {

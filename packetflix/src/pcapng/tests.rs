@@ -102,11 +102,13 @@ proptest! {
         data in proptest::collection::vec(any::<u8>(), 0..300),
         vlan in proptest::option::of((any::<u16>(), any::<u16>())),
         outbound in any::<bool>(), dropped_before in prop_oneof![Just(0u32), any::<u32>()],
+        snaplen in prop_oneof![0u32..320, Just(SNAPLEN)],
     ) {
         let packet = EnhancedPacket {
             interface_id, timestamp,
             original_len: data.len() as u32 + more,
             data: &data,
+            snaplen,
             vlan: vlan.map(|(protocol, tci)| VlanTag { protocol, tci }),
             direction: if outbound { PacketDirection::Outbound } else { PacketDirection::Inbound },
             reception: Reception::Multicast,
@@ -120,13 +122,18 @@ proptest! {
         if let Some((protocol, tci)) = vlan.filter(|_| data.len() >= 12) {
             expected.splice(12..12, [protocol.to_be_bytes(), tci.to_be_bytes()].concat());
         }
+        let original_len = expected.len() + more as usize;
+        expected.truncate(snaplen as usize);
+        let read_back = EncodedPacket { len: out.len(), interface_id, dropped_before: dropped_before.into() };
+        prop_assert_eq!(EncodedPacket::first(&out), Some(read_back));
+        prop_assert_eq!(EncodedPacket::first(&out[..out.len() - 1]), None);
         let blocks = blocks(&out);
         let (block_type, body) = &blocks[0];
         prop_assert_eq!(*block_type, 6);
         prop_assert_eq!(u32_at(body, 0), interface_id);
         prop_assert_eq!(time_at(body, 4), timestamp);
         prop_assert_eq!(u32_at(body, 12) as usize, expected.len());
-        prop_assert_eq!(u32_at(body, 16) as usize, expected.len() + more as usize);
+        prop_assert_eq!(u32_at(body, 16) as usize, original_len);
         prop_assert_eq!(&body[20..20 + expected.len()], &expected[..]);
         let options = options(&body[20 + padded(expected.len())..]);
         let direction = if outbound { 2u32 } else { 1 };
@@ -142,7 +149,7 @@ proptest! {
     fn interface_tells_what_is_known(
         name in "[a-z0-9.]{1,15}", description in any::<String>(), v4 in any::<u32>(), v6 in any::<u128>(),
         prefix_len in 0u8..=32, mac in proptest::option::of(any::<[u8; 6]>()),
-        speed in proptest::option::of(any::<u64>()), filter in "[a-z ]{1,20}",
+        speed in proptest::option::of(any::<u64>()), filter in "[a-z ]{1,20}", snaplen in 1..=SNAPLEN,
     ) {
         let addresses = [
             InterfaceAddress { address: IpAddr::V4(Ipv4Addr::from_bits(v4)), prefix_len },
@@ -150,14 +157,14 @@ proptest! {
         ];
         let mut out = BytesMut::new();
         InterfaceDescription {
-            link_type: LinkType::Raw, name: &name, description: &description, addresses: &addresses, mac, speed,
+            link_type: LinkType::Raw, snaplen, name: &name, description: &description, addresses: &addresses, mac, speed,
             filter: &filter, comment: "", os: "Linux",
         }.encode(&mut out);
         let blocks = blocks(&out);
         let (block_type, body) = &blocks[0];
         prop_assert_eq!(*block_type, 1);
         prop_assert_eq!(u32_at(body, 0), 101);
-        prop_assert_eq!(u32_at(body, 4), SNAPLEN);
+        prop_assert_eq!(u32_at(body, 4), snaplen);
         let options = options(&body[8..]);
         let value = |code: u16| options.iter().find(|option| option.0 == code).map(|option| option.1.clone());
         prop_assert_eq!(value(2), Some(name.into_bytes()));
@@ -180,6 +187,7 @@ proptest! {
         let mut out = BytesMut::new();
         InterfaceStatistics { interface_id, timestamp, start, end, received, accepted, delivered, dropped }
             .encode(&mut out);
+        prop_assert_eq!(out.len(), MAX_STATISTICS_LEN - if end.is_some() { 0 } else { 12 });
         let blocks = blocks(&out);
         let (block_type, body) = &blocks[0];
         prop_assert_eq!(*block_type, 5);
@@ -304,6 +312,7 @@ fn largest_packet_stays_within_a_block() {
         timestamp: 0,
         original_len: 524_280,
         data: &data,
+        snaplen: SNAPLEN,
         vlan: Some(VlanTag {
             protocol: 0x8100,
             tci: 5,

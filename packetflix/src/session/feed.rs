@@ -48,6 +48,8 @@ pub(super) enum Command {
     },
     /// For statistics as soon as all that was captured until `since` is published, since the client will leave.
     Settle { client: u64, since: u64 },
+    /// For what is counted at this moment, wherever the client is in the stream.
+    Count { reply: oneshot::Sender<Statistics> },
 }
 
 /// A client's part in a feed; it leaves when this is dropped.
@@ -173,6 +175,13 @@ impl Subscription {
         // Without a reader the end is published.
         let client = self.cursor.client;
         let _ = self.commands.send(Command::Settle { client, since }).await;
+    }
+
+    /// What is counted at this moment; `None` when nothing is counted any more.
+    pub(super) async fn count(&self) -> Option<Statistics> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Count { reply }).await.ok()?;
+        answer.await.ok()
     }
 }
 

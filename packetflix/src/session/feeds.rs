@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Session, SessionInfo,
     feed::{Feed, Subscription},
+    limits::TooFewBytes,
 };
 use crate::{
     netns::Netns,
@@ -27,6 +28,8 @@ pub(crate) struct CaptureKey {
     pub(crate) selection: InterfaceSelection,
     /// The filter as the client wrote it, or empty.
     pub(crate) filter: String,
+    /// Snapshot length in bytes.
+    pub(crate) snaplen: u32,
     /// With the service's own traffic.
     pub(crate) with_own: bool,
     /// What is left out on the word of the clients alone, who are to have none but themselves to thank for it.
@@ -108,7 +111,14 @@ impl Slot {
 
 impl Joined {
     /// Begins a client's stream, which ends when `stop` is cancelled.
-    pub(crate) fn stream(self, info: SessionInfo<'_>, stop: CancellationToken) -> Session {
+    ///
+    /// # Errors
+    /// When it may not even be as long as every stream is.
+    pub(crate) fn stream(
+        self,
+        info: SessionInfo<'_>,
+        stop: CancellationToken,
+    ) -> Result<Session, TooFewBytes> {
         Session::new(self.0, info, stop)
     }
 }

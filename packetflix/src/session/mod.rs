@@ -4,6 +4,7 @@
 
 mod feed;
 mod feeds;
+mod limits;
 mod names;
 pub(crate) mod packets;
 mod reader;
@@ -16,20 +17,24 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-pub(crate) use self::feeds::{CaptureKey, Claimed, Feeds, Joined};
 use self::{
     feed::Subscription,
+    limits::{Timer, beginning},
     names::Names,
     packets::MAX_BATCH_LEN,
-    statistics::Statistics,
+    statistics::{InterfaceCounts, Statistics},
     stream::{Stream, StreamInfo},
     window::{Batch, Next, PacketCount},
 };
-use crate::{discovery::AddressBook, target::TargetDescription};
+pub(crate) use self::{
+    feeds::{CaptureKey, Claimed, Feeds, Joined},
+    limits::{Limit, Limits, TooFewBytes},
+};
+use crate::{discovery::AddressBook, pcapng::MIN_PACKET_LEN, tap::RateLimits, target::TargetDescription};
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,6 +47,8 @@ const MAX_KEPT_BACK: usize = 64 * 1024;
 pub(crate) enum Ended {
     /// It was asked to.
     Stopped,
+    /// The stream is as long as it may be.
+    Limit(Limit),
     /// Nobody but us holds the namespace any more.
     NamespaceGone(u64),
     /// It could not go on.
@@ -66,6 +73,12 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) chaste: bool,
     /// The filter as the client wrote it, or empty.
     pub(crate) filter: &'a str,
+    /// Snapshot length in bytes.
+    pub(crate) snaplen: u32,
+    /// What bounds the capture's rates.
+    pub(crate) rates: RateLimits,
+    /// Where the stream ends at the latest.
+    pub(crate) limits: Limits,
 }
 
 /// The names of addresses that a client is told.
@@ -94,15 +107,33 @@ pub(crate) struct Session {
     blocks: VecDeque<Bytes>,
     /// What is sent after that, unless it is kept back.
     packets: VecDeque<Bytes>,
+    limits: Limits,
+    /// Packets and bytes that may still be put into the stream.
+    left: Left,
+    /// Stops the session when its time is over, from the first byte of the stream on.
+    timer: Option<Timer>,
+    /// The limit beyond which nothing is put into the stream any more.
+    reached: Option<Limit>,
     stop: CancellationToken,
     /// Since when all is to come to an end, on the records' clock and on ours.
     stopping: Option<(u64, Instant)>,
     ended: Option<Ended>,
 }
 
+/// How much may still be put into a stream.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    packets: u64,
+    bytes: u64,
+}
+
 impl Session {
     /// Begins a stream with its section header and the descriptions of all interfaces.
-    fn new(subscription: Subscription, info: SessionInfo<'_>, stop: CancellationToken) -> Self {
+    fn new(
+        subscription: Subscription,
+        info: SessionInfo<'_>,
+        stop: CancellationToken,
+    ) -> Result<Self, TooFewBytes> {
         let mut stream = Stream::begin(
             &StreamInfo {
                 holder: info.holder,
@@ -110,25 +141,41 @@ impl Session {
                 node_name: info.node_name,
                 chaste: info.chaste,
                 filter: info.filter,
+                snaplen: info.snaplen,
+                rates: info.rates,
             },
             &subscription.before,
         );
         stream.describe(0, &subscription.interfaces);
-        Self {
+        let beginning = stream.take();
+        let beginning_len = beginning.as_ref().map_or(0, Bytes::len) as u64;
+        let bytes = info.limits.bytes.unwrap_or(u64::MAX);
+        let least = beginning_len + stream.end_len();
+        if bytes < least {
+            return Err(TooFewBytes { bytes, least });
+        }
+        Ok(Self {
             netns: info.netns,
             described: subscription.interfaces.len(),
             known: subscription.before.clone(),
             subscription,
-            blocks: stream.take().into_iter().collect(),
+            blocks: beginning.into_iter().collect(),
             stream,
             names: Names::default(),
             known_names: None,
             first_names: None,
             packets: VecDeque::new(),
+            left: Left {
+                packets: info.limits.packets.unwrap_or(u64::MAX),
+                bytes: bytes - beginning_len,
+            },
+            limits: info.limits,
+            timer: None,
+            reached: None,
             stop,
             stopping: None,
             ended: None,
-        }
+        })
     }
 
     /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
@@ -140,8 +187,12 @@ impl Session {
 
     /// What is sent next: whole blocks; `None` at the end. May be dropped while it waits.
     ///
-    /// When `stop` is cancelled, all that was captured until then is still to come, with the final statistics.
+    /// When `stop` is cancelled, all that was captured until then is still to come, with the final statistics. When
+    /// the stream reaches a limit, these follow at once.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        if self.timer.is_none() {
+            self.timer = Timer::start(&self.limits, self.stop.clone());
+        }
         loop {
             if let Some(blocks) = self.blocks.pop_front() {
                 return Some(blocks);
@@ -154,18 +205,24 @@ impl Session {
             if self.ended.is_some() {
                 return None;
             }
+            if let Some(limit) = self.reached
+                && !self.waits_for_names()
+            {
+                self.end_at(limit).await;
+                continue;
+            }
             let deadline = self.stopping.map(|(_, since)| since + FINISH_TIMEOUT);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled(), if self.stopping.is_none() => self.begin_to_stop().await,
                 // Without its end the stream still holds the statistics of a moment ago.
-                () = until(deadline) => self.ended = Some(Ended::Stopped),
+                () = until(deadline) => self.ended = Some(self.stopped()),
                 () = first(&mut self.first_names) => {
                     self.first_names = None;
                     self.take_names();
                 }
                 () = changed(&mut self.known_names), if self.first_names.is_none() => self.take_names(),
-                next = self.subscription.next() => self.accept(next),
+                next = self.subscription.next(), if self.reached.is_none() => self.accept(next),
             }
         }
     }
@@ -184,7 +241,42 @@ impl Session {
     /// Whether packets wait for the names of their addresses.
     fn is_kept_back(&self) -> bool {
         let len: usize = self.packets.iter().map(Bytes::len).sum();
-        self.first_names.is_some() && self.stopping.is_none() && self.ended.is_none() && len < MAX_KEPT_BACK
+        self.waits_for_names() && len < MAX_KEPT_BACK
+    }
+
+    fn waits_for_names(&self) -> bool {
+        self.first_names.is_some() && self.stopping.is_none() && self.ended.is_none()
+    }
+
+    /// Why it ended, if that is because it was stopped.
+    fn stopped(&self) -> Ended {
+        let since = self.stopping.map_or_else(Instant::now, |(_, since)| since);
+        let over = self.timer.as_ref().and_then(|timer| timer.over(since));
+        over.map_or(Ended::Stopped, Ended::Limit)
+    }
+
+    /// Writes the final statistics where the stream has reached a limit. May be dropped while it waits.
+    ///
+    /// They tell what was delivered and lost up to this place: what is captured later is not this client's. How many
+    /// packets the filter rejected before it nobody knows, but how many it has rejected by now.
+    async fn end_at(&mut self, limit: Limit) {
+        let count = timeout(FINISH_TIMEOUT, self.subscription.count());
+        let now = count.await.ok().flatten();
+        let described = self.described;
+        self.known.taken = now
+            .as_ref()
+            .map_or_else(|| self.known.clock.now(), |now| now.taken);
+        self.known
+            .interfaces
+            .resize(described, InterfaceCounts::default());
+        let now = now.iter().flat_map(|now| &now.interfaces);
+        for (known, now) in self.known.interfaces.iter_mut().zip(now) {
+            known.rejected = now.rejected;
+            known.end = now.end;
+        }
+        self.stream.write_statistics(&self.known, true, 0);
+        self.put_blocks();
+        self.ended = Some(Ended::Limit(limit));
     }
 
     async fn begin_to_stop(&mut self) {
@@ -201,43 +293,104 @@ impl Session {
         let mut is_done = false;
         while !is_done {
             is_done = self.names.write(MAX_BATCH_LEN, self.stream.blocks());
-            self.blocks.extend(self.stream.take());
+            let Some(blocks) = self.stream.take() else {
+                continue;
+            };
+            if blocks.len() as u64 > self.room() {
+                // Packets are what the client wants.
+                self.known_names = None;
+                return;
+            }
+            self.left.bytes -= blocks.len() as u64;
+            self.blocks.push_back(blocks);
         }
     }
 
     fn accept(&mut self, next: Next) {
         match next {
             Next::Batch { batch, lost, .. } => self.pass_on(&batch, &lost),
+            Next::End(Ended::Stopped) => self.ended = Some(self.stopped()),
             Next::End(ended) => self.ended = Some(ended),
             Next::Nothing => {}
         }
     }
 
+    /// Puts a batch into the stream, or as much of it as the limits allow.
     fn pass_on(&mut self, batch: &Batch, lost: &[PacketCount]) {
         if self.described < batch.interfaces {
             let interfaces = self.subscription.interfaces();
             self.stream
                 .describe(self.described, &interfaces[..batch.interfaces]);
+            if self.stream.blocks().len() as u64 > self.room() {
+                self.stream.forget(self.described);
+                self.reached = self.limits.bytes.map(Limit::Bytes);
+                return;
+            }
             self.described = batch.interfaces;
+            self.put_blocks();
         }
         if !lost.is_empty() {
             self.stream.lose(lost);
             self.known.taken = self.known.clock.now();
-            self.stream.write_statistics(&self.known, false);
+            let room = self.room();
+            self.stream.write_statistics(&self.known, false, room);
+            self.put_blocks();
         }
-        self.stream.deliver(&batch.counts);
-        self.packets.extend(self.stream.take());
-        if !batch.packets.is_empty() {
-            self.packets.push_back(batch.packets.clone());
+        if !self.put_packets(batch) {
+            return;
         }
         if let Some(statistics) = &batch.statistics {
-            self.known = Statistics::clone(statistics);
             let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
-            self.stream.write_statistics(statistics, is_end);
-            self.packets.extend(self.stream.take());
+            self.known = Statistics::clone(statistics);
+            let room = self.room();
+            self.stream.write_statistics(&self.known, is_end, room);
+            self.put_blocks();
             if is_end {
-                self.ended = Some(Ended::Stopped);
+                self.ended = Some(self.stopped());
             }
+        }
+    }
+
+    /// Puts the packets of a batch into the stream; tells whether that is all of them.
+    fn put_packets(&mut self, batch: &Batch) -> bool {
+        let (room, packets) = (self.room(), self.left.packets);
+        let total: u64 = batch.counts.iter().map(|count| count.packets).sum();
+        let len = batch.packets.len() as u64;
+        let is_whole = total <= packets && len <= room;
+        if is_whole {
+            self.stream.deliver(&batch.counts);
+            self.left.packets -= total;
+            self.put(batch.packets.clone());
+        } else {
+            let beginning = beginning(&batch.packets, packets, room);
+            self.stream.deliver(&beginning.counts);
+            self.left.packets -= beginning.total;
+            self.put(beginning.packets);
+        }
+        self.reached = match (self.limits.packets, self.limits.bytes) {
+            (Some(limit), _) if self.left.packets == 0 => Some(Limit::Packets(limit)),
+            (_, Some(limit)) if !is_whole || self.room() < MIN_PACKET_LEN as u64 => Some(Limit::Bytes(limit)),
+            _ => None,
+        };
+        is_whole
+    }
+
+    /// Bytes that may be put into the stream before its final statistics.
+    fn room(&self) -> u64 {
+        self.left.bytes.saturating_sub(self.stream.end_len())
+    }
+
+    /// Puts what the stream has written itself between the packets.
+    fn put_blocks(&mut self) {
+        if let Some(blocks) = self.stream.take() {
+            self.put(blocks);
+        }
+    }
+
+    fn put(&mut self, blocks: Bytes) {
+        self.left.bytes = self.left.bytes.saturating_sub(blocks.len() as u64);
+        if !blocks.is_empty() {
+            self.packets.push_back(blocks);
         }
     }
 }

@@ -16,9 +16,11 @@ pub(super) const MAX_BATCH_LEN: usize = 256 * 1024;
 const MIN_ROOM: usize = 4 * 1024;
 
 /// The batch that is being filled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Packets {
     batch: BytesMut,
+    /// Snapshot length in bytes.
+    snaplen: u32,
     /// By the interface's number in the tap; `None` for one that vanished before it had joined.
     interfaces: Vec<Option<Interface>>,
     /// Places of the interfaces that have packets in the batch.
@@ -34,11 +36,38 @@ struct Interface {
     place: usize,
     /// Packets written since it joined.
     delivered: u64,
+    /// Packets of which those tell that they were lost.
+    told_lost: u64,
     /// Packets in this batch.
     in_batch: u64,
+    /// Packets of which those tell that they were lost.
+    told_in_batch: u64,
+}
+
+/// What was written of an interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    /// Place of its description.
+    pub(super) place: usize,
+    /// Its packets.
+    pub(super) delivered: u64,
+    /// Packets of which those tell that they were lost.
+    pub(super) told_lost: u64,
 }
 
 impl Packets {
+    /// Packets cut at a snapshot length in bytes.
+    pub fn new(snaplen: u32) -> Self {
+        Self {
+            batch: BytesMut::new(),
+            snaplen,
+            interfaces: Vec::new(),
+            touched: Vec::new(),
+            described: 0,
+            last_len: 0,
+        }
+    }
+
     /// Takes note of an interface, the next that is described, by its number in the tap.
     pub fn describe(&mut self, id: u32) {
         let id = id as usize;
@@ -57,10 +86,14 @@ impl Packets {
         self.described
     }
 
-    /// Place of an interface's description, and how many of its packets were written.
-    pub(super) fn of_interface(&self, id: u32) -> Option<(usize, u64)> {
+    /// What was written of an interface, if it is described.
+    pub(super) fn of_interface(&self, id: u32) -> Option<Written> {
         let interface = self.interfaces.get(id as usize)?.as_ref()?;
-        Some((interface.place, interface.delivered))
+        Some(Written {
+            place: interface.place,
+            delivered: interface.delivered,
+            told_lost: interface.told_lost,
+        })
     }
 
     /// Writes one record, unless the batch is full.
@@ -83,6 +116,7 @@ impl Packets {
             timestamp: clock.realtime(header.timestamp),
             original_len: header.original_len,
             data,
+            snaplen: self.snaplen,
             vlan: (header.vlan_protocol != 0).then_some(VlanTag {
                 protocol: header.vlan_protocol,
                 tci: header.vlan_tci,
@@ -104,6 +138,8 @@ impl Packets {
         }
         interface.in_batch += 1;
         interface.delivered += 1;
+        interface.told_lost += u64::from(header.dropped_before);
+        interface.told_in_batch += u64::from(header.dropped_before);
         Head::Remove
     }
 
@@ -117,6 +153,7 @@ impl Packets {
             Some(PacketCount {
                 interface: interface.place,
                 packets: std::mem::take(&mut interface.in_batch),
+                told_lost: std::mem::take(&mut interface.told_in_batch),
             })
         });
         let counts = counts.collect();

@@ -58,8 +58,8 @@ impl Reader {
     ) -> Self {
         let mut reader = Self {
             netns: Arc::new(netns),
+            packets: Packets::new(tap.snaplen()),
             tap,
-            packets: Packets::default(),
             shared,
             commands,
             counts: Vec::new(),
@@ -115,6 +115,8 @@ impl Reader {
                         Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
                             return Ok(Ended::Stopped);
                         }
+                        // Whoever asked may have left meanwhile.
+                        Command::Count { reply } => drop(reply.send(self.statistics(0))),
                         Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
                         Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands).await? {
                             // Whoever asked may have left meanwhile, and so leaves the feed.
@@ -222,7 +224,10 @@ impl Reader {
                 excluded: interface.excluded.clone(),
                 since: interface.since,
             };
-            let place = self.packets.of_interface(interface.id).map(|(place, _)| place);
+            let place = self
+                .packets
+                .of_interface(interface.id)
+                .map(|written| written.place);
             if place.is_none() {
                 self.packets.describe(interface.id);
                 self.counts.push(InterfaceCounts::default());
@@ -281,9 +286,10 @@ impl Reader {
             self.gone += 1;
             self.has_let_go = true;
             self.statistics_due = true;
-            let Some((place, delivered)) = packets.of_interface(interface.id) else {
+            let Some(written) = packets.of_interface(interface.id) else {
                 continue;
             };
+            let delivered = written.delivered;
             let dropped = counters.accepted.saturating_sub(delivered);
             if delivered != counters.delivered || dropped != counters.dropped() {
                 tracing::error!(
@@ -293,9 +299,10 @@ impl Reader {
                     "the stream and the kernel count differently"
                 );
             }
-            counts[place] = InterfaceCounts {
+            counts[written.place] = InterfaceCounts {
                 delivered,
                 dropped,
+                told_lost: written.told_lost,
                 rejected: counters.seen.saturating_sub(counters.accepted),
                 end: Some(since),
             };
@@ -305,13 +312,14 @@ impl Reader {
     /// What has become of all packets until now; those captured until `until` are written.
     fn statistics(&mut self, until: u64) -> Statistics {
         for interface in self.tap.interfaces() {
-            let Some((place, delivered)) = self.packets.of_interface(interface.id) else {
+            let Some(written) = self.packets.of_interface(interface.id) else {
                 continue;
             };
             let counters = self.tap.counters(interface.link.ifindex);
-            self.counts[place] = InterfaceCounts {
-                delivered,
+            self.counts[written.place] = InterfaceCounts {
+                delivered: written.delivered,
                 dropped: counters.dropped(),
+                told_lost: written.told_lost,
                 rejected: counters.seen.saturating_sub(counters.accepted),
                 end: None,
             };

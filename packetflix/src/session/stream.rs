@@ -11,7 +11,11 @@ use super::{
     window::PacketCount,
 };
 use crate::{
-    pcapng::{CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, SectionHeader},
+    pcapng::{
+        CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, MAX_STATISTICS_LEN,
+        SectionHeader,
+    },
+    tap::RateLimits,
     target::TargetDescription,
 };
 
@@ -23,6 +27,8 @@ pub(super) struct StreamInfo<'a> {
     pub(super) node_name: &'a str,
     pub(super) chaste: bool,
     pub(super) filter: &'a str,
+    pub(super) snaplen: u32,
+    pub(super) rates: RateLimits,
 }
 
 /// The stream, up to what was last taken from it.
@@ -35,6 +41,8 @@ pub(super) struct Stream {
     since: u64,
     /// The filter as the client wrote it.
     filter: String,
+    snaplen: u32,
+    rates: RateLimits,
 }
 
 /// What the stream has said of an interface.
@@ -48,6 +56,8 @@ struct Interface {
     delivered: u64,
     /// Packets that the client took too late.
     lost: u64,
+    /// Packets that the kernel lost before those, by what they tell, as counted since the tap began.
+    told_lost: u64,
     /// Packets lost in all, as far as it is known.
     dropped: u64,
     /// The counts last written: received, delivered and dropped.
@@ -88,6 +98,7 @@ impl Stream {
         .encode(&mut blocks);
         let interfaces = before.interfaces.iter().map(|before| Interface {
             before: *before,
+            told_lost: before.told_lost,
             ..Interface::default()
         });
         Self {
@@ -95,6 +106,8 @@ impl Stream {
             interfaces: interfaces.collect(),
             since: before.taken,
             filter: info.filter.to_owned(),
+            snaplen: info.snaplen,
+            rates: info.rates,
         }
     }
 
@@ -110,9 +123,12 @@ impl Stream {
                 "this interface was gone when the capture began".to_owned()
             } else {
                 let excluded = interface.excluded.as_ref();
-                excluded.map_or_else(String::new, |reason| {
-                    format!("nothing is captured here, since the filter cannot be applied: {reason}")
-                })
+                excluded.map_or_else(
+                    || self.rates.to_string(),
+                    |reason| {
+                        format!("nothing is captured here, since the filter cannot be applied: {reason}")
+                    },
+                )
             };
             let link = &interface.link;
             let addresses = link.addresses.iter().map(|link| InterfaceAddress {
@@ -121,6 +137,7 @@ impl Stream {
             });
             InterfaceDescription {
                 link_type: interface.link_type,
+                snaplen: self.snaplen,
                 name: &link.name,
                 description: &link.alias,
                 addresses: &addresses.collect::<Vec<_>>(),
@@ -134,11 +151,24 @@ impl Stream {
         }
     }
 
+    /// Takes back the descriptions from the place `from` on, and whatever else is not taken yet.
+    pub(super) fn forget(&mut self, from: usize) {
+        self.interfaces.truncate(from);
+        self.blocks.clear();
+    }
+
+    /// Bytes of the final statistics that are still to come, at most.
+    pub(super) fn end_len(&self) -> u64 {
+        let to_come = self.interfaces.iter().filter(|interface| !interface.is_done);
+        (to_come.count() * MAX_STATISTICS_LEN) as u64
+    }
+
     /// Takes account of packets that follow in the stream.
     pub(super) fn deliver(&mut self, counts: &[PacketCount]) {
         for count in counts {
             if let Some(interface) = self.interfaces.get_mut(count.interface) {
                 interface.delivered += count.packets;
+                interface.told_lost += count.told_lost;
             }
         }
     }
@@ -148,16 +178,17 @@ impl Stream {
         for count in counts {
             if let Some(interface) = self.interfaces.get_mut(count.interface) {
                 interface.lost += count.packets;
+                interface.told_lost += count.told_lost;
             }
         }
     }
 
-    /// Writes the statistics of interfaces whose counts have changed, and the final ones of those that have left;
-    /// `is_end` makes them final for all.
+    /// Writes the statistics of interfaces whose counts have changed, as far as all that is not taken yet has `room` bytes
+    /// with them, and the final ones of those that have left; `is_end` makes them final for all.
     ///
     /// They speak of the packets that the stream accounts for up to this place: those in it, and those that are
     /// known to be lost.
-    pub(super) fn write_statistics(&mut self, statistics: &Statistics, is_end: bool) {
+    pub(super) fn write_statistics(&mut self, statistics: &Statistics, is_end: bool, room: u64) {
         let Statistics { clock, taken, .. } = statistics;
         for (place, (interface, counts)) in self.interfaces.iter_mut().zip(&statistics.interfaces).enumerate()
         {
@@ -167,13 +198,17 @@ impl Stream {
             let end = counts.end.or(is_end.then_some(*taken));
             // One that was gone when the client joined has its end then.
             let end = end.map(|end| end.max(interface.start));
-            interface.dropped = counts.dropped.saturating_sub(interface.before.dropped) + interface.lost;
+            // The packets may know more than these statistics, if those are of a place before them.
+            let by_kernel = counts.dropped.max(interface.told_lost);
+            interface.dropped = by_kernel.saturating_sub(interface.before.dropped) + interface.lost;
             let accepted = interface.delivered + interface.dropped;
             let received = accepted + counts.rejected.saturating_sub(interface.before.rejected);
             let told = [received, interface.delivered, interface.dropped];
-            if std::mem::replace(&mut interface.told, told) == told && end.is_none() {
+            let has_room = (self.blocks.len() + MAX_STATISTICS_LEN) as u64 <= room;
+            if end.is_none() && (interface.told == told || !has_room) {
                 continue;
             }
+            interface.told = told;
             interface.is_done = end.is_some();
             InterfaceStatistics {
                 interface_id: place as u32,

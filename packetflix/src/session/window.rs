@@ -30,11 +30,20 @@ pub(super) struct Batch {
 }
 
 /// Packets of one interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PacketCount {
     /// Place of the interface among the descriptions.
     pub(super) interface: usize,
     pub(super) packets: u64,
+    /// Packets of which those tell that the kernel lost them before.
+    pub(super) told_lost: u64,
+}
+
+/// Of all packets of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    packets: u64,
+    told_lost: u64,
 }
 
 /// The queue, the interfaces that its packets are of, and how it ended.
@@ -46,9 +55,9 @@ pub(super) struct Window {
     /// Bytes of all batches.
     len: usize,
     /// Packets of each interface in batches that are gone.
-    passed: Vec<u64>,
+    passed: Vec<Sum>,
     /// Packets of each interface that were published.
-    published: Vec<u64>,
+    published: Vec<Sum>,
     /// The number up to which the fastest client has taken batches.
     furthest: u64,
     clients: BTreeSet<u64>,
@@ -73,7 +82,7 @@ pub(super) struct Cursor {
     pub(super) client: u64,
     next: u64,
     /// Packets of each interface before that place.
-    accounted: Vec<u64>,
+    accounted: Vec<Sum>,
 }
 
 /// The next of the queue for a client.
@@ -201,12 +210,17 @@ impl Window {
 
     /// Moves a client that lags behind to the oldest batch, and tells what it has lost by that.
     fn skip(&self, cursor: &mut Cursor) -> Vec<PacketCount> {
-        let accounted = cursor.accounted.iter().copied().chain(std::iter::repeat(0));
+        let accounted = cursor
+            .accounted
+            .iter()
+            .copied()
+            .chain(std::iter::repeat(Sum::default()));
         let passed = self.passed.iter().zip(accounted).enumerate();
-        let lost = passed.filter(|(_, (passed, accounted))| *passed > accounted);
+        let lost = passed.filter(|(_, (passed, accounted))| passed.packets > accounted.packets);
         let lost = lost.map(|(interface, (passed, accounted))| PacketCount {
             interface,
-            packets: passed - accounted,
+            packets: passed.packets - accounted.packets,
+            told_lost: passed.told_lost - accounted.told_lost,
         });
         let lost = lost.collect();
         cursor.next = self.first;
@@ -231,12 +245,13 @@ impl Window {
 }
 
 /// Adds counts to the sums by interface.
-fn add(sums: &mut Vec<u64>, counts: &[PacketCount]) {
+fn add(sums: &mut Vec<Sum>, counts: &[PacketCount]) {
     for count in counts {
         if sums.len() <= count.interface {
-            sums.resize(count.interface + 1, 0);
+            sums.resize(count.interface + 1, Sum::default());
         }
-        sums[count.interface] += count.packets;
+        sums[count.interface].packets += count.packets;
+        sums[count.interface].told_lost += count.told_lost;
     }
 }
 
@@ -249,7 +264,11 @@ mod tests {
     fn batch(len: usize, interface: usize, packets: u64) -> Batch {
         Batch {
             packets: vec![0; len].into(),
-            counts: vec![PacketCount { interface, packets }],
+            counts: vec![PacketCount {
+                interface,
+                packets,
+                told_lost: packets / 2,
+            }],
             ..Batch::default()
         }
     }

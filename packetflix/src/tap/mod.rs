@@ -9,6 +9,7 @@ mod memory;
 mod object;
 mod own;
 mod patch;
+mod rates;
 pub(crate) mod rings;
 mod selection;
 
@@ -22,7 +23,7 @@ use aya::{
     Ebpf,
     maps::{MapData, MapError, PerCpuValues, RingBuf},
 };
-use packetflix_common::{InterfaceCounters, InterfaceEntry, MAX_INTERFACES, maps};
+use packetflix_common::{InterfaceCounters, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, maps};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -48,6 +49,7 @@ pub use self::{
     object::LoadError,
     own::OwnError,
     patch::PatchError,
+    rates::RateLimits,
     selection::InterfaceSelection,
 };
 use crate::{
@@ -66,6 +68,8 @@ pub struct TapConfig {
     pub hook: Hook,
     /// How large rings are.
     pub rings: RingConfig,
+    /// How much a capture may have in a second.
+    pub rates: RateLimits,
     /// Whether the programs log what fails.
     pub log_programs: bool,
 }
@@ -164,6 +168,8 @@ pub(crate) struct TapRequest {
     pub(crate) filters: CaptureFilters,
     /// What is left out as the service's own, to begin with.
     pub(crate) own: OwnTraffic,
+    /// Snapshot length in bytes.
+    pub(crate) snaplen: u32,
     /// Whether the interfaces are to receive what is not for them.
     pub(crate) promiscuous: bool,
 }
@@ -185,6 +191,8 @@ pub(crate) struct Tap {
     clock: CaptureClock,
     selection: InterfaceSelection,
     filters: CaptureFilters,
+    snaplen: u32,
+    rates: RateLimits,
     promiscuous: bool,
     next_interface_id: u32,
     _log: Option<AbortOnDropHandle<()>>,
@@ -239,6 +247,7 @@ impl Tap {
             selection,
             filters,
             own,
+            snaplen,
             promiscuous,
         } = request;
         let runtime = Handle::current();
@@ -278,6 +287,8 @@ impl Tap {
             clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
             selection,
             filters,
+            snaplen,
+            rates: loader.config().rates,
             promiscuous,
             next_interface_id: 0,
             _log: log,
@@ -323,10 +334,12 @@ impl Tap {
         let id = self.next_interface_id;
         self.next_interface_id += 1;
         let entry = Entry(InterfaceEntry {
+            costs: self.rates.costs(),
             interface_id: id,
             loopback: u16::from(link.loopback),
             network_offset: network_offset(link_type),
             filter: self.filters.number_of(link_type) as u32,
+            snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
             ..InterfaceEntry::default()
         });
         self.insert_entry(link.ifindex, entry)
@@ -415,6 +428,11 @@ impl Tap {
                 InterfaceCounters::default()
             }
         }
+    }
+
+    /// Snapshot length in bytes.
+    pub(crate) fn snaplen(&self) -> u32 {
+        self.snaplen
     }
 
     /// Bytes of the ring of each CPU.

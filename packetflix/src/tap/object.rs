@@ -14,7 +14,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
     util::nr_cpus,
 };
-use packetflix_common::{InterfaceEntry, MAX_CAPTURED_LEN, globals, maps};
+use packetflix_common::{InterfaceEntry, globals, maps};
 
 use super::{
     CaptureFilters, PatchError, TapConfig, clock::ClockSource, hook::ChosenHook, own::OwnTrafficMap,
@@ -30,9 +30,7 @@ static LOG_DEBUG: u8 = 4;
 /// that looks into no structure of the kernel, has no use for.
 static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let mut loader = EbpfLoader::new();
-    loader
-        .btf(None)
-        .override_global(globals::SNAPSHOT_LENGTH, &MAX_CAPTURED_LEN, true);
+    loader.btf(None);
     Mutex::new(loader)
 });
 

@@ -213,7 +213,7 @@ fn batches(
     mut each: impl FnMut(&[u8], usize) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let clock = CaptureClock::new(ClockSource::Tai)?;
-    let mut packets = Packets::default();
+    let mut packets = Packets::new(packetflix::pcapng::SNAPLEN);
     packets.describe(0);
     let mut merge = Merging::new(kind, memories);
     loop {

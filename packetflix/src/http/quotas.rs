@@ -1,0 +1,267 @@
+//! How many captures may run at the same time: in all, of one client, and of one namespace.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::config::Quotas;
+
+/// Who asks: all that share an address, or a connection without any. Whoever has one IPv6 address has 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ClientId {
+    V4(Ipv4Addr),
+    /// The /64 prefix, with zeros behind it.
+    V6(Ipv6Addr),
+    Local,
+}
+
+impl ClientId {
+    pub(super) fn new(peer: Option<IpAddr>) -> Self {
+        match peer.map(|address| address.to_canonical()) {
+            Some(IpAddr::V4(address)) => Self::V4(address),
+            Some(IpAddr::V6(address)) => Self::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+            None => Self::Local,
+        }
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(address) => address.fmt(f),
+            Self::V6(prefix) => write!(f, "{prefix}/64"),
+            Self::Local => f.write_str("without an address"),
+        }
+    }
+}
+
+/// Why no more captures may run.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum QuotaError {
+    #[error(
+        "no more captures may run at the same time than {limit} (--max-captures), and those are running \
+         (clients: {clients})"
+    )]
+    Total { limit: usize, clients: usize },
+    #[error(
+        "a client may have {limit} captures at the same time (--max-captures-per-client), and the client {client} \
+         has {running}"
+    )]
+    Client {
+        limit: usize,
+        client: ClientId,
+        running: usize,
+    },
+    #[error(
+        "a network namespace may have {limit} captures at the same time (--max-captures-per-target), and {netns} \
+         has {running}"
+    )]
+    Target {
+        limit: usize,
+        netns: u64,
+        running: usize,
+    },
+}
+
+/// The captures that run, or are about to.
+#[derive(Debug)]
+pub(super) struct Captures {
+    quotas: Quotas,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    total: usize,
+    by_client: HashMap<ClientId, usize>,
+    by_target: HashMap<u64, usize>,
+}
+
+/// The place of one capture among those that may run; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    captures: Arc<Captures>,
+    client: ClientId,
+    netns: Option<u64>,
+}
+
+impl Captures {
+    pub(super) fn new(quotas: Quotas) -> Arc<Self> {
+        Arc::new(Self {
+            quotas,
+            running: Mutex::default(),
+        })
+    }
+
+    /// How many there are.
+    pub(super) fn running(&self) -> usize {
+        self.lock().total
+    }
+
+    /// The place of one more capture, of a target that is not known yet.
+    ///
+    /// # Errors
+    /// When there are as many as may be, in all or of this client.
+    pub(super) fn permit(self: &Arc<Self>, client: ClientId) -> Result<Permit, QuotaError> {
+        let Quotas {
+            total, per_client, ..
+        } = self.quotas;
+        let mut running = self.lock();
+        if running.total >= total {
+            return Err(QuotaError::Total {
+                limit: total,
+                clients: running.by_client.len(),
+            });
+        }
+        add(&mut running.by_client, client, per_client).map_err(|running| QuotaError::Client {
+            limit: per_client,
+            client,
+            running,
+        })?;
+        running.total += 1;
+        drop(running);
+        Ok(Permit {
+            captures: Arc::clone(self),
+            client,
+            netns: None,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Counts the capture among those of its namespace.
+    ///
+    /// # Errors
+    /// When there are as many as may be.
+    pub(super) fn name_target(&mut self, netns: u64) -> Result<(), QuotaError> {
+        let limit = self.captures.quotas.per_target;
+        add(&mut self.captures.lock().by_target, netns, limit).map_err(|running| QuotaError::Target {
+            limit,
+            netns,
+            running,
+        })?;
+        self.netns = Some(netns);
+        Ok(())
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut running = self.captures.lock();
+        running.total -= 1;
+        remove(&mut running.by_client, &self.client);
+        if let Some(netns) = self.netns {
+            remove(&mut running.by_target, &netns);
+        }
+    }
+}
+
+/// One more, or how many there are if those are as many as may be.
+fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Result<(), usize> {
+    match counts.get_mut(&key) {
+        Some(count) if *count >= limit => return Err(*count),
+        Some(count) => *count += 1,
+        None if limit == 0 => return Err(0),
+        None => {
+            counts.insert(key, 1);
+        }
+    }
+    Ok(())
+}
+
+/// One less; those of whom there are none are not remembered.
+fn remove<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const QUOTAS: Quotas = Quotas {
+        total: 6,
+        per_client: 4,
+        per_target: 3,
+    };
+
+    fn client(address: &str) -> ClientId {
+        ClientId::new(Some(address.parse().unwrap()))
+    }
+
+    #[test]
+    fn refusals_say_which_limit_and_who_holds_it() {
+        let captures = Captures::new(QUOTAS);
+        let [one, other] = ["10.0.0.1", "2001:db8::1"].map(client);
+        let mut of_one: Vec<Permit> = (0..4).map(|_| captures.permit(one).unwrap()).collect();
+        assert_eq!(
+            captures.permit(one).unwrap_err().to_string(),
+            "a client may have 4 captures at the same time (--max-captures-per-client), and the client 10.0.0.1 has 4"
+        );
+        for permit in &mut of_one[..3] {
+            permit.name_target(5).unwrap();
+        }
+        assert_eq!(
+            of_one[3].name_target(5).unwrap_err().to_string(),
+            "a network namespace may have 3 captures at the same time (--max-captures-per-target), and 5 has 3"
+        );
+        of_one[3].name_target(6).unwrap();
+        let _of_other: Vec<Permit> = (0..2).map(|_| captures.permit(other).unwrap()).collect();
+        assert_eq!(
+            captures.permit(client("10.0.0.3")).unwrap_err().to_string(),
+            "no more captures may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
+        );
+        drop(of_one);
+        assert_eq!(captures.running(), 2);
+        captures.permit(one).unwrap().name_target(5).unwrap();
+    }
+
+    #[test]
+    fn client_is_whoever_has_the_address() {
+        assert_eq!(client("10.0.0.1"), client("::ffff:10.0.0.1"));
+        assert_ne!(client("10.0.0.1"), client("10.0.0.2"));
+        assert_eq!(client("2001:db8::1"), client("2001:db8::ffff:0:0:2"));
+        assert_ne!(client("2001:db8::1"), client("2001:db8:0:1::1"));
+        assert_eq!(client("2001:db8:1:2:3:4:5:6").to_string(), "2001:db8:1:2::/64");
+    }
+
+    proptest! {
+        #[test]
+        fn counts_are_those_of_the_permits(steps in proptest::collection::vec((0u8..3, 0u8..3, 0u64..3), 0..100)) {
+            let captures = Captures::new(QUOTAS);
+            let mut permits: Vec<Permit> = Vec::new();
+            for (what, who, netns) in steps {
+                if what == 0 && !permits.is_empty() {
+                    permits.swap_remove(usize::from(who) % permits.len());
+                } else if let Ok(mut permit) = captures.permit(ClientId::V4([10, 0, 0, who].into())) {
+                    // One that is refused is dropped like one that ends.
+                    if what == 1 || permit.name_target(netns).is_ok() {
+                        permits.push(permit);
+                    }
+                }
+                let running = captures.lock();
+                prop_assert_eq!(running.total, permits.len());
+                prop_assert!(running.total <= QUOTAS.total);
+                prop_assert_eq!(running.by_client.values().sum::<usize>(), permits.len());
+                prop_assert!(running.by_client.values().all(|count| (1..=QUOTAS.per_client).contains(count)));
+                prop_assert!(running.by_target.values().all(|count| (1..=QUOTAS.per_target).contains(count)));
+                let named = permits.iter().filter(|permit| permit.netns.is_some()).count();
+                prop_assert_eq!(running.by_target.values().sum::<usize>(), named);
+            }
+        }
+    }
+}
