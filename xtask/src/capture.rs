@@ -15,6 +15,36 @@ pub(crate) struct Args {
     /// Where the server listens
     #[arg(long, default_value = "127.0.0.1:5001")]
     server: String,
+    /// Most bytes that are captured of a packet
+    #[arg(long, value_name = "BYTES")]
+    snaplen: Option<String>,
+    /// End after so many packets
+    #[arg(long, value_name = "COUNT")]
+    packets: Option<String>,
+    /// End before the stream is longer, such as `10MiB`
+    #[arg(long, value_name = "SIZE")]
+    bytes: Option<String>,
+    /// End after this time, such as `10s`
+    #[arg(long, value_name = "TIME")]
+    duration: Option<String>,
+}
+
+impl Args {
+    /// The query, with the limits behind what is captured.
+    fn query(&self) -> String {
+        let limits = [
+            ("snaplen", &self.snaplen),
+            ("packets", &self.packets),
+            ("bytes", &self.bytes),
+            ("duration", &self.duration),
+        ];
+        let given = limits
+            .iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        given.fold(query(&self.target), |query, (name, value)| {
+            format!("{query}&{name}={}", escaped(value))
+        })
+    }
 }
 
 /// Becomes the command-line client.
@@ -26,7 +56,7 @@ pub(crate) fn capture(args: &Args) -> anyhow::Result<()> {
         build_ebpf()?;
         build_programs()?;
     }
-    let url = format!("ws://{}/capture?{}", args.server, query(&args.target));
+    let url = format!("ws://{}/capture?{}", args.server, args.query());
     Err(std::process::Command::new(root().join(CLIENT))
         .arg(url)
         .exec()
@@ -39,14 +69,17 @@ fn query(target: &str) -> String {
         return target.to_owned();
     }
     let name = target.replace('\\', "\\\\").replace('"', "\\\"");
-    let escaped = |byte| format!("%{byte:02X}");
-    let container: String = format!("{{\"name\":\"{name}\"}}").bytes().map(escaped).collect();
+    let container = escaped(&format!("{{\"name\":\"{name}\"}}"));
     format!("container={container}&nif=all")
+}
+
+fn escaped(value: &str) -> String {
+    value.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::query;
+    use super::{Args, query};
 
     #[test]
     fn names_become_descriptions() {
@@ -55,5 +88,18 @@ mod tests {
             query("a"),
             "container=%7B%22%6E%61%6D%65%22%3A%22%61%22%7D&nif=all"
         );
+    }
+
+    #[test]
+    fn limits_follow() {
+        let args = Args {
+            target: "netns=5".to_owned(),
+            server: String::new(),
+            snaplen: None,
+            packets: Some("7".to_owned()),
+            bytes: None,
+            duration: Some("1s".to_owned()),
+        };
+        assert_eq!(args.query(), "netns=5&packets=%37&duration=%31%73");
     }
 }
