@@ -61,12 +61,12 @@ fn can_spend(place: *mut u64, now: u64) -> bool {
 /// Adds to what is paid, atomically: what several CPUs let pass in the same moment is paid for by all of them, and so
 /// made up for by what passes later.
 #[inline(always)]
+#[expect(
+    unsafe_code,
+    reason = "the atomic addition that every kernel has, and core has not"
+)]
 fn pay(place: *mut u64, cost: u64) {
     // SAFETY: the place is aligned, and valid as long as the program runs.
-    #[expect(
-        unsafe_code,
-        reason = "the atomic addition of every kernel, which core does not have"
-    )]
     unsafe {
         asm!("lock *(u64 *)({place} + 0) += {cost}", place = in(reg) place, cost = in(reg) cost);
     }

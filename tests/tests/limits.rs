@@ -211,14 +211,21 @@ async fn stream_is_never_longer_than_it_may_be() -> anyhow::Result<()> {
         );
     }
 
-    // Names of addresses leave room for packets, and interfaces that come later are told of or not at all.
-    let recorder = Recorder::start(&format!("{url}&bytes=3000")).await?;
-    for number in 0..20 {
-        here.ip(&["link", "add", &format!("later{number}"), "type", "bridge"])?;
-    }
-    let (recording, stream, _) = read_to_limit(recorder).await?;
+    // Interfaces that come later are described as long as there is room for them.
+    let mut recorder = Recorder::start(&format!("{url}&bytes=3000")).await?;
+    let add = |number| {
+        here.ip(&["link", "add", &format!("later{number}"), "type", "bridge"])
+            .map(drop)
+    };
+    (0..3).try_for_each(add)?;
+    recorder
+        .read_until(|recording| recording.interfaces.len() == 5)
+        .await?;
+    (3..20).try_for_each(add)?;
+    let (recording, stream, reason) = read_to_limit(recorder).await?;
+    assert_eq!(reason, "the limit of 3000 bytes is reached");
     ensure!(
-        stream.len() <= 3000 && recording.interfaces.len() > 2,
+        stream.len() <= 3000 && recording.interfaces.len() < 23,
         "{}",
         stream.len()
     );
@@ -303,24 +310,13 @@ async fn client_that_stalls_does_not_outstay_its_time() -> anyhow::Result<()> {
 async fn packets_are_cut_as_tcpdump_cuts_them() -> anyhow::Result<()> {
     let folder = Folder::new("snaplen")?;
     for hook in HOOKS {
-        for snaplen in ["1", "13", "14", "60", "64", "1000"] {
+        for snaplen in ["1", "14", "60", "1000"] {
             let (here, there) = Namespace::pair()?;
             let server = Server::start(&["--hook", hook])?;
             let file = folder.0.join("beside.pcap");
             let mut tcpdump = here
                 .command("tcpdump")
-                .args([
-                    "-i",
-                    "va",
-                    "-n",
-                    "-U",
-                    "-Z",
-                    "root",
-                    "--immediate-mode",
-                    "-s",
-                    snaplen,
-                    "-w",
-                ])
+                .args(["-i", "va", "-n", "-U", "-Z", "root", "-s", snaplen, "-w"])
                 .arg(&file)
                 .stderr(std::process::Stdio::null())
                 .spawn()?;
@@ -358,7 +354,7 @@ async fn packets_are_cut_as_tcpdump_cuts_them() -> anyhow::Result<()> {
             let mut beside = PcapReader::new(std::fs::File::open(&file)?)?;
             assert_eq!(beside.header().snaplen, recording.interfaces[0].snaplen);
             for (packet, frame) in recording.packets.iter().zip(&frames) {
-                let theirs = beside.next_packet().context("too few")??;
+                let theirs = beside.next_raw_packet().context("too few")??;
                 let what = format!("{hook} {snaplen}: {packet:?}, tcpdump has {theirs:?}");
                 ensure!(
                     packet.data == *theirs.data && packet.original_len == theirs.orig_len,
@@ -369,7 +365,7 @@ async fn packets_are_cut_as_tcpdump_cuts_them() -> anyhow::Result<()> {
                     "{what}"
                 );
             }
-            ensure!(beside.next_packet().is_none());
+            ensure!(beside.next_raw_packet().is_none());
             std::fs::remove_file(&file)?;
         }
     }

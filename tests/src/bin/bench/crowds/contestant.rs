@@ -51,7 +51,14 @@ impl Contestant {
         command.args(["--pdeathsig", "KILL"]);
         match self {
             Self::Packetflix(hook) => {
-                let flags = ["--hook", hook, "--max-captures", "1000"];
+                let mut flags = vec!["--hook", hook];
+                for limit in [
+                    "--max-captures",
+                    "--max-captures-per-client",
+                    "--max-captures-per-target",
+                ] {
+                    flags.extend([limit, "1000"]);
+                }
                 let server = Server::start_by(command.arg(program("packetflix")?), &flags)?;
                 Ok(Running::Packetflix(server))
             }
