@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,7 +13,10 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{caller::Peer, refusal::plain_answer};
+use super::{
+    caller::{ClientId, Peer},
+    refusal::plain_answer,
+};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
 const MAX_CONNECTIONS: usize = 1024;
@@ -25,21 +27,18 @@ const MAX_FAREWELLS: usize = 64;
 /// How long one that is told may take to listen.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Bits of an address of IPv6 that tell one client from another: each commonly has a whole network of that size.
-const CLIENT_PREFIX: u32 = 64;
-
 /// Lets connections in.
 pub(super) struct Admission {
     per_address: usize,
     all: Arc<Semaphore>,
     farewells: Arc<Semaphore>,
-    clients: Mutex<HashMap<IpAddr, usize>>,
+    clients: Mutex<HashMap<ClientId, usize>>,
 }
 
 /// A connection that was let in, until it is dropped.
 pub(super) struct Admitted {
     admission: Arc<Admission>,
-    client: Option<IpAddr>,
+    client: Option<ClientId>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -49,7 +48,7 @@ pub(super) enum TurnedAway {
     #[error("there are {MAX_CONNECTIONS} connections already: try again in a moment")]
     Full,
     #[error("there are {most} connections from {client} already, and no more are let in")]
-    TooMany { client: IpAddr, most: usize },
+    TooMany { client: ClientId, most: usize },
 }
 
 impl Admission {
@@ -67,7 +66,7 @@ impl Admission {
     /// # Errors
     /// When there are too many.
     pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Admitted, TurnedAway> {
-        let client = peer.ip().map(client_of);
+        let client = peer.ip().map(|address| ClientId::new(Some(address)));
         if let Some(client) = client {
             let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
             let most = self.per_address;
@@ -99,7 +98,7 @@ impl Admission {
         let _ = timeout(FAREWELL_TIMEOUT, say(stream, why)).await;
     }
 
-    fn leave(&self, client: Option<IpAddr>) {
+    fn leave(&self, client: Option<ClientId>) {
         let Some(client) = client else {
             return;
         };
@@ -138,17 +137,6 @@ async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, why: TurnedAway) -
     let mut said = [0; 4096];
     while stream.read(&mut said).await? > 0 {}
     Ok(())
-}
-
-/// What stands for a client.
-fn client_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let mask = u128::MAX << (Ipv6Addr::BITS - CLIENT_PREFIX);
-            Ipv6Addr::from_bits(address.to_bits() & mask).into()
-        }
-        address => address,
-    }
 }
 
 #[cfg(test)]

@@ -24,10 +24,10 @@ use warp::{
 };
 
 use super::{
-    caller::Caller,
+    caller::{Caller, ClientId},
     origin::check_origin,
     own::Own,
-    quotas::{ClientId, Permit, Permits},
+    quotas::{Permit, Permits},
     refusal::Refusal,
     request::{CaptureRequest, RequestError, select},
     websocket,

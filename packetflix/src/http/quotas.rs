@@ -2,42 +2,12 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     hash::Hash,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::caller::ClientId;
 use crate::config::Quotas;
-
-/// Who asks: all that share an address, or a connection without any. Whoever has one IPv6 address has 2^64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum ClientId {
-    V4(Ipv4Addr),
-    /// The /64 prefix, with zeros behind it.
-    V6(Ipv6Addr),
-    Local,
-}
-
-impl ClientId {
-    pub(super) fn new(peer: Option<IpAddr>) -> Self {
-        match peer.map(|address| address.to_canonical()) {
-            Some(IpAddr::V4(address)) => Self::V4(address),
-            Some(IpAddr::V6(address)) => Self::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-            None => Self::Local,
-        }
-    }
-}
-
-impl fmt::Display for ClientId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::V4(address) => address.fmt(f),
-            Self::V6(prefix) => write!(f, "{prefix}/64"),
-            Self::Local => f.write_str("without an address"),
-        }
-    }
-}
 
 /// Why no more captures may run.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
