@@ -176,9 +176,10 @@ impl Session {
         if bytes < least {
             return Err(TooFewBytes { bytes, least });
         }
-        Ok(Self {
+        let described = subscription.interfaces.len();
+        let mut session = Self {
             netns: info.netns,
-            described: subscription.interfaces.len(),
+            described: 0,
             known: subscription.before.clone(),
             subscription,
             blocks: beginning.into_iter().collect(),
@@ -199,7 +200,9 @@ impl Session {
             stop,
             stopping: None,
             ended: None,
-        })
+        };
+        session.know_described(described);
+        Ok(session)
     }
 
     /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
@@ -304,13 +307,9 @@ impl Session {
     async fn end_at(&mut self, limit: Limit) {
         let count = timeout(FINISH_TIMEOUT, self.subscription.count());
         let now = count.await.ok().flatten();
-        let described = self.described;
         self.known.taken = now
             .as_ref()
             .map_or_else(|| self.known.clock.now(), |now| now.taken);
-        self.known
-            .interfaces
-            .resize(described, InterfaceCounts::default());
         let now = now.iter().flat_map(|now| &now.interfaces);
         for (known, now) in self.known.interfaces.iter_mut().zip(now) {
             known.rejected = now.rejected;
@@ -369,7 +368,7 @@ impl Session {
                 self.reached = self.limits.bytes.map(Limit::Bytes);
                 return;
             }
-            self.described = batch.interfaces;
+            self.know_described(batch.interfaces);
             self.put_blocks();
         }
         if !lost.is_empty() {
@@ -394,6 +393,14 @@ impl Session {
                 self.ended = Some(self.stopped());
             }
         }
+    }
+
+    /// So many interfaces are described; of those that no statistics have told of, nothing has become of any packet yet.
+    fn know_described(&mut self, described: usize) {
+        self.described = described;
+        self.known
+            .interfaces
+            .resize(described, InterfaceCounts::default());
     }
 
     /// Puts the packets of a batch into the stream; tells whether that is all of them.
