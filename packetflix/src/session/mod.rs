@@ -232,7 +232,9 @@ impl Session {
         }
         if let Some(statistics) = &batch.statistics {
             self.known = Statistics::clone(statistics);
-            let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
+            let is_end = self
+                .stopping
+                .is_some_and(|(since, _)| statistics.written.reaches(since));
             self.stream.write_statistics(statistics, is_end);
             self.packets.extend(self.stream.take());
             if is_end {

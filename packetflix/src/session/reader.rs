@@ -13,7 +13,7 @@ use super::{
     Ended,
     feed::{Command, Shared, Subscription},
     packets::Packets,
-    statistics::{InterfaceCounts, Statistics, TapInterface},
+    statistics::{InterfaceCounts, Statistics, TapInterface, Written},
     window::Batch,
 };
 use crate::{
@@ -185,7 +185,7 @@ impl Reader {
         }
         // Addresses may have changed since the interfaces were described.
         self.follow_links().await?;
-        let before = self.statistics(0);
+        let before = self.statistics(Written::default());
         let joined = commands.upgrade();
         Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, own, before)))
     }
@@ -238,19 +238,22 @@ impl Reader {
         let now = clock.now();
         let Self { tap, packets, .. } = self;
         let drained = tap.drain(until, |record| packets.write(record, &clock));
-        let written_until = match drained {
-            // The clock was set back: that all that is older is written does not follow.
-            Drained::Full(next) if next > now => 0,
-            Drained::Full(next) => next.saturating_sub(1).min(until),
-            Drained::Held | Drained::Empty => until,
+        let written = Written {
+            until: match drained {
+                // The clock was set back: that all that is older is written does not follow.
+                Drained::Full(next) if next > now => 0,
+                Drained::Full(next) => next.saturating_sub(1).min(until),
+                Drained::Held | Drained::Empty => until,
+            },
+            is_all: drained == Drained::Empty,
         };
-        self.let_go(written_until);
-        if self.settle.is_some_and(|since| since <= written_until) {
+        self.let_go(written);
+        if self.settle.is_some_and(|since| written.reaches(since)) {
             self.settle = None;
             self.statistics_due = true;
         }
         let is_due = std::mem::take(&mut self.statistics_due);
-        let statistics = is_due.then(|| Arc::new(self.statistics(written_until)));
+        let statistics = is_due.then(|| Arc::new(self.statistics(written)));
         let (packets, counts) = self.packets.take();
         let len = packets.len();
         if !packets.is_empty() || statistics.is_some() {
@@ -265,8 +268,8 @@ impl Reader {
         (drained, len)
     }
 
-    /// Takes the final counts of interfaces that left before `until`, up to which all records are written.
-    fn let_go(&mut self, until: u64) {
+    /// Takes the final counts of interfaces that left before all that is written.
+    fn let_go(&mut self, written: Written) {
         let Self {
             leaving,
             tap,
@@ -274,7 +277,7 @@ impl Reader {
             counts,
             ..
         } = self;
-        for (ifindex, since) in leaving.extract_if(.., |(_, since)| *since <= until) {
+        for (ifindex, since) in leaving.extract_if(.., |(_, since)| written.reaches(*since)) {
             let Some((interface, counters)) = tap.remove(ifindex) else {
                 continue;
             };
@@ -302,8 +305,8 @@ impl Reader {
         }
     }
 
-    /// What has become of all packets until now; those captured until `until` are written.
-    fn statistics(&mut self, until: u64) -> Statistics {
+    /// What has become of all packets until now, of which these are written.
+    fn statistics(&mut self, written: Written) -> Statistics {
         for interface in self.tap.interfaces() {
             let Some((place, delivered)) = self.packets.of_interface(interface.id) else {
                 continue;
@@ -319,7 +322,7 @@ impl Reader {
         Statistics {
             clock: *self.tap.clock(),
             taken: self.tap.clock().now(),
-            until,
+            written,
             interfaces: self.counts.clone(),
         }
     }

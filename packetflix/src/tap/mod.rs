@@ -31,7 +31,7 @@ pub(crate) use self::{
     filters::CaptureFilters,
     loader::Loader,
     own::OwnTraffic,
-    rings::{Drained, Head},
+    rings::{Drained, Head, is_younger},
 };
 use self::{
     hook::{Attachment, ChosenHook},
