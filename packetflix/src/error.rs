@@ -24,6 +24,14 @@ pub(crate) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
         .map(Errno::from_raw)
 }
 
+/// Whether `error` would not be there if this process or others held fewer descriptors, less memory or fewer threads.
+pub(crate) fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        errno(error),
+        Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN)
+    )
+}
+
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {

@@ -39,9 +39,13 @@ impl Refusal {
         Self { status, sentence }
     }
 
-    /// The kernel refused something that took `capability`.
+    /// The kernel refused something that took `capability`, or descriptors or memory that it has no more of.
     fn by_kernel(error: &(dyn Error + 'static), capability: &str) -> Self {
         let mut sentence = error::chain(error);
+        if error::is_exhaustion(error) {
+            sentence.push_str(": other captures, or other programs, have to end first");
+            return Self::new(StatusCode::TOO_MANY_REQUESTS, sentence);
+        }
         if matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES)) {
             sentence.push_str(": the service lacks ");
             sentence.push_str(capability);
@@ -122,6 +126,9 @@ impl From<TargetError> for Refusal {
             },
             TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
             TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            TargetError::Find(FindError::Exhausted { .. }) => {
+                return Self::by_kernel(&error, "CAP_SYS_PTRACE");
+            }
         };
         Self::new(status, error::chain(&error))
     }
@@ -133,7 +140,7 @@ impl From<FilterError> for Refusal {
             FilterError::Compile(CompileError::Setup { .. }) => {
                 return Self::by_kernel(&error, "CAP_SYS_ADMIN");
             }
-            FilterError::Compile(CompileError::Child(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            FilterError::Compile(CompileError::Child(_)) => return Self::by_kernel(&error, "a right"),
             FilterError::Compile(CompileError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
             FilterError::Compile(
                 CompileError::TooLong(_)
@@ -155,7 +162,11 @@ impl From<TapError> for Refusal {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
                 Self::new(StatusCode::NOT_FOUND, error.to_string())
             }
-            TapError::RingMemory { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+            TapError::RingMemory { .. }
+            | TapError::Memory { .. }
+            | TapError::Hook(HookError::Full { .. }) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            }
             TapError::UnknownLinkType { .. }
             | TapError::TooManyInterfaces
             | TapError::Filter { .. }
