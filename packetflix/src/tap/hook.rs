@@ -202,6 +202,8 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
         let interface = if_indextoname(link.ifindex)
             .ok()
             .and_then(|name| name.into_string().ok())
+            // As the kernel calls one that is about to vanish.
+            .filter(|name| !name.is_empty())
             .ok_or_else(|| HookError::Gone {
                 name: link.name.clone(),
             })?;
