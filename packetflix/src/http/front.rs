@@ -56,6 +56,7 @@ impl Front {
         let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
         let response = match proxy {
             _ if request.method() == Method::CONNECT => no_tunnel(request.uri()),
+            _ if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Some(proxy) => proxy.answer(request, peer).await,
             None => self.route(request, peer).await?,
         };
@@ -80,6 +81,14 @@ impl Front {
 fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
     let sentence = format!("no tunnel is opened to {to}, nor to anywhere else");
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
+        .into_response()
+        .map(boxed)
+}
+
+/// The refusal of a request for a host and port, which is what a CONNECT asks for. warp panics without a path.
+fn no_path(uri: &Uri) -> Response<AnswerBody> {
+    let sentence = format!("{uri} has no path that could be asked for");
+    Refusal::new(StatusCode::BAD_REQUEST, sentence)
         .into_response()
         .map(boxed)
 }
