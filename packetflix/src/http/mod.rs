@@ -15,3 +15,6 @@ mod tcp;
 mod websocket;
 
 pub use server::{listen, serve};
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use request::fuzzing;

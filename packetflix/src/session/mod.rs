@@ -21,6 +21,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub(crate) use self::feeds::{CaptureKey, Claimed, Feeds, Joined};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::packets::fuzzing;
 use self::{
     feed::Subscription,
     names::Names,
