@@ -2,6 +2,10 @@
 
 use std::{error::Error, fmt::Write as _, io};
 
+use aya::{
+    maps::MapError,
+    programs::{ProgramError, tc::TcError},
+};
 use nix::errno::Errno;
 
 /// `error` and all that caused it, in one sentence.
@@ -20,8 +24,43 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// The error number of the kernel behind `error`, if one is.
 pub(crate) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
     causes(error)
-        .find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+        .find_map(|cause| io_error(cause)?.raw_os_error())
         .map(Errno::from_raw)
+}
+
+/// The error of the kernel that an error is, or that it stands for without telling that this is its cause, as some of aya's
+/// do.
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    fn of_map(error: &MapError) -> Option<&io::Error> {
+        match error {
+            MapError::IoError(error) => Some(error),
+            _ => None,
+        }
+    }
+    fn of_program(error: &ProgramError) -> Option<&io::Error> {
+        match error {
+            ProgramError::IOError(error) | ProgramError::TcError(TcError::IoError(error)) => Some(error),
+            ProgramError::MapError(error) => of_map(error),
+            _ => None,
+        }
+    }
+    error
+        .downcast_ref::<io::Error>()
+        .or_else(|| error.downcast_ref().and_then(of_map))
+        .or_else(|| {
+            error
+                .downcast_ref::<Box<ProgramError>>()
+                .and_then(|error| of_program(error))
+        })
+        .or_else(|| error.downcast_ref().and_then(of_program))
+}
+
+/// Whether `error` would not be there if this process or others held fewer descriptors, less memory or fewer threads.
+pub(crate) fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        errno(error),
+        Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN)
+    )
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -31,4 +70,37 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
         next = error.source();
         Some(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::EbpfError;
+
+    use super::*;
+    use crate::tap::{HookError, LoadError};
+
+    #[test]
+    fn error_numbers_are_found_behind_whatever_wraps_them() {
+        let kernel = || io::Error::from(Errno::ENODEV);
+        let attach = |source| HookError::Attach {
+            program: "p",
+            interface: "eth0".to_owned(),
+            source: Box::new(source),
+        };
+        let map = |source| LoadError::Map { name: "m", source };
+        let errors: [Box<dyn Error>; 6] = [
+            Box::new(kernel()),
+            Box::new(attach(ProgramError::TcError(TcError::IoError(kernel())))),
+            Box::new(attach(ProgramError::IOError(kernel()))),
+            Box::new(HookError::Loopback(kernel())),
+            Box::new(map(MapError::IoError(kernel()))),
+            Box::new(LoadError::Object(Box::new(EbpfError::MapError(
+                MapError::IoError(kernel()),
+            )))),
+        ];
+        for error in &errors {
+            assert_eq!(errno(&**error), Some(Errno::ENODEV), "{error:?}");
+        }
+        assert_eq!(errno(&LoadError::Missing("m")), None);
+    }
 }

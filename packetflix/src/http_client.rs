@@ -108,3 +108,26 @@ impl Connection {
         }
     }
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// What a service or an engine answers: its head, and a body of whatever length it says.
+    pub fn answer(data: &[u8]) {
+        const MAX_LEN: usize = 4096;
+
+        let stream = tokio::io::join(Cursor::new(data.to_vec()), tokio::io::sink());
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let answered = runtime.expect("a runtime without drivers").block_on(async {
+            let mut connection = Connection::open(stream, "localhost", MAX_LEN).await?;
+            connection.get("/").await
+        });
+        match answered {
+            Ok(answer) => assert!(answer.body.len() <= MAX_LEN && answer.body.len() <= data.len()),
+            Err(error) => assert!(!crate::error::chain(&error).is_empty()),
+        }
+    }
+}

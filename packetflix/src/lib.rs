@@ -11,6 +11,8 @@ pub mod config;
 mod discovery;
 mod error;
 pub mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod http;
 mod http_client;
 mod json;

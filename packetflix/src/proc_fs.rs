@@ -104,6 +104,25 @@ fn unescape(mut field: &[u8]) -> Vec<u8> {
     out
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// What `/proc` has of processes, which choose their names and their mounts.
+    pub fn proc(data: &[u8]) {
+        for (_, path) in namespace_mounts(data) {
+            assert!(path.as_os_str().len() <= data.len());
+        }
+        if let Some(stat) = Stat::parse(data) {
+            // What is no text is replaced by a character of three bytes.
+            assert!(stat.name.len() <= 3 * data.len());
+        }
+        if let Ok(text) = std::str::from_utf8(data) {
+            let _ = parse_namespace(text);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

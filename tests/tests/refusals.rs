@@ -111,6 +111,7 @@ fn plain_requests_are_answered() -> anyhow::Result<()> {
         ("POST /capture HTTP/1.1", 405),
         ("CONNECT here:80 HTTP/1.1", 405),
         ("OPTIONS * HTTP/1.1", 405),
+        ("GET here:80 HTTP/1.1", 400),
         ("nonsense", 400),
     ] {
         let (head, _) = server.ask(request)?;

@@ -33,7 +33,7 @@ enum Verb {
     Test(test::Args),
     /// Install what is missing and measure optimised programs on the real kernel
     Bench(bench::Args),
-    /// Look for filter expressions that fail on their way into the kernel
+    /// Look for inputs that fail: filter expressions on their way into the kernel, and whatever else is parsed
     Fuzz(fuzz::Args),
     /// Check formatting, lints of the host and eBPF crates, and dependencies
     Lint,

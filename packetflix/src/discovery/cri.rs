@@ -317,6 +317,30 @@ impl Drop for OwnedTasks {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing {
+    use prost::Message as _;
+
+    use super::*;
+
+    /// What an engine answers: a list of pods, one of containers, or the status of either.
+    pub fn cri(data: &[u8]) {
+        if let Ok(list) = <ListPodSandboxRequest as Call>::Answer::decode(data) {
+            for sandbox in list.items {
+                let pod = workload(sandbox, &[]);
+                assert!(pod.is_none_or(|pod| pod.name.len() > 2 && !pod.id.is_empty()));
+            }
+        }
+        if let Ok(list) = <ListContainersRequest as Call>::Answer::decode(data) {
+            let images = list.items.iter().filter_map(image);
+            assert!(images.into_iter().all(|image| !image.is_empty()));
+        }
+        if let Ok(status) = StatusAnswer::decode(data) {
+            assert_ne!(pid(&status), Some(0));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

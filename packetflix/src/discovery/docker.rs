@@ -191,3 +191,19 @@ fn pod_of(labels: &BTreeMap<String, String>) -> Option<PodName> {
 fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing {
+    use super::*;
+
+    /// What an engine answers: a list, or the details of a container.
+    pub fn docker(data: &[u8]) {
+        if let Ok(list) = serde_json::from_slice::<Vec<Summary>>(data) {
+            for summary in list.into_iter().filter(|summary| is_identifier(&summary.id)) {
+                let workload = workload(summary, WorkloadKind::Docker, 1);
+                assert!(!workload.name.is_empty(), "{workload:?}");
+            }
+        }
+        let _ = serde_json::from_slice::<Details>(data);
+    }
+}

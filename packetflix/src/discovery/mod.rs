@@ -30,6 +30,11 @@ pub(crate) use self::{
     target::{DiscoveredTarget, Namespace},
     workload::PodName,
 };
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    pub use super::{cri::fuzzing::cri, docker::fuzzing::docker};
+}
+
 use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
 use crate::{
     capabilities::Capability,

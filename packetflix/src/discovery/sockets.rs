@@ -105,7 +105,9 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> (Vec<EngineSocket>, 
             Err(error) => missing.push((path.clone(), error)),
         }
     }
-    for (view, found) in look_into_views(pids, |pid| Ok(well_known(&RootOf::process(pid)?))).enumerate() {
+    for (view, found) in
+        look_into_views(pids, |pid| Some(well_known(&RootOf::process(pid).ok()?))).enumerate()
+    {
         sockets.extend(found);
         if view == 0 {
             sockets.extend(pids.first().into_iter().flat_map(|pid| of_users(*pid)));

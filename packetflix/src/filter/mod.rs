@@ -51,3 +51,24 @@ pub enum FilterError {
     #[error("the filter has no translation for the kernel")]
     Translate(#[from] TranslateError),
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::{child::Answer, classic, native, translate};
+
+    /// What the process that compiles filters answers, which whoever wrote the expression may have taken over.
+    pub fn program(data: &[u8]) {
+        let Ok(Answer::Program(program)) = serde_json::from_slice(data) else {
+            return;
+        };
+        let program: Vec<classic::Instruction> = program
+            .into_iter()
+            .map(|(code, jt, jf, k)| classic::Instruction { code, jt, jf, k })
+            .collect();
+        let checked = classic::check(&program);
+        match translate(&program) {
+            Ok(filter) => assert!(checked.is_ok() && !native::encode(&filter).is_empty()),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}

@@ -106,6 +106,7 @@ impl Front {
         let mut response = match caller {
             Err(refusal) => refuse(refusal),
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
+            Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
@@ -141,6 +142,9 @@ impl Front {
         }
         if request.method() == Method::CONNECT {
             return no_tunnel(request.uri());
+        }
+        if request.uri().path_and_query().is_none() {
+            return no_path(request.uri());
         }
         if self.access.has_tokens() {
             // Whoever has it could come in with it.
@@ -201,6 +205,14 @@ fn refuse(refusal: Refusal) -> Response<AnswerBody> {
 fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
     let sentence = format!("no tunnel is opened to {to}, nor to anywhere else");
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
+        .into_response()
+        .map(boxed)
+}
+
+/// The refusal of a request for a host and port, which is what a CONNECT asks for. warp panics without a path.
+fn no_path(uri: &Uri) -> Response<AnswerBody> {
+    let sentence = format!("{uri} has no path that could be asked for");
+    Refusal::new(StatusCode::BAD_REQUEST, sentence)
         .into_response()
         .map(boxed)
 }

@@ -29,3 +29,6 @@ pub use self::{
     server::{Doors, DoorsError, serve},
     tls::{TlsError, TlsFiles},
 };
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use request::fuzzing;

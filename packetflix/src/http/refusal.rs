@@ -41,10 +41,20 @@ impl Refusal {
         Self { status, sentence }
     }
 
-    /// The kernel refused something that took `capability`.
+    /// The kernel refused something that took `capability`, or descriptors or memory that it has no more of.
     fn by_kernel(error: &(dyn Error + 'static), capability: Capability) -> Self {
-        let sentence = error::chain(error) + &capability.blame(error);
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)
+        Self::for_want(error).unwrap_or_else(|| {
+            let sentence = error::chain(error) + &capability.blame(error);
+            Self::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)
+        })
+    }
+
+    /// The kernel has no more of what `error` says, if it says so.
+    fn for_want(error: &(dyn Error + 'static)) -> Option<Self> {
+        error::is_exhaustion(error).then(|| {
+            let sentence = error::chain(error) + ": other captures, or other programs, have to end first";
+            Self::new(StatusCode::TOO_MANY_REQUESTS, sentence)
+        })
     }
 }
 
@@ -164,6 +174,9 @@ impl From<TargetError> for Refusal {
             },
             TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
             TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            TargetError::Find(FindError::Exhausted { .. }) => {
+                return Self::by_kernel(&error, Capability::SysPtrace);
+            }
         };
         Self::new(status, error::chain(&error))
     }
@@ -178,6 +191,9 @@ impl From<FilterError> for Refusal {
                 return Self::by_kernel(&error, *needs);
             }
             FilterError::Compile(CompileError::Setup { .. } | CompileError::Child(_)) => {
+                if let Some(refusal) = Self::for_want(&error) {
+                    return refusal;
+                }
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             FilterError::Compile(CompileError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
@@ -201,7 +217,11 @@ impl From<TapError> for Refusal {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
                 Self::new(StatusCode::NOT_FOUND, error.to_string())
             }
-            TapError::RingMemory { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+            TapError::RingMemory { .. }
+            | TapError::Memory { .. }
+            | TapError::Hook(HookError::Full { .. }) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            }
             TapError::UnknownLinkType { .. }
             | TapError::TooManyInterfaces
             | TapError::Filter { .. }

@@ -1,13 +1,18 @@
 //! The WebSocket of a running capture: batches out, the client's control frames in, and a proper end.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fastwebsockets::{Frame, OpCode, Payload, WebSocket, WebSocketError, WebSocketRead, WebSocketWrite};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{ReadHalf, WriteHalf},
+    io::{AsyncRead, ReadBuf, ReadHalf, WriteHalf},
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
@@ -20,6 +25,9 @@ use crate::{
 
 /// Most bytes of a frame that a client may send; all that it has to say are control frames.
 const MAX_CLIENT_FRAME_LEN: usize = 64 * 1024;
+
+/// Most bytes that are read of a client at once.
+const MAX_SIP: usize = 4 * 1024;
 
 /// Most control frames of the client that wait to be answered.
 const QUEUED_EVENTS: usize = 8;
@@ -38,7 +46,7 @@ const GOING_AWAY: u16 = 1001;
 const PROTOCOL_ERROR: u16 = 1002;
 const FAILED: u16 = 1011;
 
-type Reader = WebSocketRead<ReadHalf<TokioIo<Upgraded>>>;
+type Reader = WebSocketRead<Sips<ReadHalf<TokioIo<Upgraded>>>>;
 type Writer = WebSocketWrite<WriteHalf<TokioIo<Upgraded>>>;
 
 /// What the client says.
@@ -88,7 +96,10 @@ pub(super) async fn serve(
     stop: CancellationToken,
     client_timeout: Duration,
 ) {
-    let (reader, writer) = socket.split(tokio::io::split);
+    let (reader, writer) = socket.split(|stream| {
+        let (reader, writer) = tokio::io::split(stream);
+        (Sips(reader), writer)
+    });
     let (sender, events) = mpsc::channel(QUEUED_EVENTS);
     let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
     let peer = Peer {
@@ -129,8 +140,8 @@ impl Client {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
         while !matches!(self.peer.end, Some(ClientEnd::Gone(_) | ClientEnd::Garbage(_))) {
+            // In no order, so that whoever pings without end does not keep himself from packets, or us from ending.
             let written = tokio::select! {
-                biased;
                 event = self.peer.events.recv(), if self.peer.end.is_none() => {
                     self.peer.note(event);
                     Ok(())
@@ -235,6 +246,24 @@ impl Peer {
         if self.end.is_some() {
             self.stop.cancel();
         }
+    }
+}
+
+/// Reads little at a time: the library's buffer grows with what a read gives, and a flood of frames gives megabytes.
+struct Sips<R>(R);
+
+impl<R: AsyncRead + Unpin> AsyncRead for Sips<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let len = into.remaining().min(MAX_SIP);
+        let mut sip = ReadBuf::new(into.initialize_unfilled_to(len));
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut sip))?;
+        let len = sip.filled().len();
+        into.advance(len);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Finding a network namespace by its inode number.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     fmt,
     fs::{self, File},
@@ -14,6 +15,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     sched::CloneFlags,
     sys::{
@@ -24,6 +26,7 @@ use nix::{
 
 use crate::{
     capabilities::Capability,
+    error::is_exhaustion,
     proc_fs::{namespace_link, namespace_mounts, numbers_in, proc_path},
     sys,
 };
@@ -61,6 +64,32 @@ pub enum FindError {
         /// How many processes could not be looked at.
         processes: usize,
     },
+    /// It was not found, but not every place could be looked at, for want of descriptors or memory.
+    #[error("network namespace {inode} could not be looked for everywhere")]
+    Exhausted {
+        /// The number that was looked for.
+        inode: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Remembers that something could not be looked at for want of descriptors or memory.
+#[derive(Default)]
+struct Exhaustion(Cell<Option<Errno>>);
+
+impl Exhaustion {
+    /// What a look found. Whatever else fails is gone, or nothing that we may look at.
+    fn look<T>(&self, looked: io::Result<T>) -> Option<T> {
+        looked
+            .inspect_err(|error| {
+                if is_exhaustion(error) {
+                    self.0.set(error.raw_os_error().map(Errno::from_raw));
+                }
+            })
+            .ok()
+    }
 }
 
 fn not_found(inode: u64, kind: Option<&str>) -> String {
@@ -73,14 +102,20 @@ fn not_found(inode: u64, kind: Option<&str>) -> String {
 /// Finds and opens the namespace.
 pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
     let mut denied = 0;
-    let pids: Vec<u32> = numbers_in(Path::new("/proc")).into_iter().flatten().collect();
+    let exhaustion = Exhaustion::default();
+    let numbers = exhaustion.look(numbers_in(Path::new("/proc")));
+    let pids: Vec<u32> = numbers.into_iter().flatten().collect();
     let candidates = holding_processes(&pids, inode, &mut denied)
-        .chain(holding_mounts(&pids, inode))
-        .chain(holding_threads(&pids, inode));
+        .chain(holding_mounts(&pids, inode, &exhaustion))
+        .chain(holding_threads(&pids, inode, &exhaustion));
     for holder in candidates {
-        if let Some(descriptor) = holder.open(inode) {
+        if let Some(descriptor) = exhaustion.look(holder.try_open(inode)) {
             return Ok((holder, descriptor));
         }
+    }
+    if let Some(errno) = exhaustion.0.take() {
+        let source = errno.into();
+        return Err(FindError::Exhausted { inode, source });
     }
     let kind = other_kind(inode);
     // Some hosts hide a process from everyone: that is not for us to complain about.
@@ -105,35 +140,42 @@ fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Itera
         })
 }
 
-fn holding_mounts(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
-    mounts(pids)
+fn holding_mounts(pids: &[u32], inode: u64, exhaustion: &Exhaustion) -> impl Iterator<Item = Holder> {
+    let mut read = mounts_reader();
+    look_into_views(pids, move |pid| exhaustion.look(read(pid)))
+        .flatten()
         .filter(move |(mounted, _)| *mounted == inode)
         .map(|(_, holder)| holder)
 }
 
 /// All network namespaces that are mounted somewhere, as often as they are.
 pub(crate) fn mounts(pids: &[u32]) -> impl Iterator<Item = (u64, Holder)> {
+    let mut read = mounts_reader();
+    look_into_views(pids, move |pid| read(pid).ok()).flatten()
+}
+
+/// Reads which network namespaces are mounted where a process sees it.
+fn mounts_reader() -> impl FnMut(u32) -> io::Result<Vec<(u64, Holder)>> {
     // With room from the start, two reads do instead of eight.
     let mut mountinfo = Vec::with_capacity(64 << 10);
-    let read = move |pid| {
+    move |pid| {
         mountinfo.clear();
         File::open(proc_path(pid, "mountinfo"))?.read_to_end(&mut mountinfo)?;
         let mounts = namespace_mounts(&mountinfo).map(|(inode, path)| (inode, Holder::Mount { pid, path }));
-        Ok(mounts.collect::<Vec<_>>())
-    };
-    look_into_views(pids, read).flatten()
+        Ok(mounts.collect())
+    }
 }
 
 /// Looks into each mount namespace once, through a process in it, and once more for each root that processes
 /// have in it: a process sees the mounts below its root only. What fails is left out.
 pub(crate) fn look_into_views<T>(
     pids: &[u32],
-    mut look: impl FnMut(u32) -> io::Result<T>,
+    mut look: impl FnMut(u32) -> Option<T>,
 ) -> impl Iterator<Item = T> {
     let mut seen = HashSet::new();
     pids.iter().filter_map(move |&pid| {
         let view = view_of_mounts(pid).ok().filter(|view| !seen.contains(view))?;
-        let found = look(pid).ok()?;
+        let found = look(pid)?;
         // A process that ends meanwhile leaves the view to the next one that has it.
         seen.insert(view);
         Some(found)
@@ -148,11 +190,12 @@ fn view_of_mounts(pid: u32) -> io::Result<(u64, u64, u64)> {
 }
 
 /// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it.
-fn holding_threads(pids: &[u32], inode: u64) -> impl Iterator<Item = Holder> {
+fn holding_threads(pids: &[u32], inode: u64, exhaustion: &Exhaustion) -> impl Iterator<Item = Holder> {
     pids.iter()
         .filter(|&&pid| pid != process::id())
         .flat_map(move |&pid| {
-            numbers_in(&proc_path(pid, "task"))
+            exhaustion
+                .look(numbers_in(&proc_path(pid, "task")))
                 .into_iter()
                 .flatten()
                 .map(move |tid| Holder::Thread { pid, tid })
@@ -170,12 +213,14 @@ fn other_kind(inode: u64) -> Option<&'static str> {
 }
 
 impl Holder {
-    /// Whether it still holds the namespace.
+    /// Whether it still holds the namespace, or may hold it: what cannot be looked at for want of descriptors has not
+    /// ended.
     pub(super) fn holds(&self, inode: u64) -> bool {
-        match self {
-            Self::Process { .. } | Self::Thread { .. } => self.namespace().is_ok_and(|found| found == inode),
-            Self::Mount { .. } => self.open(inode).is_some(),
-        }
+        let looked = match self {
+            Self::Process { .. } | Self::Thread { .. } => self.namespace().map(|found| found == inode),
+            Self::Mount { .. } => self.try_open(inode).map(|_| true),
+        };
+        looked.unwrap_or_else(|error| is_exhaustion(&error))
     }
 
     /// Number of the namespace that the link in `/proc` names.
@@ -185,14 +230,23 @@ impl Holder {
 
     /// Opens the namespace, and checks on the descriptor that it is the one that was meant.
     pub(super) fn open(&self, inode: u64) -> Option<OwnedFd> {
+        self.try_open(inode).ok()
+    }
+
+    /// The same, telling why it could not be opened.
+    fn try_open(&self, inode: u64) -> io::Result<OwnedFd> {
         let descriptor = match self {
             // The link of a process leads to a namespace and nowhere else.
             Self::Process { .. } | Self::Thread { .. } => {
-                open(&self.path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?
+                open(&self.path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?
             }
             Self::Mount { pid, path } => open_mounted(*pid, path)?,
         };
-        is_network_namespace(descriptor.as_fd(), inode).then_some(descriptor)
+        if is_network_namespace(descriptor.as_fd(), inode) {
+            Ok(descriptor)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -226,18 +280,17 @@ impl fmt::Display for Holder {
 
 /// Opens a namespace that is mounted in another mount namespace. Nothing but a namespace is ever opened for
 /// reading.
-fn open_mounted(pid: u32, path: &Path) -> Option<OwnedFd> {
-    let handle = RootOf::process(pid).ok()?.open_path(path).ok()?;
-    if fstatfs(&handle).ok()?.filesystem_type() != NSFS_MAGIC {
-        return None;
+fn open_mounted(pid: u32, path: &Path) -> io::Result<OwnedFd> {
+    let handle = RootOf::process(pid)?.open_path(path)?;
+    if fstatfs(&handle)?.filesystem_type() != NSFS_MAGIC {
+        return Err(io::ErrorKind::NotFound.into());
     }
     let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    open(
+    Ok(open(
         handle_path.as_str(),
         OFlag::O_RDONLY | OFlag::O_CLOEXEC,
         Mode::empty(),
-    )
-    .ok()
+    )?)
 }
 
 /// The root of a process, held to open files as the process sees them.

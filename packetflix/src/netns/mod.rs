@@ -153,7 +153,7 @@ impl Netns {
                 *holder = next;
                 true
             }
-            Err(FindError::Denied { .. }) => true,
+            Err(FindError::Denied { .. } | FindError::Exhausted { .. }) => true,
             Err(FindError::NotFound { .. }) => false,
         }
     }

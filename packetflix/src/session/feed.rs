@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 
 use super::{
     reader::Reader,
-    statistics::{Statistics, TapInterface},
+    statistics::{Statistics, TapInterface, Written},
     window::{Cursor, Next, Window},
 };
 use crate::{
@@ -90,7 +90,7 @@ impl Feed {
         let before = Statistics {
             clock: *tap.clock(),
             taken: 0,
-            until: 0,
+            written: Written::default(),
             interfaces: Vec::new(),
         };
         let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue, metrics);

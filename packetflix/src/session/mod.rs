@@ -21,6 +21,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::packets::fuzzing;
 use self::{
     feed::Subscription,
     limits::{Timer, beginning},
@@ -383,7 +385,9 @@ impl Session {
             return;
         }
         if let Some(statistics) = &batch.statistics {
-            let is_end = self.stopping.is_some_and(|(since, _)| since <= statistics.until);
+            let is_end = self
+                .stopping
+                .is_some_and(|(since, _)| statistics.written.reaches(since));
             self.known = Statistics::clone(statistics);
             let room = self.room();
             self.stream.write_statistics(&self.known, is_end, room);

@@ -192,3 +192,35 @@ fn reception(header: &RecordHeader) -> Reception {
         (PacketDirection::Inbound, _) => Reception::Unspecified,
     }
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::*;
+    use crate::{pcapng::MAX_BLOCK_LEN, tap::clock::ClockSource};
+
+    /// Records as they stand in a ring, each behind its length of two bytes: they become whole blocks.
+    pub fn record(mut data: &[u8]) {
+        let clock = CaptureClock::new(ClockSource::Tai).expect("the machine has a clock");
+        let mut packets = Packets::new(crate::pcapng::SNAPLEN);
+        packets.describe(0);
+        packets.describe(2);
+        let mut written = 0;
+        while let Some((len, rest)) = data.split_first_chunk() {
+            let (record, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*len).into()));
+            data = rest;
+            let before = packets.batch.len();
+            let head = packets.write(record, &clock);
+            written += u64::from(packets.batch.len() > before);
+            assert_eq!(head, Head::Remove);
+        }
+        let (blocks, counts) = packets.take();
+        assert_eq!(counts.iter().map(|count| count.packets).sum::<u64>(), written);
+        let mut rest = &blocks[..];
+        while let Some(head) = rest.first_chunk::<8>() {
+            let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+            assert!(len.is_multiple_of(4) && len <= MAX_BLOCK_LEN, "{len}");
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+    }
+}

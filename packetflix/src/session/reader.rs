@@ -18,7 +18,7 @@ use super::{
     feed::{Command, Shared, Subscription},
     packets::Packets,
     packets_in,
-    statistics::{InterfaceCounts, Statistics, TapInterface},
+    statistics::{InterfaceCounts, Statistics, TapInterface, Written},
     window::Batch,
 };
 use crate::{
@@ -137,7 +137,7 @@ impl Reader {
                             return Ok(Ended::Stopped);
                         }
                         // Whoever asked may have left meanwhile.
-                        Command::Count { reply } => drop(reply.send(self.statistics(0))),
+                        Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
                         Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
                         Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands).await? {
                             // Whoever asked may have left meanwhile, and so leaves the feed.
@@ -211,7 +211,7 @@ impl Reader {
         }
         // Addresses may have changed since the interfaces were described.
         self.follow_links().await?;
-        let before = self.statistics(0);
+        let before = self.statistics(Written::default());
         let joined = commands.upgrade();
         Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, own, before)))
     }
@@ -268,19 +268,22 @@ impl Reader {
         let now = clock.now();
         let Self { tap, packets, .. } = self;
         let drained = tap.drain(until, |record| packets.write(record, &clock));
-        let written_until = match drained {
-            // The clock was set back: that all that is older is written does not follow.
-            Drained::Full(next) if next > now => 0,
-            Drained::Full(next) => next.saturating_sub(1).min(until),
-            Drained::Held | Drained::Empty => until,
+        let written = Written {
+            until: match drained {
+                // The clock was set back: that all that is older is written does not follow.
+                Drained::Full(next) if next > now => 0,
+                Drained::Full(next) => next.saturating_sub(1).min(until),
+                Drained::Held | Drained::Empty => until,
+            },
+            is_all: drained == Drained::Empty,
         };
-        self.let_go(written_until);
-        if self.settle.is_some_and(|since| since <= written_until) {
+        self.let_go(written);
+        if self.settle.is_some_and(|since| written.reaches(since)) {
             self.settle = None;
             self.published = None;
             self.statistics_due = true;
         }
-        let statistics = self.due_statistics(written_until);
+        let statistics = self.due_statistics(written);
         let oldest = self.packets.oldest();
         let (packets, counts) = self.packets.take();
         let len = packets.len();
@@ -298,8 +301,8 @@ impl Reader {
         (drained, len)
     }
 
-    /// Takes the final counts of interfaces that left before `until`, up to which all records are written.
-    fn let_go(&mut self, until: u64) {
+    /// Takes the final counts of interfaces that left before all that is written.
+    fn let_go(&mut self, written: Written) {
         let Self {
             leaving,
             tap,
@@ -309,7 +312,7 @@ impl Reader {
             told,
             ..
         } = self;
-        for (ifindex, since) in leaving.extract_if(.., |(_, since)| *since <= until) {
+        for (ifindex, since) in leaving.extract_if(.., |(_, since)| written.reaches(*since)) {
             let Some((interface, counters)) = tap.remove(ifindex) else {
                 continue;
             };
@@ -341,11 +344,11 @@ impl Reader {
     }
 
     /// Statistics, if it is time for them and they say something new.
-    fn due_statistics(&mut self, until: u64) -> Option<Arc<Statistics>> {
+    fn due_statistics(&mut self, written: Written) -> Option<Arc<Statistics>> {
         if !std::mem::take(&mut self.statistics_due) {
             return None;
         }
-        let statistics = self.statistics(until);
+        let statistics = self.statistics(written);
         if self.published.as_ref() == Some(&statistics.interfaces) {
             return None;
         }
@@ -369,8 +372,8 @@ impl Reader {
         self.metrics.ring_filled(self.tap.ring_fill());
     }
 
-    /// What has become of all packets until now; those captured until `until` are written.
-    fn statistics(&mut self, until: u64) -> Statistics {
+    /// What has become of all packets until now, of which these are written.
+    fn statistics(&mut self, written: Written) -> Statistics {
         for interface in self.tap.interfaces() {
             let Some(written) = self.packets.of_interface(interface.id) else {
                 continue;
@@ -387,7 +390,7 @@ impl Reader {
         Statistics {
             clock: *self.tap.clock(),
             taken: self.tap.clock().now(),
-            until,
+            written,
             interfaces: self.counts.clone(),
         }
     }

@@ -1,6 +1,10 @@
 //! What is known of a tap's interfaces: what they are, and what became of their packets.
 
-use crate::{netns::Link, pcapng::LinkType, tap::CaptureClock};
+use crate::{
+    netns::Link,
+    pcapng::LinkType,
+    tap::{CaptureClock, is_younger},
+};
 
 /// An interface of a tap, as it is described.
 #[derive(Clone, Debug)]
@@ -22,10 +26,26 @@ pub(super) struct Statistics {
     pub(super) clock: CaptureClock,
     /// When the counts were read.
     pub(super) taken: u64,
-    /// Packets that were captured until then stand before this place.
-    pub(super) until: u64,
+    /// Which packets stand before this place.
+    pub(super) written: Written,
     /// In the order of the descriptions.
     pub(super) interfaces: Vec<InterfaceCounts>,
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Written {
+    /// All that was captured until then is written.
+    pub(super) until: u64,
+    /// The rings were found empty: what has a later time, since the clock was set back, is written too.
+    pub(super) is_all: bool,
+}
+
+impl Written {
+    /// Whether all is written that was captured until `time`, which has passed.
+    pub(super) fn reaches(self, time: u64) -> bool {
+        time <= self.until || (self.is_all && !is_younger(time, self.until))
+    }
 }
 
 /// What became of the packets of an interface.
@@ -41,4 +61,26 @@ pub(super) struct InterfaceCounts {
     pub(super) rejected: u64,
     /// When it left the tap, if it has; the counts are final then.
     pub(super) end: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_that_was_set_back_is_waited_for_no_longer_than_a_second() {
+        const SECOND: u64 = 1_000_000_000;
+        let until = 100 * SECOND;
+        for (time, reached_in_part, reached_in_all) in [
+            (until, true, true),
+            (until + 1, false, false),
+            (until + SECOND - 1, false, false),
+            (until + SECOND, false, true),
+            (u64::MAX, false, true),
+        ] {
+            let written = |is_all| Written { until, is_all };
+            assert_eq!(written(false).reaches(time), reached_in_part, "{time}");
+            assert_eq!(written(true).reaches(time), reached_in_all, "{time}");
+        }
+    }
 }

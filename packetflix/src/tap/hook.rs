@@ -23,6 +23,9 @@ use crate::{
     sys,
 };
 
+/// Most programs in each direction of an interface: one less than `BPF_MPROG_MAX` of `linux/bpf_mprog.h`.
+const MAX_PROGRAMS: usize = 63;
+
 /// Which hook to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Hook {
@@ -54,6 +57,14 @@ pub enum HookError {
     Gone {
         /// Its name when it was listed.
         name: String,
+    },
+    /// Others have attached all that the interface takes.
+    #[error(
+        "{interface} has {MAX_PROGRAMS} TCX programs already, and takes no more: other captures of it have to end first"
+    )]
+    Full {
+        /// The interface.
+        interface: String,
     },
     /// The kernel refused to attach.
     #[error("the program {program} could not be attached to {interface}")]
@@ -191,6 +202,8 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
         let interface = if_indextoname(link.ifindex)
             .ok()
             .and_then(|name| name.into_string().ok())
+            // As the kernel calls one that is about to vanish.
+            .filter(|name| !name.is_empty())
             .ok_or_else(|| HookError::Gone {
                 name: link.name.clone(),
             })?;
@@ -202,6 +215,7 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
                 Some(Errno::ENODEV) => HookError::Gone {
                     name: link.name.clone(),
                 },
+                Some(Errno::ERANGE) => HookError::Full { interface },
                 _ => HookError::Attach {
                     program: name,
                     interface,

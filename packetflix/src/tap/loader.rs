@@ -3,7 +3,8 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::Notify, time::sleep};
@@ -14,7 +15,10 @@ use super::{
     memory::{RingMemory, RingShare},
     object::Object,
 };
-use crate::error::chain;
+use crate::error::{chain, is_exhaustion};
+
+/// How long the kernel may take to free an object.
+const FREEING: Duration = Duration::from_millis(200);
 
 /// After how long loading an object is tried again that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,7 +56,7 @@ impl Loader {
 
     /// The rings' memory: bytes in use, those of the object that is ready too, and the most that may be.
     pub(crate) fn ring_memory(&self) -> (u64, u64) {
-        (self.memory.used(), self.config.rings.memory)
+        (self.memory.taken(), self.config.rings.memory)
     }
 
     pub(super) fn config(&self) -> &TapConfig {
@@ -137,17 +141,30 @@ impl Loader {
             return Ok(spare);
         }
         match self.load(filters) {
-            Err(TapError::RingMemory { .. }) if self.replace_spare(None).is_some() => self.load(filters),
+            // What is kept ready for the next one goes first.
+            Err(error) if is_scarcity(&error) && self.replace_spare(None).is_some() => {
+                self.load_when_freed(filters)
+            }
             loaded => loaded,
         }
     }
 
+    /// Loads an object as soon as the kernel has back what was just let go of, which takes it a moment.
+    fn load_when_freed(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+        let deadline = Instant::now() + FREEING;
+        loop {
+            match self.load(filters) {
+                Err(error) if is_scarcity(&error) && Instant::now() < deadline => thread::sleep(FREEING / 10),
+                loaded => return loaded,
+            }
+        }
+    }
+
     fn load(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
-        let share = self.memory.take().ok_or(TapError::RingMemory {
-            memory: self.config.rings.memory,
-        })?;
+        let mut share = self.memory.take()?;
         let hook = ChosenHook::choose(self.config.hook)?;
         let object = Object::load(&self.config, hook, filters, share.size)?;
+        share.settle();
         Ok(Loaded { object, hook, share })
     }
 
@@ -155,6 +172,11 @@ impl Loader {
         let mut place = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut place, spare)
     }
+}
+
+/// Whether others hold what is missing.
+fn is_scarcity(error: &TapError) -> bool {
+    matches!(error, TapError::RingMemory { .. } | TapError::Memory { .. }) || is_exhaustion(error)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub(crate) use self::{
     filters::CaptureFilters,
     loader::Loader,
     own::OwnTraffic,
-    rings::{Drained, Head},
+    rings::{Drained, Head, is_younger},
 };
 use self::{
     hook::{Attachment, ChosenHook},
@@ -134,6 +134,16 @@ pub enum TapError {
     RingMemory {
         /// Bytes that all rings may take.
         memory: u64,
+    },
+    /// There is too little memory, whatever is allowed.
+    #[error(
+        "of the memory of this machine, or of the service's control group, {} MiB are left for rings, \
+         and those of another capture take more",
+        left >> 20
+    )]
+    Memory {
+        /// Bytes that are left.
+        left: u64,
     },
     /// The object or its maps.
     #[error(transparent)]

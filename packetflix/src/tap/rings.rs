@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// A timestamp that lies further in the future than this, in nanoseconds, is from before the clock was set
-/// back; its record is not held until that time comes again.
+/// A time that lies further in the future than this, in nanoseconds, is from before the clock was set back: nothing waits
+/// until that time comes again.
 const CLOCK_WAS_SET_BACK: u64 = 1_000_000_000;
 
 /// One CPU's ring: records in the order of their timestamps.
@@ -84,7 +84,7 @@ impl<R: Ring> Merge<R> {
             heads.extend(timestamp(ring).map(|time| Reverse((time, index))));
         }
         while let Some(Reverse((mut time, index))) = heads.pop() {
-            if is_too_young(time, until) {
+            if is_younger(time, until) {
                 return Drained::Held;
             }
             // As long as no other ring has an older record, this one goes on.
@@ -98,7 +98,7 @@ impl<R: Ring> Merge<R> {
                     return Drained::Full(time);
                 }
                 match timestamp(&mut rings[index]) {
-                    Some(next) if next <= others && !is_too_young(next, until) => time = next,
+                    Some(next) if next <= others && !is_younger(next, until) => time = next,
                     Some(next) => {
                         heads.push(Reverse((next, index)));
                         break;
@@ -111,8 +111,9 @@ impl<R: Ring> Merge<R> {
     }
 }
 
-fn is_too_young(time: u64, until: u64) -> bool {
-    time > until && time - until < CLOCK_WAS_SET_BACK
+/// Whether a time of the records' clock is after another, and the clock has not been set back in between.
+pub(crate) fn is_younger(time: u64, than: u64) -> bool {
+    time > than && time - than < CLOCK_WAS_SET_BACK
 }
 
 /// A record that is too short to have a timestamp counts as the oldest, to be got rid of.

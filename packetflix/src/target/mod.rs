@@ -6,6 +6,8 @@ mod service;
 
 use std::fmt::Write as _;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
     description::{TargetDescription, full_name},
     directory::{Directory, DirectoryError, KnownTargets},

@@ -95,6 +95,20 @@ impl DiscoveryService {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// What a discovery service answers.
+    pub fn mobyshark(data: &[u8]) {
+        if let Ok(list) = serde_json::from_slice::<TargetList>(data) {
+            for target in list.containers {
+                assert!(target.netns != Some(0) && target.full_name().len() >= target.name.len());
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::{
