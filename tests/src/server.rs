@@ -111,7 +111,7 @@ impl Server {
         write!(&stream, "{request}\r\nHost: here\r\n\r\n")?;
         let mut stream = BufReader::new(stream);
         let head = Head::read(&mut stream)?;
-        let body = if request.starts_with("HEAD ") || head.status()? == 101 {
+        let body = if request.starts_with("HEAD ") || [101, 204].contains(&head.status()?) {
             Vec::new()
         } else {
             Body::of_answer(&head, &mut stream)?.read_all()?

@@ -507,7 +507,8 @@ async fn account_of_captures_is_kept_apart_from_the_log() -> anyhow::Result<()> 
         assert_eq!(line["message"], message);
         assert_eq!(line["target"], "packetflix::audit");
         ensure!(line["timestamp"].is_string(), "{line}");
-        let client = line["client"].as_str().context("no client")?;
+        ensure!(line["client"] == "anyone", "{line}");
+        let client = line["address"].as_str().context("no address")?;
         ensure!(client.starts_with("127.0.0.1:"), "{client}");
     }
     let [started, ended, refused] = &lines[..] else {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -55,7 +56,15 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// What a connection is about, as those know who answer its requests.
 #[derive(Clone, Debug)]
-pub(super) struct Exchange(Arc<AtomicU8>);
+pub(super) struct Exchange(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    now: AtomicU8,
+    /// Who reads, to look at the clock once the request is answered: until then there is no time in which anything has to
+    /// come, and hyper looks no more by itself.
+    reader: AtomicWaker,
+}
 
 /// A request is awaited, since just now.
 const BEGUN: u8 = 0;
@@ -68,12 +77,15 @@ const UPGRADED: u8 = 3;
 
 impl Exchange {
     pub(super) fn new() -> Self {
-        Self(Arc::new(AtomicU8::new(BEGUN)))
+        Self(Arc::new(State {
+            now: AtomicU8::new(BEGUN),
+            reader: AtomicWaker::new(),
+        }))
     }
 
     /// The head of a request has come. It is answered until what this gives is dropped.
     pub(super) fn answer(&self) -> Answering {
-        self.0.store(ANSWERED, Ordering::Relaxed);
+        self.0.now.store(ANSWERED, Ordering::Relaxed);
         Answering(self.clone())
     }
 }
@@ -87,7 +99,7 @@ impl Answering {
     pub(super) fn finish_with<B>(self, status: StatusCode, body: B) -> AnswerBody<B> {
         let Self(Exchange(state)) = &self;
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            state.store(UPGRADED, Ordering::Relaxed);
+            state.now.store(UPGRADED, Ordering::Relaxed);
         }
         AnswerBody {
             body,
@@ -100,7 +112,10 @@ impl Drop for Answering {
     fn drop(&mut self) {
         let Self(Exchange(state)) = self;
         // An upgraded connection stays so.
-        let _ = state.compare_exchange(ANSWERED, BEGUN, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = state
+            .now
+            .compare_exchange(ANSWERED, BEGUN, Ordering::Relaxed, Ordering::Relaxed);
+        state.reader.wake();
     }
 }
 
@@ -157,13 +172,15 @@ impl Bounded {
 
     fn state(&self) -> u8 {
         let Exchange(state) = &self.exchange;
-        state.load(Ordering::Relaxed)
+        state.now.load(Ordering::Relaxed)
     }
 
     /// Waits anew for the head of a request, if a request was answered since the last time.
     fn await_head(&mut self) {
         let Exchange(state) = &self.exchange;
-        let begun = state.compare_exchange(BEGUN, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
+        let begun = state
+            .now
+            .compare_exchange(BEGUN, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
             self.has_head_begun = false;
             let deadline = Instant::now() + self.patience.head;
@@ -202,6 +219,8 @@ impl AsyncRead for Bounded {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Exchange(state) = &self.exchange;
+        state.reader.register(context.waker());
         self.await_head();
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
@@ -348,6 +367,18 @@ mod tests {
         let mut said = Vec::new();
         theirs.read_to_end(&mut said).await.unwrap();
         assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    }
+
+    #[tokio::test]
+    async fn who_reads_while_a_request_is_answered_waits_no_longer_than_allowed_for_the_next() {
+        let (mut bounded, _theirs, exchange) = bounded();
+        let answering = exchange.answer();
+        let end = async {
+            sleep(PATIENCE.head).await;
+            drop(answering);
+        };
+        let (has_ended, ()) = tokio::join!(has_ended(&mut bounded), end);
+        assert!(has_ended);
     }
 
     #[tokio::test]
