@@ -48,7 +48,7 @@ pub(crate) struct CaptureFacts {
     pub(crate) tap: u64,
     /// Where the client comes from, or empty.
     pub(crate) client: String,
-    /// What is captured: its name may be empty.
+    /// What is captured; where it was asked for by its number, with the name of who holds the namespace.
     pub(crate) target: TargetDescription,
     /// Inode number of the namespace.
     pub(crate) netns: u64,
