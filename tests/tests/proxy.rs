@@ -525,8 +525,18 @@ fn our_paths_stay_ours() -> anyhow::Result<()> {
     let server = proxy_of(&upstream)?;
     ensure!(get(&server, "/version")?.1.contains("packetflix"));
     assert_eq!(get(&server, "/capture?netns=1")?.0.status()?, 426);
-    get(&server, "/targets")?;
-    get(&server, "/openapi.json")?;
+    let ours = [
+        "/targets",
+        "/openapi.json",
+        "/captures",
+        "/captures/7",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+    ];
+    for path in ours {
+        get(&server, path)?;
+    }
     let post = "POST /capture HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(exchange(&server, post)?.0.status()?, 405);
     let (head, body) = exchange(&server, "CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n")?;
@@ -534,7 +544,7 @@ fn our_paths_stay_ours() -> anyhow::Result<()> {
     ensure!(body.contains("no tunnel is opened to x:80"), "{body}");
     assert_eq!(upstream.heads(), []);
     assert_eq!(get(&server, "/discover/version")?.1, "GET /version HTTP/1.1 ");
-    assert_eq!(get(&server, "/captures")?.1, "GET /captures HTTP/1.1 ");
+    assert_eq!(get(&server, "/capturing")?.1, "GET /capturing HTTP/1.1 ");
     Ok(())
 }
 

@@ -111,7 +111,8 @@ async fn counts_agree_with_the_streams() -> anyhow::Result<()> {
         };
         assert_eq!(capture["filter"], "ether[14]=1");
         assert_eq!(capture["network-interfaces"], json!(["va"]));
-        assert_eq!(capture["target"], json!({ "netns": here.inode()? }));
+        let target = json!({ "name": here.path(), "type": "bindmount", "netns": here.inode()? });
+        assert_eq!(capture["target"], target);
         assert_eq!(capture["tap"], capture["id"]);
         assert_eq!(capture["dropped"], json!({ "kernel": 0, "slow-client": 0 }));
         let address = capture["client"]["address"].as_str().context("no address")?;
@@ -516,6 +517,8 @@ async fn account_of_captures_is_kept_apart_from_the_log() -> anyhow::Result<()> 
     };
     for (member, value) in [
         ("netns", json!(netns)),
+        ("name", json!(here.path())),
+        ("type", json!("bindmount")),
         ("interfaces", json!("va")),
         ("filter", json!("ether proto 0x88b5")),
     ] {

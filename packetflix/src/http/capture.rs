@@ -220,11 +220,16 @@ impl App {
             claimed: own.claimed,
             chaste: request.chaste,
         };
+        let mut target = description.clone();
+        if target.name.is_empty() {
+            let (name, kind) = info.holder.clone();
+            (target.name, target.kind) = (name, kind.to_owned());
+        }
         let mut facts = CaptureFacts {
             id: attempt.id,
             tap: attempt.id,
             client: attempt.client.clone(),
-            target: description.clone(),
+            target,
             netns: key.netns,
             selection: key.selection.clone(),
             filter: request.filter.clone(),

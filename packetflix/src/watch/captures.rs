@@ -57,7 +57,7 @@ pub(crate) struct CaptureFacts {
     pub(crate) tap: u64,
     /// Who captures.
     pub(crate) client: ClientFacts,
-    /// What is captured: its name may be empty.
+    /// What is captured; where it was asked for by its number, with the name of who holds the namespace.
     pub(crate) target: TargetDescription,
     /// Inode number of the namespace.
     pub(crate) netns: u64,
