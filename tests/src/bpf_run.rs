@@ -1,4 +1,4 @@
-//! Loads eBPF programs and runs them on packets, without attaching them to anything.
+//! Loads eBPF programs and runs them on packets, attached or not.
 //!
 //! `BPF_PROG_TEST_RUN` (kernel 4.12) makes a packet of the bytes it is given, which must be at least an Ethernet header.
 //! It hands the whole packet to a classifier, but to a socket filter what follows the Ethernet header: so that a
@@ -17,7 +17,13 @@ use nix::{errno::Errno, libc};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ENABLE_STATS: libc::c_int = 32;
+/// `enum bpf_attach_type`
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_F_AFTER: u32 = 1 << 4;
 /// `enum bpf_stats_type`
 const BPF_STATS_RUN_TIME: u32 = 0;
 const INSTRUCTION_LEN: usize = 8;
@@ -70,6 +76,50 @@ struct RunAttribute {
     ctx_size_out: u32,
     ctx_in: u64,
     ctx_out: u64,
+}
+
+/// The part of `union bpf_attr` that makes a link to TCX.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttribute {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    unused: u32,
+    expected_revision: u64,
+}
+
+/// The part of `union bpf_attr` that asks what is attached.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttribute {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    unused: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Where in a chain of TCX programs a new one goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Before all others.
+    First,
+    /// After all others.
+    Last,
+}
+
+/// A program that is attached, until this is dropped.
+pub struct Attached {
+    _link: OwnedFd,
 }
 
 /// As much of `struct __sk_buff` as can be set and is of interest.
@@ -155,6 +205,47 @@ impl Program {
         Ok(())
     }
 
+    /// Attaches it to what an interface of this thread's network namespace receives. Kernel 6.6.
+    ///
+    /// # Errors
+    /// When it is no classifier, or the kernel has no TCX.
+    pub fn attach_to_ingress(&self, ifindex: u32, place: Place) -> io::Result<Attached> {
+        let attribute = LinkAttribute {
+            prog_fd: self.descriptor.as_raw_fd() as u32,
+            target_ifindex: ifindex,
+            attach_type: BPF_TCX_INGRESS,
+            flags: match place {
+                Place::First => BPF_F_BEFORE,
+                Place::Last => BPF_F_AFTER,
+            },
+            ..LinkAttribute::default()
+        };
+        // SAFETY: the attribute has the layout and size of this command's for TCX; the kernel reads it and nothing else.
+        let link = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_LINK_CREATE,
+                &raw const attribute,
+                size_of::<LinkAttribute>(),
+            )
+        };
+        let link = Errno::result(link)?;
+        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        let link = unsafe { OwnedFd::from_raw_fd(link as RawFd) };
+        Ok(Attached { _link: link })
+    }
+
+    /// How often it has run while the kernel took the times of runs: see [`take_run_times`].
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn runs(&self) -> anyhow::Result<u64> {
+        let descriptor = self.descriptor.as_raw_fd();
+        let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"))?;
+        let runs = told.lines().find_map(|line| line.strip_prefix("run_cnt:"));
+        Ok(runs.context("no run_cnt")?.trim().parse()?)
+    }
+
     fn test_run(&self, packet: &[u8], mark: u32, repeat: u32) -> anyhow::Result<(u32, u32)> {
         const ROOM: usize = 4096;
 
@@ -197,6 +288,38 @@ impl Program {
         Errno::result(result).with_context(|| format!("cannot run on {packet:02x?}"))?;
         Ok((attribute.retval, attribute.duration))
     }
+}
+
+/// Numbers of the programs that are attached to what an interface of this thread's network namespace receives, in the
+/// order in which they run. Kernel 6.6.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn attached_to_ingress(ifindex: u32) -> io::Result<Vec<u32>> {
+    /// More than the kernel lets be attached.
+    const ROOM: usize = 100;
+
+    let mut numbers = vec![0u32; ROOM];
+    let mut attribute = QueryAttribute {
+        target_ifindex: ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        prog_ids: numbers.as_mut_ptr() as u64,
+        count: ROOM as u32,
+        ..QueryAttribute::default()
+    };
+    // SAFETY: the attribute has the layout and size of this command's; the kernel writes to it, and as many numbers as
+    // it says there is room for, which live until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attribute,
+            size_of::<QueryAttribute>(),
+        )
+    };
+    Errno::result(result)?;
+    numbers.truncate(attribute.count as usize);
+    Ok(numbers)
 }
 
 /// Has the kernel take the time of each run of every program, until the descriptor is closed: `run_time_ns` and

@@ -5,7 +5,9 @@
 pub mod analysis;
 pub mod bpf_run;
 pub mod client;
+pub mod clock;
 pub mod containerd;
+pub mod control_group;
 pub mod docker;
 pub mod generator;
 pub mod http;
@@ -18,4 +20,5 @@ pub mod raw;
 pub mod recording;
 pub mod report;
 pub mod server;
+pub mod traces;
 pub mod upstream;

@@ -1,9 +1,11 @@
 //! Speaks Docker's API at a socket, and says that it runs what it is told to say: `fake-engine SOCKET [NAME PID]…`.
-//! Says nothing at all when it is told of nothing.
+//! Says nothing at all when it is told of nothing. Dies when it has said so many bytes as the variable
+//! `FAKE_ENGINE_DIES_AFTER` tells, headers and all.
 
 use std::{
     io::{BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -18,16 +20,23 @@ fn main() -> anyhow::Result<()> {
     while let (Some(name), Some(pid)) = (arguments.next(), arguments.next()) {
         containers.push((name, pid.parse::<i64>()?));
     }
+    let dies_after = std::env::var("FAKE_ENGINE_DIES_AFTER").ok();
+    let left = dies_after.map(|bytes| bytes.parse()).transpose()?;
+    let left = Arc::new(Mutex::new(left));
     println!("ready");
     for stream in listener.incoming() {
-        let (stream, containers) = (stream?, containers.clone());
-        thread::spawn(move || answer(stream, &containers));
+        let (stream, containers, left) = (stream?, containers.clone(), Arc::clone(&left));
+        thread::spawn(move || answer(stream, &containers, &left));
     }
     Ok(())
 }
 
 /// Answers one request.
-fn answer(stream: UnixStream, containers: &[(String, i64)]) -> anyhow::Result<()> {
+fn answer(
+    stream: UnixStream,
+    containers: &[(String, i64)],
+    left: &Mutex<Option<usize>>,
+) -> anyhow::Result<()> {
     let mut stream = BufReader::new(stream);
     let head = Head::read(&mut stream)?;
     if containers.is_empty() {
@@ -46,11 +55,22 @@ fn answer(stream: UnixStream, containers: &[(String, i64)]) -> anyhow::Result<()
     };
     let status = if body.is_null() { "404 Not Found" } else { "200 OK" };
     let body = body.to_string();
-    write!(
-        stream.get_mut(),
+    let answer = format!(
         "HTTP/1.1 {status}\r\nServer: Docker/0 (fake)\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
-    )?;
+    );
+    let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(left) = &mut *left {
+        let said = answer.as_bytes().get(..*left).unwrap_or(answer.as_bytes());
+        stream.get_mut().write_all(said)?;
+        *left -= said.len();
+        if *left == 0 {
+            std::process::exit(1);
+        }
+        return Ok(());
+    }
+    drop(left);
+    stream.get_mut().write_all(answer.as_bytes())?;
     Ok(())
 }
 

@@ -1,0 +1,275 @@
+//! Clients that vanish, stall, or say too much. `lifecycle.rs` has those that leave, `load.rs` and `sharing.rs` those that
+//! are too slow.
+
+use std::{
+    io::{ErrorKind, Write as _},
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use packetflix_tests::{
+    client::Recorder,
+    namespace::Namespace,
+    raw::RawSocket,
+    server::{Server, program},
+    traces::{traces_before, wait_for_traces},
+};
+use tokio::time::{sleep, timeout};
+
+use crate::{flow::Flow, frame};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_vanishes_under_load_is_given_up() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let (desk, house) = (Namespace::new()?, Namespace::new()?);
+    desk.connect("desk", &house, "house", 2)?;
+    let mut inside = house.command("env");
+    inside.arg(program("packetflix")?);
+    let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
+    let before = traces_before(&[&here])?;
+    let stream = desk.inside(|| TcpStream::connect(("10.9.2.2", server.port())))??;
+    let url = format!("ws://10.9.2.2/capture?netns={}&nif=va", here.inode()?);
+    let mut recorder = Recorder::over(stream, &url).await?;
+    let flow = Flow::start(&there, "vb", 1400, 10)?;
+    recorder
+        .read_until(|recording| recording.packets.len() > 100)
+        .await?;
+    // Neither FIN nor RST comes through any more.
+    desk.ip(&["link", "set", "desk", "down"])?;
+    let begin = Instant::now();
+    server.wait_for_log("the client is gone")?;
+    wait_for_traces(&before, &[&here])?;
+    let took = begin.elapsed();
+    eprintln!("a client that vanished was freed after {took:.1?}");
+    ensure!(took < Duration::from_secs(4), "{took:?}");
+    flow.stop()?;
+    Ok(())
+}
+
+/// As a minute is to the two minutes of the default: pings stay unanswered meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_stalls_for_half_its_time_reads_on() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&["--client-timeout", "8", "--ring-size", "1MiB"])?;
+    let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    let flow = Flow::start(&there, "vb", 1400, 5)?;
+    sleep(Duration::from_secs(4)).await;
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        ensure!(recorder.read().await?.is_none(), "{}", server.log());
+    }
+    let sent = flow.stop()?;
+    let recording = recorder.finish().await?;
+    let statistics = recording.final_statistics("va")?;
+    assert_eq!(statistics.received, sent);
+    assert_eq!(statistics.delivered + statistics.dropped, sent);
+    assert_eq!(statistics.delivered, recording.packets.len() as u64);
+    ensure!(statistics.dropped > 0, "the stall was none: {statistics:?}");
+    eprintln!(
+        "of {sent} packets, {} were dropped while the client stalled, and all of them told",
+        statistics.dropped
+    );
+    Ok(())
+}
+
+/// A frame as clients send it, masked by zeros.
+fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ 0..126 => frame.push(0x80 | len as u8),
+        len => {
+            frame.push(0x80 | 126);
+            frame.extend((len as u16).to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// Writes frames as fast as the server takes them, until it is stopped or the connection ends.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<u64>,
+}
+
+impl Flood {
+    fn start(mut stream: TcpStream, first: Vec<u8>, again: Vec<u8>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let many = again.repeat((65_536 / again.len()).max(1));
+            let mut written = 0;
+            let mut rest = &first[..];
+            loop {
+                // Not in the middle of a frame, so that it is no other fault.
+                if rest.is_empty() && stopped.load(Ordering::Relaxed) {
+                    return written;
+                }
+                if rest.is_empty() {
+                    rest = &many;
+                }
+                match stream.write(rest) {
+                    Ok(len) => {
+                        rest = &rest[len..];
+                        written += len as u64;
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        thread::sleep(Duration::from_micros(100));
+                    }
+                    Err(_) => return written,
+                }
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> anyhow::Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("the flood panicked")
+    }
+}
+
+/// A server with a client that floods it, and one that does not.
+struct Flooded {
+    server: Server,
+    here: Namespace,
+    there: Namespace,
+    memory: u64,
+}
+
+impl Flooded {
+    fn new() -> anyhow::Result<Self> {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&[])?;
+        let memory = server.status("RssAnon")?;
+        Ok(Self {
+            server,
+            here,
+            there,
+            memory,
+        })
+    }
+
+    /// A client, and its connection once more.
+    async fn client(&self) -> anyhow::Result<(Recorder, TcpStream)> {
+        let stream = TcpStream::connect(("127.0.0.1", self.server.port()))?;
+        let again = stream.try_clone()?;
+        let url = self.server.url(&format!("netns={}&names=0", self.here.inode()?));
+        Ok((Recorder::over(stream, &url).await?, again))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_frames_takes_no_memory_and_nothing_from_others() -> anyhow::Result<()> {
+    let fragment = client_frame(0x00, &[0; 60_000]);
+    let data = client_frame(0x82, &[0; 60_000]);
+    let flooded = Flooded::new()?;
+    let socket = RawSocket::open(&flooded.there, "vb")?;
+    for (number, (name, first, again)) in [
+        ("pings", vec![], client_frame(0x89, &[0; 100])),
+        ("pongs", vec![], client_frame(0x8a, &[])),
+        ("data", vec![], data),
+        ("fragments of one message", client_frame(0x02, &[]), fragment),
+        (
+            "frames without a mask",
+            vec![],
+            [&[0x82, 100][..], &[0; 100]].concat(),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let url = format!("netns={}&nif=va", flooded.here.inode()?);
+        let other = Recorder::start(&flooded.server.url(&url)).await?;
+        let (mut flooding, stream) = flooded.client().await?;
+        let flood = Flood::start(stream, first, again);
+        sleep(Duration::from_millis(400)).await;
+        // Whoever floods gets packets, too.
+        let number = number as u8;
+        socket.send(&frame(number))?;
+        let seen = flooding.read_until(|recording| recording.count(&frame(number)) > 0);
+        timeout(Duration::from_secs(5), seen)
+            .await
+            .with_context(|| format!("{name}: nothing comes"))??;
+        let flow = Flow::start(&flooded.there, "vb", 100, 5)?;
+        let mut most = 0;
+        for _ in 0..20 {
+            most = most.max(flooded.server.status("RssAnon")?);
+            let _ = timeout(Duration::from_millis(20), flooding.read()).await;
+        }
+        let sent = flow.stop()? + 1;
+        let written = flood.stop()?;
+        flooding.finish().await.with_context(|| name.to_owned())?;
+        let statistics = other.finish().await?.final_statistics("va")?;
+        assert_eq!((statistics.delivered, statistics.dropped), (sent, 0), "{name}");
+        eprintln!(
+            "{name}: {} MiB taken in, and at most {} KiB of memory more",
+            written >> 20,
+            most.saturating_sub(flooded.memory)
+        );
+        ensure!(
+            most < flooded.memory + 16 * 1024,
+            "{name}: memory grew from {} KiB to {most} KiB",
+            flooded.memory
+        );
+    }
+    Ok(())
+}
+
+/// Beside those of `lifecycle.rs`.
+#[tokio::test]
+async fn frames_that_nobody_may_send_end_the_capture_of_who_sends_them() -> anyhow::Result<()> {
+    let flooded = Flooded::new()?;
+    for (name, garbage) in [
+        ("a long ping", client_frame(0x89, &[0; 126])),
+        ("a ping in fragments", client_frame(0x09, &[])),
+        ("an opcode that is none", client_frame(0x83, &[])),
+        ("a reserved bit", client_frame(0xc2, &[])),
+        (
+            "a message of a megabyte",
+            [&[0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0][..], &[0; 4]].concat(),
+        ),
+    ] {
+        let (recorder, mut stream) = flooded.client().await?;
+        stream.write_all(&garbage)?;
+        let (recording, code, reason) = recorder.read_to_end().await.with_context(|| name.to_owned())?;
+        ensure!(
+            code == 1002 && reason.starts_with("not WebSocket: "),
+            "{name}: {code} {reason}"
+        );
+        ensure!(!recording.interfaces.is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_pings_without_end_holds_up_no_shutdown() -> anyhow::Result<()> {
+    let mut flooded = Flooded::new()?;
+    let (mut reads, stream) = flooded.client().await?;
+    let (_deaf, other) = flooded.client().await?;
+    let floods =
+        [stream, other].map(|stream| Flood::start(stream, Vec::new(), client_frame(0x89, &[0; 125])));
+    for _ in 0..20 {
+        let _ = timeout(Duration::from_millis(20), reads.read()).await;
+    }
+    let reading = tokio::spawn(reads.read_to_end());
+    let begin = Instant::now();
+    flooded.server.signal(Signal::SIGTERM)?;
+    assert_eq!(flooded.server.wait()?.code(), Some(0));
+    let took = begin.elapsed();
+    ensure!(took < Duration::from_secs(7), "{took:?}");
+    let (_, code, _) = reading.await??;
+    assert_eq!(code, 1001);
+    for flood in floods {
+        flood.stop()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! The server is killed, at whatever moment.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
+use packetflix_tests::{
+    client::Recorder,
+    namespace::Namespace,
+    server::Server,
+    traces::{traces_before, wait_for_traces},
+};
+use tokio::time::sleep;
+
+use crate::{flow::Flow, random::Random};
+
+const KILLS: usize = 100;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_a_hundred_times_under_load_and_back_within_a_second() -> anyhow::Result<()> {
+    let mut random = Random::new(12);
+    let (here, there) = Namespace::pair()?;
+    let before = traces_before(&[&here])?;
+    let flow = Flow::start(&there, "vb", 1000, 10)?;
+    let mut starts = Vec::new();
+    let mut streams = 0;
+    for round in 0..KILLS {
+        let hook = if round % 2 == 0 { "tcx" } else { "socket" };
+        let begin = Instant::now();
+        let server = Server::start(&["--hook", hook])?;
+        starts.push(begin.elapsed());
+        let query = format!("netns={}", here.inode()?);
+        let clients: Vec<_> = ["", "&nif=va", "&nif=va&filter=len+%3E+5"]
+            .map(|rest| server.url(&format!("{query}{rest}")))
+            .map(|url| {
+                tokio::spawn(async move {
+                    let mut recorder = Recorder::start(&url).await.ok()?;
+                    // Until the connection breaks.
+                    while recorder.read().await.is_ok_and(|ended| ended.is_none()) {}
+                    Some(())
+                })
+            })
+            .into();
+        sleep(Duration::from_millis(random.below(200).into())).await;
+        server.signal(Signal::SIGKILL)?;
+        drop(server);
+        for client in clients {
+            streams += usize::from(client.await?.is_some());
+        }
+        wait_for_traces(&before, &[&here]).with_context(|| format!("kill {round}"))?;
+    }
+    flow.stop()?;
+    starts.sort_unstable();
+    let (median, slowest) = (starts[KILLS / 2], starts[KILLS - 1]);
+    eprintln!(
+        "{KILLS} kills, {streams} of {} streams under way: back after {median:.0?}, at most {slowest:.0?}",
+        3 * KILLS
+    );
+    ensure!(slowest < Duration::from_secs(1), "{slowest:?}");
+    ensure!(streams > 0 && streams < 3 * KILLS, "always at the same moment");
+    Ok(())
+}
