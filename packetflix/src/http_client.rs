@@ -111,7 +111,7 @@ impl Connection {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
-    use std::io::Cursor;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -119,12 +119,20 @@ pub(crate) mod fuzzing {
     pub fn answer(data: &[u8]) {
         const MAX_LEN: usize = 4096;
 
-        let stream = tokio::io::join(Cursor::new(data.to_vec()), tokio::io::sink());
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let answered = runtime.expect("a runtime without drivers").block_on(async {
+        let (stream, mut service) = tokio::io::duplex(data.len().max(MAX_LEN));
+        let answers = async {
+            // An answer that comes before it was asked for is none.
+            let _ = service.read(&mut [0; MAX_LEN]).await;
+            let _ = service.write_all(data).await;
+            drop(service);
+        };
+        let asks = async {
             let mut connection = Connection::open(stream, "localhost", MAX_LEN).await?;
             connection.get("/").await
-        });
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.expect("a runtime without drivers");
+        let (answered, ()) = runtime.block_on(async { tokio::join!(asks, answers) });
         match answered {
             Ok(answer) => assert!(answer.body.len() <= MAX_LEN && answer.body.len() <= data.len()),
             Err(error) => assert!(!crate::error::chain(&error).is_empty()),

@@ -285,7 +285,7 @@ impl Fuzzer {
                     &[b'x'; 100_000],
                     b"\r\n\r\n",
                 ]
-                .concat()
+                .concat();
             }
             4 => {
                 request = [
@@ -293,7 +293,7 @@ impl Fuzzer {
                     b"A: b\r\n".repeat(200),
                     b"\r\n".to_vec(),
                 ]
-                .concat()
+                .concat();
             }
             5..8 => request = self.handshake(),
             _ => {}

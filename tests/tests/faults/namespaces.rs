@@ -152,18 +152,22 @@ async fn containers_vanish_at_any_moment_of_a_capture() -> anyhow::Result<()> {
     let server = Server::start(&[&format!("--engine-socket={}", docker.socket().display())])?;
     let before = traces_before(&[])?;
     let mut ends = Ends::new();
-    for _ in 0..5 {
+    for _ in 0..8 {
         docker.run(&["run", "--rm", "--detach", "--name=web", IMAGE])?;
         let url = server.url_of(&json!({ "name": "web", "type": "docker" }), "");
-        // To end it takes the engine some tenths of a second.
+        let [lives, begins] = [(); 2].map(|()| Duration::from_millis(random.below(200).into()));
         let docker = Arc::clone(&docker);
-        let killing = tokio::task::spawn_blocking(move || docker.run(&["rm", "--force", "web"]));
-        sleep(Duration::from_millis(random.below(500).into())).await;
+        let killing = tokio::task::spawn_blocking(move || {
+            std::thread::sleep(lives);
+            docker.run(&["rm", "--force", "web"])
+        });
+        sleep(begins).await;
         let end = timeout(BOUND, capture(&url, None)).await;
         killing.await??;
         count(&mut ends, vec![end.context("it hangs")??]);
     }
     eprintln!("containers that vanished: {ends:?}");
+    ensure!(ends.len() >= 2, "always at the same moment: {ends:?}");
     nothing_is_left(&server, &before, &[])
 }
 
