@@ -60,6 +60,8 @@ pub(super) fn check(expression: &str, may_look_up: bool) -> Result<Cow<'_, str>,
     let mut out = String::new();
     let mut copied = 0;
     let mut meaning = Meaning::Host;
+    // What names meant before each parenthesis that is open: that is what they mean behind it again.
+    let mut around = Vec::new();
     let mut before = "";
     let mut at = 0;
     while let Some(token) = Token::first_of(&expression[at..]) {
@@ -90,6 +92,8 @@ pub(super) fn check(expression: &str, may_look_up: bool) -> Result<Cow<'_, str>,
                     return Err(refused(name, meaning));
                 }
             }
+            Token::Other(_) if text == "(" => around.push(meaning),
+            Token::Other(_) if text == ")" => meaning = around.pop().unwrap_or(meaning),
             Token::Space(_) | Token::Name(_) | Token::Other(_) => {}
             // libpcap itself refuses what begins like this.
             Token::Wrong => break,
@@ -466,6 +470,7 @@ mod tests {
             "ip6 net 2001:db8::/32 or dst net fd00::/8",
             "ether host 0:1:2:a:b:c or 00-11-22-33-44-55 or 0.1.2.3.4.5 or 0011.2233.4455 or aabbccddeeff",
             "port 0x50 or 0120 or portrange 80-90 or 100-200 or (1-2)",
+            "portrange 1-2 and (port 80) or 443-445",
             "tcp[tcpflags] & (tcp-syn|tcp-fin) != 0 && icmp[icmptype] = icmp-echo",
             "icmp6[icmp6type] == icmp6-neighborsolicit || ip[2:2]>>2 <= 5 or ether[0]&1=0",
             "ether proto \\ip or \\arp or loopback or 0x800",
@@ -492,6 +497,8 @@ mod tests {
             ("portrange 0x50-90", "0x50-90"),
             ("host 80-90", "80-90"),
             ("portrange 80-90 and host 1-2", "1-2"),
+            ("port 5 and (portrange 80-90) or 443-445", "443-445"),
+            ("port 5 and not (host 1.2.3.4 and (net 10)) or http", "http"),
             ("net loopback", "loopback"),
             ("ether host gateway.local", "gateway.local"),
             ("ip proto ospf", "ospf"),

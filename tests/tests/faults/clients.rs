@@ -216,7 +216,7 @@ async fn flood_of_frames_takes_no_memory_and_nothing_from_others() -> anyhow::Re
             most.saturating_sub(flooded.memory)
         );
         ensure!(
-            most < flooded.memory + 16 * 1024,
+            most < flooded.memory + 8 * 1024,
             "{name}: memory grew from {} KiB to {most} KiB",
             flooded.memory
         );
