@@ -66,6 +66,22 @@ async fn thousand_connections_that_say_nothing_keep_nobody_out() -> anyhow::Resu
     Ok(())
 }
 
+#[tokio::test]
+async fn more_connections_than_there_may_be_keep_nobody_else_out() -> anyhow::Result<()> {
+    raise_descriptor_limit()?;
+    let namespace = Namespace::new()?;
+    let server = Server::start(&[])?;
+    others_are_served(&server, &namespace).await?;
+    let before = server.descriptors()?;
+    // All from one address. Those that are too many may be closed at once, or wait.
+    let idle: Vec<_> = (0..2000).map(|_| connect(&server, 66)).collect();
+    let took = others_are_served(&server, &namespace).await?;
+    eprintln!("beside two thousand connections from elsewhere, a capture and a page took {took:.1?}");
+    drop(idle);
+    wait_until(Duration::from_secs(15), || Ok(server.descriptors()? <= before))?;
+    Ok(())
+}
+
 /// Whether the server has ended a connection, whatever it said before.
 fn has_ended(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 4096];
