@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 use packetflix_tests::{
     namespace::Namespace,
     raw::{self, RawSocket},
@@ -40,6 +44,7 @@ impl Flow {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
+            stay_on_this_cpu().expect("a thread may stay where it is");
             let mut frames = vec![raw::ethernet(0x88b5, &vec![0xf1; payload.max(46)]); each_millisecond];
             let mut batch = socket.batch(each_millisecond);
             let begin = Instant::now();
@@ -71,6 +76,13 @@ impl Flow {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().ok().context("the sender panicked")
     }
+}
+
+/// Keeps the calling thread on its CPU, so that all that it sends is in one ring, in order whatever the clock says.
+fn stay_on_this_cpu() -> nix::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)
 }
 
 /// The running numbers of the flow's frames among the packets of an interface.
