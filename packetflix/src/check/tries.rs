@@ -8,7 +8,7 @@ use super::{Finding, State};
 use crate::{
     capabilities::Capability,
     config::Config,
-    discovery::{Discovery, EngineReport},
+    discovery::{Discovery, EngineReport, Gap},
     error::chain,
     filter::compile::{CompileError, Options, compile},
     netns::{Netns, ProcessIdentity},
@@ -253,14 +253,14 @@ async fn engines(config: &Config) -> Vec<Finding> {
         );
     }
     let targets = scan.targets.len();
-    findings.push(match &scan.obstacles[..] {
+    // What engines did not tell is said of each.
+    let gaps = scan.gaps.iter().filter(|gap| !matches!(gap, Gap::Engine { .. }));
+    let gaps: Vec<String> = gaps.map(ToString::to_string).collect();
+    findings.push(match &gaps[..] {
         [] => Finding::works("targets", format!("{targets} were found")),
-        obstacles => Finding::limited(
-            "targets",
-            format!("{targets} were found; {}", obstacles.join("; ")),
-        )
-        .costs("others are not found")
-        .remedy("see the capabilities above"),
+        gaps => Finding::limited("targets", format!("{targets} were found; {}", gaps.join("; ")))
+            .costs("others are not found")
+            .remedy("see the capabilities above"),
     });
     findings
 }

@@ -7,6 +7,7 @@ mod cri;
 mod cri_api;
 mod docker;
 mod engines;
+mod gap;
 mod processes;
 mod sockets;
 mod target;
@@ -27,6 +28,7 @@ use tokio::{
 
 pub(crate) use self::{
     addresses::AddressBook,
+    gap::Gap,
     target::{DiscoveredTarget, Namespace},
     workload::PodName,
 };
@@ -97,8 +99,8 @@ pub(crate) struct Scan {
     pub(crate) targets: Vec<DiscoveredTarget>,
     /// The engines that were asked.
     pub(crate) engines: Vec<EngineReport>,
-    /// Sentences on what stood in the way of finding more, but for the engines' own problems.
-    pub(crate) obstacles: Vec<String>,
+    /// What could not be looked at; nothing, if this is all that there is.
+    pub(crate) gaps: Vec<Gap>,
 }
 
 /// What became of asking an engine.
@@ -112,20 +114,19 @@ pub(crate) struct EngineReport {
     pub(crate) problem: Option<String>,
 }
 
+impl EngineReport {
+    /// What is missing for its sake.
+    fn gap(&self) -> Option<Gap> {
+        let problem = self.problem.clone()?;
+        let path = self.path.clone();
+        Some(Gap::Engine { path, problem })
+    }
+}
+
 impl Scan {
     /// The targets as GhostWire lists them.
     pub(crate) fn descriptions(&self) -> Vec<TargetDescription> {
         self.targets.iter().map(DiscoveredTarget::description).collect()
-    }
-
-    /// Sentences on all that stood in the way of finding more.
-    pub(crate) fn all_obstacles(&self) -> Vec<String> {
-        let problem = |engine: &EngineReport| {
-            let problem = engine.problem.as_ref()?;
-            Some(format!("the engine at {}: {problem}", engine.path.display()))
-        };
-        let engines = self.engines.iter().filter_map(problem);
-        self.obstacles.iter().cloned().chain(engines).collect()
     }
 
     /// Full names of all targets in a network namespace, given by its inode number.
@@ -195,7 +196,7 @@ impl Discovery {
         let known = last.as_ref().map(|last| last.known.clone()).unwrap_or_default();
         let (scan, known) = scan(&self.engine_sockets, known).await;
         match last.as_ref().map(|last| &last.scan) {
-            Some(last) => report_changes(&last.engines, &last.obstacles, &scan),
+            Some(last) => report_changes(&last.engines, &last.gaps, &scan),
             None => report_changes(&[], &[], &scan),
         }
         self.count(&scan, began.elapsed());
@@ -248,18 +249,20 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let engines = engines::ask_all(&sockets, |id| known.get(&id).cloned().unwrap_or_default()).await;
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
-    let (targets, obstacles, known) = blocking(move || targets(&engines)).await;
+    let mut gaps: Vec<Gap> = reports.iter().filter_map(EngineReport::gap).collect();
+    let (targets, further_gaps, known) = blocking(move || targets(&engines)).await;
+    gaps.extend(further_gaps);
     let scan = Scan {
         at,
         targets,
         engines: reports,
-        obstacles,
+        gaps,
     };
     (scan, known)
 }
 
-/// The targets now, given what the engines told, what stood in the way, and what need not be asked again.
-fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<String>, Known) {
+/// The targets now, given what the engines told, what could not be looked at, and what need not be asked again.
+fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<Gap>, Known) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
     let running = assemble::find_processes(engines, &table, sys::is_in_user_namespace_of);
@@ -273,26 +276,20 @@ fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<String>, Known) {
         };
         known.entry(engine).or_default().insert(id, process);
     }
-    let mut obstacles = Vec::new();
+    let mut gaps = Vec::new();
     // Some hosts hide a process from everyone: that is not for us to complain about.
     if table.hidden() > 0 && !Capability::SysPtrace.is_effective() {
-        let hidden = table.hidden();
-        obstacles.push(format!(
-            "{hidden} processes could not be looked at: the service lacks {}",
-            Capability::SysPtrace
-        ));
+        gaps.push(Gap::Processes {
+            count: table.hidden(),
+        });
     }
-    let namespaces = namespaces(&pids, &table, &mut obstacles);
+    let namespaces = namespaces(&pids, &table, &mut gaps);
     let targets = assemble::assemble(running, engines, &table, &namespaces);
-    (targets, obstacles, known)
+    (targets, gaps, known)
 }
 
 /// All network namespaces that a process or a bind mount holds.
-fn namespaces(
-    pids: &[u32],
-    table: &ProcessTable,
-    obstacles: &mut Vec<String>,
-) -> HashMap<u64, Arc<Namespace>> {
+fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMap<u64, Arc<Namespace>> {
     let mut holders: HashMap<u64, Holder> = table
         .namespaces()
         .into_iter()
@@ -309,7 +306,8 @@ fn namespaces(
         holders.entry(inode).or_insert(holder);
     }
     let links = links_of(&holders).unwrap_or_else(|error| {
-        obstacles.push(chain(&error) + &Capability::SysAdmin.blame(&error));
+        let problem = chain(&error) + &Capability::SysAdmin.blame(&error);
+        gaps.push(Gap::Interfaces { problem });
         HashMap::new()
     });
     let host = table
@@ -369,12 +367,12 @@ fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<E
     asked.chain(missing).collect()
 }
 
-/// Logs engines whose state is another than before, and what newly stands in the way.
-fn report_changes(engines: &[EngineReport], obstacles: &[String], now: &Scan) {
-    // How many processes are hidden changes all the time; what they are hidden for does not.
-    if now.obstacles.len() > obstacles.len() {
-        for obstacle in &now.obstacles {
-            tracing::warn!(obstacle, "not all targets can be found");
+/// Logs engines whose state is another than before, and what newly could not be looked at.
+fn report_changes(engines: &[EngineReport], gaps: &[Gap], now: &Scan) {
+    for gap in &now.gaps {
+        let is_told = matches!(gap, Gap::Engine { .. }) || gaps.iter().any(|before| gap.is_like(before));
+        if !is_told {
+            tracing::warn!(%gap, "not all targets can be found");
         }
     }
     for report in &now.engines {

@@ -45,7 +45,7 @@ impl Directory {
                 let scan = discovery.scan_now().await;
                 Ok(KnownTargets {
                     targets: scan.descriptions(),
-                    obstacles: scan.all_obstacles(),
+                    obstacles: scan.gaps.iter().map(ToString::to_string).collect(),
                 })
             }
         }
