@@ -3,6 +3,7 @@
 //! what benchmarks make packets, look at streams and tell figures with.
 
 pub mod analysis;
+pub mod bpf_objects;
 pub mod bpf_run;
 pub mod certificates;
 pub mod client;

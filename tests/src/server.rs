@@ -187,6 +187,24 @@ impl Server {
         Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
     }
 
+    /// Stops all its threads, until it is killed or told to go on.
+    ///
+    /// # Errors
+    /// When it has ended, or does not stop within ten seconds.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        wait_until(Duration::from_secs(10), || {
+            for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+                let (_, rest) = stat.rsplit_once(") ").context("no state")?;
+                if !rest.starts_with('T') {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

@@ -1,30 +1,27 @@
-//! What captures leave in the kernel, to be compared.
+//! What captures leave in the kernel, to be compared: what the server's process holds, and what is in the test's own
+//! namespaces. What others on the machine have loaded does not matter.
 
 use std::time::Duration;
 
 use anyhow::ensure;
 
 use crate::{
-    namespace::{Namespace, run},
-    server::wait_until,
+    bpf_objects::{Objects, packet_sockets_of},
+    namespace::Namespace,
+    server::{Server, wait_until},
 };
 
-/// All that a capture could leave in the kernel, as text to compare.
+/// All that a capture could leave in the kernel, as text to compare: in these namespaces, and held by a server, unless
+/// it is yet to be started or has ended.
 ///
 /// # Errors
-/// When a tool fails.
-pub fn traces(namespaces: &[&Namespace]) -> anyhow::Result<String> {
+/// When the server has ended, or a tool fails.
+pub fn traces(server: Option<&Server>, namespaces: &[&Namespace]) -> anyhow::Result<String> {
     let mut traces = String::new();
-    for what in [&["prog", "show"][..], &["map", "show"], &["link", "show"]] {
-        // Without numbers and times: a server keeps one object ready, which is another after each capture.
-        let shown = run("bpftool", what)?;
-        let numbered = shown.lines().filter_map(|line| line.split_once(": "));
-        let mut kinds: Vec<&str> = numbered
-            .filter(|(number, _)| number.parse::<u32>().is_ok())
-            .map(|(_, kind)| kind.split("  tag ").next().unwrap_or(kind))
-            .collect();
-        kinds.sort_unstable();
-        traces += &kinds.join("\n");
+    if let Some(server) = server {
+        // Without numbers: a server keeps one object ready, which is another after each capture.
+        traces += &Objects::held_by(server.pid())?.kinds();
+        traces += &format!("packet sockets: {}\n", packet_sockets_of(server.pid())?);
     }
     for namespace in namespaces {
         let inside = |program: &str, arguments: &[&str]| {
@@ -45,25 +42,29 @@ pub fn traces(namespaces: &[&Namespace]) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// When it does not settle.
-pub fn traces_before(namespaces: &[&Namespace]) -> anyhow::Result<String> {
-    let mut shown = traces(namespaces)?;
+pub fn traces_before(server: Option<&Server>, namespaces: &[&Namespace]) -> anyhow::Result<String> {
+    let mut shown = traces(server, namespaces)?;
     wait_until(Duration::from_secs(5), || {
         std::thread::sleep(Duration::from_millis(300));
-        let before = std::mem::replace(&mut shown, traces(namespaces)?);
+        let before = std::mem::replace(&mut shown, traces(server, namespaces)?);
         Ok(before == shown)
     })?;
     Ok(shown)
 }
 
-/// Waits until the kernel holds what it held.
+/// Waits until the server and the kernel hold what they held.
 ///
 /// # Errors
-/// When it holds something else for five seconds, which is told.
-pub fn wait_for_traces(before: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> {
+/// When they hold something else for five seconds, which is told.
+pub fn wait_for_traces(
+    before: &str,
+    server: Option<&Server>,
+    namespaces: &[&Namespace],
+) -> anyhow::Result<()> {
     let mut now = String::new();
     wait_until(Duration::from_secs(5), || {
-        now = traces(namespaces)?;
+        now = traces(server, namespaces)?;
         Ok(now == before)
     })
-    .map_err(|_| anyhow::anyhow!("left behind; before:\n{before}\nnow:\n{now}"))
+    .map_err(|error| anyhow::anyhow!("{error}; left behind; before:\n{before}\nnow:\n{now}"))
 }

@@ -9,6 +9,7 @@ use anyhow::ensure;
 use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
 use packetflix_tests::{
+    bpf_objects::Objects,
     client::{Capture, Recorder},
     namespace::Namespace,
     raw::{self, RawSocket},
@@ -23,7 +24,7 @@ fn frame(number: u8) -> Vec<u8> {
 #[tokio::test]
 async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(None, &[&here])?;
     for round in 0..20u8 {
         let hook = if round % 2 == 0 { "tcx" } else { "socket" };
         let server = Server::start(&["--hook", hook])?;
@@ -33,12 +34,23 @@ async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
             .read_until(|recording| recording.count(&frame(round)) == 1)
             .await?;
         ensure!(
-            traces(&[&here])? != before,
+            traces(None, &[&here])? != before,
             "the capture left no trace while it ran"
         );
+        let held = Objects::held_by(server.pid())?;
+        // Programs, maps and rings, of which none is said to be gone too early.
+        let left = held.left()?;
+        ensure!(
+            ["Program ", "Map ", " ring "]
+                .iter()
+                .all(|what| left.contains(what)),
+            "the server holds too little while it captures:\n{left}"
+        );
+        ensure!(hook == "socket" || left.contains("Link "), "{left}");
         server.signal(Signal::SIGKILL)?;
         drop(server);
-        wait_for_traces(&before, &[&here])?;
+        held.wait_until_gone()?;
+        wait_for_traces(&before, None, &[&here])?;
     }
     Ok(())
 }
@@ -47,11 +59,12 @@ async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
 async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let (here, there) = Namespace::pair()?;
-        let before = traces_before(&[&here])?;
+        let before = traces_before(None, &[&here])?;
         let mut server = Server::start(&[])?;
         let url = server.url(&format!("netns={}", here.inode()?));
         let recorders = try_join_all((0..3).map(|_| Recorder::start(&url))).await?;
         RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        let held = Objects::held_by(server.pid())?;
         server.signal(signal)?;
         for recorder in recorders {
             let (recording, code, reason) = recorder.read_to_end().await?;
@@ -60,7 +73,8 @@ async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
             assert_eq!((code, reason.as_str()), (1001, "the service is shutting down"));
         }
         assert_eq!(server.wait()?.code(), Some(0));
-        wait_for_traces(&before, &[&here])?;
+        held.wait_until_gone()?;
+        wait_for_traces(&before, None, &[&here])?;
     }
     Ok(())
 }
@@ -167,18 +181,18 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
     for hook in ["tcx", "socket"] {
         let here = Namespace::new()?;
         let server = Server::start(&["--hook", hook])?;
-        let before = traces_before(&[&here])?;
+        let before = traces_before(Some(&server), &[&here])?;
         let url = server.url(&format!("netns={}", here.inode()?));
         let cycle = || async { Recorder::start(&url).await?.finish().await };
         for _ in 0..10 {
             cycle().await?;
         }
-        wait_for_traces(&before, &[&here])?;
+        wait_for_traces(&before, Some(&server), &[&here])?;
         let (descriptors, memory) = (server.descriptors()?, server.status("VmRSS")?);
         for _ in 0..200 {
             cycle().await?;
         }
-        wait_for_traces(&before, &[&here])?;
+        wait_for_traces(&before, Some(&server), &[&here])?;
         wait_until(
             Duration::from_secs(5),
             || Ok(server.descriptors()? <= descriptors),
@@ -195,11 +209,11 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
 async fn client_that_leaves_without_a_word_is_noticed() -> anyhow::Result<()> {
     let here = Namespace::new()?;
     let server = Server::start(&[])?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
     drop(recorder);
     server.wait_for_log("the client is gone: it left without a close")?;
-    wait_for_traces(&before, &[&here])
+    wait_for_traces(&before, Some(&server), &[&here])
 }
 
 #[tokio::test]
@@ -209,7 +223,7 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
     let mut inside = house.command("env");
     inside.arg(packetflix_tests::server::program("packetflix")?);
     let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let connect = || std::net::TcpStream::connect(("10.9.1.2", server.port()));
     let stream = desk.inside(connect)??;
     let url = format!("ws://10.9.1.2/capture?netns={}", here.inode()?);
@@ -217,14 +231,14 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
     capture.next().await?;
     desk.ip(&["link", "set", "desk", "down"])?;
     server.wait_for_log("it answered no ping for 2 s")?;
-    wait_for_traces(&before, &[&here])
+    wait_for_traces(&before, Some(&server), &[&here])
 }
 
 #[tokio::test]
 async fn client_that_stalls_too_long_is_given_up_and_others_do_not_notice() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let server = Arc::new(Server::start(&["--client-timeout", "2"])?);
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&*server), &[&here])?;
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let _stalling = Recorder::start(&url).await?;
     let mut reading = Recorder::start(&url).await?;
@@ -243,7 +257,7 @@ async fn client_that_stalls_too_long_is_given_up_and_others_do_not_notice() -> a
     reading.read_during(waiting).await?;
     let statistics = reading.finish().await?.final_statistics("va")?;
     assert_eq!((statistics.delivered, statistics.dropped), (40_000, 0));
-    wait_for_traces(&before, &[&here])
+    wait_for_traces(&before, Some(&*server), &[&here])
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn client_that_vanishes_under_load_is_given_up() -> anyhow::Result<()> {
     let mut inside = house.command("env");
     inside.arg(program("packetflix")?);
     let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let stream = desk.inside(|| TcpStream::connect(("10.9.2.2", server.port())))??;
     let url = format!("ws://10.9.2.2/capture?netns={}&nif=va", here.inode()?);
     let mut recorder = Recorder::over(stream, &url).await?;
@@ -45,7 +45,7 @@ async fn client_that_vanishes_under_load_is_given_up() -> anyhow::Result<()> {
     desk.ip(&["link", "set", "desk", "down"])?;
     let begin = Instant::now();
     server.wait_for_log("the client is gone")?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     let took = begin.elapsed();
     eprintln!("a client that vanished was freed after {took:.1?}");
     ensure!(took < Duration::from_secs(4), "{took:?}");

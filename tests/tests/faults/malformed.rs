@@ -387,10 +387,10 @@ async fn ten_thousand_malformed_requests_change_nothing() -> anyhow::Result<()> 
     let (here, there) = Namespace::pair()?;
     let server = Server::start(&[])?;
     let inode = here.inode()?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     // The first ones bring threads and buffers with them.
     storm(&server, inode, REQUESTS / 5, seed() << 32)?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     let (descriptors, memory) = (server.descriptors()?, server.status("RssAnon")?);
     let statuses = storm(&server, inode, REQUESTS, seed())?;
     let grown = server.status("RssAnon")?.saturating_sub(memory);
@@ -403,7 +403,7 @@ async fn ten_thousand_malformed_requests_change_nothing() -> anyhow::Result<()> 
         "too tame: {statuses:?}"
     );
     is_as_before(&server, &here, &there, descriptors).await?;
-    wait_for_traces(&before, &[&here])
+    wait_for_traces(&before, Some(&server), &[&here])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,7 +81,7 @@ impl Doomed {
 async fn namespaces_vanish_at_any_moment_of_a_capture() -> anyhow::Result<()> {
     let mut random = Random::new(5);
     let server = Arc::new(Server::start(&[])?);
-    let before = traces_before(&[])?;
+    let before = traces_before(Some(&*server), &[])?;
     let mut ends = Ends::new();
     for _ in 0..6 {
         let mut captures = Vec::new();
@@ -117,7 +117,7 @@ async fn interfaces_vanish_at_any_moment_of_a_capture_under_load() -> anyhow::Re
     let mut random = Random::new(6);
     let (here, there) = (Namespace::new()?, Namespace::new()?);
     let server = Server::start(&[])?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let mut ends = Ends::new();
     for round in 0..25 {
         // Of one name, and by turns of one index.
@@ -159,7 +159,7 @@ async fn containers_vanish_at_any_moment_of_a_capture() -> anyhow::Result<()> {
     let mut random = Random::new(7);
     let docker = Arc::new(Docker::start()?);
     let server = Server::start(&[&format!("--engine-socket={}", docker.socket().display())])?;
-    let before = traces_before(&[])?;
+    let before = traces_before(Some(&server), &[])?;
     let mut ends = Ends::new();
     for _ in 0..8 {
         docker.run(&["run", "--rm", "--detach", "--name=web", IMAGE])?;
@@ -181,7 +181,7 @@ async fn containers_vanish_at_any_moment_of_a_capture() -> anyhow::Result<()> {
 }
 
 fn nothing_is_left(server: &Server, before: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> {
-    wait_for_traces(before, namespaces)?;
+    wait_for_traces(before, Some(server), namespaces)?;
     wait_until(Duration::from_secs(15), || Ok(server.status("Threads")? <= 6))?;
     let log = server.log();
     if let Some(line) = log

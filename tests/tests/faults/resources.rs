@@ -59,7 +59,7 @@ async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
     let rings = ["--ring-size", "32MiB", "--ring-memory", "8GiB"];
     let server = Server::start_by(&mut group.server()?, &rings)?;
     let inode = here.inode()?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let (mut open, refused) = open_until_refused(&server, inode).await?;
     ensure!(
         refused.status == 429 && refused.body.contains("MiB are left for rings"),
@@ -78,7 +78,7 @@ async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
         .read_until(|recording| recording.count(&frame(1)) == 1)
         .await?;
     ends_and_recovers(&server, open, inode).await?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     has_not_panicked(&server)
 }
 
@@ -86,7 +86,7 @@ async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
 async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()> {
     let (here, _there) = Namespace::pair()?;
     let server = Server::start(&["--ring-size", "64MiB", "--ring-memory", "1GiB"])?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let bound = |bytes: &str| {
         let limit = format!("--as={bytes}:unlimited");
@@ -101,10 +101,10 @@ async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()
         "{status} {sentence}"
     );
     eprintln!("rings that cannot be mapped: {status} {sentence}");
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     bound("unlimited")?;
     Recorder::start(&url).await?.finish().await?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     has_not_panicked(&server)
 }
 
@@ -117,7 +117,7 @@ async fn server_stays_within_the_memory_of_its_control_group() -> anyhow::Result
     let group = ControlGroup::with_memory(MEMORY)?;
     let server = Server::start_by(&mut group.server()?, &[])?;
     let inode = here.inode()?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let (mut open, refused) = open_until_refused(&server, inode).await?;
     ensure!(
         refused.status == 429 && refused.body.contains("--ring-memory"),
@@ -144,7 +144,7 @@ async fn server_stays_within_the_memory_of_its_control_group() -> anyhow::Result
         assert_eq!(statistics.delivered + statistics.dropped, sent);
     }
     ends_and_recovers(&server, Vec::new(), inode).await?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     has_not_panicked(&server)
 }
 
@@ -162,7 +162,7 @@ async fn captures_are_refused_while_descriptors_are_wanting() -> anyhow::Result<
     let (here, _there) = Namespace::pair()?;
     let server = with_descriptors(100)?;
     let inode = here.inode()?;
-    let before = traces_before(&[&here])?;
+    let before = traces_before(Some(&server), &[&here])?;
     let (open, refused) = open_until_refused(&server, inode).await?;
     eprintln!(
         "{} captures with a hundred descriptors, then: {refused}",
@@ -174,7 +174,7 @@ async fn captures_are_refused_while_descriptors_are_wanting() -> anyhow::Result<
     );
     ensure!(!open.is_empty());
     ends_and_recovers(&server, open, inode).await?;
-    wait_for_traces(&before, &[&here])?;
+    wait_for_traces(&before, Some(&server), &[&here])?;
     has_not_panicked(&server)
 }
 
