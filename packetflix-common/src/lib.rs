@@ -23,6 +23,8 @@ pub mod programs {
     pub const TC_EGRESS: &str = "tc_egress";
     /// Socket filter for both directions (AF_PACKET, kernel 5.8 for its ring buffer).
     pub const SOCKET: &str = "socket";
+    /// Goes on in [`SOCKET`], where the kernel attaches no program of that size.
+    pub const SOCKET_ENTRY: &str = "socket_entry";
 }
 
 /// Names of the functions over whose bodies filters are written.
@@ -43,6 +45,8 @@ pub mod maps {
     pub const OWN_PORTS: &str = "OWN_PORTS";
     /// Hash whose keys are [`OwnEndpoint`](crate::OwnEndpoint)s; their `u32` means nothing.
     pub const OWN_ENDPOINTS: &str = "OWN_ENDPOINTS";
+    /// Array of one program, [`SOCKET`](crate::programs::SOCKET).
+    pub const SOCKET_PROGRAM: &str = "SOCKET_PROGRAM";
     /// The ring of aya-log, with the name aya-log gives it.
     pub const LOGS: &str = "AYA_LOGS";
 }

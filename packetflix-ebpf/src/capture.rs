@@ -1,6 +1,6 @@
 //! From a packet to a record in the ring of this CPU.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext,
@@ -150,19 +150,11 @@ struct Record<const CLASS: usize> {
 fn store<const CLASS: usize>(skb: &SkBuff, ring: &Ring, header: &RecordHeader) -> Result<(), Lost> {
     let mut entry = ring.reserve_untyped::<Record<CLASS>>(0).ok_or(Lost::RingFull)?;
     let record: *mut Record<CLASS> = MaybeUninit::as_mut_ptr(&mut entry);
-    // The verifier must see that the length which it bounded is the one that the helper is given.
-    let len = core::hint::black_box(header.captured_len);
     // SAFETY: `record` points to a whole `Record<CLASS>` that is this program's alone until it is submitted,
     // and at most `CLASS` bytes are written to its packet.
     let result = unsafe {
         (&raw mut (*record).header).write(*header);
-        if len == 0 {
-            0
-        } else if len as usize > CLASS {
-            -1
-        } else {
-            bpf_skb_load_bytes(skb.skb.cast(), 0, (&raw mut (*record).packet).cast(), len)
-        }
+        load::<CLASS>(skb, (&raw mut (*record).packet).cast(), header.captured_len)
     };
     if result == 0 {
         entry.submit(0);
@@ -171,6 +163,27 @@ fn store<const CLASS: usize>(skb: &SkBuff, ring: &Ring, header: &RecordHeader) -
         entry.discard(0);
         Err(Lost::Copy(header.original_len, result))
     }
+}
+
+/// Copies the first `len` bytes of the packet to `to`, and gives 0, or the helper's error.
+///
+/// The helper takes no length of zero, and verifiers before Linux 6.8 learn nothing from `len != 0`. So it is the
+/// offset of the last byte that is compared: without a sign, one comparison bounds the length on both sides.
+///
+/// # Safety
+/// `to` must be valid for writes of `CLASS` bytes.
+#[inline(always)]
+#[expect(unsafe_code, reason = "a helper writes to raw memory")]
+unsafe fn load<const CLASS: usize>(skb: &SkBuff, to: *mut c_void, len: u32) -> i64 {
+    let mut last = u64::from(len);
+    // SAFETY: subtracts one from the register, and nothing else. In assembly, so that the compiler does not see that the
+    // length comes back below, and the verifier is left with a length that it has not seen compared.
+    unsafe { asm!("{last} += -1", last = inout(reg) last, options(pure, nomem, nostack, preserves_flags)) };
+    if last >= CLASS as u64 {
+        return if len == 0 { 0 } else { -1 };
+    }
+    // SAFETY: at most `CLASS` bytes are written, for which `to` is valid.
+    unsafe { bpf_skb_load_bytes(skb.skb.cast(), 0, to, last as u32 + 1) }
 }
 
 /// Nanoseconds of the clock that user space chose.

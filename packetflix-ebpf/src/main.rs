@@ -25,7 +25,7 @@ use aya_ebpf::{
 };
 use packetflix_common::Direction;
 
-use crate::capture::capture;
+use crate::{capture::capture, maps::SOCKET_PROGRAM};
 
 /// TCX ingress: what the interface receives, from the link-layer header on.
 #[classifier]
@@ -56,6 +56,23 @@ pub extern "C" fn socket(skb: *mut __sk_buff) -> i64 {
     let context = SkBuffContext::new(skb);
     let skb = &context.skb;
     capture(&context, skb, packet::direction(skb));
+    0
+}
+
+/// Goes on in [`socket`], for kernels on which that is too large to be attached: to a packet socket they attach no program
+/// that is longer than `net.core.optmem_max`, 20 KiB before Linux 6.7, and what is called by a tail call does not count.
+///
+/// Written out for the same reason.
+// SAFETY: no other symbol of the object has this name; the section's prefix tells the loader the type.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "socket/entry")]
+#[expect(
+    unsafe_code,
+    reason = "the loader finds the program by its symbol and section, and a tail call never returns"
+)]
+pub extern "C" fn socket_entry(skb: *mut __sk_buff) -> i64 {
+    // SAFETY: nothing of this function is to be dropped.
+    unsafe { SOCKET_PROGRAM.tail_call(&SkBuffContext::new(skb), 0) };
     0
 }
 

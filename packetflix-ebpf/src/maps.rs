@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuHashMap, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use packetflix_common::{
@@ -42,6 +42,10 @@ pub(crate) static OWN_ENDPOINTS: HashMap<
 /// What the capture has spent of its rates.
 #[btf_map]
 pub(crate) static PAID: Array<Paid, 1> = Array::new();
+
+/// The program `socket`, for `socket_entry`.
+#[btf_map]
+pub(crate) static SOCKET_PROGRAM: ProgramArray<1> = ProgramArray::new();
 
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "user space finds the global by its name")]

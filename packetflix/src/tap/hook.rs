@@ -8,13 +8,17 @@ use std::{
 
 use aya::{
     Ebpf,
+    maps::ProgramArray,
     programs::{
         LinkOrder, Program, ProgramError, SchedClassifier, SocketFilter, TcAttachType,
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
 use nix::{errno::Errno, net::if_::if_indextoname};
-use packetflix_common::programs::{SOCKET, TC_EGRESS, TC_INGRESS};
+use packetflix_common::{
+    maps::SOCKET_PROGRAM,
+    programs::{SOCKET, SOCKET_ENTRY, TC_EGRESS, TC_INGRESS},
+};
 
 use super::object::LoadError;
 use crate::{
@@ -156,13 +160,7 @@ impl ChosenHook {
                 }
                 Ok(())
             }
-            Self::Socket => {
-                let program: &mut SocketFilter = program(programs, SOCKET)?;
-                program.load().map_err(|source| LoadError::Program {
-                    name: SOCKET,
-                    source: Box::new(source),
-                })
-            }
+            Self::Socket => load_socket(programs),
         }
     }
 
@@ -173,6 +171,30 @@ impl ChosenHook {
             Self::Socket => attach_socket(programs, link),
         }
     }
+}
+
+fn load_socket(programs: &mut Ebpf) -> Result<(), LoadError> {
+    let failed = |name| {
+        move |source| LoadError::Program {
+            name,
+            source: Box::new(source),
+        }
+    };
+    let entry: &mut SocketFilter = program(programs, SOCKET_ENTRY)?;
+    entry.load().map_err(failed(SOCKET_ENTRY))?;
+    let socket: &mut SocketFilter = program(programs, SOCKET)?;
+    socket.load().map_err(failed(SOCKET))?;
+    let handle = socket.fd().and_then(|handle| Ok(handle.try_clone()?));
+    let handle = handle.map_err(failed(SOCKET))?;
+    let slot = programs
+        .map_mut(SOCKET_PROGRAM)
+        .ok_or(LoadError::Missing(SOCKET_PROGRAM))?;
+    ProgramArray::try_from(slot)
+        .and_then(|mut slot| slot.set(0, &handle, 0))
+        .map_err(|source| LoadError::Map {
+            name: SOCKET_PROGRAM,
+            source,
+        })
 }
 
 /// Asks for the programs on the loopback device, which every namespace has under the first index. A kernel without
@@ -242,14 +264,31 @@ fn attach_socket(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookErr
         }
     };
     let socket = sys::packet_socket().map_err(failed("open"))?;
-    let filter: &mut SocketFilter = program(programs, SOCKET)?;
-    filter.attach(&socket).map_err(|error| HookError::Attach {
+    attach_filter(programs, &socket).map_err(|error| HookError::Attach {
         program: SOCKET,
         interface: link.name.clone(),
         source: Box::new(error),
     })?;
     sys::bind_packet_socket(socket.as_fd(), link.ifindex).map_err(failed("bind"))?;
     Ok(Attachment::Socket { _socket: socket })
+}
+
+/// Attaches the program, or else what leads to it: a kernel attaches nothing to a packet socket that is longer than
+/// `net.core.optmem_max` (ENOMEM), which is 20 KiB before Linux 6.7, and a filter alone can be 32.
+fn attach_filter(programs: &mut Ebpf, socket: &OwnedFd) -> Result<(), ProgramError> {
+    let filter: &SocketFilter = loaded(programs, SOCKET)?;
+    match filter.attach(socket) {
+        Err(error) if errno(&error) == Some(Errno::ENOMEM) => {
+            let entry: &SocketFilter = loaded(programs, SOCKET_ENTRY)?;
+            entry.attach(socket)
+        }
+        attached => attached,
+    }
+}
+
+fn loaded<'a>(programs: &'a Ebpf, name: &str) -> Result<&'a SocketFilter, ProgramError> {
+    let program = programs.program(name).ok_or(ProgramError::NotLoaded)?;
+    program.try_into()
 }
 
 fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<P, LoadError>
