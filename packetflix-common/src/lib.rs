@@ -37,7 +37,8 @@ pub mod filters {
 
 /// Names of the maps in the eBPF object.
 pub mod maps {
-    /// Array of one ring buffer per possible CPU, indexed by the CPU's number.
+    /// Array of ring buffers: at [`ring_of`](crate::ring_of) its CPU, if that has one of its own, and at
+    /// [`SPARE_RING`](crate::SPARE_RING) the one for those that have none, if there may be such.
     pub const RINGS: &str = "RINGS";
     /// Per-CPU hash from interface index to [`InterfaceEntry`](crate::InterfaceEntry).
     pub const INTERFACES: &str = "INTERFACES";
@@ -70,5 +71,13 @@ pub mod clock {
 /// How many interfaces one capture can hold at a time.
 pub const MAX_INTERFACES: u32 = 4096;
 
-/// How many CPUs the array of rings is declared for; user space sets the machine's number at load.
-pub const DECLARED_CPUS: u32 = 1;
+/// How many rings their array is declared for; user space sets the number for this machine at load.
+pub const DECLARED_RINGS: u32 = 1;
+
+/// Place of the ring that CPUs share which have none of their own.
+pub const SPARE_RING: u32 = 0;
+
+/// Place of a CPU's own ring.
+pub const fn ring_of(cpu: u32) -> u32 {
+    cpu.wrapping_add(1)
+}

@@ -8,7 +8,9 @@ use aya_ebpf::{
     programs::sk_buff::SkBuff,
 };
 use aya_log_ebpf::debug;
-use packetflix_common::{Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeader, clock};
+use packetflix_common::{
+    Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeader, SPARE_RING, clock, ring_of,
+};
 
 use crate::{
     filter,
@@ -24,7 +26,8 @@ enum Lost {
     RingFull,
     /// The kernel could not copy the packet; holds its length and the helper's error.
     Copy(u32, i64),
-    /// This CPU has no ring, which user space rules out by creating one for each possible CPU.
+    /// There is no ring for this CPU, which user space rules out: it creates one for each CPU that is online, and one for
+    /// those that may come.
     NoRing,
 }
 
@@ -81,7 +84,7 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
     }
 }
 
-/// Puts the packet into this CPU's ring, in the smallest size class that holds it.
+/// Puts the packet into this CPU's ring, or the one for CPUs that have none, in the smallest size class that holds it.
 #[inline(always)]
 fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Direction) -> Result<(), Lost> {
     let facts = packet::facts(skb);
@@ -109,7 +112,8 @@ fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Di
     // SAFETY: the helper has no precondition.
     #[expect(unsafe_code, reason = "every helper is declared unsafe")]
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
-    let ring = RINGS.get(cpu).ok_or(Lost::NoRing)?;
+    let ring = RINGS.get(ring_of(cpu)).or_else(|| RINGS.get(SPARE_RING));
+    let ring = ring.ok_or(Lost::NoRing)?;
 
     // The verifier wants a constant size to reserve; what is reserved beyond the packet is lost room.
     macro_rules! smallest_of {

@@ -6,15 +6,15 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use packetflix_common::{
-    DECLARED_CPUS, InterfaceEntry, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint, OwnPorts, Paid, clock,
+    DECLARED_RINGS, InterfaceEntry, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint, OwnPorts, Paid, clock,
 };
 
 /// A CPU's ring, as declared: user space creates each in the size that it wants.
 pub(crate) type Ring = RingBuf<u8, 4096>;
 
-/// One ring per CPU, so that CPUs never wait for each other.
+/// One ring per CPU, so that CPUs never wait for each other; and one that those share which came online a moment ago.
 #[btf_map]
-pub(crate) static RINGS: ArrayOfMaps<Ring, { DECLARED_CPUS as usize }> = ArrayOfMaps::new();
+pub(crate) static RINGS: ArrayOfMaps<Ring, { DECLARED_RINGS as usize }> = ArrayOfMaps::new();
 
 /// The captured interfaces by their index. Entries are allocated as they come: all that there could be would
 /// take megabytes on a machine of many CPUs.

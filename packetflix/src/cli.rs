@@ -103,8 +103,8 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
     pub hook: Hook,
 
-    /// Size of the ring of each CPU, for each capture (KiB and MiB are understood); by default 64 MiB shared
-    /// among the CPUs, at least 1 MiB and at most 32 MiB each, and less when --ring-memory gets scarce
+    /// Size of the ring of each CPU that is online, for each capture (KiB and MiB are understood); by default 64 MiB
+    /// shared among these, at least 1 MiB and at most 32 MiB each, and less when --ring-memory gets scarce
     #[arg(long, env = "PACKETFLIX_RING_SIZE", value_parser = parse_size)]
     pub ring_size: Option<u64>,
 

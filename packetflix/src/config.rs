@@ -6,6 +6,7 @@ use packetflix_common::MAX_OWN_PORTS;
 
 use crate::{
     cli::Args,
+    cpus::Cpus,
     http::{AddressError, ListenAddress, Origin, OriginError, TlsFiles},
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
@@ -120,16 +121,16 @@ pub enum ConfigError {
     RingSize(u64),
     /// No capture could have its rings.
     #[error(
-        "--ring-memory {memory}: the rings of one capture take {least} bytes at least, {} for each CPU",
-        least / cpus
+        "--ring-memory {memory}: the rings of one capture take {least} bytes at least, {} for each of {rings}",
+        least / rings
     )]
     RingMemory {
         /// Bytes that all rings may take.
         memory: u64,
         /// What those of one capture take.
         least: u64,
-        /// How many there are.
-        cpus: u64,
+        /// How many there are: one for each CPU that is online, and one if more may come.
+        rings: u64,
     },
     /// No packet would be worth its place.
     #[error("--max-byte-rate {0}: a capture has at least {least} bytes in a second", least = RateLimits::MIN_BYTE_RATE)]
@@ -143,7 +144,7 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| ConfigError::Cpus(error))?;
+        let cpus = Cpus::look().map_err(ConfigError::Cpus)?;
         Ok(Self {
             listen: listen(args)?,
             token_file: args.token_file.clone(),
@@ -157,7 +158,7 @@ impl TryFrom<&Args> for Config {
             max_connections_per_address: usize::from(args.max_connections_per_address),
             tap: TapConfig {
                 hook: args.hook,
-                rings: rings(args, cpus)?,
+                rings: rings(args, cpus.rings())?,
                 rates: rates(args)?,
                 log_programs: args.debug,
             },
@@ -236,13 +237,14 @@ fn rates(args: &Args) -> Result<RateLimits, ConfigError> {
     }
 }
 
-fn rings(args: &Args, cpus: usize) -> Result<RingConfig, ConfigError> {
-    let size = ring_size(args.ring_size, cpus)?;
+/// For captures of so many rings.
+fn rings(args: &Args, rings: u32) -> Result<RingConfig, ConfigError> {
+    let rings = u64::from(rings);
+    let size = ring_size(args.ring_size, rings)?;
     let is_fixed = args.ring_size.is_some();
-    let cpus = cpus as u64;
-    let least = cpus * if is_fixed { size.into() } else { MIN_RING_SIZE };
+    let least = rings * if is_fixed { size.into() } else { MIN_RING_SIZE };
     let memory = match args.ring_memory {
-        Some(memory) if memory < least => return Err(ConfigError::RingMemory { memory, least, cpus }),
+        Some(memory) if memory < least => return Err(ConfigError::RingMemory { memory, least, rings }),
         Some(memory) => memory,
         // One that is running, and the one that is kept ready for the next.
         None => (memory::usable() / MEMORY_SHARE).max(2 * least),
@@ -251,13 +253,12 @@ fn rings(args: &Args, cpus: usize) -> Result<RingConfig, ConfigError> {
         size,
         is_fixed,
         memory,
-        cpus: cpus as u32,
     })
 }
 
-fn ring_size(wanted: Option<u64>, cpus: usize) -> Result<u32, ConfigError> {
+fn ring_size(wanted: Option<u64>, rings: u64) -> Result<u32, ConfigError> {
     let (least, most) = DEFAULT_RING_SIZES;
-    let share = RING_BUDGET / cpus as u64;
+    let share = RING_BUDGET / rings;
     let size = wanted.unwrap_or_else(|| share.clamp(least, most).next_power_of_two().min(most));
     let fits = (MIN_RING_SIZE..=MAX_RING_SIZE).contains(&size) && size.is_power_of_two();
     u32::try_from(size)
@@ -319,7 +320,7 @@ mod tests {
 
     #[test]
     fn rings_follow_the_number_of_cpus() {
-        for (cpus, size) in [
+        for (rings, size) in [
             (1, 32 << 20),
             (2, 32 << 20),
             (8, 8 << 20),
@@ -327,7 +328,7 @@ mod tests {
             (64, 1 << 20),
             (512, 1 << 20),
         ] {
-            assert_eq!(ring_size(None, cpus).unwrap(), size, "{cpus} CPUs");
+            assert_eq!(ring_size(None, rings).unwrap(), size, "{rings} rings");
         }
     }
 

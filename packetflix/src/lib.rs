@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod cpus;
 mod discovery;
 mod error;
 pub mod filter;

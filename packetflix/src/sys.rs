@@ -428,6 +428,11 @@ impl RingPositions {
         self.position(self.page_size).wrapping_sub(read)
     }
 
+    /// Bytes that were ever written, modulo the numbers that there are.
+    pub(crate) fn written(&self) -> usize {
+        self.position(self.page_size)
+    }
+
     fn position(&self, offset: usize) -> usize {
         // SAFETY: each of the two pages begins with an `unsigned long`, is mapped for as long as `self` lives, and is
         // written by nobody but atomically.

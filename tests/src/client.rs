@@ -313,7 +313,7 @@ impl Recorder {
     ///
     /// # Errors
     /// When the stream ends before that, or the work fails.
-    pub async fn read_during(&mut self, mut work: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    pub async fn read_during<T>(&mut self, mut work: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
         loop {
             tokio::select! {
                 done = &mut work => return done?,

@@ -8,7 +8,7 @@ use nix::sys::{
 };
 
 use super::Finding;
-use crate::{capabilities::Capability, config::Config, memory, proc_fs::namespace_link};
+use crate::{capabilities::Capability, config::Config, cpus::Cpus, memory, proc_fs::namespace_link};
 
 /// Number of the first PID namespace, which is always the same.
 ///
@@ -18,8 +18,8 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// The oldest kernel that captures.
 const OLDEST_KERNEL: (u32, u32) = (5, 8);
 
-/// Descriptors that a capture of a few interfaces takes, and those that connections and all else take.
-const DESCRIPTORS_OF_CAPTURE: u64 = 20;
+/// Descriptors that a capture of a few interfaces takes beside its rings, and those that connections and all else take.
+const DESCRIPTORS_OF_CAPTURE: u64 = 18;
 const OTHER_DESCRIPTORS: u64 = 1200;
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
@@ -119,11 +119,11 @@ fn ring_memory(config: &Config) -> Finding {
     let rings = &config.tap.rings;
     let usable = memory::usable();
     let found = format!(
-        "{} MiB for all captures, of {} MiB that this machine or control group has; {} MiB at most for each of {} CPUs",
+        "{} MiB for all captures, of {} MiB that this machine or control group has; {} MiB at most for each of {}",
         rings.memory >> 20,
         usable >> 20,
         rings.size >> 20,
-        rings.cpus
+        which_rings()
     );
     if rings.memory > usable / 2 {
         return Finding::limited(SUBJECT, found)
@@ -133,12 +133,26 @@ fn ring_memory(config: &Config) -> Finding {
     Finding::works(SUBJECT, found)
 }
 
+/// Which rings a capture has.
+fn which_rings() -> String {
+    match Cpus::look() {
+        Ok(cpus) if cpus.may_grow() => format!(
+            "{} CPUs that are online, and as much for the other {} that may come",
+            cpus.online.len(),
+            cpus.possible.len() - cpus.online.len()
+        ),
+        Ok(cpus) => format!("{} CPUs", cpus.online.len()),
+        Err(error) => format!("the CPUs, whose number could not be read: {error}"),
+    }
+}
+
 fn descriptors(config: &Config) -> Finding {
     const SUBJECT: &str = "open descriptors";
     let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Finding::limited(SUBJECT, "their bound could not be read");
     };
-    let wanted = config.quotas.total as u64 * DESCRIPTORS_OF_CAPTURE + OTHER_DESCRIPTORS;
+    let rings = Cpus::look().map_or(0, |cpus| u64::from(cpus.rings()));
+    let wanted = config.quotas.total as u64 * (DESCRIPTORS_OF_CAPTURE + rings) + OTHER_DESCRIPTORS;
     let found = format!("at most {most}");
     if most < wanted {
         return Finding::limited(SUBJECT, found)

@@ -124,6 +124,7 @@ impl Reader {
                 biased;
                 _ = every_second.tick() => {
                     self.tap.adjust_clock();
+                    self.tap.follow_cpus();
                     if !self.is_held().await {
                         return Ok(Ended::NamespaceGone(self.netns.inode()));
                     }

@@ -10,12 +10,15 @@ use std::{
 use tokio::{sync::Notify, time::sleep};
 
 use super::{
-    CaptureFilters, TapConfig, TapError,
+    CaptureFilters, LoadError, TapConfig, TapError,
     hook::ChosenHook,
     memory::{RingMemory, RingShare},
     object::Object,
 };
-use crate::error::{chain, is_exhaustion};
+use crate::{
+    cpus::Cpus,
+    error::{chain, is_exhaustion},
+};
 
 /// How long the kernel may take to free an object.
 const FREEING: Duration = Duration::from_millis(200);
@@ -161,9 +164,10 @@ impl Loader {
     }
 
     fn load(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
-        let mut share = self.memory.take()?;
+        let cpus = Cpus::look().map_err(LoadError::Cpus)?;
+        let mut share = self.memory.take(cpus.rings())?;
         let hook = ChosenHook::choose(self.config.hook)?;
-        let object = Object::load(&self.config, hook, filters, share.size)?;
+        let object = Object::load(&self.config, hook, filters, share.size, cpus)?;
         share.settle();
         Ok(Loaded { object, hook, share })
     }
@@ -192,7 +196,6 @@ mod tests {
                 size: 1 << 20,
                 is_fixed: false,
                 memory: 1 << 30,
-                cpus: 2,
             },
             rates: RateLimits::default(),
             log_programs: false,

@@ -22,8 +22,6 @@ pub struct RingConfig {
     pub is_fixed: bool,
     /// Most bytes of all rings of all captures.
     pub memory: u64,
-    /// Rings of each capture.
-    pub cpus: u32,
 }
 
 /// The rings' memory, of which captures take shares.
@@ -45,8 +43,10 @@ struct Used {
 #[derive(Debug)]
 pub(super) struct RingShare {
     memory: Arc<RingMemory>,
-    is_pending: bool,
-    /// Bytes of the ring of each CPU.
+    /// Rings that it has, and those of them that the kernel has yet to make.
+    rings: u32,
+    pending: u32,
+    /// Bytes of each ring.
     pub(super) size: u32,
 }
 
@@ -61,20 +61,36 @@ impl RingMemory {
         self.used().all
     }
 
-    /// Takes the share of one more capture.
+    /// Takes the share of one more capture, which is to have so many rings.
     ///
     /// # Errors
     /// When too little is left of what all may take, or of the memory.
-    pub(super) fn take(self: &Arc<Self>) -> Result<RingShare, TapError> {
-        self.take_of(memory::left().saturating_sub(RESERVE))
+    pub(super) fn take(self: &Arc<Self>, rings: u32) -> Result<RingShare, TapError> {
+        self.take_of(left(), rings)
     }
 
     /// Takes it of so much memory that is left.
-    fn take_of(self: &Arc<Self>, left: u64) -> Result<RingShare, TapError> {
+    fn take_of(self: &Arc<Self>, left: u64, rings: u32) -> Result<RingShare, TapError> {
+        let size = self.reserve(left, rings, |free| self.config.fitting(free, rings))?;
+        Ok(RingShare {
+            memory: Arc::clone(self),
+            rings,
+            pending: rings,
+            size,
+        })
+    }
+
+    /// Takes room for rings, each as large as `size_in` says for so much that is free.
+    fn reserve(
+        &self,
+        left: u64,
+        rings: u32,
+        size_in: impl FnOnce(u64) -> Option<u32>,
+    ) -> Result<u32, TapError> {
         let mut used = self.used();
         let allowed = self.config.memory.saturating_sub(used.all);
         let left = left.saturating_sub(used.pending);
-        let Some(size) = self.config.fitting(allowed.min(left)) else {
+        let Some(size) = size_in(allowed.min(left)) else {
             return Err(if allowed <= left {
                 TapError::RingMemory {
                     memory: self.config.memory,
@@ -83,14 +99,10 @@ impl RingMemory {
                 TapError::Memory { left }
             });
         };
-        let total = self.config.total(size);
+        let total = total(size, rings);
         used.all += total;
         used.pending += total;
-        Ok(RingShare {
-            memory: Arc::clone(self),
-            is_pending: true,
-            size,
-        })
+        Ok(size)
     }
 
     fn used(&self) -> MutexGuard<'_, Used> {
@@ -101,32 +113,59 @@ impl RingMemory {
 impl RingShare {
     /// The kernel has given the memory.
     pub(super) fn settle(&mut self) {
-        if std::mem::take(&mut self.is_pending) {
-            self.memory.used().pending -= self.memory.config.total(self.size);
-        }
+        let pending = std::mem::take(&mut self.pending);
+        self.memory.used().pending -= total(self.size, pending);
+    }
+
+    /// Takes as much for so many more rings, which are to be of the same size.
+    ///
+    /// # Errors
+    /// As for [`RingMemory::take`].
+    pub(super) fn grow(&mut self, rings: u32) -> Result<(), TapError> {
+        self.grow_of(left(), rings)
+    }
+
+    fn grow_of(&mut self, left: u64, rings: u32) -> Result<(), TapError> {
+        let size = self.size;
+        self.memory
+            .reserve(left, rings, |free| (total(size, rings) <= free).then_some(size))?;
+        self.rings += rings;
+        self.pending += rings;
+        Ok(())
+    }
+
+    /// Gives back what it has for so many rings.
+    pub(super) fn shrink(&mut self, rings: u32) {
+        self.settle();
+        self.rings -= rings;
+        self.memory.used().all -= total(self.size, rings);
     }
 }
 
 impl RingConfig {
-    /// Bytes of each ring when so much is left.
-    fn fitting(&self, left: u64) -> Option<u32> {
+    /// Bytes of each of so many rings when so much is left.
+    fn fitting(&self, left: u64, rings: u32) -> Option<u32> {
         let mut size = self.size;
-        while !self.is_fixed && u64::from(size) > MIN_RING_SIZE && self.total(size) > left / SHARE {
+        while !self.is_fixed && u64::from(size) > MIN_RING_SIZE && total(size, rings) > left / SHARE {
             size /= 2;
         }
-        (self.total(size) <= left).then_some(size)
+        (total(size, rings) <= left).then_some(size)
     }
+}
 
-    /// Bytes of all rings of a capture.
-    fn total(&self, size: u32) -> u64 {
-        u64::from(size) * u64::from(self.cpus)
-    }
+/// Bytes of so many rings.
+fn total(size: u32, rings: u32) -> u64 {
+    u64::from(size) * u64::from(rings)
+}
+
+/// Bytes of memory that there are for rings.
+fn left() -> u64 {
+    memory::left().saturating_sub(RESERVE)
 }
 
 impl Drop for RingShare {
     fn drop(&mut self) {
-        self.settle();
-        self.memory.used().all -= self.memory.config.total(self.size);
+        self.shrink(self.rings);
     }
 }
 
@@ -139,7 +178,6 @@ mod tests {
             size: 8 << 20,
             is_fixed,
             memory,
-            cpus: 2,
         }
     }
 
@@ -152,7 +190,7 @@ mod tests {
     #[test]
     fn rings_get_smaller_as_memory_gets_scarce_and_end_within_the_bound() {
         let memory = RingMemory::new(config(512 << 20, false));
-        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX).ok()).collect();
+        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2).ok()).collect();
         let sizes: Vec<u32> = shares.iter().map(|share| share.size).collect();
         assert!(sizes.is_sorted_by(|one, next| one >= next), "{sizes:?}");
         assert_eq!(sizes.first(), Some(&(8 << 20)));
@@ -162,33 +200,57 @@ mod tests {
         assert!(all <= 512 << 20 && all > 511 << 20);
         drop(shares);
         assert_eq!(used(&memory), (0, 0));
-        assert_eq!(memory.take_of(u64::MAX).unwrap().size, 8 << 20);
+        assert_eq!(memory.take_of(u64::MAX, 2).unwrap().size, 8 << 20);
     }
 
     #[test]
     fn rings_take_no_more_than_there_is() {
         let memory = RingMemory::new(config(512 << 20, true));
         // What the kernel has yet to give is not left, though it still says so.
-        let mut first = memory.take_of(40 << 20).unwrap();
-        let second = memory.take_of(40 << 20).unwrap();
-        let error = memory.take_of(40 << 20).unwrap_err();
+        let mut first = memory.take_of(40 << 20, 2).unwrap();
+        let second = memory.take_of(40 << 20, 2).unwrap();
+        let error = memory.take_of(40 << 20, 2).unwrap_err();
         assert!(
             matches!(error, TapError::Memory { left } if left == 8 << 20),
             "{error}"
         );
         first.settle();
-        assert!(memory.take_of(32 << 20).is_ok());
+        assert!(memory.take_of(32 << 20, 2).is_ok());
         drop((first, second));
         assert_eq!(used(&memory), (0, 0));
         let smaller = RingMemory::new(config(512 << 20, false));
-        assert_eq!(smaller.take_of(40 << 20).unwrap().size, 1 << 20);
+        assert_eq!(smaller.take_of(40 << 20, 2).unwrap().size, 1 << 20);
     }
 
     #[test]
     fn a_size_that_was_asked_for_stays() {
         let memory = RingMemory::new(config(100 << 20, true));
-        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX).ok()).collect();
+        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2).ok()).collect();
         assert_eq!(shares.len(), 6);
         assert!(shares.iter().all(|share| share.size == 8 << 20));
+    }
+
+    #[test]
+    fn a_share_grows_within_the_bound_and_gives_all_back() {
+        let memory = RingMemory::new(config(32 << 20, true));
+        let mut share = memory.take_of(u64::MAX, 2).unwrap();
+        share.settle();
+        assert_eq!(used(&memory), (16 << 20, 0));
+        share.grow_of(u64::MAX, 1).unwrap();
+        assert_eq!(used(&memory), (24 << 20, 8 << 20));
+        let error = share.grow_of(u64::MAX, 2).unwrap_err();
+        assert!(matches!(error, TapError::RingMemory { .. }), "{error}");
+        // What the first took and the kernel has yet to give is not left.
+        let error = share.grow_of(15 << 20, 1).unwrap_err();
+        assert!(
+            matches!(error, TapError::Memory { left } if left == 7 << 20),
+            "{error}"
+        );
+        share.settle();
+        share.grow_of(15 << 20, 1).unwrap();
+        share.shrink(1);
+        assert_eq!(used(&memory), (24 << 20, 0));
+        drop(share);
+        assert_eq!(used(&memory), (0, 0));
     }
 }

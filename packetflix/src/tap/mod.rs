@@ -2,6 +2,7 @@
 //! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
 
 pub(crate) mod clock;
+mod cpu_rings;
 mod filters;
 mod hook;
 mod loader;
@@ -22,7 +23,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{MapData, MapError, PerCpuValues, RingBuf},
+    maps::{MapError, PerCpuValues},
 };
 use packetflix_common::{InterfaceCounters, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, maps};
 use tokio::runtime::Handle;
@@ -36,12 +37,11 @@ pub(crate) use self::{
     rings::{Drained, Head, is_younger},
 };
 use self::{
+    cpu_rings::CpuRings,
     hook::{Attachment, ChosenHook},
     loader::Loaded,
-    memory::RingShare,
-    object::{CLOCK_SOURCE, Entry, InterfaceMap, Object, map_rings},
+    object::{CLOCK_SOURCE, Entry, InterfaceMap, Object},
     own::OwnTrafficMap,
-    rings::{Merge, RingsReady},
     selection::{link_type, network_offset, select},
 };
 pub use self::{
@@ -57,7 +57,7 @@ use crate::{
     capabilities::Capability,
     netns::{EnterError, Link, LinkWatch, Netns},
     pcapng::LinkType,
-    sys::{self, RingPositions},
+    sys,
 };
 
 /// The smallest ring, in bytes: it holds the largest record.
@@ -208,10 +208,7 @@ pub(crate) struct Tap {
     programs: Ebpf,
     entries: InterfaceMap,
     own: OwnTrafficMap,
-    rings: Merge<RingBuf<MapData>>,
-    positions: Vec<RingPositions>,
-    share: RingShare,
-    ready: RingsReady,
+    rings: CpuRings,
     links: LinkWatch,
     /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
     control: OwnedFd,
@@ -304,7 +301,7 @@ impl Tap {
             rings,
             clock,
         } = object;
-        let rings = blocking(|| map_rings(rings))?;
+        let rings = blocking(|| CpuRings::map(rings, share))?;
         let log = if loader.config().log_programs {
             Some(forward_logs(&mut programs)?)
         } else {
@@ -315,14 +312,7 @@ impl Tap {
             programs,
             entries,
             own: own_traffic,
-            ready: RingsReady::new(&rings).map_err(TapError::Rings)?,
-            positions: rings
-                .iter()
-                .map(|ring| RingPositions::map(ring.as_fd()))
-                .collect::<Result<_, _>>()
-                .map_err(TapError::Rings)?,
-            rings: Merge::new(rings),
-            share,
+            rings,
             links,
             control,
             hook,
@@ -479,14 +469,12 @@ impl Tap {
 
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
-        self.share.size
+        self.rings.size()
     }
 
     /// How full the fullest ring is, from 0 to 1.
     pub(crate) fn ring_fill(&self) -> f64 {
-        let fullest = self.positions.iter().map(RingPositions::waiting).max();
-        // More may have been read between a look at the one position and at the other.
-        (fullest.unwrap_or(0) as f64 / f64::from(self.share.size)).min(1.0)
+        self.rings.fill()
     }
 
     /// What the kernel has spent on the programs.
@@ -520,13 +508,37 @@ impl Tap {
     pub(crate) async fn changed(&mut self, rings_too: bool) -> io::Result<TapChange> {
         tokio::select! {
             () = self.links.changed() => Ok(TapChange::Links),
-            ready = self.ready.wait(), if rings_too => ready.map(|()| TapChange::Rings),
+            ready = self.rings.filled(), if rings_too => ready.map(|()| TapChange::Rings),
         }
     }
 
     /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
     pub(crate) fn drain(&mut self, until: u64, take: impl FnMut(&[u8]) -> Head) -> Drained {
         self.rings.drain(until, take)
+    }
+
+    /// Gives rings to the CPUs that came online and have seen packets since.
+    pub(crate) fn follow_cpus(&mut self) {
+        if self.rings.spare_is_used() {
+            let has_packets = self.cpus_with_packets();
+            blocking(|| self.rings.follow(&has_packets));
+        }
+    }
+
+    /// Which of the possible CPUs have accepted packets of an interface that is captured.
+    fn cpus_with_packets(&self) -> Vec<bool> {
+        let mut has_packets = Vec::new();
+        for by_cpu in self
+            .interfaces
+            .keys()
+            .filter_map(|ifindex| self.entries.get(ifindex, 0).ok())
+        {
+            has_packets.resize(by_cpu.len(), false);
+            for (has, entry) in has_packets.iter_mut().zip(by_cpu.iter()) {
+                *has |= entry.0.counters.accepted > 0;
+            }
+        }
+        has_packets
     }
 
     /// Compares the interfaces that there are with those that are captured.

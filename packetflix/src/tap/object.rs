@@ -2,23 +2,26 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
     sync::{LazyLock, Mutex, PoisonError},
-    thread::{self, ScopedJoinHandle},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{ArrayOfMaps, Map, MapData, MapError, PerCpuHashMap, RingBuf},
+    maps::{Map, MapData, MapError, PerCpuHashMap},
     programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
-    util::nr_cpus,
 };
 use packetflix_common::{InterfaceEntry, globals, maps};
 
 use super::{
-    CaptureFilters, PatchError, TapConfig, clock::ClockSource, hook::ChosenHook, own::OwnTrafficMap,
+    CaptureFilters, PatchError, TapConfig,
+    clock::ClockSource,
+    cpu_rings::{self, CreatedRings, joined},
+    hook::ChosenHook,
+    own::OwnTrafficMap,
 };
+use crate::cpus::Cpus;
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
@@ -33,12 +36,6 @@ static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     loader.btf(None);
     Mutex::new(loader)
 });
-
-/// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
-const RING_BUFFER: u32 = 27;
-
-/// Most threads that create rings.
-const MAX_THREADS: usize = 16;
 
 /// How user space sees an interface's entry: one per CPU.
 pub(super) type InterfaceMap = PerCpuHashMap<MapData, u32, Entry>;
@@ -90,28 +87,25 @@ pub enum LoadError {
     Cpus(#[source] io::Error),
 }
 
-/// One ring per CPU, in their order, which are mapped when they are needed.
-type Rings = Vec<MapData>;
-
 /// The loaded object.
 pub(super) struct Object {
     pub(super) programs: Ebpf,
     pub(super) interfaces: InterfaceMap,
     pub(super) own: OwnTrafficMap,
-    pub(super) rings: Rings,
+    pub(super) rings: CreatedRings,
     pub(super) clock: ClockSource,
 }
 
 impl Object {
-    /// Creates the maps and rings of `ring_size` bytes each, and loads the programs of a hook.
+    /// Creates the maps and rings of `ring_size` bytes each for these CPUs, and loads the programs of a hook.
     pub(super) fn load(
         config: &TapConfig,
         hook: ChosenHook,
         filters: &CaptureFilters,
         ring_size: u32,
+        cpus: Cpus,
     ) -> Result<Self, LoadError> {
         let object = filters.write_into(OBJECT)?;
-        let cpus = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
         let clock = *CLOCK_SOURCE;
         let log_level = if config.log_programs { &LOG_DEBUG } else { &LOG_OFF };
         let mut programs = LOADER
@@ -119,7 +113,7 @@ impl Object {
             .unwrap_or_else(PoisonError::into_inner)
             .override_global(globals::CLOCK, clock.number(), true)
             .override_global(globals::LOG_LEVEL, log_level, true)
-            .map_max_entries(maps::RINGS, cpus)
+            .map_max_entries(maps::RINGS, cpu_rings::places(&cpus))
             .load(&object)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
@@ -127,10 +121,11 @@ impl Object {
             name: maps::RINGS,
             source,
         };
-        let by_cpu = handle_of_rings(&programs).map_err(failed)?;
+        let array = cpu_rings::array_of(&programs).map_err(failed)?;
         // Both take some ten milliseconds, the rings by waiting.
         let (loaded, rings) = thread::scope(|scope| {
-            let rings = thread::Builder::new().spawn_scoped(scope, || create_rings(&by_cpu, cpus, ring_size));
+            let create = || CreatedRings::create(array, cpus, ring_size);
+            let rings = thread::Builder::new().spawn_scoped(scope, create);
             let loaded = hook.load(&mut programs);
             (loaded, rings.map_err(MapError::IoError).and_then(joined))
         });
@@ -151,65 +146,6 @@ impl Object {
             clock,
         })
     }
-}
-
-/// A handle of the array of rings, of its own.
-fn handle_of_rings(programs: &Ebpf) -> Result<OwnedFd, MapError> {
-    let Some(Map::ArrayOfMaps(by_cpu)) = programs.map(maps::RINGS) else {
-        return Err(MapError::KeyNotFound);
-    };
-    let handle = by_cpu.fd().as_fd().try_clone_to_owned();
-    handle.map_err(MapError::IoError)
-}
-
-/// Creates a ring for each CPU. Putting one into the array waits some ten milliseconds for the kernel, but several
-/// threads wait for the same thing.
-fn create_rings(by_cpu: &OwnedFd, cpus: u32, size: u32) -> Result<Rings, MapError> {
-    let cpus: Vec<u32> = (0..cpus).collect();
-    thread::scope(|scope| {
-        let threads: Vec<_> = cpus
-            .chunks(cpus.len().div_ceil(MAX_THREADS))
-            .map(|cpus| thread::Builder::new().spawn_scoped(scope, || create_rings_of(cpus, by_cpu, size)))
-            .collect();
-        let mut rings = Vec::with_capacity(cpus.len());
-        for thread in threads {
-            rings.extend(thread.map_err(MapError::IoError).and_then(joined)?);
-        }
-        Ok(rings)
-    })
-}
-
-fn create_rings_of(cpus: &[u32], by_cpu: &OwnedFd, size: u32) -> Result<Rings, MapError> {
-    let by_cpu = by_cpu.try_clone().map_err(MapError::IoError)?;
-    let mut by_cpu: ArrayOfMaps<_, MapData> = Map::ArrayOfMaps(MapData::from_fd(by_cpu)?).try_into()?;
-    cpus.iter()
-        .map(|&cpu| {
-            let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
-            let ring = MapData::create(ring, "ring", None)?;
-            by_cpu.set(cpu, &ring, 0)?;
-            Ok(ring)
-        })
-        .collect()
-}
-
-/// Maps rings into memory, to be read.
-///
-/// # Errors
-/// When there is no room for them.
-pub(super) fn map_rings(rings: Rings) -> Result<Vec<RingBuf<MapData>>, LoadError> {
-    let mapped = rings
-        .into_iter()
-        .map(|ring| RingBuf::try_from(Map::RingBuf(ring)));
-    mapped.collect::<Result<_, _>>().map_err(|source| LoadError::Map {
-        name: maps::RINGS,
-        source,
-    })
-}
-
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {

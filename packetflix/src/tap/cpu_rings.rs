@@ -1,0 +1,262 @@
+//! The rings of a tap, made for the CPUs that are online.
+//!
+//! The array that programs find them in has a place for each possible CPU, of which there are often many more than the
+//! machine ever gets. Those that are not online when the tap is made share a spare ring, so that nothing is lost when one
+//! comes. What it delivers goes there until it is given a ring of its own.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    thread::{self, ScopedJoinHandle},
+};
+
+use aya::{
+    Ebpf,
+    maps::{ArrayOfMaps, InnerMap, Map, MapData, MapError, RingBuf},
+};
+use packetflix_common::{SPARE_RING, maps, ring_of};
+
+use super::{
+    LoadError, TapError,
+    memory::RingShare,
+    rings::{Drained, Head, Merge, RingsReady},
+};
+use crate::{cpus::Cpus, error::chain, sys::RingPositions};
+
+/// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
+const RING_BUFFER: u32 = 27;
+
+/// Most threads that create rings. Putting one into the array waits some ten milliseconds for the kernel, but several
+/// threads wait for the same thing.
+const MAX_THREADS: usize = 16;
+
+/// How many places the array of rings has on a machine of these CPUs.
+pub(super) fn places(cpus: &Cpus) -> u32 {
+    ring_of(cpus.highest()) + 1
+}
+
+/// Rings as they are created: they are mapped into memory when they are needed.
+pub(super) struct CreatedRings {
+    array: OwnedFd,
+    /// By their places in the array.
+    rings: Vec<(u32, MapData)>,
+    cpus: Cpus,
+}
+
+impl CreatedRings {
+    /// Creates rings of `size` bytes each in the array of a loaded object.
+    pub(super) fn create(array: OwnedFd, cpus: Cpus, size: u32) -> Result<Self, MapError> {
+        let spare = cpus.may_grow().then_some(SPARE_RING);
+        let of_cpus = cpus.online.iter().map(|cpu| ring_of(*cpu));
+        let places: Vec<u32> = spare.into_iter().chain(of_cpus).collect();
+        let rings = on_threads(&places, MapError::IoError, |place| {
+            let ring = create_ring(size)?;
+            put(&array, place, &ring)?;
+            Ok((place, ring))
+        });
+        let rings = rings.into_iter().collect::<Result<_, MapError>>()?;
+        Ok(Self { array, rings, cpus })
+    }
+}
+
+/// The array of rings of a loaded object, by a handle of its own.
+pub(super) fn array_of(programs: &Ebpf) -> Result<OwnedFd, MapError> {
+    let Some(Map::ArrayOfMaps(array)) = programs.map(maps::RINGS) else {
+        return Err(MapError::KeyNotFound);
+    };
+    let handle = array.fd().as_fd().try_clone_to_owned();
+    handle.map_err(MapError::IoError)
+}
+
+/// The rings of a tap, merged.
+pub(super) struct CpuRings {
+    merge: Merge<RingBuf<MapData>>,
+    positions: Vec<RingPositions>,
+    ready: RingsReady,
+    share: RingShare,
+    array: OwnedFd,
+    /// Places of the rings in the array.
+    places: Vec<u32>,
+    /// All CPUs that there may be.
+    possible: Vec<u32>,
+    /// How much the spare ring had been given when it was last looked at.
+    spare_seen: usize,
+    /// Whether it was told that rings cannot be had.
+    has_told: bool,
+}
+
+impl CpuRings {
+    /// Maps rings into memory, to be read.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub(super) fn map(created: CreatedRings, share: RingShare) -> Result<Self, TapError> {
+        let CreatedRings { array, rings, cpus } = created;
+        let mut this = Self {
+            merge: Merge::new(Vec::with_capacity(rings.len())),
+            positions: Vec::with_capacity(rings.len()),
+            ready: RingsReady::new().map_err(TapError::Rings)?,
+            share,
+            array,
+            places: Vec::with_capacity(rings.len()),
+            possible: cpus.possible,
+            spare_seen: 0,
+            has_told: false,
+        };
+        for (place, ring) in rings {
+            let mapped = MappedRing::map(place, ring, &this.ready)?;
+            this.add(mapped);
+        }
+        Ok(this)
+    }
+
+    fn add(&mut self, ring: MappedRing) {
+        self.merge.add(ring.ring);
+        self.positions.push(ring.positions);
+        self.places.push(ring.place);
+    }
+
+    /// Bytes of each ring.
+    pub(super) fn size(&self) -> u32 {
+        self.share.size
+    }
+
+    /// How full the fullest ring is, from 0 to 1.
+    pub(super) fn fill(&self) -> f64 {
+        let fullest = self.positions.iter().map(RingPositions::waiting).max();
+        // More may have been read between a look at the one position and at the other.
+        (fullest.unwrap_or(0) as f64 / f64::from(self.size())).min(1.0)
+    }
+
+    /// Waits until a ring may have a record that was not there when it was last drained.
+    pub(super) async fn filled(&self) -> io::Result<()> {
+        self.ready.wait().await
+    }
+
+    /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
+    pub(super) fn drain(&mut self, until: u64, take: impl FnMut(&[u8]) -> Head) -> Drained {
+        self.merge.drain(until, take)
+    }
+
+    /// Whether the spare ring was given something since the last time: a CPU without a ring of its own sees packets.
+    pub(super) fn spare_is_used(&mut self) -> bool {
+        let spare = self.places.iter().position(|place| *place == SPARE_RING);
+        let given = spare.map_or(0, |spare| self.positions[spare].written());
+        std::mem::replace(&mut self.spare_seen, given) != given
+    }
+
+    /// Gives rings of their own to those of the CPUs that have none, as many as the kernel makes in one go: to each whose
+    /// place among the possible ones `has_packets`. They keep to the spare ring if there is no memory for more.
+    pub(super) fn follow(&mut self, has_packets: &[bool]) {
+        let busy = self.possible.iter().zip(has_packets).filter(|(_, busy)| **busy);
+        let missing: Vec<u32> = busy
+            .map(|(cpu, _)| ring_of(*cpu))
+            .filter(|place| !self.places.contains(place))
+            .take(MAX_THREADS)
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        match self.grow(&missing) {
+            Ok(()) => tracing::debug!(rings = missing.len(), "CPUs that came online have rings"),
+            Err(error) if !self.has_told => {
+                self.has_told = true;
+                let error = chain(&error);
+                tracing::warn!(error, "CPUs that came online go on sharing one ring");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn grow(&mut self, places: &[u32]) -> Result<(), TapError> {
+        let count = places.len() as u32;
+        self.share.grow(count)?;
+        let size = self.size();
+        let Self { array, ready, .. } = &*self;
+        // Nothing may be written to a ring that could not be read: the array comes last.
+        let grown = on_threads(places, TapError::Rings, |place| {
+            let ring = MappedRing::map(place, create_ring(size).map_err(failed)?, ready)?;
+            put(array, place, &ring.ring).map_err(failed)?;
+            Ok(ring)
+        });
+        let mut result = Ok(());
+        let before = self.places.len();
+        for ring in grown {
+            match ring {
+                Ok(ring) => self.add(ring),
+                Err(error) => result = Err(error),
+            }
+        }
+        self.share.shrink(count - (self.places.len() - before) as u32);
+        result
+    }
+}
+
+/// A ring that can be read.
+struct MappedRing {
+    place: u32,
+    ring: RingBuf<MapData>,
+    positions: RingPositions,
+}
+
+impl MappedRing {
+    fn map(place: u32, ring: MapData, ready: &RingsReady) -> Result<Self, TapError> {
+        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(failed)?;
+        ready.add(&ring).map_err(TapError::Rings)?;
+        let positions = RingPositions::map(ring.as_fd()).map_err(TapError::Rings)?;
+        Ok(Self {
+            place,
+            ring,
+            positions,
+        })
+    }
+}
+
+fn failed(source: MapError) -> LoadError {
+    LoadError::Map {
+        name: maps::RINGS,
+        source,
+    }
+}
+
+fn create_ring(size: u32) -> Result<MapData, MapError> {
+    let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
+    MapData::create(ring, "ring", None)
+}
+
+/// Puts a ring into the array, for programs to find.
+fn put<R: InnerMap>(array: &OwnedFd, place: u32, ring: &R) -> Result<(), MapError> {
+    let array = array.try_clone().map_err(MapError::IoError)?;
+    let mut array: ArrayOfMaps<_, R> = Map::ArrayOfMaps(MapData::from_fd(array)?).try_into()?;
+    array.set(place, ring, 0)
+}
+
+/// Does `work` for each place, shared among threads. One result stands for all places of a thread that could not be had.
+fn on_threads<T: Send, E: Send>(
+    places: &[u32],
+    no_thread: impl Fn(io::Error) -> E,
+    work: impl Fn(u32) -> Result<T, E> + Sync,
+) -> Vec<Result<T, E>> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = places
+            .chunks(places.len().div_ceil(MAX_THREADS))
+            .map(|places| {
+                let work = move || places.iter().map(|place| work(*place)).collect::<Vec<_>>();
+                thread::Builder::new().spawn_scoped(scope, work)
+            })
+            .collect();
+        let done = threads.into_iter().flat_map(|thread| match thread {
+            Ok(thread) => joined(thread),
+            Err(error) => vec![Err(no_thread(error))],
+        });
+        done.collect()
+    })
+}
+
+/// What a thread gives.
+pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

@@ -1,0 +1,329 @@
+//! Machines that may get more CPUs than they have: rings are made for those that are online, and nothing is lost when
+//! another one comes.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use futures_util::future::try_join_all;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use packetflix_tests::{
+    bpf_objects::Objects,
+    client::Recorder,
+    control_group::ControlGroup,
+    folder::Folder,
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    recording::Recording,
+    server::{Server, program, wait_until},
+};
+
+/// Where the kernel lists CPUs.
+const CPUS: &str = "/sys/devices/system/cpu";
+
+/// A command behind which the kernel seems to list CPUs differently: `file` has `text`.
+fn told(folder: &Folder, file: &str, text: &str) -> anyhow::Result<Command> {
+    let told = folder.file(file);
+    fs::write(&told, text)?;
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"",
+        ])
+        .arg(told)
+        .arg(Path::new(CPUS).join(file));
+    Ok(command)
+}
+
+/// How many rings a server has, those that it keeps ready among them.
+fn rings(server: &Server) -> anyhow::Result<usize> {
+    let kinds = Objects::held_by(server.pid())?.kinds();
+    Ok(kinds.lines().filter(|line| line.contains(" ring ")).count())
+}
+
+fn online() -> anyhow::Result<usize> {
+    Ok(std::thread::available_parallelism()?.get())
+}
+
+/// A common default of hypervisors: there may be 240 CPUs, and there are two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_captures_run_where_there_may_be_240_cpus_and_four_gibibytes() -> anyhow::Result<()> {
+    const CAPTURES: usize = 10;
+    /// Descriptors of a capture beside its rings.
+    const OTHERS: usize = 18;
+
+    let (here, there) = Namespace::pair()?;
+    let folder = Folder::new()?;
+    let group = ControlGroup::with_memory(4 << 30)?;
+    let mut by = told(&folder, "possible", "0-239\n")?;
+    let inside = group.server()?;
+    by.arg(inside.get_program()).args(inside.get_args());
+    let server = Server::start_by(&mut by, &[])?;
+    // One for each that is online, and one for the 238 that are not.
+    let of_capture = online()? + 1;
+    wait_until(Duration::from_secs(5), || Ok(rings(&server)? == of_capture))
+        .with_context(|| format!("{} rings are kept ready", rings(&server).unwrap_or_default()))?;
+    let held = Objects::held_by(server.pid())?.kinds();
+    ensure!(
+        held.lines()
+            .any(|line| line.contains("RINGS") && line.ends_with("entries 241")),
+        "{held}"
+    );
+    let before = server.descriptors()?;
+
+    let inode = here.inode()?;
+    let recorders = try_join_all((0..CAPTURES).map(|number| {
+        // Each asks for something else, and so is a capture of its own.
+        let url = server.url(&format!("netns={inode}&nif=va&names=0&filter=len+%3E+{number}"));
+        async move { Recorder::start(&url).await }
+    }))
+    .await?;
+    let used = server.descriptors()? - before;
+    eprintln!(
+        "{CAPTURES} captures take {used} descriptors, and {} rings",
+        rings(&server)?
+    );
+    ensure!(used <= CAPTURES * (of_capture + OTHERS), "{used} descriptors");
+    assert_eq!(rings(&server)?, (CAPTURES + 1) * of_capture);
+
+    let frame = raw::ethernet(0x88b5, &[7; 46]);
+    RawSocket::open(&there, "vb")?.send(&frame)?;
+    for mut recorder in recorders {
+        recorder
+            .read_until(|recording| recording.count(&frame) == 1)
+            .await?;
+        let statistics = recorder.finish().await?.final_statistics("va")?;
+        assert_eq!((statistics.delivered, statistics.dropped), (1, 0));
+    }
+    Ok(())
+}
+
+/// Sends numbered frames from one CPU, which is also where they are received, until it is told to stop.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<anyhow::Result<u64>>,
+}
+
+impl Stream {
+    fn start(there: &Namespace, cpu: usize) -> anyhow::Result<Self> {
+        let socket = RawSocket::open(there, "vb")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (stops, counts) = (Arc::clone(&stop), Arc::clone(&sent));
+        let task = tokio::task::spawn_blocking(move || {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu)?;
+            sched_setaffinity(Pid::from_raw(0), &cpus)?;
+            while !stops.load(Ordering::Relaxed) {
+                let number = counts.load(Ordering::Relaxed);
+                socket.send(&numbered(cpu, number))?;
+                counts.store(number + 1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            // Its thread may be used again.
+            let mut all = CpuSet::new();
+            (0..CpuSet::count()).try_for_each(|cpu| all.set(cpu))?;
+            sched_setaffinity(Pid::from_raw(0), &all)?;
+            Ok(counts.load(Ordering::Relaxed))
+        });
+        Ok(Self { stop, sent, task })
+    }
+
+    /// How many were sent.
+    async fn stop(self) -> anyhow::Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await?
+    }
+}
+
+/// A frame that says from which CPU it comes, and which one it is of those.
+fn numbered(cpu: usize, number: u64) -> Vec<u8> {
+    let mut payload = vec![0; 46];
+    payload[0] = cpu as u8;
+    payload[1..9].copy_from_slice(&number.to_be_bytes());
+    raw::ethernet(0x88b5, &payload)
+}
+
+/// All frames of each CPU came, in the order in which they were sent.
+fn is_whole(recording: &Recording, sent: &[(usize, u64)]) -> anyhow::Result<()> {
+    for (cpu, count) in sent {
+        let of_cpu = recording
+            .packets
+            .iter()
+            .filter(|packet| packet.data[14] == *cpu as u8);
+        let numbers: Vec<u64> = of_cpu
+            .map(|packet| packet.data[15..23].try_into().map(u64::from_be_bytes))
+            .collect::<Result<_, _>>()?;
+        ensure!(
+            numbers.iter().copied().eq(0..*count),
+            "{} of {count} frames of CPU {cpu} came in order",
+            numbers
+                .iter()
+                .zip(0..)
+                .take_while(|(number, expected)| **number == *expected)
+                .count()
+        );
+    }
+    let statistics = recording.final_statistics("va")?;
+    let all = sent.iter().map(|(_, count)| count).sum::<u64>();
+    ensure!(
+        (statistics.received, statistics.delivered, statistics.dropped) == (all, all, 0),
+        "{all} were sent: {statistics:?}"
+    );
+    Ok(())
+}
+
+/// Packets come on a CPU that was not online when the capture began: it shares a ring, and then gets its own.
+async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let folder = Folder::new()?;
+    let absent = way.prepare()?;
+    let of_capture = online()?.min(if way == Way::Told { 1 } else { usize::MAX }) + 1;
+    let flags = ["--hook", hook, "--debug"];
+    let server = if way == Way::Told {
+        let mut by = told(&folder, "online", "0\n")?;
+        Server::start_by(by.arg(program("packetflix")?), &flags)?
+    } else {
+        Server::start(&flags)?
+    };
+    wait_until(patience(5), || Ok(rings(&server)? == of_capture)).with_context(|| {
+        format!(
+            "{way:?}: {} rings are kept ready",
+            rings(&server).unwrap_or_default()
+        )
+    })?;
+    let mut recorder =
+        Recorder::start(&server.url(&format!("netns={}&nif=va&names=0", here.inode()?))).await?;
+    // Those of the capture, and of the one that is kept ready.
+    wait_until(patience(5), || Ok(rings(&server)? == 2 * of_capture))?;
+    let first = Stream::start(&there, 0)?;
+    recorder
+        .read_until(|recording| recording.packets.len() > 100)
+        .await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(rings(&server)?, 2 * of_capture, "a ring that nobody needs");
+
+    let comes = way.come(absent)?;
+    let second = Stream::start(&there, comes)?;
+    let counted = Arc::clone(&second.sent);
+    let server = Arc::new(server);
+    let watched = Arc::clone(&server);
+    let growing = tokio::task::spawn_blocking(move || {
+        wait_until(patience(10), || Ok(rings(&watched)? == 2 * of_capture + 1))?;
+        anyhow::Ok(counted.load(Ordering::Relaxed))
+    });
+    let shared = recorder.read_during(growing).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sent = [(0, first.stop().await?), (comes, second.stop().await?)];
+    eprintln!(
+        "{hook}, {way:?}: {shared} frames of CPU {comes} went to the shared ring, of {}",
+        sent[1].1
+    );
+    ensure!(shared > 0 && sent[1].1 > shared);
+    is_whole(&recorder.finish().await?, &sent)?;
+    server.wait_for_log("CPUs that came online have rings")
+}
+
+/// How a CPU comes online.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It always was, but was not said to be.
+    Told,
+    /// It is switched off before, and on again.
+    Switched,
+    /// It is plugged in.
+    Plugged,
+}
+
+impl Way {
+    /// Makes it absent: gives its number, unless it is yet to be plugged in.
+    fn prepare(self) -> anyhow::Result<Option<usize>> {
+        match self {
+            Self::Told => Ok(Some(1)),
+            Self::Switched => {
+                fs::write(Path::new(CPUS).join("cpu1/online"), "0")?;
+                Ok(Some(1))
+            }
+            Self::Plugged => Ok(None),
+        }
+    }
+
+    /// Lets it come.
+    fn come(self, absent: Option<usize>) -> anyhow::Result<usize> {
+        let switch = |cpu: usize| Path::new(CPUS).join(format!("cpu{cpu}/online"));
+        let cpu = match absent {
+            Some(cpu) => cpu,
+            None => {
+                let next = (1..64)
+                    .find(|cpu| !switch(*cpu).exists())
+                    .context("no CPU can come")?;
+                let machine = std::env::var_os(MACHINE).context("no machine")?;
+                fs::write(Path::new(&machine).join("add-cpu"), "")?;
+                wait_until(patience(10), || Ok(switch(next).exists())).context("none was plugged in")?;
+                next
+            }
+        };
+        if self != Self::Told && fs::read_to_string(switch(cpu))?.trim() == "0" {
+            fs::write(switch(cpu), "1")?;
+        }
+        Ok(cpu)
+    }
+}
+
+/// Where a machine that is there for tests alone, and is thrown away, takes wishes.
+const MACHINE: &str = "PACKETFLIX_TEST_MACHINE";
+
+/// So many seconds, on a machine that is not emulated.
+fn patience(seconds: u64) -> Duration {
+    let slowness = std::env::var("PACKETFLIX_TEST_SLOWNESS")
+        .ok()
+        .and_then(|times| times.parse().ok());
+    Duration::from_secs(seconds) * slowness.unwrap_or(1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn cpu_that_comes_online_shares_a_ring_and_then_gets_its_own() -> anyhow::Result<()> {
+    ensure!(online()? >= 2, "this takes two CPUs");
+    for hook in hooks()? {
+        cpu_comes_online(hook, Way::Told).await?;
+    }
+    // On a machine that others use, none is switched off.
+    if std::env::var_os(MACHINE).is_some() {
+        cpu_comes_online("socket", Way::Switched).await?;
+        if cfg!(target_arch = "x86_64") {
+            cpu_comes_online("socket", Way::Plugged).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The hooks that this kernel has.
+fn hooks() -> anyhow::Result<&'static [&'static str]> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("{release:?} is no version");
+    };
+    Ok(if (major, minor) >= (6, 6) {
+        &["socket", "tcx"]
+    } else {
+        &["socket"]
+    })
+}
