@@ -181,7 +181,15 @@ impl Capture {
         }
     }
 
-    /// Asks the server to end.
+    /// Asks for what was captured until now, the final statistics, and the server's close.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        Ok(self.socket.send(Message::text("stop")).await?)
+    }
+
+    /// Closes: nothing but the server's close is to follow.
     ///
     /// # Errors
     /// When the connection is broken.
@@ -324,7 +332,7 @@ impl Recorder {
         }
     }
 
-    /// Reads until there are statistics that are `enough`; looks only when nothing comes for a moment, since the
+    /// Reads until there are statistics that are `enough`, which the URL has to ask for; looks only when nothing comes for a moment, since the
     /// stream may be large.
     ///
     /// # Errors
@@ -337,7 +345,6 @@ impl Recorder {
             if let Some((code, reason)) = self.read().await? {
                 bail!("ended with {code} {reason}");
             }
-            // Statistics come once a second.
             if self.capture.is_quiet().await
                 && Recording::parse(&self.stream)?.statistics.iter().any(&mut enough)
             {
@@ -358,12 +365,12 @@ impl Recorder {
         }
     }
 
-    /// Closes, and reads what still comes.
+    /// Stops, and reads what still comes.
     ///
     /// # Errors
     /// When the stream does not end with the final statistics and the code of a normal end.
     pub async fn finish(mut self) -> anyhow::Result<Recording> {
-        self.capture.close().await?;
+        self.capture.stop().await?;
         let (recording, code, reason) = self.read_to_end().await?;
         ensure!(code == 1000, "{code} {reason}");
         recording.check_complete()?;

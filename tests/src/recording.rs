@@ -72,7 +72,7 @@ pub struct Statistics {
     pub accepted: u64,
     /// `isb_usrdeliv`
     pub delivered: u64,
-    /// `isb_osdrop`
+    /// `isb_ifdrop`
     pub dropped: u64,
     /// Whether it has an `isb_endtime`.
     pub last: bool,
@@ -151,7 +151,9 @@ impl Recording {
                             InterfaceStatisticsOption::IsbIfRecv(n) => statistics.received = *n,
                             InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
                             InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
-                            InterfaceStatisticsOption::IsbOsDrop(n) => statistics.dropped = *n,
+                            InterfaceStatisticsOption::IsbIfDrop(n) => statistics.dropped = *n,
+                            // Whoever adds it to the other would count twice.
+                            InterfaceStatisticsOption::IsbOsDrop(n) => bail!("losses are told twice: {n}"),
                             InterfaceStatisticsOption::IsbEndTime(_) => statistics.last = true,
                             _ => {}
                         }

@@ -124,7 +124,7 @@ async fn streams_of_one_tap_end_at_their_own_number_of_packets() -> anyhow::Resu
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
-        let mut whole = Recorder::start(&url).await?;
+        let mut whole = Recorder::start(&format!("{url}&statistics=1s")).await?;
         let mut limited = Vec::new();
         for packets in [1, 7, 100, 4999] {
             let recorder = Recorder::start(&format!("{url}&packets={packets}")).await?;
@@ -434,7 +434,8 @@ async fn packets_over_the_rate_are_dropped_and_told() -> anyhow::Result<()> {
             let (here, there) = Namespace::pair()?;
             let server = Server::start(&[&["--hook", hook], &flags[..]].concat())?;
             let url = server.url(&format!("netns={}&nif=va{query}", here.inode()?));
-            let (mut one, mut other) = (Recorder::start(&url).await?, Recorder::start(&url).await?);
+            let mut one = Recorder::start(&url).await?;
+            let mut other = Recorder::start(&format!("{url}&statistics=1s")).await?;
             let begun = Instant::now();
             one.read_during(send_numbered(&there, 200, 50_000)?).await?;
             let seconds = begun.elapsed().as_secs_f64();
@@ -468,7 +469,7 @@ async fn account_is_exact_up_to_the_limit() -> anyhow::Result<()> {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook, "--max-packet-rate", "1000"])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
-        let mut whole = Recorder::start(&url).await?;
+        let mut whole = Recorder::start(&format!("{url}&statistics=1s")).await?;
         let limited = Recorder::start(&format!("{url}&packets=1500")).await?;
         // A second's worth comes through at once; of the rest, each packet tells how many were dropped before it.
         let sending = send_numbered(&there, 64, 4000)?;
@@ -556,7 +557,7 @@ async fn captures_are_counted_by_client_and_by_target() -> anyhow::Result<()> {
         recorder.finish().await?;
     }
     wait_until(Duration::from_secs(5), || {
-        Ok(server.log().matches("closed by the client").count() == 4)
+        Ok(server.log().matches("stopped by the client").count() == 4)
     })?;
     let mut again = Recorder::start(&first).await;
     while again.is_err() {

@@ -49,7 +49,8 @@ struct Burst {
 async fn start_burst(hook: &str) -> anyhow::Result<Burst> {
     let (here, there) = Namespace::pair()?;
     let server = Server::start(&["--hook", hook])?;
-    let recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    let url = server.url(&format!("netns={}&nif=va&statistics=1s", here.inode()?));
+    let recorder = Recorder::start(&url).await?;
     let socket = RawSocket::open(&there, "vb")?;
     let sending = tokio::task::spawn_blocking(move || socket.flood(&small_frame(), BURST, NUMBER_AT));
     Ok(Burst {
@@ -129,12 +130,13 @@ async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The rings never run empty: statistics come all the same.
+/// The rings never run empty: statistics come all the same where they are asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn client_that_is_too_slow_is_told_of_its_losses_meanwhile() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let server = Server::start(&["--ring-size", "512KiB"])?;
-    let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    let url = server.url(&format!("netns={}&nif=va&statistics=1s", here.inode()?));
+    let mut recorder = Recorder::start(&url).await?;
     let socket = RawSocket::open(&there, "vb")?;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);

@@ -137,7 +137,7 @@ async fn too_many_captures_are_refused_until_one_ends() -> anyhow::Result<()> {
         )
     );
     first.finish().await?;
-    server.wait_for_log("closed by the client")?;
+    server.wait_for_log("stopped by the client")?;
     let mut tries = 0;
     while let Err(error) = Recorder::start(&server.url(&query)).await {
         tries += 1;

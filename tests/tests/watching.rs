@@ -51,9 +51,9 @@ fn metrics_at_rest(server: &Server) -> anyhow::Result<Metrics> {
     Ok(metrics)
 }
 
-/// Closes a capture; gives its stream as bytes, and what is in them.
+/// Stops a capture; gives its stream as bytes, and what is in them.
 async fn close(mut recorder: Recorder) -> anyhow::Result<(usize, Recording)> {
-    recorder.capture().close().await?;
+    recorder.capture().stop().await?;
     while recorder.read().await?.is_none() {}
     let recording = Recording::parse(recorder.stream())?;
     recording.check_complete()?;
@@ -207,7 +207,7 @@ async fn losses_are_counted_by_their_cause() -> anyhow::Result<()> {
         here.inode()?
     ));
     let mut slow = Recorder::start(&url).await?;
-    let mut fast = Recorder::start(&url).await?;
+    let mut fast = Recorder::start(&format!("{url}&statistics=1s")).await?;
     let sending = tokio::task::spawn_blocking(move || {
         for round in 0..30 {
             socket.flood(&raw::ethernet(0x88b5, &[round; 1400]), 1000, 14)?;
@@ -219,7 +219,7 @@ async fn losses_are_counted_by_their_cause() -> anyhow::Result<()> {
     fast.read_until_statistics(|statistics| statistics.delivered == 30_000)
         .await?;
     // It is told of its loss when it takes something again.
-    slow.capture().close().await?;
+    slow.capture().stop().await?;
     while slow.read().await?.is_none() {}
     let slow = Recording::parse(slow.stream())?.final_statistics("va")?;
     let (_, fast) = close(fast).await?;
@@ -531,7 +531,7 @@ async fn account_of_captures_is_kept_apart_from_the_log() -> anyhow::Result<()> 
         ("lost_in_kernel", json!(0)),
         ("lost_by_client", json!(0)),
         ("end", json!("closed")),
-        ("reason", json!("closed by the client")),
+        ("reason", json!("stopped by the client")),
     ] {
         assert_eq!(ended[member], value, "{ended}");
     }

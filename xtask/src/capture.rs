@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// End after this time, such as `10s`
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
+    /// Have statistics beside the final ones after each such time, such as `10s`; or `end` for none, even where packets
+    /// are lost, so that Wireshark shows the lost packets of the whole file
+    #[arg(long, value_name = "TIME|end")]
+    statistics: Option<String>,
     /// Speak TLS with a server whose certificate is of a CA in this file, in PEM
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
@@ -40,6 +44,7 @@ impl Args {
             ("packets", &self.packets),
             ("bytes", &self.bytes),
             ("duration", &self.duration),
+            ("statistics", &self.statistics),
         ];
         let given = limits
             .iter()
@@ -103,6 +108,7 @@ mod tests {
             snaplen: None,
             packets: Some("7".to_owned()),
             bytes: None,
+            statistics: None,
             cacert: None,
             duration: Some("1s".to_owned()),
         };

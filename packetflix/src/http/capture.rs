@@ -210,6 +210,7 @@ impl App {
                 max_duration: self.config.max_duration,
                 ..request.limits
             },
+            statistics: request.statistics,
         };
         let key = CaptureKey {
             netns: netns.inode(),

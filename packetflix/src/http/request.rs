@@ -1,13 +1,13 @@
 //! What a client asks for, taken from the query and the headers. Touches nothing of the system.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use packetflix_common::MAX_INTERFACES;
 use warp::http::HeaderMap;
 
 use crate::{
     pcapng::SNAPLEN as MAX_SNAPLEN,
-    session::Limits,
+    session::{Limits, StatisticsPace},
     tap::InterfaceSelection,
     target::TargetDescription,
     units::{parse_duration, parse_size},
@@ -58,10 +58,18 @@ const DURATION: Parameter = Parameter {
     header: None,
 };
 
+const STATISTICS: Parameter = Parameter {
+    name: "statistics",
+    header: None,
+};
+
 /// All of them. No other is read.
-const PARAMETERS: [Parameter; 11] = [
-    CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE, SNAPLEN, PACKETS, BYTES, DURATION,
+const PARAMETERS: [Parameter; 12] = [
+    CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE, SNAPLEN, PACKETS, BYTES, DURATION, STATISTICS,
 ];
+
+/// Statistics are known anew after this time, and no sooner.
+const MIN_STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A parameter of the query, and the header that wins over it.
 struct Parameter {
@@ -88,6 +96,8 @@ pub(super) struct CaptureRequest {
     pub(super) snaplen: u32,
     /// Where the stream ends at the latest.
     pub(super) limits: Limits,
+    /// When there are statistics beside the final ones.
+    pub(super) statistics: StatisticsPace,
 }
 
 /// Why a request cannot be served.
@@ -165,6 +175,9 @@ impl CaptureRequest {
                 duration: parameters.limit(&DURATION, parse_duration)?,
                 max_duration: None,
             },
+            statistics: parameters
+                .limit(&STATISTICS, parse_statistics)?
+                .unwrap_or_default(),
         })
     }
 }
@@ -184,6 +197,16 @@ fn parse_snaplen(text: &str) -> Result<u32, String> {
 fn parse_packets(text: &str) -> Result<u64, String> {
     let packets = text.parse().ok().filter(|packets| *packets > 0);
     packets.ok_or_else(|| "give a whole number of at least 1".to_owned())
+}
+
+fn parse_statistics(text: &str) -> Result<StatisticsPace, String> {
+    if text == "end" {
+        return Ok(StatisticsPace::AtEnd);
+    }
+    match parse_duration(text) {
+        Ok(interval) if interval >= MIN_STATISTICS_INTERVAL => Ok(StatisticsPace::Every(interval)),
+        _ => Err("give a time of at least 1s, such as `10s`, or `end` for none before the end".to_owned()),
+    }
 }
 
 fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
@@ -347,7 +370,7 @@ pub(crate) mod fuzzing {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
     use serde_json::Value;
@@ -398,6 +421,7 @@ mod tests {
                     names: true,
                     snaplen: MAX_SNAPLEN,
                     limits: Limits::default(),
+                    statistics: StatisticsPace::OnLoss,
                 }
             );
         }
@@ -480,6 +504,17 @@ mod tests {
             max_duration: None,
         };
         assert_eq!((request.snaplen, request.limits), (96, limits));
+        for (text, pace) in [
+            ("", StatisticsPace::OnLoss),
+            ("end", StatisticsPace::AtEnd),
+            ("1s", StatisticsPace::Every(Duration::from_secs(1))),
+            ("2m", StatisticsPace::Every(Duration::from_secs(120))),
+        ] {
+            assert_eq!(
+                parse(&format!("netns=5&statistics={text}")).unwrap().statistics,
+                pace
+            );
+        }
         for query in [
             "netns=5&snaplen=0",
             "netns=5&snaplen=",
@@ -505,6 +540,10 @@ mod tests {
             ("duration", "10"),
             ("duration", "0s"),
             ("duration", "9999999999999999h"),
+            ("statistics", "0s"),
+            ("statistics", "999ms"),
+            ("statistics", "1"),
+            ("statistics", "never"),
         ] {
             let error = parse(&format!("netns=5&{name}={wrong}")).unwrap_err().to_string();
             assert!(

@@ -38,8 +38,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How long the last frames may take, and then the client's close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The text message with which a client asks for the rest of the stream and its end.
+const STOP: &[u8] = b"stop";
+
 /// Most bytes of a close frame's reason (RFC 6455, section 5.5).
 const MAX_REASON_LEN: usize = 123;
+
+/// Why a stream has ended whose client closed.
+const CLOSED_BY_CLIENT: &str = "closed by the client";
 
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
@@ -54,6 +60,8 @@ type Writer = WebSocketWrite<WriteHalf<TokioIo<Upgraded>>>;
 enum Event {
     Ping(Bytes),
     Pong,
+    /// It wants what was captured until now, the final statistics, and then the end.
+    Stop,
     Close,
     /// It broke the protocol; holds how.
     Garbage(String),
@@ -82,6 +90,8 @@ struct Peer {
     last_heard: Instant,
     /// A ping of the client's that is still to be answered.
     pong_due: Option<Bytes>,
+    /// Whether it has asked for the end of the stream.
+    has_stopped: bool,
     end: Option<ClientEnd>,
     /// Ends the session, which then sends its last batches.
     stop: CancellationToken,
@@ -106,6 +116,7 @@ pub(super) async fn serve(
         events,
         last_heard: Instant::now(),
         pong_due: None,
+        has_stopped: false,
         end: None,
         stop,
     };
@@ -115,9 +126,17 @@ pub(super) async fn serve(
         timeout: client_timeout,
     };
     client.send_all(&mut session).await;
+    if client.peer.end == Some(ClientEnd::Closed) {
+        // At once: its reader may be gone already. The account comes after it.
+        let closed = client.close(NORMAL, CLOSED_BY_CLIENT);
+        let _ = timeout(CLOSE_TIMEOUT, closed).await;
+    }
+    if client.peer.end.is_some() {
+        session.settle_account().await;
+    }
 
     let (ended, totals) = session.end();
-    let (code, end, reason) = close_reason(client.peer.end.as_ref(), &ended);
+    let (code, end, reason) = close_reason(&client.peer, &ended);
     tracing::info!(
         code,
         reason,
@@ -127,7 +146,7 @@ pub(super) async fn serve(
     );
     running.end(end, &reason);
     // Of a failed write nobody knows how much went out: what follows it could not be read.
-    if !matches!(client.peer.end, Some(ClientEnd::Gone(_))) {
+    if !matches!(client.peer.end, Some(ClientEnd::Gone(_) | ClientEnd::Closed)) {
         // A client that does not take the frame in time has had its chance.
         let _ = timeout(CLOSE_TIMEOUT, client.close(code, &reason)).await;
     }
@@ -139,15 +158,17 @@ impl Client {
         let mut ping = interval(PING_INTERVAL.min(self.timeout / 3));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
-        while !matches!(self.peer.end, Some(ClientEnd::Gone(_) | ClientEnd::Garbage(_))) {
+        while self.peer.end.is_none() {
             // In no order, so that whoever pings without end does not keep himself from packets, or us from ending.
             let written = tokio::select! {
-                event = self.peer.events.recv(), if self.peer.end.is_none() => {
+                event = self.peer.events.recv() => {
                     self.peer.note(event);
                     Ok(())
                 }
-                _ = ping.tick(), if self.peer.end.is_none() => self.ping().await,
+                _ = ping.tick() => self.ping().await,
                 blocks = session.next() => match blocks {
+                    // What it has said meanwhile counts: nothing may follow its close.
+                    Some(_) if self.peer.has_ended() => return,
                     Some(blocks) => {
                         let written = self.write(Frame::binary(Payload::Borrowed(&blocks))).await;
                         if written.is_ok() {
@@ -159,7 +180,9 @@ impl Client {
                 }
             };
             let written = match (written, self.peer.pong_due.take()) {
-                (Ok(()), Some(payload)) => self.write(Frame::pong(Payload::Borrowed(&payload))).await,
+                (Ok(()), Some(payload)) if self.peer.end.is_none() => {
+                    self.write(Frame::pong(Payload::Borrowed(&payload))).await
+                }
                 (written, _) => written,
             };
             if let Err(reason) = written {
@@ -229,6 +252,16 @@ impl Client {
 }
 
 impl Peer {
+    /// Takes in what waits to be taken in, which is bounded; tells whether the client has ended.
+    fn has_ended(&mut self) -> bool {
+        while self.end.is_none()
+            && let Ok(event) = self.events.try_recv()
+        {
+            self.note(Some(event));
+        }
+        self.end.is_some()
+    }
+
     /// Takes in what the client said; `None` when it will say no more.
     fn note(&mut self, event: Option<Event>) {
         self.last_heard = Instant::now();
@@ -238,12 +271,16 @@ impl Peer {
                 self.pong_due = Some(payload);
                 None
             }
+            Some(Event::Stop) => {
+                self.has_stopped = true;
+                None
+            }
             Some(Event::Close) => Some(ClientEnd::Closed),
             Some(Event::Garbage(what)) => Some(ClientEnd::Garbage(what)),
             Some(Event::Gone(how)) => Some(ClientEnd::Gone(how)),
             None => Some(ClientEnd::Gone("the connection is gone".to_owned())),
         };
-        if self.end.is_some() {
+        if self.end.is_some() || self.has_stopped {
             self.stop.cancel();
         }
     }
@@ -267,7 +304,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Sips<R> {
     }
 }
 
-/// Reads what the client says until it ends. Data frames mean nothing here.
+/// Reads what the client says until it ends. Data frames other than the one that asks for the end mean nothing here.
 async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
     reader.set_auto_close(false);
     reader.set_auto_pong(false);
@@ -282,13 +319,14 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
                 OpCode::Ping => Event::Ping(Bytes::copy_from_slice(&frame.payload)),
                 OpCode::Pong => Event::Pong,
                 OpCode::Close => Event::Close,
+                OpCode::Text if frame.fin && *frame.payload == *STOP => Event::Stop,
                 OpCode::Text | OpCode::Binary | OpCode::Continuation => continue,
             },
             Err(WebSocketError::UnexpectedEOF) => Event::Gone("it left without a close".to_owned()),
             Err(WebSocketError::IoError(error)) => Event::Gone(error.to_string()),
             Err(error) => Event::Garbage(error.to_string()),
         };
-        let last = !matches!(event, Event::Ping(_) | Event::Pong);
+        let last = !matches!(event, Event::Ping(_) | Event::Pong | Event::Stop);
         if events.send(event).await.is_err() || last {
             return;
         }
@@ -296,9 +334,9 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
 }
 
 /// The close code, kind and reason of an end: the client's own comes first, since the session ends in its wake.
-fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, CaptureEnd, String) {
-    let (code, end, mut reason) = match (client, session) {
-        (Some(ClientEnd::Closed), _) => (NORMAL, CaptureEnd::Closed, "closed by the client".to_owned()),
+fn close_reason(client: &Peer, session: &Ended) -> (u16, CaptureEnd, String) {
+    let (code, end, mut reason) = match (client.end.as_ref(), session) {
+        (Some(ClientEnd::Closed), _) => (NORMAL, CaptureEnd::Closed, CLOSED_BY_CLIENT.to_owned()),
         (Some(ClientEnd::Garbage(what)), _) => (
             PROTOCOL_ERROR,
             CaptureEnd::ProtocolError,
@@ -309,6 +347,9 @@ fn close_reason(client: Option<&ClientEnd>, session: &Ended) -> (u16, CaptureEnd
             CaptureEnd::ClientGone,
             format!("the client is gone: {how}"),
         ),
+        (None, Ended::Stopped) if client.has_stopped => {
+            (NORMAL, CaptureEnd::Closed, "stopped by the client".to_owned())
+        }
         (None, Ended::Stopped) => (
             GOING_AWAY,
             CaptureEnd::Shutdown,
@@ -332,6 +373,17 @@ mod tests {
     use super::*;
     use crate::session::Limit;
 
+    fn peer(end: Option<ClientEnd>, has_stopped: bool) -> Peer {
+        Peer {
+            events: mpsc::channel(1).1,
+            last_heard: Instant::now(),
+            pong_due: None,
+            has_stopped,
+            end,
+            stop: CancellationToken::new(),
+        }
+    }
+
     #[test]
     fn every_end_has_a_code_that_may_be_sent() {
         let clients = [
@@ -347,19 +399,33 @@ mod tests {
             Ended::Limit(Limit::MaxDuration(Duration::MAX)),
             Ended::Failed("y".repeat(200)),
         ];
-        for client in &clients {
+        for end in &clients {
             for session in &sessions {
-                let (code, _, reason) = close_reason(client.as_ref(), session);
+                let (code, _, reason) = close_reason(&peer(end.clone(), false), session);
                 assert!([1000, 1001, 1002, 1011].contains(&code));
                 assert!(!reason.is_empty() && reason.len() <= MAX_REASON_LEN);
             }
         }
-        assert_eq!(close_reason(None, &Ended::Stopped).0, GOING_AWAY);
-        assert_eq!(close_reason(None, &Ended::ByOperator).0, NORMAL);
-        assert_eq!(close_reason(None, &Ended::NamespaceGone(5)).0, NORMAL);
+        assert_eq!(close_reason(&peer(None, false), &Ended::Stopped).0, GOING_AWAY);
+        let stopped = "stopped by the client".to_owned();
+        assert_eq!(
+            close_reason(&peer(None, true), &Ended::Stopped),
+            (NORMAL, CaptureEnd::Closed, stopped)
+        );
+        assert_eq!(close_reason(&peer(None, false), &Ended::ByOperator).0, NORMAL);
+        assert_eq!(
+            close_reason(&peer(None, false), &Ended::NamespaceGone(5)).0,
+            NORMAL
+        );
         let limit = Ended::Limit(Limit::Packets(100));
         let reason = "the limit of 100 packets is reached".to_owned();
-        assert_eq!(close_reason(None, &limit), (NORMAL, CaptureEnd::Limit, reason));
-        assert_eq!(close_reason(None, &Ended::Failed(String::new())).0, FAILED);
+        assert_eq!(
+            close_reason(&peer(None, false), &limit),
+            (NORMAL, CaptureEnd::Limit, reason)
+        );
+        assert_eq!(
+            close_reason(&peer(None, false), &Ended::Failed(String::new())).0,
+            FAILED
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Enhanced Packet Block: written once per packet, so without the detours of the other blocks.
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{padded, timestamp};
 
@@ -12,7 +12,8 @@ const EPB_DROPCOUNT: u16 = 4;
 const FIXED_LEN: usize = 32;
 /// The flags with their option header, and the end of options.
 const FLAGS_LEN: usize = 8 + 4;
-const DROPCOUNT_LEN: usize = 12;
+/// Bytes of the option that tells how many packets were lost before.
+pub const DROPCOUNT_LEN: usize = 12;
 
 /// Bytes of an Ethernet header before the place of a VLAN tag.
 const VLAN_OFFSET: usize = 12;
@@ -188,5 +189,23 @@ impl EncodedPacket {
             interface_id: number(8)?,
             dropped_before,
         })
+    }
+
+    /// The block that this was read of, telling that `more` packets were lost than it does.
+    pub fn with_more_dropped(&self, block: &[u8], more: u64) -> Bytes {
+        let has_count = if self.dropped_before > 0 { DROPCOUNT_LEN } else { 0 };
+        // What follows is the end of options, and the length.
+        let options_end = self.len - has_count - 8;
+        let len = (options_end + DROPCOUNT_LEN + 8) as u32;
+        let mut out = BytesMut::with_capacity(len as usize);
+        out.put_slice(&block[..4]);
+        out.put_u32_le(len);
+        out.put_slice(&block[8..options_end]);
+        out.put_u16_le(EPB_DROPCOUNT);
+        out.put_u16_le(8);
+        out.put_u64_le(self.dropped_before.saturating_add(more));
+        out.put_u32_le(0);
+        out.put_u32_le(len);
+        out.freeze()
     }
 }

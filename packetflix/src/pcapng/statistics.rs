@@ -10,11 +10,10 @@ const ISB_ENDTIME: u16 = 3;
 const ISB_IFRECV: u16 = 4;
 const ISB_IFDROP: u16 = 5;
 const ISB_FILTERACCEPT: u16 = 6;
-const ISB_OSDROP: u16 = 7;
 const ISB_USRDELIV: u16 = 8;
 
-/// Most bytes of a block: head and tail, seven options with a number each, and the end of options.
-pub const MAX_STATISTICS_LEN: usize = 8 + 12 + 7 * 12 + 4 + 4;
+/// Most bytes of a block: head and tail, six options with a number each, and the end of options.
+pub const MAX_STATISTICS_LEN: usize = 8 + 12 + 6 * 12 + 4 + 4;
 
 /// What became of the packets of an interface, from the start of its capture to this place in the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,8 +39,8 @@ pub struct InterfaceStatistics {
 impl InterfaceStatistics {
     /// Appends the block.
     ///
-    /// Lost packets are told as `isb_osdrop`, which is what they are, and once more as `isb_ifdrop`, the only
-    /// one that Wireshark and capinfos show.
+    /// Lost packets are told once, as `isb_ifdrop`: there dumpcap writes all that it has lost, whoever lost it, and
+    /// there Wireshark looks for them.
     pub fn encode(&self, out: &mut BytesMut) {
         let mut block = Block::begin(out, BLOCK_TYPE);
         block.body(&self.interface_id.to_le_bytes());
@@ -54,7 +53,6 @@ impl InterfaceStatistics {
             (ISB_IFRECV, self.received),
             (ISB_IFDROP, self.dropped),
             (ISB_FILTERACCEPT, self.accepted),
-            (ISB_OSDROP, self.dropped),
             (ISB_USRDELIV, self.delivered),
         ] {
             block.option(code, &count.to_le_bytes());

@@ -22,6 +22,18 @@ pub(crate) struct Limits {
     pub(crate) max_duration: Option<Duration>,
 }
 
+/// When a stream has statistics of an interface beside those at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum StatisticsPace {
+    /// Some seconds after packets were lost, for clients that leave without waiting for the end.
+    #[default]
+    OnLoss,
+    /// Never.
+    AtEnd,
+    /// After each such time in which something has changed.
+    Every(Duration),
+}
+
 /// The limit that a stream has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {

@@ -12,7 +12,12 @@ mod statistics;
 mod stream;
 pub(crate) mod window;
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -29,16 +34,20 @@ use self::{
     names::Names,
     packets::MAX_BATCH_LEN,
     statistics::{InterfaceCounts, Statistics},
-    stream::{Stream, StreamInfo},
+    stream::{Stream, StreamInfo, Which},
     window::{Batch, Next, PacketCount},
 };
 pub(crate) use self::{
     feeds::{CaptureKey, Claimed, Feeds, Joined},
-    limits::{Limit, Limits, TooFewBytes},
+    limits::{Limit, Limits, StatisticsPace, TooFewBytes},
 };
 use crate::{
-    access::Rights, discovery::AddressBook, pcapng::MIN_PACKET_LEN, tap::RateLimits,
-    target::TargetDescription, watch::Capture,
+    access::Rights,
+    discovery::AddressBook,
+    pcapng::{DROPCOUNT_LEN, EncodedPacket, MIN_PACKET_LEN},
+    tap::RateLimits,
+    target::TargetDescription,
+    watch::Capture,
 };
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
@@ -46,6 +55,13 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// So many bytes of packets are kept back while the first names are looked for, and no more.
 const MAX_KEPT_BACK: usize = 64 * 1024;
+
+/// Losses are told in statistics so long after they were noticed: what is lost meanwhile is told with them, and a stream
+/// that ends before has the final ones alone, as Wireshark wants it.
+const LOSS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The reader's statistics come a little sooner or later than each second.
+const STATISTICS_JITTER: Duration = Duration::from_millis(200);
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +102,8 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) rates: RateLimits,
     /// Where the stream ends at the latest.
     pub(crate) limits: Limits,
+    /// When there are statistics beside the final ones.
+    pub(crate) statistics: StatisticsPace,
 }
 
 /// The names of addresses that a client is told.
@@ -108,6 +126,12 @@ pub(crate) struct Session {
     known: Statistics,
     /// How many interfaces are described.
     described: usize,
+    /// Packets lost by the client, by their interface, of which its next packet has to tell.
+    untold: BTreeMap<u32, u64>,
+    pace: StatisticsPace,
+    /// When statistics were last told, and when they are to be told next.
+    told: Instant,
+    due: Option<Instant>,
     names: Names,
     known_names: Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>,
     /// While it is there, packets are kept back.
@@ -182,6 +206,10 @@ impl Session {
         let mut session = Self {
             netns: info.netns,
             described: 0,
+            untold: BTreeMap::new(),
+            pace: info.statistics,
+            told: Instant::now(),
+            due: None,
             known: subscription.before.clone(),
             subscription,
             blocks: beginning.into_iter().collect(),
@@ -252,6 +280,7 @@ impl Session {
                     self.first_names = None;
                     self.take_names();
                 }
+                () = until(self.due), if self.reached.is_none() => self.tell_statistics(),
                 () = changed(&mut self.known_names), if self.first_names.is_none() => self.take_names(),
                 next = self.subscription.next(), if self.reached.is_none() => self.accept(next),
             }
@@ -268,6 +297,16 @@ impl Session {
         let delay = self.known.clock.now().saturating_sub(oldest);
         let delay = (packets > 0).then(|| Duration::from_nanos(delay));
         self.capture.delivered(packets, blocks.len(), delay);
+    }
+
+    /// Takes account of what was lost up to now, which the stream has no place for any more: its client has left.
+    pub(crate) async fn settle_account(&mut self) {
+        let count = timeout(FINISH_TIMEOUT, self.subscription.count());
+        if let Ok(Some(now)) = count.await {
+            self.known = now;
+            self.stream.account(&self.known);
+            self.capture.lost_in_kernel(self.stream.lost_in_kernel());
+        }
     }
 
     /// Inode number of the namespace.
@@ -317,7 +356,7 @@ impl Session {
             known.rejected = now.rejected;
             known.end = now.end;
         }
-        self.stream.write_statistics(&self.known, true, 0);
+        self.stream.write_statistics(&self.known, Which::All, 0);
         self.put_blocks();
         self.ended = Some(Ended::Limit(limit));
     }
@@ -374,12 +413,7 @@ impl Session {
             self.put_blocks();
         }
         if !lost.is_empty() {
-            self.stream.lose(lost);
-            self.capture.lost_by_client(packets_in(lost));
-            self.known.taken = self.known.clock.now();
-            let room = self.room();
-            self.stream.write_statistics(&self.known, false, room);
-            self.put_blocks();
+            self.lose(lost);
         }
         if !self.put_packets(batch) {
             return;
@@ -389,14 +423,52 @@ impl Session {
                 .stopping
                 .is_some_and(|(since, _)| statistics.written.reaches(since));
             self.known = Statistics::clone(statistics);
-            let room = self.room();
-            self.stream.write_statistics(&self.known, is_end, room);
+            let which = if is_end { Which::All } else { Which::Ended };
+            self.stream.write_statistics(&self.known, which, 0);
             self.put_blocks();
             self.capture.lost_in_kernel(self.stream.lost_in_kernel());
             if is_end {
                 self.ended = Some(self.stopped());
             }
+            self.plan_statistics();
         }
+    }
+
+    /// Takes account of packets that the client took too late. The next one of their interface tells of them.
+    fn lose(&mut self, lost: &[PacketCount]) {
+        self.stream.lose(lost);
+        self.stream.account(&self.known);
+        self.capture.lost_by_client(packets_in(lost));
+        for count in lost {
+            *self.untold.entry(count.interface as u32).or_default() += count.packets + count.told_lost;
+        }
+        self.plan_statistics();
+    }
+
+    /// Settles when statistics are told next, if there is something to tell.
+    fn plan_statistics(&mut self) {
+        let at = match self.pace {
+            StatisticsPace::AtEnd => None,
+            StatisticsPace::OnLoss => {
+                let is_lossy = self.stream.has_untold_losses();
+                is_lossy.then(|| Instant::now() + LOSS_PATIENCE)
+            }
+            StatisticsPace::Every(time) => Some(self.told + time.saturating_sub(STATISTICS_JITTER)),
+        };
+        self.due = self.due.or(at);
+    }
+
+    /// Writes the statistics that are due.
+    fn tell_statistics(&mut self) {
+        let which = match self.pace {
+            StatisticsPace::Every(_) => Which::Changed,
+            StatisticsPace::OnLoss | StatisticsPace::AtEnd => Which::Lossy,
+        };
+        let room = self.room();
+        self.stream.write_statistics(&self.known, which, room);
+        self.put_blocks();
+        self.told = Instant::now();
+        self.due = None;
     }
 
     /// So many interfaces are described; of those that no statistics have told of, nothing has become of any packet yet.
@@ -409,34 +481,65 @@ impl Session {
 
     /// Puts the packets of a batch into the stream; tells whether that is all of them.
     fn put_packets(&mut self, batch: &Batch) -> bool {
-        let (room, packets) = (self.room(), self.left.packets);
+        let untold_len = (self.untold.len() * DROPCOUNT_LEN) as u64;
+        let (room, packets) = (self.room().saturating_sub(untold_len), self.left.packets);
         let total = packets_in(&batch.counts);
-        let len = batch.packets.len() as u64;
-        let is_whole = total <= packets && len <= room;
+        let is_whole = total <= packets && batch.packets.len() as u64 <= room;
+        let mut piece = Piece {
+            blocks: batch.packets.clone(),
+            packets: total,
+            oldest: batch.oldest,
+        };
         if is_whole {
             self.stream.deliver(&batch.counts);
-            self.left.packets -= total;
-            self.put(Piece {
-                blocks: batch.packets.clone(),
-                packets: total,
-                oldest: batch.oldest,
-            });
         } else {
             let beginning = beginning(&batch.packets, packets, room);
             self.stream.deliver(&beginning.counts);
-            self.left.packets -= beginning.total;
-            self.put(Piece {
-                blocks: beginning.packets,
-                packets: beginning.total,
-                oldest: batch.oldest,
-            });
+            (piece.blocks, piece.packets) = (beginning.packets, beginning.total);
         }
+        self.left.packets -= piece.packets;
+        let rest = self.tell_losses(piece);
+        self.put(rest);
         self.reached = match (self.limits.packets, self.limits.bytes) {
             (Some(limit), _) if self.left.packets == 0 => Some(Limit::Packets(limit)),
             (_, Some(limit)) if !is_whole || self.room() < MIN_PACKET_LEN as u64 => Some(Limit::Bytes(limit)),
             _ => None,
         };
         is_whole
+    }
+
+    /// Has the first packet of each interface of which the client has lost some tell so; gives what follows the last
+    /// of those. Others share the packets, so that each that tells is a copy.
+    fn tell_losses(&mut self, mut rest: Piece) -> Piece {
+        let mut at = 0;
+        let mut passed = 0;
+        while !self.untold.is_empty()
+            && let Some(packet) = EncodedPacket::first(&rest.blocks[at..])
+        {
+            let block = at..at + packet.len;
+            at = block.end;
+            passed += 1;
+            let Some(lost) = self.untold.remove(&packet.interface_id) else {
+                continue;
+            };
+            self.put(Piece {
+                blocks: rest.blocks.slice(..block.start),
+                packets: passed - 1,
+                ..rest
+            });
+            self.put(Piece {
+                blocks: packet.with_more_dropped(&rest.blocks[block], lost),
+                packets: 1,
+                ..rest
+            });
+            rest = Piece {
+                blocks: rest.blocks.slice(at..),
+                packets: rest.packets - passed,
+                ..rest
+            };
+            (at, passed) = (0, 0);
+        }
+        rest
     }
 
     /// Bytes that may be put into the stream before its final statistics.

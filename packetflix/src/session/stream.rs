@@ -66,6 +66,19 @@ struct Interface {
     is_done: bool,
 }
 
+/// Which interfaces' statistics are written, beside the final ones of those that have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// No others.
+    Ended,
+    /// Those of which losses are known that none has told.
+    Lossy,
+    /// Those whose counts have changed.
+    Changed,
+    /// All, as their final ones.
+    All,
+}
+
 impl Stream {
     /// Begins with the section header. What `before` tells is not this client's.
     pub(super) fn begin(info: &StreamInfo<'_>, before: &Statistics) -> Self {
@@ -183,29 +196,47 @@ impl Stream {
         }
     }
 
-    /// Writes the statistics of interfaces whose counts have changed, as far as all that is not taken yet has `room` bytes
-    /// with them, and the final ones of those that have left; `is_end` makes them final for all.
+    /// Takes account of what has become of all packets.
+    pub(super) fn account(&mut self, statistics: &Statistics) {
+        for (interface, counts) in self.interfaces.iter_mut().zip(&statistics.interfaces) {
+            // The packets may know more than these statistics, if those are of a place before them.
+            let by_kernel = counts.dropped.max(interface.told_lost);
+            interface.dropped = by_kernel.saturating_sub(interface.before.dropped) + interface.lost;
+        }
+    }
+
+    /// Whether losses are known that no statistics have told.
+    pub(super) fn has_untold_losses(&self) -> bool {
+        let mut open = self.interfaces.iter().filter(|interface| !interface.is_done);
+        open.any(|interface| interface.dropped > interface.told[2])
+    }
+
+    /// Writes statistics, as far as all that is not taken yet has `room` bytes with them; there is room for final ones
+    /// always.
     ///
     /// They speak of the packets that the stream accounts for up to this place: those in it, and those that are
     /// known to be lost.
-    pub(super) fn write_statistics(&mut self, statistics: &Statistics, is_end: bool, room: u64) {
+    pub(super) fn write_statistics(&mut self, statistics: &Statistics, which: Which, room: u64) {
+        self.account(statistics);
         let Statistics { clock, taken, .. } = statistics;
         for (place, (interface, counts)) in self.interfaces.iter_mut().zip(&statistics.interfaces).enumerate()
         {
             if interface.is_done {
                 continue;
             }
-            let end = counts.end.or(is_end.then_some(*taken));
+            let end = counts.end.or((which == Which::All).then_some(*taken));
             // One that was gone when the client joined has its end then.
             let end = end.map(|end| end.max(interface.start));
-            // The packets may know more than these statistics, if those are of a place before them.
-            let by_kernel = counts.dropped.max(interface.told_lost);
-            interface.dropped = by_kernel.saturating_sub(interface.before.dropped) + interface.lost;
             let accepted = interface.delivered + interface.dropped;
             let received = accepted + counts.rejected.saturating_sub(interface.before.rejected);
             let told = [received, interface.delivered, interface.dropped];
+            let is_wanted = match which {
+                Which::Ended | Which::All => false,
+                Which::Lossy => interface.dropped > interface.told[2],
+                Which::Changed => interface.told != told,
+            };
             let has_room = (self.blocks.len() + MAX_STATISTICS_LEN) as u64 <= room;
-            if end.is_none() && (interface.told == told || !has_room) {
+            if end.is_none() && !(is_wanted && has_room) {
                 continue;
             }
             interface.told = told;

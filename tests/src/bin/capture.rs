@@ -8,7 +8,11 @@ use packetflix_tests::{
     certificates::Trust,
     client::{Capture, Piece},
 };
-use tokio::{io::AsyncWriteExt as _, signal::ctrl_c};
+use tokio::{
+    io::AsyncWriteExt as _,
+    signal::ctrl_c,
+    sync::mpsc::{Receiver, channel},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -35,22 +39,32 @@ async fn open(url: &str) -> anyhow::Result<Capture> {
     Capture::open_encrypted(url, &Trust::new(authorities.as_ref(), None)?, &headers).await
 }
 
-/// Ctrl-C asks the server to end, and what it still sends is written.
+/// Each Ctrl-C. One that comes while a piece is written is not lost.
+fn interrupts() -> Receiver<()> {
+    let (sender, interrupts) = channel(1);
+    tokio::spawn(async move { while ctrl_c().await.is_ok() && sender.send(()).await.is_ok() {} });
+    interrupts
+}
+
+/// Ctrl-C asks for the rest of the stream, which is written; once more, and nothing else is waited for.
 async fn run() -> anyhow::Result<()> {
     let url = std::env::args()
         .nth(1)
         .context("usage: capture ws://HOST:PORT/capture?netns=NUMBER")?;
     let mut capture = open(&url).await?;
     let mut out = tokio::io::stdout();
-    let mut closing = false;
-    // Made once: a signal that comes while a piece is written is not lost.
-    let mut interrupt = std::pin::pin!(ctrl_c());
+    let mut has_stopped = false;
+    let mut interrupts = interrupts();
     loop {
         let piece = tokio::select! {
             piece = capture.next() => piece?,
-            _ = &mut interrupt, if !closing => {
-                closing = true;
-                capture.close().await?;
+            Some(()) = interrupts.recv() => {
+                if has_stopped {
+                    capture.close().await?;
+                } else {
+                    capture.stop().await?;
+                }
+                has_stopped = true;
                 continue;
             }
         };

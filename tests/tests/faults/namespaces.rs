@@ -36,13 +36,13 @@ async fn capture(url: &str, close_after: Option<Duration>) -> anyhow::Result<Str
     };
     if let Some(after) = close_after {
         sleep(after).await;
-        // The server may have been the first to close.
-        let _ = recorder.capture().close().await;
+        // The server may have been the first to end.
+        let _ = recorder.capture().stop().await;
     }
     let (recording, code, reason) = recorder.read_to_end().await?;
     recording.check_complete()?;
     ensure!(code == 1000, "{code} {reason}");
-    let words = ["has ended", "closed by the client"]
+    let words = ["has ended", "stopped by the client"]
         .into_iter()
         .find(|words| reason.contains(words));
     Ok(format!("1000, {}", words.context(reason)?))

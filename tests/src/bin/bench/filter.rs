@@ -411,7 +411,7 @@ impl Bed {
                     }
                 }
             };
-            capture.close().await?;
+            capture.stop().await?;
             let mut last = None;
             loop {
                 match capture.next().await? {
@@ -453,7 +453,7 @@ fn last_counts(mut blocks: &[u8]) -> Option<Counts> {
     /// Type of a block, and codes of its options: draft-ietf-opsawg-pcapng, section 4.6.
     const INTERFACE_STATISTICS: u32 = 5;
     const FILTER_ACCEPT: u16 = 6;
-    const OS_DROP: u16 = 7;
+    const IF_DROP: u16 = 5;
     /// Type and length, number of the interface, timestamp.
     const BEFORE_OPTIONS: usize = 20;
 
@@ -473,7 +473,7 @@ fn last_counts(mut blocks: &[u8]) -> Option<Counts> {
             match u16::from_le_bytes([*code_low, *code_high]) {
                 0 => break,
                 FILTER_ACCEPT => counts.accepted = number()?,
-                OS_DROP => counts.lost = number()?,
+                IF_DROP => counts.lost = number()?,
                 _ => {}
             }
             options = rest.get(len.next_multiple_of(4)..)?;

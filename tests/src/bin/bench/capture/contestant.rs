@@ -156,7 +156,7 @@ impl Running {
         };
         let program = match end {
             End::WebSocket(closer) => {
-                closer.close()?;
+                closer.stop()?;
                 None
             }
             End::Program(program) => {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 const ROOM: usize = 256 * 1024;
 
 /// Kinds of frames: RFC 6455, section 5.2. All others are data.
+const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
@@ -108,14 +109,14 @@ impl WebSocket {
     }
 }
 
-/// Asks the server to end.
+/// Asks the server for the rest of the stream.
 pub(crate) struct Closer(TcpStream);
 
 impl Closer {
     /// # Errors
     /// When the connection is broken.
-    pub(crate) fn close(mut self) -> anyhow::Result<()> {
-        send(&mut self.0, CLOSE, &1000_u16.to_be_bytes())
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        send(&mut self.0, TEXT, b"stop")
     }
 }
 

@@ -172,7 +172,7 @@ impl Reader {
                 sleep(due.saturating_sub(begin.elapsed())).await;
             }
         }
-        self.capture.close().await?;
+        self.capture.stop().await?;
         let rest = async {
             // Who ends without a close frame has ended, too.
             while let Ok(Piece::Data(data)) = self.capture.next().await {
