@@ -49,13 +49,14 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
     let len = packet::len(skb);
     interface.counters.seen += 1;
     interface.counters.seen_bytes += u64::from(len);
-    if own::is_own(skb, interface) || !filter::accepts(skb, interface.filter) {
+    let packet_type = packet::packet_type(skb, direction);
+    if own::is_own(skb, interface) || !filter::accepts(skb, packet_type, interface.filter) {
         return;
     }
     interface.counters.accepted += 1;
     interface.counters.accepted_bytes += u64::from(len);
 
-    match deliver(skb, interface, ifindex, direction) {
+    match deliver(skb, interface, ifindex, (direction, packet_type)) {
         Ok(()) => {
             interface.counters.delivered += 1;
             interface.dropped_unreported = 0;
@@ -86,7 +87,12 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
 
 /// Puts the packet into this CPU's ring, or the one for CPUs that have none, in the smallest size class that holds it.
 #[inline(always)]
-fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Direction) -> Result<(), Lost> {
+fn deliver(
+    skb: &SkBuff,
+    interface: &InterfaceEntry,
+    ifindex: u32,
+    (direction, packet_type): (Direction, u32),
+) -> Result<(), Lost> {
     let facts = packet::facts(skb);
     let captured_len = facts.len.min(interface.snaplen);
     if rate::is_over(&interface.costs, captured_len) {
@@ -106,7 +112,7 @@ fn deliver(skb: &SkBuff, interface: &InterfaceEntry, ifindex: u32, direction: Di
         vlan_tci: facts.vlan_tci,
         vlan_protocol: facts.vlan_protocol,
         direction: direction as u8,
-        packet_type: facts.packet_type,
+        packet_type: packet_type as u8,
         reserved: 0,
     };
     // SAFETY: the helper has no precondition.

@@ -6,13 +6,13 @@ use core::arch::asm;
 use aya_ebpf::{bindings::__sk_buff, programs::sk_buff::SkBuff};
 use packetflix_common::InterfaceFilter;
 
-/// Whether the interface's filter accepts the packet.
+/// Whether the interface's filter accepts the packet, which is of this type (`linux/if_packet.h`).
 #[inline(always)]
-pub(crate) fn accepts(skb: &SkBuff, filter: u32) -> bool {
+pub(crate) fn accepts(skb: &SkBuff, packet_type: u32, filter: u32) -> bool {
     if filter == InterfaceFilter::Ethernet as u32 {
-        filter_ethernet(skb.skb) != 0
+        filter_ethernet(skb.skb, packet_type) != 0
     } else if filter == InterfaceFilter::Raw as u32 {
-        filter_raw(skb.skb) != 0
+        filter_raw(skb.skb, packet_type) != 0
     } else {
         true
     }
@@ -21,10 +21,11 @@ pub(crate) fn accepts(skb: &SkBuff, filter: u32) -> bool {
 /// Room for a filter: so many instructions, which no compiler looks into. The value is another in each filter, lest
 /// two functions of one body become one.
 macro_rules! room {
-    ($skb:ident, $value:literal) => {{
+    ($skb:ident, $packet_type:ident, $value:literal) => {{
         let accepted: u64;
-        // SAFETY: the instructions alter the registers that are named here, and nothing else; what user space puts in
-        // their place keeps to the same, and the kernel verifies it.
+        // SAFETY: the instructions alter R0 alone. What user space puts in their place may alter every register: the
+        // kernel keeps R6 to R9 for the caller of a function (`linux/bpf.h`, `BPF_CALL` of `BPF_PSEUDO_CALL`), R1 to R5
+        // are named here, and nothing of this function is left to be done behind them. The kernel verifies all of it.
         #[expect(unsafe_code, reason = "only assembly makes room")]
         unsafe {
             asm!(
@@ -32,8 +33,8 @@ macro_rules! room {
                 concat!("r0 = ", $value),
                 ".endr",
                 inout("r1") $skb => _,
+                inout("r2") $packet_type => _,
                 out("r0") accepted,
-                out("r2") _,
                 out("r3") _,
                 out("r4") _,
                 out("r5") _,
@@ -43,13 +44,13 @@ macro_rules! room {
     }};
 }
 
-/// Filter for packets that begin with an Ethernet header. Takes the packet, and gives 0 when it is rejected.
+/// Filter for packets that begin with an Ethernet header. Takes the packet and its type, and gives 0 when it is rejected.
 #[unsafe(no_mangle)]
 #[inline(never)]
 #[expect(unsafe_code, reason = "user space finds the function by its name")]
 // SAFETY: no other symbol of the object has this name.
-pub extern "C" fn filter_ethernet(skb: *mut __sk_buff) -> u64 {
-    room!(skb, "1")
+pub extern "C" fn filter_ethernet(skb: *mut __sk_buff, packet_type: u32) -> u64 {
+    room!(skb, packet_type, "1")
 }
 
 /// Filter for packets that begin with an IP header.
@@ -57,6 +58,6 @@ pub extern "C" fn filter_ethernet(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 #[expect(unsafe_code, reason = "user space finds the function by its name")]
 // SAFETY: no other symbol of the object has this name.
-pub extern "C" fn filter_raw(skb: *mut __sk_buff) -> u64 {
-    room!(skb, "2")
+pub extern "C" fn filter_raw(skb: *mut __sk_buff, packet_type: u32) -> u64 {
+    room!(skb, packet_type, "2")
 }

@@ -4,12 +4,12 @@ use aya_ebpf::{bindings::__sk_buff, programs::sk_buff::SkBuff};
 use packetflix_common::Direction;
 
 /// `linux/if_packet.h`
+const PACKET_HOST: u32 = 0;
 const PACKET_OUTGOING: u32 = 4;
 
 /// What a record tells about a packet beside its bytes.
 pub(crate) struct Facts {
     pub(crate) len: u32,
-    pub(crate) packet_type: u8,
     pub(crate) vlan_tci: u16,
     pub(crate) vlan_protocol: u16,
     pub(crate) gso_size: u16,
@@ -48,6 +48,18 @@ pub(crate) fn direction(skb: &SkBuff) -> Direction {
     }
 }
 
+/// Type of a packet (`linux/if_packet.h`) that goes this way.
+///
+/// At TC egress a packet does not say yet that it is outgoing, and after a redirection it may say so while it comes in.
+#[inline(always)]
+pub(crate) fn packet_type(skb: &SkBuff, direction: Direction) -> u32 {
+    match (direction, fields(skb).pkt_type) {
+        (Direction::Outbound, _) => PACKET_OUTGOING,
+        (Direction::Inbound, PACKET_OUTGOING) => PACKET_HOST,
+        (Direction::Inbound, packet_type) => packet_type,
+    }
+}
+
 /// EtherType of the packet, behind a tag that the kernel keeps beside it. Packets without a link-layer header have one,
 /// too, given by their device.
 #[inline(always)]
@@ -66,7 +78,6 @@ pub(crate) fn facts(skb: &SkBuff) -> Facts {
     };
     Facts {
         len: skb.len,
-        packet_type: skb.pkt_type as u8,
         vlan_tci,
         vlan_protocol,
         gso_size: skb.gso_size as u16,

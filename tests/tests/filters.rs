@@ -97,6 +97,45 @@ async fn only_what_a_filter_accepts_is_captured_and_all_is_counted() -> anyhow::
     Ok(())
 }
 
+/// Packets that the kernel sends as an answer, and those of a packet socket, do not say at TC egress that they are outgoing.
+#[tokio::test]
+async fn filters_know_which_way_a_packet_goes() -> anyhow::Result<()> {
+    for hook in ["tcx", "socket"] {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let sent = [raw::ethernet(0x88b5, b"from a packet socket")];
+        for (filter, requests, replies, frames) in [
+            ("inbound and (icmp or ether proto 0x88b5)", 3, 0, 0),
+            ("outbound and (icmp or ether proto 0x88b5)", 0, 3, 1),
+            ("not inbound and icmp", 0, 3, 0),
+            ("icmp and not outbound", 3, 0, 0),
+        ] {
+            let url = server.url(&format!("{}&nif=va", query(&here, filter)?));
+            let mut recorder = Recorder::start(&url).await?;
+            let mut ping = there.command("busybox");
+            output_of(ping.args(["ping", "-c", "3", "-i", "0.1", "-W", "5", "10.9.1.1"]))?;
+            RawSocket::open(&here, "va")?.send(&sent[0])?;
+            let seen = |recording: &Recording| {
+                let last = recording.statistics.last();
+                last.is_some_and(|statistics| statistics.received >= 7)
+            };
+            recorder.read_until(seen).await?;
+            let recording = recorder.finish().await?;
+            // The type of the ICMP message behind a header without options; 8 asks, 0 answers.
+            let of_type = |message: u8| {
+                let packets = recording.packets.iter();
+                let is_one = |data: &[u8]| data[12..14] == [8, 0] && data[34] == message;
+                packets.filter(|packet| is_one(&packet.data)).count()
+            };
+            let counts = (of_type(8), of_type(0), recording.count(&sent[0]));
+            assert_eq!(counts, (requests, replies, frames), "{hook} {filter}");
+            let outbound = recording.packets.iter().filter(|packet| packet.is_outbound());
+            assert_eq!(outbound.count(), replies + frames, "{hook} {filter}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn vlan_tags_beside_the_packet_are_filtered_by() -> anyhow::Result<()> {
     for hook in ["tcx", "socket"] {

@@ -12,7 +12,7 @@ pub mod native;
 mod translate;
 
 pub use child::answer_if_asked;
-pub use translate::{TranslateError, translate};
+pub use translate::{TranslateError, translate, translate_to_function};
 
 use crate::pcapng::LinkType;
 
@@ -21,7 +21,7 @@ use crate::pcapng::LinkType;
 pub struct Translated {
     /// Classic BPF, as libpcap compiled it.
     pub classic: Vec<classic::Instruction>,
-    /// The same in eBPF.
+    /// The same in eBPF: the body of a function, to which the packet and its type are given.
     pub native: Vec<native::Instruction>,
 }
 
@@ -36,7 +36,7 @@ impl Translated {
         options: &compile::Options,
     ) -> Result<Self, FilterError> {
         let classic = compile::compile(expression, link_type, options).await?;
-        let native = translate(&classic)?;
+        let native = translate_to_function(&classic)?;
         Ok(Self { classic, native })
     }
 }
@@ -54,7 +54,7 @@ pub enum FilterError {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
-    use super::{child::Answer, classic, native, translate};
+    use super::{child::Answer, classic, native, translate_to_function};
 
     /// What the process that compiles filters answers, which whoever wrote the expression may have taken over.
     pub fn program(data: &[u8]) {
@@ -66,7 +66,7 @@ pub(crate) mod fuzzing {
             .map(|(code, jt, jf, k)| classic::Instruction { code, jt, jf, k })
             .collect();
         let checked = classic::check(&program);
-        match translate(&program) {
+        match translate_to_function(&program) {
             Ok(filter) => assert!(checked.is_ok() && !native::encode(&filter).is_empty()),
             Err(error) => assert!(!error.to_string().is_empty()),
         }

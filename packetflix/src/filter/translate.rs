@@ -21,7 +21,7 @@
 //! | R7 | A |
 //! | R8 | X |
 //! | R9 | the packet's length |
-//! | stack | a word for helpers to write to, the words of scratch memory that are used, the packet's head |
+//! | stack | a word for helpers to write to, the words of scratch memory that are used, the packet's type, the packet's head |
 //!
 //! A call of a helper costs about as much as the rest of a filter, so the packet's head is copied to the stack at
 //! once, as far as the filter loads at constant offsets. A load from there takes a comparison with the packet's length,
@@ -75,18 +75,42 @@ mod sk_buff {
     pub(super) const HASH: i16 = 68;
 }
 
-/// Translates a filter to the body of the function `extern "C" fn(skb: *mut __sk_buff) -> u32`, which returns what
-/// the filter does: zero to reject the packet.
+/// Translates a filter to a whole program, of the type `BPF_PROG_TYPE_SCHED_CLS` or `BPF_PROG_TYPE_SOCKET_FILTER`, which
+/// returns what the filter does: zero to reject the packet.
 ///
-/// The body stands for a whole program too, of the types `BPF_PROG_TYPE_SCHED_CLS` and `BPF_PROG_TYPE_SOCKET_FILTER`.
-/// It needs less than 224 bytes of stack, has no loops and no maps, and uses what kernel 5.8 has.
+/// It needs less than 232 bytes of stack, has no loops and no maps, and uses what kernel 5.8 has.
 ///
 /// # Errors
 /// [`TranslateError`]; only instructions that can be reached count.
 pub fn translate(program: &[classic::Instruction]) -> Result<Vec<Instruction>, TranslateError> {
+    translate_to(Form::Program, program)
+}
+
+/// Translates a filter to the body of the function `extern "C" fn(skb: *mut __sk_buff, packet_type: u32) -> u32`, which
+/// returns the same.
+///
+/// Its caller says of what type the packet is, since a packet itself does not always know: at TC egress many are not yet
+/// marked as outgoing.
+///
+/// # Errors
+/// As [`translate`].
+pub fn translate_to_function(program: &[classic::Instruction]) -> Result<Vec<Instruction>, TranslateError> {
+    translate_to(Form::Function, program)
+}
+
+/// What a translation is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A program, which finds the packet's type in the `__sk_buff`.
+    Program,
+    /// A function, which is given it in R2.
+    Function,
+}
+
+fn translate_to(form: Form, program: &[classic::Instruction]) -> Result<Vec<Instruction>, TranslateError> {
     let operations = classic::check(program)?;
     let facts = follow(&operations)?;
-    let layout = Layout::new(&operations, &facts);
+    let layout = Layout::new(form, &operations, &facts);
     let mut assembler = Assembler::new(operations.len());
     prologue(&mut assembler, &operations, &facts, &layout);
     for (at, operation) in operations.iter().enumerate() {
@@ -324,6 +348,8 @@ struct Head {
 #[derive(Clone, Debug)]
 struct Layout {
     scratch: [i16; SCRATCH_WORDS as usize],
+    /// Where the packet's type is kept that the function was given, if it is used.
+    packet_type: Option<i16>,
     /// End of the head; a multiple of eight.
     head_end: i16,
     head: Option<Head>,
@@ -333,8 +359,9 @@ struct Layout {
 const WORD_OF_HELPERS: i16 = -4;
 
 impl Layout {
-    fn new(operations: &[Operation], facts: &[Option<Fact>]) -> Self {
+    fn new(form: Form, operations: &[Operation], facts: &[Option<Fact>]) -> Self {
         let mut lowest = WORD_OF_HELPERS;
+        let mut packet_type = None;
         let mut scratch = [0; SCRATCH_WORDS as usize];
         let mut loads = Vec::new();
         for (operation, fact) in operations.iter().zip(facts) {
@@ -348,6 +375,14 @@ impl Layout {
                     }
                 }
                 Operation::LoadAbsolute(size, k) if k < MAX_HEAD => loads.push((size, k)),
+                Operation::LoadAbsolute(_, k)
+                    if form == Form::Function
+                        && packet_type.is_none()
+                        && Ancillary::at(k) == Some(Ancillary::PacketType) =>
+                {
+                    lowest -= 4;
+                    packet_type = Some(lowest);
+                }
                 Operation::LoadHeaderLength(k) if k < MAX_HEAD => loads.push((Size::Byte, k)),
                 Operation::LoadIndirect(size, k) if fact.header_length_in_x && k < MAX_HEAD => {
                     loads.push((size, k + PLAIN_HEADER));
@@ -373,6 +408,7 @@ impl Layout {
         });
         Self {
             scratch,
+            packet_type,
             head_end,
             head,
         }
@@ -485,6 +521,9 @@ fn prologue(assembler: &mut Assembler, operations: &[Operation], facts: &[Option
     }
     if uses_packet {
         assembler.emit(Instruction::alu64(Move, R6, R1));
+    }
+    if let Some(address) = layout.packet_type {
+        assembler.emit(Instruction::store(native::Size::Word, R10, address, R2));
     }
     if uses_len {
         assembler.emit(Instruction::load(native::Size::Word, R9, R1, sk_buff::LEN));
@@ -717,6 +756,9 @@ impl Translation<'_> {
     }
 
     fn load_ancillary(&mut self, ancillary: Ancillary) {
+        if let (Ancillary::PacketType, Some(address)) = (ancillary, self.layout.packet_type) {
+            return self.emit(Instruction::load(native::Size::Word, R7, R10, address));
+        }
         let field = match ancillary {
             Ancillary::Protocol => sk_buff::PROTOCOL,
             Ancillary::PacketType => sk_buff::PKT_TYPE,

@@ -21,7 +21,7 @@ use packetflix::filter::{
     TranslateError,
     classic::{self, InvalidProgram, Operation, opcode},
     native::{self, Helper, Instruction, R0, R1, R2, R3, R6},
-    translate,
+    translate, translate_to_function,
 };
 use packetflix_tests::{
     bpf_run::{Program, ProgramType, send_no_checksums},
@@ -536,6 +536,34 @@ fn finds_what_is_in_pages() -> anyhow::Result<()> {
         accepted > LARGE_PROGRAMS && rejected > LARGE_PROGRAMS,
         "{accepted} and {rejected}"
     );
+    Ok(())
+}
+
+/// A function takes the packet's type from its caller, whatever the packet itself says: here that it is for this host.
+#[test]
+fn functions_are_told_the_type_of_a_packet() -> anyhow::Result<()> {
+    use classic::{ANCILLARY_OFFSET, opcode::*};
+
+    let packet_type = [
+        classic::Instruction::new(ST, 3),
+        // A load from the packet before and after, so that its head is copied.
+        classic::Instruction::new(LD | B | ABS, 12),
+        classic::Instruction::new(LD | W | ABS, ANCILLARY_OFFSET + 4),
+        classic::Instruction::new(ST, 3),
+        classic::Instruction::new(LD | B | ABS, 13),
+        classic::Instruction::new(LD | MEM, 3),
+        classic::Instruction::new(RET | A, 0),
+    ];
+    for kind in [ProgramType::SocketFilter, ProgramType::Classifier] {
+        for told in 0..=4 {
+            let mut program = vec![Instruction::alu32_imm(native::Arithmetic::Move, R2, told)];
+            program.extend(translate_to_function(&packet_type)?);
+            let program = Program::load(kind, &native::encode(&program))?;
+            assert_eq!(program.run(&[0; 60], 0)?, told as u32, "{kind:?}");
+        }
+        let program = Program::load(kind, &native::encode(&translate(&packet_type)?))?;
+        assert_eq!(program.run(&[0; 60], 0)?, 0, "{kind:?}");
+    }
     Ok(())
 }
 
