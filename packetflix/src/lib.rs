@@ -18,6 +18,7 @@ pub mod http;
 mod http_client;
 mod json;
 pub mod logging;
+mod lookout;
 mod memory;
 pub mod merging;
 pub mod netns;

@@ -2,9 +2,11 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, BufRead},
     os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 /// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.
@@ -33,18 +35,70 @@ pub(crate) fn parse_namespace(text: &str) -> Option<(String, u64)> {
     Some((kind.to_owned(), rest.strip_suffix(']')?.parse().ok()?))
 }
 
-/// Network namespaces that are mounted according to `mountinfo`: their inode numbers, and where.
+/// What a list of mounts may take: all of it is in the hands of those whose mounts they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MountBounds {
+    /// Until when it is read.
+    pub(crate) deadline: Instant,
+    /// Most bytes that are read.
+    pub(crate) bytes: usize,
+    /// Most network namespaces that are taken from it.
+    pub(crate) namespaces: usize,
+    /// Most bytes of their paths.
+    pub(crate) paths: usize,
+}
+
+/// Network namespaces that are mounted according to a `mountinfo`: their inode numbers, and where; and whether the list
+/// was left before its end, since it is longer than it may be. It is read in pieces, whatever its length.
 ///
 /// Source: `Documentation/filesystems/proc.rst`, section 3.5.
-pub(crate) fn namespace_mounts(mountinfo: &[u8]) -> impl Iterator<Item = (u64, PathBuf)> {
-    mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ').skip(3);
-        let root = fields.next()?;
-        root.starts_with(b"net:[").then_some(())?;
-        let (_, inode) = parse_namespace(std::str::from_utf8(root).ok()?)?;
-        let path = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
-        Some((inode, path))
-    })
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn namespace_mounts(
+    mountinfo: impl BufRead,
+    bounds: MountBounds,
+) -> io::Result<(Vec<(u64, PathBuf)>, bool)> {
+    /// More than the kernel writes of one mount.
+    const MAX_LINE_LEN: u64 = 256 << 10;
+
+    let mut found = Vec::new();
+    let mut left = bounds;
+    let mut line = Vec::new();
+    let mut mountinfo = mountinfo.take(MAX_LINE_LEN);
+    loop {
+        line.clear();
+        mountinfo.set_limit(MAX_LINE_LEN);
+        let len = mountinfo.read_until(b'\n', &mut line)?;
+        if len == 0 {
+            return Ok((found, false));
+        }
+        left.bytes = left.bytes.saturating_sub(len);
+        // A path may be as long as its folders are deep; what is left of it is no line of its own.
+        let is_whole = len < MAX_LINE_LEN as usize;
+        if !is_whole {
+            return Ok((found, true));
+        }
+        if let Some((inode, path)) = namespace_mount(&line) {
+            left.paths = left.paths.saturating_sub(path.as_os_str().len());
+            left.namespaces = left.namespaces.saturating_sub(1);
+            found.push((inode, path));
+        }
+        if left.bytes == 0 || left.paths == 0 || left.namespaces == 0 || Instant::now() >= left.deadline {
+            return Ok((found, true));
+        }
+    }
+}
+
+/// The network namespace that is mounted according to a line of `mountinfo`, and where.
+fn namespace_mount(line: &[u8]) -> Option<(u64, PathBuf)> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let mut fields = line.split(|&byte| byte == b' ').skip(3);
+    let root = fields.next()?;
+    root.starts_with(b"net:[").then_some(())?;
+    let (_, inode) = parse_namespace(std::str::from_utf8(root).ok()?)?;
+    let path = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    Some((inode, path))
 }
 
 /// Path of something that `/proc` has of a process.
@@ -106,13 +160,30 @@ fn unescape(mut field: &[u8]) -> Vec<u8> {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
+    use std::time::Duration;
+
     use super::*;
+
+    pub(super) fn bounds() -> MountBounds {
+        MountBounds {
+            deadline: Instant::now() + Duration::from_secs(60),
+            bytes: 1 << 20,
+            namespaces: 100,
+            paths: 64 << 10,
+        }
+    }
 
     /// What `/proc` has of processes, which choose their names and their mounts.
     pub fn proc(data: &[u8]) {
-        for (_, path) in namespace_mounts(data) {
-            assert!(path.as_os_str().len() <= data.len());
-        }
+        let bounds = bounds();
+        let (mounts, is_cut) = namespace_mounts(data, bounds).unwrap_or_default();
+        assert!(mounts.len() <= bounds.namespaces);
+        assert!(
+            is_cut
+                || mounts
+                    .iter()
+                    .all(|(_, path)| path.as_os_str().len() <= data.len())
+        );
         if let Some(stat) = Stat::parse(data) {
             // What is no text is replaced by a character of three bytes.
             assert!(stat.name.len() <= 3 * data.len());
@@ -125,7 +196,7 @@ pub(crate) mod fuzzing {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{fuzzing::bounds, *};
 
     #[test]
     fn finds_namespaces_among_mounts() {
@@ -135,7 +206,8 @@ mod tests {
 401 23 0:4 net:[4026532301] /run/netns/c rw shared:9 - nsfs nsfs rw
 402 23 0:4 mnt:[4026532300] /run/snapd/ns/x.mnt rw - nsfs nsfs rw
 ";
-        let found: Vec<_> = namespace_mounts(mountinfo).collect();
+        let read = |mountinfo: &[u8], bounds| namespace_mounts(mountinfo, bounds).unwrap();
+        let (found, is_cut) = read(mountinfo, bounds());
         assert_eq!(
             found,
             [
@@ -143,11 +215,31 @@ mod tests {
                 (4_026_532_301, PathBuf::from("/run/netns/c"))
             ]
         );
-        assert_eq!(namespace_mounts(b"").count(), 0);
-        assert_eq!(
-            namespace_mounts(b"1 2 3\n\n1 2 3 net:[1]\n1 2 3 net:[x] /a").count(),
-            0
-        );
+        assert!(!is_cut);
+        assert_eq!(read(b"", bounds()), (Vec::new(), false));
+        let wrong = b"1 2 3\n\n1 2 3 net:[1]\n1 2 3 net:[x] /a";
+        assert_eq!(read(wrong, bounds()), (Vec::new(), false));
+
+        let first = vec![found[0].clone()];
+        let too_long = [
+            MountBounds {
+                bytes: 100,
+                ..bounds()
+            },
+            MountBounds {
+                namespaces: 1,
+                ..bounds()
+            },
+            MountBounds { paths: 5, ..bounds() },
+        ];
+        for bounds in too_long {
+            assert_eq!(read(mountinfo, bounds), (first.clone(), true), "{bounds:?}");
+        }
+        let no_time = MountBounds {
+            deadline: Instant::now(),
+            ..bounds()
+        };
+        assert_eq!(read(mountinfo, no_time), (Vec::new(), true));
     }
 
     #[test]

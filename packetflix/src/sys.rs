@@ -15,7 +15,10 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    sys::resource::{Resource, getrlimit, setrlimit},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::fstat,
+    },
 };
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 use tokio::io::unix::AsyncFd;
@@ -30,37 +33,52 @@ pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<i32> {
     Ok(unsafe { get_type(namespace.as_raw_fd()) }?)
 }
 
-/// Whether a process is in a user namespace that belongs to the user `uid`, or in one below such. `false` when it
-/// cannot be looked at. Kernel 4.11, `linux/nsfs.h`.
-pub(crate) fn is_in_user_namespace_of(pid: u32, uid: u32) -> bool {
+nix::ioctl_none_bad!(get_parent_namespace, nix::request_code_none!(0xb7, 2));
+nix::ioctl_read_bad!(get_owner_uid, nix::request_code_none!(0xb7, 4), libc::uid_t);
+
+/// The users that the user namespace of a process, and those around it, belong to, from the innermost, with the numbers of
+/// these namespaces; without our own and those around that. Kernel 4.11, `linux/nsfs.h`.
+///
+/// # Errors
+/// When the process cannot be looked at, or on the way.
+fn users_of_namespaces_around(pid: u32) -> io::Result<Vec<(u32, u64)>> {
     /// Most levels of user namespaces that the kernel makes.
-    const MAX_LEVELS: usize = 32;
+    const MAX_LEVELS: usize = 34;
 
-    nix::ioctl_none_bad!(get_parent, nix::request_code_none!(0xb7, 2));
-    nix::ioctl_read_bad!(get_owner_uid, nix::request_code_none!(0xb7, 4), libc::uid_t);
-
-    let Ok(namespace) = File::open(format!("/proc/{pid}/ns/user")) else {
-        return false;
-    };
-    let mut namespace = OwnedFd::from(namespace);
+    let mut namespace = OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?);
+    let mut users = Vec::new();
     for _ in 0..MAX_LEVELS {
-        let mut owner = 0;
-        // SAFETY: the request writes a `uid_t` to the pointer, which is that of a live one.
-        if unsafe { get_owner_uid(namespace.as_raw_fd(), &raw mut owner) }.is_err() {
-            return false;
-        }
-        // The first namespace has no parent, and no user but root.
-        // SAFETY: the request takes no argument.
-        let Ok(parent) = (unsafe { get_parent(namespace.as_raw_fd()) }) else {
-            return false;
+        // Of our own namespace, the kernel tells no parent.
+        // SAFETY: the request takes no argument, and the descriptor is open.
+        let parent = match unsafe { get_parent_namespace(namespace.as_raw_fd()) } {
+            Ok(parent) => parent,
+            Err(Errno::EPERM) => break,
+            Err(error) => return Err(error.into()),
         };
         // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-        namespace = unsafe { OwnedFd::from_raw_fd(parent) };
-        if owner == uid {
-            return true;
-        }
+        let parent = unsafe { OwnedFd::from_raw_fd(parent) };
+        let mut owner = 0;
+        // SAFETY: the request writes a `uid_t` to the pointer, which is that of a live one.
+        unsafe { get_owner_uid(namespace.as_raw_fd(), &raw mut owner) }?;
+        users.push((owner, fstat(&namespace)?.st_ino));
+        namespace = parent;
     }
-    false
+    Ok(users)
+}
+
+/// Whether a process is in a user namespace that belongs to the user `uid`, or in one below such. `false` when it
+/// cannot be looked at. Kernel 4.11.
+pub(crate) fn is_in_user_namespace_of(pid: u32, uid: u32) -> bool {
+    users_of_namespaces_around(pid).is_ok_and(|users| users.iter().any(|(user, _)| *user == uid))
+}
+
+/// The user that has made the outermost user namespace around a process that is not ours, and its number: whoever makes
+/// others within it may give these to further users. `None` when the process is in our own. Kernel 4.11.
+///
+/// # Errors
+/// When the process cannot be looked at.
+pub(crate) fn user_beside_us(pid: u32) -> io::Result<Option<(u32, u64)>> {
+    Ok(users_of_namespaces_around(pid)?.pop())
 }
 
 /// A descriptor of a process, which keeps meaning that one when its PID has passed to another; `None` where the

@@ -230,7 +230,17 @@ async fn engines(config: &Config) -> Vec<Finding> {
         config.node_name.clone(),
         Arc::new(Metrics::new()),
     );
-    let scan = discovery.scan_now().await;
+    let scan = match discovery.scan_now().await {
+        Ok(scan) => scan,
+        Err(late) => {
+            let finding = Finding::limited("targets", late.to_string());
+            return vec![
+                finding
+                    .costs("they are not found")
+                    .remedy("try again when the machine is less busy"),
+            ];
+        }
+    };
     let engine = |engine: &EngineReport| {
         let subject = "engine";
         let path = engine.path.display();

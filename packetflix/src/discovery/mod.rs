@@ -9,6 +9,7 @@ mod docker;
 mod engines;
 mod gap;
 mod processes;
+mod shared;
 mod sockets;
 mod target;
 mod workload;
@@ -17,18 +18,19 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     process,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::{Mutex, watch},
-    time::sleep,
+    sync::watch,
+    time::{Instant, sleep},
 };
 
 pub(crate) use self::{
     addresses::AddressBook,
     gap::Gap,
+    shared::LateScan,
     target::{DiscoveredTarget, Namespace},
     workload::PodName,
 };
@@ -37,11 +39,13 @@ pub(crate) mod fuzzing {
     pub use super::{cri::fuzzing::cri, docker::fuzzing::docker};
 }
 
-use self::{engines::Engine, processes::ProcessTable, sockets::EngineSocket, workload::KnownPids};
+use self::{
+    engines::Engine, processes::ProcessTable, shared::Shared, sockets::EngineSocket, workload::KnownPids,
+};
 use crate::{
     capabilities::Capability,
     error::chain,
-    netns::{Holder, links_of, mounts},
+    netns::{Holder, LinksOf, MountLists, View, links_of},
     proc_fs::{Stat, numbers_in},
     sys,
     target::TargetDescription,
@@ -57,6 +61,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
 /// Times that a scan took, to rest before the next.
 const FOLLOW_REST: u32 = 100;
 
+/// Most places that are told at which one namespace is mounted.
+const MAX_PATHS: usize = 16;
+
 /// Number of the host's network namespace on kernels that give it a fixed one, where that of the first process may
 /// not be looked at. Kernel 6.18, `linux/nsfs.h`, `NET_NS_INIT_INO`.
 const FIRST_NAMESPACE: u64 = 0xEFFF_FFF9;
@@ -64,20 +71,27 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFF9;
 /// Finds targets. Scans are shared among all who ask at the same time.
 #[derive(Debug)]
 pub(crate) struct Discovery {
+    scans: Arc<Shared<Scan>>,
+    scanner: Arc<Scanner>,
+}
+
+/// Makes scans, and tells what has changed.
+#[derive(Debug)]
+struct Scanner {
     engine_sockets: Vec<PathBuf>,
     /// Name of the host.
     node_name: String,
-    last: Mutex<Option<Last>>,
+    last: Mutex<Last>,
     addresses: watch::Sender<Arc<AddressBook>>,
     metrics: Arc<Metrics>,
 }
 
-/// The last scan.
-#[derive(Debug)]
+/// What is kept of the last scan, for the next.
+#[derive(Debug, Default)]
 struct Last {
-    began: Instant,
-    scan: Arc<Scan>,
     known: Known,
+    engines: Vec<EngineReport>,
+    gaps: Vec<Gap>,
 }
 
 /// PIDs by the engine's socket and the workload's identifier: as the engine numbers it, and the process that it was.
@@ -147,19 +161,23 @@ impl Scan {
 impl Discovery {
     /// Asks the engines at `engine_sockets` beside those at well-known places.
     pub(crate) fn new(engine_sockets: Vec<PathBuf>, node_name: String, metrics: Arc<Metrics>) -> Self {
-        Self {
+        let scanner = Scanner {
             engine_sockets,
             node_name,
-            last: Mutex::new(None),
+            last: Mutex::default(),
             addresses: watch::Sender::default(),
             metrics,
+        };
+        Self {
+            scans: Shared::new(),
+            scanner: Arc::new(scanner),
         }
     }
 
     /// The names of addresses as they are known, and then each time that they have changed, as long as
     /// [`Self::follow`] runs.
     pub(crate) fn addresses(&self) -> watch::Receiver<Arc<AddressBook>> {
-        self.addresses.subscribe()
+        self.scanner.addresses.subscribe()
     }
 
     /// Looks again and again while there is someone who wants to know the names of addresses. Never ends.
@@ -167,38 +185,69 @@ impl Discovery {
         let mut pause = FOLLOW_INTERVAL;
         loop {
             sleep(pause).await;
-            if self.addresses.receiver_count() > 0 {
+            if self.scanner.addresses.receiver_count() > 0 {
                 let began = Instant::now();
-                self.recent().await;
+                // One that is late is told of by the service as a whole.
+                let _ = self.recent().await;
                 pause = FOLLOW_INTERVAL.max(began.elapsed() * FOLLOW_REST);
             }
         }
     }
 
     /// What there was a moment ago.
-    pub(crate) async fn recent(&self) -> Arc<Scan> {
+    ///
+    /// # Errors
+    /// When the scan that this takes is late.
+    pub(crate) async fn recent(&self) -> Result<Arc<Scan>, LateScan> {
         let now = Instant::now();
         self.since(now.checked_sub(FRESH).unwrap_or(now)).await
     }
 
     /// What there is: looked at after this was called.
-    pub(crate) async fn scan_now(&self) -> Arc<Scan> {
+    ///
+    /// # Errors
+    /// When the scan is late.
+    pub(crate) async fn scan_now(&self) -> Result<Arc<Scan>, LateScan> {
         self.since(Instant::now()).await
     }
 
     /// A scan that began at `earliest` or later. Those who wait for one share the next.
-    pub(crate) async fn since(&self, earliest: Instant) -> Arc<Scan> {
-        let mut last = self.last.lock().await;
-        if let Some(last) = last.as_ref().filter(|last| last.began >= earliest) {
-            return Arc::clone(&last.scan);
-        }
+    ///
+    /// # Errors
+    /// When it is late.
+    pub(crate) async fn since(&self, earliest: Instant) -> Result<Arc<Scan>, LateScan> {
+        let scan = || {
+            let scanner = Arc::clone(&self.scanner);
+            async move { scanner.scan().await }
+        };
+        self.scans.since(earliest, scan).await
+    }
+
+    /// Why targets cannot be found at the moment, if so.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let late = self.scans.late()?;
+        Some(format!(
+            "the look for targets has not come to its end for {} s",
+            late.as_secs()
+        ))
+    }
+}
+
+impl Scanner {
+    /// Makes a scan, and tells those who follow.
+    async fn scan(&self) -> Scan {
         let began = Instant::now();
-        let known = last.as_ref().map(|last| last.known.clone()).unwrap_or_default();
+        let known = std::mem::take(&mut self.last().known);
         let (scan, known) = scan(&self.engine_sockets, known).await;
-        match last.as_ref().map(|last| &last.scan) {
-            Some(last) => report_changes(&last.engines, &last.gaps, &scan),
-            None => report_changes(&[], &[], &scan),
-        }
+        let before = std::mem::replace(
+            &mut *self.last(),
+            Last {
+                known,
+                engines: scan.engines.clone(),
+                gaps: scan.gaps.clone(),
+            },
+        );
+        report_changes(&before.engines, &before.gaps, &scan);
         self.count(&scan, began.elapsed());
         tracing::debug!(
             targets = scan.targets.len(),
@@ -213,13 +262,11 @@ impl Discovery {
             }
             changed
         });
-        let scan = Arc::new(scan);
-        *last = Some(Last {
-            began,
-            scan: Arc::clone(&scan),
-            known,
-        });
         scan
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the metrics of a scan. Engines are named by where their sockets are, which for containers and users may be
@@ -241,15 +288,17 @@ impl Discovery {
 async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let at = SystemTime::now();
     let configured = engine_sockets.to_vec();
-    let (sockets, missing, known) = blocking(move || {
-        let (sockets, missing) = sockets::find(&process_ids(), &configured);
-        (sockets, missing, still_there(known))
-    })
-    .await;
+    let (found, known) =
+        blocking(move || (sockets::find(&process_ids(), &configured), still_there(known))).await;
+    let sockets::Found {
+        sockets,
+        missing,
+        mut gaps,
+    } = found;
     let engines = engines::ask_all(&sockets, |id| known.get(&id).cloned().unwrap_or_default()).await;
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
-    let mut gaps: Vec<Gap> = reports.iter().filter_map(EngineReport::gap).collect();
+    gaps.extend(reports.iter().filter_map(EngineReport::gap));
     let (targets, further_gaps, known) = blocking(move || targets(&engines)).await;
     gaps.extend(further_gaps);
     let scan = Scan {
@@ -296,20 +345,24 @@ fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMa
         .map(|(inode, pid)| (inode, Holder::Process { pid }))
         .collect();
     let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
-    for (inode, holder) in mounts(pids) {
+    let mut lists = MountLists::new(View::all(pids));
+    for (inode, holder) in lists.by_ref().flatten() {
         if let Holder::Mount { path, .. } = &holder {
             let paths = mounted.entry(inode).or_default();
-            if !paths.contains(path) {
+            if paths.len() < MAX_PATHS && !paths.contains(path) {
                 paths.push(path.clone());
             }
         }
         holders.entry(inode).or_insert(holder);
     }
-    let links = links_of(&holders).unwrap_or_else(|error| {
+    gaps.extend(lists.unseen.into_iter().map(Gap::Place));
+    let LinksOf { links, unseen } = links_of(holders).unwrap_or_else(|error| {
         let problem = chain(&error) + &Capability::SysAdmin.blame(&error);
         gaps.push(Gap::Interfaces { problem });
-        HashMap::new()
+        LinksOf::default()
     });
+    let of_one = |(netns, problem)| Gap::InterfacesOf { netns, problem };
+    gaps.extend(unseen.into_iter().map(of_one));
     let host = table
         .get(1)
         .and_then(|process| process.netns)
@@ -410,9 +463,10 @@ mod tests {
         );
         let (first, second, third) =
             tokio::join!(discovery.scan_now(), discovery.scan_now(), discovery.scan_now());
-        assert!(!Arc::ptr_eq(&first, &second));
+        let [first, second, third] = [first, second, third].map(Result::unwrap);
+        assert!(Arc::ptr_eq(&first, &second) || first.at < second.at);
         assert!(Arc::ptr_eq(&second, &third));
-        assert!(Arc::ptr_eq(&third, &discovery.recent().await));
+        assert!(Arc::ptr_eq(&third, &discovery.recent().await.unwrap()));
         let problem = first.engines[0].problem.as_deref().unwrap();
         assert!(
             problem.starts_with("it cannot be opened: No such file"),

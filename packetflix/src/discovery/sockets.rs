@@ -2,24 +2,39 @@
 //! containers are found too.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
     fcntl::{OFlag, open},
     libc,
-    sys::stat::{Mode, fstat},
+    sys::{
+        stat::{Mode, fstat},
+        statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs},
+    },
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 
-use crate::netns::{RootOf, look_into_views};
+use super::gap::Gap;
+use crate::{
+    lookout::{Kind, Lookout, Owner, Place, look_aside},
+    netns::{RootOf, Unseen, View},
+};
 
 /// Most sockets that are asked: a container may have put anything at a well-known place, and each takes memory.
 /// Those of the host come first.
 const MAX_SOCKETS: usize = 32;
+
+/// Most of them that are in one user's hands.
+const MAX_SOCKETS_OF_USER: usize = 4;
+
+/// File systems on which the kernel alone decides who may do what.
+const KERNELS_OWN: [FsType; 4] = [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
 
 /// Most users whose own engines are looked for.
 const MAX_USERS: usize = 256;
@@ -65,12 +80,16 @@ pub(super) struct EngineSocket {
     pub(super) configured: bool,
     /// Device and inode number.
     pub(super) id: (u64, u64),
-    handle: OwnedFd,
+    /// Where it was found, and in whose hands that is.
+    pub(super) place: Place,
+    handle: Arc<OwnedFd>,
+    /// Whether connecting asks nobody but the kernel.
+    is_of_kernel: bool,
 }
 
 impl EngineSocket {
     /// Takes a handle (`O_PATH`), if it is a socket's.
-    fn new(path: &Path, api: Option<Api>, handle: OwnedFd) -> io::Result<Self> {
+    fn new(path: &Path, api: Option<Api>, handle: OwnedFd, place: Place) -> io::Result<Self> {
         let stat = fstat(&handle)?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no socket"));
@@ -80,55 +99,191 @@ impl EngineSocket {
             api,
             configured: false,
             id: (stat.st_dev, stat.st_ino),
-            handle,
+            place,
+            is_of_kernel: KERNELS_OWN.contains(&fstatfs(&handle)?.filesystem_type()),
+            handle: Arc::new(handle),
         })
     }
 
     /// Connects to the very socket that was found.
     ///
     /// # Errors
-    /// When nobody listens, or too many wait already.
+    /// When nobody listens, or too many wait already, or the file system that it lies on does not answer.
     pub(super) async fn connect(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(format!("/proc/self/fd/{}", self.handle.as_raw_fd())).await
+        if self.is_of_kernel {
+            return connect(&self.handle).and_then(UnixStream::from_std);
+        }
+        // May be asked for leave, and take as long as it likes.
+        let handle = Arc::clone(&self.handle);
+        look_aside(self.place, move || connect(&handle))
+            .await
+            .map_err(|missed| io::Error::new(io::ErrorKind::TimedOut, missed))?
+            .and_then(UnixStream::from_std)
     }
 }
 
-/// All sockets that there are: first those that the operator named, then those of the host, then those of other
-/// mount namespaces. One that appears at several places is one. Gives too what the named ones that cannot be
-/// used lack.
-pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> (Vec<EngineSocket>, Vec<(PathBuf, io::Error)>) {
-    let mut sockets = Vec::new();
-    let mut missing = Vec::new();
-    for path in configured {
-        match open_configured(path) {
-            Ok(socket) => sockets.push(socket),
-            Err(error) => missing.push((path.clone(), error)),
-        }
-    }
-    for (view, found) in
-        look_into_views(pids, |pid| Some(well_known(&RootOf::process(pid).ok()?))).enumerate()
-    {
-        sockets.extend(found);
-        if view == 0 {
-            sockets.extend(pids.first().into_iter().flat_map(|pid| of_users(*pid)));
-        }
-    }
-    let mut seen = HashSet::new();
-    sockets.retain(|socket| seen.insert(socket.id));
-    if sockets.len() > MAX_SOCKETS {
-        tracing::warn!(
-            found = sockets.len(),
-            asked = MAX_SOCKETS,
-            "there are more engines than are asked"
-        );
-        sockets.truncate(MAX_SOCKETS);
-    }
-    (sockets, missing)
+/// Connects without waiting for a place in the listener's queue.
+fn connect(handle: &OwnedFd) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(format!("/proc/self/fd/{}", handle.as_raw_fd()))?)?;
+    Ok(OwnedFd::from(socket).into())
 }
 
-fn open_configured(path: &Path) -> io::Result<EngineSocket> {
+/// What was found of sockets.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// First those that the operator named, then those of the host, then those of other mount namespaces. One that appears
+    /// at several places is one.
+    pub(super) sockets: Vec<EngineSocket>,
+    /// What named ones lack that cannot be used.
+    pub(super) missing: Vec<(PathBuf, io::Error)>,
+    /// Where there may be more.
+    pub(super) gaps: Vec<Gap>,
+}
+
+/// Where sockets are looked for.
+#[derive(Debug)]
+enum Look {
+    /// At a path that the operator named.
+    Named(PathBuf),
+    /// At the well-known places of a mount namespace.
+    Mounts(View),
+    /// Where a user's engines have theirs, as a process sees it.
+    OfUser { pid: u32, user: u32 },
+}
+
+/// What there is.
+enum Looked {
+    Named(io::Result<EngineSocket>),
+    Sockets {
+        sockets: Vec<EngineSocket>,
+        /// Whether not every process's root was looked into.
+        is_cut: bool,
+        /// Users who may have sockets there.
+        users: Vec<u32>,
+    },
+}
+
+/// All sockets that there are. Blocks, for a bounded time.
+pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
+    let mut found = Found::default();
+    let mut lookout = Lookout::new(look);
+    for (number, path) in configured.iter().enumerate() {
+        let place = Place {
+            owner: Owner::Host,
+            kind: Kind::Named(number),
+        };
+        match lookout.look(place, (place, Look::Named(path.clone()))) {
+            Ok(Looked::Named(Ok(socket))) => found.sockets.push(socket),
+            Ok(Looked::Named(Err(error))) => found.missing.push((path.clone(), error)),
+            Ok(Looked::Sockets { .. }) => {}
+            Err(missed) => {
+                let error = io::Error::new(io::ErrorKind::TimedOut, missed);
+                found.missing.push((path.clone(), error));
+            }
+        }
+    }
+    for view in View::all(pids) {
+        let place = view.place(Kind::Files);
+        let first = view.pids.first().copied();
+        for user in found.look(&mut lookout, place, Look::Mounts(view)) {
+            let place = Place {
+                owner: Owner::User(user),
+                ..place
+            };
+            if let Some(pid) = first {
+                found.look(&mut lookout, place, Look::OfUser { pid, user });
+            }
+        }
+    }
+    found.bound();
+    found
+}
+
+/// Does a look, on a thread that somebody watches over.
+fn look((place, look): (Place, Look)) -> Looked {
+    match look {
+        Look::Named(path) => Looked::Named(open_configured(&path, place)),
+        Look::Mounts(view) => {
+            let mut sockets = Vec::new();
+            let mut users = Vec::new();
+            let saw_all = view.for_each_root(|pid| {
+                let root = RootOf::process(pid)?;
+                sockets.extend(well_known(&root, place));
+                // Those of users are looked for where the host's are.
+                if place.owner == Owner::Host && users.is_empty() {
+                    users = users_of(&root);
+                }
+                Ok(())
+            });
+            Looked::Sockets {
+                sockets,
+                is_cut: !saw_all,
+                users,
+            }
+        }
+        Look::OfUser { pid, user } => Looked::Sockets {
+            sockets: RootOf::process(pid).map_or_else(|_| Vec::new(), |root| of_user(&root, user, place)),
+            is_cut: false,
+            users: Vec::new(),
+        },
+    }
+}
+
+impl Found {
+    /// Looks for sockets at a place, and gives the users who may have some there.
+    fn look(&mut self, lookout: &mut Lookout<(Place, Look), Looked>, place: Place, look: Look) -> Vec<u32> {
+        match lookout.look(place, (place, look)) {
+            Ok(Looked::Sockets {
+                sockets,
+                is_cut,
+                users,
+            }) => {
+                self.sockets.extend(sockets);
+                if is_cut {
+                    self.gaps.push(Gap::Place(Unseen::TooMany(place)));
+                }
+                users
+            }
+            Ok(Looked::Named(_)) => Vec::new(),
+            Err(missed) => {
+                self.gaps.push(Gap::Place(missed.into()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Keeps one of each, and no more than are asked.
+    fn bound(&mut self) {
+        let mut seen = HashSet::new();
+        let mut by_owner: HashMap<Owner, usize> = HashMap::new();
+        let mut left_out = 0;
+        self.sockets.retain(|socket| {
+            if !seen.insert(socket.id) {
+                return false;
+            }
+            let count = by_owner.entry(socket.place.owner).or_default();
+            *count += 1;
+            let most = match socket.place.owner {
+                Owner::Host | Owner::Container => MAX_SOCKETS,
+                Owner::Namespace(_) | Owner::User(_) => MAX_SOCKETS_OF_USER,
+            };
+            let stays = *count <= most;
+            left_out += usize::from(!stays);
+            stays
+        });
+        left_out += self.sockets.len().saturating_sub(MAX_SOCKETS);
+        self.sockets.truncate(MAX_SOCKETS);
+        if left_out > 0 {
+            self.gaps.push(Gap::Sockets { left_out });
+        }
+    }
+}
+
+fn open_configured(path: &Path, place: Place) -> io::Result<EngineSocket> {
     let handle = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let socket = EngineSocket::new(path, None, handle)?;
+    let socket = EngineSocket::new(path, None, handle, place)?;
     Ok(EngineSocket {
         configured: true,
         ..socket
@@ -136,16 +291,13 @@ fn open_configured(path: &Path) -> io::Result<EngineSocket> {
 }
 
 /// Sockets at well-known places below a root.
-fn well_known(root: &RootOf) -> Vec<EngineSocket> {
-    let open = |&(path, api): &(&str, Api)| open_below(root, Path::new(path), api);
+fn well_known(root: &RootOf, place: Place) -> Vec<EngineSocket> {
+    let open = |&(path, api): &(&str, Api)| open_below(root, Path::new(path), api, place);
     WELL_KNOWN.iter().filter_map(open).collect()
 }
 
-/// Sockets of the engines that users run for themselves.
-fn of_users(pid: u32) -> Vec<EngineSocket> {
-    let Ok(root) = RootOf::process(pid) else {
-        return Vec::new();
-    };
+/// Users who may run engines for themselves, below a root.
+fn users_of(root: &RootOf) -> Vec<u32> {
     let Ok(folder) = root.open_path(Path::new("/run/user")) else {
         return Vec::new();
     };
@@ -153,17 +305,23 @@ fn of_users(pid: u32) -> Vec<EngineSocket> {
         return Vec::new();
     };
     users
-        .filter_map(|user| user.ok()?.file_name().into_string().ok())
-        .filter(|user| user.parse::<u32>().is_ok())
+        .filter_map(|user| user.ok()?.file_name().to_str()?.parse().ok())
         .take(MAX_USERS)
-        .flat_map(|user| WELL_KNOWN_OF_USERS.map(|socket| Path::new("/run/user").join(&user).join(socket)))
-        .filter_map(|path| open_below(&root, &path, Api::Docker))
         .collect()
 }
 
-fn open_below(root: &RootOf, path: &Path, api: Api) -> Option<EngineSocket> {
+/// Sockets of the engines that a user runs.
+fn of_user(root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
+    let folder = Path::new("/run/user").join(user.to_string());
+    WELL_KNOWN_OF_USERS
+        .iter()
+        .filter_map(|socket| open_below(root, &folder.join(socket), Api::Docker, place))
+        .collect()
+}
+
+fn open_below(root: &RootOf, path: &Path, api: Api, place: Place) -> Option<EngineSocket> {
     let handle = root.open_path(path).ok()?;
-    EngineSocket::new(path, Some(api), handle).ok()
+    EngineSocket::new(path, Some(api), handle, place).ok()
 }
 
 #[cfg(test)]
@@ -183,7 +341,12 @@ mod tests {
         fs::write(&file, "").unwrap();
 
         let named = [&socket, &link, &file, &missing].map(Clone::clone);
-        let (sockets, unusable) = find(&[], &named);
+        let Found {
+            sockets,
+            missing: unusable,
+            gaps,
+        } = find(&[], &named);
+        assert_eq!(gaps, []);
         assert_eq!(sockets.len(), 1);
         assert!(sockets[0].configured && sockets[0].api.is_none());
         let unusable: Vec<_> = unusable.into_iter().map(|(path, _)| path).collect();

@@ -140,7 +140,7 @@ impl App {
         if self.stop.is_cancelled() {
             return Some("the service is shutting down".to_owned());
         }
-        self.loader.problem()
+        self.loader.problem().or_else(|| self.discovery.problem())
     }
 
     /// Starts a capture and answers the handshake, or says why not.
@@ -276,7 +276,7 @@ impl App {
         let target = Target::open(wanted, &self.directory).await?;
         if is_by_pattern {
             let netns = target.netns.inode();
-            let inside = self.discovery.scan_now().await.names_in(netns);
+            let inside = self.discovery.scan_now().await?.names_in(netns);
             let asked = match &name[..] {
                 "" => format!("the network namespace {netns}"),
                 name => name.to_owned(),

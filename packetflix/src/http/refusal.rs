@@ -13,6 +13,7 @@ use super::{caller::Forbidden, proxy::ProxyError, quotas::QuotaError, request::R
 use crate::{
     access::AccessError,
     capabilities::Capability,
+    discovery::LateScan,
     error,
     filter::{FilterError, compile::CompileError},
     netns::FindError,
@@ -168,17 +169,26 @@ impl From<TargetError> for Refusal {
             | TargetError::Ended { .. } => StatusCode::CONFLICT,
             TargetError::Unreadable(_) => return Self::by_kernel(&error, Capability::SysPtrace),
             TargetError::CutOff => StatusCode::INTERNAL_SERVER_ERROR,
+            TargetError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             TargetError::Directory(DirectoryError::Service(service)) => match service.problem {
                 ServiceProblem::Slow(_) => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             },
+            TargetError::Directory(DirectoryError::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
             TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
+            TargetError::Find(FindError::Incomplete { .. }) => StatusCode::GATEWAY_TIMEOUT,
             TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             TargetError::Find(FindError::Exhausted { .. }) => {
                 return Self::by_kernel(&error, Capability::SysPtrace);
             }
         };
         Self::new(status, error::chain(&error))
+    }
+}
+
+impl From<LateScan> for Refusal {
+    fn from(error: LateScan) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
     }
 }
 

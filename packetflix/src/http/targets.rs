@@ -127,7 +127,7 @@ pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal
             "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
         return Err(Refusal::new(StatusCode::NOT_FOUND, sentence));
     }
-    let scan = app.discovery.recent().await;
+    let scan = app.discovery.recent().await?;
     let list = MobysharkList {
         metadata: Metadata {
             creator: "packetflix",
@@ -142,7 +142,7 @@ pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal
 /// `/targets`.
 pub(super) async fn details(app: &App, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
-    let scan = app.discovery.recent().await;
+    let scan = app.discovery.recent().await?;
     Ok(reply::json(&Details::new(&scan, &app.config.node_name, caller)).into_response())
 }
 

@@ -2,16 +2,11 @@
 
 use std::{
     cell::Cell,
-    collections::HashSet,
-    fmt,
-    fs::{self, File},
-    io::{self, Read as _},
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    fmt, fs, io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -24,12 +19,20 @@ use nix::{
     },
 };
 
+use super::views::{MountLists, Unseen, View};
 use crate::{
     capabilities::Capability,
     error::is_exhaustion,
-    proc_fs::{namespace_link, namespace_mounts, numbers_in, proc_path},
+    lookout::{Lookout, Missed, Place},
+    proc_fs::{namespace_link, numbers_in, proc_path},
     sys,
 };
+
+/// How long a namespace is looked for among the threads of processes: a user may have many.
+const THREADS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Most that is said of what could not be looked at.
+const MAX_TOLD: usize = 3;
 
 /// Who keeps a network namespace in existence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +41,8 @@ pub(crate) enum Holder {
     Process { pid: u32 },
     /// A thread that left its process's namespace for it.
     Thread { pid: u32, tid: u32 },
-    /// A bind mount, at a path of the mount namespace of process `pid`.
-    Mount { pid: u32, path: PathBuf },
+    /// A bind mount, at a path of the mount namespace of process `pid`, whose files are to be looked at with care.
+    Mount { pid: u32, path: PathBuf, files: Place },
 }
 
 /// Why a namespace was not found.
@@ -64,6 +67,17 @@ pub enum FindError {
         /// How many processes could not be looked at.
         processes: usize,
     },
+    /// It was not found, but not everything that others have was looked at, or to its end.
+    #[error(
+        "network namespace {inode} was not found, but may be there all the same: {}",
+        some_of(unseen)
+    )]
+    Incomplete {
+        /// The number that was looked for.
+        inode: u64,
+        /// What was not looked at.
+        unseen: Vec<String>,
+    },
     /// It was not found, but not every place could be looked at, for want of descriptors or memory.
     #[error("network namespace {inode} could not be looked for everywhere")]
     Exhausted {
@@ -76,20 +90,37 @@ pub enum FindError {
 }
 
 /// Remembers that something could not be looked at for want of descriptors or memory.
-#[derive(Default)]
-struct Exhaustion(Cell<Option<Errno>>);
+#[derive(Debug, Default)]
+pub(super) struct Exhaustion(Cell<Option<Errno>>);
 
 impl Exhaustion {
     /// What a look found. Whatever else fails is gone, or nothing that we may look at.
     fn look<T>(&self, looked: io::Result<T>) -> Option<T> {
-        looked
-            .inspect_err(|error| {
-                if is_exhaustion(error) {
-                    self.0.set(error.raw_os_error().map(Errno::from_raw));
-                }
-            })
-            .ok()
+        self.pass_on(looked).ok()
     }
+
+    /// What a look found, or why it found nothing.
+    pub(super) fn pass_on<T>(&self, looked: io::Result<T>) -> io::Result<T> {
+        looked.inspect_err(|error| {
+            if is_exhaustion(error) {
+                self.0.set(error.raw_os_error().map(Errno::from_raw));
+            }
+        })
+    }
+
+    /// Remembers what another does.
+    pub(super) fn take_in(&self, other: &Self) {
+        self.0.set(self.0.take().or(other.0.take()));
+    }
+}
+
+/// The beginning of a list of what was not looked at.
+fn some_of(unseen: &[String]) -> String {
+    let mut told = unseen[..unseen.len().min(MAX_TOLD)].join("; ");
+    if unseen.len() > MAX_TOLD {
+        told = format!("{told}; and {} more", unseen.len() - MAX_TOLD);
+    }
+    told
 }
 
 fn not_found(inode: u64, kind: Option<&str>) -> String {
@@ -99,25 +130,41 @@ fn not_found(inode: u64, kind: Option<&str>) -> String {
     }
 }
 
-/// Finds and opens the namespace.
+/// Finds and opens the namespace. Blocks, for a bounded time.
 pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
     let mut denied = 0;
     let exhaustion = Exhaustion::default();
+    let mut unseen = Vec::new();
     let numbers = exhaustion.look(numbers_in(Path::new("/proc")));
     let pids: Vec<u32> = numbers.into_iter().flatten().collect();
-    let candidates = holding_processes(&pids, inode, &mut denied)
-        .chain(holding_mounts(&pids, inode, &exhaustion))
-        .chain(holding_threads(&pids, inode, &exhaustion));
-    for holder in candidates {
-        if let Some(descriptor) = exhaustion.look(holder.try_open(inode)) {
+    for holder in holding_processes(&pids, inode, &mut denied) {
+        if let Some(descriptor) = exhaustion.look(holder.open_link(inode)) {
             return Ok((holder, descriptor));
         }
+    }
+    if let Some(found) = find_mounted(&pids, inode, &exhaustion, &mut unseen) {
+        return Ok(found);
+    }
+    let deadline = Instant::now() + THREADS_PATIENCE;
+    for holder in holding_threads(&pids, inode, &exhaustion)
+        .take_while(|_| Instant::now() < deadline)
+        .flatten()
+    {
+        if let Some(descriptor) = exhaustion.look(holder.open_link(inode)) {
+            return Ok((holder, descriptor));
+        }
+    }
+    if Instant::now() >= deadline {
+        unseen.push("there are more threads than are looked at".to_owned());
     }
     if let Some(errno) = exhaustion.0.take() {
         let source = errno.into();
         return Err(FindError::Exhausted { inode, source });
     }
     let kind = other_kind(inode);
+    if kind.is_none() && !unseen.is_empty() {
+        return Err(FindError::Incomplete { inode, unseen });
+    }
     // Some hosts hide a process from everyone: that is not for us to complain about.
     if denied > 0 && kind.is_none() && !Capability::SysPtrace.is_effective() {
         return Err(FindError::Denied {
@@ -126,6 +173,35 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
         });
     }
     Err(FindError::NotFound { inode, kind })
+}
+
+/// Looks for it among what is mounted; adds what could not be looked at to `unseen`.
+fn find_mounted(
+    pids: &[u32],
+    inode: u64,
+    exhaustion: &Exhaustion,
+    unseen: &mut Vec<String>,
+) -> Option<(Holder, OwnedFd)> {
+    let mut lists = MountLists::new(View::all(pids));
+    let mut opening = Lookout::new(move |(pid, path): (u32, PathBuf)| open_mounted(pid, &path, inode));
+    for mounts in lists.by_ref() {
+        for (_, holder) in mounts.into_iter().filter(|(mounted, _)| *mounted == inode) {
+            let Holder::Mount { pid, path, files } = &holder else {
+                continue;
+            };
+            match opening.look(*files, (*pid, path.clone())) {
+                Ok(opened) => {
+                    if let Some(descriptor) = exhaustion.look(opened) {
+                        return Some((holder, descriptor));
+                    }
+                }
+                Err(missed) => unseen.push(missed.to_string()),
+            }
+        }
+    }
+    unseen.extend(lists.unseen.iter().map(Unseen::to_string));
+    exhaustion.take_in(&lists.exhaustion);
+    None
 }
 
 fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Iterator<Item = Holder> {
@@ -140,57 +216,13 @@ fn holding_processes(pids: &[u32], inode: u64, denied: &mut usize) -> impl Itera
         })
 }
 
-fn holding_mounts(pids: &[u32], inode: u64, exhaustion: &Exhaustion) -> impl Iterator<Item = Holder> {
-    let mut read = mounts_reader();
-    look_into_views(pids, move |pid| exhaustion.look(read(pid)))
-        .flatten()
-        .filter(move |(mounted, _)| *mounted == inode)
-        .map(|(_, holder)| holder)
-}
-
-/// All network namespaces that are mounted somewhere, as often as they are.
-pub(crate) fn mounts(pids: &[u32]) -> impl Iterator<Item = (u64, Holder)> {
-    let mut read = mounts_reader();
-    look_into_views(pids, move |pid| read(pid).ok()).flatten()
-}
-
-/// Reads which network namespaces are mounted where a process sees it.
-fn mounts_reader() -> impl FnMut(u32) -> io::Result<Vec<(u64, Holder)>> {
-    // With room from the start, two reads do instead of eight.
-    let mut mountinfo = Vec::with_capacity(64 << 10);
-    move |pid| {
-        mountinfo.clear();
-        File::open(proc_path(pid, "mountinfo"))?.read_to_end(&mut mountinfo)?;
-        let mounts = namespace_mounts(&mountinfo).map(|(inode, path)| (inode, Holder::Mount { pid, path }));
-        Ok(mounts.collect())
-    }
-}
-
-/// Looks into each mount namespace once, through a process in it, and once more for each root that processes
-/// have in it: a process sees the mounts below its root only. What fails is left out.
-pub(crate) fn look_into_views<T>(
+/// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it. Gives one for each
+/// thread, so that whoever waits can lose patience.
+fn holding_threads(
     pids: &[u32],
-    mut look: impl FnMut(u32) -> Option<T>,
-) -> impl Iterator<Item = T> {
-    let mut seen = HashSet::new();
-    pids.iter().filter_map(move |&pid| {
-        let view = view_of_mounts(pid).ok().filter(|view| !seen.contains(view))?;
-        let found = look(pid)?;
-        // A process that ends meanwhile leaves the view to the next one that has it.
-        seen.insert(view);
-        Some(found)
-    })
-}
-
-/// What decides which mounts a process sees: its mount namespace, and device and inode number of its root.
-fn view_of_mounts(pid: u32) -> io::Result<(u64, u64, u64)> {
-    let (_, namespace) = namespace_link(&proc_path(pid, "ns/mnt"))?;
-    let root = fs::metadata(proc_path(pid, "root"))?;
-    Ok((namespace, root.dev(), root.ino()))
-}
-
-/// Looks at the threads of every process but ours: ours enter a namespace for a moment, to work on it.
-fn holding_threads(pids: &[u32], inode: u64, exhaustion: &Exhaustion) -> impl Iterator<Item = Holder> {
+    inode: u64,
+    exhaustion: &Exhaustion,
+) -> impl Iterator<Item = Option<Holder>> {
     pids.iter()
         .filter(|&&pid| pid != process::id())
         .flat_map(move |&pid| {
@@ -199,7 +231,12 @@ fn holding_threads(pids: &[u32], inode: u64, exhaustion: &Exhaustion) -> impl It
                 .into_iter()
                 .flatten()
                 .map(move |tid| Holder::Thread { pid, tid })
-                .filter(move |holder| holder.namespace().is_ok_and(|found| found == inode))
+                .map(move |holder| {
+                    holder
+                        .namespace()
+                        .is_ok_and(|found| found == inode)
+                        .then_some(holder)
+                })
         })
 }
 
@@ -213,14 +250,18 @@ fn other_kind(inode: u64) -> Option<&'static str> {
 }
 
 impl Holder {
-    /// Whether it still holds the namespace, or may hold it: what cannot be looked at for want of descriptors has not
-    /// ended.
-    pub(super) fn holds(&self, inode: u64) -> bool {
+    /// Whether it still holds the namespace; `None` where that cannot be told, as for want of descriptors, or because what
+    /// it lies behind does not answer.
+    pub(super) fn holds(&self, inode: u64) -> Option<bool> {
         let looked = match self {
             Self::Process { .. } | Self::Thread { .. } => self.namespace().map(|found| found == inode),
-            Self::Mount { .. } => self.try_open(inode).map(|_| true),
+            Self::Mount { .. } => self.open(inode).ok()?.map(|_| true),
         };
-        looked.unwrap_or_else(|error| is_exhaustion(&error))
+        match looked {
+            Ok(holds) => Some(holds),
+            Err(error) if is_exhaustion(&error) => None,
+            Err(_) => Some(false),
+        }
     }
 
     /// Number of the namespace that the link in `/proc` names.
@@ -228,25 +269,32 @@ impl Holder {
         namespace_link(&self.path()).map(|(_, inode)| inode)
     }
 
-    /// Opens the namespace, and checks on the descriptor that it is the one that was meant.
-    pub(super) fn open(&self, inode: u64) -> Option<OwnedFd> {
-        self.try_open(inode).ok()
+    /// Opens the namespace, and checks on the descriptor that it is the one that was meant. Blocks, for a bounded time.
+    ///
+    /// # Errors
+    /// When what it lies behind does not answer.
+    fn open(&self, inode: u64) -> Result<io::Result<OwnedFd>, Missed> {
+        match self {
+            Self::Process { .. } | Self::Thread { .. } => Ok(self.open_link(inode)),
+            Self::Mount { files, .. } => {
+                let mut lookout = Lookout::new(move |holder: Self| holder.open_unwatched(inode));
+                lookout.look(*files, self.clone())
+            }
+        }
     }
 
-    /// The same, telling why it could not be opened.
-    fn try_open(&self, inode: u64) -> io::Result<OwnedFd> {
-        let descriptor = match self {
-            // The link of a process leads to a namespace and nowhere else.
-            Self::Process { .. } | Self::Thread { .. } => {
-                open(&self.path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?
-            }
-            Self::Mount { pid, path } => open_mounted(*pid, path)?,
-        };
-        if is_network_namespace(descriptor.as_fd(), inode) {
-            Ok(descriptor)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
+    /// The same, on a thread that somebody watches over.
+    pub(super) fn open_unwatched(&self, inode: u64) -> io::Result<OwnedFd> {
+        match self {
+            Self::Process { .. } | Self::Thread { .. } => self.open_link(inode),
+            Self::Mount { pid, path, .. } => open_mounted(*pid, path, inode),
         }
+    }
+
+    /// Opens that of a process or thread, whose link leads to a namespace and nowhere else.
+    fn open_link(&self, inode: u64) -> io::Result<OwnedFd> {
+        let descriptor = open(&self.path(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        checked(descriptor, inode)
     }
 
     fn path(&self) -> PathBuf {
@@ -278,19 +326,24 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Opens a namespace that is mounted in another mount namespace. Nothing but a namespace is ever opened for
-/// reading.
-fn open_mounted(pid: u32, path: &Path) -> io::Result<OwnedFd> {
+/// Opens a namespace that is mounted in another mount namespace, and checks on the descriptor that it is the one that was
+/// meant. Nothing but a namespace is ever opened for reading.
+fn open_mounted(pid: u32, path: &Path, inode: u64) -> io::Result<OwnedFd> {
     let handle = RootOf::process(pid)?.open_path(path)?;
     if fstatfs(&handle)?.filesystem_type() != NSFS_MAGIC {
         return Err(io::ErrorKind::NotFound.into());
     }
     let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    Ok(open(
-        handle_path.as_str(),
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    checked(open(handle_path.as_str(), flags, Mode::empty())?, inode)
+}
+
+fn checked(descriptor: OwnedFd, inode: u64) -> io::Result<OwnedFd> {
+    if is_network_namespace(descriptor.as_fd(), inode) {
+        Ok(descriptor)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 /// The root of a process, held to open files as the process sees them.

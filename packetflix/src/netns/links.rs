@@ -191,6 +191,11 @@ impl Listing {
         self.links.extend(link_of(message));
     }
 
+    /// How many links and addresses there are so far.
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.links.len(), self.addresses.values().map(Vec::len).sum())
+    }
+
     /// All links with their addresses, in the order of their indexes.
     pub(super) fn finish(mut self) -> Vec<Link> {
         for link in &mut self.links {

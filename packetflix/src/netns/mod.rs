@@ -4,6 +4,7 @@ mod dump;
 mod find;
 mod links;
 mod process;
+mod views;
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -22,13 +23,18 @@ use nix::{
 };
 
 pub use find::FindError;
-pub(crate) use find::{Holder, RootOf, look_into_views, mounts};
+pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
 pub use process::{ProcessError, ProcessIdentity};
+pub(crate) use views::{MountLists, Unseen, Users, View};
 
-use crate::{proc_fs::namespace_link, sys};
+use crate::{
+    lookout::{Kind, Lookout, Owner, Place},
+    proc_fs::namespace_link,
+    sys,
+};
 
 /// An open network namespace.
 ///
@@ -122,38 +128,37 @@ impl Netns {
 
     /// Name and kind of who holds the namespace, as GhostWire would list it.
     pub(crate) fn name_and_type(&self) -> (String, &'static str) {
-        self.holder
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .name_and_type()
+        self.holder().name_and_type()
+    }
+
+    /// Who is known to hold it. Whoever looks for another does that without keeping this locked.
+    fn holder(&self) -> Holder {
+        let holder = self.holder.lock();
+        holder.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the process or thread through which the namespace was found still holds it. One look into `/proc`; a
     /// mount may lie behind a file system that does not answer.
     pub(crate) fn is_held_by_process(&self) -> bool {
-        let holder = self
-            .holder
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        !matches!(*holder, Holder::Mount { .. }) && holder.holds(self.inode)
+        let holder = self.holder();
+        !matches!(holder, Holder::Mount { .. }) && holder.holds(self.inode) == Some(true)
     }
 
-    /// Whether a process, a thread or a bind mount other than our descriptor still holds the namespace.
-    /// Blocks; costs one look while the holder that is known remains, and a whole search when it is gone.
+    /// Whether a process, a thread or a bind mount other than our descriptor still holds the namespace, or may do so.
+    /// Blocks, for a bounded time; costs one look while the holder that is known remains, and a whole search when it is
+    /// gone.
     pub(crate) fn is_held(&self) -> bool {
-        let mut holder = self
-            .holder
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if holder.holds(self.inode) {
+        if self.holder().holds(self.inode) == Some(true) {
             return true;
         }
         match find::find(self.inode) {
             Ok((next, _)) => {
-                *holder = next;
+                *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = next;
                 true
             }
-            Err(FindError::Denied { .. } | FindError::Exhausted { .. }) => true,
+            Err(FindError::Denied { .. } | FindError::Exhausted { .. } | FindError::Incomplete { .. }) => {
+                true
+            }
             Err(FindError::NotFound { .. }) => false,
         }
     }
@@ -184,42 +189,73 @@ pub(crate) fn own_addresses() -> (Option<u64>, Vec<IpAddr>) {
     let inode = namespace_link(Path::new("/proc/self/ns/net"))
         .ok()
         .map(|(_, inode)| inode);
-    let links = dump::links_here().unwrap_or_else(|error| {
+    let listed = dump::links_here(dump::Bounds::of(Owner::Host)).unwrap_or_else(|error| {
         tracing::warn!(%error, "our own addresses are not known");
-        Vec::new()
+        dump::Links::default()
     });
-    let addresses = links.iter().flat_map(|link| &link.addresses);
+    let addresses = listed.links.iter().flat_map(|link| &link.addresses);
     (inode, addresses.map(|address| address.address).collect())
 }
 
-/// The links of many namespaces, by their numbers: of each that `holders` still hold.
-///
-/// # Errors
-/// When no thread can be started, or it may not enter a namespace.
-pub(crate) fn links_of(holders: &HashMap<u64, Holder>) -> Result<HashMap<u64, Vec<Link>>, EnterError> {
-    // A thread of its own, since it ends in another namespace than it began in.
-    thread::scope(|scope| {
-        let visitor = thread::Builder::new()
-            .name("netns-visitor".to_owned())
-            .spawn_scoped(scope, || holders.iter().filter_map(visit).collect())
-            .map_err(EnterError::Thread)?;
-        visitor
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// The links of many namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct LinksOf {
+    /// By the number of the namespace, of each that is still held; none where they could not be listed.
+    pub(crate) links: HashMap<u64, Vec<Link>>,
+    /// Of which namespaces they are not known, or not all, and why.
+    pub(crate) unseen: Vec<(u64, String)>,
 }
 
-/// The links of one namespace; `None` when it is gone, or does not tell.
-fn visit((&inode, holder): (&u64, &Holder)) -> Option<Result<(u64, Vec<Link>), EnterError>> {
-    let descriptor = holder.open(inode)?;
-    if let Err(error) = setns(descriptor, CloneFlags::CLONE_NEWNET) {
-        return Some(Err(EnterError::Setns(error.into())));
+/// What became of a visit to a namespace.
+enum Visit {
+    /// Nobody holds it any more.
+    Gone,
+    Listed(dump::Links),
+    Failed(io::Error),
+}
+
+/// The links of many namespaces, by their numbers: of each that `holders` still hold. Blocks, for a bounded time.
+///
+/// # Errors
+/// When a namespace may not be entered.
+pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterError> {
+    let mut users = Users::default();
+    // On threads of its own, since they end in other namespaces than they began in.
+    let mut lookout = Lookout::new(|(inode, holder, owner)| visit(inode, &holder, owner));
+    let mut all = LinksOf::default();
+    for (inode, holder) in holders {
+        let place = match &holder {
+            Holder::Process { pid } | Holder::Thread { pid, .. } => Place {
+                owner: users.owner_of(*pid),
+                kind: Kind::Interfaces(inode),
+            },
+            Holder::Mount { files, .. } => *files,
+        };
+        let (links, unseen) = match lookout.look(place, (inode, holder, place.owner)) {
+            Ok(visited) => match visited? {
+                Visit::Gone => continue,
+                Visit::Listed(dump::Links { links, is_cut: false }) => (links, None),
+                Visit::Listed(dump::Links { links, .. }) => {
+                    (links, Some("there are more than are taken".to_owned()))
+                }
+                Visit::Failed(error) => (Vec::new(), Some(error.to_string())),
+            },
+            Err(missed) => (Vec::new(), Some(missed.to_string())),
+        };
+        all.links.insert(inode, links);
+        all.unseen.extend(unseen.map(|unseen| (inode, unseen)));
     }
-    match dump::links_here() {
-        Ok(links) => Some(Ok((inode, links))),
-        Err(error) => {
-            tracing::warn!(netns = inode, %error, "the interfaces of a namespace could not be listed");
-            None
-        }
-    }
+    Ok(all)
+}
+
+/// Lists the links of one namespace.
+fn visit(inode: u64, holder: &Holder, owner: Owner) -> Result<Visit, EnterError> {
+    let Ok(descriptor) = holder.open_unwatched(inode) else {
+        return Ok(Visit::Gone);
+    };
+    setns(descriptor, CloneFlags::CLONE_NEWNET).map_err(|error| EnterError::Setns(error.into()))?;
+    Ok(match dump::links_here(dump::Bounds::of(owner)) {
+        Ok(links) => Visit::Listed(links),
+        Err(error) => Visit::Failed(error),
+    })
 }

@@ -8,8 +8,8 @@ use std::{
 
 use packetflix_common::InterfaceCounters;
 use tokio::{
-    sync::mpsc,
-    task::coop::consume_budget,
+    sync::{Semaphore, mpsc},
+    task::{JoinHandle, coop::consume_budget},
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 
@@ -36,6 +36,9 @@ const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most interfaces that are gone which one who comes late is told of. With more, it gets a tap of its own.
 const MAX_GONE: usize = 64;
+
+/// Looks for who still holds a namespace, at the same time: each may have to search the whole host.
+static SEARCHES: Semaphore = Semaphore::const_new(4);
 
 /// Reads a tap.
 pub(super) struct Reader {
@@ -112,6 +115,7 @@ impl Reader {
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rings = RingsState::Due;
         let mut pace = Pace::new(self.tap.ring_size());
+        let mut held = HeldLook::default();
         loop {
             let (clients, has_room) = self.demand();
             if clients == 0 {
@@ -125,13 +129,14 @@ impl Reader {
                 _ = every_second.tick() => {
                     self.tap.adjust_clock();
                     self.tap.follow_cpus();
-                    if !self.is_held().await {
-                        return Ok(Ended::NamespaceGone(self.netns.inode()));
-                    }
+                    held.look(&self.netns);
                     self.count();
                     self.statistics_due = true;
                     rings = RingsState::Due;
                 }
+                is_held = held.found() => if !is_held {
+                    return Ok(Ended::NamespaceGone(self.netns.inode()));
+                },
                 Some(command) = self.commands.recv() => {
                     match command {
                         Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
@@ -185,16 +190,6 @@ impl Reader {
     fn demand(&self) -> (usize, bool) {
         let window = self.shared.window();
         (window.clients(), window.has_room())
-    }
-
-    async fn is_held(&self) -> bool {
-        if self.netns.is_held_by_process() {
-            return true;
-        }
-        let netns = Arc::clone(&self.netns);
-        tokio::task::spawn_blocking(move || netns.is_held())
-            .await
-            .unwrap_or(true)
     }
 
     /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone.
@@ -414,6 +409,49 @@ impl Reader {
                 self.shared.taken().await;
             }
         }
+    }
+}
+
+/// The look whether the namespace is still held: beside the reader, since it may have to search the whole host, where places
+/// may not answer.
+#[derive(Debug, Default)]
+struct HeldLook {
+    under_way: Option<(Instant, JoinHandle<bool>)>,
+    /// When it is time for the next: one that took long rests for long.
+    next: Option<Instant>,
+}
+
+impl HeldLook {
+    /// Times that a look took, to rest before the next.
+    const REST: u32 = 10;
+
+    /// Looks once more, unless a look is under way or rests. While the process holds the namespace through which it was
+    /// found, that is one look into `/proc`.
+    fn look(&mut self, netns: &Arc<Netns>) {
+        let now = Instant::now();
+        if self.under_way.is_some() || self.next.is_some_and(|next| now < next) || netns.is_held_by_process()
+        {
+            return;
+        }
+        let netns = Arc::clone(netns);
+        let look = tokio::spawn(async move {
+            let _turn = SEARCHES.acquire().await;
+            let looked = tokio::task::spawn_blocking(move || netns.is_held());
+            looked.await.unwrap_or(true)
+        });
+        self.under_way = Some((now, look));
+    }
+
+    /// What the look that is under way has found; waits for the next one while none is.
+    async fn found(&mut self) -> bool {
+        let Some((began, look)) = &mut self.under_way else {
+            return std::future::pending().await;
+        };
+        let is_held = look.await.unwrap_or(true);
+        let now = Instant::now();
+        self.next = Some(now + (now - *began) * Self::REST);
+        self.under_way = None;
+        is_held
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{DiscoveryService, ServiceError, TargetDescription};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, LateScan};
 
 /// Knows the targets of this host.
 #[derive(Clone)]
@@ -28,13 +28,15 @@ pub(crate) struct KnownTargets {
 pub(crate) enum DirectoryError {
     #[error(transparent)]
     Service(#[from] ServiceError),
+    #[error(transparent)]
+    Late(#[from] LateScan),
 }
 
 impl Directory {
     /// All targets that there are now.
     ///
     /// # Errors
-    /// When a discovery service fails; our own does what it can.
+    /// When a discovery service fails, or our own look is late; else that does what it can.
     pub(crate) async fn targets(&self) -> Result<KnownTargets, DirectoryError> {
         match self {
             Self::Service(service) => Ok(KnownTargets {
@@ -42,7 +44,7 @@ impl Directory {
                 obstacles: Vec::new(),
             }),
             Self::Own(discovery) => {
-                let scan = discovery.scan_now().await;
+                let scan = discovery.scan_now().await?;
                 Ok(KnownTargets {
                     targets: scan.descriptions(),
                     obstacles: scan.gaps.iter().map(ToString::to_string).collect(),

@@ -4,7 +4,9 @@ mod description;
 mod directory;
 mod service;
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::{sync::Semaphore, time::timeout};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::service::fuzzing;
@@ -14,6 +16,12 @@ pub(crate) use self::{
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::netns::{FindError, Netns, ProcessError, ProcessIdentity};
+
+/// Searches of the whole host for namespaces by their numbers, at the same time.
+static SEARCHES: Semaphore = Semaphore::const_new(8);
+
+/// How long a search waits for its turn.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Most targets that are listed in a sentence.
 const MAX_LISTED: usize = 10;
@@ -69,6 +77,8 @@ pub(crate) enum TargetError {
     Directory(#[from] DirectoryError),
     #[error("the search for the namespace was cut off")]
     CutOff,
+    #[error("too many namespaces are searched for at the moment")]
+    Busy,
 }
 
 /// What a description says about where the target is.
@@ -114,7 +124,19 @@ impl Target {
     }
 
     async fn open_claimed(claim: Claim, description: TargetDescription) -> Result<Self, TargetError> {
-        let netns = tokio::task::spawn_blocking(move || claim.open())
+        // A search goes on when the client that wanted it has left, and so does its turn.
+        let turn = match claim {
+            Claim::Namespace(_) => {
+                let turn = timeout(TURN_PATIENCE, SEARCHES.acquire()).await;
+                turn.map_err(|_| TargetError::Busy)?.ok()
+            }
+            Claim::Process(_) | Claim::Nothing => None,
+        };
+        let opening = move || {
+            let _turn = turn;
+            claim.open()
+        };
+        let netns = tokio::task::spawn_blocking(opening)
             .await
             .map_err(|_| TargetError::CutOff)??;
         Ok(Self { netns, description })
