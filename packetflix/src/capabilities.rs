@@ -71,7 +71,8 @@ impl Capability {
         }
         if self.is_effective() {
             format!(
-                ": the service has {self}, but a seccomp profile, a security module or a user namespace stands against it"
+                ": the service has {self}, but a seccomp profile, a security module, a user namespace or, before Linux 5.11, \
+                 the bound of locked memory stands against it"
             )
         } else {
             format!(": the service lacks {self}")

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process};
 
 use nix::sys::{
-    resource::{Resource, getrlimit},
+    resource::{RLIM_INFINITY, Resource, getrlimit},
     utsname::uname,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = vec![kernel()];
     findings.extend(Capability::ALL.map(capability));
     findings.extend([pid_namespace(), ring_memory(config), descriptors(config)]);
+    findings.extend(locked_memory(config));
     findings
 }
 
@@ -42,6 +43,41 @@ fn kernel() -> Finding {
             .remedy("update the kernel, best to 6.6 or later, which has TCX"),
         _ => Finding::works(SUBJECT, found),
     }
+}
+
+/// Kernels before this count eBPF maps as locked memory; later ones as memory of the control group.
+const MAPS_ARE_NO_LOCKED_MEMORY: (u32, u32) = (5, 11);
+
+/// The bound of locked memory, where rings count as such.
+fn locked_memory(config: &Config) -> Option<Finding> {
+    let names = uname().ok()?;
+    let version = version(&names.release().to_string_lossy())?;
+    let (bound, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    locked_memory_of(version, bound, config.tap.rings.memory)
+}
+
+fn locked_memory_of(version: (u32, u32), bound: u64, rings: u64) -> Option<Finding> {
+    const SUBJECT: &str = "locked memory";
+    if version >= MAPS_ARE_NO_LOCKED_MEMORY {
+        return None;
+    }
+    if bound == RLIM_INFINITY {
+        return Some(Finding::works(
+            SUBJECT,
+            "it has no bound; before Linux 5.11 rings count as such",
+        ));
+    }
+    let found = format!(
+        "at most {} KiB, and before Linux 5.11 rings count as such",
+        bound >> 10
+    );
+    Some(if bound < rings {
+        Finding::limited(SUBJECT, found)
+            .costs("captures fail with \"Operation not permitted\" when their rings take more")
+            .remedy("have no bound: ulimits: {memlock: -1} in compose, LimitMEMLOCK=infinity in systemd")
+    } else {
+        Finding::works(SUBJECT, found)
+    })
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {
@@ -167,6 +203,18 @@ fn descriptors(config: &Config) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::State;
+
+    #[test]
+    fn locked_memory_matters_to_old_kernels() {
+        let state =
+            |version, bound, rings| locked_memory_of(version, bound, rings).map(|finding| finding.state);
+        assert_eq!(state((5, 11), 1, 2), None);
+        assert_eq!(state((6, 1), 1, 2), None);
+        assert_eq!(state((5, 10), RLIM_INFINITY, 2), Some(State::Works));
+        assert_eq!(state((5, 10), 2, 2), Some(State::Works));
+        assert_eq!(state((5, 10), 1, 2), Some(State::Limited));
+    }
 
     #[test]
     fn versions_of_kernels_are_compared_as_numbers() {

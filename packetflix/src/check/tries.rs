@@ -119,12 +119,12 @@ async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
         )
         .costs("the hook is a socket filter: what TC programs redirect or drop is not seen as it arrived")
         .remedy("update the kernel to 6.6 or later, if that matters"),
-        Err(CaptureError::Tap(error)) => {
-            let sentence = chain(&error) + &error.needs().blame(&error);
-            Finding::fails(subject, sentence)
-                .costs("there are no captures with this hook")
-                .remedy("see the capabilities above; a seccomp profile must allow bpf")
+        Err(CaptureError::Tap(error)) => match error.refused() {
+            Some(refused) => Finding::fails(subject, refused.fact()).remedy(refused.remedy()),
+            None => Finding::fails(subject, chain(&error) + &error.needs().blame(&error))
+                .remedy("see the capabilities above; a seccomp profile must allow bpf"),
         }
+        .costs("there are no captures with this hook"),
         Err(CaptureError::Lost) => Finding::fails(subject, "a packet that was sent did not come to a ring")
             .costs("captures with this hook may miss packets")
             .remedy("take the other hook with --hook, and report this"),

@@ -147,20 +147,18 @@ impl ChosenHook {
         }
     }
 
-    /// Loads the programs of this hook.
-    pub(super) fn load(self, programs: &mut Ebpf) -> Result<(), LoadError> {
+    /// Loads the programs of this hook, which may have a client's filter in them.
+    pub(super) fn load(self, programs: &mut Ebpf, has_filter: bool) -> Result<(), LoadError> {
         match self {
             Self::Tcx => {
                 for name in [TC_INGRESS, TC_EGRESS] {
                     let program: &mut SchedClassifier = program(programs, name)?;
-                    program.load().map_err(|source| LoadError::Program {
-                        name,
-                        source: Box::new(source),
-                    })?;
+                    let loaded = program.load();
+                    loaded.map_err(|error| LoadError::of_program(name, error, has_filter))?;
                 }
                 Ok(())
             }
-            Self::Socket => load_socket(programs),
+            Self::Socket => load_socket(programs, has_filter),
         }
     }
 
@@ -173,13 +171,8 @@ impl ChosenHook {
     }
 }
 
-fn load_socket(programs: &mut Ebpf) -> Result<(), LoadError> {
-    let failed = |name| {
-        move |source| LoadError::Program {
-            name,
-            source: Box::new(source),
-        }
-    };
+fn load_socket(programs: &mut Ebpf, has_filter: bool) -> Result<(), LoadError> {
+    let failed = |name| move |error| LoadError::of_program(name, error, has_filter);
     let entry: &mut SocketFilter = program(programs, SOCKET_ENTRY)?;
     entry.load().map_err(failed(SOCKET_ENTRY))?;
     let socket: &mut SocketFilter = program(programs, SOCKET)?;

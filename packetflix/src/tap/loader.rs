@@ -120,7 +120,7 @@ impl Loader {
                 tracing::debug!(%error, "no object is ready");
             }
             // Whoever asks for a capture is told the same.
-            Ok(Err(error)) => self.set_problem(Some(chain(&error))),
+            Ok(Err(error)) => self.set_problem(Some(chain(&error) + &error.needs().blame(&error))),
             Err(error) => tracing::error!(%error, "loading an object was cut off"),
         }
     }

@@ -11,6 +11,7 @@ mod object;
 mod own;
 mod patch;
 mod rates;
+mod refused;
 pub(crate) mod rings;
 mod selection;
 
@@ -51,6 +52,7 @@ pub use self::{
     own::OwnError,
     patch::PatchError,
     rates::RateLimits,
+    refused::Refused,
     selection::InterfaceSelection,
 };
 use crate::{
@@ -177,6 +179,15 @@ impl TapError {
         match self {
             Self::Socket { .. } | Self::Hook(HookError::Socket { .. }) => Capability::NetRaw,
             _ => Capability::SysAdmin,
+        }
+    }
+
+    /// The fault that the verifier found, if that is it.
+    pub(crate) fn refused(&self) -> Option<&Refused> {
+        match self {
+            Self::Load(LoadError::Refused(refused))
+            | Self::Hook(HookError::Load(LoadError::Refused(refused))) => Some(refused),
+            _ => None,
         }
     }
 }

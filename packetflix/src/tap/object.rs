@@ -20,6 +20,7 @@ use super::{
     cpu_rings::{self, CreatedRings, joined},
     hook::ChosenHook,
     own::OwnTrafficMap,
+    refused::Refused,
 };
 use crate::cpus::Cpus;
 
@@ -55,8 +56,11 @@ pub enum LoadError {
     /// The object as a whole.
     #[error("the eBPF object could not be loaded")]
     Object(#[source] Box<aya::EbpfError>),
-    /// A program was refused.
-    #[error("the kernel refused the eBPF program {name}")]
+    /// The verifier refused a program.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// A program could not be loaded, and the verifier has nothing to do with it.
+    #[error("the kernel did not load the eBPF program {name}")]
     Program {
         /// Which one.
         name: &'static str,
@@ -85,6 +89,28 @@ pub enum LoadError {
     /// The number of CPUs is not known.
     #[error("the number of CPUs could not be read")]
     Cpus(#[source] io::Error),
+}
+
+impl LoadError {
+    /// Why a program could not be loaded. What the verifier finds is told from what rights, or another policy, forbid: both
+    /// come with the same error numbers.
+    pub(super) fn of_program(name: &'static str, error: ProgramError, has_filter: bool) -> Self {
+        let source = match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => match Refused::by_log(name, &verifier_log.to_string(), has_filter) {
+                Some(refused) => return refused.into(),
+                // Else it would repeat itself, and speak of a log that is none.
+                None => ProgramError::IOError(io_error),
+            },
+            other => other,
+        };
+        Self::Program {
+            name,
+            source: Box::new(source),
+        }
+    }
 }
 
 /// The loaded object.
@@ -126,7 +152,7 @@ impl Object {
         let (loaded, rings) = thread::scope(|scope| {
             let create = || CreatedRings::create(array, cpus, ring_size);
             let rings = thread::Builder::new().spawn_scoped(scope, create);
-            let loaded = hook.load(&mut programs);
+            let loaded = hook.load(&mut programs, !filters.is_none());
             (loaded, rings.map_err(MapError::IoError).and_then(joined))
         });
         loaded?;
@@ -160,6 +186,9 @@ pub(super) static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
     if tai {
         ClockSource::Tai
     } else {
+        tracing::info!(
+            "timestamps come from CLOCK_BOOTTIME: programs of this kernel cannot read CLOCK_TAI (Linux 6.1)"
+        );
         ClockSource::Boottime
     }
 });
