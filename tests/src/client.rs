@@ -17,12 +17,15 @@ use tokio_tungstenite::{
 
 use crate::{
     certificates::{Transport, Trust},
+    pace,
     recording::{Recording, Statistics},
     server::Server,
 };
 
 /// Longer than any server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+fn patience() -> Duration {
+    pace::time(Duration::from_secs(20))
+}
 
 /// An open capture.
 pub struct Capture {
@@ -110,7 +113,7 @@ impl Capture {
             .await
             .with_context(|| format!("cannot connect to {server}"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let stream = timeout(PATIENCE, trust.connect(host, stream)).await??;
+        let stream = timeout(patience(), trust.connect(host, stream)).await??;
         Self::handshake(stream, url, headers).await
     }
 
@@ -139,7 +142,7 @@ impl Capture {
                 .headers_mut()
                 .insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
         }
-        match timeout(PATIENCE, client_async(request, stream))
+        match timeout(patience(), client_async(request, stream))
             .await
             .context("no answer")?
         {
@@ -221,7 +224,7 @@ impl Capture {
             .send(Message::Ping(Bytes::from_static(b"there?")))
             .await?;
         loop {
-            match timeout(PATIENCE, self.socket.next())
+            match timeout(patience(), self.socket.next())
                 .await?
                 .context("the connection ended")??
             {
@@ -291,7 +294,7 @@ impl Recorder {
     /// # Errors
     /// When nothing comes for a long time.
     pub async fn read(&mut self) -> anyhow::Result<Option<(u16, String)>> {
-        match timeout(PATIENCE, self.capture.next())
+        match timeout(patience(), self.capture.next())
             .await
             .context("nothing comes")??
         {

@@ -18,7 +18,11 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::http::{Body, Head};
+use crate::{
+    hook,
+    http::{Body, Head},
+    pace,
+};
 
 /// A running server on a port of its own; killed when dropped.
 pub struct Server {
@@ -55,6 +59,7 @@ impl Server {
     /// # Errors
     /// When it does not get to listen.
     pub fn start_by(command: &mut Command, flags: &[&str]) -> anyhow::Result<Self> {
+        hook::tell(flags);
         let mut child = command
             .args(["--port", "0"])
             .args(flags)
@@ -272,11 +277,12 @@ pub fn percent_encoded(text: &str) -> String {
     })
 }
 
-/// Asks again and again until the answer is yes.
+/// Asks again and again until the answer is yes; for longer on a slow machine.
 ///
 /// # Errors
 /// When it is not in time.
 pub fn wait_until(limit: Duration, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let limit = pace::time(limit);
     let deadline = Instant::now() + limit;
     while !done()? {
         if Instant::now() > deadline {

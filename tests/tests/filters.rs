@@ -9,6 +9,7 @@ use std::{
 use anyhow::{bail, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
+    hook::hooks,
     namespace::{Namespace, output_of},
     raw::{self, RawSocket, Tun},
     recording::Recording,
@@ -39,7 +40,7 @@ fn payloads(recording: &Recording) -> Vec<&[u8]> {
 
 #[tokio::test]
 async fn only_what_a_filter_accepts_is_captured_and_all_is_counted() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let hosts: Vec<String> = (0..300)
@@ -138,7 +139,7 @@ async fn filters_know_which_way_a_packet_goes() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn vlan_tags_beside_the_packet_are_filtered_by() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let url = server.url(&format!("{}&nif=va", query(&here, "vlan 5 and udp port 80")?));
@@ -225,7 +226,7 @@ async fn filters_that_cannot_be_are_refused_in_the_words_of_libpcap() -> anyhow:
 
 #[tokio::test]
 async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (house, desk) = Namespace::pair()?;
         let mut inside = house.command("env");
         inside.arg(packetflix_tests::server::program("packetflix")?);
@@ -363,7 +364,7 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
     const TCP: u8 = 6;
     const UDP: u8 = 17;
 
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (house, desk) = Namespace::pair()?;
         for (namespace, interface, address) in [(&house, "va", "fd09::1/64"), (&desk, "vb", "fd09::2/64")] {
             namespace.inside(|| {
@@ -550,7 +551,7 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
 
 #[tokio::test]
 async fn own_traffic_on_loopback_is_left_out() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let house = Namespace::new()?;
         let mut inside = house.command("env");
         inside.arg(packetflix_tests::server::program("packetflix")?);

@@ -5,17 +5,16 @@ use std::{net::UdpSocket, time::Duration};
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::Recorder,
+    hook::hooks,
     namespace::Namespace,
     raw::{self, RawSocket, Tun},
     recording::Recording,
     server::{Server, wait_until},
 };
 
-const HOOKS: [&str; 2] = ["tcx", "socket"];
-
 #[tokio::test]
 async fn loopback_packets_appear_once() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let namespace = Namespace::new()?;
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", namespace.inode()?))).await?;
@@ -43,7 +42,7 @@ async fn loopback_packets_appear_once() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn tun_packets_are_raw_ip() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let namespace = Namespace::new()?;
         let mut tun = Tun::open(&namespace, "tun7")?;
         namespace.ip(&["address", "add", "10.9.5.1/24", "dev", "tun7"])?;
@@ -112,7 +111,7 @@ async fn kinds_of_hardware_without_a_header_are_raw_ip_and_unknown_ones_are_name
 
 #[tokio::test]
 async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (middle, left, right) = (Namespace::new()?, Namespace::new()?, Namespace::new()?);
         middle.ip(&["link", "add", "br7", "type", "bridge", "mcast_snooping", "0"])?;
         middle.ip(&["link", "set", "br7", "up"])?;
@@ -169,7 +168,7 @@ async fn bridge_and_its_ports_each_see_their_side() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn macvlan_and_its_parent_both_see_the_frame() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         here.ip(&[
             "link",
@@ -199,7 +198,7 @@ async fn macvlan_and_its_parent_both_see_the_frame() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = (Namespace::new()?, Namespace::new()?);
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
@@ -252,7 +251,7 @@ async fn interfaces_join_and_leave_a_running_capture() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn accounts_stay_exact_while_interfaces_come_and_go_quickly() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = (Namespace::new()?, Namespace::new()?);
         let server = Server::start(&["--hook", hook])?;
         let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
@@ -282,7 +281,7 @@ async fn accounts_stay_exact_while_interfaces_come_and_go_quickly() -> anyhow::R
 
 #[tokio::test]
 async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         here.ip(&["link", "set", "va", "down"])?;
         let server = Server::start(&["--hook", hook])?;
@@ -301,7 +300,7 @@ async fn interface_that_is_down_is_captured_when_it_comes_up() -> anyhow::Result
 
 #[tokio::test]
 async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, _there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let is_promiscuous =
@@ -325,7 +324,7 @@ async fn promiscuous_mode_goes_with_the_capture() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn big_tcp_packets_are_cut_with_their_true_length() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         for (namespace, interface, address) in [(&here, "va", "fd00::1/64"), (&there, "vb", "fd00::2/64")] {
             // Of IPv4, iproute2 can set this from 6.3 on only.

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use packetflix_tests::{
     bpf_objects::Objects,
     client::{Capture, Recorder},
+    hook::hooks,
     namespace::Namespace,
     raw::{self, RawSocket},
     server::{Server, wait_until},
@@ -25,8 +26,9 @@ fn frame(number: u8) -> Vec<u8> {
 async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let before = traces_before(None, &[&here])?;
+    let hooks = hooks()?;
     for round in 0..20u8 {
-        let hook = if round % 2 == 0 { "tcx" } else { "socket" };
+        let hook = hooks[usize::from(round) % hooks.len()];
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
         RawSocket::open(&there, "vb")?.send(&frame(round))?;
@@ -100,7 +102,7 @@ async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
@@ -154,7 +156,7 @@ fn payload_times(mut piece: &[u8]) -> impl Iterator<Item = u64> {
 
 #[tokio::test]
 async fn twenty_captures_of_one_namespace_each_have_it_all() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
@@ -178,7 +180,7 @@ async fn twenty_captures_of_one_namespace_each_have_it_all() -> anyhow::Result<(
 
 #[tokio::test]
 async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let here = Namespace::new()?;
         let server = Server::start(&["--hook", hook])?;
         let before = traces_before(Some(&server), &[&here])?;
@@ -299,7 +301,7 @@ async fn others_do_not_notice_a_client_that_sends_garbage() -> anyhow::Result<()
 
 #[tokio::test]
 async fn captures_while_debugging() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--debug", "--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;

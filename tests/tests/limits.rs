@@ -16,6 +16,7 @@ use nix::{
 };
 use packetflix_tests::{
     client::{Capture, Recorder, refusal},
+    hook::hooks,
     namespace::{Namespace, output_of},
     raw::{self, RawSocket},
     recording::Recording,
@@ -27,8 +28,6 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::{Instant, sleep},
 };
-
-const HOOKS: [&str; 2] = ["tcx", "socket"];
 
 /// Where the running number lies in a frame.
 const NUMBER_AT: usize = 14;
@@ -120,7 +119,7 @@ fn read_by_wireshark(stream: &[u8], folder: &Path) -> anyhow::Result<[usize; 2]>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_one_tap_end_at_their_own_number_of_packets() -> anyhow::Result<()> {
     let folder = Folder::new("packets")?;
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
@@ -241,7 +240,7 @@ async fn stream_is_never_longer_than_it_may_be() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn stream_ends_when_its_time_is_over() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook, "--max-duration", "1s"])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));
@@ -309,7 +308,7 @@ async fn client_that_stalls_does_not_outstay_its_time() -> anyhow::Result<()> {
 #[tokio::test]
 async fn packets_are_cut_as_tcpdump_cuts_them() -> anyhow::Result<()> {
     let folder = Folder::new("snaplen")?;
-    for hook in HOOKS {
+    for hook in hooks()? {
         for snaplen in ["1", "14", "60", "1000"] {
             let (here, there) = Namespace::pair()?;
             let server = Server::start(&["--hook", hook])?;
@@ -409,7 +408,7 @@ async fn clients_of_other_snapshot_lengths_share_no_tap() -> anyhow::Result<()> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_over_the_rate_are_dropped_and_told() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         // A packet of 200 bytes counts as many as are captured of it.
         for (flags, query, per_second, words) in [
             (
@@ -465,7 +464,7 @@ async fn packets_over_the_rate_are_dropped_and_told() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn account_is_exact_up_to_the_limit() -> anyhow::Result<()> {
-    for hook in HOOKS {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook, "--max-packet-rate", "1000"])?;
         let url = server.url(&format!("netns={}&nif=va", here.inode()?));

@@ -15,14 +15,19 @@ use nix::{
 };
 use packetflix_tests::{
     client::Recorder,
+    hook::{self, hooks},
     namespace::Namespace,
+    pace,
     raw::{self, RawSocket},
     recording::Recording,
     server::Server,
 };
 use tokio::time::{Instant, sleep};
 
-const BURST: u64 = 1_000_000;
+/// Packets of a burst: a million on a machine of today.
+fn in_burst() -> u64 {
+    pace::sample(1_000_000) as u64
+}
 
 /// 64 bytes, as they stand in a frame without its checksum.
 fn small_frame() -> Vec<u8> {
@@ -52,7 +57,7 @@ async fn start_burst(hook: &str) -> anyhow::Result<Burst> {
     let url = server.url(&format!("netns={}&nif=va&statistics=1s", here.inode()?));
     let recorder = Recorder::start(&url).await?;
     let socket = RawSocket::open(&there, "vb")?;
-    let sending = tokio::task::spawn_blocking(move || socket.flood(&small_frame(), BURST, NUMBER_AT));
+    let sending = tokio::task::spawn_blocking(move || socket.flood(&small_frame(), in_burst(), NUMBER_AT));
     Ok(Burst {
         _here: here,
         there,
@@ -84,14 +89,17 @@ async fn loses_nothing(hook: &str) -> anyhow::Result<()> {
     let mut burst = start_burst(hook).await?;
     burst.recorder.read_during(burst.sending).await?;
     let recording = burst.recorder.finish().await?;
-    check_accounts(&recording, BURST)?;
+    check_accounts(&recording, in_burst())?;
     assert_eq!(recording.final_statistics("va")?.dropped, 0);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_million_packets_through_tcx_and_none_lost() -> anyhow::Result<()> {
-    loses_nothing("tcx").await
+    match hook::tcx()? {
+        Some(tcx) => loses_nothing(tcx).await,
+        None => Ok(()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -101,7 +109,7 @@ async fn a_million_packets_through_a_socket_and_none_lost() -> anyhow::Result<()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> {
-    let mut burst = start_burst("tcx").await?;
+    let mut burst = start_burst(hooks()?[0]).await?;
     let before = burst.server.status("VmRSS")?;
     let mut most = before;
     let stall_ends = Instant::now() + Duration::from_secs(5);
@@ -118,11 +126,11 @@ async fn client_that_stalls_costs_packets_but_no_memory() -> anyhow::Result<()> 
     // The client reads again. The next packet on each CPU tells how many were lost before it.
     burst
         .recorder
-        .read_until_statistics(|one| one.delivered + one.dropped == BURST)
+        .read_until_statistics(|one| one.delivered + one.dropped == in_burst())
         .await?;
     let cpus = send_from_each_cpu(&burst.there)?;
     let recording = burst.recorder.finish().await?;
-    check_accounts(&recording, BURST + cpus)?;
+    check_accounts(&recording, in_burst() + cpus)?;
     let statistics = recording.final_statistics("va")?;
     ensure!(statistics.dropped > 0, "{statistics:?}");
     let told: u64 = recording.packets.iter().map(|packet| packet.dropped_before).sum();

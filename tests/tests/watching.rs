@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use packetflix_tests::{
     bpf_run::take_run_times,
     client::{Capture, Recorder},
+    hook::hooks,
     metrics::Metrics,
     namespace::Namespace,
     raw::{self, RawSocket},
@@ -84,7 +85,7 @@ impl Drop for Folder {
 
 #[tokio::test]
 async fn counts_agree_with_the_streams() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
         let _times = take_run_times()?;

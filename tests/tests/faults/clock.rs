@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use packetflix_tests::{
-    client::Recorder, clock::SteppedClock, generator::now, namespace::Namespace, raw::RawSocket,
+    client::Recorder, clock::SteppedClock, generator::now, namespace::Namespace, pace, raw::RawSocket,
     recording::Recording, server::Server,
 };
 use tokio::time::{sleep, timeout};
@@ -39,7 +39,7 @@ async fn clock_that_is_set_loses_and_holds_up_nothing() -> anyhow::Result<()> {
         let sent = Instant::now();
         let after = now()?;
         let seen = recorder.read_until(|recording| recording.count(&frame(number)) == 1);
-        timeout(Duration::from_secs(2), seen).await??;
+        timeout(pace::time(Duration::from_secs(2)), seen).await??;
         slowest = slowest.max(sent.elapsed());
         drop(stepped);
         // Whatever the clock says, packets have its time.
@@ -88,10 +88,10 @@ async fn captures_end_and_interfaces_come_back_though_the_clock_is_set_back() ->
         // The interface goes, and a client that is not the last one, just before there is another time.
         here.ip(&["link", "delete", "eth7"])?;
         let stepped = SteppedClock::step(Duration::from_secs(3), true)?;
-        let left = timeout(Duration::from_secs(2), leaves.finish()).await??;
+        let left = timeout(pace::time(Duration::from_secs(2)), leaves.finish()).await??;
         let final_statistics =
             stays.read_until(|recording| recording.statistics.iter().filter(|one| one.last).count() == round);
-        timeout(Duration::from_secs(2), final_statistics).await??;
+        timeout(pace::time(Duration::from_secs(2)), final_statistics).await??;
         drop(stepped);
         left.check_complete()?;
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use packetflix_tests::{client::Recorder, namespace::Namespace, server::Server};
+use packetflix_tests::{client::Recorder, hook::hooks, namespace::Namespace, server::Server};
 
 use crate::{
     flow::{Flow, numbers},
@@ -21,7 +21,7 @@ const DURATION: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn capture_beside_everything_else_accounts_for_each_packet() -> anyhow::Result<()> {
-    for hook in ["tcx", "socket"] {
+    for hook in hooks()? {
         accounts_for_each_packet(hook).await?;
     }
     Ok(())
