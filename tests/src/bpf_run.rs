@@ -10,10 +10,15 @@ use std::{
     io,
     mem::size_of,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    sync::Once,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use nix::{errno::Errno, libc};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
@@ -364,6 +369,11 @@ pub fn send_no_checksums(socket: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn load(attribute: &LoadAttribute) -> io::Result<OwnedFd> {
+    // Kernels before 5.11 count programs as locked memory. Where that may not be, they have no need of it.
+    static UNBOUNDED: Once = Once::new();
+    UNBOUNDED.call_once(|| {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    });
     // SAFETY: the attribute has the layout and size of this command's; the kernel reads the instructions and the
     // licence, and writes the log, all of which the caller keeps alive, and whose lengths it has given.
     let descriptor = unsafe {

@@ -30,12 +30,12 @@ pub fn tcx() -> anyhow::Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// Tells for the report on which hook a capture is. Whoever runs the tests on several kernels reads it.
+/// Tells for the report on which hook a capture is, in a line of its own. Whoever runs the tests on several kernels reads it.
 pub(crate) fn tell(flags: &[&str]) {
     let told = flags.iter().skip_while(|flag| **flag != "--hook").nth(1);
     let hook = told.unwrap_or(&"socket");
     if ["tcx", "socket"].contains(hook) {
-        eprintln!("hook: {hook}");
+        eprintln!("\nhook: {hook}");
     }
 }
 
@@ -60,6 +60,6 @@ fn is_refused() -> anyhow::Result<()> {
     ))?;
     let body = String::from_utf8(body)?;
     ensure!(head.status()? == 500 && body.contains(REFUSAL), "{body}");
-    eprintln!("this kernel has no TCX");
+    eprintln!("\nthis kernel has no TCX");
     Ok(())
 }

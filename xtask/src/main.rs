@@ -5,6 +5,7 @@ mod build_ebpf;
 mod capture;
 mod fuzz;
 mod image;
+mod kernel;
 mod lint;
 mod run;
 mod setup;
@@ -29,7 +30,7 @@ enum Verb {
     Capture(capture::Args),
     /// Make an image for container engines, of this machine's program and libraries
     Image(image::Args),
-    /// Install what is missing and run all tests
+    /// Install what is missing and run all tests, here or on other kernels
     Test(test::Args),
     /// Install what is missing and measure optimised programs on the real kernel
     Bench(bench::Args),
@@ -37,6 +38,9 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Check formatting, lints of the host and eBPF crates, and dependencies
     Lint,
+    /// Run the tests of a plan: what a kernel under test does
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::bench(&args),
         Verb::Fuzz(args) => fuzz::fuzz(&args),
         Verb::Lint => lint::lint(),
+        Verb::Guest => kernel::guest(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

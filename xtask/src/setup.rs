@@ -51,6 +51,19 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("python3", "python3"),
 ];
 
+/// What boots other kernels.
+const KERNEL_TOOLS: &[Tool] = &[
+    Tool("qemu-system-x86_64", "qemu-system-x86"),
+    Tool("busybox", "busybox-static"),
+    Tool("depmod", "kmod"),
+    Tool("xz", "xz-utils"),
+    Tool("dpkg-deb", "dpkg"),
+    Tool(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
 const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin")];
 
 const FUZZ_TOOLS: &[Tool] = &[
@@ -195,6 +208,15 @@ fn kubernetes_schemas() -> anyhow::Result<()> {
             python.display()
         )
     })
+}
+
+/// What booting other kernels needs, and what the tests on them need.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn kernel_tools() -> anyhow::Result<()> {
+    install_missing(KERNEL_TOOLS)?;
+    install_missing(TEST_TOOLS)
 }
 
 /// What making an image needs beside Rust and an engine.

@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use crate::{
     build_ebpf::build_ebpf,
+    kernel::{self, Architecture},
     setup,
     shell::{cargo, execute, is_root},
 };
@@ -15,6 +16,16 @@ pub(crate) struct Args {
     /// Only the tests that need no privilege
     #[arg(long)]
     unprivileged: bool,
+    /// Run the tests whose subject is the kernel on this one instead, booted under emulation: 5.10, 6.1, 6.12, newest, each
+    /// but the first with -rt, rt for the newest of those, or all; repeatable
+    #[arg(long, value_name = "KERNEL", conflicts_with = "unprivileged")]
+    kernel: Vec<String>,
+    /// Only the tests on other kernels that are run before a change lands
+    #[arg(long, requires = "kernel")]
+    core: bool,
+    /// What the other kernels are built for; amd64 unless told
+    #[arg(long, requires = "kernel")]
+    arch: Option<Architecture>,
 }
 
 /// The package whose tests work on the real kernel, as root.
@@ -26,6 +37,14 @@ const PRIVILEGED: &str = "packetflix-tests";
 /// # Errors
 /// When a test fails, or tests that need root were to run without it.
 pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
+    if !args.kernel.is_empty() {
+        return kernel::test(&kernel::Choice {
+            kernels: &args.kernel,
+            architecture: args.arch,
+            core: args.core,
+            name: args.name.as_deref(),
+        });
+    }
     let privileged = !args.unprivileged;
     if privileged && is_root() {
         setup::test_tools()?;

@@ -378,7 +378,7 @@ fn programs_do_what_they_do_in_libpcap() -> anyhow::Result<()> {
             (extent, case)
         })
         .collect();
-    let packets = packets::packets(sample(PACKETS_OF_PROGRAMS), seed(4));
+    let packets = packets::packets(PACKETS_OF_PROGRAMS, seed(4));
     let classified = classifiable(&packets)?;
     let tally = Tally::default();
     let beside_socket = beside_filtered();

@@ -1,0 +1,93 @@
+//! Runs tests on kernels other than the machine's: Debian's own, booted under emulation.
+
+mod apt;
+mod boot;
+mod catalog;
+mod fetch;
+mod guest;
+mod initramfs;
+mod plan;
+mod qmp;
+mod report;
+mod results;
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+
+use self::{boot::Machine, report::Run};
+pub(crate) use self::{catalog::Architecture, guest::guest};
+use crate::{build_ebpf::build_ebpf, setup};
+
+/// Which kernels, and which tests.
+pub(crate) struct Choice<'a> {
+    /// Names of kernels.
+    pub(crate) kernels: &'a [String],
+    /// One architecture; all when none is given.
+    pub(crate) architecture: Option<Architecture>,
+    /// Only the tests that are run before a change lands.
+    pub(crate) core: bool,
+    /// Only tests whose name contains this.
+    pub(crate) name: Option<&'a str>,
+}
+
+/// Boots each kernel and runs the tests in it; all of them, whatever fails. The whole matrix becomes a page of the
+/// documentation.
+///
+/// # Errors
+/// When a kernel cannot be had or booted, or a test fails on one.
+pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
+    setup::kernel_tools()?;
+    setup::libraries()?;
+    let all = choice.kernels.iter().any(|name| name == "all");
+    let architectures = match choice.architecture {
+        Some(one) => vec![one],
+        None => vec![Architecture::Amd64],
+    };
+    let mut runs = Vec::new();
+    for architecture in architectures {
+        build_ebpf()?;
+        let set_aside =
+            fetch::folder()
+                .join("programs")
+                .join(format!("{}-{}", architecture.name(), std::process::id()));
+        let programs = plan::build(architecture, &set_aside)?;
+        let plan = plan::plan(&programs, choice.core, choice.name)?;
+        for kernel in catalog::chosen(choice.kernels, architecture)? {
+            let unpacked = fetch::fetch(kernel, architecture)?;
+            let results =
+                fetch::folder()
+                    .join("results")
+                    .join(format!("{}-{}", architecture.name(), kernel.name));
+            let machine = Machine {
+                architecture,
+                kernel: &unpacked,
+                root: Path::new("/"),
+                runner: &set_aside.join("xtask"),
+                results: &results,
+            };
+            let report = machine
+                .run(&plan)
+                .with_context(|| format!("the tests on {} did not come to their end", kernel.name))?;
+            runs.push(Run {
+                kernel,
+                architecture,
+                report,
+            });
+        }
+        std::fs::remove_dir_all(&set_aside)?;
+    }
+    for run in &runs {
+        eprintln!("kernel {}", run.summary());
+    }
+    if all && !choice.core && choice.name.is_none() {
+        report::write(&runs)?;
+    }
+    let failures: Vec<String> = runs
+        .iter()
+        .filter_map(|run| run.check().err())
+        .map(|error| error.to_string())
+        .collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Which tests are run on another kernel: those whose subject is the kernel.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use super::catalog::Architecture;
+use crate::shell::{cargo, execute};
+
+/// Tests of one subject, which is a column of the report.
+pub(crate) struct Area {
+    pub(crate) name: &'static str,
+    /// The program of the tests, by the name that cargo gives it.
+    program: &'static str,
+    /// Those whose names contain one of these; all, if there are none.
+    tests: &'static [&'static str],
+    /// Those of them that are run before a change lands.
+    core: Core,
+}
+
+enum Core {
+    All,
+    Nothing,
+    Only(&'static [&'static str]),
+}
+
+/// What is left out is the same on each kernel: engines, HTTP, tokens, TLS, the report, the image.
+pub(crate) const AREAS: &[Area] = &[
+    Area {
+        name: "records",
+        program: "packetflix_common",
+        tests: &[],
+        core: Core::All,
+    },
+    Area {
+        name: "check",
+        program: "kernel",
+        tests: &[],
+        core: Core::All,
+    },
+    Area {
+        name: "frames",
+        program: "frames",
+        tests: &[],
+        core: Core::All,
+    },
+    Area {
+        name: "interfaces",
+        program: "interfaces",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "namespaces",
+        program: "namespaces",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "filters",
+        program: "filters",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "differential",
+        program: "filter_differential",
+        tests: &[],
+        core: Core::Only(&["expressions_do"]),
+    },
+    Area {
+        name: "accounts",
+        program: "load",
+        tests: &[],
+        core: Core::Only(&["a_million"]),
+    },
+    Area {
+        name: "lifecycle",
+        program: "lifecycle",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "lifecycle",
+        program: "sharing",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "discovery",
+        program: "targets",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
+        name: "clock",
+        program: "faults",
+        tests: &["clock::"],
+        core: Core::Nothing,
+    },
+];
+
+impl Area {
+    /// The names of its tests contain one of these; `None` when none is to be run, no words when all are.
+    fn words(&self, core: bool) -> Option<&'static [&'static str]> {
+        match self.core {
+            Core::Nothing if core => None,
+            Core::Only(words) if core => Some(words),
+            _ => Some(self.tests),
+        }
+    }
+}
+
+/// What the guest is to do: a line for each program of tests, with the area, the program, the words and the words that
+/// the caller wants to find in a test's name.
+pub(crate) fn plan(
+    programs: &BTreeMap<String, PathBuf>,
+    core: bool,
+    name: Option<&str>,
+) -> anyhow::Result<String> {
+    let mut plan = String::new();
+    for area in AREAS {
+        let Some(words) = area.words(core) else { continue };
+        let program = programs
+            .get(area.program)
+            .with_context(|| format!("cargo has built no tests called {}", area.program))?;
+        let fields = [
+            area.name,
+            &program.to_string_lossy(),
+            &words.join(" "),
+            name.unwrap_or_default(),
+        ];
+        plan += &fields.join("\t");
+        plan.push('\n');
+    }
+    Ok(plan)
+}
+
+/// Builds the programs and their tests, and sets them aside in `folder`, so that they stay the same whatever is built
+/// while kernels run them. Gives those of the tests by their names.
+///
+/// # Errors
+/// When something does not build.
+pub(crate) fn build(architecture: Architecture, folder: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut programs = build_tests(architecture)?;
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    for program in programs.values_mut() {
+        // The programs that tests start are in the folder above.
+        let above = program.ancestors().nth(2).context("a program without a folder")?;
+        for file in fs::read_dir(above)? {
+            let file = file?;
+            let metadata = file.metadata()?;
+            if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+                set_aside(&file.path(), folder)?;
+            }
+        }
+        *program = set_aside(program, folder)?;
+    }
+    Ok(programs)
+}
+
+fn set_aside(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
+    let to = folder.join(program.file_name().context("a program without a name")?);
+    if !to.exists() {
+        fs::hard_link(program, &to).with_context(|| format!("cannot set {} aside", program.display()))?;
+    }
+    Ok(to)
+}
+
+fn build_tests(architecture: Architecture) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    ensure!(architecture == Architecture::Amd64);
+    execute(cargo().args([
+        "build",
+        "--package=packetflix",
+        "--package=packetflix-tests",
+        "--bins",
+    ]))?;
+    let mut programs = BTreeMap::new();
+    for package in ["packetflix-common", "packetflix-tests"] {
+        programs.extend(tests_of(package)?);
+    }
+    Ok(programs)
+}
+
+fn tests_of(package: &str) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut build = cargo();
+    build
+        .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(["--package", package]);
+    let output = build.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the tests of {package} do not build");
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().filter_map(test_program).collect())
+}
+
+/// What cargo says of a program of tests it has built: the name, and where it is.
+fn test_program(line: &str) -> Option<(String, PathBuf)> {
+    let artifact: Value = serde_json::from_str(line).ok()?;
+    let is_test = artifact["profile"]["test"].as_bool()?;
+    let program = artifact["executable"].as_str()?;
+    let name = artifact["target"]["name"].as_str()?;
+    is_test.then(|| (name.to_owned(), PathBuf::from(program)))
+}
