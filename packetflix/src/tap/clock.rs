@@ -22,7 +22,20 @@ pub struct CaptureClock {
     source: ClockSource,
     /// Nanoseconds to add for CLOCK_REALTIME.
     offset: i64,
+    /// By how much that may be wrong.
+    error: i64,
 }
+
+/// How far CLOCK_REALTIME is ahead of a clock.
+#[derive(Clone, Copy, Debug)]
+struct Distance {
+    nanoseconds: i64,
+    /// By how much that may be wrong: the machine may have done something else between two readings.
+    error: i64,
+}
+
+/// How often the distance is measured at first, of which the most exact counts.
+const MEASUREMENTS: usize = 10;
 
 impl ClockSource {
     /// Its number, for the programs.
@@ -47,25 +60,44 @@ impl CaptureClock {
     /// # Errors
     /// When the kernel has no such clock.
     pub fn new(source: ClockSource) -> io::Result<Self> {
-        let mut clock = Self { source, offset: 0 };
-        clock.adjust()?;
+        let mut best = Distance::measure(source)?;
+        for _ in 1..MEASUREMENTS {
+            let next = Distance::measure(source)?;
+            if next.error < best.error {
+                best = next;
+            }
+        }
+        let mut clock = Self {
+            source,
+            offset: best.nanoseconds,
+            error: best.error,
+        };
+        if source == ClockSource::Tai {
+            clock.correct(best);
+        }
         Ok(clock)
     }
 
-    /// Measures the distance again: it changes with leap seconds, and of CLOCK_BOOTTIME with each correction.
+    /// Measures the distance again: it changes with leap seconds, and of CLOCK_BOOTTIME whenever the time of day is set.
     ///
     /// # Errors
     /// When a clock cannot be read.
     pub(crate) fn adjust(&mut self) -> io::Result<()> {
-        let before = read(self.source.id())?;
-        let realtime = read(ClockId::CLOCK_REALTIME)?;
-        let after = read(self.source.id())?;
-        let distance = realtime - (before + (after - before) / 2);
-        self.offset = match self.source {
-            ClockSource::Tai => whole_seconds(distance),
-            ClockSource::Boottime => distance,
-        };
+        self.correct(Distance::measure(self.source)?);
         Ok(())
+    }
+
+    /// Both clocks run at one rate, so that their distance stays the same unless one is set. What may be but an error of
+    /// measuring changes nothing: packets would else seem older than those before them.
+    fn correct(&mut self, measured: Distance) {
+        match self.source {
+            ClockSource::Tai => self.offset = whole_seconds(measured.nanoseconds),
+            ClockSource::Boottime => {
+                if (measured.nanoseconds - self.offset).abs() > self.error + measured.error {
+                    (self.offset, self.error) = (measured.nanoseconds, measured.error);
+                }
+            }
+        }
     }
 
     /// Now, in nanoseconds of the records' clock.
@@ -76,6 +108,19 @@ impl CaptureClock {
     /// Nanoseconds of CLOCK_REALTIME for a time of the records' clock.
     pub(crate) fn realtime(&self, timestamp: u64) -> u64 {
         timestamp.saturating_add_signed(self.offset)
+    }
+}
+
+impl Distance {
+    fn measure(source: ClockSource) -> io::Result<Self> {
+        let before = read(source.id())?;
+        let realtime = read(ClockId::CLOCK_REALTIME)?;
+        let after = read(source.id())?;
+        let error = (after - before) / 2 + 1;
+        Ok(Self {
+            nanoseconds: realtime - (before + error),
+            error,
+        })
     }
 }
 
@@ -103,6 +148,24 @@ mod tests {
         ] {
             assert_eq!(whole_seconds(distance), whole * NANOSECONDS_PER_SECOND);
         }
+    }
+
+    #[test]
+    fn only_what_is_no_error_of_measuring_changes_the_distance() {
+        let mut clock = CaptureClock {
+            source: ClockSource::Boottime,
+            offset: 1_000_000,
+            error: 50,
+        };
+        let mut offset_after = |nanoseconds, error| {
+            clock.correct(Distance { nanoseconds, error });
+            (clock.offset, clock.error)
+        };
+        assert_eq!(offset_after(1_000_070, 20), (1_000_000, 50));
+        assert_eq!(offset_after(0, 2_000_000), (1_000_000, 50));
+        // The time of day was set by a little.
+        assert_eq!(offset_after(999_920, 20), (999_920, 20));
+        assert_eq!(offset_after(999_930, 20), (999_920, 20));
     }
 
     #[test]
