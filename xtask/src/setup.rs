@@ -24,6 +24,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("bridge", "iproute2"),
     Tool("nsenter", "util-linux"),
     Tool("setpriv", "util-linux"),
+    Tool("ethtool", "ethtool"),
     Tool("curl", "curl"),
     Tool("openssl", "openssl"),
     Tool("chromium", "chromium"),

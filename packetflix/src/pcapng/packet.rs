@@ -55,6 +55,15 @@ pub struct VlanTag {
     pub tci: u16,
 }
 
+/// What is left to a device, so that the packet is not what goes over the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// The checksum of its transport protocol is not in it yet.
+    pub checksum: bool,
+    /// It is to be cut into segments, or was put together from such.
+    pub segmentation: bool,
+}
+
 /// A packet, or its beginning.
 pub struct EnhancedPacket<'a> {
     /// Place of the interface among the section's descriptions.
@@ -73,6 +82,8 @@ pub struct EnhancedPacket<'a> {
     pub direction: PacketDirection,
     /// Whom it was for.
     pub reception: Reception,
+    /// What was still to be done with it when it was captured.
+    pub offloads: Offloads,
     /// Packets of this interface lost since its previous one.
     pub dropped_before: u32,
 }
@@ -148,13 +159,17 @@ impl EnhancedPacket<'_> {
         }
     }
 
-    /// Bits 0 and 1 are the direction, 2 to 4 the reception.
+    /// Bits 0 and 1 are the direction, 2 to 4 the reception, bit 9 says that the checksum is not ready, and bit 11 that there
+    /// is segmentation to be done.
     fn flags(&self) -> u32 {
         let direction = match self.direction {
             PacketDirection::Inbound => 1,
             PacketDirection::Outbound => 2,
         };
-        direction | (self.reception as u32) << 2
+        direction
+            | (self.reception as u32) << 2
+            | u32::from(self.offloads.checksum) << 9
+            | u32::from(self.offloads.segmentation) << 11
     }
 }
 

@@ -101,7 +101,7 @@ proptest! {
         interface_id in any::<u32>(), timestamp in any::<u64>(), more in 0u32..9000,
         data in proptest::collection::vec(any::<u8>(), 0..300),
         vlan in proptest::option::of((any::<u16>(), any::<u16>())),
-        outbound in any::<bool>(), dropped_before in prop_oneof![Just(0u32), any::<u32>()],
+        outbound in any::<bool>(), checksum in any::<bool>(), segmentation in any::<bool>(), dropped_before in prop_oneof![Just(0u32), any::<u32>()],
         snaplen in prop_oneof![0u32..320, Just(SNAPLEN)],
     ) {
         let packet = EnhancedPacket {
@@ -112,6 +112,7 @@ proptest! {
             vlan: vlan.map(|(protocol, tci)| VlanTag { protocol, tci }),
             direction: if outbound { PacketDirection::Outbound } else { PacketDirection::Inbound },
             reception: Reception::Multicast,
+            offloads: Offloads { checksum, segmentation },
             dropped_before,
         };
         let mut out = BytesMut::new();
@@ -146,7 +147,8 @@ proptest! {
         prop_assert_eq!(&body[20..20 + expected.len()], &expected[..]);
         let options = options(&body[20 + padded(expected.len())..]);
         let direction = if outbound { 2u32 } else { 1 };
-        prop_assert_eq!(&options[0], &(2, (direction | 2 << 2).to_le_bytes().to_vec()));
+        let offloads = u32::from(checksum) << 9 | u32::from(segmentation) << 11;
+        prop_assert_eq!(&options[0], &(2, (direction | 2 << 2 | offloads).to_le_bytes().to_vec()));
         if dropped_before > 0 {
             prop_assert_eq!(&options[1], &(4, u64::from(dropped_before).to_le_bytes().to_vec()));
         } else {
@@ -330,6 +332,7 @@ fn largest_packet_stays_within_a_block() {
         }),
         direction: PacketDirection::Inbound,
         reception: Reception::Unicast,
+        offloads: Offloads::default(),
         dropped_before: 1,
     };
     assert!(packet.encoded_len() <= MAX_BLOCK_LEN);

@@ -158,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pcapng::{EnhancedPacket, PacketDirection, Reception, VlanTag};
+    use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception, VlanTag};
 
     #[derive(Clone, Debug)]
     struct Packet {
@@ -194,6 +194,7 @@ mod tests {
                 }),
                 direction: PacketDirection::Inbound,
                 reception: Reception::Unicast,
+                offloads: Offloads::default(),
                 dropped_before: packet.lost,
             }
             .encode(&mut blocks);

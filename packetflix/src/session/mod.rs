@@ -6,6 +6,7 @@ mod feed;
 mod feeds;
 mod limits;
 mod names;
+mod offloads;
 pub(crate) mod packets;
 mod reader;
 mod statistics;

@@ -3,9 +3,9 @@
 use bytes::{Bytes, BytesMut};
 use packetflix_common::{Direction, RecordHeader};
 
-use super::window::PacketCount;
+use super::{offloads::checksum_is_partial, window::PacketCount};
 use crate::{
-    pcapng::{EnhancedPacket, PacketDirection, Reception, VlanTag},
+    pcapng::{EnhancedPacket, LinkType, Offloads, PacketDirection, Reception, VlanTag},
     tap::{CaptureClock, Head},
 };
 
@@ -32,10 +32,11 @@ pub struct Packets {
     last_len: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Interface {
     /// Place of its description.
     place: usize,
+    link_type: LinkType,
     /// Packets written since it joined.
     delivered: u64,
     /// Packets of which those tell that they were lost.
@@ -71,15 +72,19 @@ impl Packets {
         }
     }
 
-    /// Takes note of an interface, the next that is described, by its number in the tap.
-    pub fn describe(&mut self, id: u32) {
+    /// Takes note of an interface, the next that is described, by its number in the tap, and of what its packets begin with.
+    pub fn describe(&mut self, id: u32, link_type: LinkType) {
         let id = id as usize;
         if self.interfaces.len() <= id {
             self.interfaces.resize(id + 1, None);
         }
         self.interfaces[id] = Some(Interface {
             place: self.described,
-            ..Interface::default()
+            link_type,
+            delivered: 0,
+            told_lost: 0,
+            in_batch: 0,
+            told_in_batch: 0,
         });
         self.described += 1;
     }
@@ -126,6 +131,10 @@ impl Packets {
             }),
             direction: direction(&header),
             reception: reception(&header),
+            offloads: Offloads {
+                checksum: checksum_is_partial(interface.link_type, data, header.original_len),
+                segmentation: header.gso_size != 0,
+            },
             dropped_before: header.dropped_before,
         };
         if self.batch.is_empty() {
@@ -202,8 +211,8 @@ pub(crate) mod fuzzing {
     pub fn record(mut data: &[u8]) {
         let clock = CaptureClock::new(ClockSource::Tai).expect("the machine has a clock");
         let mut packets = Packets::new(crate::pcapng::SNAPLEN);
-        packets.describe(0);
-        packets.describe(2);
+        packets.describe(0, LinkType::Ethernet);
+        packets.describe(2, LinkType::Raw);
         let mut written = 0;
         while let Some((len, rest)) = data.split_first_chunk() {
             let (record, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*len).into()));

@@ -249,7 +249,7 @@ impl Reader {
                 .of_interface(interface.id)
                 .map(|written| written.place);
             if place.is_none() {
-                self.packets.describe(interface.id);
+                self.packets.describe(interface.id, interface.link_type);
                 self.counts.push(InterfaceCounts::default());
                 self.told.push(InterfaceCounters::default());
             }

@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::prctl::set_thp_disable;
-use packetflix::merging::{CaptureClock, ClockSource, Drained, Head, Merge, Packets, Ring};
+use packetflix::{
+    merging::{CaptureClock, ClockSource, Drained, Head, Merge, Packets, Ring},
+    pcapng::LinkType,
+};
 use packetflix_common::{Direction, RecordHeader};
 use packetflix_tests::report::{FigureKind, Report, Scenario};
 
@@ -214,7 +217,7 @@ fn batches(
 ) -> anyhow::Result<()> {
     let clock = CaptureClock::new(ClockSource::Tai)?;
     let mut packets = Packets::new(packetflix::pcapng::SNAPLEN);
-    packets.describe(0);
+    packets.describe(0, LinkType::Ethernet);
     let mut merge = Merging::new(kind, memories);
     loop {
         let mut taken = 0;
