@@ -15,8 +15,11 @@ use crate::{capabilities::Capability, config::Config, cpus::Cpus, memory, proc_f
 /// Source: `linux/nsfs.h`, `PID_NS_INIT_INO`; before that `linux/proc_ns.h`.
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// The oldest kernel that captures.
-const OLDEST_KERNEL: (u32, u32) = (5, 8);
+/// Kernels before this have no ring buffers.
+const HAS_RING_BUFFERS: (u32, u32) = (5, 8);
+
+/// The oldest kernel on which all tests are run.
+const OLDEST_TESTED: (u32, u32) = (5, 10);
 
 /// Descriptors that a capture of a few interfaces takes beside its rings, and those that connections and all else take.
 const DESCRIPTORS_OF_CAPTURE: u64 = 18;
@@ -36,12 +39,20 @@ fn kernel() -> Finding {
         Ok(names) => names.release().to_string_lossy().into_owned(),
         Err(error) => return Finding::limited(SUBJECT, format!("its version could not be read: {error}")),
     };
+    kernel_of(&release)
+}
+
+fn kernel_of(release: &str) -> Finding {
+    const REMEDY: &str = "update the kernel, best to 6.6 or later, which has TCX";
     let found = format!("Linux {release}");
-    match version(&release) {
-        Some(version) if version < OLDEST_KERNEL => Finding::fails(SUBJECT, found)
+    match version(release) {
+        Some(version) if version < HAS_RING_BUFFERS => Finding::fails("kernel", found)
             .costs("there are no captures: ring buffers came with Linux 5.8")
-            .remedy("update the kernel, best to 6.6 or later, which has TCX"),
-        _ => Finding::works(SUBJECT, found),
+            .remedy(REMEDY),
+        Some(version) if version < OLDEST_TESTED => Finding::limited("kernel", found)
+            .costs("packetflix is not tested on kernels before Linux 5.10")
+            .remedy(REMEDY),
+        _ => Finding::works("kernel", found),
     }
 }
 
@@ -227,7 +238,14 @@ mod tests {
         ] {
             assert_eq!(version(release), parsed, "{release}");
         }
-        assert!(version("5.4.0") < Some(OLDEST_KERNEL));
-        assert!(version("5.10") > Some(OLDEST_KERNEL));
+        for (release, state) in [
+            ("5.4.0", State::Fails),
+            ("5.8.0-63-generic", State::Limited),
+            ("5.10.0-32-amd64", State::Works),
+            ("6.18.44", State::Works),
+            ("of our own", State::Works),
+        ] {
+            assert_eq!(kernel_of(release).state, state, "{release}");
+        }
     }
 }

@@ -33,7 +33,7 @@ const MAX_PROGRAMS: usize = 63;
 /// Which hook to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Hook {
-    /// A filter on a packet socket, where tcpdump sees packets (kernel 5.8)
+    /// A filter on a packet socket, where tcpdump sees packets (kernel 5.10)
     Socket,
     /// TCX, at the head of the chain (kernel 6.6)
     Tcx,
