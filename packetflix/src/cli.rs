@@ -45,11 +45,12 @@ pub enum Verb {
 /// Flags, each also as an environment variable.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// TCP port to listen on, over IPv4 and IPv6
+    /// TCP port to listen on, over IPv4 and IPv6: at all addresses if those who come are asked who they are
+    /// (--token-file, --tls-client-ca) or --open-to-everyone says that they are not, else at those of loopback only
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
     pub port: u16,
 
-    /// Where to listen instead of all addresses: HOST:PORT, HOST (at the port of --port), [ADDRESS]:PORT, or unix:/PATH;
+    /// Where to listen instead: HOST:PORT, HOST (at the port of --port), [ADDRESS]:PORT, or unix:/PATH;
     /// may be given more than once, in the variable separated by commas
     #[arg(
         long,
@@ -88,6 +89,20 @@ pub struct Args {
         value_delimiter = ','
     )]
     pub allow_origin: Vec<String>,
+
+    /// Name under which clients that show neither token nor certificate may reach the service, beside localhost, this
+    /// machine's own names and all addresses; may be given more than once, in the variable separated by commas
+    #[arg(
+        long,
+        env = "PACKETFLIX_ALLOW_HOST",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub allow_host: Vec<String>,
+
+    /// Let everyone who reaches the service capture all traffic of this host, without tokens or client certificates
+    #[arg(long, env = "PACKETFLIX_OPEN_TO_EVERYONE")]
+    pub open_to_everyone: bool,
 
     /// How many connections there may be from one address (a /64 of IPv6) at the same time, beside captures
     #[arg(

@@ -7,7 +7,7 @@ use packetflix_common::MAX_OWN_PORTS;
 use crate::{
     cli::Args,
     cpus::Cpus,
-    http::{AddressError, ListenAddress, Origin, OriginError, TlsFiles},
+    http::{AddressError, HostName, HostNameError, ListenAddress, Origin, OriginError, TlsFiles},
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
 };
@@ -25,11 +25,17 @@ const MAX_RING_SIZE: u64 = 1 << 30;
 /// A capture leaves the traffic of all our ports out, and of one more at which its client may say that it reaches us.
 const MAX_PORTS: usize = MAX_OWN_PORTS - 1;
 
+/// Name of the Unix socket of a service that nobody told where to listen.
+const OWN_SOCKET: &str = "packetflix.sock";
+
 /// How the server runs.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where it listens.
     pub listen: Vec<ListenAddress>,
+    /// Whether nobody but this host may reach it: those who come are not asked who they are, and nobody said that this is
+    /// meant.
+    pub is_closed: bool,
     /// Who may use it.
     pub token_file: Option<PathBuf>,
     /// Whether a token may stand in the query of a WebSocket's handshake.
@@ -38,6 +44,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// Whose pages may use it from within a browser.
     pub allowed_origins: Vec<Origin>,
+    /// Names under which it is reached, beside those that this machine has.
+    pub allowed_hosts: Vec<HostName>,
     /// How many connections there may be from one address.
     pub max_connections_per_address: usize,
     /// How captures are made.
@@ -108,6 +116,14 @@ pub enum ConfigError {
     /// TLS takes a certificate and its key.
     #[error("--tls-cert and --tls-key belong together, and --tls-client-ca takes both")]
     Tls,
+    /// Either everyone is let in, or it is asked who they are.
+    #[error(
+        "--open-to-everyone asks nobody who they are: it goes with neither --token-file nor --tls-client-ca"
+    )]
+    Open,
+    /// There is no such name.
+    #[error("--allow-host: {0}")]
+    Host(#[from] HostNameError),
     /// There is no token that could stand there.
     #[error("--allow-query-token takes a --token-file")]
     QueryToken,
@@ -147,6 +163,7 @@ impl TryFrom<&Args> for Config {
         let cpus = Cpus::look().map_err(ConfigError::Cpus)?;
         Ok(Self {
             listen: listen(args)?,
+            is_closed: is_closed(args)?,
             token_file: args.token_file.clone(),
             allow_query_token: allow_query_token(args)?,
             tls: tls(args)?,
@@ -154,6 +171,11 @@ impl TryFrom<&Args> for Config {
                 .allow_origin
                 .iter()
                 .map(|origin| origin.parse())
+                .collect::<Result<_, _>>()?,
+            allowed_hosts: args
+                .allow_host
+                .iter()
+                .map(|name| name.parse())
                 .collect::<Result<_, _>>()?,
             max_connections_per_address: usize::from(args.max_connections_per_address),
             tap: TapConfig {
@@ -182,9 +204,23 @@ impl TryFrom<&Args> for Config {
     }
 }
 
+fn is_closed(args: &Args) -> Result<bool, ConfigError> {
+    let asks = args.token_file.is_some() || args.tls_client_ca.is_some();
+    match (asks, args.open_to_everyone) {
+        (true, true) => Err(ConfigError::Open),
+        (asks, open) => Ok(!asks && !open),
+    }
+}
+
 fn listen(args: &Args) -> Result<Vec<ListenAddress>, ConfigError> {
     if args.listen.is_empty() {
-        return Ok(vec![ListenAddress::All(args.port)]);
+        return Ok(match is_closed(args)? {
+            true => vec![
+                ListenAddress::Loopback(args.port),
+                ListenAddress::OwnSocket(own_socket()),
+            ],
+            false => vec![ListenAddress::All(args.port)],
+        });
     }
     let parse = |text: &String| ListenAddress::parse(text, args.port);
     let addresses: Vec<ListenAddress> = args.listen.iter().map(parse).collect::<Result<_, _>>()?;
@@ -195,6 +231,15 @@ fn listen(args: &Args) -> Result<Vec<ListenAddress>, ConfigError> {
         count if count > MAX_PORTS => Err(ConfigError::TooManyPorts(count)),
         _ => Ok(addresses),
     }
+}
+
+/// The Unix socket of a service that nobody told where to listen: in the folder that its service manager has made for it
+/// (`RuntimeDirectory=`, systemd.exec(5)), else in `/run`.
+fn own_socket() -> PathBuf {
+    let folders = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    let first = std::env::split_paths(&folders).next();
+    let folder = first.filter(|folder| folder.is_absolute());
+    folder.unwrap_or_else(|| PathBuf::from("/run")).join(OWN_SOCKET)
 }
 
 fn allow_query_token(args: &Args) -> Result<bool, ConfigError> {
@@ -282,8 +327,36 @@ mod tests {
     }
 
     #[test]
-    fn listens_at_all_addresses_or_where_it_is_told() {
-        assert_eq!(config(&["--port", "7"]).unwrap().listen, [ListenAddress::All(7)]);
+    fn listens_for_this_host_only_unless_it_is_told_whom_to_let_in() {
+        let closed = config(&["--port", "7"]).unwrap();
+        assert!(closed.is_closed);
+        let socket = ListenAddress::OwnSocket("/run/packetflix.sock".into());
+        assert_eq!(closed.listen, [ListenAddress::Loopback(7), socket]);
+        for flags in [
+            &["--open-to-everyone"][..],
+            &["--token-file=/t"],
+            &["--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/a"],
+        ] {
+            let open = config(&[flags, &["--port=7"]].concat()).unwrap();
+            assert_eq!(
+                (open.is_closed, &open.listen[..]),
+                (false, &[ListenAddress::All(7)][..])
+            );
+        }
+        // Encryption alone asks nobody who they are.
+        assert!(config(&["--tls-cert=/c", "--tls-key=/k"]).unwrap().is_closed);
+        assert!(config(&["--listen=127.0.0.1"]).unwrap().is_closed);
+        for asks in [
+            &["--token-file=/t"][..],
+            &["--tls-cert=/c", "--tls-key=/k", "--tls-client-ca=/a"],
+        ] {
+            let both = config(&[asks, &["--open-to-everyone"]].concat());
+            assert!(matches!(both, Err(ConfigError::Open)));
+        }
+    }
+
+    #[test]
+    fn listens_where_it_is_told() {
         let listen = config(&["--port", "7", "--listen", "127.0.0.1", "--listen", "unix:/x"]);
         let host = ListenAddress::Host("127.0.0.1".to_owned(), 7);
         assert_eq!(listen.unwrap().listen, [host, ListenAddress::Unix("/x".into())]);
@@ -316,6 +389,7 @@ mod tests {
             Err(ConfigError::Origin(OriginError::Any))
         ));
         assert!(matches!(config(&["--listen=x/y"]), Err(ConfigError::Listen(_))));
+        assert!(matches!(config(&["--allow-host=*"]), Err(ConfigError::Host(_))));
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Server {
     /// When it does not answer.
     pub fn ask(&self, request: &str) -> anyhow::Result<(Head, Vec<u8>)> {
         let stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        write!(&stream, "{request}\r\nHost: here\r\n\r\n")?;
+        write!(&stream, "{request}\r\nHost: localhost\r\n\r\n")?;
         let mut stream = BufReader::new(stream);
         let head = Head::read(&mut stream)?;
         let body = if request.starts_with("HEAD ") || [101, 204].contains(&head.status()?) {

@@ -133,7 +133,11 @@ impl Deployment {
 
     /// Starts the service with these capabilities, and gives its address once it answers.
     fn serve(&self, capabilities: &BTreeSet<String>, more: &[&str]) -> anyhow::Result<String> {
-        self.run(capabilities, &[more, &["--detach", "--name", "pf"]].concat(), &[])?;
+        self.run(
+            capabilities,
+            &[more, &["--detach", "--name", "pf"]].concat(),
+            &["--open-to-everyone"],
+        )?;
         let address = ["inspect", "--format", "{{.NetworkSettings.IPAddress}}", "pf"];
         let address = format!("{}:5001", self.docker.run(&address)?);
         wait_until(Duration::from_secs(10), || Ok(self.connect(&address).is_ok()))
@@ -183,6 +187,7 @@ async fn the_image_needs_the_listed_capabilities_and_no_others() -> anyhow::Resu
         ensure!(finding["state"] == "works", "{finding:#}");
     }
     captures_another_container(&deployment, &all, &[]).await?;
+    lets_nobody_in_from_outside(&deployment, &all)?;
 
     for Row { capability, sentence } in &rows {
         let mut without = all.clone();
@@ -244,6 +249,22 @@ impl Deployment {
     }
 }
 
+/// A port that is published, if only on loopback, is one that all containers reach: so nothing is there by itself.
+fn lets_nobody_in_from_outside(
+    deployment: &Deployment,
+    capabilities: &BTreeSet<String>,
+) -> anyhow::Result<()> {
+    deployment.run(capabilities, &["--detach", "--name", "pf"], &[])?;
+    wait_until(Duration::from_secs(10), || {
+        Ok(deployment.log()?.contains("only this host is let in"))
+    })?;
+    let address = ["inspect", "--format", "{{.NetworkSettings.IPAddress}}", "pf"];
+    let address = format!("{}:5001", deployment.docker.run(&address)?);
+    let connected = deployment.connect(&address);
+    ensure!(connected.is_err(), "{address}: {}", deployment.log()?);
+    deployment.stop()
+}
+
 async fn captures_another_container(
     deployment: &Deployment,
     capabilities: &BTreeSet<String>,
@@ -255,7 +276,7 @@ async fn captures_another_container(
         .run(&["inspect", "--format", "{{.State.Pid}}", "pf"])?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     ensure!(
-        status.contains("\nUid:\t65532\t65532\t65532\t65532\n"),
+        status.contains("\nUid:\t75001\t75001\t75001\t75001\n"),
         "{status}"
     );
     ensure!(status.contains("\nSeccomp:\t2\n"), "{status}");
@@ -328,8 +349,8 @@ fn ambient_capabilities_do_as_well_where_new_privileges_are_forbidden() -> anyho
     fs::copy(program("packetflix")?, &copy)?;
     let ran = Command::new("setpriv")
         .args([
-            "--reuid=65532",
-            "--regid=65532",
+            "--reuid=75001",
+            "--regid=75001",
             "--clear-groups",
             "--no-new-privs",
         ])
@@ -372,6 +393,38 @@ fn every_way_of_deployment_gives_the_capabilities_of_the_table() -> anyhow::Resu
         .map_while(|line| line.trim().strip_prefix("- "));
     let given: BTreeSet<String> = given.map(|name| format!("CAP_{name}")).collect();
     assert_eq!(given, all, "compose.yaml");
+    Ok(())
+}
+
+#[test]
+fn every_way_of_deployment_starts_closed_or_asks_for_tokens() -> anyhow::Result<()> {
+    let unit = read("deploy/systemd/packetflix.service")?;
+    let compose = read("deploy/compose.yaml")?;
+    let image = read("deploy/Dockerfile")?;
+    for (what, text) in [
+        ("unit", &unit),
+        ("compose.yaml", &compose),
+        ("Dockerfile", &image),
+    ] {
+        for open in ["OPEN_TO_EVERYONE", "open-to-everyone", "_LISTEN", "--listen"] {
+            ensure!(!text.contains(open), "{what}: {open}");
+        }
+        // Which is `nonroot` in many images: what is trusted would be trusted in all of them.
+        ensure!(!text.contains("65532"), "{what}");
+    }
+    ensure!(unit.contains("\nRuntimeDirectory=packetflix\n"));
+    ensure!(compose.contains("PACKETFLIX_TOKEN_FILE: /run/secrets/tokens\n"));
+    for folder in ["base", "overlays/runtime-default", "overlays/ghostwire"] {
+        let objects = objects(folder, "1.37")?;
+        ensure!(!json!(objects).to_string().contains("65532"), "{folder}");
+        let packetflix = container(&objects, "packetflix")?;
+        let tokens = json!({ "name": "PACKETFLIX_TOKEN_FILE", "value": "/etc/packetflix/tokens" });
+        let env = packetflix["env"].as_array().context("no env")?;
+        ensure!(
+            env.contains(&tokens) && !json!(env).to_string().contains("OPEN"),
+            "{folder}"
+        );
+    }
     Ok(())
 }
 

@@ -230,7 +230,7 @@ async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
         let (house, desk) = Namespace::pair()?;
         let mut inside = house.command("env");
         inside.arg(packetflix_tests::server::program("packetflix")?);
-        let server = Server::start_by(&mut inside, &["--hook", hook])?;
+        let server = Server::start_by(&mut inside, &["--open-to-everyone", "--hook", hook])?;
         let connect = || std::net::TcpStream::connect(("10.9.1.1", server.port()));
         // Two of them would feed on each other.
         let mut recorders = Vec::new();
@@ -288,7 +288,7 @@ async fn own_traffic_is_known_behind_translated_addresses() -> anyhow::Result<()
         house.ip(&["route", "add", "default", "via", "10.9.1.1"])?;
         let mut inside = house.command("env");
         inside.arg(packetflix_tests::server::program("packetflix")?);
-        let server = Server::start_by(&mut inside, &[])?;
+        let server = Server::start_by(&mut inside, &["--open-to-everyone"])?;
         router.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))??;
         let to = format!("10.9.1.2:{}", server.port());
         let translate = [
@@ -376,7 +376,7 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
         house.ip(&["link", "set", "tun7", "up"])?;
         let mut inside = house.command("env");
         inside.arg(packetflix_tests::server::program("packetflix")?);
-        let server = Server::start_by(&mut inside, &["--hook", hook])?;
+        let server = Server::start_by(&mut inside, &["--open-to-everyone", "--hook", hook])?;
         let port = server.port();
         let house_inode = house.inode()?;
 

@@ -224,7 +224,7 @@ async fn client_whose_link_drops_is_given_up() -> anyhow::Result<()> {
     desk.connect("desk", &house, "house", 1)?;
     let mut inside = house.command("env");
     inside.arg(packetflix_tests::server::program("packetflix")?);
-    let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
+    let server = Server::start_by(&mut inside, &["--open-to-everyone", "--client-timeout", "2"])?;
     let before = traces_before(Some(&server), &[&here])?;
     let connect = || std::net::TcpStream::connect(("10.9.1.2", server.port()));
     let stream = desk.inside(connect)??;

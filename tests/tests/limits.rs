@@ -577,7 +577,7 @@ async fn clients_that_vanish_in_the_handshake_hold_nothing() -> anyhow::Result<(
         let mut stream = TcpStream::connect(("127.0.0.1", server.port()))?;
         write!(
             stream,
-            "GET /capture?netns={netns} HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET /capture?netns={netns} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )?;
         // At one moment of the handshake or another.

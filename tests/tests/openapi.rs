@@ -272,6 +272,14 @@ fn plain_answers_are_described() -> anyhow::Result<()> {
         let (head, body) = server.ask(&format!("POST {} HTTP/1.1", path.replace(['{', '}'], "")))?;
         ensure!(head.status()? == 405, "{path}: {}", head.line);
         description.check(path, &head, &body).context(path.clone())?;
+        // What decides comes once, and a page of another site asks for what everyone may know at most.
+        let asked = path.replace(['{', '}'], "");
+        let (head, body) = answered(&server, &asked, "\r\nOrigin: x\r\nOrigin: y", 400)?;
+        description.check(path, &head, &body).context(path.clone())?;
+        if !["/version", "/healthz", "/readyz"].contains(&&path[..]) {
+            let (head, body) = answered(&server, &asked, "\r\nSec-Fetch-Site: cross-site", 403)?;
+            description.check(path, &head, &body).context(path.clone())?;
+        }
     }
 
     let long = format!("/targets?x={}", "x".repeat(61_500));

@@ -55,7 +55,10 @@ fn exchange(server: &Server, request: &str) -> anyhow::Result<(Head, String)> {
 }
 
 fn get(server: &Server, path: &str) -> anyhow::Result<(Head, String)> {
-    exchange(server, &format!("GET {path} HTTP/1.1\r\nHost: here:5001\r\n\r\n"))
+    exchange(
+        server,
+        &format!("GET {path} HTTP/1.1\r\nHost: localhost:5001\r\n\r\n"),
+    )
 }
 
 /// Tells method, path and body of the request.
@@ -157,7 +160,7 @@ fn any_protocol_may_be_changed_to() -> anyhow::Result<()> {
     })?;
     let server = proxy_of(&upstream)?;
     let mut stream = connect(&server)?;
-    let request = "GET /lines HTTP/1.1\r\nHost: here\r\nConnection: upgrade\r\nUpgrade: lines/1\r\n\r\n";
+    let request = "GET /lines HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: lines/1\r\n\r\n";
     // What is said already before the answer belongs to the new protocol.
     write!(stream.get_ref(), "{request}one ")?;
     let head = Head::read(&mut stream)?;
@@ -185,7 +188,7 @@ fn refused_upgrade_is_handed_back() -> anyhow::Result<()> {
     let server = proxy_of(&upstream)?;
     let (head, body) = exchange(
         &server,
-        "GET /ws HTTP/1.1\r\nHost: here\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     )?;
     assert_eq!((head.status()?, &body[..]), (426, "not so"));
     assert_eq!(head.values("upgrade"), ["other"]);
@@ -237,7 +240,7 @@ fn large_answer_is_streamed_at_the_clients_pace() -> anyhow::Result<()> {
     let before = server.status("VmHWM")?;
 
     let mut stream = connect(&server)?;
-    write!(stream.get_ref(), "GET /large HTTP/1.1\r\nHost: here\r\n\r\n")?;
+    write!(stream.get_ref(), "GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let head = Head::read(&mut stream)?;
     let mut received = Body::of_answer(&head, &mut stream)?;
     let mut first = [1];
@@ -273,7 +276,7 @@ fn large_request_is_streamed_at_the_services_pace() -> anyhow::Result<()> {
 
     let body = Pattern::new(LARGE);
     let mut stream = connect(&server)?;
-    let head = "PUT /large HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n";
+    let head = "PUT /large HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n";
     write!(stream.get_ref(), "{head}\r\n{:x}\r\n\0", body.len())?;
     heard(&begin).context("nothing comes early")?;
     // From here on the client tells the service to read when it can write no more.
@@ -304,7 +307,7 @@ fn headers_are_those_of_the_client_but_for_its_connection() -> anyhow::Result<()
     let server = proxy_of(&upstream)?;
     let (mut answered, body) = exchange(
         &server,
-        "GET /discover/a%2Fb/../c?x=%zz&y=%C3%BC+1&&=? HTTP/1.1\r\nHost: here:5001\r\n\
+        "GET /discover/a%2Fb/../c?x=%zz&y=%C3%BC+1&&=? HTTP/1.1\r\nHost: localhost:5001\r\n\
          Connection: keep-alive, X-Named\r\nX-Named: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\n\
          Proxy-Authorization: Basic abc\r\nTE: trailers, gzip\r\nUpgrade: h2c\r\nAuthorization: Bearer abc\r\n\
          X-Forwarded-For: 192.0.2.1\r\nX-Custom: 1\r\nX-Custom: 2\r\nCookie: a=b\r\n\r\n",
@@ -322,7 +325,7 @@ fn headers_are_those_of_the_client_but_for_its_connection() -> anyhow::Result<()
         ("x-custom", "1"),
         ("x-custom", "2"),
         ("x-forwarded-for", "192.0.2.1, 127.0.0.1"),
-        ("x-forwarded-host", "here:5001"),
+        ("x-forwarded-host", "localhost:5001"),
         ("x-forwarded-prefix", "/discover"),
         ("x-forwarded-proto", "http"),
     ];
@@ -349,28 +352,31 @@ fn every_method_and_body_goes_through() -> anyhow::Result<()> {
     let server = proxy_of(&upstream)?;
     for (request, told) in [
         (
-            "POST /anything HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody",
+            "POST /anything HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody",
             "POST /anything HTTP/1.1 body",
         ),
         (
-            "POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+            "POST /none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
             "POST /none HTTP/1.1 ",
         ),
         (
-            "PROPFIND /discover HTTP/1.1\r\nHost: x\r\n\r\n",
+            "PROPFIND /discover HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "PROPFIND / HTTP/1.1 ",
         ),
         (
-            "DELETE /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
+            "DELETE /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
             "DELETE /x HTTP/1.1 body",
         ),
         (
-            "GET /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+            "GET /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
             "GET /body HTTP/1.1 body",
         ),
-        ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1 "),
         (
-            "GET http://x/y?z HTTP/1.1\r\nHost: x\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "OPTIONS * HTTP/1.1 ",
+        ),
+        (
+            "GET http://localhost/y?z HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "GET /y?z HTTP/1.1 ",
         ),
         ("GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1 "),
@@ -388,7 +394,7 @@ fn body_is_sent_when_the_client_hears_that_it_may() -> anyhow::Result<()> {
     let mut stream = connect(&server)?;
     write!(
         stream.get_ref(),
-        "POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
     )?;
     assert_eq!(Head::read(&mut stream)?.line, "HTTP/1.1 100 Continue");
     write!(stream.get_ref(), "body")?;
@@ -424,16 +430,19 @@ fn answers_without_a_body_and_odd_ones_are_handed_back() -> anyhow::Result<()> {
 
     // One connection of the client serves one request after the other.
     let mut stream = connect(&server)?;
-    write!(stream.get_ref(), "HEAD /file HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    write!(stream.get_ref(), "HEAD /file HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let head = Head::read(&mut stream)?;
     assert_eq!(
         (head.status()?, head.values("content-length")),
         (200, vec!["12345"])
     );
-    write!(stream.get_ref(), "GET /same HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    write!(stream.get_ref(), "GET /same HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let head = Head::read(&mut stream)?;
     assert_eq!((head.status()?, head.values("etag")), (304, vec!["x"]));
-    write!(stream.get_ref(), "GET /version HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    write!(
+        stream.get_ref(),
+        "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )?;
     let head = Head::read(&mut stream)?;
     let body = Body::of_answer(&head, &mut stream)?.read_all()?;
     ensure!(String::from_utf8(body)?.contains("packetflix"));
@@ -452,7 +461,7 @@ fn answer_that_breaks_off_is_no_whole_one() -> anyhow::Result<()> {
     let server = proxy_of(&upstream)?;
     for path in ["/known", "/chunked"] {
         let mut stream = connect(&server)?;
-        write!(stream.get_ref(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        write!(stream.get_ref(), "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         let head = Head::read(&mut stream)?;
         assert_eq!(head.status()?, 200);
         let begun = Instant::now();
@@ -480,13 +489,13 @@ fn service_hears_that_the_client_has_left() -> anyhow::Result<()> {
     let before = server.descriptors()?;
     for round in 1..=20 {
         let mut stream = connect(&server)?;
-        write!(stream.get_ref(), "GET /body HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        write!(stream.get_ref(), "GET /body HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         Head::read(&mut stream)?;
         drop(stream);
         heard(&leave).context("in the middle of a body")?;
 
         let stream = connect(&server)?;
-        write!(stream.get_ref(), "GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        write!(stream.get_ref(), "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         wait_until(PATIENCE, || Ok(upstream.heads().len() == 2 * round))?;
         drop(stream);
         heard(&leave).context("before an answer")?;
@@ -537,9 +546,12 @@ fn our_paths_stay_ours() -> anyhow::Result<()> {
     for path in ours {
         get(&server, path)?;
     }
-    let post = "POST /capture HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    let post = "POST /capture HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(exchange(&server, post)?.0.status()?, 405);
-    let (head, body) = exchange(&server, "CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n")?;
+    let (head, body) = exchange(
+        &server,
+        "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
+    )?;
     assert_eq!(head.status()?, 405);
     ensure!(body.contains("no tunnel is opened to x:80"), "{body}");
     assert_eq!(upstream.heads(), []);
@@ -574,7 +586,7 @@ fn foreign_pages_open_no_websocket() -> anyhow::Result<()> {
         let (head, body) = exchange(
             &server,
             &format!(
-                "GET /discover/ws HTTP/1.1\r\nHost: here\r\nConnection: keep-alive, Upgrade\r\n\
+                "GET /discover/ws HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive, Upgrade\r\n\
                  Upgrade: {upgrade}\r\nOrigin: http://evil.example\r\n\r\n"
             ),
         )?;
@@ -617,7 +629,7 @@ fn answers_under_way_get_a_moment_at_shutdown() -> anyhow::Result<()> {
     let mut clients = Vec::new();
     for path in ["/ends", "/endless"] {
         let mut stream = connect(&server)?;
-        write!(stream.get_ref(), "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        write!(stream.get_ref(), "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
         clients.push((Head::read(&mut stream)?, stream));
     }
     server.signal(Signal::SIGTERM)?;
@@ -636,14 +648,14 @@ fn answers_under_way_get_a_moment_at_shutdown() -> anyhow::Result<()> {
 fn no_request_is_smuggled_in_a_body() -> anyhow::Result<()> {
     let upstream = Upstream::start(tell)?;
     let server = proxy_of(&upstream)?;
-    let hidden = "0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: x\r\n\r\n";
+    let hidden = "0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let length = hidden.len();
     for headers in [
         format!("Content-Length: {length}\r\nTransfer-Encoding: chunked"),
         format!("Transfer-Encoding: chunked\r\nContent-Length: {length}"),
         format!("Content-Length: {length}\r\nConnection: Transfer-Encoding\r\nTransfer-Encoding: chunked"),
     ] {
-        let request = format!("POST /open HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n{hidden}");
+        let request = format!("POST /open HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n{hidden}");
         let seen = upstream.heads().len();
         // The script fails on a head with both lengths; after such a request the connection is closed.
         let (head, body) = exchange(&server, &request)?;
@@ -652,7 +664,8 @@ fn no_request_is_smuggled_in_a_body() -> anyhow::Result<()> {
         assert_eq!(upstream.heads().len(), seen + 1, "{:?}", upstream.heads());
     }
     // A length that the next hop is not to see is told anew.
-    let named = "POST /x HTTP/1.1\r\nHost: x\r\nConnection: Content-Length\r\nContent-Length: 4\r\n\r\nbody";
+    let named =
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nConnection: Content-Length\r\nContent-Length: 4\r\n\r\nbody";
     assert_eq!(exchange(&server, named)?.1, "POST /x HTTP/1.1 body");
 
     let seen = upstream.heads().len();
@@ -663,7 +676,7 @@ fn no_request_is_smuggled_in_a_body() -> anyhow::Result<()> {
         "Content-Length: +1",
         "Content-Length : 1",
     ] {
-        let request = format!("POST /open HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n{hidden}");
+        let request = format!("POST /open HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n{hidden}");
         assert_eq!(exchange(&server, &request)?.0.status()?, 400, "{headers}");
     }
     assert_eq!(upstream.heads().len(), seen);
@@ -675,7 +688,7 @@ fn garbled_body_is_the_clients_fault() -> anyhow::Result<()> {
     let upstream = Upstream::start(tell)?;
     let server = proxy_of(&upstream)?;
     let request =
-        "POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\nnonsense\r\n";
+        "POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\nnonsense\r\n";
     let (head, body) = exchange(&server, request)?;
     assert_eq!(head.status()?, 400, "{body}");
     ensure!(body.contains("the body of the request cannot be read"), "{body}");
@@ -689,7 +702,7 @@ fn proxied_requests_are_logged_without_secrets() -> anyhow::Result<()> {
     let server = Server::start(&["--proxy-discovery", "--gw-port", &port, "--log-headers"])?;
     exchange(
         &server,
-        "PUT /discover/x?secret=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nX-Mine: yes\r\n\r\n",
+        "PUT /discover/x?secret=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nX-Mine: yes\r\n\r\n",
     )?;
     server.wait_for_log("method=PUT path=\"/discover/x\" status=200")?;
     let log = server.log();

@@ -29,6 +29,7 @@ use super::{
     own::Own,
     quotas::{Permit, Permits},
     refusal::Refusal,
+    refusal_log::RefusalLog,
     request::{CaptureRequest, RequestError, select},
     websocket,
 };
@@ -66,6 +67,8 @@ pub(super) struct App {
     /// Those that run.
     pub(super) captures: Arc<Captures>,
     pub(super) metrics: Arc<Metrics>,
+    /// Tells of those who are refused.
+    pub(super) refusals: RefusalLog,
     feeds: Feeds,
     permits: Arc<Permits>,
     next_id: AtomicU64,
@@ -116,6 +119,7 @@ impl App {
             feeds: Feeds::new(tasks.clone(), Arc::clone(&metrics)),
             captures: Arc::new(Captures::new(Arc::clone(&metrics))),
             metrics,
+            refusals: RefusalLog::default(),
             config,
             listening,
             tasks,
@@ -158,14 +162,15 @@ impl App {
             },
             target: TargetDescription::default(),
         };
+        let peer = handshake.caller.peer();
         let app = Arc::clone(&self);
         let started = app.start(handshake, &mut attempt, span.clone());
         let started = started.instrument(span.clone()).await;
-        if let Err(Refusal { status, sentence }) = &started {
-            let status = status.as_u16();
-            span.in_scope(|| tracing::info!(status, reason = sentence, "refused"));
+        if let Err(refusal) = &started {
+            let status = refusal.status.as_u16();
+            span.in_scope(|| self.refusals.log(peer, refusal, "refused"));
             self.metrics.refused(status);
-            watch::refused(&attempt, status, sentence);
+            watch::refused(&attempt, status, &refusal.sentence);
         }
         started
     }
@@ -236,7 +241,9 @@ impl App {
             filter: request.filter.clone(),
         };
         let stop = self.stop.child_token();
-        let joined = self.join_or_begin(facts.id, key, netns, own.traffic).await?;
+        let joined = self
+            .join_or_begin(facts.id, key, netns, own.traffic)
+            .await?;
         facts.tap = joined.tap();
         let running = self.captures.begin(facts, stop.clone());
         let mut session = match joined.stream(info, stop.clone(), running.capture()) {

@@ -17,11 +17,12 @@ use warp::{
 };
 
 use super::{
-    caller::{Caller, take_query_token},
+    caller::{Caller, Peer, take_query_token},
     capture::{App, LocalEnd},
     connection::Client,
+    host::OwnNames,
     log::RequestLog,
-    origin::{allowed_origin, answer_preflight, let_read},
+    origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::Proxy,
     refusal::Refusal,
     routes::{Routes, is_ours, is_public, routes},
@@ -42,6 +43,7 @@ pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 pub(super) struct Front {
     app: Arc<App>,
     pub(super) access: Access,
+    names: OwnNames,
     routes: Routes,
     proxy: Option<Proxy>,
 }
@@ -54,6 +56,7 @@ impl Front {
             .filter(|_| app.config.proxy_discovery)
             .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
         Self {
+            names: OwnNames::of_machine(&app.config.node_name, &app.config.allowed_hosts),
             app: Arc::clone(app),
             access,
             routes: routes(Arc::clone(app)),
@@ -77,6 +80,7 @@ impl Front {
         };
         let log = RequestLog::begin(&self.app.config, &request);
         let response = match proxy {
+            _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
             Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,
             None => self.own(request, client, token.as_deref()).await?,
         };
@@ -99,12 +103,17 @@ impl Front {
             return Ok(answer.map(boxed));
         }
         let reader = allowed_origin(request.headers(), origins).cloned();
-        let caller = check_bounds(&request).and_then(|()| match self.caller(&request, client, token) {
-            Err(_) if is_public(request.uri().path()) => Ok(Caller::nobody(Some(client.peer))),
+        let is_public = is_public(request.uri().path());
+        let checked = check_bounds(&request).and_then(|()| match is_public {
+            true => Ok(()),
+            false => self.check_page(&request, client, false),
+        });
+        let caller = checked.and_then(|()| match self.caller(&request, client, token) {
+            Err(_) if is_public => Ok(Caller::nobody(Some(client.peer))),
             known => known,
         });
         let mut response = match caller {
-            Err(refusal) => refuse(refusal),
+            Err(refusal) => self.refuse(refusal, client),
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
@@ -135,10 +144,11 @@ impl Front {
         token: Option<&[u8]>,
     ) -> Response<AnswerBody> {
         let checked = check_url(request.uri())
+            .and_then(|()| self.check_page(&request, client, true))
             .and_then(|()| self.caller(&request, client, token))
             .and_then(|caller| Ok(caller.may_use_discovery_service()?));
         if let Err(refusal) = checked {
-            return refuse(refusal);
+            return self.refuse(refusal, client);
         }
         if request.method() == Method::CONNECT {
             return no_tunnel(request.uri());
@@ -153,6 +163,23 @@ impl Front {
         proxy.answer(request, client).await
     }
 
+    /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
+    /// such page, wherever they think that we are: names that lead to us by way of others stay usable.
+    fn check_page<B>(&self, request: &Request<B>, client: &Client, is_proxied: bool) -> Result<(), Refusal> {
+        let origins = &self.app.config.allowed_origins;
+        let headers = request.headers();
+        if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
+            self.names.check(request.uri(), headers)?;
+        }
+        check_site(headers, origins, is_proxied)?;
+        // The discovery service has pages of its own, and says itself who may read them. Captures that are refused for
+        // that are accounted for where they would begin.
+        if !is_proxied && request.uri().path() != "/capture" {
+            check_origin(headers, origins)?;
+        }
+        Ok(())
+    }
+
     /// Who sends a request.
     fn caller<B>(
         &self,
@@ -161,6 +188,12 @@ impl Front {
         token: Option<&[u8]>,
     ) -> Result<Caller, Refusal> {
         Ok(Caller::identify(&self.access, client, request.headers(), token)?)
+    }
+
+    /// Refuses what does not get as far as our routes or the discovery service.
+    fn refuse(&self, refusal: Refusal, client: &Client) -> Response<AnswerBody> {
+        self.app.refusals.log(Some(client.peer), &refusal, "not let in");
+        refusal.into_response().map(boxed)
     }
 }
 
@@ -189,16 +222,6 @@ fn check_bounds<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
             Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
         }
     }
-}
-
-/// Refuses what does not get as far as our routes or the discovery service.
-fn refuse(refusal: Refusal) -> Response<AnswerBody> {
-    tracing::info!(
-        status = refusal.status.as_u16(),
-        reason = refusal.sentence,
-        "not let in"
-    );
-    refusal.into_response().map(boxed)
 }
 
 /// The refusal of a CONNECT: it has no path that could be ours or the service's, and warp cannot take it.

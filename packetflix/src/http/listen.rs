@@ -26,10 +26,14 @@ const UNIX_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 pub enum ListenAddress {
     /// At all addresses, of IPv6 and IPv4.
     All(u16),
+    /// At the addresses of loopback, of IPv6 and IPv4, with one port.
+    Loopback(u16),
     /// At all addresses that a host's name has, or at an address.
     Host(String, u16),
     /// At a Unix socket.
     Unix(PathBuf),
+    /// At a Unix socket that nobody asked for, and that is done without where it cannot be.
+    OwnSocket(PathBuf),
 }
 
 /// Why something is no address to listen at.
@@ -45,10 +49,24 @@ pub enum AddressError {
 
 /// Why there is no socket to listen at.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}")]
-pub struct ListenError {
-    address: ListenAddress,
-    source: io::Error,
+pub enum ListenError {
+    /// It cannot be opened.
+    #[error("cannot listen on {address}")]
+    Unusable {
+        /// Where.
+        address: ListenAddress,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others than this host would reach it, and nobody is asked who they are.
+    #[error(
+        "not listening on {address}: whoever reaches it could capture all traffic of this host, since nobody is asked who \
+         they are; ask for tokens with --token-file or for certificates with --tls-client-ca, or say --open-to-everyone"
+    )]
+    Open {
+        /// Where.
+        address: ListenAddress,
+    },
 }
 
 impl ListenAddress {
@@ -92,8 +110,8 @@ impl ListenAddress {
     /// The TCP port, if it has one.
     pub(crate) fn port(&self) -> Option<u16> {
         match self {
-            Self::All(port) | Self::Host(_, port) => Some(*port),
-            Self::Unix(_) => None,
+            Self::All(port) | Self::Loopback(port) | Self::Host(_, port) => Some(*port),
+            Self::Unix(_) | Self::OwnSocket(_) => None,
         }
     }
 }
@@ -102,9 +120,10 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::All(port) => write!(f, "port {port}"),
+            Self::Loopback(port) => write!(f, "port {port} of loopback"),
             Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) | Self::OwnSocket(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -162,43 +181,95 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Opens the sockets of all addresses. Must be called within a tokio runtime.
+/// Opens the sockets of all addresses, which have to be this host's own if `only_here`. Must be called within a tokio
+/// runtime.
 ///
 /// # Errors
-/// When one is taken, not allowed, or not known.
-pub(super) fn listen(addresses: &[ListenAddress]) -> Result<Vec<Listener>, ListenError> {
+/// When one is taken, not allowed, or not known; or when others could reach it who may not.
+pub(super) fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        let opened = listen_at(address).map_err(|source| ListenError {
-            address: address.clone(),
-            source,
-        })?;
-        listeners.extend(opened);
+        match listen_at(address, only_here) {
+            Ok(Opened::Listeners(opened)) => listeners.extend(opened),
+            Ok(Opened::Reachable) => {
+                let address = address.clone();
+                return Err(ListenError::Open { address });
+            }
+            Err(error) if matches!(address, ListenAddress::OwnSocket(_)) => {
+                tracing::warn!(%address, %error, "there is no Unix socket: only loopback is listened at");
+            }
+            Err(source) => {
+                let address = address.clone();
+                return Err(ListenError::Unusable { address, source });
+            }
+        }
     }
     Ok(listeners)
 }
 
-fn listen_at(address: &ListenAddress) -> io::Result<Vec<Listener>> {
-    match address {
-        ListenAddress::All(port) => Ok(vec![bind_all(*port)?]),
+/// What became of an address.
+enum Opened {
+    Listeners(Vec<Listener>),
+    /// Nothing: others would reach it.
+    Reachable,
+}
+
+fn listen_at(address: &ListenAddress, only_here: bool) -> io::Result<Opened> {
+    let listeners = match address {
+        ListenAddress::All(_) if only_here => return Ok(Opened::Reachable),
+        ListenAddress::All(port) => vec![bind_all(*port)?],
+        ListenAddress::Loopback(port) => bind_loopback(*port)?,
         ListenAddress::Host(host, port) => {
             let mut found: Vec<SocketAddr> = (&**host, *port).to_socket_addrs()?.collect();
+            if only_here && found.iter().any(|address| is_reachable(address.ip())) {
+                return Ok(Opened::Reachable);
+            }
             found.sort_unstable();
             found.dedup();
-            found.into_iter().map(|address| bind(address, true)).collect()
+            let bound = found.into_iter().map(|address| bind(address, true));
+            bound.collect::<io::Result<_>>()?
         }
-        ListenAddress::Unix(path) => Ok(vec![bind_unix(path)?]),
+        ListenAddress::Unix(path) | ListenAddress::OwnSocket(path) => vec![bind_unix(path)?],
+    };
+    Ok(Opened::Listeners(listeners))
+}
+
+/// For both kinds of loopback, at one port; for one alone where there is no other. A port that the kernel may choose is
+/// chosen for the one, and may be taken for the other.
+fn bind_loopback(port: u16) -> io::Result<Vec<Listener>> {
+    /// How many ports are tried.
+    const TRIES: usize = 16;
+
+    let mut taken = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..TRIES {
+        let first = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), true);
+        let chosen = first.as_ref().ok().and_then(Listener::tcp_address);
+        let chosen = chosen.map_or(port, |address| address.port());
+        let second = bind(SocketAddr::from((Ipv6Addr::LOCALHOST, chosen)), true);
+        match (first, second) {
+            (Ok(first), Ok(second)) => return Ok(vec![first, second]),
+            (Ok(one), Err(error)) | (Err(error), Ok(one)) if is_missing(&error) => return Ok(vec![one]),
+            (Ok(_), Err(error)) if port == 0 && error.kind() == io::ErrorKind::AddrInUse => taken = error,
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        }
     }
+    Err(taken)
+}
+
+/// Whether the machine has no such addresses.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
+    )
 }
 
 /// For IPv4 and IPv6; for IPv4 alone where there is no IPv6.
 fn bind_all(port: u16) -> io::Result<Listener> {
     let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    bind(dual, false).or_else(|error| match error.raw_os_error() {
-        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL) => {
-            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), true)
-        }
-        _ => Err(error),
+    bind(dual, false).or_else(|error| match is_missing(&error) {
+        true => bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), true),
+        false => Err(error),
     })
 }
 
@@ -330,12 +401,55 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn loopback_has_one_port() {
+        let listeners = listen(&[ListenAddress::Loopback(0)], true).unwrap();
+        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(Listener::tcp_address).collect();
+        assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
+        let port = addresses[0].port();
+        assert!(port != 0 && addresses.iter().all(|address| address.port() == port));
+        // What is taken is not left out.
+        let error = listen(&[ListenAddress::Loopback(port)], true).unwrap_err();
+        assert!(matches!(error, ListenError::Unusable { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_others_would_reach_is_not_opened_by_oversight() {
+        let host = |host: &str| ListenAddress::Host(host.to_owned(), 0);
+        for address in [
+            ListenAddress::All(0),
+            host("0.0.0.0"),
+            host("::ffff:0.0.0.0"),
+            host("192.0.2.1"),
+        ] {
+            let error = listen(std::slice::from_ref(&address), true).unwrap_err();
+            assert!(matches!(error, ListenError::Open { .. }), "{address}: {error}");
+            let sentence = error.to_string();
+            assert!(sentence.contains("--open-to-everyone") && sentence.contains("--token-file"));
+        }
+        for address in [host("127.0.0.1"), host("127.8.9.1"), host("localhost")] {
+            assert!(listen(&[address], true).is_ok());
+        }
+        assert!(listen(&[ListenAddress::All(0)], false).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_asked_for_is_done_without() {
+        let path = PathBuf::from("/proc/packetflix.sock");
+        assert!(
+            listen(&[ListenAddress::OwnSocket(path.clone())], true)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(listen(&[ListenAddress::Unix(path)], true).is_err());
+    }
+
+    #[tokio::test]
     async fn unix_sockets_are_ours_alone_and_leave_nothing() {
         let path = std::env::temp_dir().join(format!("packetflix-listen-{}", std::process::id()));
         let address = [ListenAddress::Unix(path.clone())];
-        let first = listen(&address).unwrap();
+        let first = listen(&address, true).unwrap();
         assert_eq!(path.symlink_metadata().unwrap().mode() & 0o777, 0o600);
-        let error = crate::error::chain(&listen(&address).unwrap_err());
+        let error = crate::error::chain(&listen(&address, true).unwrap_err());
         assert!(
             error.contains("another service listens at it") && error.contains("unix:/"),
             "{error}"
@@ -346,12 +460,12 @@ mod tests {
         drop(first);
         assert!(stale.exists());
         std::fs::rename(&stale, &path).unwrap();
-        let second = listen(&address).unwrap();
+        let second = listen(&address, true).unwrap();
         UnixStream::connect(&path).await.unwrap();
         drop(second);
         assert!(!path.exists());
         std::fs::write(&path, "kept").unwrap();
-        let error = crate::error::chain(&listen(&address).unwrap_err());
+        let error = crate::error::chain(&listen(&address, true).unwrap_err());
         assert!(error.contains("something else"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"kept");
         std::fs::remove_file(&path).unwrap();

@@ -8,6 +8,7 @@ mod connection;
 mod filter;
 mod front;
 mod health;
+mod host;
 mod listen;
 mod log;
 mod origin;
@@ -15,6 +16,7 @@ mod own;
 mod proxy;
 mod quotas;
 mod refusal;
+mod refusal_log;
 mod request;
 mod routes;
 mod server;
@@ -24,6 +26,7 @@ mod tls;
 mod websocket;
 
 pub use self::{
+    host::{HostName, HostNameError},
     listen::{AddressError, ListenAddress, ListenError},
     origin::{Origin, OriginError},
     server::{Doors, DoorsError, serve},

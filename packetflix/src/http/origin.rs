@@ -10,6 +10,11 @@ use warp::http::{
 
 use super::request::RequestError;
 
+/// What browsers say of where the page is that a request comes from (Fetch Metadata, section 2).
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
 /// Most seconds that a browser may remember what a page of an allowed origin may do.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
@@ -106,6 +111,33 @@ pub(super) fn check_origin(headers: &HeaderMap, allowed: &[Origin]) -> Result<()
             .map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned())
             .unwrap_or_default(),
     })
+}
+
+/// Refuses what a page of another site makes a browser ask, with `<img>` or the like, for which it sends no `Origin`;
+/// unless that origin is among `allowed`, or somebody follows a link to what `is_page`. Another port of our host is another
+/// site here: another service, with pages of its own.
+pub(super) fn check_site(headers: &HeaderMap, allowed: &[Origin], is_page: bool) -> Result<(), RequestError> {
+    let has = |name: HeaderName, value: &str| headers.get_all(name).iter().any(|found| found == value);
+    let is_foreign = has(FETCH_SITE, "cross-site") || has(FETCH_SITE, "same-site");
+    let is_followed = is_page && has(FETCH_MODE, "navigate") && has(FETCH_DEST, "document");
+    if is_foreign && !is_followed && allowed_origin(headers, allowed).is_none() {
+        return Err(RequestError::CrossSite);
+    }
+    Ok(())
+}
+
+/// Refuses a request that could mean one thing to whoever is in front of us and another to us.
+pub(super) fn check_single(headers: &HeaderMap) -> Result<(), RequestError> {
+    for (name, known) in [
+        (header::HOST, "Host"),
+        (header::AUTHORIZATION, "Authorization"),
+        (header::ORIGIN, "Origin"),
+    ] {
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(RequestError::RepeatedHeader(known));
+        }
+    }
+    Ok(())
 }
 
 fn is_same_origin(headers: &HeaderMap) -> bool {
@@ -214,6 +246,61 @@ mod tests {
         ] {
             let headers = headers(origin, "host:5001");
             assert_eq!(check_origin(&headers, &allowed).is_ok(), is_allowed, "{origin}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_make_a_browser_ask_for_nothing() {
+        let allowed = ["http://tools.example".parse().unwrap()];
+        let check = |lines: &[(&'static str, &'static str)], is_page| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            check_site(&headers, &allowed, is_page).is_ok()
+        };
+        for site in ["cross-site", "same-site"] {
+            assert!(!check(&[("sec-fetch-site", site)], false));
+            assert!(!check(&[("sec-fetch-site", site)], true));
+            assert!(!check(
+                &[("sec-fetch-site", "none"), ("sec-fetch-site", site)],
+                false
+            ));
+            assert!(check(
+                &[("sec-fetch-site", site), ("origin", "http://tools.example")],
+                false
+            ));
+            assert!(!check(
+                &[("sec-fetch-site", site), ("origin", "http://evil.example")],
+                false
+            ));
+            let link = [
+                ("sec-fetch-site", site),
+                ("sec-fetch-mode", "navigate"),
+                ("sec-fetch-dest", "document"),
+            ];
+            assert!(check(&link, true) && !check(&link, false));
+            let frame = [link[0], link[1], ("sec-fetch-dest", "iframe")];
+            assert!(!check(&frame, true));
+        }
+        for site in ["same-origin", "none"] {
+            assert!(check(&[("sec-fetch-site", site)], false));
+        }
+        assert!(check(&[], false));
+    }
+
+    #[test]
+    fn what_decides_comes_once() {
+        for name in ["host", "authorization", "origin"] {
+            let mut headers = HeaderMap::new();
+            headers.append(name, HeaderValue::from_static("x"));
+            assert_eq!(check_single(&headers), Ok(()));
+            headers.append(name, HeaderValue::from_static("x"));
+            let error = check_single(&headers).unwrap_err().to_string();
+            assert!(
+                error.to_lowercase().contains(&format!("the header {name} comes")),
+                "{error}"
+            );
         }
     }
 

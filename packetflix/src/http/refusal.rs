@@ -111,11 +111,14 @@ impl From<Forbidden> for Refusal {
 impl From<RequestError> for Refusal {
     fn from(error: RequestError) -> Self {
         let status = match error {
-            RequestError::ForeignOrigin { .. } => StatusCode::FORBIDDEN,
+            RequestError::ForeignOrigin { .. }
+            | RequestError::ForeignHost { .. }
+            | RequestError::CrossSite => StatusCode::FORBIDDEN,
             RequestError::NoUpgrade | RequestError::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
             RequestError::Query(_)
             | RequestError::Header(_)
             | RequestError::Repeated(_)
+            | RequestError::RepeatedHeader(_)
             | RequestError::NoTarget
             | RequestError::TwoTargets
             | RequestError::Container(_)

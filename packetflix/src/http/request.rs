@@ -106,6 +106,15 @@ pub(super) enum RequestError {
     #[error("a page of {origin} may not capture here: its origin is not {host}")]
     ForeignOrigin { origin: String, host: String },
     #[error(
+        "{host} is no name of this service: a page of a name that its owner lets lead here would ask like that; ask by an \
+         address, or name it with --allow-host"
+    )]
+    ForeignHost { host: String },
+    #[error("a page of another site may not ask for this")]
+    CrossSite,
+    #[error("the header {0} comes more than once")]
+    RepeatedHeader(&'static str),
+    #[error(
         "this is a WebSocket endpoint: please ask for an upgrade, with a client such as csharg or Wireshark's \
          cshargextcap, at ws://HOST:PORT/capture?netns=NUMBER"
     )]

@@ -64,7 +64,7 @@ impl Doors {
         let access = Access::open(config.token_file.as_ref(), client_ca.is_some())?;
         let tls = config.tls.as_ref().map(Tls::open).transpose()?;
         Ok(Self {
-            listeners: listen(&config.listen)?,
+            listeners: listen(&config.listen, config.is_closed)?,
             access,
             tls,
         })
@@ -105,6 +105,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
         () = stay_in_touch(&app, &manager) => {}
         () = hall.follow_files() => {}
         () = app.discovery.follow() => {}
+        () = app.refusals.tell_the_rest() => {}
     }
 
     tracing::info!(captures = app.captures.count(), "shutting down");
@@ -131,10 +132,16 @@ struct Hall {
 
 impl Hall {
     /// Says where the doors are, and if they stand open.
-    fn announce(&self, listeners: &[Listener]) {
+    fn announce(&self, listeners: &[Listener], is_closed: bool) {
         for listener in listeners {
             let tls = self.tls.is_some() && listener.tcp_address().is_some();
             tracing::info!(address = %listener, tls, version = env!("CARGO_PKG_VERSION"), "listening");
+        }
+        if is_closed {
+            tracing::info!(
+                "only this host is let in, since nobody is asked who they are; for others, ask for tokens with --token-file \
+                 or for certificates with --tls-client-ca, or let everyone in with --open-to-everyone"
+            );
         }
         let mut addresses = listeners.iter().filter_map(Listener::tcp_address);
         if self.front.access.is_open()
@@ -165,7 +172,7 @@ impl Hall {
 /// than others. Never ends.
 async fn stay_ready(listeners: &[Listener], hall: &Hall, app: &App, manager: &ServiceManager) {
     app.loader.make_ready().await;
-    hall.announce(listeners);
+    hall.announce(listeners, app.config.is_closed);
     manager.ready(&status(app));
     app.loader.keep_one_ready().await;
 }

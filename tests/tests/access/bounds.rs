@@ -73,19 +73,19 @@ fn what_is_too_long_is_refused() -> anyhow::Result<()> {
 fn one_address_gets_a_part_of_the_connections() -> anyhow::Result<()> {
     let server = Server::start(&["--max-connections-per-address", "3"])?;
     let idle = [(); 3].map(|()| TcpStream::connect(("127.0.0.1", server.port())));
-    let (status, body) = answer(&server, "GET /version HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let (status, body) = answer(&server, "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     ensure!(
         status == 429 && sentence(&body)?.contains("3 connections from 127.0.0.1"),
         "{status} {body}"
     );
     let other = connect_from(Ipv4Addr::new(127, 0, 0, 2), &server)?;
-    write!(&other, "GET /version HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    write!(&other, "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     assert_eq!(Head::read(&mut BufReader::new(other))?.status()?, 200);
     drop(idle);
     let again = || {
         answer(
             &server,
-            "GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         )
     };
     packetflix_tests::server::wait_until(Duration::from_secs(5), || Ok(again()?.0 == 200))
@@ -112,7 +112,7 @@ fn those_who_say_nothing_make_room_for_others() -> anyhow::Result<()> {
         }
     }
     // Nobody has to wait for an answer,
-    let (status, body) = answer(&server, "GET /version HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    let (status, body) = answer(&server, "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     ensure!(
         status == 503 && sentence(&body)?.contains("1024 connections already"),
         "{status} {body}"
@@ -122,7 +122,7 @@ fn those_who_say_nothing_make_room_for_others() -> anyhow::Result<()> {
     packetflix_tests::server::wait_until(Duration::from_secs(20), || {
         Ok(answer(
             &server,
-            "GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         )?
         .0 == 200)
     })?;

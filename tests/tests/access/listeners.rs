@@ -1,6 +1,8 @@
 //! Where the service listens.
 
 use std::{
+    io::ErrorKind,
+    net::TcpStream,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     process::Command,
     time::Duration,
@@ -76,7 +78,7 @@ fn unix_sockets_are_for_their_owner() -> anyhow::Result<()> {
 #[test]
 fn open_doors_are_warned_of() -> anyhow::Result<()> {
     let warning = "NOBODY IS ASKED WHO THEY ARE";
-    let server = Server::start(&[])?;
+    let server = Server::start(&["--open-to-everyone"])?;
     server.wait_for_log(warning)?;
     let local = Server::start(&["--listen", "127.0.0.1", "--listen", "[::1]"])?;
     local.wait_for_log("listening address=[::1]:")?;
@@ -87,6 +89,83 @@ fn open_doors_are_warned_of() -> anyhow::Result<()> {
     let guarded = server_with(&tokens, &[])?;
     guarded.get("/version")?;
     ensure!(!guarded.log().contains(warning), "{}", guarded.log());
+    guarded.wait_for_log("listening address=[::]:")?;
+    Ok(())
+}
+
+#[test]
+fn only_this_host_is_let_in_unless_more_is_said() -> anyhow::Result<()> {
+    let (house, desk) = Namespace::pair()?;
+    house.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "0"))??;
+    let folder = Folder::new()?;
+    let mut inside = house.command("env");
+    inside
+        .arg(format!("RUNTIME_DIRECTORY={}", folder.path().display()))
+        .arg(program("packetflix")?);
+    let server = Server::start_by(&mut inside, &[])?;
+    server.wait_for_log("only this host is let in")?;
+    server.wait_for_log("--open-to-everyone")?;
+    let port = server.port();
+    for address in ["127.0.0.1", "::1"] {
+        house.inside(|| TcpStream::connect((address, port)))??;
+    }
+    for (from, address) in [(&desk, "10.9.1.1"), (&house, "10.9.1.1")] {
+        let connected = from.inside(|| TcpStream::connect((address, port)))?;
+        ensure!(
+            connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused),
+            "{address}"
+        );
+    }
+    let path = folder.file("packetflix.sock");
+    assert_eq!(path.symlink_metadata()?.permissions().mode() & 0o777, 0o600);
+    let socket = path.to_str().context("no text")?;
+    let targets = ["--unix-socket", socket, "http://localhost/targets"];
+    assert_eq!(curl(&targets)?.0, 200);
+
+    // It is no open door that would be told here, but that there is none.
+    let nowhere = Server::start_by(
+        Command::new(program("packetflix")?).env("RUNTIME_DIRECTORY", "/proc/nowhere"),
+        &[],
+    )?;
+    nowhere.wait_for_log("there is no Unix socket")?;
+    assert_eq!(nowhere.get("/targets")?.0, 200);
+    Ok(())
+}
+
+#[test]
+fn open_doors_are_asked_for() -> anyhow::Result<()> {
+    for listen in ["[::]", "0.0.0.0", "192.0.2.1"] {
+        let refused = Command::new(program("packetflix")?)
+            .args(["--listen", &format!("{listen}:0")])
+            .output()?;
+        let log = String::from_utf8(refused.stderr)?;
+        for words in [
+            "not listening on",
+            "--token-file",
+            "--tls-client-ca",
+            "--open-to-everyone",
+        ] {
+            ensure!(
+                !refused.status.success() && log.contains(words),
+                "{listen}: {log}"
+            );
+        }
+    }
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let both = Command::new(program("packetflix")?)
+        .args(["--open-to-everyone", "--token-file"])
+        .arg(&tokens)
+        .output()?;
+    let log = String::from_utf8(both.stderr)?;
+    ensure!(
+        !both.status.success() && log.contains("--open-to-everyone asks nobody"),
+        "{log}"
+    );
+    let open = Server::start(&["--open-to-everyone", "--listen", "[::]:0"])?;
+    assert_eq!(open.get("/version")?.0, 200);
+    let guarded = server_with(&tokens, &["--listen", "[::]:0"])?;
+    assert_eq!(guarded.get("/version")?.0, 200);
     Ok(())
 }
 
@@ -95,7 +174,10 @@ async fn traffic_of_all_its_ports_is_its_own() -> anyhow::Result<()> {
     let (house, desk) = Namespace::pair()?;
     let mut inside = house.command("env");
     inside.arg(program("packetflix")?);
-    let server = Server::start_by(&mut inside, &["--listen", "[::]", "--listen", "10.9.1.1:0"])?;
+    let server = Server::start_by(
+        &mut inside,
+        &["--open-to-everyone", "--listen", "[::]", "--listen", "10.9.1.1:0"],
+    )?;
     let text = "listening address=10.9.1.1:";
     server.wait_for_log(text)?;
     let log = server.log();
@@ -105,7 +187,7 @@ async fn traffic_of_all_its_ports_is_its_own() -> anyhow::Result<()> {
     // Each would be fed by the other.
     let mut recorders = Vec::new();
     for port in [server.port(), second] {
-        let stream = desk.inside(|| std::net::TcpStream::connect(("10.9.1.1", port)))??;
+        let stream = desk.inside(|| TcpStream::connect(("10.9.1.1", port)))??;
         let url = format!("ws://10.9.1.1:{port}/capture?netns={}", house.inode()?);
         recorders.push(Recorder::over(stream, &url).await?);
     }

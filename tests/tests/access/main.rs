@@ -3,6 +3,7 @@
 mod bounds;
 mod browser;
 mod listeners;
+mod pages;
 mod rotation;
 mod scopes;
 mod tls;

@@ -53,7 +53,7 @@ impl Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         let mut stream = self.trust.connect("127.0.0.1", stream).await?;
         let request = format!(
-            "GET /filter?expr=tcp HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nConnection: close\r\n\r\n",
+            "GET /filter?expr=tcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nConnection: close\r\n\r\n",
             bearer(token)
         );
         stream.write_all(request.as_bytes()).await?;

@@ -32,7 +32,7 @@ async fn client_that_vanishes_under_load_is_given_up() -> anyhow::Result<()> {
     desk.connect("desk", &house, "house", 2)?;
     let mut inside = house.command("env");
     inside.arg(program("packetflix")?);
-    let server = Server::start_by(&mut inside, &["--client-timeout", "2"])?;
+    let server = Server::start_by(&mut inside, &["--open-to-everyone", "--client-timeout", "2"])?;
     let before = traces_before(Some(&server), &[&here])?;
     let stream = desk.inside(|| TcpStream::connect(("10.9.2.2", server.port())))??;
     let url = format!("ws://10.9.2.2/capture?netns={}&nif=va", here.inode()?);

@@ -107,7 +107,7 @@ async fn requests_that_trickle_in_are_cut_off_and_others_are_served() -> anyhow:
         slow.push(stream);
     }
     let request =
-        b"GET /capture?netns=1 HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nX: and so on and on and on";
+        b"GET /capture?netns=1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nX: and so on and on and on";
     let mut bytes = request.iter();
     while !slow.is_empty() {
         let byte = bytes.next().context("never cut off")?;

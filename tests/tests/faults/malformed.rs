@@ -166,7 +166,7 @@ impl Fuzzer {
         let query = self.query();
         let mut head = format!("{method} {path}{query} {version}{line_end}");
         if self.random.percent(90) {
-            head += "Host: here\r\n";
+            head += "Host: localhost\r\n";
         }
         if self.random.percent(50) {
             head += "Upgrade: websocket\r\nConnection: Upgrade\r\n";
@@ -239,7 +239,7 @@ impl Fuzzer {
             self.text()
         };
         format!(
-            "GET /capture?netns={}&nif={} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET /capture?netns={}&nif={} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             percent_encoded(&netns),
             self.random.pick(&["", "va", "lo", "all/lo", "va/va", "%FF", "a"]),
