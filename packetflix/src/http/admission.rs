@@ -1,25 +1,39 @@
 //! How many connections there may be at a time, in all and from one address.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    sync::Semaphore,
+    time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 
 use super::{
     caller::{ClientId, Peer},
+    connection::Exchange,
     refusal::plain_answer,
 };
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// Most connections beside these when none of them can make room: what is for everyone is answered there, that is, probes.
+const MAX_RESERVED: usize = 32;
+
+/// Most connections at Unix sockets, which have places of their own.
+const MAX_LOCAL: usize = 64;
+
+/// How long a connection may stay that has shown nothing.
+const UNPROVEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How many connections are told at a time that they are one too many; others are closed without a word.
 const MAX_FAREWELLS: usize = 64;
@@ -30,16 +44,42 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lets connections in.
 pub(super) struct Admission {
     per_address: usize,
-    all: Arc<Semaphore>,
     farewells: Arc<Semaphore>,
-    clients: Mutex<HashMap<ClientId, usize>>,
+    present: Mutex<Present>,
+}
+
+/// The connections that there are.
+#[derive(Default)]
+struct Present {
+    next: u64,
+    /// In the order in which they came.
+    places: BTreeMap<u64, Arc<Place>>,
+    /// How many of them each address has.
+    clients: HashMap<ClientId, usize>,
+    /// How many of them are at Unix sockets.
+    local: usize,
+    /// How many of them are reserved for what everyone may ask.
+    reserved: usize,
+}
+
+/// What is known of a connection that was let in.
+#[derive(Debug)]
+pub(super) struct Place {
+    client: Option<ClientId>,
+    is_reserved: bool,
+    exchange: Exchange,
+    /// Requests so far, counted over all connections, when somebody who is let in last asked for what is not for everyone;
+    /// 0 before that.
+    proven: AtomicU64,
+    /// Cancelled when the place is needed by another.
+    turned_out: CancellationToken,
 }
 
 /// A connection that was let in, until it is dropped.
 pub(super) struct Admitted {
     admission: Arc<Admission>,
-    client: Option<ClientId>,
-    _permit: OwnedSemaphorePermit,
+    number: u64,
+    place: Arc<Place>,
 }
 
 /// Why a connection is not let in.
@@ -51,42 +91,159 @@ pub(super) enum TurnedAway {
     TooMany { client: ClientId, most: usize },
 }
 
+impl Place {
+    /// Somebody who is let in asks for what is not for everyone.
+    pub(super) fn prove(&self) {
+        static ASKED: AtomicU64 = AtomicU64::new(1);
+        self.proven
+            .store(ASKED.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Whether it is one for what everyone may ask, and nothing else.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.is_reserved
+    }
+
+    /// Waits until the connection has to end: another needs the place, or it has shown nothing for too long.
+    pub(super) async fn turned_out(&self) {
+        self.turned_out_after(UNPROVEN_TIMEOUT).await;
+    }
+
+    async fn turned_out_after(&self, patience: Duration) {
+        let has_shown_nothing = async {
+            sleep(patience).await;
+            while self.proven.load(Ordering::Relaxed) > 0 || self.exchange.is_answered() {
+                sleep(patience).await;
+            }
+        };
+        tokio::select! {
+            () = self.turned_out.cancelled() => {}
+            () = has_shown_nothing => {}
+        }
+    }
+
+    /// How much it takes to turn this connection out, if that may be: first those that have shown nothing, then those on
+    /// which nothing is answered, of which it is longest ago.
+    fn reluctance(&self) -> Option<u64> {
+        match self.proven.load(Ordering::Relaxed) {
+            0 => Some(0),
+            proven => (!self.exchange.is_answered()).then_some(proven),
+        }
+    }
+}
+
+impl Present {
+    /// Turns out whoever may be, of those that `may` be, and gives whether there was one.
+    fn make_room(&mut self, may: impl Fn(&Place) -> bool) -> bool {
+        let mut least: Option<(u64, u64)> = None;
+        for (number, place) in self.places.iter().filter(|(_, place)| may(place)) {
+            match (place.reluctance(), least) {
+                (None, _) => {}
+                (Some(reluctance), Some((known, _))) if known <= reluctance => {}
+                (Some(reluctance), _) => least = Some((reluctance, *number)),
+            }
+            // Nobody comes before the first of these.
+            if least.is_some_and(|(reluctance, _)| reluctance == 0) {
+                break;
+            }
+        }
+        let Some((_, number)) = least else {
+            return false;
+        };
+        if let Some(place) = self.remove(number) {
+            place.turned_out.cancel();
+        }
+        true
+    }
+
+    /// Takes a connection from the list, if it still is there.
+    fn remove(&mut self, number: u64) -> Option<Arc<Place>> {
+        let place = self.places.remove(&number)?;
+        match place.client {
+            None => self.local -= 1,
+            Some(client) => {
+                if place.is_reserved {
+                    self.reserved -= 1;
+                }
+                if let Entry::Occupied(mut entry) = self.clients.entry(client) {
+                    *entry.get_mut() -= 1;
+                    if *entry.get() == 0 {
+                        entry.remove();
+                    }
+                }
+            }
+        }
+        Some(place)
+    }
+
+    /// Connections at TCP addresses that are no reserved ones.
+    fn ordinary(&self) -> usize {
+        self.places.len() - self.local - self.reserved
+    }
+}
+
 impl Admission {
     pub(super) fn new(per_address: usize) -> Arc<Self> {
         Arc::new(Self {
             per_address,
-            all: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)),
-            clients: Mutex::default(),
+            present: Mutex::default(),
         })
     }
 
-    /// Lets a connection in.
+    /// Lets a connection in, about which `exchange` knows. Where there are too many, the one that is missed least goes.
     ///
     /// # Errors
-    /// When there are too many.
-    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Result<Admitted, TurnedAway> {
+    /// When none can go.
+    pub(super) fn admit(self: &Arc<Self>, peer: Peer, exchange: Exchange) -> Result<Admitted, TurnedAway> {
         let client = peer.ip().map(|address| ClientId::new(Some(address)));
-        if let Some(client) = client {
-            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-            let most = self.per_address;
-            let count = clients.entry(client).or_default();
-            if *count >= most {
-                return Err(TurnedAway::TooMany { client, most });
+        let mut present = self.lock();
+        let mut is_reserved = false;
+        match client {
+            None => {
+                if present.local >= MAX_LOCAL && !present.make_room(|place| place.client.is_none()) {
+                    return Err(TurnedAway::Full);
+                }
+                present.local += 1;
             }
-            *count += 1;
-        }
-        match Arc::clone(&self.all).try_acquire_owned() {
-            Ok(permit) => Ok(Admitted {
-                admission: Arc::clone(self),
-                client,
-                _permit: permit,
-            }),
-            Err(_) => {
-                self.leave(client);
-                Err(TurnedAway::Full)
+            Some(client) => {
+                let most = self.per_address;
+                let count = present.clients.get(&client).copied().unwrap_or_default();
+                if count >= most && !present.make_room(|place| place.client == Some(client)) {
+                    return Err(TurnedAway::TooMany { client, most });
+                }
+                let is_full = present.ordinary() >= MAX_CONNECTIONS;
+                if is_full && !present.make_room(|place| place.client.is_some() && !place.is_reserved) {
+                    let is_free = present.reserved < MAX_RESERVED;
+                    if !is_free && !present.make_room(|place| place.is_reserved) {
+                        return Err(TurnedAway::Full);
+                    }
+                    is_reserved = true;
+                    present.reserved += 1;
+                }
+                *present.clients.entry(client).or_default() += 1;
             }
         }
+        let place = Arc::new(Place {
+            client,
+            is_reserved,
+            exchange,
+            proven: AtomicU64::new(0),
+            turned_out: CancellationToken::new(),
+        });
+        let number = present.next;
+        present.next += 1;
+        present.places.insert(number, Arc::clone(&place));
+        drop(present);
+        Ok(Admitted {
+            admission: Arc::clone(self),
+            number,
+            place,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells a client why it is not let in, unless too many are told already.
@@ -97,29 +254,23 @@ impl Admission {
         // Whoever does not listen has had their chance.
         let _ = timeout(FAREWELL_TIMEOUT, say(stream, why)).await;
     }
-
-    fn leave(&self, client: Option<ClientId>) {
-        let Some(client) = client else {
-            return;
-        };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut entry) = clients.entry(client) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.admission.leave(self.client);
+        self.admission.lock().remove(self.number);
+    }
+}
+
+impl Admitted {
+    /// What is known of it.
+    pub(super) fn place(&self) -> &Arc<Place> {
+        &self.place
     }
 }
 
 impl TurnedAway {
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Full => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -149,38 +300,124 @@ mod tests {
         Peer::Tcp(SocketAddr::new(address.parse().unwrap(), 7))
     }
 
+    /// One that is let in, and that has been shown something if `proven`; `answers` keeps it busy.
+    fn admit(
+        admission: &Arc<Admission>,
+        peer: Peer,
+        proven: bool,
+    ) -> Result<(Admitted, Exchange), TurnedAway> {
+        let exchange = Exchange::new();
+        let admitted = admission.admit(peer, exchange.clone())?;
+        if proven {
+            admitted.place().prove();
+        }
+        Ok((admitted, exchange))
+    }
+
+    fn is_turned_out((admitted, _): &(Admitted, Exchange)) -> bool {
+        admitted.place.turned_out.is_cancelled()
+    }
+
     #[test]
     fn one_address_cannot_take_all() {
         let admission = Admission::new(2);
-        let first = [(); 2].map(|()| admission.admit(peer("192.0.2.1")).ok().unwrap());
-        let why = admission.admit(peer("::ffff:192.0.2.1")).err().unwrap();
+        let first = [(); 2].map(|()| admit(&admission, peer("192.0.2.1"), true).unwrap());
+        let answers = first.each_ref().map(|(_, exchange)| exchange.answer());
+        let why = admit(&admission, peer("::ffff:192.0.2.1"), false).err().unwrap();
         assert_eq!(
             why.to_string(),
             "there are 2 connections from 192.0.2.1 already, and no more are let in"
         );
         assert_eq!(why.status(), StatusCode::TOO_MANY_REQUESTS);
-        let second = admission.admit(peer("192.0.2.2"));
-        assert!(second.is_ok());
+        assert!(admit(&admission, peer("192.0.2.2"), false).is_ok());
         // A network of IPv6 is one client.
-        let networks = ["2001:db8::1", "2001:db8::2"].map(|address| admission.admit(peer(address)).is_ok());
-        assert_eq!(networks, [true, true]);
-        let _held = ["2001:db8::1", "2001:db8::2"].map(|address| admission.admit(peer(address)).ok());
-        assert!(admission.admit(peer("2001:db8::3")).is_err());
-        assert!(admission.admit(peer("2001:db8:0:1::3")).is_ok());
-        drop(first);
-        assert!(admission.admit(peer("192.0.2.1")).is_ok());
+        let _held = ["2001:db8::1", "2001:db8::2"].map(|address| {
+            let held = admit(&admission, peer(address), true).unwrap();
+            let answer = held.1.answer();
+            (held, answer)
+        });
+        assert!(admit(&admission, peer("2001:db8::3"), false).is_err());
+        assert!(admit(&admission, peer("2001:db8:0:1::3"), false).is_ok());
+        // One on which nothing is going on makes room for another of its address.
+        drop(answers);
+        let third = admit(&admission, peer("192.0.2.1"), false);
+        assert!(third.is_ok() && is_turned_out(&first[0]) && !is_turned_out(&first[1]));
     }
 
     #[test]
-    fn there_is_an_end_to_all_connections() {
+    fn those_who_show_nothing_go_first_and_the_oldest_of_them() {
+        let admission = Admission::new(4);
+        let from = |proven| admit(&admission, peer("192.0.2.1"), proven).unwrap();
+        let (proven, silent, late) = (from(true), from(false), from(false));
+        let busy = from(true);
+        let _answer = busy.1.answer();
+        // What everyone may ask shows nothing, however often it is asked.
+        let public = silent.1.answer();
+        let _next = from(true);
+        assert!(is_turned_out(&silent) && !is_turned_out(&late) && !is_turned_out(&proven));
+        drop(public);
+        let _next = from(true);
+        assert!(is_turned_out(&late) && !is_turned_out(&proven));
+        let _next = from(true);
+        assert!(is_turned_out(&proven) && !is_turned_out(&busy));
+        // One that was turned out gives nothing back that it no longer has.
+        drop((silent, late, proven));
+        assert_eq!(admission.lock().clients.values().sum::<usize>(), 4);
+    }
+
+    #[test]
+    fn there_is_an_end_to_all_connections_and_places_for_probes_and_this_host() {
         let admission = Admission::new(10);
-        let admit = |n: usize| admission.admit(peer(&format!("192.0.{}.1", n % 250)));
-        let all: Vec<_> = (0..MAX_CONNECTIONS).map(|n| admit(n).ok().unwrap()).collect();
-        assert_eq!(admit(0).err(), Some(TurnedAway::Full));
-        assert_eq!(admission.admit(Peer::Unix(0)).err(), Some(TurnedAway::Full));
-        drop(all);
-        assert!(admission.clients.lock().unwrap().is_empty());
-        assert!(admission.admit(Peer::Unix(0)).is_ok());
+        let from = |n: usize| peer(&format!("192.0.{}.1", n % 250));
+        let all: Vec<_> = (0..MAX_CONNECTIONS)
+            .map(|n| admit(&admission, from(n), true).unwrap())
+            .collect();
+        let answers: Vec<_> = all.iter().map(|(_, exchange)| exchange.answer()).collect();
+        let probes: Vec<_> = (0..2 * MAX_RESERVED)
+            .map(|n| admit(&admission, from(n), false).unwrap())
+            .collect();
+        assert!(probes.iter().all(|(probe, _)| probe.place().is_reserved()));
+        assert_eq!(
+            probes.iter().filter(|probe| is_turned_out(probe)).count(),
+            MAX_RESERVED
+        );
+        let asked: Vec<_> = probes
+            .iter()
+            .map(|(probe, exchange)| {
+                probe.place().prove();
+                exchange.answer()
+            })
+            .collect();
+        assert_eq!(admit(&admission, from(0), false).err(), Some(TurnedAway::Full));
+        let local: Vec<_> = (0..MAX_LOCAL)
+            .map(|_| admit(&admission, Peer::Unix(0), true).unwrap())
+            .collect();
+        let _busy: Vec<_> = local.iter().map(|(_, exchange)| exchange.answer()).collect();
+        assert_eq!(
+            admit(&admission, Peer::Unix(0), false).err(),
+            Some(TurnedAway::Full)
+        );
+        assert!(!all.iter().chain(&local).any(is_turned_out));
+        drop((answers, asked, all, probes, local));
+        let present = admission.lock();
+        assert!(present.clients.is_empty() && present.places.is_empty());
+        assert_eq!((present.local, present.reserved), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_shows_nothing_does_not_stay() {
+        const PATIENCE: Duration = Duration::from_millis(50);
+
+        let admission = Admission::new(4);
+        let (silent, exchange) = admit(&admission, peer("192.0.2.1"), false).unwrap();
+        let answer = exchange.answer();
+        let ends = silent.place().turned_out_after(PATIENCE);
+        assert!(timeout(3 * PATIENCE, ends).await.is_err());
+        drop(answer);
+        silent.place().turned_out_after(PATIENCE).await;
+        let (proven, _) = admit(&admission, peer("192.0.2.1"), true).unwrap();
+        let ends = proven.place().turned_out_after(PATIENCE);
+        assert!(timeout(5 * PATIENCE, ends).await.is_err());
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -21,7 +21,7 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{caller::Peer, refusal::plain_answer};
+use super::{admission::Place, caller::Peer, refusal::plain_answer};
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,8 @@ pub(super) struct Client {
     pub(super) certificate: Option<Arc<str>>,
     /// Whether it speaks TLS.
     pub(super) is_encrypted: bool,
+    /// Its place among the connections that there may be, if these are bounded.
+    pub(super) place: Option<Arc<Place>>,
 }
 
 /// A stream of bytes, both ways.
@@ -64,6 +66,8 @@ struct State {
     /// Who reads, to look at the clock once the request is answered: until then there is no time in which anything has to
     /// come, and hyper looks no more by itself.
     reader: AtomicWaker,
+    /// What was written is not taken yet.
+    is_stalled: AtomicBool,
 }
 
 /// A request is awaited, since just now.
@@ -80,7 +84,14 @@ impl Exchange {
         Self(Arc::new(State {
             now: AtomicU8::new(BEGUN),
             reader: AtomicWaker::new(),
+            is_stalled: AtomicBool::new(false),
         }))
+    }
+
+    /// Whether a request is answered at the moment, to the last byte, or was with a change to another protocol.
+    pub(super) fn is_answered(&self) -> bool {
+        let is_answered = matches!(self.0.now.load(Ordering::Relaxed), ANSWERED | UPGRADED);
+        is_answered || self.0.is_stalled.load(Ordering::Relaxed)
     }
 
     /// The head of a request has come. It is answered until what this gives is dropped.
@@ -201,6 +212,8 @@ impl Bounded {
 
     /// Passes on what a write came to, unless it has come to nothing for too long.
     fn bound<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let Exchange(state) = &self.exchange;
+        state.is_stalled.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() || self.state() == UPGRADED {
             self.stalled = None;
             return written;

@@ -17,6 +17,7 @@ use warp::{
 };
 
 use super::{
+    admission::TurnedAway,
     caller::{Caller, Peer, take_query_token},
     capture::{App, LocalEnd},
     connection::Client,
@@ -166,6 +167,9 @@ impl Front {
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
     /// such page, wherever they think that we are: names that lead to us by way of others stay usable.
     fn check_page<B>(&self, request: &Request<B>, client: &Client, is_proxied: bool) -> Result<(), Refusal> {
+        if client.place.as_ref().is_some_and(|place| place.is_reserved()) {
+            return Err(TurnedAway::Full.into());
+        }
         let origins = &self.app.config.allowed_origins;
         let headers = request.headers();
         if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
@@ -187,7 +191,11 @@ impl Front {
         client: &Client,
         token: Option<&[u8]>,
     ) -> Result<Caller, Refusal> {
-        Ok(Caller::identify(&self.access, client, request.headers(), token)?)
+        let caller = Caller::identify(&self.access, client, request.headers(), token)?;
+        if let Some(place) = client.place.as_ref().filter(|_| !is_public(request.uri().path())) {
+            place.prove();
+        }
+        Ok(caller)
     }
 
     /// Refuses what does not get as far as our routes or the discovery service.

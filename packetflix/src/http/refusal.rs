@@ -9,7 +9,9 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{caller::Forbidden, proxy::ProxyError, quotas::QuotaError, request::RequestError};
+use super::{
+    admission::TurnedAway, caller::Forbidden, proxy::ProxyError, quotas::QuotaError, request::RequestError,
+};
 use crate::{
     access::AccessError,
     capabilities::Capability,
@@ -94,6 +96,12 @@ pub(super) fn plain_answer(status: StatusCode, sentence: &str) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
+}
+
+impl From<TurnedAway> for Refusal {
+    fn from(error: TurnedAway) -> Self {
+        Self::new(error.status(), error.to_string())
+    }
 }
 
 impl From<AccessError> for Refusal {

@@ -209,9 +209,16 @@ async fn accept_all(listener: &Listener, hall: &Arc<Hall>, app: &App) {
             Ok((accepted, peer)) => {
                 let hall = Arc::clone(hall);
                 let stop = app.stop.clone();
-                match hall.admission.admit(peer) {
+                let exchange = Exchange::new();
+                match hall.admission.admit(peer, exchange.clone()) {
                     Ok(admitted) => {
-                        app.tasks.spawn(welcome(accepted, peer, admitted, hall, stop));
+                        app.tasks.spawn(async move {
+                            let place = Arc::clone(admitted.place());
+                            tokio::select! {
+                                () = welcome(accepted, peer, admitted, exchange, hall, stop) => {}
+                                () = place.turned_out() => tracing::debug!(%peer, "a connection is turned out"),
+                            }
+                        });
                     }
                     Err(why) => {
                         tracing::debug!(%peer, %why, "a connection is not let in");
@@ -239,6 +246,7 @@ async fn welcome(
     accepted: Accepted,
     peer: Peer,
     admitted: Admitted,
+    exchange: Exchange,
     hall: Arc<Hall>,
     stop: CancellationToken,
 ) {
@@ -247,8 +255,8 @@ async fn welcome(
         local: None,
         certificate: None,
         is_encrypted: false,
+        place: Some(Arc::clone(admitted.place())),
     };
-    let exchange = Exchange::new();
     let stream = match (accepted, &hall.tls) {
         (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone()),
         (Accepted::Tcp(stream), tls) => {

@@ -188,6 +188,7 @@ mod tests {
             local: None,
             certificate: None,
             is_encrypted: false,
+            place: None,
         }
     }
 
@@ -325,6 +326,7 @@ mod tests {
         let client = Client {
             peer: Peer::Unix(1000),
             is_encrypted: true,
+            place: None,
             ..client("192.0.2.7")
         };
         tell_origin(&mut parts, &client, false);

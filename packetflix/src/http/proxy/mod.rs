@@ -298,6 +298,7 @@ mod tests {
         local: None,
         certificate: None,
         is_encrypted: false,
+        place: None,
     };
 
     fn proxy(port: u16, limit: Duration) -> Proxy {
