@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write as _,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use futures_util::future::join_all;
 use packetflix::{
     filter::{
         classic::Instruction,
-        compile::{CompileError, MAX_LEN, Options, compile},
+        compile::{CompileError, LookUpError, MAX_LEN, Options, compile},
     },
     pcapng::LinkType,
 };
@@ -289,9 +290,120 @@ async fn names_are_looked_up_only_when_told() -> anyhow::Result<()> {
     }
     let unknown = compile("host does-not-exist.invalid", LinkType::Raw, &told).await;
     ensure!(
-        matches!(unknown, Err(CompileError::Syntax { .. } | CompileError::Timeout)),
+        matches!(
+            unknown,
+            Err(CompileError::Syntax { .. } | CompileError::LookUp(LookUpError::Timeout))
+        ),
         "{unknown:?}"
     );
+    Ok(())
+}
+
+/// A process that is to look names up, and waits for them.
+fn resolver() -> anyhow::Result<std::process::Child> {
+    Ok(Command::new(program("packetflix")?)
+        .arg("look-filter-names-up")
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?)
+}
+
+#[test]
+fn names_are_looked_up_by_a_process_without_rights() -> anyhow::Result<()> {
+    let mut child = resolver()?;
+    let folder = Path::new("/proc").join(child.id().to_string());
+    let status = || anyhow::Ok(fs::read_to_string(folder.join("status"))?);
+    wait_until(Duration::from_secs(10), || Ok(status()?.contains("Seccomp:\t2")))?;
+    let status = status()?;
+    for line in [
+        "Uid:\t65534\t65534\t65534\t65534",
+        "Gid:\t65534\t65534\t65534\t65534",
+        "Groups:\t ",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        ensure!(status.lines().any(|found| found == line), "{line}: {status}");
+    }
+    ensure!(fs::read(folder.join("environ"))?.is_empty());
+    assert_eq!(fs::read_dir(folder.join("fd"))?.count(), 3);
+    let mut input = child.stdin.take().context("no input")?;
+    input.write_all(
+        br#"[{"kind":"Host","name":"127.0.0.9"},{"kind":"Port","name":"ssh"},{"kind":"Host","name":"."}]"#,
+    )?;
+    drop(input);
+    let answer = String::from_utf8(child.wait_with_output()?.stdout)?;
+    let expected = r#"{"Found":[{"Addresses":["127.0.0.9"]},{"Port":{"tcp":22,"udp":null}},"Nothing"]}"#;
+    ensure!(answer == expected, "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_compiler_is_confined_whether_names_are_looked_up_or_not() -> anyhow::Result<()> {
+    // It stands in for our program, and tells what it was started for.
+    let folder = packetflix_tests::folder::Folder::new()?;
+    let (script, told) = (folder.file("program"), folder.file("told"));
+    let real = program("packetflix")?;
+    let text = format!(
+        "#!/bin/sh\necho \"$*\" >> {}\nexec {} \"$@\"\n",
+        told.display(),
+        real.display()
+    );
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let options = Options {
+        resolve_names: true,
+        program: script,
+        ..options()?
+    };
+    compile("host localhost and vlan", LinkType::Ethernet, &options).await?;
+    let told = fs::read_to_string(told)?;
+    let orders: Vec<&str> = told.lines().collect();
+    assert_eq!(orders, ["look-filter-names-up", "compile-filter ethernet true 0"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_account_keeps_no_other_waiting() -> anyhow::Result<()> {
+    // Each takes its time, and they are different, so that none is known already.
+    let slow = |number: usize| {
+        let hosts: Vec<String> = (0..150)
+            .map(|host| format!("host 10.{number}.{}.{}", host / 250, host % 250))
+            .collect();
+        hosts.join(" or ")
+    };
+    let greedy = Options {
+        account: "greedy".into(),
+        ..options()?
+    };
+    let mut many: Vec<_> = (0..40)
+        .map(|number| {
+            let (expression, greedy) = (slow(number), greedy.clone());
+            tokio::spawn(async move { compile(&expression, LinkType::Ethernet, &greedy).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let other = Options {
+        account: "other".into(),
+        ..options()?
+    };
+    let begun = Instant::now();
+    compile("tcp port 80 and host 10.0.0.77", LinkType::Ethernet, &other).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let first = many.remove(0).await?;
+    many.into_iter().for_each(|one| one.abort());
+
+    // What is known takes no time.
+    ensure!(first.is_ok(), "{first:?}");
+    let begun = Instant::now();
+    let again = compile(&slow(0), LinkType::Ethernet, &other).await?;
+    ensure!(
+        begun.elapsed() < Duration::from_millis(200),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(again, first?);
     Ok(())
 }
 
@@ -362,7 +474,7 @@ fn compiler_has_no_rights() -> anyhow::Result<()> {
 /// A process that compiles for Ethernet, and waits for its expression.
 fn compiler(vlan: &str) -> anyhow::Result<std::process::Child> {
     Ok(Command::new(program("packetflix")?)
-        .args(["compile-filter", "ethernet", vlan, "4294967295", "false"])
+        .args(["compile-filter", "ethernet", vlan, "4294967295"])
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -377,7 +489,7 @@ fn who_may_make_no_namespace_is_told() -> anyhow::Result<()> {
     let output = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(&copy)
-        .args(["compile-filter", "ethernet", "true", "4294967295", "false"])
+        .args(["compile-filter", "ethernet", "true", "4294967295"])
         .stdin(Stdio::null())
         .output();
     fs::remove_file(copy)?;

@@ -5,15 +5,13 @@
 
 use std::{
     ffi::{CString, OsString},
-    fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::AsFd as _,
     process::ExitCode,
 };
 
 use nix::{
     libc,
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, unshare},
     sys::{
         prctl::{set_dumpable, set_no_new_privs},
         resource::{Resource, setrlimit},
@@ -22,8 +20,12 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{classic::MAX_INSTRUCTIONS, libpcap::Handle};
-use crate::{capabilities::Capability, pcapng::LinkType, sys};
+use super::{classic::MAX_INSTRUCTIONS, libpcap::Handle, resolver};
+use crate::{
+    capabilities::Capability,
+    pcapng::LinkType,
+    sys::{self, SystemCall},
+};
 
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
@@ -32,9 +34,6 @@ const VERB: &str = "compile-filter";
 /// killed, and bytes of its memory. libpcap takes one and a half for three hundred hosts.
 const CPU_SECONDS: u64 = 5;
 const ADDRESS_SPACE: u64 = 512 << 20;
-/// Descriptors that looking a name up may take at once.
-const LOOK_UP_DESCRIPTORS: u64 = 64;
-
 /// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
 const NOBODY: u32 = 65534;
 
@@ -67,11 +66,10 @@ pub(super) struct Order {
     pub(super) vlan: bool,
     /// In the host's byte order; all ones when there is none.
     pub(super) netmask: u32,
-    pub(super) resolve_names: bool,
 }
 
 /// What the process tells, as a line of JSON.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// Code, jt, jf and k of each instruction.
     Program(Vec<(u16, u8, u8, u32)>),
@@ -90,12 +88,18 @@ pub(super) enum Answer {
 }
 
 /// A step that failed.
-struct Failure(&'static str, io::Error, Option<Capability>);
+pub(super) struct Failure(&'static str, io::Error, Option<Capability>);
 
 impl Failure {
     /// One that takes no right.
-    fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(super) fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
         move |error| Self(step, error, None)
+    }
+
+    /// What could not be done, and why.
+    pub(super) fn sentence(&self) -> String {
+        let Self(step, error, _) = self;
+        format!("{step}: {error}")
     }
 
     /// One that takes a right.
@@ -106,7 +110,7 @@ impl Failure {
 
 impl Order {
     /// The arguments that tell it.
-    pub(super) fn arguments(self) -> [String; 5] {
+    pub(super) fn arguments(self) -> [String; 4] {
         let link_type = match self.link_type {
             LinkType::Ethernet => "ethernet",
             LinkType::Raw => "raw",
@@ -116,13 +120,12 @@ impl Order {
             link_type.to_owned(),
             self.vlan.to_string(),
             self.netmask.to_string(),
-            self.resolve_names.to_string(),
         ]
     }
 
     /// The order that the arguments after the verb tell.
     fn parse(arguments: &[OsString]) -> Option<Self> {
-        let [link_type, vlan, netmask, resolve_names] = arguments else {
+        let [link_type, vlan, netmask] = arguments else {
             return None;
         };
         Some(Self {
@@ -133,26 +136,28 @@ impl Order {
             },
             vlan: vlan.to_str()?.parse().ok()?,
             netmask: netmask.to_str()?.parse().ok()?,
-            resolve_names: resolve_names.to_str()?.parse().ok()?,
         })
     }
 }
 
-/// Compiles a filter and tells how the process is to end, when its arguments say that this is what it is for: to be
-/// called first of all, before anything was opened and while there is one thread.
+/// Compiles a filter, or looks up the names in one, and tells how the process is to end, when its arguments say that this is
+/// what it is for: to be called first of all, before anything was opened and while there is one thread.
 pub fn answer_if_asked(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
-    let arguments: Vec<OsString> = arguments.skip(1).take(6).collect();
+    let arguments: Vec<OsString> = arguments.skip(1).take(5).collect();
     let (verb, rest) = arguments.split_first()?;
-    if verb != VERB {
+    let answered = if verb == VERB {
+        let order = Order::parse(rest).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput));
+        order.and_then(|order| say(&answer(order).unwrap_or_else(Answer::from)))
+    } else if verb == resolver::VERB {
+        say(&resolver::answer())
+    } else {
         return None;
-    }
-    let answered = Order::parse(rest)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-        .and_then(|order| {
-            let answer = answer(order).unwrap_or_else(Answer::from);
-            io::stdout().write_all(&serde_json::to_vec(&answer)?)
-        });
+    };
     Some(answered.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+}
+
+fn say(answer: &impl Serialize) -> io::Result<()> {
+    io::stdout().write_all(&serde_json::to_vec(answer)?)
 }
 
 impl From<Failure> for Answer {
@@ -166,15 +171,22 @@ impl From<Failure> for Answer {
     }
 }
 
-fn answer(order: Order) -> Result<Answer, Failure> {
+/// The first that a helper does: it has nothing but its standard descriptors, and bounds of time and memory.
+pub(super) fn begin() -> Result<(), Failure> {
     #[expect(unsafe_code, reason = "closes what this process may have inherited")]
     // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
     // ones, which stay open.
     let closed = unsafe { sys::close_inherited_descriptors() };
     closed.map_err(Failure::of("inherited descriptors could not be closed"))?;
-    bound_resources().map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
+    bound_resources().map_err(Failure::of("resources could not be bounded (setrlimit)"))
+}
+
+fn answer(order: Order) -> Result<Answer, Failure> {
+    begin()?;
     let handle = open(order)?;
-    give_up_rights(order)?;
+    give_up_rights(0)?;
+    sys::allow_system_calls_only(&SYSTEM_CALLS.map(SystemCall::any))
+        .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
 
     let mut expression = Vec::new();
     io::stdin()
@@ -209,8 +221,6 @@ fn open(order: Order) -> Result<Handle, Failure> {
     if order.link_type != LinkType::Ethernet || !order.vlan {
         return Handle::dead(order.link_type).map_err(failed("libpcap makes no handle"));
     }
-    let home = File::open("/proc/self/ns/net")
-        .map_err(Failure::of("the own network namespace could not be opened"))?;
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(io::Error::from)
         .map_err(Failure::without(
@@ -226,21 +236,11 @@ fn open(order: Order) -> Result<Handle, Failure> {
         Capability::NetRaw,
         "a packet socket could not be opened",
     ))?);
-    let handle = Handle::live(c"lo", LinkType::Ethernet)
-        .map_err(failed("libpcap does not capture on the loopback device"))?;
-    // The handle stays where it was made. Names mean what they mean at home.
-    if order.resolve_names {
-        setns(home.as_fd(), CloneFlags::CLONE_NEWNET)
-            .map_err(io::Error::from)
-            .map_err(Failure::of(
-                "the own network namespace could not be entered (setns)",
-            ))?;
-    }
-    Ok(handle)
+    Handle::live(c"lo", LinkType::Ethernet).map_err(failed("libpcap does not capture on the loopback device"))
 }
 
-/// Leaves the process with what it takes to compile; looking names up takes files and sockets too.
-fn give_up_rights(order: Order) -> Result<(), Failure> {
+/// Leaves the process without rights, and with so many descriptors that it may have at most.
+pub(super) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
     // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
     // capabilities.
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -255,11 +255,6 @@ fn give_up_rights(order: Order) -> Result<(), Failure> {
     set_no_new_privs()
         .map_err(io::Error::from)
         .map_err(Failure::of("new privileges could not be forbidden (prctl)"))?;
-    let descriptors = if order.resolve_names {
-        LOOK_UP_DESCRIPTORS
-    } else {
-        0
-    };
     for (resource, bound) in [
         (Resource::RLIMIT_NOFILE, descriptors),
         (Resource::RLIMIT_NPROC, 0),
@@ -267,10 +262,6 @@ fn give_up_rights(order: Order) -> Result<(), Failure> {
         setrlimit(resource, bound, bound)
             .map_err(io::Error::from)
             .map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
-    }
-    if !order.resolve_names {
-        sys::allow_system_calls_only(&SYSTEM_CALLS)
-            .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
     }
     Ok(())
 }
@@ -282,12 +273,11 @@ mod tests {
     #[test]
     fn orders_survive_the_arguments() {
         for link_type in [LinkType::Ethernet, LinkType::Raw] {
-            for (vlan, resolve_names) in [(true, false), (false, true)] {
+            for vlan in [true, false] {
                 let order = Order {
                     link_type,
                     vlan,
                     netmask: 0xffff_ff00,
-                    resolve_names,
                 };
                 let arguments = order.arguments().map(OsString::from);
                 assert_eq!(arguments[0], VERB);
@@ -301,7 +291,7 @@ mod tests {
         for arguments in [&["packetflix"][..], &["packetflix", "--port", VERB], &[]] {
             assert!(answer_if_asked(arguments.iter().map(OsString::from)).is_none());
         }
-        let wrong = ["token-ring", "false", "0", "false"].map(OsString::from);
+        let wrong = ["token-ring", "false", "0"].map(OsString::from);
         assert_eq!(Order::parse(&wrong), None);
     }
 }

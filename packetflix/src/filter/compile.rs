@@ -2,10 +2,17 @@
 //!
 //! libpcap is a compiler in C of which nobody promises that it withstands those who mean ill, the expression comes from
 //! the network, and the server has the host's powers. So each expression is compiled by a short-lived process with
-//! next to no rights (`child.rs`), of which few run at the same time, and none for long.
+//! next to no rights (`child.rs`), of which few run at the same time (`turns.rs`), and none for long. What became of it is
+//! kept for a while (`cache.rs`). Names, where they may be looked up at all, are numbers by then (`resolver.rs`).
 
 use std::{
-    borrow::Cow, io, net::Ipv4Addr, path::PathBuf, process::ExitStatus, process::Stdio, time::Duration,
+    borrow::Cow,
+    io,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -13,14 +20,17 @@ use std::os::unix::process::ExitStatusExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
-    sync::Semaphore,
     time::timeout,
 };
 
+pub use super::resolver::LookUpError;
 use super::{
+    cache::{Cache, Key},
     child::{Answer, Order},
     classic::{Instruction, MAX_INSTRUCTIONS},
-    names::{self, Refused},
+    names::{self, Names, Refused},
+    resolver,
+    turns::{Busy, Turns},
 };
 use crate::{capabilities::Capability, pcapng::LinkType};
 
@@ -29,12 +39,8 @@ pub const MAX_LEN: usize = 64 << 10;
 
 /// How long a process may take, by the clock.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The same when it has to wait for others: for resolvers, or until the kernel makes a network namespace.
+/// The same when it has to wait for others: until the kernel makes a network namespace.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
-/// How many of them there are at the same time.
-const AT_ONCE: usize = 4;
-/// How long an expression waits for its turn.
-const TURN: Duration = Duration::from_secs(15);
 /// Bytes of an answer: the longest program is a seventh of that.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -45,6 +51,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Whether names of hosts, networks, ports and protocols may be looked up, from the server's network namespace.
     pub resolve_names: bool,
+    /// On whose account it is: their turns are counted together.
+    pub account: Arc<str>,
     /// Netmask of the interface, without which libpcap refuses `ip broadcast`. tcpdump says 0.0.0.0, after which only
     /// 255.255.255.255 and 0.0.0.0 are broadcast addresses.
     pub netmask: Option<Ipv4Addr>,
@@ -56,6 +64,7 @@ impl Default for Options {
         Self {
             program: PathBuf::from("/proc/self/exe"),
             resolve_names: false,
+            account: "".into(),
             netmask: None,
         }
     }
@@ -86,6 +95,9 @@ pub enum CompileError {
         /// What is to be written instead.
         instead: &'static str,
     },
+    /// Its names cannot be looked up.
+    #[error(transparent)]
+    LookUp(#[from] LookUpError),
     /// It would become a program with a loop.
     #[error("protochain cannot be used in filters here: it takes a loop, which no filter in the kernel has")]
     Protochain,
@@ -136,7 +148,8 @@ pub async fn compile(
     link_type: LinkType,
     options: &Options,
 ) -> Result<Vec<Instruction>, CompileError> {
-    static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+    static TURNS: LazyLock<Arc<Turns>> = LazyLock::new(Arc::default);
+    static KNOWN: LazyLock<Cache> = LazyLock::new(Cache::default);
 
     if expression.len() > MAX_LEN {
         return Err(CompileError::TooLong(expression.len()));
@@ -148,38 +161,48 @@ pub async fn compile(
     if expression.contains('\0') {
         return Err(syntax("it holds a zero byte".to_owned()));
     }
-    let checked = names::check(expression, options.resolve_names)?;
-    let order = Order {
-        link_type,
-        // As a word or not: that costs time only.
-        vlan: checked.contains("vlan"),
-        netmask: options
-            .netmask
-            .map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets())),
-        resolve_names: options.resolve_names,
+    let take_turn = async || {
+        let turn = TURNS.take(&options.account).await;
+        turn.map_err(|Busy| CompileError::Busy)
     };
-    let deadline = if order.resolve_names || order.vlan {
-        PATIENT_DEADLINE
-    } else {
-        DEADLINE
-    };
-
-    let Ok(Ok(_turn)) = timeout(TURN, TURNS.acquire()).await else {
-        return Err(CompileError::Busy);
-    };
-    let mut child = start(options, order).map_err(CompileError::Child)?;
-    let (status, answer) = match timeout(deadline, ask(&mut child, &checked)).await {
-        Ok(Ok(said)) => said,
-        Ok(Err(error)) => {
-            end(&mut child).await;
-            return Err(CompileError::Child(error));
-        }
-        Err(_) => {
-            end(&mut child).await;
-            return Err(CompileError::Timeout);
+    let mut turn = None;
+    let names = match options.resolve_names {
+        false => Names::Refused,
+        true => {
+            let wanted = names::wanted(expression)?;
+            if !wanted.is_empty() {
+                turn = Some(take_turn().await?);
+            }
+            Names::Known(resolver::look_up(wanted, options).await?)
         }
     };
-    match understand(status, &answer)? {
+    let checked = names::check(expression, &names)?;
+    if checked.len() > 2 * MAX_LEN {
+        return Err(CompileError::TooLong(checked.len()));
+    }
+    let netmask = options
+        .netmask
+        .map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets()));
+    let key = Key::new(options, &checked, link_type, netmask);
+    let answer = match KNOWN.get(&key) {
+        Some(answer) => answer,
+        None => {
+            let _turn = match turn {
+                Some(turn) => turn,
+                None => take_turn().await?,
+            };
+            // Who was before may have asked for the same.
+            match KNOWN.get(&key) {
+                Some(answer) => answer,
+                None => {
+                    let answer = compile_anew(&checked, link_type, netmask, options).await?;
+                    KNOWN.put(&key, &answer);
+                    answer
+                }
+            }
+        }
+    };
+    match answer {
         Answer::Program(program) => Ok(program
             .into_iter()
             .map(|(code, jt, jf, k)| Instruction { code, jt, jf, k })
@@ -199,19 +222,67 @@ pub async fn compile(
     }
 }
 
+/// What a process of its own makes of an expression without names.
+async fn compile_anew(
+    expression: &str,
+    link_type: LinkType,
+    netmask: u32,
+    options: &Options,
+) -> Result<Answer, CompileError> {
+    let order = Order {
+        link_type,
+        // As a word or not: that costs time only.
+        vlan: expression.contains("vlan"),
+        netmask,
+    };
+    let deadline = if order.vlan { PATIENT_DEADLINE } else { DEADLINE };
+    let helped = ask_helper(options, &order.arguments(), expression.as_bytes(), deadline).await;
+    let (status, answer) = helped
+        .map_err(CompileError::Child)?
+        .ok_or(CompileError::Timeout)?;
+    understand(status, &answer)
+}
+
 impl From<Refused> for CompileError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Name { name, instead } => Self::Name { name, instead },
             Refused::Protochain => Self::Protochain,
+            Refused::Unknown { expression, message } => Self::Syntax { expression, message },
+            Refused::TooMany => Self::LookUp(LookUpError::TooMany),
         }
     }
 }
 
-fn start(options: &Options, order: Order) -> io::Result<Child> {
+/// What a helper, our own program with these arguments, says to this input, and how it ended; `None` when it takes longer
+/// than it may.
+///
+/// # Errors
+/// When it cannot be started, or nothing can be told to it.
+pub(super) async fn ask_helper(
+    options: &Options,
+    arguments: &[String],
+    input: &[u8],
+    deadline: Duration,
+) -> io::Result<Option<(ExitStatus, Vec<u8>)>> {
+    let mut child = start(options, arguments)?;
+    match timeout(deadline, ask(&mut child, input)).await {
+        Ok(Ok(said)) => Ok(Some(said)),
+        Ok(Err(error)) => {
+            end(&mut child).await;
+            Err(error)
+        }
+        Err(_) => {
+            end(&mut child).await;
+            Ok(None)
+        }
+    }
+}
+
+fn start(options: &Options, arguments: &[String]) -> io::Result<Child> {
     Command::new(&options.program)
         .arg0("packetflix")
-        .args(order.arguments())
+        .args(arguments)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -222,11 +293,11 @@ fn start(options: &Options, order: Order) -> io::Result<Child> {
         .spawn()
 }
 
-/// Gives the process the expression, and takes how it ended and what it said.
-async fn ask(child: &mut Child, expression: &str) -> io::Result<(ExitStatus, Vec<u8>)> {
+/// Gives the process its input, and takes how it ended and what it said.
+async fn ask(child: &mut Child, said: &[u8]) -> io::Result<(ExitStatus, Vec<u8>)> {
     let mut answer = Vec::new();
     if let Some(mut input) = child.stdin.take() {
-        match input.write_all(expression.as_bytes()).await {
+        match input.write_all(said).await {
             // It may have failed before it reads, of which it tells.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
@@ -241,7 +312,7 @@ async fn ask(child: &mut Child, expression: &str) -> io::Result<(ExitStatus, Vec
 /// Ends the process for good, and lets the kernel forget it.
 async fn end(child: &mut Child) {
     if let Err(error) = child.kill().await {
-        tracing::warn!(%error, "a process that compiles a filter could not be ended");
+        tracing::warn!(%error, "a process that helps with a filter could not be ended");
     }
 }
 

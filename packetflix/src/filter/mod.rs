@@ -3,13 +3,17 @@
 //!
 //! The translation is pure: of Linux it knows the numbers of the two instruction sets and of `struct __sk_buff`.
 
+mod cache;
 mod child;
 pub mod classic;
 pub mod compile;
 mod libpcap;
+mod lookup;
 mod names;
 pub mod native;
+mod resolver;
 mod translate;
+mod turns;
 
 pub use child::answer_if_asked;
 pub use translate::{TranslateError, translate, translate_to_function};

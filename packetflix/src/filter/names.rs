@@ -3,8 +3,8 @@
 //! libpcap asks the resolver for the names of hosts, networks, ports and protocols, and `/etc/ethers` for those of
 //! Ethernet addresses. An expression comes from a client, and what it can make a server ask of whom is not for
 //! clients to choose. So the text is taken apart here as libpcap takes it apart, and what is neither a word of the
-//! language nor a number or address is refused. This is for clear sentences: that nothing is looked up, the rights of
-//! the process that compiles see to.
+//! language nor a number or address is refused; or, where names may be looked up, replaced by what was found for it
+//! elsewhere. This is for clear sentences: that libpcap looks nothing up, the rights of the process that compiles see to.
 //!
 //! The names of protocols that are words of the language too are replaced by their numbers, so that nobody has to
 //! look into `/etc/protocols`, which many container images do not have.
@@ -12,7 +12,12 @@
 //! Source: pcap-filter(7), and the tokens of libpcap 1.10 (`scanner.l`, `grammar.y`): the longest token wins, and among
 //! equally long ones a name is the last.
 
-use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
+use std::{borrow::Cow, collections::HashSet, net::IpAddr, ops::Range, sync::LazyLock};
+
+use super::{
+    lookup::{Found, Kind, Known, Lookup},
+    resolver::MAX_NAMES,
+};
 
 /// Why an expression is not compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +26,19 @@ pub(super) enum Refused {
     Name { name: String, instead: &'static str },
     /// Following chains of headers takes a loop.
     Protochain,
+    /// A name that was looked up stands for nothing that fits; the sentence is one that libpcap could say.
+    Unknown { expression: String, message: String },
+    /// There are too many names.
+    TooMany,
+}
+
+/// What becomes of names.
+#[derive(Clone, Debug)]
+pub(super) enum Names {
+    /// They are refused.
+    Refused,
+    /// They are replaced by what was found for them.
+    Known(Known),
 }
 
 /// What libpcap takes a name to be the name of, at some place of an expression.
@@ -39,6 +57,18 @@ enum Meaning {
 }
 
 impl Meaning {
+    /// What it is the name of, in libpcap's words.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::EthernetAddress => "ether host",
+            Self::Network => "network",
+            Self::Port => "port",
+            Self::PortRange => "port in range",
+            Self::Protocol | Self::OtherProtocol => "ip proto",
+        }
+    }
+
     /// What is to be written in place of the name.
     fn instead(self) -> &'static str {
         match self {
@@ -52,61 +82,385 @@ impl Meaning {
     }
 }
 
-/// The expression as it is to be compiled.
+/// The expression as it is to be compiled, without names.
 ///
 /// # Errors
-/// When it holds a name, unless they may be looked up, or would become a program with a loop.
-pub(super) fn check(expression: &str, may_look_up: bool) -> Result<Cow<'_, str>, Refused> {
-    let mut out = String::new();
-    let mut copied = 0;
+/// When it holds a name that cannot be replaced, or would become a program with a loop.
+pub(super) fn check<'a>(expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
+    let mut out = Rewriter::new(expression);
+    walk(expression, |token| match (token, names) {
+        (Word::Protocol(at, number), _) => {
+            // What is before it may end with no space.
+            out.replace(at.at, at.text.len(), &format!(" {number}"));
+            Ok(())
+        }
+        (Word::Name(place), Names::Refused) => Err(refused(place.name, place.meaning)),
+        (Word::Name(place), Names::Known(known)) => {
+            let text = place.stands_for(known).map_err(|message| Refused::Unknown {
+                expression: expression.to_owned(),
+                message,
+            })?;
+            let Some(text) = text else {
+                return Ok(());
+            };
+            // A backslash may have been all that was between it and a word.
+            let gap = if place.text.starts_with('\\') { " " } else { "" };
+            let new = format!("{gap}{}", text.text);
+            if let Some(protocol) = text.over {
+                // `tcp src port 22`: the words before it speak of this protocol, of which the name is.
+                if place.follows_head {
+                    out.insert(place.head.start, &format!("{protocol} "));
+                    out.replace(place.at, place.text.len(), &new);
+                } else {
+                    let head = &expression[place.head.clone()];
+                    let whole = format!("{gap}{protocol} {head} {}", text.text);
+                    out.replace(place.at, place.text.len(), &whole);
+                }
+            } else {
+                out.replace(place.at, place.text.len(), &new);
+            }
+            Ok(())
+        }
+    })?;
+    Ok(out.finish())
+}
+
+/// The names that have to be looked up.
+///
+/// # Errors
+/// When there are too many, or it would become a program with a loop.
+pub(super) fn wanted(expression: &str) -> Result<Vec<Lookup>, Refused> {
+    let mut wanted = Vec::new();
+    walk(expression, |word| {
+        if let Word::Name(place) = word {
+            for lookup in place.lookups() {
+                if !wanted.contains(&lookup) {
+                    wanted.push(lookup);
+                }
+            }
+        }
+        match wanted.len() {
+            count if count > MAX_NAMES => Err(Refused::TooMany),
+            _ => Ok(()),
+        }
+    })?;
+    Ok(wanted)
+}
+
+/// What is not compiled as it is.
+enum Word<'a> {
+    /// A protocol in IP by the name that is a word of the language too.
+    Protocol(Place<'a>, &'static str),
+    /// A name that libpcap would look up.
+    Name(Place<'a>),
+}
+
+/// Where a name stands.
+struct Place<'a> {
+    /// In the expression, in bytes.
+    at: usize,
+    /// As it is written, with a backslash before it or without.
+    text: &'a str,
+    name: &'a str,
+    meaning: Meaning,
+    /// The words that say what it is the name of, such as `src port`: where they are.
+    head: Range<usize>,
+    /// These.
+    qualifiers: &'a str,
+    /// It follows them at once, and not after `and` or `or`.
+    follows_head: bool,
+    /// It stands between parentheses that follow them.
+    is_enclosed: bool,
+    /// What follows it is of the same words.
+    has_followers: bool,
+}
+
+/// Of a name of a port: the number over TCP, and over UDP.
+type PortNumbers = (Option<u16>, Option<u16>);
+
+/// What is put in the place of a name.
+struct Text {
+    text: String,
+    /// The protocol that it is of alone.
+    over: Option<&'static str>,
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self { text, over: None }
+    }
+}
+
+impl Place<'_> {
+    fn lookups(&self) -> Vec<Lookup> {
+        let of = |kind, name: &str| Lookup {
+            kind,
+            name: name.to_owned(),
+        };
+        match (self.meaning, self.name.split_once('-')) {
+            (Meaning::PortRange, Some((first, last))) => vec![of(Kind::Port, first), of(Kind::Port, last)],
+            (Meaning::PortRange, None) => Vec::new(),
+            (Meaning::Port, _) => vec![of(Kind::Port, self.name)],
+            (Meaning::Host, _) => vec![of(Kind::Host, self.name)],
+            (Meaning::EthernetAddress, _) => vec![of(Kind::EthernetAddress, self.name)],
+            (Meaning::Network, _) => vec![of(Kind::Network, self.name)],
+            (Meaning::Protocol, _) => vec![of(Kind::Protocol, self.name)],
+            (Meaning::OtherProtocol, _) => Vec::new(),
+        }
+    }
+
+    fn speaks_of(&self, qualifier: &str) -> bool {
+        self.qualifiers.split_whitespace().any(|word| word == qualifier)
+    }
+
+    /// What is to stand in its place; `None` when that is for libpcap to say.
+    ///
+    /// # Errors
+    /// A sentence.
+    fn stands_for(&self, known: &Known) -> Result<Option<Text>, String> {
+        let name = self.name;
+        if self.speaks_of("gateway") {
+            return Err(format!(
+                "gateway cannot be used here: write ether host ADDRESS and not host {name}"
+            ));
+        }
+        let lookups = self.lookups();
+        let found: Vec<&Found> = lookups.iter().filter_map(|lookup| known.get(lookup)).collect();
+        let text = match (self.meaning, &found[..]) {
+            (Meaning::Host, [Found::Addresses(addresses)]) => self.addresses(addresses)?,
+            (Meaning::EthernetAddress, [Found::EthernetAddress(octets)]) => {
+                octets.map(|octet| format!("{octet:02x}")).join(":")
+            }
+            (Meaning::Network, [Found::Network(octets)]) => {
+                // As many bytes as say something make the mask.
+                let len = octets
+                    .iter()
+                    .rposition(|octet| *octet != 0)
+                    .map_or(1, |last| last + 1);
+                octets[..len]
+                    .iter()
+                    .map(u8::to_string)
+                    .collect::<Vec<_>>()
+                    .join(".")
+            }
+            (Meaning::Protocol, [Found::Protocol(number)]) => number.to_string(),
+            (Meaning::Port, [Found::Port { tcp, udp }]) => return self.ports(&[(*tcp, *udp)]).map(Some),
+            (Meaning::PortRange, [Found::Port { tcp, udp }, Found::Port { tcp: tcp2, udp: udp2 }]) => {
+                return self.ports(&[(*tcp, *udp), (*tcp2, *udp2)]).map(Some);
+            }
+            (Meaning::OtherProtocol, _) => return Ok(None),
+            (Meaning::PortRange, []) => return Ok(None),
+            _ => return Err(format!("unknown {} '{name}'", self.meaning.noun())),
+        };
+        Ok(Some(text.into()))
+    }
+
+    fn addresses(&self, addresses: &[IpAddr]) -> Result<String, String> {
+        let only_v4 = ["ip", "arp", "rarp"].iter().any(|word| self.speaks_of(word));
+        let only_v6 = self.speaks_of("ip6");
+        let fits = |address: &&IpAddr| match address {
+            IpAddr::V4(_) => !only_v6,
+            IpAddr::V6(_) => !only_v4,
+        };
+        let texts: Vec<String> = addresses.iter().filter(fits).map(IpAddr::to_string).collect();
+        match &texts[..] {
+            [] => Err(format!(
+                "unknown host '{}' for specified address family",
+                self.name
+            )),
+            [one] => Ok(one.clone()),
+            all => Ok(format!("({})", all.join(" or "))),
+        }
+    }
+
+    /// One port, or the first and the last: those of both protocols where they are the same, else those of the one that
+    /// has them.
+    fn ports(&self, ports: &[PortNumbers]) -> Result<Text, String> {
+        let over = |get: fn(&PortNumbers) -> Option<u16>| {
+            let numbers: Option<Vec<u16>> = ports.iter().map(get).collect();
+            numbers.map(|numbers| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join("-"))
+        };
+        let said = ["tcp", "udp", "sctp"]
+            .into_iter()
+            .find(|protocol| self.speaks_of(protocol));
+        let (text, known) = match (over(|(tcp, _)| *tcp), over(|(_, udp)| *udp)) {
+            (Some(tcp), Some(udp)) if tcp == udp => return Ok(tcp.into()),
+            (Some(_), Some(udp)) if said == Some("udp") => (udp, "udp"),
+            (Some(tcp), _) => (tcp, "tcp"),
+            (None, Some(udp)) => (udp, "udp"),
+            (None, None) => return Err(format!("unknown {} '{}'", self.meaning.noun(), self.name)),
+        };
+        match said {
+            Some(said) if said == known => Ok(text.into()),
+            Some(_) => Err(format!("port '{}' is {known}", self.name)),
+            // Those beside it would be of that protocol, too.
+            None if self.is_enclosed || self.has_followers => Err(format!(
+                "port '{}' is {known}, and others stand beside it: write its number, {text}",
+                self.name
+            )),
+            None => Ok(Text {
+                text,
+                over: Some(known),
+            }),
+        }
+    }
+}
+
+/// A text of which parts are replaced, from its beginning to its end.
+struct Rewriter<'a> {
+    text: &'a str,
+    out: String,
+    copied: usize,
+}
+
+impl<'a> Rewriter<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            out: String::new(),
+            copied: 0,
+        }
+    }
+
+    fn insert(&mut self, at: usize, new: &str) {
+        self.replace(at, 0, new);
+    }
+
+    /// Nothing that is at `at` or behind it has been replaced yet.
+    fn replace(&mut self, at: usize, len: usize, new: &str) {
+        self.out += &self.text[self.copied..at];
+        self.out += new;
+        self.copied = at + len;
+    }
+
+    fn finish(self) -> Cow<'a, str> {
+        match self.copied {
+            0 if self.out.is_empty() => Cow::Borrowed(self.text),
+            copied => Cow::Owned(self.out + &self.text[copied..]),
+        }
+    }
+}
+
+/// Calls `visit` with each word that is not compiled as it is.
+fn walk<'a>(
+    expression: &'a str,
+    mut visit: impl FnMut(Word<'a>) -> Result<(), Refused>,
+) -> Result<(), Refused> {
     let mut meaning = Meaning::Host;
-    // What names meant before each parenthesis that is open: that is what they mean behind it again.
-    let mut around = Vec::new();
+    let mut head = 0..0;
+    // What names meant before each parenthesis that is open, which is what they mean behind it again; and whether one before
+    // stands for a name.
+    let mut around: Vec<(Meaning, Range<usize>, bool)> = Vec::new();
+    let mut is_enclosed = false;
     let mut before = "";
+    let mut before_that = "";
     let mut at = 0;
     while let Some(token) = Token::first_of(&expression[at..]) {
         let text = &expression[at..at + token.len()];
+        let place = |name: &'a str, meaning, head: &Range<usize>, is_enclosed| Place {
+            at,
+            text,
+            name,
+            meaning,
+            qualifiers: &expression[head.clone()],
+            follows_head: is_qualifier(before),
+            head: head.clone(),
+            is_enclosed,
+            has_followers: is_followed(&expression[at + text.len()..]),
+        };
         match token {
             Token::Keyword(_) => {
                 if text == "protochain" {
                     return Err(Refused::Protochain);
                 }
                 meaning = meaning_after(before, text, meaning);
+                if is_qualifier(text) {
+                    let is_between = matches!(before, "and" | "or") && matches!(before_that, "src" | "dst");
+                    let goes_on = is_qualifier(before) || is_between && matches!(text, "src" | "dst");
+                    head = if goes_on { head.start } else { at }..at + text.len();
+                }
             }
-            Token::Name(_) if !may_look_up && !is_known(before, text, meaning) => {
-                return Err(refused(text, meaning));
+            Token::Name(_) if !is_known(before, text, meaning) => {
+                visit(Word::Name(place(text, meaning, &head, is_enclosed)))?;
             }
             Token::Escaped(_) => {
                 let name = &text[1..];
                 let number = PROTOCOLS.iter().find(|(protocol, _)| *protocol == name);
                 if let (Meaning::Protocol, Some((_, number))) = (meaning, number) {
-                    out += &expression[copied..at];
-                    // What is before it may end with no space.
-                    out += " ";
-                    out += number;
-                    copied = at + text.len();
-                } else if !may_look_up
-                    && meaning != Meaning::OtherProtocol
-                    && !is_known(before, name, meaning)
-                {
-                    return Err(refused(name, meaning));
+                    visit(Word::Protocol(place(name, meaning, &head, is_enclosed), number))?;
+                } else if meaning != Meaning::OtherProtocol && !is_known(before, name, meaning) {
+                    visit(Word::Name(place(name, meaning, &head, is_enclosed)))?;
                 }
             }
-            Token::Other(_) if text == "(" => around.push(meaning),
-            Token::Other(_) if text == ")" => meaning = around.pop().unwrap_or(meaning),
+            Token::Other(_) if text == "(" => {
+                around.push((meaning, head.clone(), is_enclosed));
+                is_enclosed |= is_qualifier(before);
+            }
+            Token::Other(_) if text == ")" => {
+                if let Some(outside) = around.pop() {
+                    (meaning, head, is_enclosed) = outside;
+                }
+            }
             Token::Space(_) | Token::Name(_) | Token::Other(_) => {}
             // libpcap itself refuses what begins like this.
             Token::Wrong => break,
         }
         if !matches!(token, Token::Space(_)) {
+            before_that = before;
             before = text;
         }
         at += text.len();
     }
-    if copied == 0 {
-        return Ok(Cow::Borrowed(expression));
+    Ok(())
+}
+
+/// Whether a word is one of those that say what follows them, or of which protocol it is.
+fn is_qualifier(word: &str) -> bool {
+    const QUALIFIERS: [&str; 22] = [
+        "src",
+        "dst",
+        "host",
+        "net",
+        "port",
+        "portrange",
+        "proto",
+        "gateway",
+        "link",
+        "ether",
+        "ppp",
+        "slip",
+        "fddi",
+        "tr",
+        "wlan",
+        "ip",
+        "ip6",
+        "arp",
+        "rarp",
+        "tcp",
+        "udp",
+        "sctp",
+    ];
+    QUALIFIERS.contains(&word)
+}
+
+/// Whether a text goes on with something that needs no words of its own, since those before it speak of it.
+fn is_followed(mut text: &str) -> bool {
+    let mut has_operator = false;
+    while let Some(token) = Token::first_of(text) {
+        let word = &text[..token.len()];
+        match token {
+            Token::Space(_) => {}
+            Token::Keyword(_) if matches!(word, "and" | "or") => has_operator = true,
+            Token::Other(_) if matches!(word, "&&" | "||") => has_operator = true,
+            Token::Keyword(_) if word == "not" => {}
+            Token::Other(_) if matches!(word, "!" | "(") => {}
+            Token::Keyword(_) | Token::Wrong => return false,
+            Token::Name(_) | Token::Escaped(_) => return has_operator,
+            Token::Other(_) => return has_operator && word.as_bytes()[0].is_ascii_hexdigit(),
+        }
+        text = &text[token.len()..];
     }
-    Ok(Cow::Owned(out + &expression[copied..]))
+    false
 }
 
 fn refused(name: &str, meaning: Meaning) -> Refused {
@@ -451,10 +805,10 @@ mod tests {
 
     /// How `check` answers: the expression as it is to be compiled, or the name that is in the way.
     fn checked(expression: &str) -> Result<String, String> {
-        match check(expression, false) {
+        match check(expression, &Names::Refused) {
             Ok(expression) => Ok(expression.into_owned()),
             Err(Refused::Name { name, .. }) => Err(name),
-            Err(Refused::Protochain) => Err("protochain".to_owned()),
+            Err(other) => Err(format!("{other:?}")),
         }
     }
 
@@ -522,7 +876,6 @@ mod tests {
             ("host ::10.0.0.2 or fe80::1:2:12345.0.0.2 or foo", "foo"),
         ] {
             assert_eq!(checked(expression), Err(name.to_owned()), "{expression}");
-            assert_eq!(check(expression, true), Ok(expression.into()), "{expression}");
         }
     }
 
@@ -536,7 +889,7 @@ mod tests {
             ("Tcp", "the words of filters are written in small letters"),
             ("foo", "write the address"),
         ] {
-            match check(expression, false) {
+            match check(expression, &Names::Refused) {
                 Err(Refused::Name { instead, .. }) => assert_eq!(instead, hint, "{expression}"),
                 other => panic!("{expression}: {other:?}"),
             }
@@ -546,10 +899,135 @@ mod tests {
     #[test]
     fn refuses_loops() {
         for expression in ["protochain 6", "ip6 protochain \\tcp", "tcp or(ip protochain 51)"] {
-            for may_look_up in [true, false] {
-                assert_eq!(check(expression, may_look_up), Err(Refused::Protochain));
+            for names in [Names::Refused, Names::Known(Known::new())] {
+                assert_eq!(check(expression, &names), Err(Refused::Protochain));
             }
+            assert_eq!(wanted(expression), Err(Refused::Protochain));
         }
+    }
+
+    /// What a machine knows on which there are these names.
+    fn known() -> Known {
+        let address = |text: &str| text.parse().unwrap();
+        [
+            (
+                Kind::Host,
+                "www",
+                Found::Addresses(vec![address("10.0.0.1"), address("fd00::1")]),
+            ),
+            (Kind::Host, "one", Found::Addresses(vec![address("10.0.0.2")])),
+            (Kind::Host, "nobody", Found::Nothing),
+            (
+                Kind::EthernetAddress,
+                "desk",
+                Found::EthernetAddress([2, 0, 0, 0, 0, 0xa]),
+            ),
+            (Kind::Network, "home", Found::Network(vec![10, 1, 0, 0])),
+            (Kind::Network, "none", Found::Network(vec![0])),
+            (
+                Kind::Port,
+                "domain",
+                Found::Port {
+                    tcp: Some(53),
+                    udp: Some(53),
+                },
+            ),
+            (
+                Kind::Port,
+                "ssh",
+                Found::Port {
+                    tcp: Some(22),
+                    udp: None,
+                },
+            ),
+            (
+                Kind::Port,
+                "http",
+                Found::Port {
+                    tcp: Some(80),
+                    udp: None,
+                },
+            ),
+            (
+                Kind::Port,
+                "both",
+                Found::Port {
+                    tcp: Some(1),
+                    udp: Some(2),
+                },
+            ),
+            (Kind::Protocol, "gre", Found::Protocol(47)),
+        ]
+        .into_iter()
+        .map(|(kind, name, found)| {
+            let name = name.to_owned();
+            (Lookup { kind, name }, found)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn names_become_what_they_stand_for() {
+        let names = Names::Known(known());
+        for (expression, becomes) in [
+            ("host www", "host (10.0.0.1 or fd00::1)"),
+            (
+                "not src host www or one",
+                "not src host (10.0.0.1 or fd00::1) or 10.0.0.2",
+            ),
+            (
+                "ip host www and ip6 host www",
+                "ip host 10.0.0.1 and ip6 host fd00::1",
+            ),
+            ("arp src www", "arp src 10.0.0.1"),
+            ("www", "(10.0.0.1 or fd00::1)"),
+            ("host (www or 1.2.3.4)", "host ((10.0.0.1 or fd00::1) or 1.2.3.4)"),
+            ("ether src desk", "ether src 02:00:00:00:00:0a"),
+            ("net home or none", "net 10.1 or 0"),
+            ("port domain or 80", "port 53 or 80"),
+            ("tcp port ssh", "tcp port 22"),
+            ("port ssh", "tcp port 22"),
+            (
+                "not src or dst port ssh and host one",
+                "not tcp src or dst port 22 and host 10.0.0.2",
+            ),
+            ("port 80 or ssh", "port 80 or tcp port 22"),
+            (
+                "dst port 80 or ssh and tcp",
+                "dst port 80 or tcp dst port 22 and tcp",
+            ),
+            ("port domain and udp port both", "port 53 and udp port 2"),
+            ("portrange ssh-http", "tcp portrange 22-80"),
+            ("port\\ssh", "tcp port 22"),
+            (
+                "host one and proto \\tcp and port ssh",
+                "host 10.0.0.2 and proto  6 and tcp port 22",
+            ),
+            ("ip proto gre or \\tcp", "ip proto 47 or  6"),
+            ("(port ssh) or (port domain)", "(tcp port 22) or (port 53)"),
+            ("ether proto nonsense", "ether proto nonsense"),
+        ] {
+            assert_eq!(check(expression, &names), Ok(becomes.into()), "{expression}");
+        }
+        for (expression, sentence) in [
+            ("host nobody", "unknown host 'nobody'"),
+            ("host forgotten", "unknown host 'forgotten'"),
+            ("ip6 host one", "unknown host 'one' for specified address family"),
+            ("port nonsense", "unknown port 'nonsense'"),
+            ("udp port ssh", "port 'ssh' is tcp"),
+            ("port ssh or 80", "write its number, 22"),
+            ("port (ssh or 80)", "write its number, 22"),
+            ("gateway www", "gateway cannot be used here"),
+        ] {
+            let error = check(expression, &names).unwrap_err();
+            assert!(
+                matches!(&error, Refused::Unknown { message, .. } if message.contains(sentence)),
+                "{expression}: {error:?}"
+            );
+        }
+        let many: Vec<String> = (0..=MAX_NAMES).map(|n| format!("h{n}")).collect();
+        assert_eq!(wanted(&many.join(" or ")), Err(Refused::TooMany));
+        assert_eq!(wanted(&"host www or ".repeat(100)).unwrap().len(), 1);
     }
 
     #[test]
@@ -575,7 +1053,8 @@ mod tests {
         ] {
             let expression = part.repeat(65_536 / part.len());
             let start = std::time::Instant::now();
-            let _ = check(&expression, false);
+            let _ = check(&expression, &Names::Refused);
+            let _ = wanted(&expression);
             let took = start.elapsed();
             assert!(took < std::time::Duration::from_millis(500), "{part}: {took:?}");
         }

@@ -56,6 +56,8 @@ impl fmt::Display for ClientId {
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     identity: Identity,
+    /// Nobody is asked who they are.
+    is_unnamed: bool,
     peer: Option<Peer>,
 }
 
@@ -128,6 +130,7 @@ impl Caller {
         })?;
         Ok(Self {
             identity,
+            is_unnamed: access.is_open(),
             peer: Some(client.peer),
         })
     }
@@ -136,6 +139,7 @@ impl Caller {
     pub(super) fn nobody(peer: Option<Peer>) -> Self {
         Self {
             identity: Identity::nobody(),
+            is_unnamed: true,
             peer,
         }
     }
@@ -143,6 +147,15 @@ impl Caller {
     /// Name of the token, of the certificate's subject, or of the user as `uid:1000`.
     pub(super) fn name(&self) -> &str {
         &self.identity.name
+    }
+
+    /// On whose account their requests go: their own, wherever they are, or that of their address where nobody is asked who
+    /// they are.
+    pub(super) fn account(&self) -> Arc<str> {
+        match self.peer {
+            Some(peer @ Peer::Tcp(_)) if self.is_unnamed => ClientId::new(peer.ip()).to_string().into(),
+            _ => self.shared_name(),
+        }
     }
 
     /// Where they are, if that is known.

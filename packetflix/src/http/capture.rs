@@ -57,7 +57,7 @@ pub(super) struct App {
     /// Where targets are looked up.
     pub(super) directory: Directory,
     /// How filters are compiled.
-    pub(super) filters: Options,
+    filters: Options,
     /// Connections and captures, to wait for at the end.
     pub(super) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
@@ -129,6 +129,14 @@ impl App {
         }
     }
 
+    /// How filters are compiled on this account.
+    pub(super) fn filters_for(&self, account: Arc<str>) -> Options {
+        Options {
+            account,
+            ..self.filters.clone()
+        }
+    }
+
     /// What is in use at the moment.
     pub(super) fn load(&self) -> Load {
         let (ring_memory, ring_memory_limit) = self.loader.ring_memory();
@@ -187,7 +195,8 @@ impl App {
         let (switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         attempt.target.clone_from(&request.target);
-        let mut permit = self.permit(handshake.peer)?;
+        let account = handshake.caller.account();
+        let mut permit = self.permit(&handshake)?;
 
         let names = request.names.then(|| self.names(&handshake.caller));
         let target = self.open_target(request.target, &handshake.caller).await?;
@@ -242,7 +251,7 @@ impl App {
         };
         let stop = self.stop.child_token();
         let joined = self
-            .join_or_begin(facts.id, key, netns, own.traffic)
+            .join_or_begin(facts.id, key, netns, own.traffic, account)
             .await?;
         facts.tap = joined.tap();
         let running = self.captures.begin(facts, stop.clone());
@@ -300,12 +309,13 @@ impl App {
         key: CaptureKey,
         netns: Netns,
         own: OwnTraffic,
+        account: Arc<str>,
     ) -> Result<Joined, Refusal> {
         let slot = self.feeds.slot(key.clone()).await;
         if let Some(joined) = slot.join(&own).await {
             return Ok(joined);
         }
-        let filters = CaptureFilters::build(&key.filter, &self.filters)
+        let filters = CaptureFilters::build(&key.filter, &self.filters_for(account))
             .await
             .map_err(|error| about_filter(error.into(), &key.filter, None))?;
         let instructions = filters.instructions();
@@ -346,15 +356,18 @@ impl App {
     }
 
     /// One more capture, if that many may run and the service does not end.
-    fn permit(&self, peer: Option<SocketAddr>) -> Result<Permit, Refusal> {
+    fn permit(&self, handshake: &Handshake) -> Result<Permit, Refusal> {
         if self.stop.is_cancelled() {
             return Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the service is shutting down",
             ));
         }
-        let client = ClientId::new(peer.map(|peer| peer.ip()));
-        Ok(self.permits.permit(client)?)
+        let client = ClientId::new(handshake.peer.map(|peer| peer.ip()));
+        let is_admin = handshake.caller.rights().may_administer();
+        Ok(self
+            .permits
+            .permit(client, handshake.caller.account(), is_admin)?)
     }
 
     /// Streams to the client; the permit is given back when all is over.

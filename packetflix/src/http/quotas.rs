@@ -13,10 +13,14 @@ use crate::config::Quotas;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum QuotaError {
     #[error(
-        "no more captures may run at the same time than {limit} (--max-captures), and those are running \
-         (clients: {clients})"
+        "no more captures may run at the same time than {limit} (--max-captures{}), and those are running \
+         (clients: {clients})", said_of_kept(*kept)
     )]
-    Total { limit: usize, clients: usize },
+    Total {
+        limit: usize,
+        kept: usize,
+        clients: usize,
+    },
     #[error(
         "a client may have {limit} captures at the same time (--max-captures-per-client), and the client {client} \
          has {running}"
@@ -27,11 +31,21 @@ pub(super) enum QuotaError {
         running: usize,
     },
     #[error(
-        "a network namespace may have {limit} captures at the same time (--max-captures-per-target), and {netns} \
+        "one account may have {limit} captures at the same time, from wherever (--max-captures-per-client), and {account} \
          has {running}"
+    )]
+    Account {
+        limit: usize,
+        account: Arc<str>,
+        running: usize,
+    },
+    #[error(
+        "a network namespace may have {limit} captures at the same time (--max-captures-per-target{}), and {netns} \
+         has {running}", said_of_kept(*kept)
     )]
     Target {
         limit: usize,
+        kept: usize,
         netns: u64,
         running: usize,
     },
@@ -48,6 +62,7 @@ pub(super) struct Permits {
 struct Running {
     total: usize,
     by_client: HashMap<ClientId, usize>,
+    by_account: HashMap<Arc<str>, usize>,
     by_target: HashMap<u64, usize>,
 }
 
@@ -56,7 +71,26 @@ struct Running {
 pub(super) struct Permit {
     permits: Arc<Permits>,
     client: ClientId,
+    account: Arc<str>,
+    is_admin: bool,
     netns: Option<u64>,
+}
+
+/// Of so many places one is kept for those who administer the service.
+const KEPT: usize = 16;
+
+/// How many of these may be had, and how many more are kept for others.
+fn places(all: usize, is_admin: bool) -> (usize, usize) {
+    let kept = if is_admin { 0 } else { all / KEPT };
+    (all - kept, kept)
+}
+
+/// What a sentence says of places that are kept.
+fn said_of_kept(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", of which {count} are kept for admin"),
+    }
 }
 
 impl Permits {
@@ -70,15 +104,22 @@ impl Permits {
     /// The place of one more capture, of a target that is not known yet.
     ///
     /// # Errors
-    /// When there are as many as may be, in all or of this client.
-    pub(super) fn permit(self: &Arc<Self>, client: ClientId) -> Result<Permit, QuotaError> {
+    /// When there are as many as may be, in all, of this client, or on this account.
+    pub(super) fn permit(
+        self: &Arc<Self>,
+        client: ClientId,
+        account: Arc<str>,
+        is_admin: bool,
+    ) -> Result<Permit, QuotaError> {
         let Quotas {
             total, per_client, ..
         } = self.quotas;
+        let (total, kept) = places(total, is_admin);
         let mut running = self.lock();
         if running.total >= total {
             return Err(QuotaError::Total {
                 limit: total,
+                kept,
                 clients: running.by_client.len(),
             });
         }
@@ -87,11 +128,21 @@ impl Permits {
             client,
             running,
         })?;
+        if let Err(own) = add(&mut running.by_account, Arc::clone(&account), per_client) {
+            remove(&mut running.by_client, &client);
+            return Err(QuotaError::Account {
+                limit: per_client,
+                account,
+                running: own,
+            });
+        }
         running.total += 1;
         drop(running);
         Ok(Permit {
             permits: Arc::clone(self),
             client,
+            account,
+            is_admin,
             netns: None,
         })
     }
@@ -107,9 +158,10 @@ impl Permit {
     /// # Errors
     /// When there are as many as may be.
     pub(super) fn name_target(&mut self, netns: u64) -> Result<(), QuotaError> {
-        let limit = self.permits.quotas.per_target;
+        let (limit, kept) = places(self.permits.quotas.per_target, self.is_admin);
         add(&mut self.permits.lock().by_target, netns, limit).map_err(|running| QuotaError::Target {
             limit,
+            kept,
             netns,
             running,
         })?;
@@ -123,6 +175,7 @@ impl Drop for Permit {
         let mut running = self.permits.lock();
         running.total -= 1;
         remove(&mut running.by_client, &self.client);
+        remove(&mut running.by_account, &self.account);
         if let Some(netns) = self.netns {
             remove(&mut running.by_target, &netns);
         }
@@ -172,9 +225,11 @@ mod tests {
     fn refusals_say_which_limit_and_who_holds_it() {
         let permits = Permits::new(QUOTAS);
         let [one, other] = ["10.0.0.1", "2001:db8::1"].map(client);
-        let mut of_one: Vec<Permit> = (0..4).map(|_| permits.permit(one).unwrap()).collect();
+        let mut of_one: Vec<Permit> = (0..4)
+            .map(|_| permits.permit(one, "one".into(), false).unwrap())
+            .collect();
         assert_eq!(
-            permits.permit(one).unwrap_err().to_string(),
+            permits.permit(one, "one".into(), false).unwrap_err().to_string(),
             "a client may have 4 captures at the same time (--max-captures-per-client), and the client 10.0.0.1 has 4"
         );
         for permit in &mut of_one[..3] {
@@ -185,14 +240,65 @@ mod tests {
             "a network namespace may have 3 captures at the same time (--max-captures-per-target), and 5 has 3"
         );
         of_one[3].name_target(6).unwrap();
-        let _of_other: Vec<Permit> = (0..2).map(|_| permits.permit(other).unwrap()).collect();
+        let _of_other: Vec<Permit> = (0..2)
+            .map(|_| permits.permit(other, "other".into(), false).unwrap())
+            .collect();
         assert_eq!(
-            permits.permit(client("10.0.0.3")).unwrap_err().to_string(),
+            permits
+                .permit(client("10.0.0.3"), "third".into(), false)
+                .unwrap_err()
+                .to_string(),
             "no more captures may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
         );
         drop(of_one);
         assert_eq!(permits.lock().total, 2);
-        permits.permit(one).unwrap().name_target(5).unwrap();
+        permits
+            .permit(one, "one".into(), false)
+            .unwrap()
+            .name_target(5)
+            .unwrap();
+    }
+
+    #[test]
+    fn one_account_takes_not_all_and_some_are_kept_for_who_administers() {
+        let permits = Permits::new(Quotas {
+            total: 128,
+            per_client: 40,
+            per_target: 64,
+        });
+        let from = |n: u8, account: &str, is_admin| {
+            let mut permit = permits.permit(client(&format!("10.0.0.{n}")), account.into(), is_admin)?;
+            permit.name_target(5)?;
+            Ok(permit)
+        };
+        let mut running: Vec<Permit> = (0..40).map(|n| from(n % 3, "ci", false).unwrap()).collect();
+        let error: QuotaError = from(4, "ci", false).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "one account may have 40 captures at the same time, from wherever (--max-captures-per-client), and ci has 40"
+        );
+        running.extend((0..20).map(|n| from(n, "other", false).unwrap()));
+        let error = from(9, "other", false).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a network namespace may have 60 captures at the same time (--max-captures-per-target, of which 4 are kept for \
+             admin), and 5 has 60"
+        );
+        running.extend((0..4).map(|n| from(n, "root", true).unwrap()));
+        assert!(from(9, "root", true).is_err());
+        let elsewhere = |n: usize, is_admin| {
+            permits.permit(client(&format!("10.0.1.{n}")), format!("{n}").into(), is_admin)
+        };
+        running.extend((0..56).map(|n| elsewhere(n, false).unwrap()));
+        let error = elsewhere(100, false).unwrap_err().to_string();
+        assert!(
+            error.contains("than 120 (--max-captures, of which 8 are kept for admin)"),
+            "{error}"
+        );
+        running.extend((0..8).map(|n| elsewhere(n, true).unwrap()));
+        assert!(elsewhere(100, true).is_err());
+        drop(running);
+        assert!(permits.lock().by_account.is_empty());
     }
 
     #[test]
@@ -212,7 +318,7 @@ mod tests {
             for (what, who, netns) in steps {
                 if what == 0 && !permits.is_empty() {
                     permits.swap_remove(usize::from(who) % permits.len());
-                } else if let Ok(mut permit) = all.permit(ClientId::V4([10, 0, 0, who].into())) {
+                } else if let Ok(mut permit) = all.permit(ClientId::V4([10, 0, 0, who].into()), format!("{}", who % 2).into(), who == 2) {
                     // One that is refused is dropped like one that ends.
                     if what == 1 || permit.name_target(netns).is_ok() {
                         permits.push(permit);
@@ -223,6 +329,8 @@ mod tests {
                 prop_assert!(running.total <= QUOTAS.total);
                 prop_assert_eq!(running.by_client.values().sum::<usize>(), permits.len());
                 prop_assert!(running.by_client.values().all(|count| (1..=QUOTAS.per_client).contains(count)));
+                prop_assert_eq!(running.by_account.values().sum::<usize>(), permits.len());
+                prop_assert!(running.by_account.values().all(|count| (1..=QUOTAS.per_client).contains(count)));
                 prop_assert!(running.by_target.values().all(|count| (1..=QUOTAS.per_target).contains(count)));
                 let named = permits.iter().filter(|permit| permit.netns.is_some()).count();
                 prop_assert_eq!(running.by_target.values().sum::<usize>(), named);

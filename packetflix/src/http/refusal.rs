@@ -17,7 +17,10 @@ use crate::{
     capabilities::Capability,
     discovery::LateScan,
     error,
-    filter::{FilterError, compile::CompileError},
+    filter::{
+        FilterError,
+        compile::{CompileError, LookUpError},
+    },
     netns::FindError,
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
@@ -211,7 +214,11 @@ impl From<FilterError> for Refusal {
             }) => {
                 return Self::by_kernel(&error, *needs);
             }
-            FilterError::Compile(CompileError::Setup { .. } | CompileError::Child(_)) => {
+            FilterError::Compile(
+                CompileError::Setup { .. }
+                | CompileError::Child(_)
+                | CompileError::LookUp(LookUpError::Setup(_) | LookUpError::Process(_)),
+            ) => {
                 if let Some(refusal) = Self::for_want(&error) {
                     return refusal;
                 }
@@ -223,6 +230,7 @@ impl From<FilterError> for Refusal {
                 | CompileError::Syntax { .. }
                 | CompileError::Name { .. }
                 | CompileError::Protochain
+                | CompileError::LookUp(LookUpError::TooMany | LookUpError::Timeout)
                 | CompileError::TooManyInstructions(_)
                 | CompileError::Timeout,
             )

@@ -112,7 +112,7 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
         "/mobyshark" | "/discover/mobyshark" => targets::list(&app, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
-        "/filter" => filter::show(&app, &handshake.query)
+        "/filter" => filter::show(&app, &handshake.query, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
         "/captures" => captures::list(&app, &handshake),

@@ -1,0 +1,203 @@
+//! Whose turn it is: filters are compiled by a few processes at a time, and nobody's keep those of others waiting.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::timeout};
+
+/// How many there are at the same time.
+const AT_ONCE: usize = 4;
+/// How many of them may be one's own.
+const OF_ONE: usize = 2;
+/// How many may wait, of one and in all.
+const WAITING_OF_ONE: usize = 128;
+const WAITING: usize = 512;
+/// How long one waits: longer than those that are before may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Gives turns: to those who wait one after the other, and to each of them in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    running: usize,
+    running_of: HashMap<Arc<str>, usize>,
+    /// Those who wait; who had a turn goes to the end.
+    waiting: VecDeque<(Arc<str>, VecDeque<oneshot::Sender<Turn>>)>,
+}
+
+/// One's turn, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Turn {
+    /// Where it is given back; `None` for one that nobody has got.
+    turns: Option<Arc<Turns>>,
+    whose: Arc<str>,
+}
+
+/// Too many are before, or for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Busy;
+
+impl Turns {
+    /// Waits for a turn of `whose`.
+    ///
+    /// # Errors
+    /// When too many wait already, or it takes too long.
+    pub(super) async fn take(self: &Arc<Self>, whose: &Arc<str>) -> Result<Turn, Busy> {
+        let turn = self.lock().wait(whose)?;
+        self.give();
+        match timeout(PATIENCE, turn).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(Busy),
+        }
+    }
+
+    /// Gives the turns that there are to be had.
+    fn give(self: &Arc<Self>) {
+        let mut state = self.lock();
+        while let Some((whose, waiting)) = state.next() {
+            let turns = Some(Arc::clone(self));
+            // Whoever has given up is passed over.
+            if let Err(mut turn) = waiting.send(Turn { turns, whose }) {
+                turn.turns = None;
+                state.leave(&turn.whose);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wait(&mut self, whose: &Arc<str>) -> Result<oneshot::Receiver<Turn>, Busy> {
+        for (_, waiting) in &mut self.waiting {
+            waiting.retain(|waiting| !waiting.is_closed());
+        }
+        self.waiting.retain(|(_, waiting)| !waiting.is_empty());
+        let all: usize = self.waiting.iter().map(|(_, waiting)| waiting.len()).sum();
+        let known = self.waiting.iter().position(|(who, _)| who == whose);
+        let own = known.map_or(0, |at| self.waiting[at].1.len());
+        if all >= WAITING || own >= WAITING_OF_ONE {
+            return Err(Busy);
+        }
+        let (sender, turn) = oneshot::channel();
+        match known {
+            Some(at) => self.waiting[at].1.push_back(sender),
+            None => self
+                .waiting
+                .push_back((Arc::clone(whose), VecDeque::from([sender]))),
+        }
+        Ok(turn)
+    }
+
+    /// Who gets the next turn, if there is one.
+    fn next(&mut self) -> Option<(Arc<str>, oneshot::Sender<Turn>)> {
+        if self.running >= AT_ONCE {
+            return None;
+        }
+        let may = |(who, _): &(Arc<str>, _)| self.running_of.get(who).is_none_or(|own| *own < OF_ONE);
+        let at = self.waiting.iter().position(may)?;
+        let (who, mut waiting) = self.waiting.remove(at)?;
+        let next = waiting.pop_front()?;
+        if !waiting.is_empty() {
+            self.waiting.push_back((Arc::clone(&who), waiting));
+        }
+        self.running += 1;
+        *self.running_of.entry(Arc::clone(&who)).or_default() += 1;
+        Some((who, next))
+    }
+
+    fn leave(&mut self, who: &str) {
+        self.running -= 1;
+        if let Some(own) = self.running_of.get_mut(who) {
+            *own -= 1;
+            if *own == 0 {
+                self.running_of.remove(who);
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(turns) = self.turns.take() {
+            turns.lock().leave(&self.whose);
+            turns.give();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt as _, future::BoxFuture};
+
+    use super::*;
+
+    type Waiting<'a> = BoxFuture<'a, Result<Turn, Busy>>;
+
+    fn wait<'a>(turns: &'a Arc<Turns>, whose: &'a Arc<str>) -> Waiting<'a> {
+        turns.take(whose).boxed()
+    }
+
+    /// The turn, if it has come.
+    fn come(waiting: &mut Waiting<'_>) -> Option<Turn> {
+        waiting.as_mut().now_or_never().map(Result::unwrap)
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_all_of_another() {
+        let turns = Arc::new(Turns::default());
+        let [many, few, late] = ["many", "few", "late"].map(Arc::<str>::from);
+        let mut of_many: Vec<_> = (0..40).map(|_| wait(&turns, &many)).collect();
+        let mut running: Vec<Turn> = of_many.iter_mut().filter_map(come).collect();
+        assert_eq!(running.len(), OF_ONE);
+        // Another's turn comes at once, and a third one's with the next that ends.
+        let mut of_few: Vec<_> = (0..3).map(|_| wait(&turns, &few)).collect();
+        let of_few: Vec<Turn> = of_few.iter_mut().filter_map(come).collect();
+        assert_eq!(of_few.len(), OF_ONE);
+        let mut third = wait(&turns, &late);
+        assert!(come(&mut third).is_none());
+        running.pop();
+        let _next: Option<Turn> = of_many.iter_mut().skip(OF_ONE).find_map(come);
+        running.clear();
+        let third = come(&mut third);
+        assert!(third.is_some());
+        drop((third, of_few, of_many));
+    }
+
+    #[tokio::test]
+    async fn there_is_an_end_to_waiting() {
+        let turns = Arc::new(Turns::default());
+        let whose: Vec<Arc<str>> = (0..10).map(|who| format!("{who}").into()).collect();
+        let mut waiting = Vec::new();
+        for who in &whose {
+            for _ in 0..WAITING_OF_ONE + OF_ONE {
+                let mut one = wait(&turns, who);
+                if let Some(turn) = one.as_mut().now_or_never() {
+                    waiting.push((one, Some(turn)));
+                } else {
+                    waiting.push((one, None));
+                }
+            }
+        }
+        let refused = waiting.iter().filter(|(_, turn)| matches!(turn, Some(Err(Busy))));
+        assert_eq!(refused.count(), waiting.len() - WAITING - AT_ONCE);
+        let mut one_more = wait(&turns, &whose[0]);
+        assert!(matches!(one_more.as_mut().now_or_never(), Some(Err(Busy))));
+        // Those who give up make room.
+        drop(waiting);
+        assert!(
+            wait(&turns, &whose[0])
+                .now_or_never()
+                .is_some_and(|turn| turn.is_ok())
+        );
+        let state = turns.lock();
+        assert_eq!((state.running, state.running_of.len()), (0, 0));
+    }
+}
