@@ -11,7 +11,9 @@ mod rate;
 mod record;
 
 pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter};
-pub use own::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts};
+pub use own::{
+    MAX_OWN_CONNECTIONS, MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts, connections,
+};
 pub use rate::{Paid, RateCosts};
 pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
 
@@ -44,6 +46,9 @@ pub mod maps {
     pub const INTERFACES: &str = "INTERFACES";
     /// Array of one [`OwnPorts`](crate::OwnPorts).
     pub const OWN_PORTS: &str = "OWN_PORTS";
+    /// Array of the lists of connections, at the places of [`connections`](crate::connections): hashes whose keys are
+    /// [`OwnConnection`](crate::OwnConnection)s, shared by all captures; their `u32` means nothing.
+    pub const OWN_CONNECTIONS: &str = "OWN_CONNECTIONS";
     /// Hash whose keys are [`OwnEndpoint`](crate::OwnEndpoint)s; their `u32` means nothing.
     pub const OWN_ENDPOINTS: &str = "OWN_ENDPOINTS";
     /// Array of one program, [`SOCKET`](crate::programs::SOCKET).

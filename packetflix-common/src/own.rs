@@ -11,17 +11,45 @@ pub const MAX_OWN_PORTS: usize = 8;
 /// How many endpoints can be our own at a time.
 pub const MAX_OWN_ENDPOINTS: u32 = 4096;
 
-/// Ports of own traffic: TCP from or to one of them is looked at more closely.
+/// How many connections the service can know as its own at a time, in both directions.
+pub const MAX_OWN_CONNECTIONS: u32 = 16_384;
+
+/// Places of the lists of connections in their array.
+pub mod connections {
+    /// Those that are seen in the service's own network namespace: all.
+    pub const HERE: u32 = 0;
+    /// Those that may be seen in other network namespaces: all but those over loopback.
+    pub const ELSEWHERE: u32 = 1;
+    /// How many there are.
+    pub const LISTS: u32 = 2;
+}
+
+/// What is own traffic of a capture: TCP from or to one of these ports is looked at more closely.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnPorts {
     /// How many of `ports` are to be compared with: none when nothing is our own.
     pub count: u32,
+    /// Which list of connections counts: one of [`connections`].
+    pub connections: u32,
+    /// How many endpoints there are: with none, nothing but those connections is own.
+    pub endpoints: u32,
     /// In network byte order, as they stand in a packet; 0 where there is none.
     pub ports: [u16; MAX_OWN_PORTS],
 }
 
-/// One end of own traffic: where the service is reached, or a client of it.
+/// One direction of a TCP connection that the service has accepted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnConnection {
+    /// Where its packets come from.
+    pub source: OwnEndpoint,
+    /// Where they go.
+    pub destination: OwnEndpoint,
+}
+
+/// One end of own traffic: of a connection; or, where addresses are translated, what the service is called elsewhere, or a
+/// client of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OwnEndpoint {
@@ -34,9 +62,14 @@ pub struct OwnEndpoint {
 }
 
 const _: () = {
-    assert!(size_of::<OwnPorts>() == 20);
+    assert!(size_of::<OwnPorts>() == 28);
     assert!(offset_of!(OwnPorts, count) == 0);
-    assert!(offset_of!(OwnPorts, ports) == 4);
+    assert!(offset_of!(OwnPorts, connections) == 4);
+    assert!(offset_of!(OwnPorts, endpoints) == 8);
+    assert!(offset_of!(OwnPorts, ports) == 12);
+    assert!(size_of::<OwnConnection>() == 40);
+    assert!(offset_of!(OwnConnection, source) == 0);
+    assert!(offset_of!(OwnConnection, destination) == 20);
     assert!(size_of::<OwnEndpoint>() == 20);
     assert!(offset_of!(OwnEndpoint, address) == 0);
     assert!(offset_of!(OwnEndpoint, port) == 16);

@@ -6,7 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use packetflix_common::{
-    DECLARED_RINGS, InterfaceEntry, MAX_INTERFACES, MAX_OWN_ENDPOINTS, OwnEndpoint, OwnPorts, Paid, clock,
+    DECLARED_RINGS, InterfaceEntry, MAX_INTERFACES, MAX_OWN_CONNECTIONS, MAX_OWN_ENDPOINTS, OwnConnection,
+    OwnEndpoint, OwnPorts, Paid, clock, connections,
 };
 
 /// A CPU's ring, as declared: user space creates each in the size that it wants.
@@ -30,7 +31,16 @@ pub(crate) static INTERFACES: PerCpuHashMap<
 #[btf_map]
 pub(crate) static OWN_PORTS: Array<OwnPorts, 1> = Array::new();
 
-/// Both ends of the service's own traffic.
+/// A list of connections, as declared: user space puts the ones in that all captures share.
+pub(crate) type Connections =
+    HashMap<OwnConnection, u32, { MAX_OWN_CONNECTIONS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+/// The service's connections.
+#[btf_map]
+pub(crate) static OWN_CONNECTIONS: ArrayOfMaps<Connections, { connections::LISTS as usize }> =
+    ArrayOfMaps::new();
+
+/// Both ends of own traffic whose addresses are translated on the way.
 #[btf_map]
 pub(crate) static OWN_ENDPOINTS: HashMap<
     OwnEndpoint,

@@ -1,10 +1,10 @@
 //! The service's own traffic: a capture would feed on itself if it had that.
 
 use aya_ebpf::programs::sk_buff::SkBuff;
-use packetflix_common::{InterfaceEntry, MAX_OWN_PORTS, OwnEndpoint, OwnPorts};
+use packetflix_common::{InterfaceEntry, MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts};
 
 use crate::{
-    maps::{OWN_ENDPOINTS, OWN_PORTS},
+    maps::{OWN_CONNECTIONS, OWN_ENDPOINTS, OWN_PORTS},
     packet,
 };
 
@@ -60,8 +60,8 @@ const _: () = {
     assert!(size_of::<Ipv6>() == 44);
 };
 
-/// Whether the packet is of the service's own traffic: TCP from or to one of its ports, with one of its endpoints at
-/// either end.
+/// Whether the packet is of the service's own traffic: TCP from or to one of its ports, of a connection that it has
+/// accepted; or, where addresses are translated, with one of its endpoints at either end.
 ///
 /// Looks at TCP right behind an IP header: a stream in a tunnel, or with a VLAN tag within the packet, is not known.
 #[inline(always)]
@@ -99,7 +99,10 @@ fn is_own_ipv4(skb: &SkBuff, network: usize, own: &OwnList) -> bool {
         _ => return false,
     };
     own.has_one_of(ports)
-        && (knows_ipv4(header.source, ports.source) || knows_ipv4(header.destination, ports.destination))
+        && own.has(
+            endpoint(mapped(header.source), ports.source),
+            endpoint(mapped(header.destination), ports.destination),
+        )
 }
 
 #[inline(always)]
@@ -110,22 +113,25 @@ fn is_own_ipv6(skb: &SkBuff, network: usize, own: &OwnList) -> bool {
     let ports = header.ports;
     header.next_header == IPPROTO_TCP
         && own.has_one_of(ports)
-        && (knows_ipv6(header.source, ports.source) || knows_ipv6(header.destination, ports.destination))
+        && own.has(
+            endpoint(header.source, ports.source),
+            endpoint(header.destination, ports.destination),
+        )
 }
 
 #[inline(always)]
-fn knows_ipv4(address: u32, port: u16) -> bool {
-    knows_ipv6([0, 0, MAPPED, address], port)
+fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, MAPPED, address]
 }
 
 #[inline(always)]
-fn knows_ipv6(address: [u32; 4], port: u16) -> bool {
+fn endpoint(address: [u32; 4], port: u16) -> OwnEndpoint {
     let mut octets = [0; 16];
     let (words, _) = octets.as_chunks_mut::<4>();
     for (word, four) in address.into_iter().zip(words) {
         *four = word.to_ne_bytes();
     }
-    OWN_ENDPOINTS.get_ptr(OwnEndpoint::new(octets, port)).is_some()
+    OwnEndpoint::new(octets, port)
 }
 
 /// The ports of own traffic, one at least.
@@ -143,6 +149,25 @@ impl OwnList {
         #[expect(unsafe_code, reason = "a map hands out raw pointers")]
         let count = unsafe { (&raw const (*list).count).read_volatile() };
         (count != 0).then_some(Self { list, count })
+    }
+
+    /// Whether a packet between these endpoints, one of which has a port of ours, is our own.
+    #[inline(always)]
+    fn has(&self, source: OwnEndpoint, destination: OwnEndpoint) -> bool {
+        // SAFETY: as above.
+        #[expect(unsafe_code, reason = "a map hands out raw pointers")]
+        let (list, endpoints) = unsafe {
+            (
+                (&raw const (*self.list).connections).read_volatile(),
+                (&raw const (*self.list).endpoints).read_volatile(),
+            )
+        };
+        let connection = OwnConnection { source, destination };
+        if OWN_CONNECTIONS.get_value_ptr_mut(list, &connection).is_some() {
+            return true;
+        }
+        endpoints != 0
+            && (OWN_ENDPOINTS.get_ptr(source).is_some() || OWN_ENDPOINTS.get_ptr(destination).is_some())
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
     client::{Capture, Recorder, refusal},
     hook::hooks,
@@ -267,16 +267,35 @@ async fn capture_of_ones_own_namespace_stays_finite() -> anyhow::Result<()> {
             }
             let recording = recorder.finish().await?;
             assert_eq!(recording.packets.len(), before, "{hook}");
-            let port = server.port().to_be_bytes();
-            let own = recording.packets.iter().filter(|packet| {
-                packet.data.len() > 38
-                    && packet.data[23] == 6
-                    && (packet.data[34..36] == port || packet.data[36..38] == port)
-            });
-            assert_eq!(own.count(), 0, "{hook}");
+            assert_eq!(said_by(&recording, server.port()), 0, "{hook}");
         }
     }
     Ok(())
+}
+
+/// Frames in which TCP from a port says something. Of connections that come while a capture runs, it has what was said
+/// before they were accepted: handshakes, and what clients ask.
+fn said_by(recording: &Recording, port: u16) -> usize {
+    let says = |frame: &[u8]| {
+        let header = match frame.get(12..14) {
+            Some([0x08, 0x00]) if frame.get(23) == Some(&6) => 34,
+            Some([0x86, 0xdd]) if frame.get(20) == Some(&6) => 54,
+            _ => return false,
+        };
+        let len = frame.len().min(match header {
+            34 => 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+            _ => 54 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+        });
+        let Some(tcp) = frame.get(header..len).filter(|tcp| tcp.len() >= 20) else {
+            return false;
+        };
+        tcp[..2] == port.to_be_bytes() && tcp.len() > 4 * usize::from(tcp[12] >> 4)
+    };
+    recording
+        .packets
+        .iter()
+        .filter(|packet| says(&packet.data))
+        .count()
 }
 
 #[tokio::test]
@@ -313,10 +332,29 @@ async fn own_traffic_is_known_behind_translated_addresses() -> anyhow::Result<()
         let url = format!("ws://10.9.2.1:30001/capture?netns={}", router.inode()?);
         let mut recorder = Recorder::over(stream, &url).await?;
         RawSocket::open(&desk, "vd")?.send(&datagram(99))?;
+        // What only passes for it is not hidden: the right port of an address that nobody named.
+        let other = ipv4(6, 0x4000, 0, "10.9.2.2:4000".parse()?, "10.9.2.1:5001".parse()?);
+        let other = raw::ethernet(0x0800, &other);
+        let hidden = ipv4(6, 0x4000, 0, "10.9.2.2:4000".parse()?, "10.9.2.1:30001".parse()?);
+        RawSocket::open(&desk, "vd")?.send(&other)?;
+        RawSocket::open(&desk, "vd")?.send(&raw::ethernet(0x0800, &hidden))?;
+        RawSocket::open(&desk, "vd")?.send(&datagram(99))?;
         recorder
-            .read_until(|recording| recording.count_on("rd", false, &datagram(99)) == 1)
+            .read_until(|recording| recording.count_on("rd", false, &datagram(99)) == 2)
             .await?;
-        let recording = recorder.finish().await?;
+        let mut recording = recorder.finish().await?;
+        assert_eq!(recording.count_on("rd", false, &other), 1);
+        recording.packets.retain(|packet| packet.data != other);
+        // And whoever reads the stream is told.
+        let described = recording
+            .interfaces
+            .iter()
+            .find(|interface| interface.name == "rd");
+        let told = &described.context("rd is not described")?.options;
+        ensure!(
+            told.contains("since addresses are translated") && told.contains("10.9.2.1:30001"),
+            "{told}"
+        );
         let tcp = recording
             .packets
             .iter()
@@ -384,6 +422,11 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
             std::net::TcpStream::connect((Ipv6Addr::from_str("fd09::1")?, port)).map_err(anyhow::Error::from)
         })??;
         let client = stream.local_addr()?;
+        // Another connection that the service has, though nobody says anything.
+        let idle = desk.inside(|| std::net::TcpStream::connect(("10.9.1.1", port)))??;
+        let SocketAddr::V4(idle_end) = idle.local_addr()? else {
+            bail!("{idle:?} is not of IPv4")
+        };
         let url = format!("ws://[fd09::1]:{port}/capture?netns={house_inode}&names=0");
         let mut recorder = Recorder::over(stream, &url).await?;
 
@@ -402,8 +445,23 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
         let hop_by_hop = [TCP, 0, 1, 4, 0, 0, 0, 0];
         let mut cases = Vec::new();
         for (what, is_own, from, to) in [
-            ("to us", true, them, us),
-            ("from us", true, us, them),
+            ("of an accepted connection to us", true, idle_end, us),
+            ("of an accepted connection from us", true, us, idle_end),
+            ("to us, without a connection", false, them, us),
+            ("from us, without a connection", false, us, them),
+            (
+                "from another port of the client",
+                false,
+                SocketAddrV4::new(*idle_end.ip(), idle_end.port() ^ 1),
+                us,
+            ),
+            (
+                "from the client's port of another",
+                false,
+                SocketAddrV4::new([10, 9, 1, 77].into(), idle_end.port()),
+                us,
+            ),
+            ("the wrong way round", false, v4("10.9.1.1:1")?, idle_end),
             ("to another of the same port", false, them, v4("10.9.1.78:PORT")?),
             (
                 "from another of the same port",
@@ -453,17 +511,19 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
             ));
         }
         for (what, is_own, from, to) in [
-            ("to us", true, them6, us6),
-            ("from us", true, us6, them6),
+            ("of the capture's connection to us", true, client, us6),
+            ("of the capture's connection from us", true, us6, client),
+            ("to us, without a connection", false, them6, us6),
+            ("from us, without a connection", false, us6, them6),
             (
-                "from the client to what we may be called elsewhere",
-                true,
+                "from the client to what we are not called",
+                false,
                 client,
                 v6("[fd10::5]:PORT")?,
             ),
             (
-                "to the client from what we may be called elsewhere",
-                true,
+                "to the client from what we are not called",
+                false,
                 v6("[fd10::5]:PORT")?,
                 client,
             ),
@@ -501,15 +561,15 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
             ));
         }
         // Too short for what they say.
-        let whole = ipv4(TCP, 0x4000, 10, them, us);
+        let whole = ipv4(TCP, 0x4000, 10, idle_end, us);
         for len in [20, 23, 24, 60, 63] {
             cases.push((format!("{len} bytes"), false, 0x0800, whole[..len].to_vec()));
         }
-        let whole = ipv6(TCP, &[], them6, us6);
+        let whole = ipv6(TCP, &[], client, us6);
         for len in [40, 43] {
             cases.push((format!("{len} bytes, IPv6"), false, 0x86dd, whole[..len].to_vec()));
         }
-        let mut header_too_short = ipv4(TCP, 0x4000, 0, them, us);
+        let mut header_too_short = ipv4(TCP, 0x4000, 0, idle_end, us);
         header_too_short[0] = 0x44;
         cases.push(("header of four words".to_owned(), false, 0x0800, header_too_short));
 
@@ -537,6 +597,7 @@ async fn own_traffic_is_what_goes_to_and_from_our_endpoints() -> anyhow::Result<
             let expected = usize::from(!is_own);
             assert_eq!(counts, (expected, expected), "{hook}: {what}");
         }
+        drop(idle);
         // Nor is there anything of the capture's own stream.
         let is_tcp = |frame: &[u8]| frame[12..14] == [0x86, 0xdd] && frame.get(20) == Some(&TCP);
         let captured = recording.packets_of("va");

@@ -25,6 +25,7 @@ use warp::{
 
 use super::{
     caller::{Caller, ClientId},
+    host::OwnNames,
     origin::check_origin,
     own::Own,
     quotas::{Permit, Permits},
@@ -50,6 +51,8 @@ const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 /// What all requests share.
 pub(super) struct App {
     pub(super) config: Arc<Config>,
+    /// What the service may be called.
+    pub(super) names: OwnNames,
     /// The TCP addresses that are listened at.
     pub(super) listening: Vec<SocketAddr>,
     /// What there is on this host.
@@ -118,6 +121,7 @@ impl App {
             loader: Arc::new(Loader::new(config.tap.clone())),
             feeds: Feeds::new(tasks.clone(), Arc::clone(&metrics)),
             captures: Arc::new(Captures::new(Arc::clone(&metrics))),
+            names: OwnNames::of_machine(&config.node_name, &config.allowed_hosts),
             metrics,
             refusals: RefusalLog::default(),
             config,
@@ -204,7 +208,7 @@ impl App {
         let own = if request.with_own {
             Own::default()
         } else {
-            Own::find(&handshake, target.netns.inode(), &self.listening).await
+            Own::find(&handshake, target.netns.inode(), &self.listening, &self.names)
         };
         let Target { netns, description } = target;
         let selection = match request.selection {
@@ -218,6 +222,7 @@ impl App {
             node_name: &self.config.node_name,
             chaste: request.chaste,
             filter: &request.filter,
+            left_out: &own.comment,
             snaplen: request.snaplen,
             rates: self.config.tap.rates,
             limits: Limits {

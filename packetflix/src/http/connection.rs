@@ -22,6 +22,7 @@ use tokio::{
 use warp::http::StatusCode;
 
 use super::{admission::Place, caller::Peer, refusal::plain_answer};
+use crate::tap::OpenConnection;
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +161,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
 /// where there is nothing to answer.
 pub(super) struct Bounded {
     stream: Box<dyn Stream>,
+    /// Says that its packets are our own, for as long as there may be any.
+    _own: Option<OpenConnection>,
     exchange: Exchange,
     patience: Patience,
     /// Until when the head is to have come, or begun.
@@ -170,9 +173,10 @@ pub(super) struct Bounded {
 }
 
 impl Bounded {
-    pub(super) fn new(stream: Box<dyn Stream>, exchange: Exchange) -> Self {
+    pub(super) fn new(stream: Box<dyn Stream>, exchange: Exchange, own: Option<OpenConnection>) -> Self {
         Self {
             stream,
+            _own: own,
             exchange,
             patience: PATIENCE,
             head: Box::pin(sleep(PATIENCE.head)),
@@ -304,7 +308,7 @@ mod tests {
     fn bounded() -> (Bounded, tokio::io::DuplexStream, Exchange) {
         let (ours, theirs) = tokio::io::duplex(1024);
         let exchange = Exchange::new();
-        let mut bounded = Bounded::new(Box::new(ours), exchange.clone());
+        let mut bounded = Bounded::new(Box::new(ours), exchange.clone(), None);
         bounded.patience = PATIENCE;
         (bounded, theirs, exchange)
     }

@@ -21,7 +21,6 @@ use super::{
     caller::{Caller, Peer, take_query_token},
     capture::{App, LocalEnd},
     connection::Client,
-    host::OwnNames,
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::Proxy,
@@ -44,7 +43,6 @@ pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 pub(super) struct Front {
     app: Arc<App>,
     pub(super) access: Access,
-    names: OwnNames,
     routes: Routes,
     proxy: Option<Proxy>,
 }
@@ -57,7 +55,6 @@ impl Front {
             .filter(|_| app.config.proxy_discovery)
             .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
         Self {
-            names: OwnNames::of_machine(&app.config.node_name, &app.config.allowed_hosts),
             app: Arc::clone(app),
             access,
             routes: routes(Arc::clone(app)),
@@ -173,7 +170,7 @@ impl Front {
         let origins = &self.app.config.allowed_origins;
         let headers = request.headers();
         if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
-            self.names.check(request.uri(), headers)?;
+            self.app.names.check(request.uri(), headers)?;
         }
         check_site(headers, origins, is_proxied)?;
         // The discovery service has pages of its own, and says itself who may read them. Captures that are refused for

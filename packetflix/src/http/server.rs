@@ -21,6 +21,7 @@ use super::{
 use crate::{
     access::{Access, TokenFileError},
     config::Config,
+    tap::Connections,
     watch::ServiceManager,
 };
 
@@ -95,6 +96,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
     } = doors;
     let hall = Arc::new(Hall {
         admission: Admission::new(app.config.max_connections_per_address),
+        connections: Arc::clone(app.loader.connections()),
         front: Front::new(&app, access),
         tls,
     });
@@ -104,6 +106,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
         () = stay_ready(&listeners, &hall, &app, &manager) => {}
         () = stay_in_touch(&app, &manager) => {}
         () = hall.follow_files() => {}
+        () = hall.forget_connections() => {}
         () = app.discovery.follow() => {}
         () = app.refusals.tell_the_rest() => {}
     }
@@ -126,6 +129,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
 /// What all connections share.
 struct Hall {
     admission: Arc<Admission>,
+    connections: Arc<Connections>,
     front: Front,
     tls: Option<Tls>,
 }
@@ -153,6 +157,14 @@ impl Hall {
                  its containers; ask for tokens with --token-file or for certificates with --tls-client-ca, or listen \
                  with --listen 127.0.0.1 or --listen unix:/PATH"
             );
+        }
+    }
+
+    /// Forgets connections of ours that have ended; never ends.
+    async fn forget_connections(&self) {
+        loop {
+            sleep(Connections::LINGER).await;
+            self.connections.sweep();
         }
     }
 
@@ -258,10 +270,12 @@ async fn welcome(
         place: Some(Arc::clone(admitted.place())),
     };
     let stream = match (accepted, &hall.tls) {
-        (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone()),
+        (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone(), None),
         (Accepted::Tcp(stream), tls) => {
             keep_prompt_and_alive(&stream);
             client.local = stream.local_addr().ok();
+            let ends = client.local.zip(peer.address());
+            let own = ends.map(|(local, peer)| hall.connections.open(local, peer));
             if let Some(tls) = tls {
                 client.is_encrypted = true;
                 let shaken = tokio::select! {
@@ -271,7 +285,7 @@ async fn welcome(
                 match shaken {
                     Ok((stream, certificate)) => {
                         client.certificate = certificate;
-                        Bounded::new(Box::new(stream), exchange.clone())
+                        Bounded::new(Box::new(stream), exchange.clone(), own)
                     }
                     Err(error) => {
                         tracing::debug!(%peer, error = %crate::error::chain(&error), "a connection is closed");
@@ -279,7 +293,7 @@ async fn welcome(
                     }
                 }
             } else {
-                Bounded::new(Box::new(stream), exchange.clone())
+                Bounded::new(Box::new(stream), exchange.clone(), own)
             }
         }
     };

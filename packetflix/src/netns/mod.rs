@@ -10,9 +10,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -32,7 +30,6 @@ pub(crate) use views::{MountLists, Unseen, Users, View};
 
 use crate::{
     lookout::{Kind, Lookout, Owner, Place},
-    proc_fs::namespace_link,
     sys,
 };
 
@@ -182,19 +179,6 @@ impl Netns {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
-}
-
-/// Number of the namespace that this process is in, and its addresses there. Blocks for a moment.
-pub(crate) fn own_addresses() -> (Option<u64>, Vec<IpAddr>) {
-    let inode = namespace_link(Path::new("/proc/self/ns/net"))
-        .ok()
-        .map(|(_, inode)| inode);
-    let listed = dump::links_here(dump::Bounds::of(Owner::Host)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "our own addresses are not known");
-        dump::Links::default()
-    });
-    let addresses = listed.links.iter().flat_map(|link| &link.addresses);
-    (inode, addresses.map(|address| address.address).collect())
 }
 
 /// The links of many namespaces.

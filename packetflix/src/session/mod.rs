@@ -97,6 +97,8 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) chaste: bool,
     /// The filter as the client wrote it, or empty.
     pub(crate) filter: &'a str,
+    /// What is left out for other reasons than the filter, as far as it has to be told, or nothing.
+    pub(crate) left_out: &'a str,
     /// Snapshot length in bytes.
     pub(crate) snaplen: u32,
     /// What bounds the capture's rates.
@@ -190,6 +192,7 @@ impl Session {
                 node_name: info.node_name,
                 chaste: info.chaste,
                 filter: info.filter,
+                left_out: info.left_out,
                 snaplen: info.snaplen,
                 rates: info.rates,
             },

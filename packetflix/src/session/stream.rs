@@ -27,6 +27,7 @@ pub(super) struct StreamInfo<'a> {
     pub(super) node_name: &'a str,
     pub(super) chaste: bool,
     pub(super) filter: &'a str,
+    pub(super) left_out: &'a str,
     pub(super) snaplen: u32,
     pub(super) rates: RateLimits,
 }
@@ -41,6 +42,8 @@ pub(super) struct Stream {
     since: u64,
     /// The filter as the client wrote it.
     filter: String,
+    /// What is left out for other reasons, or nothing.
+    left_out: String,
     snaplen: u32,
     rates: RateLimits,
 }
@@ -119,6 +122,7 @@ impl Stream {
             interfaces: interfaces.collect(),
             since: before.taken,
             filter: info.filter.to_owned(),
+            left_out: info.left_out.to_owned(),
             snaplen: info.snaplen,
             rates: info.rates,
         }
@@ -130,14 +134,16 @@ impl Stream {
             if self.interfaces.len() <= place {
                 self.interfaces.resize(place + 1, Interface::default());
             }
+            let since = self.since;
             let state = &mut self.interfaces[place];
-            state.start = interface.since.max(self.since);
-            let comment = if state.before.end.is_some() {
+            state.start = interface.since.max(since);
+            let is_gone = state.before.end.is_some();
+            let comment = if is_gone {
                 "this interface was gone when the capture began".to_owned()
             } else {
                 let excluded = interface.excluded.as_ref();
                 excluded.map_or_else(
-                    || self.rates.to_string(),
+                    || self.bounds(),
                     |reason| {
                         format!("nothing is captured here, since the filter cannot be applied: {reason}")
                     },
@@ -162,6 +168,15 @@ impl Stream {
             }
             .encode(&mut self.blocks);
         }
+    }
+
+    /// What of the packets of an interface is not in the stream, beside what the filter rejects.
+    fn bounds(&self) -> String {
+        let rates = self.rates.to_string();
+        let told = [&rates[..], &self.left_out]
+            .into_iter()
+            .filter(|text| !text.is_empty());
+        told.collect::<Vec<_>>().join("\n")
     }
 
     /// Takes back the descriptions from the place `from` on, and whatever else is not taken yet.

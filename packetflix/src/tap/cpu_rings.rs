@@ -59,9 +59,9 @@ impl CreatedRings {
     }
 }
 
-/// The array of rings of a loaded object, by a handle of its own.
-pub(super) fn array_of(programs: &Ebpf) -> Result<OwnedFd, MapError> {
-    let Some(Map::ArrayOfMaps(array)) = programs.map(maps::RINGS) else {
+/// An array of maps of a loaded object, by a handle of its own.
+pub(super) fn array_of(programs: &Ebpf, name: &str) -> Result<OwnedFd, MapError> {
+    let Some(Map::ArrayOfMaps(array)) = programs.map(name) else {
         return Err(MapError::KeyNotFound);
     };
     let handle = array.fd().as_fd().try_clone_to_owned();
@@ -224,11 +224,22 @@ fn create_ring(size: u32) -> Result<MapData, MapError> {
     MapData::create(ring, "ring", None)
 }
 
-/// Puts a ring into the array, for programs to find.
-fn put<R: InnerMap>(array: &OwnedFd, place: u32, ring: &R) -> Result<(), MapError> {
+/// Puts maps that others have, too, into an array, each at its place.
+pub(super) fn share(array: &OwnedFd, maps: &[(u32, OwnedFd)]) -> Result<(), MapError> {
+    let places: Vec<u32> = (0..maps.len() as u32).collect();
+    let shared = on_threads(&places, MapError::IoError, |number| {
+        let (place, map) = &maps[number as usize];
+        let map = map.try_clone().map_err(MapError::IoError)?;
+        put(array, *place, &MapData::from_fd(map)?)
+    });
+    shared.into_iter().collect()
+}
+
+/// Puts a map into an array, for programs to find.
+fn put<R: InnerMap>(array: &OwnedFd, place: u32, map: &R) -> Result<(), MapError> {
     let array = array.try_clone().map_err(MapError::IoError)?;
     let mut array: ArrayOfMaps<_, R> = Map::ArrayOfMaps(MapData::from_fd(array)?).try_into()?;
-    array.set(place, ring, 0)
+    array.set(place, map, 0)
 }
 
 /// Does `work` for each place, shared among threads. One result stands for all places of a thread that could not be had.

@@ -11,6 +11,7 @@ use tokio::{sync::Notify, time::sleep};
 
 use super::{
     CaptureFilters, LoadError, TapConfig, TapError,
+    connections::Connections,
     hook::ChosenHook,
     memory::{RingMemory, RingShare},
     object::Object,
@@ -30,6 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) struct Loader {
     config: TapConfig,
     memory: Arc<RingMemory>,
+    /// The service's own, for the programs of all captures.
+    connections: Arc<Connections>,
     spare: Mutex<Option<Loaded>>,
     /// Tells that the spare one may be missing.
     wanted: Notify,
@@ -49,12 +52,18 @@ impl Loader {
         Self {
             memory: RingMemory::new(config.rings),
             config,
+            connections: Arc::default(),
             spare: Mutex::default(),
             wanted: Notify::new(),
             problem: Mutex::new(Some(
                 "the service is starting: no eBPF object is loaded yet".to_owned(),
             )),
         }
+    }
+
+    /// The connections that captures leave out as the service's own.
+    pub(crate) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 
     /// The rings' memory: bytes in use, those of the object that is ready too, and the most that may be.
@@ -167,7 +176,7 @@ impl Loader {
         let cpus = Cpus::look().map_err(LoadError::Cpus)?;
         let mut share = self.memory.take(cpus.rings())?;
         let hook = ChosenHook::choose(self.config.hook)?;
-        let object = Object::load(&self.config, hook, filters, share.size, cpus)?;
+        let object = Object::load(&self.config, hook, filters, share.size, cpus, &self.connections)?;
         share.settle();
         Ok(Loaded { object, hook, share })
     }

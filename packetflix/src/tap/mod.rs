@@ -2,6 +2,7 @@
 //! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
 
 pub(crate) mod clock;
+mod connections;
 mod cpu_rings;
 mod filters;
 mod hook;
@@ -32,6 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
+    connections::{Connections, OpenConnection},
     filters::CaptureFilters,
     loader::Loader,
     own::OwnTraffic,

@@ -17,6 +17,7 @@ use packetflix_common::{InterfaceEntry, globals, maps};
 use super::{
     CaptureFilters, PatchError, TapConfig,
     clock::ClockSource,
+    connections::Connections,
     cpu_rings::{self, CreatedRings, joined},
     hook::ChosenHook,
     own::OwnTrafficMap,
@@ -130,6 +131,7 @@ impl Object {
         filters: &CaptureFilters,
         ring_size: u32,
         cpus: Cpus,
+        connections: &Connections,
     ) -> Result<Self, LoadError> {
         let object = filters.write_into(OBJECT)?;
         let clock = *CLOCK_SOURCE;
@@ -147,15 +149,25 @@ impl Object {
             name: maps::RINGS,
             source,
         };
-        let array = cpu_rings::array_of(&programs).map_err(failed)?;
-        // Both take some ten milliseconds, the rings by waiting.
-        let (loaded, rings) = thread::scope(|scope| {
+        let array = cpu_rings::array_of(&programs, maps::RINGS).map_err(failed)?;
+        let not_own = |source| LoadError::Map {
+            name: maps::OWN_CONNECTIONS,
+            source,
+        };
+        let lists = cpu_rings::array_of(&programs, maps::OWN_CONNECTIONS).map_err(not_own)?;
+        let connections = connections.maps().map_err(not_own)?;
+        // All take some ten milliseconds, rings and connections by waiting.
+        let (loaded, rings, shared) = thread::scope(|scope| {
             let create = || CreatedRings::create(array, cpus, ring_size);
             let rings = thread::Builder::new().spawn_scoped(scope, create);
+            let shared =
+                thread::Builder::new().spawn_scoped(scope, || cpu_rings::share(&lists, &connections));
             let loaded = hook.load(&mut programs, !filters.is_none());
-            (loaded, rings.map_err(MapError::IoError).and_then(joined))
+            let rings = rings.map_err(MapError::IoError).and_then(joined);
+            (loaded, rings, shared.map_err(MapError::IoError).and_then(joined))
         });
         loaded?;
+        shared.map_err(not_own)?;
         let rings = rings.map_err(failed)?;
         let interfaces = take_map(&mut programs, maps::INTERFACES)?
             .try_into()

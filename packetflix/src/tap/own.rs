@@ -11,19 +11,22 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError},
 };
 use nix::errno::Errno;
-use packetflix_common::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts, maps};
+use packetflix_common::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts, connections, maps};
 
 use super::object::{LoadError, take_map};
 use crate::error::errno;
 
-/// What of the traffic is the service's own on account of one client: TCP from or to one of these ports, with one of
-/// these endpoints at either end.
+/// What of the traffic is the service's own on account of one client: TCP from or to one of these ports, of a connection
+/// that was accepted, or with one of these endpoints at either end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OwnTraffic {
-    /// Ports at which the service is reached.
+    /// Ports at which the service is reached; without any, nothing is its own.
     pub(crate) ports: Vec<u16>,
-    /// Where it is reached; and the client, which stands for whatever our address is translated to on the way.
+    /// Where addresses are translated on the way: where the service is reached, and the client, which stands for whatever
+    /// our address has become there.
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// It is captured in the service's own network namespace.
+    pub(crate) is_here: bool,
 }
 
 /// Why something cannot be left out as own traffic.
@@ -58,7 +61,8 @@ unsafe impl aya::Pod for Ports {}
 // SAFETY: `OwnEndpoint` is repr(C) of integers without padding, asserted where it is defined.
 unsafe impl aya::Pod for Key {}
 
-/// The maps of a loaded object that tell its programs what is own traffic: nothing, to begin with.
+/// The maps of a loaded object that tell its programs what is own traffic: nothing, to begin with. Which connections there
+/// are, all objects share.
 pub(super) struct OwnTrafficMap {
     ports: Array<MapData, Ports>,
     endpoints: HashMap<MapData, Key, u32>,
@@ -124,6 +128,8 @@ struct Uses {
     /// A port stays in its slot for as long as it is needed: programs read while the slots are written.
     ports: [Option<(u16, u32)>; MAX_OWN_PORTS],
     endpoints: BTreeMap<OwnEndpoint, u32>,
+    /// All clients capture the same namespace.
+    is_here: bool,
 }
 
 impl Uses {
@@ -146,6 +152,7 @@ impl Uses {
             ports[at] = Some((port, count(ports[at]) + 1));
         }
         self.ports = ports;
+        self.is_here = own.is_here;
         for endpoint in wanted {
             *self.endpoints.entry(endpoint).or_default() += 1;
         }
@@ -183,6 +190,12 @@ impl Uses {
         let used = self.ports.iter().rposition(Option::is_some);
         OwnPorts {
             count: used.map_or(0, |last| last as u32 + 1),
+            connections: if self.is_here {
+                connections::HERE
+            } else {
+                connections::ELSEWHERE
+            },
+            endpoints: self.endpoints.len() as u32,
             ports: self.ports.map(|slot| slot.map_or(0, |(port, _)| port.to_be())),
         }
     }
@@ -219,6 +232,7 @@ mod tests {
         OwnTraffic {
             ports: ports.to_vec(),
             endpoints: endpoints.iter().map(|text| text.parse().unwrap()).collect(),
+            is_here: false,
         }
     }
 
@@ -227,7 +241,7 @@ mod tests {
     }
 
     fn ports_of(uses: &Uses) -> BTreeSet<u16> {
-        let OwnPorts { count, ports } = uses.ports();
+        let OwnPorts { count, ports, .. } = uses.ports();
         assert!(ports[count as usize..].iter().all(|port| *port == 0));
         let used = ports.into_iter().filter(|port| *port != 0);
         used.map(u16::from_be).collect()
@@ -254,7 +268,26 @@ mod tests {
             [key("10.0.0.1:5001"), key("[2001:db8::9]:4000")]
         );
         assert_eq!(uses, Uses::default());
-        assert_eq!(uses.ports(), OwnPorts::default());
+        assert_eq!(uses.ports().count, 0);
+    }
+
+    #[test]
+    fn the_namespace_says_which_connections_there_are() {
+        let mut uses = Uses::default();
+        uses.add(&own(&[1], &[])).unwrap();
+        assert_eq!(
+            (uses.ports().connections, uses.ports().endpoints),
+            (connections::ELSEWHERE, 0)
+        );
+        let here = OwnTraffic {
+            is_here: true,
+            ..own(&[1], &["10.0.0.1:1"])
+        };
+        uses.add(&here).unwrap();
+        assert_eq!(
+            (uses.ports().connections, uses.ports().endpoints),
+            (connections::HERE, 1)
+        );
     }
 
     #[test]
@@ -265,10 +298,10 @@ mod tests {
         }
         uses.remove(&own(&[1], &[]));
         let ports = [0, 2, 3, 0, 0, 0, 0, 0].map(u16::to_be);
-        assert_eq!(uses.ports(), OwnPorts { count: 3, ports });
+        assert_eq!((uses.ports().count, uses.ports().ports), (3, ports));
         uses.add(&own(&[4], &[])).unwrap();
         let ports = [4, 2, 3, 0, 0, 0, 0, 0].map(u16::to_be);
-        assert_eq!(uses.ports(), OwnPorts { count: 3, ports });
+        assert_eq!((uses.ports().count, uses.ports().ports), (3, ports));
     }
 
     #[test]
@@ -282,12 +315,14 @@ mod tests {
         let full = OwnTraffic {
             ports: ports.clone(),
             endpoints: endpoints[..most].to_vec(),
+            is_here: false,
         };
         assert_eq!(uses.add(&full).unwrap().len(), most);
         let before = uses.clone();
         let too_many_ports = OwnTraffic {
             ports: vec![ports[0], 77],
             endpoints: vec![endpoints[0]],
+            is_here: false,
         };
         let error = uses.add(&too_many_ports).unwrap_err();
         assert_eq!(
@@ -297,6 +332,7 @@ mod tests {
         let too_many_endpoints = OwnTraffic {
             ports: vec![ports[0]],
             endpoints: vec![endpoints[0], endpoints[most]],
+            is_here: false,
         };
         let error = uses.add(&too_many_endpoints).unwrap_err();
         assert_eq!(
@@ -321,7 +357,11 @@ mod tests {
             prop::collection::vec(1..12_u16, 0..4),
             prop::collection::vec(endpoint, 0..6),
         )
-            .prop_map(|(ports, endpoints)| OwnTraffic { ports, endpoints })
+            .prop_map(|(ports, endpoints)| OwnTraffic {
+                ports,
+                endpoints,
+                is_here: false,
+            })
     }
 
     proptest! {
