@@ -45,8 +45,8 @@ pub struct RecordHeader {
     /// `PACKET_HOST` 0, `PACKET_BROADCAST` 1, `PACKET_MULTICAST` 2, `PACKET_OTHERHOST` 3,
     /// `PACKET_OUTGOING` 4 (`linux/if_packet.h`).
     pub packet_type: u8,
-    /// Keeps the layout free of implicit padding.
-    pub reserved: u16,
+    /// EtherType that the kernel knows the packet by, or what its device has instead: a netlink family, a kind of CAN frame.
+    pub protocol: u16,
 }
 
 const _: () = {
@@ -63,7 +63,7 @@ const _: () = {
     assert!(offset_of!(RecordHeader, vlan_protocol) == 34);
     assert!(offset_of!(RecordHeader, direction) == 36);
     assert!(offset_of!(RecordHeader, packet_type) == 37);
-    assert!(offset_of!(RecordHeader, reserved) == 38);
+    assert!(offset_of!(RecordHeader, protocol) == 38);
 };
 
 impl RecordHeader {
@@ -89,7 +89,7 @@ impl RecordHeader {
             vlan_protocol: u16::from_ne_bytes(bytes(head, 34)),
             direction: head[36],
             packet_type: head[37],
-            reserved: 0,
+            protocol: u16::from_ne_bytes(bytes(head, 38)),
         };
         let packet = rest.get(..header.captured_len as usize)?;
         Some((header, packet))
@@ -116,6 +116,7 @@ impl RecordHeader {
         out[34..36].copy_from_slice(&self.vlan_protocol.to_ne_bytes());
         out[36] = self.direction;
         out[37] = self.packet_type;
+        out[38..40].copy_from_slice(&self.protocol.to_ne_bytes());
         out
     }
 }
@@ -141,13 +142,13 @@ mod tests {
         (
             any::<(u64, u32, u32, u32, u32)>(),
             0u32..2000,
-            any::<(u16, u16, u16, u16, u8, u8)>(),
+            any::<(u16, u16, u16, u16, u8, u8, u16)>(),
         )
             .prop_map(
                 |(
                     (timestamp, interface_id, ifindex, original_len, dropped_before),
                     captured_len,
-                    (gso_size, gso_segs, vlan_tci, vlan_protocol, direction, packet_type),
+                    (gso_size, gso_segs, vlan_tci, vlan_protocol, direction, packet_type, protocol),
                 )| RecordHeader {
                     timestamp,
                     interface_id,
@@ -161,7 +162,7 @@ mod tests {
                     vlan_protocol,
                     direction,
                     packet_type,
-                    reserved: 0,
+                    protocol,
                 },
             )
     }
@@ -208,7 +209,7 @@ mod tests {
             vlan_protocol: 10,
             direction: 11,
             packet_type: 12,
-            reserved: 0,
+            protocol: 13,
         };
         #[expect(
             unsafe_code,

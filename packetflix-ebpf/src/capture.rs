@@ -113,7 +113,7 @@ fn deliver(
         vlan_protocol: facts.vlan_protocol,
         direction: direction as u8,
         packet_type: packet_type as u8,
-        reserved: 0,
+        protocol: packet::protocol(skb),
     };
     // SAFETY: the helper has no precondition.
     #[expect(unsafe_code, reason = "every helper is declared unsafe")]

@@ -91,6 +91,7 @@ mod tests {
             ifindex: 2,
             name: "eth0".to_owned(),
             hardware_type: 1,
+            has_one_peer: false,
             loopback: false,
             down: false,
             mac: None,

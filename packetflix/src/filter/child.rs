@@ -113,7 +113,8 @@ impl Order {
     pub(super) fn arguments(self) -> [String; 4] {
         let link_type = match self.link_type {
             LinkType::Ethernet => "ethernet",
-            LinkType::Raw => "raw",
+            // Filters are compiled for no others.
+            _ => "raw",
         };
         [
             VERB.to_owned(),

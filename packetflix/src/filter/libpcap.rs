@@ -160,6 +160,8 @@ fn dlt(link_type: LinkType) -> c_int {
     match link_type {
         LinkType::Ethernet => DLT_EN10MB,
         LinkType::Raw => DLT_RAW,
+        // All others have the number that they have in files.
+        other => other as c_int,
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// Kind of hardware, an `ARPHRD_…` constant of `linux/if_arp.h`.
     pub(crate) hardware_type: u16,
+    /// Whether whatever it sends goes to one other end (`IFF_POINTOPOINT`, and not `IFF_BROADCAST`).
+    pub(crate) has_one_peer: bool,
     /// Whether it is a loopback device.
     pub(crate) loopback: bool,
     /// Whether the kernel calls it down; it may come up.
@@ -211,6 +213,8 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         ifindex: message.header.index,
         name: String::new(),
         hardware_type: message.header.link_layer_type.into(),
+        has_one_peer: message.header.flags.contains(LinkFlags::Pointopoint)
+            && !message.header.flags.contains(LinkFlags::Broadcast),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         down: false,
         mac: None,

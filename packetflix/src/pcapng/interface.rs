@@ -39,6 +39,22 @@ pub enum LinkType {
     Ethernet = 1,
     /// An IPv4 or IPv6 header.
     Raw = 101,
+    /// An IEEE 802.11 header.
+    Ieee80211 = 105,
+    /// The header of libpcap's cooked mode: [`CookedHeader`](super::CookedHeader).
+    LinuxSll = 113,
+    /// A Prism header, and one of IEEE 802.11.
+    Prism = 119,
+    /// A radiotap header, and one of IEEE 802.11.
+    Radiotap = 127,
+    /// The identifier of a CAN frame.
+    CanSocketcan = 227,
+    /// An IEEE 802.15.4 header, of a frame without its check sequence.
+    Ieee802154NoFcs = 230,
+    /// The header of libpcap's cooked mode, and one of netlink.
+    Netlink = 253,
+    /// A header of the device vsockmon.
+    Vsock = 271,
 }
 
 /// An address of an interface and the length of its network prefix in bits.

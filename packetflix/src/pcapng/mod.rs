@@ -14,8 +14,8 @@ mod statistics;
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType};
 pub use names::{HostName, NameResolution};
 pub use packet::{
-    DROPCOUNT_LEN, EncodedPacket, EnhancedPacket, MIN_PACKET_LEN, Offloads, PacketDirection, Reception,
-    VlanTag,
+    CookedHeader, DROPCOUNT_LEN, EncodedPacket, EnhancedPacket, MIN_PACKET_LEN, Offloads, PacketDirection,
+    Reception, VlanTag,
 };
 pub use section::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader};
 pub use statistics::{InterfaceStatistics, MAX_STATISTICS_LEN};

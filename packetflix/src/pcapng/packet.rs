@@ -64,17 +64,44 @@ pub struct Offloads {
     pub segmentation: bool,
 }
 
+/// What libpcap's cooked mode puts before packets that have no header of their own. They have no addresses either.
+///
+/// Source: <https://www.tcpdump.org/linktypes/LINKTYPE_LINUX_SLL.html>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookedHeader {
+    /// `PACKET_…` of `linux/if_packet.h`: whom it was for, or that it was sent.
+    pub packet_type: u16,
+    /// `ARPHRD_…` of `linux/if_arp.h`.
+    pub hardware_type: u16,
+    /// EtherType.
+    pub protocol: u16,
+}
+
+impl CookedHeader {
+    const LEN: usize = 16;
+
+    fn encode(self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[0..2].copy_from_slice(&self.packet_type.to_be_bytes());
+        out[2..4].copy_from_slice(&self.hardware_type.to_be_bytes());
+        out[14..16].copy_from_slice(&self.protocol.to_be_bytes());
+        out
+    }
+}
+
 /// A packet, or its beginning.
 pub struct EnhancedPacket<'a> {
     /// Place of the interface among the section's descriptions.
     pub interface_id: u32,
     /// Nanoseconds since 1970, UTC.
     pub timestamp: u64,
-    /// Bytes that the packet had, without `vlan`.
+    /// Bytes that the packet had, without `cooked` and `vlan`.
     pub original_len: u32,
-    /// The captured bytes, without `vlan`.
+    /// What comes before the bytes.
+    pub cooked: Option<CookedHeader>,
+    /// The captured bytes, without `cooked` and `vlan`.
     pub data: &'a [u8],
-    /// Snapshot length: with `vlan`, no more bytes are written.
+    /// Snapshot length: with `cooked` and `vlan`, no more bytes are written.
     pub snaplen: u32,
     /// Tag to put back into an Ethernet packet.
     pub vlan: Option<VlanTag>,
@@ -109,7 +136,7 @@ impl EnhancedPacket<'_> {
         head[8..12].copy_from_slice(&self.interface_id.to_le_bytes());
         head[12..20].copy_from_slice(&timestamp(self.timestamp));
         head[20..24].copy_from_slice(&(captured_len as u32).to_le_bytes());
-        let original_len = self.original_len.saturating_add(self.tag_len() as u32);
+        let original_len = self.original_len.saturating_add(self.added_len() as u32);
         head[24..28].copy_from_slice(&original_len.to_le_bytes());
         out.put_slice(&head);
 
@@ -124,7 +151,15 @@ impl EnhancedPacket<'_> {
                     left -= part.len();
                 }
             }
-            None => out.put_slice(&self.data[..captured_len]),
+            None => {
+                let mut left = captured_len;
+                if let Some(cooked) = self.cooked {
+                    let head = &cooked.encode()[..CookedHeader::LEN.min(left)];
+                    out.put_slice(head);
+                    left -= head.len();
+                }
+                out.put_slice(&self.data[..left]);
+            }
         }
         out.put_bytes(0, padded(captured_len) - captured_len);
 
@@ -143,19 +178,20 @@ impl EnhancedPacket<'_> {
 
     /// A packet that was cut within its addresses has no place for a tag.
     fn insertable_vlan(&self) -> Option<VlanTag> {
-        self.vlan.filter(|_| self.data.len() >= VLAN_OFFSET)
+        self.vlan
+            .filter(|_| self.cooked.is_none() && self.data.len() >= VLAN_OFFSET)
     }
 
-    /// Bytes of the packet that are written, with its tag.
+    /// Bytes of the packet that are written, with what is added.
     fn captured_len(&self) -> usize {
-        (self.data.len() + self.tag_len()).min(self.snaplen as usize)
+        (self.data.len() + self.added_len()).min(self.snaplen as usize)
     }
 
-    fn tag_len(&self) -> usize {
-        if self.insertable_vlan().is_some() {
-            VLAN_LEN
-        } else {
-            0
+    fn added_len(&self) -> usize {
+        match (self.cooked, self.insertable_vlan()) {
+            (Some(_), _) => CookedHeader::LEN,
+            (None, Some(_)) => VLAN_LEN,
+            (None, None) => 0,
         }
     }
 

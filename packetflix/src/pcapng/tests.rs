@@ -101,12 +101,16 @@ proptest! {
         interface_id in any::<u32>(), timestamp in any::<u64>(), more in 0u32..9000,
         data in proptest::collection::vec(any::<u8>(), 0..300),
         vlan in proptest::option::of((any::<u16>(), any::<u16>())),
+        cooked in proptest::option::of(any::<[u16; 3]>()),
         outbound in any::<bool>(), checksum in any::<bool>(), segmentation in any::<bool>(), dropped_before in prop_oneof![Just(0u32), any::<u32>()],
         snaplen in prop_oneof![0u32..320, Just(SNAPLEN)],
     ) {
         let packet = EnhancedPacket {
             interface_id, timestamp,
             original_len: data.len() as u32 + more,
+            cooked: cooked.map(|[packet_type, hardware_type, protocol]| CookedHeader {
+                packet_type, hardware_type, protocol,
+            }),
             data: &data,
             snaplen,
             vlan: vlan.map(|(protocol, tci)| VlanTag { protocol, tci }),
@@ -120,7 +124,12 @@ proptest! {
         prop_assert_eq!(out.len(), packet.encoded_len());
 
         let mut expected = data.clone();
-        if let Some((protocol, tci)) = vlan.filter(|_| data.len() >= 12) {
+        if let Some([packet_type, hardware_type, protocol]) = cooked {
+            let [packet_type, hardware_type, protocol] = [packet_type, hardware_type, protocol].map(u16::to_be_bytes);
+            // An address of no bytes, in the eight that there are for it.
+            let head = [&packet_type[..], &hardware_type, &[0; 10], &protocol].concat();
+            expected.splice(0..0, head);
+        } else if let Some((protocol, tci)) = vlan.filter(|_| data.len() >= 12) {
             expected.splice(12..12, [protocol.to_be_bytes(), tci.to_be_bytes()].concat());
         }
         let original_len = expected.len() + more as usize;
@@ -324,6 +333,7 @@ fn largest_packet_stays_within_a_block() {
         interface_id: 0,
         timestamp: 0,
         original_len: 524_280,
+        cooked: None,
         data: &data,
         snaplen: SNAPLEN,
         vlan: Some(VlanTag {
@@ -336,4 +346,11 @@ fn largest_packet_stays_within_a_block() {
         dropped_before: 1,
     };
     assert!(packet.encoded_len() <= MAX_BLOCK_LEN);
+    let cooked = Some(CookedHeader {
+        packet_type: 0,
+        hardware_type: 778,
+        protocol: 0x800,
+    });
+    let cooked = EnhancedPacket { cooked, ..packet };
+    assert!(cooked.encoded_len() <= MAX_BLOCK_LEN);
 }

@@ -186,6 +186,7 @@ mod tests {
                 interface_id: packet.interface,
                 timestamp: 0,
                 original_len: 1000,
+                cooked: None,
                 data: &vec![0xff; packet.len],
                 snaplen: 150,
                 vlan: packet.is_tagged.then_some(VlanTag {

@@ -4,6 +4,7 @@
 
 mod feed;
 mod feeds;
+mod framing;
 mod limits;
 mod names;
 mod offloads;

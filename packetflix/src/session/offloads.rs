@@ -41,7 +41,8 @@ fn partial_checksum(link_type: LinkType, packet: &[u8], original_len: u32) -> Op
 
 fn network_offset(link_type: LinkType, packet: &[u8]) -> Option<usize> {
     match link_type {
-        LinkType::Raw => Some(0),
+        // What cooked mode puts a header before is IP without one.
+        LinkType::Raw | LinkType::LinuxSll => Some(0),
         LinkType::Ethernet => {
             // A tag may be in the packet, and another beside it.
             let tags = match word(packet, 12)? {
@@ -50,6 +51,7 @@ fn network_offset(link_type: LinkType, packet: &[u8]) -> Option<usize> {
             };
             Some(ETHER_HEADER + 4 * tags)
         }
+        _ => None,
     }
 }
 

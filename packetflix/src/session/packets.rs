@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use packetflix_common::{Direction, RecordHeader};
 
-use super::{offloads::checksum_is_partial, window::PacketCount};
+use super::{framing::Framing, offloads::checksum_is_partial, window::PacketCount};
 use crate::{
     pcapng::{EnhancedPacket, LinkType, Offloads, PacketDirection, Reception, VlanTag},
     tap::{CaptureClock, Head},
@@ -34,6 +34,7 @@ pub struct Packets {
 
 #[derive(Clone, Copy, Debug)]
 struct Interface {
+    framing: Framing,
     /// Place of its description.
     place: usize,
     link_type: LinkType,
@@ -74,11 +75,17 @@ impl Packets {
 
     /// Takes note of an interface, the next that is described, by its number in the tap, and of what its packets begin with.
     pub fn describe(&mut self, id: u32, link_type: LinkType) {
+        self.describe_framed(id, link_type, Framing::default());
+    }
+
+    /// Takes note of one whose packets are framed.
+    pub(super) fn describe_framed(&mut self, id: u32, link_type: LinkType, framing: Framing) {
         let id = id as usize;
         if self.interfaces.len() <= id {
             self.interfaces.resize(id + 1, None);
         }
         self.interfaces[id] = Some(Interface {
+            framing,
             place: self.described,
             link_type,
             delivered: 0,
@@ -119,11 +126,14 @@ impl Packets {
             );
             return Head::Remove;
         };
+        let framing = interface.framing;
+        let data = framing.data(&header, data);
         let packet = EnhancedPacket {
             interface_id: interface.place as u32,
             timestamp: clock.realtime(header.timestamp),
             original_len: header.original_len,
-            data,
+            cooked: framing.cooked(&header),
+            data: &data,
             snaplen: self.snaplen,
             vlan: (header.vlan_protocol != 0).then_some(VlanTag {
                 protocol: header.vlan_protocol,
@@ -132,7 +142,7 @@ impl Packets {
             direction: direction(&header),
             reception: reception(&header),
             offloads: Offloads {
-                checksum: checksum_is_partial(interface.link_type, data, header.original_len),
+                checksum: checksum_is_partial(interface.link_type, &data, header.original_len),
                 segmentation: header.gso_size != 0,
             },
             dropped_before: header.dropped_before,
@@ -213,6 +223,8 @@ pub(crate) mod fuzzing {
         let mut packets = Packets::new(crate::pcapng::SNAPLEN);
         packets.describe(0, LinkType::Ethernet);
         packets.describe(2, LinkType::Raw);
+        packets.describe_framed(3, LinkType::CanSocketcan, Framing::Can);
+        packets.describe_framed(4, LinkType::LinuxSll, Framing::Cooked { hardware_type: 778 });
         let mut written = 0;
         while let Some((len, rest)) = data.split_first_chunk() {
             let (record, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*len).into()));

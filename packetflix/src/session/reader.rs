@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     Ended,
     feed::{Command, Shared, Subscription},
+    framing::Framing,
     packets::Packets,
     packets_in,
     statistics::{InterfaceCounts, Statistics, TapInterface, Written},
@@ -249,7 +250,9 @@ impl Reader {
                 .of_interface(interface.id)
                 .map(|written| written.place);
             if place.is_none() {
-                self.packets.describe(interface.id, interface.link_type);
+                let framing = Framing::of(interface.link_type, interface.link.hardware_type);
+                self.packets
+                    .describe_framed(interface.id, interface.link_type, framing);
                 self.counts.push(InterfaceCounts::default());
                 self.told.push(InterfaceCounters::default());
             }

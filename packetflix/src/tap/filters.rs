@@ -60,10 +60,12 @@ impl CaptureFilters {
         }
     }
 
-    fn of(&self, link_type: LinkType) -> &LinkFilter {
+    /// The one for packets of a link type. What cooked mode puts a header before is IP, seen without it in the kernel.
+    fn of(&self, link_type: LinkType) -> Option<&LinkFilter> {
         match link_type {
-            LinkType::Ethernet => &self.ethernet,
-            LinkType::Raw => &self.raw,
+            LinkType::Ethernet => Some(&self.ethernet),
+            LinkType::Raw | LinkType::LinuxSll => Some(&self.raw),
+            _ => None,
         }
     }
 
@@ -75,17 +77,20 @@ impl CaptureFilters {
     /// Why no packet of the link type can pass.
     pub(super) fn reason_against(&self, link_type: LinkType) -> Option<String> {
         match self.of(link_type) {
-            LinkFilter::Impossible(reason) => Some(reason.clone()),
-            LinkFilter::All | LinkFilter::Program(_) => None,
+            Some(LinkFilter::Impossible(reason)) => Some(reason.clone()),
+            None if !self.is_none() => {
+                Some("filters are for packets that begin with an Ethernet or IP header".to_owned())
+            }
+            _ => None,
         }
     }
 
     /// The number by which the programs know the filter of a link type.
     pub(super) fn number_of(&self, link_type: LinkType) -> InterfaceFilter {
         match (self.of(link_type), link_type) {
-            (LinkFilter::Program(_), LinkType::Ethernet) => InterfaceFilter::Ethernet,
-            (LinkFilter::Program(_), LinkType::Raw) => InterfaceFilter::Raw,
-            (LinkFilter::All | LinkFilter::Impossible(_), _) => InterfaceFilter::None,
+            (Some(LinkFilter::Program(_)), LinkType::Ethernet) => InterfaceFilter::Ethernet,
+            (Some(LinkFilter::Program(_)), _) => InterfaceFilter::Raw,
+            _ => InterfaceFilter::None,
         }
     }
 

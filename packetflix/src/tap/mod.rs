@@ -6,6 +6,7 @@ mod connections;
 mod cpu_rings;
 mod filters;
 mod hook;
+mod link_types;
 mod loader;
 mod memory;
 mod object;
@@ -42,10 +43,11 @@ pub(crate) use self::{
 use self::{
     cpu_rings::CpuRings,
     hook::{Attachment, ChosenHook},
+    link_types::{link_type, network_offset},
     loader::Loaded,
     object::{CLOCK_SOURCE, Entry, InterfaceMap, Object},
     own::OwnTrafficMap,
-    selection::{link_type, network_offset, select},
+    selection::select,
 };
 pub use self::{
     hook::{Hook, HookError},
@@ -369,7 +371,7 @@ impl Tap {
 
     /// Runs inside the namespace.
     fn join_one(&mut self, link: Link) -> Result<(), TapError> {
-        let Some(link_type) = link_type(link.hardware_type) else {
+        let Some(link_type) = link_type(&link) else {
             return Ok(());
         };
         if self.interfaces.len() >= MAX_INTERFACES as usize {
@@ -612,7 +614,7 @@ impl fmt::Debug for Tap {
 /// A filter must mean something for one of the interfaces at least.
 fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapError> {
     let mut against = wanted.iter().map(|link| {
-        let reason = filters.reason_against(link_type(link.hardware_type)?)?;
+        let reason = filters.reason_against(link_type(link)?)?;
         Some((link.name.clone(), reason))
     });
     match against.next().flatten() {

@@ -1,9 +1,7 @@
-//! Which interfaces are captured, and what their packets begin with.
+//! Which interfaces are captured.
 
-use nix::libc;
-
-use super::TapError;
-use crate::{netns::Link, pcapng::LinkType};
+use super::{TapError, link_types::link_type};
+use crate::netns::Link;
 
 /// Which interfaces a capture wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +14,7 @@ pub enum InterfaceSelection {
 
 impl InterfaceSelection {
     pub(super) fn wants(&self, link: &Link) -> bool {
-        link_type(link.hardware_type).is_some()
+        link_type(link).is_some()
             && match self {
                 Self::All => true,
                 Self::Named(names) => names.contains(&link.name),
@@ -38,10 +36,7 @@ pub(super) fn select(present: &[Link], selection: &InterfaceSelection) -> Result
             return Err(TapError::NoSuchInterface { missing, present });
         }
     }
-    for link in present
-        .iter()
-        .filter(|link| link_type(link.hardware_type).is_none())
-    {
+    for link in present.iter().filter(|link| link_type(link).is_none()) {
         match selection {
             InterfaceSelection::All => tracing::warn!(
                 interface = link.name,
@@ -66,27 +61,5 @@ pub(super) fn select(present: &[Link], selection: &InterfaceSelection) -> Result
         Err(TapError::NoInterface)
     } else {
         Ok(wanted)
-    }
-}
-
-/// `linux/if_arp.h`: cellular modems.
-const ARPHRD_RAWIP: u16 = 519;
-
-/// What the packets of a kind of hardware (`linux/if_arp.h`) begin with, as libpcap has it; `None` for kinds
-/// that libpcap captures without their link-layer header, or that we cannot test.
-pub(super) fn link_type(hardware_type: u16) -> Option<LinkType> {
-    match hardware_type {
-        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Some(LinkType::Ethernet),
-        libc::ARPHRD_NONE | ARPHRD_RAWIP | libc::ARPHRD_PPP => Some(LinkType::Raw),
-        libc::ARPHRD_TUNNEL | libc::ARPHRD_TUNNEL6 | libc::ARPHRD_SIT => Some(LinkType::Raw),
-        _ => None,
-    }
-}
-
-/// Where the network header begins in packets of a link type.
-pub(super) fn network_offset(link_type: LinkType) -> u16 {
-    match link_type {
-        LinkType::Ethernet => 14,
-        LinkType::Raw => 0,
     }
 }
