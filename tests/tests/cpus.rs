@@ -23,7 +23,9 @@ use packetflix_tests::{
     client::Recorder,
     control_group::ControlGroup,
     folder::Folder,
+    hook::hooks,
     namespace::Namespace,
+    pace,
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, program, wait_until},
@@ -75,7 +77,7 @@ async fn ten_captures_run_where_there_may_be_240_cpus_and_four_gibibytes() -> an
     let server = Server::start_by(&mut by, &[])?;
     // One for each that is online, and one for the 238 that are not.
     let of_capture = online()? + 1;
-    wait_until(Duration::from_secs(5), || Ok(rings(&server)? == of_capture))
+    wait_until(patience(5), || Ok(rings(&server)? == of_capture))
         .with_context(|| format!("{} rings are kept ready", rings(&server).unwrap_or_default()))?;
     let held = Objects::held_by(server.pid())?.kinds();
     ensure!(
@@ -290,10 +292,7 @@ const MACHINE: &str = "PACKETFLIX_TEST_MACHINE";
 
 /// So many seconds, on a machine that is not emulated.
 fn patience(seconds: u64) -> Duration {
-    let slowness = std::env::var("PACKETFLIX_TEST_SLOWNESS")
-        .ok()
-        .and_then(|times| times.parse().ok());
-    Duration::from_secs(seconds) * slowness.unwrap_or(1)
+    pace::time(Duration::from_secs(seconds))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -310,20 +309,4 @@ async fn cpu_that_comes_online_shares_a_ring_and_then_gets_its_own() -> anyhow::
         }
     }
     Ok(())
-}
-
-/// The hooks that this kernel has.
-fn hooks() -> anyhow::Result<&'static [&'static str]> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        anyhow::bail!("{release:?} is no version");
-    };
-    Ok(if (major, minor) >= (6, 6) {
-        &["socket", "tcx"]
-    } else {
-        &["socket"]
-    })
 }

@@ -46,6 +46,9 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("busybox", "busybox-static"),
     // What translated filters are compared with.
     Tool("/usr/include/pcap/pcap.h", "libpcap-dev"),
+    // Kinds of interfaces on kernels that have them.
+    Tool("wg", "wireguard-tools"),
+    Tool("aa-exec", "apparmor"),
     // The image, the unit and the manifests.
     Tool("setcap", "libcap2-bin"),
     Tool("systemd-analyze", "systemd"),

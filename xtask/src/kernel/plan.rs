@@ -58,6 +58,30 @@ pub(crate) const AREAS: &[Area] = &[
         core: Core::Nothing,
     },
     Area {
+        name: "interfaces",
+        program: "kinds",
+        tests: &[],
+        core: Core::Only(&["gre_", "vlan_and_its"]),
+    },
+    Area {
+        name: "CPUs",
+        program: "cpus",
+        tests: &[],
+        core: Core::Only(&["comes_online"]),
+    },
+    Area {
+        name: "check",
+        program: "verifier",
+        tests: &[],
+        core: Core::Only(&["check_tells"]),
+    },
+    Area {
+        name: "AppArmor",
+        program: "apparmor",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
         name: "namespaces",
         program: "namespaces",
         tests: &[],
