@@ -22,7 +22,7 @@ const HAS_RING_BUFFERS: (u32, u32) = (5, 8);
 const OLDEST_TESTED: (u32, u32) = (5, 10);
 
 /// Descriptors that a capture of a few interfaces takes beside its rings, and those that connections and all else take.
-const DESCRIPTORS_OF_CAPTURE: u64 = 18;
+const DESCRIPTORS_OF_CAPTURE: u64 = 20;
 const OTHER_DESCRIPTORS: u64 = 1200;
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
