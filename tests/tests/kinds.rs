@@ -178,6 +178,11 @@ impl Tcpdump {
 impl Drop for Tcpdump {
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT);
+        // What it has not written by now is not waited for.
+        let ended = wait_until(Duration::from_secs(5), || Ok(self.0.try_wait()?.is_some()));
+        if ended.is_err() {
+            let _ = self.0.kill();
+        }
         let _ = self.0.wait();
     }
 }
