@@ -553,7 +553,7 @@ fn our_paths_stay_ours() -> anyhow::Result<()> {
         "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n\r\n",
     )?;
     assert_eq!(head.status()?, 405);
-    ensure!(body.contains("no tunnel is opened to x:80"), "{body}");
+    ensure!(body.contains("no tunnel is opened to localhost:80"), "{body}");
     assert_eq!(upstream.heads(), []);
     assert_eq!(get(&server, "/discover/version")?.1, "GET /version HTTP/1.1 ");
     assert_eq!(get(&server, "/capturing")?.1, "GET /capturing HTTP/1.1 ");

@@ -109,9 +109,9 @@ fn plain_requests_are_answered() -> anyhow::Result<()> {
         (head, 426),
         ("GET /nothing HTTP/1.1", 404),
         ("POST /capture HTTP/1.1", 405),
-        ("CONNECT here:80 HTTP/1.1", 405),
+        ("CONNECT localhost:80 HTTP/1.1", 405),
         ("OPTIONS * HTTP/1.1", 405),
-        ("GET here:80 HTTP/1.1", 400),
+        ("GET localhost:80 HTTP/1.1", 400),
         ("nonsense", 400),
     ] {
         let (head, _) = server.ask(request)?;
@@ -227,7 +227,9 @@ fn port_that_is_taken_is_said() -> anyhow::Result<()> {
     assert_eq!(second.status.code(), Some(1));
     let log = String::from_utf8_lossy(&second.stderr).into_owned();
     ensure!(
-        log.contains(&format!("cannot listen on port {port}: Address already in use")),
+        log.contains(&format!(
+            "cannot listen on port {port} of loopback: Address already in use"
+        )),
         "{log}"
     );
     Ok(())
