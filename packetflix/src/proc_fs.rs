@@ -106,6 +106,38 @@ pub(crate) fn proc_path(pid: u32, rest: &str) -> PathBuf {
     Path::new("/proc").join(pid.to_string()).join(rest)
 }
 
+/// A namespace of a process: its number, and the thread through which it is reached where the first has ended. The process
+/// goes on without that one, and has its namespaces.
+///
+/// # Errors
+/// Those of the process's own link, when none of its threads has one.
+pub(crate) fn live_namespace(pid: u32, kind: &str) -> io::Result<(Option<u32>, u64)> {
+    /// Most threads that are looked at of a process whose first has ended.
+    const MAX_THREADS: usize = 64;
+
+    let error = match namespace_link(&namespace_path(pid, None, kind)) {
+        Ok((_, inode)) => return Ok((None, inode)),
+        Err(error) => error,
+    };
+    let threads = numbers_in(&proc_path(pid, "task")).into_iter().flatten();
+    threads
+        .filter(|tid| *tid != pid)
+        .take(MAX_THREADS)
+        .find_map(|tid| {
+            let (_, inode) = namespace_link(&namespace_path(pid, Some(tid), kind)).ok()?;
+            Some((Some(tid), inode))
+        })
+        .ok_or(error)
+}
+
+/// Path of the link to a namespace of a process, or of one of its threads.
+pub(crate) fn namespace_path(pid: u32, thread: Option<u32>, kind: &str) -> PathBuf {
+    match thread {
+        None => proc_path(pid, &format!("ns/{kind}")),
+        Some(thread) => proc_path(pid, &format!("task/{thread}/ns/{kind}")),
+    }
+}
+
 /// Some of what `/proc/PID/stat` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

@@ -98,6 +98,53 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// The user to whom the user namespace belongs that a namespace is part of: nobody in it has rights over others' but for
+/// that user's leave. Root's, for those of the first user namespace. Kernel 4.11, `linux/nsfs.h`.
+///
+/// # Errors
+/// `EPERM` when that user namespace is none of ours nor below it.
+pub(crate) fn owner_of_namespace(namespace: BorrowedFd<'_>) -> io::Result<u32> {
+    nix::ioctl_none_bad!(get_user_namespace, nix::request_code_none!(0xb7, 1));
+    nix::ioctl_read_bad!(get_owner_uid, nix::request_code_none!(0xb7, 4), libc::uid_t);
+
+    // SAFETY: the request takes no argument, and the descriptor is open for as long as it is borrowed.
+    let user_namespace = unsafe { get_user_namespace(namespace.as_raw_fd()) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    let user_namespace = unsafe { OwnedFd::from_raw_fd(user_namespace) };
+    let mut owner = 0;
+    // SAFETY: the request writes a `uid_t` to the pointer, which is that of a live one.
+    unsafe { get_owner_uid(user_namespace.as_raw_fd(), &raw mut owner) }?;
+    Ok(owner)
+}
+
+/// A descriptor of the process that began to listen at the other end of a Unix socket, which means no other, even once it
+/// has ended. `None` where the kernel has none: kernel 6.5, `SO_PEERPIDFD` of `asm-generic/socket.h`.
+///
+/// # Errors
+/// When that process has ended, on some kernels; on others the descriptor tells.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    const SO_PEERPIDFD: libc::c_int = 77;
+
+    let mut descriptor: RawFd = -1;
+    let mut len = size_of::<RawFd>() as libc::socklen_t;
+    // SAFETY: the pointers are those of a live integer and of its length, and the kernel writes no more than that.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut descriptor).cast(),
+            &raw mut len,
+        )
+    };
+    match Errno::result(got) {
+        // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+        Ok(_) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) })),
+        Err(Errno::ENOPROTOOPT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A packet socket of the calling thread's network namespace that receives nothing until it is bound.
 ///
 /// # Errors

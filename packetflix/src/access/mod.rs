@@ -18,7 +18,7 @@ pub use self::{
 pub(crate) use self::{
     file::{read_public, read_secret},
     reload::Reloaded,
-    rights::Rights,
+    rights::{Occupant, Occupants, Rights, Verdict},
 };
 
 /// What is said of who may use the service.

@@ -89,6 +89,11 @@ impl Pattern {
         used[self.0.len()]
     }
 
+    /// Whether there is no name that does not match.
+    pub(crate) fn matches_everything(&self) -> bool {
+        self.0 == [Piece::Anything]
+    }
+
     /// Runs may be of nothing.
     fn skip_runs(&self, used: &mut [bool]) {
         for (at, piece) in self.0.iter().enumerate() {
@@ -142,6 +147,7 @@ mod tests {
             for name in names {
                 assert!(parsed.matches(name), "{pattern} {name}");
             }
+            assert_eq!(parsed.matches_everything(), others.is_empty(), "{pattern}");
             for name in others {
                 assert!(!parsed.matches(name), "{pattern} {name}");
             }

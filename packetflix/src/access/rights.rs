@@ -18,6 +18,43 @@ enum Captures {
     Everything,
 }
 
+/// All who are in a network namespace, whose packets a capture of it would have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Occupants {
+    occupants: Vec<Occupant>,
+    is_complete: bool,
+}
+
+/// One who is in a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Occupant {
+    /// Full name.
+    pub(crate) name: String,
+    /// Whether it has the name from itself, in a namespace that is not its own, so that the name says nothing.
+    pub(crate) is_self_chosen: bool,
+}
+
+/// Whether a namespace may be captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It may.
+    Allowed,
+    /// It may not: there is someone whose packets are not the caller's, or nobody is known.
+    Refused,
+    /// All that are known would allow it, and there may be others.
+    Unsure,
+}
+
+impl Occupants {
+    /// Those who are known; `is_complete` when there can be nobody else.
+    pub(crate) fn new(occupants: impl IntoIterator<Item = Occupant>, is_complete: bool) -> Self {
+        Self {
+            occupants: occupants.into_iter().collect(),
+            is_complete,
+        }
+    }
+}
+
 /// Why a word is no scope.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ScopeError {
@@ -100,23 +137,40 @@ impl Rights {
         matches!(self.capture, Captures::Matching(_))
     }
 
-    /// Whether a namespace may be captured: all targets that are in it, given by their full names. One that may not
-    /// would be captured with the others. Where none is known, there is no telling.
-    pub(crate) fn may_capture<S: AsRef<str>>(&self, targets: &[S]) -> bool {
+    /// Whether a namespace may be captured: all who are in it. One who may not would be captured with the others. Where
+    /// nobody is known, there is no telling.
+    pub(crate) fn may_capture(&self, Occupants { occupants, is_complete }: &Occupants) -> Verdict {
+        let patterns = match &self.capture {
+            Captures::Nothing => return Verdict::Refused,
+            Captures::Everything => return Verdict::Allowed,
+            Captures::Matching(patterns) => patterns,
+        };
+        let matches = |occupant: &Occupant| {
+            patterns.iter().any(|pattern| match occupant.is_self_chosen {
+                true => pattern.matches_everything(),
+                false => pattern.matches(&occupant.name),
+            })
+        };
+        match !occupants.is_empty() && occupants.iter().all(matches) {
+            false => Verdict::Refused,
+            true if *is_complete || patterns.iter().any(Pattern::matches_everything) => Verdict::Allowed,
+            true => Verdict::Unsure,
+        }
+    }
+
+    /// Whether there may be something of this full name that may be captured.
+    pub(crate) fn may_ask_for(&self, name: &str) -> bool {
         match &self.capture {
             Captures::Nothing => false,
             Captures::Everything => true,
-            Captures::Matching(patterns) => {
-                let matches = |target: &S| patterns.iter().any(|pattern| pattern.matches(target.as_ref()));
-                !targets.is_empty() && targets.iter().all(matches)
-            }
+            Captures::Matching(patterns) => patterns.iter().any(|pattern| pattern.matches(name)),
         }
     }
 
     /// Whether the targets of a namespace may be listed: where captures are bound to patterns, those only that may be
     /// captured.
-    pub(crate) fn may_list<S: AsRef<str>>(&self, targets: &[S]) -> bool {
-        self.discover && (!self.are_by_pattern() || self.may_capture(targets))
+    pub(crate) fn may_list(&self, occupants: &Occupants) -> bool {
+        self.discover && (!self.are_by_pattern() || self.may_capture(occupants) == Verdict::Allowed)
     }
 }
 
@@ -169,29 +223,54 @@ mod tests {
         }
     }
 
+    fn occupants(names: &[&str]) -> Occupants {
+        let occupant = |name: &&str| Occupant {
+            name: name.trim_start_matches('!').to_owned(),
+            is_self_chosen: name.starts_with('!'),
+        };
+        Occupants::new(names.iter().map(occupant), true)
+    }
+
     #[test]
-    fn all_targets_of_a_namespace_have_to_match() {
+    fn all_in_a_namespace_have_to_match() {
         let rights = rights("capture:web-* capture:shop/**");
-        for (targets, may) in [
+        for (names, may) in [
             (&["web-1"][..], true),
             (&["web-1", "shop/a"], true),
             (&["web-1", "db"], false),
             (&["systemd(1)", "web-1"], false),
+            // What somebody calls himself in another's namespace says nothing.
+            (&["!web-1"], false),
+            (&["web-1", "!web-2"], false),
             (&[], false),
         ] {
-            assert_eq!(rights.may_capture(targets), may, "{targets:?}");
-            assert!(!rights.may_list(targets), "{targets:?}");
-            assert!(Rights::ORDINARY.may_capture(targets));
-            assert!(!Rights::NONE.may_capture(targets));
+            let all = occupants(names);
+            let verdict = if may { Verdict::Allowed } else { Verdict::Refused };
+            assert_eq!(rights.may_capture(&all), verdict, "{names:?}");
+            assert!(!rights.may_list(&all), "{names:?}");
+            assert_eq!(Rights::ORDINARY.may_capture(&all), Verdict::Allowed);
+            assert_eq!(Rights::NONE.may_capture(&all), Verdict::Refused);
+            let some = Occupants {
+                is_complete: false,
+                ..all
+            };
+            let verdict = if may { Verdict::Unsure } else { Verdict::Refused };
+            assert_eq!(rights.may_capture(&some), verdict, "{names:?}");
+            assert_eq!(Rights::ORDINARY.may_capture(&some), Verdict::Allowed);
         }
+        let everything = self::rights("capture:**");
+        let mut all = occupants(&["!web-1", "db"]);
+        all.is_complete = false;
+        assert_eq!(everything.may_capture(&all), Verdict::Allowed);
+        assert_eq!(everything.may_capture(&Occupants::default()), Verdict::Refused);
     }
 
     #[test]
     fn lists_have_what_may_be_captured() {
         let by_pattern = rights("discover capture:web-*");
-        assert!(by_pattern.may_list(&["web-1"]) && !by_pattern.may_list(&["db"]));
+        assert!(by_pattern.may_list(&occupants(&["web-1"])) && !by_pattern.may_list(&occupants(&["db"])));
         // One who only looks may see all.
-        assert!(rights("discover").may_list(&["db"]));
-        assert!(!rights("capture").may_list(&["db"]));
+        assert!(rights("discover").may_list(&occupants(&["db"])));
+        assert!(!rights("capture").may_list(&occupants(&["db"])));
     }
 }

@@ -215,7 +215,7 @@ mod tests {
         assert_eq!((&*alice.name, &*alice.rights), ("alice", &Rights::ORDINARY));
         let new = tokens.holder_of(format!("{TOKEN}+new==").as_bytes()).unwrap();
         assert_eq!(&*new.name, "alice");
-        assert!(new.rights.may_capture(&["shop/a"]) && !new.rights.may_capture(&["a"]));
+        assert!(new.rights.may_ask_for("shop/a") && !new.rights.may_ask_for("a"));
         assert!(tokens.certificate("bob").unwrap().may_administer());
         for other in [
             "",

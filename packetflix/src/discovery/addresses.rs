@@ -6,7 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use super::target::{DiscoveredTarget, names_by_namespace};
+use super::Scan;
+use crate::access::Occupants;
 
 /// Names of the addresses of all targets. Several namespaces may have the same address.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,19 +17,18 @@ pub(crate) struct AddressBook(BTreeMap<IpAddr, Vec<Owner>>);
 struct Owner {
     netns: u64,
     name: String,
-    /// Full names of all targets in the namespace.
-    targets: Arc<[String]>,
+    /// All who are in the namespace.
+    occupants: Arc<Occupants>,
 }
 
 impl AddressBook {
-    /// Takes the addresses of `targets`; those of the host get the name `host`.
-    pub(super) fn new(targets: &[DiscoveredTarget], host: &str) -> Self {
+    /// Takes the addresses of a scan's targets; those of the host get the name `host`.
+    pub(super) fn new(scan: &Scan, host: &str) -> Self {
         let mut book = Self::default();
         let mut seen = HashSet::new();
-        let mut names = names_by_namespace(targets);
         // Of several targets in one namespace, a pod or container gives it its name.
         let (processes, containers): (Vec<_>, Vec<_>) =
-            targets.iter().partition(|target| target.workload.is_none());
+            scan.targets.iter().partition(|target| target.workload.is_none());
         for target in containers.into_iter().chain(processes) {
             let namespace = &target.namespace;
             if !seen.insert(namespace.inode) {
@@ -39,12 +39,12 @@ impl AddressBook {
             } else {
                 target.full_name()
             };
-            let inside: Arc<[String]> = names.remove(&namespace.inode).unwrap_or_default().into();
+            let occupants = Arc::new(scan.occupants(namespace.inode).cloned().unwrap_or_default());
             for address in namespace.addresses() {
                 book.0.entry(address).or_default().push(Owner {
                     netns: namespace.inode,
                     name: name.clone(),
-                    targets: Arc::clone(&inside),
+                    occupants: Arc::clone(&occupants),
                 });
             }
         }
@@ -53,11 +53,11 @@ impl AddressBook {
 
     /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
     /// several others have is nobody's, for a wrong name is worse than none. Of other namespaces, those only that
-    /// `may_see` allows, which is told the full names of all targets in each.
+    /// `may_see` allows, which is told who is in each.
     pub(crate) fn seen_from(
         &self,
         netns: u64,
-        may_see: impl Fn(&[String]) -> bool,
+        may_see: impl Fn(&Occupants) -> bool,
     ) -> impl Iterator<Item = (IpAddr, &str)> {
         self.0.iter().filter_map(move |(address, owners)| {
             let own = owners.iter().find(|owner| owner.netns == netns);
@@ -66,7 +66,7 @@ impl AddressBook {
                 _ => None,
             };
             let owner = own.or_else(only)?;
-            (owner.netns == netns || may_see(&owner.targets)).then_some((*address, &owner.name[..]))
+            (owner.netns == netns || may_see(&owner.occupants)).then_some((*address, &owner.name[..]))
         })
     }
 }
@@ -75,7 +75,8 @@ impl AddressBook {
 mod tests {
     use super::*;
     use crate::{
-        discovery::Namespace,
+        access::Occupant,
+        discovery::{DiscoveredTarget, Namespace, Trust},
         netns::{Link, LinkAddress},
     };
 
@@ -102,12 +103,15 @@ mod tests {
         DiscoveredTarget {
             name: name.to_owned(),
             kind: "proc",
+            trust: Trust::Others,
+            has_anothers_name: false,
             prefix: String::new(),
             namespace: Arc::new(Namespace {
                 inode: netns,
                 is_host,
                 links: vec![link],
                 mounts: Vec::new(),
+                is_named_by_host: false,
             }),
             process: None,
             workload: None,
@@ -122,7 +126,27 @@ mod tests {
             target("db", 3, false, &["10.0.0.3", "10.9.9.9", "2001:db8::3"]),
             target("db-too", 3, false, &["10.0.0.3"]),
         ];
-        let book = AddressBook::new(&targets, "node");
+        let occupants = |names: &[&str]| {
+            let occupant = |name: &&str| Occupant {
+                name: (*name).to_owned(),
+                is_self_chosen: false,
+            };
+            Occupants::new(names.iter().map(occupant), true)
+        };
+        let scan = Scan {
+            at: std::time::SystemTime::now(),
+            occupants: [
+                (1, occupants(&["init(1)"])),
+                (2, occupants(&["web"])),
+                (3, occupants(&["db", "db-too"])),
+            ]
+            .into(),
+            targets: targets.to_vec(),
+            engines: Vec::new(),
+            gaps: Vec::new(),
+            is_partial: false,
+        };
+        let book = AddressBook::new(&scan, "node");
         let seen = |netns| -> Vec<(String, &str)> {
             book.seen_from(netns, |_| true)
                 .map(|(address, name)| (address.to_string(), name))
@@ -142,10 +166,10 @@ mod tests {
         assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
         assert_eq!(seen(3), expected(&[("10.9.9.9", "db")]));
         // Who may see `db` alone sees nothing of what is called by that name and another.
-        let seen: Vec<_> = book.seen_from(2, |targets| targets == ["db"]).collect();
+        let seen: Vec<_> = book.seen_from(2, |inside| *inside == occupants(&["db"])).collect();
         let own = ["10.0.0.2", "10.9.9.9"].map(|address| (address.parse().unwrap(), "web"));
         assert_eq!(seen, own);
-        let seen = book.seen_from(2, |targets| targets == ["db", "db-too"]);
+        let seen = book.seen_from(2, |inside| *inside == occupants(&["db", "db-too"]));
         assert_eq!(seen.count(), 4);
     }
 }

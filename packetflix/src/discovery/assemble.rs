@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -9,101 +10,195 @@ use super::{
     engines::Engine,
     processes::ProcessTable,
     target::{DiscoveredTarget, FirstProcess, Namespace, WorkloadFacts},
+    trust::{Authority, Trust},
     workload::{Workload, WorkloadKind},
 };
+use crate::{proc_fs::Stat, target};
 
 /// Processes of one namespace that are listed, where nothing else is known of it.
 const MAX_LEADERS: usize = 16;
 
 /// A container or pod whose process was found.
+#[derive(Clone, Debug)]
 pub(super) struct Running {
     workload: Workload,
-    engine: usize,
+    /// Socket of its engine, and device and inode number of that.
+    engine: PathBuf,
+    engine_id: (u64, u64),
+    authority: Authority,
     /// In our PID namespace.
     pub(super) pid: u32,
-    pub(super) starttime: u64,
-    netns: u64,
+    starttime: u64,
+    pub(super) netns: u64,
     prefix: String,
+    /// Whether its engine has it on its list, as far as is known. If not, no other engine may have it either.
+    pub(super) is_listed: bool,
 }
 
-/// Finds the processes of what the engines run. An engine in a container may speak of processes in that container
-/// only, one of another user only of processes in user namespaces of that user, and no engine of a process that
-/// another has spoken of before: what it says of others is left out.
+/// What engines run.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// By the PIDs of their first processes.
+    pub(super) running: BTreeMap<u32, Running>,
+    /// Of whom those might speak who did not tell everything: whoever of these is nobody's yet may be theirs.
+    pub(super) doubts: Vec<Authority>,
+}
+
+/// Finds the processes of what the engines run, given what they ran `before`. What an engine says of processes that are not
+/// its own to speak of is left out, and so is what it says of a process that another one has spoken of, unless that is
+/// trusted less: a process stays an engine's for as long as it lives, whether the engine is there or not.
 pub(super) fn find_processes(
     engines: &[Engine],
     table: &ProcessTable,
+    before: impl IntoIterator<Item = Running>,
     is_owned_by: impl Fn(u32, u32) -> bool,
-) -> Vec<Running> {
-    let mut running: Vec<Running> = Vec::new();
-    let mut containers: HashMap<u32, String> = HashMap::new();
-    for (index, engine) in engines.iter().enumerate() {
-        let Some(engine_pid) = engine.pid else { continue };
-        // The innermost container around the engine, and its full name.
-        let enclosing = table
-            .line_of(engine_pid)
-            .find_map(|pid| Some((pid, containers.get(&pid)?.clone())));
-        let numbers = table.as_numbered_by(engine_pid);
-        let may_speak_of = |pid: u32| match &enclosing {
-            Some((container, _)) => pid != *container && table.line_of(pid).any(|pid| pid == *container),
-            None => engine.uid == 0 || is_owned_by(pid, engine.uid),
+) -> Found {
+    let mut found = Found::default();
+    found.keep(table, before);
+    let mut told = HashSet::new();
+    let mut complete = Vec::new();
+    for engine in engines {
+        let enclosing = |pid| found.enclosing(pid, table);
+        let authority = Authority::of(engine, table, enclosing);
+        let is_complete = engine.problem.is_none() && authority != Authority::Nobody;
+        if is_complete {
+            complete.push((engine.path.clone(), authority));
+        } else {
+            found.doubts.push(match authority {
+                Authority::Nobody => Authority::widest(engine.origin, engine.seen_by, table, enclosing),
+                authority => authority,
+            });
+        }
+        let may_speak_of = |pid| authority.covers(pid, table, &is_owned_by);
+        told.extend(found.take_in(engine, authority, table, may_speak_of));
+    }
+    found.running.retain(|pid, running| {
+        let is_given_up = !told.contains(pid)
+            && complete
+                .iter()
+                .any(|(path, authority)| running.is_of(path, *authority));
+        running.is_listed &= !is_given_up;
+        running.is_listed || running.authority.trust() == Trust::Host
+    });
+    found
+}
+
+impl Found {
+    /// Takes those that still run.
+    fn keep(&mut self, table: &ProcessTable, before: impl IntoIterator<Item = Running>) {
+        for running in before {
+            let process = table.get(running.pid);
+            let process = process.filter(|process| process.stat.starttime == running.starttime);
+            if let Some(netns) = process.and_then(|process| process.netns) {
+                self.running.insert(running.pid, Running { netns, ..running });
+            }
+        }
+    }
+
+    /// The first process of the innermost container that a process is in: one that it descends from, or else one of its
+    /// PID namespace, for what was started in a container from outside.
+    pub(super) fn enclosing(&self, pid: u32, table: &ProcessTable) -> Option<u32> {
+        let ancestor = || table.line_of(pid).find(|pid| self.running.contains_key(pid));
+        ancestor().or_else(|| {
+            let home = table.pid_namespace(pid)?;
+            let mut beside = self.running.keys().copied();
+            beside.find(|first| home != table.own_pid_namespace() && table.pid_namespace(*first) == Some(home))
+        })
+    }
+
+    /// Takes in what an engine runs; gives the PIDs of all of it.
+    fn take_in(
+        &mut self,
+        engine: &Engine,
+        authority: Authority,
+        table: &ProcessTable,
+        may_speak_of: impl Fn(u32) -> bool,
+    ) -> Vec<u32> {
+        let Some(peer) = engine.peer.as_ref().filter(|_| authority != Authority::Nobody) else {
+            return Vec::new();
         };
-        let prefix = enclosing.as_ref().map_or("", |(_, name)| name);
-        let mut found = Vec::new();
+        let numbers = table.as_numbered_by(peer.pid);
+        let prefix = match authority {
+            Authority::Container { first } => self.running.get(&first).map(Running::full_name).unwrap_or_default(),
+            _ => String::new(),
+        };
+        let mut told = Vec::new();
         for workload in &engine.workloads {
-            let pid = match &numbers {
-                Some(numbers) => numbers.get(&workload.pid).copied(),
-                None => Some(workload.pid),
-            };
+            let pid = numbers.translate(workload.pid);
             let process = pid.and_then(|pid| Some((pid, table.get(pid)?)));
             let Some((pid, process)) = process.filter(|(pid, _)| may_speak_of(*pid)) else {
                 tracing::debug!(container = workload.name, pid = workload.pid, engine = %engine.path.display(),
                     "a container is left out: its process is not there, or not the engine's");
                 continue;
             };
-            let (Some(netns), false) = (process.netns, containers.contains_key(&pid)) else {
+            let Some(netns) = process.netns else { continue };
+            let is_others = self.running.get(&pid).is_some_and(|running| {
+                !running.is_of(&engine.path, authority) && authority.trust() <= running.authority.trust()
+            });
+            if is_others {
                 continue;
-            };
-            let name = if prefix.is_empty() {
-                workload.name.clone()
-            } else {
-                format!("{prefix}/{}", workload.name)
-            };
-            found.push((pid, name));
-            running.push(Running {
+            }
+            let running = Running {
                 workload: workload.clone(),
-                engine: index,
+                engine: engine.path.clone(),
+                engine_id: engine.id,
+                authority,
                 pid,
                 starttime: process.stat.starttime,
                 netns,
-                prefix: prefix.to_owned(),
-            });
+                prefix: prefix.clone(),
+                is_listed: true,
+            };
+            told.push(pid);
+            self.running.insert(pid, running);
         }
-        containers.extend(found);
+        told
     }
-    running
 }
 
 impl Running {
-    /// The identifier of its engine's socket, and that of itself.
-    pub(super) fn key(&self, engines: &[Engine]) -> ((u64, u64), String, u32) {
-        (
-            engines[self.engine].id,
-            self.workload.id.clone(),
-            self.workload.pid,
-        )
+    /// Device and inode number of its engine's socket, and what the engine need not be asked again: the PID, by what it was
+    /// asked for by.
+    pub(super) fn known(&self) -> ((u64, u64), (String, u32)) {
+        (self.engine_id, (self.workload.key.clone(), self.workload.pid))
+    }
+
+    /// Whether the process is the same still.
+    pub(super) fn is_there(&self) -> bool {
+        Stat::read(self.pid).is_ok_and(|stat| stat.starttime == self.starttime)
+    }
+
+    /// Its name as people write it, with its prefix.
+    pub(super) fn full_name(&self) -> String {
+        let (_, name) = self.workload.title(self.authority.runs_pods());
+        target::full_name(&self.prefix, &name)
+    }
+
+    /// Whose word its name is.
+    pub(super) fn authority(&self) -> Authority {
+        self.authority
+    }
+
+    /// Identifier of the container that the process was told for.
+    pub(super) fn container(&self) -> &str {
+        &self.workload.key
+    }
+
+    fn is_of(&self, engine: &Path, authority: Authority) -> bool {
+        self.engine == engine && self.authority == authority
     }
 }
 
 /// All targets: containers and pods, processes in namespaces that have neither, and mounted namespaces that have no
 /// process; ordered by name.
 pub(super) fn assemble(
-    running: Vec<Running>,
-    engines: &[Engine],
+    found: &Found,
     table: &ProcessTable,
     namespaces: &HashMap<u64, Arc<Namespace>>,
 ) -> Vec<DiscoveredTarget> {
-    let contained: HashSet<u64> = running.iter().map(|running| running.netns).collect();
-    let mut targets = workloads(running, engines, namespaces);
+    let listed = || found.running.values().filter(|running| running.is_listed);
+    let contained: HashSet<u64> = listed().map(|running| running.netns).collect();
+    let mut targets = workloads(listed(), namespaces);
     let mut leaders = table.leaders();
     for (inode, namespace) in namespaces {
         let leaders = leaders.remove(inode).unwrap_or_default();
@@ -128,9 +223,8 @@ pub(super) fn assemble(
 }
 
 /// Containers each, and pods once, however many containers and engines speak of them.
-fn workloads(
-    running: Vec<Running>,
-    engines: &[Engine],
+fn workloads<'a>(
+    running: impl Iterator<Item = &'a Running>,
     namespaces: &HashMap<u64, Arc<Namespace>>,
 ) -> Vec<DiscoveredTarget> {
     let mut targets = Vec::new();
@@ -139,37 +233,29 @@ fn workloads(
         let Some(namespace) = namespaces.get(&running.netns) else {
             continue;
         };
-        let is_pod = running.workload.kind == WorkloadKind::Pod;
-        let Workload {
-            kind,
-            id,
-            name,
-            images,
-            labels,
-            state,
-            pod,
-            ..
-        } = running.workload;
+        let workload = &running.workload;
+        let (kind, name) = workload.title(running.authority.runs_pods());
         let target = DiscoveredTarget {
             kind: kind.as_str(),
-            // A pod's name is its own in the whole cluster.
-            prefix: if is_pod { String::new() } else { running.prefix },
+            trust: running.authority.trust(),
+            has_anothers_name: false,
+            prefix: running.prefix.clone(),
             namespace: Arc::clone(namespace),
             process: Some(FirstProcess {
                 pid: running.pid,
                 starttime: running.starttime,
             }),
             workload: Some(WorkloadFacts {
-                id,
-                engine: engines[running.engine].path.clone(),
-                images,
-                labels,
-                state,
-                pod,
+                id: workload.id.clone(),
+                engine: running.engine.clone(),
+                images: workload.images.clone(),
+                labels: workload.labels.clone(),
+                state: workload.state.clone(),
+                pod: workload.pod.clone().filter(|_| kind == WorkloadKind::Pod),
             }),
             name,
         };
-        if is_pod {
+        if kind == WorkloadKind::Pod {
             merge_pod(&mut pods, target);
         } else {
             targets.push(target);
@@ -181,7 +267,7 @@ fn workloads(
 
 /// Of a pod's containers, as Docker knows them, the oldest process stands for the pod: that of its sandbox.
 fn merge_pod(pods: &mut BTreeMap<(String, u64), DiscoveredTarget>, target: DiscoveredTarget) {
-    let key = (target.name.clone(), target.namespace.inode);
+    let key = (target.full_name(), target.namespace.inode);
     let Some(present) = pods.get_mut(&key) else {
         pods.insert(key, target);
         return;
@@ -205,6 +291,8 @@ fn process(pid: u32, table: &ProcessTable, namespace: &Arc<Namespace>) -> Option
     Some(DiscoveredTarget {
         name: format!("{}({pid})", stat.name),
         kind: "proc",
+        trust: Trust::Others,
+        has_anothers_name: false,
         prefix: String::new(),
         namespace: Arc::clone(namespace),
         process: Some(FirstProcess {
@@ -219,6 +307,12 @@ fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
     Some(DiscoveredTarget {
         name: namespace.mounts.first()?.display().to_string(),
         kind: "bindmount",
+        trust: if namespace.is_named_by_host {
+            Trust::Host
+        } else {
+            Trust::Others
+        },
+        has_anothers_name: false,
         prefix: String::new(),
         namespace: Arc::clone(namespace),
         process: None,
@@ -229,14 +323,15 @@ fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::{processes::tests::table, workload::PodName};
+    use crate::discovery::{peer::Peer, processes::tests::table, sockets::Origin, workload::PodName};
 
     fn engine(pid: u32, uid: u32, workloads: Vec<Workload>) -> Engine {
         Engine {
             path: format!("/run/{pid}.sock").into(),
             id: (0, pid.into()),
-            pid: Some(pid),
-            uid,
+            origin: Origin::Named,
+            seen_by: HOST,
+            peer: Some(Peer::scripted(pid, uid)),
             workloads,
             problem: None,
         }
@@ -246,6 +341,7 @@ mod tests {
         Workload {
             kind: WorkloadKind::Docker,
             id: format!("id-{name}"),
+            key: format!("id-{name}-{pid}"),
             name: name.to_owned(),
             pid,
             images: vec![format!("image-{name}")],
@@ -261,8 +357,6 @@ mod tests {
             name: name.to_owned(),
         };
         Workload {
-            kind: WorkloadKind::Pod,
-            name: pod.full(),
             images: vec![image.to_owned()],
             pod: Some(pod),
             ..container(name, pid)
@@ -296,6 +390,7 @@ mod tests {
         let namespace = |&inode| Namespace {
             inode,
             is_host: inode == 100,
+            is_named_by_host: true,
             links: Vec::new(),
             mounts: vec![format!("/run/netns/{inode}").into()],
         };
@@ -305,12 +400,20 @@ mod tests {
             .collect()
     }
 
-    fn found(engines: &[Engine]) -> Vec<(String, String, u32)> {
+    fn find(engines: &[Engine], before: Found) -> Found {
         let is_owned_by = |pid, uid| pid == USERS && uid == 1000;
-        find_processes(engines, &processes(), is_owned_by)
-            .into_iter()
-            .map(|running| (running.prefix, running.workload.name, running.pid))
+        find_processes(engines, &processes(), before.running.into_values(), is_owned_by)
+    }
+
+    fn listed(found: &Found) -> Vec<(String, String, u32)> {
+        let listed = found.running.values().filter(|running| running.is_listed);
+        listed
+            .map(|running| (running.prefix.clone(), running.workload.name.clone(), running.pid))
             .collect()
+    }
+
+    fn found(engines: &[Engine]) -> Vec<(String, String, u32)> {
+        listed(&find(engines, Found::default()))
     }
 
     fn expected(found: &[(&str, &str, u32)]) -> Vec<(String, String, u32)> {
@@ -322,7 +425,7 @@ mod tests {
     fn containers_of_an_engine_in_a_container_have_its_name_as_prefix() {
         let outer = engine(DOCKERD, 0, vec![container("kind", KIND), container("web", WEB)]);
         let inner = engine(NESTED_ENGINE, 0, vec![container("web", NESTED)]);
-        let all = [("", "kind", KIND), ("", "web", WEB), ("kind", "web", NESTED)];
+        let all = [("", "kind", KIND), ("kind", "web", NESTED), ("", "web", WEB)];
         assert_eq!(found(&[outer, inner]), expected(&all));
     }
 
@@ -341,10 +444,71 @@ mod tests {
         assert_eq!(found(&[outer, of_user]), expected(&all));
 
         let nowhere = Engine {
-            pid: None,
+            peer: None,
             ..engine(DOCKERD, 0, vec![container("web", WEB)])
         };
         assert_eq!(found(&[nowhere]), []);
+    }
+
+    #[test]
+    fn a_process_stays_an_engines_for_as_long_as_it_lives() {
+        let outer = || engine(DOCKERD, 0, vec![container("kind", KIND), container("web", WEB)]);
+        let liar = || engine(NESTED_ENGINE, 0, vec![container("web", WEB), container("own", NESTED)]);
+        let first = find(&[outer()], Found::default());
+        // The engine restarts: its containers are its own still, and one that is in one of them stays in it.
+        let without = find(&[liar()], first);
+        let all = [("", "kind", KIND), ("kind", "own", NESTED), ("", "web", WEB)];
+        assert_eq!(listed(&without), expected(&all));
+        let silent = Engine {
+            workloads: Vec::new(),
+            problem: Some("it hangs".to_owned()),
+            ..outer()
+        };
+        let silent = find(&[silent, liar()], without);
+        assert_eq!(listed(&silent), expected(&all));
+        assert_eq!(silent.doubts, [Authority::Host]);
+        // What it does not list any more is nobody's.
+        let less = engine(DOCKERD, 0, vec![container("kind", KIND)]);
+        let of_user = engine(USERS_ENGINE, 1000, vec![container("web", WEB), container("own", USERS)]);
+        let less = find(&[less, liar(), of_user], silent);
+        let rest = [("", "kind", KIND), ("kind", "own", NESTED), ("", "own", USERS)];
+        assert_eq!(listed(&less), expected(&rest));
+        // One that is trusted more has the last word.
+        let all = outer().workloads.into_iter().chain([container("mine", USERS)]);
+        let all = find(&[engine(DOCKERD, 0, all.collect())], less);
+        assert_eq!(all.running[&USERS].full_name(), "mine");
+        assert_eq!(all.doubts, []);
+    }
+
+    #[test]
+    fn names_say_who_has_given_them() {
+        let named = |authority, workload| {
+            let running = Running {
+                workload,
+                engine: PathBuf::new(),
+                engine_id: (0, 0),
+                authority,
+                pid: 1,
+                starttime: 1,
+                netns: 1,
+                prefix: String::new(),
+                is_listed: true,
+            };
+            running.full_name()
+        };
+        let cart = || Workload {
+            name: "k8s_cart".to_owned(),
+            ..pod("cart-0", 1, "cart")
+        };
+        assert_eq!(named(Authority::Host, cart()), "shop/cart-0");
+        // Kubernetes has its pods run by engines of the host, or by those of hosts that are containers.
+        for authority in [Authority::User(1000), Authority::PidNamespace(7)] {
+            assert_eq!(named(authority, cart()), "k8s_cart");
+        }
+        for name in ["shop/cart-0", "kind:web", ""] {
+            let id = named(Authority::Host, container(name, 1));
+            assert_eq!(id, format!("id-{name}"));
+        }
     }
 
     #[test]
@@ -366,9 +530,9 @@ mod tests {
             (USERS + 1, HOST, 42, 500),
         ]);
         processes.extend(more);
-        let running = find_processes(&engines, &processes, |_, _| true);
+        let found = find_processes(&engines, &processes, [], |_, _| true);
         let namespaces = namespaces(&[100, 200, 300, 400, 500, 600]);
-        let targets = assemble(running, &engines, &processes, &namespaces);
+        let targets = assemble(&found, &processes, &namespaces);
         let listed: Vec<(&str, &str, u64, Option<u32>)> = targets
             .iter()
             .map(|target| {

@@ -51,6 +51,12 @@ pub(super) enum CriError {
         /// What the engine says.
         message: String,
     },
+    /// There may be more.
+    #[error("it has more pods or containers than are taken")]
+    TooMany,
+    /// What has no process has ended, but for those that run elsewhere, such as in a virtual machine.
+    #[error("it does not tell the process of a container that runs")]
+    NoProcess,
     /// A call failed.
     #[error("{call} failed ({code:?}): {message}")]
     Call {
@@ -63,13 +69,14 @@ pub(super) enum CriError {
     },
 }
 
-/// Finds the pods that are ready, and pushes each as soon as its PID is known. Pods in `known` are not asked for.
+/// Finds the pods that are ready, and pushes each as often as it has processes that are known: that of its sandbox, and
+/// those of its containers. What is in `known` is not asked for.
 ///
-/// A pod that ends meanwhile, or that has no process, is left out.
+/// A pod that ends meanwhile is left out.
 ///
 /// # Errors
-/// When the engine cannot be asked. Should only some of the pods be refused, the others are found before the first
-/// refusal is returned.
+/// When the engine cannot be asked. Should only some be refused or left out, the others are found before the first refusal
+/// is returned.
 pub(super) async fn pods(
     socket: UnixStream,
     known: &KnownPids,
@@ -81,9 +88,7 @@ pub(super) async fn pods(
         engine.call(ListPodSandboxRequest::of(PodSandboxState::Ready)),
         engine.call(ListContainersRequest::of(ContainerState::Running)),
     )?;
-    if sandboxes.cut || containers.cut {
-        tracing::debug!("an engine has more pods or containers than are taken from it");
-    }
+    let mut refusal = (sandboxes.cut || containers.cut).then_some(CriError::TooMany);
 
     let mut containers_of = HashMap::<String, Vec<Container>>::new();
     for mut container in containers.items {
@@ -95,39 +100,51 @@ pub(super) async fn pods(
     let mut unknown = Vec::new();
     for sandbox in sandboxes.items {
         let containers = containers_of.remove(&sandbox.id).unwrap_or_default();
-        let Some(mut pod) = workload(sandbox, &containers) else {
+        let Some(pod) = workload(sandbox, &containers) else {
             continue;
         };
-        if let Some(pid) = known.get(&pod.id) {
-            pod.pid = *pid;
-            found.push(pod);
-        } else {
-            let containers: Vec<String> = containers.into_iter().map(|container| container.id).collect();
-            unknown.push((pod, containers));
+        let of_container = |container: Container| (Asked::Container, container.id);
+        let of_pod = std::iter::once((Asked::Sandbox, pod.id.clone()));
+        for (asked, key) in of_pod.chain(containers.into_iter().map(of_container)) {
+            let pid = known.get(&key).copied();
+            let part = Workload {
+                key,
+                pid: pid.unwrap_or_default(),
+                ..pod.clone()
+            };
+            match pid {
+                Some(_) => found.push(part),
+                None => unknown.push((asked, part)),
+            }
         }
     }
 
-    let mut asked = stream::iter(unknown)
-        .map(|(pod, containers)| {
+    let mut answers = stream::iter(unknown)
+        .map(|(asked, part)| {
             let engine = engine.clone();
             async move {
-                let pid = engine.pid(&pod.id, containers).await;
-                (pod, pid)
+                let pid = engine.pid(asked, &part.key).await;
+                (part, pid)
             }
         })
         .buffer_unordered(MAX_CALLS);
-    let mut refusal = None;
-    while let Some((pod, pid)) = asked.next().await {
+    while let Some((part, pid)) = answers.next().await {
         match pid {
-            Ok(Some(pid)) => found.push(Workload { pid, ..pod }),
-            Ok(None) => tracing::debug!(pod = pod.name, id = pod.id, "a pod without a process is left out"),
+            Ok(pid) => found.extend(pid.map(|pid| Workload { pid, ..part })),
             Err(error) => {
-                tracing::debug!(pod = pod.name, id = pod.id, %error, "a pod is left out");
+                tracing::debug!(pod = part.name, id = part.key, %error, "a process of a pod is left out");
                 refusal.get_or_insert(error);
             }
         }
     }
     refusal.map_or(Ok(()), Err)
+}
+
+/// What an engine is asked for the process of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Sandbox,
+    Container,
 }
 
 /// A pod whose PID is still to be found; `None` when it has no name, or is not ready.
@@ -147,6 +164,7 @@ fn workload(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
     images.dedup();
     Some(Workload {
         kind: WorkloadKind::Pod,
+        key: sandbox.id.clone(),
         id: sandbox.id,
         name: format!("{}/{}", metadata.namespace, metadata.name),
         pid: 0,
@@ -195,29 +213,29 @@ impl Engine {
             .map_err(CriError::Connect)
     }
 
-    /// A pod's first process: that of its sandbox, or of one of its containers when the engine keeps none for the
-    /// sandbox, as CRI-O may.
-    async fn pid(&self, sandbox: &str, containers: Vec<String>) -> Result<Option<u32>, CriError> {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            verbose: true,
-        };
-        let Some(status) = unless_gone(self.call(request).await)? else {
-            return Ok(None);
-        };
-        if let Some(pid) = pid(&status) {
-            return Ok(Some(pid));
-        }
-        for container_id in containers {
-            let request = ContainerStatusRequest {
-                container_id,
-                verbose: true,
-            };
-            if let Some(pid) = unless_gone(self.call(request).await)?.as_ref().and_then(pid) {
-                return Ok(Some(pid));
+    /// The first process of a sandbox, for which the engine may keep none, as CRI-O does, or of a container that runs;
+    /// `None` when it has ended.
+    async fn pid(&self, asked: Asked, id: &str) -> Result<Option<u32>, CriError> {
+        match asked {
+            Asked::Sandbox => {
+                let request = PodSandboxStatusRequest {
+                    pod_sandbox_id: id.to_owned(),
+                    verbose: true,
+                };
+                let status = unless_gone(self.call(request).await)?;
+                Ok(status.as_ref().and_then(pid))
+            }
+            Asked::Container => {
+                let request = ContainerStatusRequest {
+                    container_id: id.to_owned(),
+                    verbose: true,
+                };
+                let Some(status) = unless_gone(self.call(request).await)? else {
+                    return Ok(None);
+                };
+                pid(&status).map(Some).ok_or(CriError::NoProcess)
             }
         }
-        Ok(None)
     }
 
     async fn call<C: Call>(&self, request: C) -> Result<C::Answer, CriError> {
@@ -466,6 +484,7 @@ mod tests {
                     list_of(vec![
                         exited,
                         ended,
+                        running("main", "plain"),
                         running("first", "bare"),
                         running("none", "empty"),
                     ])
@@ -477,6 +496,7 @@ mod tests {
                     Answer::Refusal(Code::NotFound)
                 }
                 ("ContainerStatus", "first") => status(r#"{"pid": 12}"#),
+                ("ContainerStatus", "main") => status(r#"{"pid": 14}"#),
                 ("ContainerStatus", "none") => Answer::Message(Vec::new()),
                 _ => panic!("not to be asked for: {call} {id}"),
             }
@@ -484,13 +504,24 @@ mod tests {
         let known = KnownPids::from([("known".to_owned(), 13)]);
         let mut found = Vec::new();
         let error = pods(socket, &known, &mut found).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "/runtime.v1.RuntimeService/PodSandboxStatus failed (Internal): "
+        let error = error.to_string();
+        assert!(
+            [
+                "/runtime.v1.RuntimeService/PodSandboxStatus failed (Internal): ",
+                "it does not tell the process of a container that runs"
+            ]
+            .contains(&&error[..]),
+            "{error}"
         );
-        let mut found: Vec<(&str, u32)> = found.iter().map(|pod| (&pod.id[..], pod.pid)).collect();
+        let mut found: Vec<_> = found.iter().map(|pod| (&pod.id[..], &pod.key[..], pod.pid)).collect();
         found.sort_unstable();
-        assert_eq!(found, [("bare", 12), ("known", 13), ("plain", 11)]);
+        let all = [
+            ("bare", "first", 12),
+            ("known", "known", 13),
+            ("plain", "main", 14),
+            ("plain", "plain", 11),
+        ];
+        assert_eq!(found, all);
     }
 
     #[tokio::test]

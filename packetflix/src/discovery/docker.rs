@@ -35,6 +35,8 @@ pub(super) enum DockerError {
         #[source]
         source: RequestError,
     },
+    #[error("it lists more than {MAX_WORKLOADS} containers, or some whose identifiers are none")]
+    NotTaken,
     #[error("{path} was answered with the status {status}")]
     Status { path: String, status: StatusCode },
     #[error("the answer to {path} is not what Docker's API says")]
@@ -76,7 +78,8 @@ struct DetailedState {
 /// Adds the engine's running containers to `found`, each as soon as its process is known.
 ///
 /// # Errors
-/// When the list cannot be had. A container that is gone meanwhile is left out.
+/// When the list cannot be had, or what is told of a container: the others are found before the first such is returned.
+/// A container that is gone meanwhile is left out.
 pub(super) async fn containers(
     socket: &EngineSocket,
     known: &KnownPids,
@@ -84,34 +87,44 @@ pub(super) async fn containers(
 ) -> Result<(), DockerError> {
     let (headers, list): (_, Vec<Summary>) = get(socket, "/containers/json", MAX_LIST_LEN).await?;
     let kind = engine_of(&headers);
-    let containers = list
+    let listed = list.len();
+    let containers: Vec<Summary> = list
         .into_iter()
         .filter(|summary| is_identifier(&summary.id))
-        .take(MAX_WORKLOADS);
+        .take(MAX_WORKLOADS)
+        .collect();
+    let mut failure = (containers.len() < listed).then_some(DockerError::NotTaken);
     let mut with_pids = stream::iter(containers)
         .map(|summary| async move {
             let pid = match known.get(&summary.id) {
-                Some(pid) => Some(*pid),
+                Some(pid) => Ok(Some(*pid)),
                 None => pid_of(socket, &summary.id).await,
             };
             (summary, pid)
         })
         .buffer_unordered(PARALLEL);
     while let Some((summary, pid)) = with_pids.next().await {
-        found.extend(pid.map(|pid| workload(summary, kind, pid)));
+        match pid {
+            Ok(pid) => found.extend(pid.map(|pid| workload(summary, kind, pid))),
+            Err(error) => {
+                tracing::debug!(container = summary.id, error = %crate::error::chain(&error), "a container is left out");
+                failure.get_or_insert(error);
+            }
+        }
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
-/// The first process of a container that runs.
-async fn pid_of(socket: &EngineSocket, id: &str) -> Option<u32> {
+/// The first process of a container, if it still runs.
+async fn pid_of(socket: &EngineSocket, id: &str) -> Result<Option<u32>, DockerError> {
     let path = format!("/containers/{id}/json");
     match get::<Details>(socket, &path, MAX_DETAILS_LEN).await {
-        Ok((_, details)) => u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0),
-        Err(error) => {
-            tracing::debug!(container = id, error = %crate::error::chain(&error), "a container is left out");
-            None
-        }
+        Ok((_, details)) => Ok(u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0)),
+        Err(DockerError::Status {
+            status: StatusCode::NOT_FOUND,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -162,18 +175,15 @@ fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
         .iter()
         .map(|name| name.trim_start_matches('/'))
         .find(|name| !name.is_empty() && !name.contains('/'));
-    let name = match &pod {
-        Some(pod) => pod.full(),
-        None => own_name.unwrap_or(&summary.id).to_owned(),
-    };
     Workload {
-        kind: if pod.is_some() { WorkloadKind::Pod } else { engine },
-        name,
+        kind: engine,
+        name: own_name.unwrap_or(&summary.id).to_owned(),
         pid,
         images: vec![summary.image],
         labels: summary.labels,
         state: summary.state.to_lowercase(),
         pod,
+        key: summary.id.clone(),
         id: summary.id,
     }
 }

@@ -8,7 +8,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::{
     cri::{self, CriError},
     docker::{self, DockerError},
-    sockets::{Api, EngineSocket},
+    peer::{Peer, PeerError},
+    sockets::{Api, EngineSocket, Origin},
     workload::{KnownPids, Workload},
 };
 use crate::{capabilities::Capability, error};
@@ -23,10 +24,12 @@ pub(super) struct Engine {
     pub(super) path: PathBuf,
     /// Device and inode number of the socket.
     pub(super) id: (u64, u64),
-    /// The process that listens there, if we can see it.
-    pub(super) pid: Option<u32>,
-    /// The user of that process.
-    pub(super) uid: u32,
+    /// Where the socket was found.
+    pub(super) origin: Origin,
+    /// A process that sees the socket there.
+    pub(super) seen_by: u32,
+    /// The process that listens there; without one, what is said there is nobody's word.
+    pub(super) peer: Option<Peer>,
     /// What it runs.
     pub(super) workloads: Vec<Workload>,
     /// Why it told nothing, or not everything.
@@ -40,6 +43,10 @@ enum EngineError {
     Connect(#[source] std::io::Error),
     #[error("it may not be connected to")]
     Denied(#[source] std::io::Error),
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error("who listens there is not the user {user}, whose place it is")]
+    NotTheirs { user: u32 },
     #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
@@ -62,8 +69,9 @@ async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
     let mut engine = Engine {
         path: socket.path.clone(),
         id: socket.id,
-        pid: None,
-        uid: 0,
+        origin: socket.origin,
+        seen_by: socket.seen_by,
+        peer: None,
         workloads: Vec::new(),
         problem: None,
     };
@@ -72,7 +80,7 @@ async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
         Ok(Ok(())) => None,
         // A socket outlives its engine, and containerd without the CRI is another's servant.
         Ok(Err(EngineError::Connect(_) | EngineError::Cri(CriError::Unimplemented { .. })))
-            if !socket.configured =>
+            if socket.origin != Origin::Named =>
         {
             return None;
         }
@@ -93,12 +101,13 @@ async fn listen_to(socket: &EngineSocket, known: &KnownPids, engine: &mut Engine
         ErrorKind::PermissionDenied => EngineError::Denied(error),
         _ => EngineError::Connect(error),
     })?;
-    let peer = stream.peer_cred().map_err(EngineError::Connect)?;
-    engine.pid = peer
-        .pid()
-        .and_then(|pid| u32::try_from(pid).ok())
-        .filter(|pid| *pid != 0);
-    engine.uid = peer.uid();
+    let peer = Peer::of(&stream)?;
+    if let Origin::User(user) = socket.origin
+        && user != peer.uid
+    {
+        return Err(EngineError::NotTheirs { user });
+    }
+    engine.peer = Some(peer);
     let found = &mut engine.workloads;
     match socket.api {
         Some(Api::Docker) => Ok(docker::containers(socket, known, found).await?),

@@ -7,15 +7,19 @@ mod cri;
 mod cri_api;
 mod docker;
 mod engines;
+mod formerly;
 mod gap;
+mod occupants;
+mod peer;
 mod processes;
 mod shared;
 mod sockets;
 mod target;
+mod trust;
 mod workload;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,6 +36,7 @@ pub(crate) use self::{
     gap::Gap,
     shared::LateScan,
     target::{DiscoveredTarget, Namespace},
+    trust::Trust,
     workload::PodName,
 };
 #[cfg(any(test, feature = "fuzzing"))]
@@ -40,15 +45,16 @@ pub(crate) mod fuzzing {
 }
 
 use self::{
-    engines::Engine, processes::ProcessTable, shared::Shared, sockets::EngineSocket, workload::KnownPids,
+    assemble::Running, engines::Engine, formerly::Formerly, occupants::Census, processes::ProcessTable,
+    shared::Shared, sockets::{EngineSocket, Origin}, trust::Authority, workload::KnownPids,
 };
 use crate::{
+    access::Occupants,
     capabilities::Capability,
     error::chain,
     netns::{Holder, LinksOf, MountLists, View, links_of},
-    proc_fs::{Stat, numbers_in},
+    proc_fs::numbers_in,
     sys,
-    target::TargetDescription,
     watch::Metrics,
 };
 
@@ -94,14 +100,13 @@ struct Last {
     gaps: Vec<Gap>,
 }
 
-/// PIDs by the engine's socket and the workload's identifier: as the engine numbers it, and the process that it was.
-type Known = HashMap<(u64, u64), HashMap<String, KnownProcess>>;
-
-#[derive(Clone, Copy, Debug)]
-struct KnownProcess {
-    number: u32,
-    pid: u32,
-    starttime: u64,
+/// What is remembered from one scan to the next.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// What ran.
+    running: Vec<Running>,
+    /// Whose names were whose.
+    formerly: Formerly,
 }
 
 /// What there was at one time.
@@ -115,6 +120,10 @@ pub(crate) struct Scan {
     pub(crate) engines: Vec<EngineReport>,
     /// What could not be looked at; nothing, if this is all that there is.
     pub(crate) gaps: Vec<Gap>,
+    /// Who is in each network namespace, by its inode number.
+    pub(crate) occupants: HashMap<u64, Occupants>,
+    /// Whether an engine of the host did not tell everything, so that there may be containers of any name.
+    pub(crate) is_partial: bool,
 }
 
 /// What became of asking an engine.
@@ -138,23 +147,9 @@ impl EngineReport {
 }
 
 impl Scan {
-    /// The targets as GhostWire lists them.
-    pub(crate) fn descriptions(&self) -> Vec<TargetDescription> {
-        self.targets.iter().map(DiscoveredTarget::description).collect()
-    }
-
-    /// Full names of all targets in a network namespace, given by its inode number.
-    pub(crate) fn names_in(&self, netns: u64) -> Vec<String> {
-        let inside = self
-            .targets
-            .iter()
-            .filter(|target| target.namespace.inode == netns);
-        inside.map(DiscoveredTarget::full_name).collect()
-    }
-
-    /// Full names of all targets, by the inode numbers of their network namespaces.
-    pub(crate) fn names_by_namespace(&self) -> HashMap<u64, Vec<String>> {
-        target::names_by_namespace(&self.targets)
+    /// Who is in a network namespace, given by its inode number; `None` when the scan has found no such namespace.
+    pub(crate) fn occupants(&self, netns: u64) -> Option<&Occupants> {
+        self.occupants.get(&netns)
     }
 }
 
@@ -254,7 +249,7 @@ impl Scanner {
             elapsed_ms = began.elapsed().as_millis(),
             "looked for targets"
         );
-        let addresses = AddressBook::new(&scan.targets, &self.node_name);
+        let addresses = AddressBook::new(&scan, &self.node_name);
         self.addresses.send_if_modified(|known| {
             let changed = **known != addresses;
             if changed {
@@ -288,42 +283,57 @@ impl Scanner {
 async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let at = SystemTime::now();
     let configured = engine_sockets.to_vec();
-    let (found, known) =
-        blocking(move || (sockets::find(&process_ids(), &configured), still_there(known))).await;
+    let (found, known, pids) = blocking(move || {
+        let found = sockets::find(&process_ids(), &configured);
+        let pids = still_there(&known.running);
+        (found, known, pids)
+    })
+    .await;
     let sockets::Found {
         sockets,
         missing,
         mut gaps,
+        unasked,
     } = found;
-    let engines = engines::ask_all(&sockets, |id| known.get(&id).cloned().unwrap_or_default()).await;
+    let engines = engines::ask_all(&sockets, |id| pids.get(&id).cloned().unwrap_or_default()).await;
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
     gaps.extend(reports.iter().filter_map(EngineReport::gap));
-    let (targets, further_gaps, known) = blocking(move || targets(&engines)).await;
-    gaps.extend(further_gaps);
+    let (found, known) = blocking(move || targets(&engines, &unasked, known)).await;
+    gaps.extend(found.gaps);
     let scan = Scan {
         at,
-        targets,
+        targets: found.targets,
         engines: reports,
         gaps,
+        occupants: found.occupants,
+        is_partial: found.is_partial,
     };
     (scan, known)
 }
 
-/// The targets now, given what the engines told, what could not be looked at, and what need not be asked again.
-fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<Gap>, Known) {
+/// What was found of targets.
+struct FoundTargets {
+    targets: Vec<DiscoveredTarget>,
+    occupants: HashMap<u64, Occupants>,
+    gaps: Vec<Gap>,
+    is_partial: bool,
+}
+
+/// The targets now, given what the engines told, and where there are others that were not asked; and what is to be
+/// remembered.
+fn targets(engines: &[Engine], unasked: &[(Origin, u32)], known: Known) -> (FoundTargets, Known) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
-    let running = assemble::find_processes(engines, &table, sys::is_in_user_namespace_of);
-    let mut known = Known::new();
-    for running in &running {
-        let (engine, id, number) = running.key(engines);
-        let process = KnownProcess {
-            number,
-            pid: running.pid,
-            starttime: running.starttime,
-        };
-        known.entry(engine).or_default().insert(id, process);
+    let Known {
+        running,
+        mut formerly,
+    } = known;
+    let mut found = assemble::find_processes(engines, &table, running, sys::is_in_user_namespace_of);
+    for (origin, seen_by) in unasked {
+        let enclosing = |pid| found.enclosing(pid, &table);
+        let doubt = Authority::widest(*origin, *seen_by, &table, enclosing);
+        found.doubts.push(doubt);
     }
     let mut gaps = Vec::new();
     // Some hosts hide a process from everyone: that is not for us to complain about.
@@ -333,8 +343,24 @@ fn targets(engines: &[Engine]) -> (Vec<DiscoveredTarget>, Vec<Gap>, Known) {
         });
     }
     let namespaces = namespaces(&pids, &table, &mut gaps);
-    let targets = assemble::assemble(running, engines, &table, &namespaces);
-    (targets, gaps, known)
+    let mut targets = assemble::assemble(&found, &table, &namespaces);
+    formerly.look_at(&mut targets);
+    let census = Census {
+        found: &found,
+        table: &table,
+        namespaces: &namespaces,
+        is_cut: table.hides_others(),
+    };
+    let occupants = census.take(sys::is_in_user_namespace_of);
+    let is_partial = table.hides_others() || found.doubts.contains(&Authority::Host);
+    let running = found.running.into_values().collect();
+    let found = FoundTargets {
+        targets,
+        occupants,
+        gaps,
+        is_partial,
+    };
+    (found, Known { running, formerly })
 }
 
 /// All network namespaces that a process or a bind mount holds.
@@ -342,13 +368,21 @@ fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMa
     let mut holders: HashMap<u64, Holder> = table
         .namespaces()
         .into_iter()
-        .map(|(inode, pid)| (inode, Holder::Process { pid }))
+        .map(|(inode, (pid, thread))| match thread {
+            None => (inode, Holder::Process { pid }),
+            Some(tid) => (inode, Holder::Thread { pid, tid }),
+        })
         .collect();
     let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+    let mut named_by_host = HashSet::new();
     let mut lists = MountLists::new(View::all(pids));
     for (inode, holder) in lists.by_ref().flatten() {
-        if let Holder::Mount { path, .. } = &holder {
+        if let Holder::Mount { pid, path, .. } = &holder {
             let paths = mounted.entry(inode).or_default();
+            // Theirs come first.
+            if [1, process::id()].contains(pid) {
+                named_by_host.insert(inode);
+            }
             if paths.len() < MAX_PATHS && !paths.contains(path) {
                 paths.push(path.clone());
             }
@@ -375,6 +409,7 @@ fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMa
                 is_host: inode == host,
                 links,
                 mounts: mounted.remove(&inode).unwrap_or_default(),
+                is_named_by_host: named_by_host.contains(&inode),
             };
             (inode, Arc::new(namespace))
         })
@@ -389,18 +424,14 @@ fn process_ids() -> Vec<u32> {
     pids
 }
 
-/// The PIDs of those that still are the same processes.
-fn still_there(known: Known) -> HashMap<(u64, u64), KnownPids> {
-    let is_same = |process: &KnownProcess| {
-        Stat::read(process.pid).is_ok_and(|stat| stat.starttime == process.starttime)
-    };
+/// The PIDs of those that still are the same processes, by the engine's socket.
+fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {
+    let mut known: HashMap<(u64, u64), KnownPids> = HashMap::new();
+    for running in running.iter().filter(|running| running.is_there()) {
+        let (engine, pid) = running.known();
+        known.entry(engine).or_default().extend([pid]);
+    }
     known
-        .into_iter()
-        .map(|(engine, processes)| {
-            let same = processes.into_iter().filter(|(_, process)| is_same(process));
-            (engine, same.map(|(id, process)| (id, process.number)).collect())
-        })
-        .collect()
 }
 
 fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<EngineReport> {

@@ -1,20 +1,27 @@
 //! The processes of this host: who is whose child, and in which namespaces they are.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap, HashSet},
     fs,
     io::ErrorKind,
+    process,
 };
 
-use crate::proc_fs::{Stat, namespace_link, proc_path};
+use super::peer::Peer;
+use crate::proc_fs::{Stat, live_namespace, proc_path};
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     /// Name, parent and start time.
     pub(super) stat: Stat,
-    /// Number of its network namespace; `None` when the kernel does not tell, as of a zombie.
+    /// Number of its network namespace; `None` when the kernel does not tell, as of one that has ended.
     pub(super) netns: Option<u64>,
+    /// The thread that it is reached through, where the first has ended.
+    pub(super) thread: Option<u32>,
+    /// Number of its PID namespace, once it was asked for.
+    pid_namespace: OnceCell<Option<u64>>,
 }
 
 impl Process {
@@ -30,6 +37,7 @@ pub(super) struct ProcessTable {
     processes: BTreeMap<u32, Process>,
     /// How many of them the kernel does not let us look at.
     hidden: usize,
+    own_pid_namespace: u64,
 }
 
 impl ProcessTable {
@@ -38,19 +46,66 @@ impl ProcessTable {
         let mut hidden = 0;
         let read = |&pid: &u32| {
             let stat = Stat::read(pid).ok()?;
-            let netns = namespace_link(&proc_path(pid, "ns/net"))
+            let (thread, netns) = live_namespace(pid, "net")
                 .inspect_err(|error| hidden += usize::from(error.kind() == ErrorKind::PermissionDenied))
-                .ok()
-                .map(|(_, inode)| inode);
-            Some((pid, Process { stat, netns }))
+                .map_or((None, None), |(thread, inode)| (thread, Some(inode)));
+            let process = Process {
+                stat,
+                netns,
+                thread,
+                pid_namespace: OnceCell::new(),
+            };
+            Some((pid, process))
         };
         let processes = pids.iter().filter_map(read).collect();
-        Self { processes, hidden }
+        Self {
+            processes,
+            hidden,
+            own_pid_namespace: pid_namespace(process::id()).unwrap_or_default(),
+        }
+    }
+
+    /// Number of our own PID namespace.
+    pub(super) fn own_pid_namespace(&self) -> u64 {
+        self.own_pid_namespace
+    }
+
+    /// Number of the PID namespace of a process, if that can be looked at.
+    pub(super) fn pid_namespace(&self, pid: u32) -> Option<u64> {
+        let process = self.get(pid)?;
+        *process.pid_namespace.get_or_init(|| pid_namespace(pid))
+    }
+
+    /// Whether the table has the process that a peer is, which has not ended since.
+    pub(super) fn is(&self, peer: &Peer) -> bool {
+        self.get(peer.pid).is_some() && peer.is_alive()
+    }
+
+    /// The user of a process; `None` when it may act for several.
+    pub(super) fn user_of(&self, pid: u32) -> Option<u32> {
+        self.get(pid)?;
+        users_of(pid)
+    }
+
+    /// All processes, by their network namespaces.
+    pub(super) fn by_namespace(&self) -> HashMap<u64, Vec<u32>> {
+        let mut all: HashMap<u64, Vec<u32>> = HashMap::new();
+        for (&pid, process) in &self.processes {
+            if let Some(netns) = process.netns {
+                all.entry(netns).or_default().push(pid);
+            }
+        }
+        all
     }
 
     /// How many processes the kernel does not let us look at.
     pub(super) fn hidden(&self) -> usize {
         self.hidden
+    }
+
+    /// Whether there are any but the host's first, of which we know what it is: they may be in any namespace.
+    pub(super) fn hides_others(&self) -> bool {
+        self.hidden > usize::from(self.get(1).is_some_and(|process| process.netns.is_none()))
     }
 
     pub(super) fn get(&self, pid: u32) -> Option<&Process> {
@@ -70,11 +125,7 @@ impl ProcessTable {
     pub(super) fn leaders(&self) -> HashMap<u64, Vec<u32>> {
         let mut leaders: HashMap<u64, Vec<u32>> = HashMap::new();
         for (&pid, process) in &self.processes {
-            let Some(netns) = process.netns.filter(|_| !process.is_kthreadd(pid)) else {
-                continue;
-            };
-            let parent = self.get(process.stat.ppid).and_then(|parent| parent.netns);
-            if parent != Some(netns) {
+            if let Some(netns) = process.netns.filter(|_| self.is_leader(pid)) {
                 leaders.entry(netns).or_default().push(pid);
             }
         }
@@ -84,27 +135,34 @@ impl ProcessTable {
         leaders
     }
 
-    /// Some process of each network namespace.
-    pub(super) fn namespaces(&self) -> HashMap<u64, u32> {
-        let in_namespace = |(pid, process): (&u32, &Process)| Some((process.netns?, *pid));
+    /// Whether the parent of a process is in another network namespace.
+    pub(super) fn is_leader(&self, pid: u32) -> bool {
+        let Some(process) = self.get(pid).filter(|process| !process.is_kthreadd(pid)) else {
+            return false;
+        };
+        let parent = self.get(process.stat.ppid).and_then(|parent| parent.netns);
+        process.netns.is_some() && parent != process.netns
+    }
+
+    /// Some process of each network namespace, with the thread that it is reached through.
+    pub(super) fn namespaces(&self) -> HashMap<u64, (u32, Option<u32>)> {
+        let in_namespace = |(pid, process): (&u32, &Process)| Some((process.netns?, (*pid, process.thread)));
         // Of many, the lowest PID: it is the most likely to last.
         self.processes.iter().rev().filter_map(in_namespace).collect()
     }
 
-    /// Processes as the PID namespace of process `pid` numbers them: those in it and in the namespaces below it,
-    /// and none else. `None` when that is our own, where numbers are ours.
-    pub(super) fn as_numbered_by(&self, pid: u32) -> Option<HashMap<u32, u32>> {
-        let level = numbers_of(pid).len().checked_sub(1)?;
-        if level == 0 {
-            return None;
+    /// Processes as the PID namespace of process `pid` numbers them.
+    pub(super) fn as_numbered_by(&self, pid: u32) -> Numbers {
+        let Some(home) = self.pid_namespace(pid) else {
+            return Numbers::Unknown;
+        };
+        if home == self.own_pid_namespace {
+            return Numbers::Ours;
         }
-        let home = pid_namespace(pid)?;
-        let namespaces: HashMap<u32, u64> = self
-            .processes
-            .keys()
-            .filter_map(|&pid| Some((pid, pid_namespace(pid)?)))
-            .collect();
-        let is_below = |pid: u32| self.line_of(pid).any(|pid| namespaces.get(&pid) == Some(&home));
+        let Some(level) = numbers_of(pid).len().checked_sub(1) else {
+            return Numbers::Unknown;
+        };
+        let is_below = |pid: u32| self.line_of(pid).any(|pid| self.pid_namespace(pid) == Some(home));
         let numbered = self
             .processes
             .keys()
@@ -113,21 +171,55 @@ impl ProcessTable {
                 let number = *numbers_of(pid).get(level)?;
                 Some((number, pid))
             });
-        Some(numbered.collect())
+        Numbers::Theirs(numbered.collect())
+    }
+}
+
+/// What PIDs mean that somebody tells.
+#[derive(Debug)]
+pub(super) enum Numbers {
+    /// They are those of our own PID namespace.
+    Ours,
+    /// Our PIDs of the processes in the teller's PID namespace and in those below it, by its own; there are no others.
+    Theirs(HashMap<u32, u32>),
+    /// That cannot be told.
+    Unknown,
+}
+
+impl Numbers {
+    /// Our PID of the process that the teller calls by this one.
+    pub(super) fn translate(&self, pid: u32) -> Option<u32> {
+        match self {
+            Self::Ours => Some(pid),
+            Self::Theirs(numbers) => numbers.get(&pid).copied(),
+            Self::Unknown => None,
+        }
     }
 }
 
 fn pid_namespace(pid: u32) -> Option<u64> {
-    namespace_link(&proc_path(pid, "ns/pid"))
-        .ok()
-        .map(|(_, inode)| inode)
+    live_namespace(pid, "pid").ok().map(|(_, inode)| inode)
+}
+
+/// The one user that a process acts for: its real, effective, saved and file system user. `None` when these differ.
+///
+/// Source: proc_pid_status(5), `Uid`.
+fn users_of(pid: u32) -> Option<u32> {
+    let status = fs::read(proc_path(pid, "status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut users = line.split_whitespace().map(|user| user.parse().ok());
+    let first: Option<u32> = users.next()?;
+    first.filter(|_| users.all(|user| user == first))
 }
 
 /// The PIDs of a process in our PID namespace and in those below it, down to its own. Kernel 4.1.
 ///
 /// Source: proc_pid_status(5), `NSpid`.
 fn numbers_of(pid: u32) -> Vec<u32> {
-    let status = fs::read_to_string(proc_path(pid, "status")).unwrap_or_default();
+    // The name in it may be anything.
+    let status = fs::read(proc_path(pid, "status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     numbers
         .unwrap_or_default()
@@ -142,6 +234,7 @@ impl FromIterator<(u32, Process)> for ProcessTable {
         Self {
             processes: processes.into_iter().collect(),
             hidden: 0,
+            own_pid_namespace: tests::OWN,
         }
     }
 }
@@ -149,6 +242,9 @@ impl FromIterator<(u32, Process)> for ProcessTable {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    /// Number of the PID namespace of those that are made up.
+    pub(in super::super) const OWN: u64 = 1;
 
     impl ProcessTable {
         pub(in super::super) fn extend(&mut self, more: Self) {
@@ -170,6 +266,8 @@ pub(super) mod tests {
                 Process {
                     stat,
                     netns: (netns != 0).then_some(netns),
+                    thread: None,
+                    pid_namespace: OnceCell::from(Some(OWN)),
                 },
             )
         };
@@ -192,7 +290,7 @@ pub(super) mod tests {
         assert_eq!(leaders[&100], [1]);
         assert_eq!(leaders[&200], [9, 8]);
         assert_eq!(leaders.len(), 2);
-        assert_eq!(table.namespaces(), HashMap::from([(100, 1), (200, 8)]));
+        assert_eq!(table.namespaces(), HashMap::from([(100, (1, None)), (200, (8, None))]));
     }
 
     #[test]
@@ -205,11 +303,10 @@ pub(super) mod tests {
 
     #[test]
     fn our_own_numbers_need_no_translation() {
-        let own = std::process::id();
+        let own = process::id();
         assert_eq!(numbers_of(own).first(), Some(&own));
-        assert_eq!(
-            ProcessTable::read(&[own]).as_numbered_by(own).is_some(),
-            numbers_of(own).len() > 1
-        );
+        let numbers = ProcessTable::read(&[own]).as_numbered_by(own);
+        assert_eq!(numbers.translate(own), Some(own));
+        assert_eq!(numbers.translate(u32::MAX), Some(u32::MAX));
     }
 }

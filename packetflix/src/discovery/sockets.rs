@@ -10,7 +10,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, open},
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     libc,
     sys::{
         stat::{Mode, fstat},
@@ -69,6 +69,19 @@ pub(super) fn is_well_known(path: &Path) -> bool {
     WELL_KNOWN.iter().any(|(place, _)| path == Path::new(place))
 }
 
+/// Where a socket was found, and so whose word is to be had there at the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// At a path that the operator named.
+    Named,
+    /// At a well-known place of the host's mount namespace, or of our own, and the socket is root's.
+    Host,
+    /// In the folder of this user, whose socket it is.
+    User(u32),
+    /// Where processes see it that have other mounts than the host, or where it is not its owner's.
+    Elsewhere,
+}
+
 /// A socket that may be an engine's.
 #[derive(Debug)]
 pub(super) struct EngineSocket {
@@ -76,8 +89,10 @@ pub(super) struct EngineSocket {
     pub(super) path: PathBuf,
     /// What is spoken there; `None` when that must be tried.
     pub(super) api: Option<Api>,
-    /// Whether the operator named it.
-    pub(super) configured: bool,
+    /// Where it was found.
+    pub(super) origin: Origin,
+    /// A process that sees it there.
+    pub(super) seen_by: u32,
     /// Device and inode number.
     pub(super) id: (u64, u64),
     /// Where it was found, and in whose hands that is.
@@ -89,15 +104,27 @@ pub(super) struct EngineSocket {
 
 impl EngineSocket {
     /// Takes a handle (`O_PATH`), if it is a socket's.
-    fn new(path: &Path, api: Option<Api>, handle: OwnedFd, place: Place) -> io::Result<Self> {
+    fn new(
+        path: &Path,
+        api: Option<Api>,
+        handle: OwnedFd,
+        place: Place,
+        origin: Origin,
+    ) -> io::Result<Self> {
         let stat = fstat(&handle)?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no socket"));
         }
+        let is_owners = match origin {
+            Origin::Host => stat.st_uid == 0,
+            Origin::User(user) => stat.st_uid == user,
+            Origin::Named | Origin::Elsewhere => true,
+        };
         Ok(Self {
             path: path.to_owned(),
             api,
-            configured: false,
+            origin: if is_owners { origin } else { Origin::Elsewhere },
+            seen_by: std::process::id(),
             id: (stat.st_dev, stat.st_ino),
             place,
             is_of_kernel: KERNELS_OWN.contains(&fstatfs(&handle)?.filesystem_type()),
@@ -140,6 +167,8 @@ pub(super) struct Found {
     pub(super) missing: Vec<(PathBuf, io::Error)>,
     /// Where there may be more.
     pub(super) gaps: Vec<Gap>,
+    /// The same, as those engines that were not asked: where they would be, and a process that sees them there.
+    pub(super) unasked: Vec<(Origin, u32)>,
 }
 
 /// Where sockets are looked for.
@@ -184,16 +213,24 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
             }
         }
     }
+    let missing = found.missing.iter();
+    found.unasked = missing.map(|_| (Origin::Named, std::process::id())).collect();
     for view in View::all(pids) {
         let place = view.place(Kind::Files);
         let first = view.pids.first().copied();
-        for user in found.look(&mut lookout, place, Look::Mounts(view)) {
+        let origin = match place.owner {
+            Owner::Host => Origin::Host,
+            _ => Origin::Elsewhere,
+        };
+        let seen_by = first.unwrap_or_default();
+        for user in found.look(&mut lookout, place, Look::Mounts(view), (origin, seen_by)) {
             let place = Place {
                 owner: Owner::User(user),
                 ..place
             };
             if let Some(pid) = first {
-                found.look(&mut lookout, place, Look::OfUser { pid, user });
+                let look = Look::OfUser { pid, user };
+                found.look(&mut lookout, place, look, (Origin::User(user), pid));
             }
         }
     }
@@ -210,7 +247,7 @@ fn look((place, look): (Place, Look)) -> Looked {
             let mut users = Vec::new();
             let saw_all = view.for_each_root(|pid| {
                 let root = RootOf::process(pid)?;
-                sockets.extend(well_known(&root, place));
+                sockets.extend(well_known(pid, &root, place));
                 // Those of users are looked for where the host's are.
                 if place.owner == Owner::Host && users.is_empty() {
                     users = users_of(&root);
@@ -232,8 +269,14 @@ fn look((place, look): (Place, Look)) -> Looked {
 }
 
 impl Found {
-    /// Looks for sockets at a place, and gives the users who may have some there.
-    fn look(&mut self, lookout: &mut Lookout<(Place, Look), Looked>, place: Place, look: Look) -> Vec<u32> {
+    /// Looks for sockets at a place, and gives the users who may have some there; `seen` is for those that are not found.
+    fn look(
+        &mut self,
+        lookout: &mut Lookout<(Place, Look), Looked>,
+        place: Place,
+        look: Look,
+        seen: (Origin, u32),
+    ) -> Vec<u32> {
         match lookout.look(place, (place, look)) {
             Ok(Looked::Sockets {
                 sockets,
@@ -243,12 +286,15 @@ impl Found {
                 self.sockets.extend(sockets);
                 if is_cut {
                     self.gaps.push(Gap::Place(Unseen::TooMany(place)));
+                    // The host's own root is the first that is looked into.
+                    self.unasked.push((Origin::Elsewhere, seen.1));
                 }
                 users
             }
             Ok(Looked::Named(_)) => Vec::new(),
             Err(missed) => {
                 self.gaps.push(Gap::Place(missed.into()));
+                self.unasked.push(seen);
                 Vec::new()
             }
         }
@@ -270,11 +316,16 @@ impl Found {
                 Owner::Namespace(_) | Owner::User(_) => MAX_SOCKETS_OF_USER,
             };
             let stays = *count <= most;
+            if !stays {
+                self.unasked.push((socket.origin, socket.seen_by));
+            }
             left_out += usize::from(!stays);
             stays
         });
-        left_out += self.sockets.len().saturating_sub(MAX_SOCKETS);
-        self.sockets.truncate(MAX_SOCKETS);
+        let rest = self.sockets.split_off(self.sockets.len().min(MAX_SOCKETS));
+        left_out += rest.len();
+        let rest = rest.iter().map(|socket| (socket.origin, socket.seen_by));
+        self.unasked.extend(rest);
         if left_out > 0 {
             self.gaps.push(Gap::Sockets { left_out });
         }
@@ -283,16 +334,19 @@ impl Found {
 
 fn open_configured(path: &Path, place: Place) -> io::Result<EngineSocket> {
     let handle = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let socket = EngineSocket::new(path, None, handle, place)?;
-    Ok(EngineSocket {
-        configured: true,
-        ..socket
-    })
+    EngineSocket::new(path, None, handle, place, Origin::Named)
 }
 
-/// Sockets at well-known places below a root.
-fn well_known(root: &RootOf, place: Place) -> Vec<EngineSocket> {
-    let open = |&(path, api): &(&str, Api)| open_below(root, Path::new(path), api, place);
+/// Sockets at well-known places below the root of a process.
+fn well_known(pid: u32, root: &RootOf, place: Place) -> Vec<EngineSocket> {
+    // Anyone else's root may be anything.
+    let is_hosts = place.owner == Owner::Host && (pid == 1 || pid == std::process::id());
+    let origin = if is_hosts { Origin::Host } else { Origin::Elsewhere };
+    let open = |&(path, api): &(&str, Api)| {
+        let handle = root.open_path(Path::new(path)).ok()?;
+        let socket = EngineSocket::new(Path::new(path), Some(api), handle, place, origin).ok()?;
+        Some(EngineSocket { seen_by: pid, ..socket })
+    };
     WELL_KNOWN.iter().filter_map(open).collect()
 }
 
@@ -310,18 +364,25 @@ fn users_of(root: &RootOf) -> Vec<u32> {
         .collect()
 }
 
-/// Sockets of the engines that a user runs.
+/// Sockets of the engines that a user runs, who may have put a link to another's there, or a file system of theirs.
 fn of_user(root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
     let folder = Path::new("/run/user").join(user.to_string());
-    WELL_KNOWN_OF_USERS
-        .iter()
-        .filter_map(|socket| open_below(root, &folder.join(socket), Api::Docker, place))
-        .collect()
-}
-
-fn open_below(root: &RootOf, path: &Path, api: Api, place: Place) -> Option<EngineSocket> {
-    let handle = root.open_path(path).ok()?;
-    EngineSocket::new(path, Some(api), handle, place).ok()
+    let Ok(own) = root.open_path(&folder) else {
+        return Vec::new();
+    };
+    if !fstat(&own).is_ok_and(|stat| stat.st_uid == user) {
+        return Vec::new();
+    }
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+    let open = |socket: &&str| {
+        let handle = openat2(&own, *socket, how).ok()?;
+        let (path, origin) = (folder.join(socket), Origin::User(user));
+        let socket = EngineSocket::new(&path, Some(Api::Docker), handle, place, origin).ok()?;
+        (socket.origin == origin).then_some(socket)
+    };
+    WELL_KNOWN_OF_USERS.iter().filter_map(open).collect()
 }
 
 #[cfg(test)]
@@ -345,10 +406,12 @@ mod tests {
             sockets,
             missing: unusable,
             gaps,
+            unasked,
         } = find(&[], &named);
+        assert_eq!(unasked.len(), 2);
         assert_eq!(gaps, []);
         assert_eq!(sockets.len(), 1);
-        assert!(sockets[0].configured && sockets[0].api.is_none());
+        assert!(sockets[0].origin == Origin::Named && sockets[0].api.is_none());
         let unusable: Vec<_> = unusable.into_iter().map(|(path, _)| path).collect();
         assert_eq!(unusable, [file, missing]);
 

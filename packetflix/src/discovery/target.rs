@@ -1,13 +1,13 @@
 //! A target of a capture, as our own discovery knows it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
 };
 
-use super::workload::PodName;
+use super::{trust::Trust, workload::PodName};
 use crate::{
     netns::Link,
     target::{self, TargetDescription},
@@ -21,6 +21,10 @@ pub(crate) struct DiscoveredTarget {
     pub(crate) name: String,
     /// What it is.
     pub(crate) kind: &'static str,
+    /// How far its name is trusted.
+    pub(crate) trust: Trust,
+    /// Whether a target that was trusted more has had this name.
+    pub(crate) has_anothers_name: bool,
     /// Names of the containers around its engine, from the outermost, joined by slashes.
     pub(crate) prefix: String,
     /// Its network namespace.
@@ -42,6 +46,8 @@ pub(crate) struct Namespace {
     pub(crate) links: Vec<Link>,
     /// Where it is mounted.
     pub(crate) mounts: Vec<PathBuf>,
+    /// Whether the first of these is in the host's mount namespace or in ours, where only root mounts.
+    pub(crate) is_named_by_host: bool,
 }
 
 /// The first process of a target.
@@ -85,16 +91,6 @@ impl DiscoveredTarget {
             ..TargetDescription::default()
         }
     }
-}
-
-/// Full names of targets, by the inode numbers of their network namespaces.
-pub(super) fn names_by_namespace(targets: &[DiscoveredTarget]) -> HashMap<u64, Vec<String>> {
-    let mut names: HashMap<u64, Vec<String>> = HashMap::new();
-    for target in targets {
-        let inside = names.entry(target.namespace.inode).or_default();
-        inside.push(target.full_name());
-    }
-    names
 }
 
 impl Namespace {

@@ -20,9 +20,11 @@ pub(super) struct Workload {
     pub(super) kind: WorkloadKind,
     /// The engine's identifier, never used twice.
     pub(super) id: String,
-    /// The container's name, or `NAMESPACE/NAME` of a pod.
+    /// The identifier that its process was asked for by: that of one of a pod's containers, or its own.
+    pub(super) key: String,
+    /// The engine's name for it.
     pub(super) name: String,
-    /// Its first process, as numbered in the engine's PID namespace.
+    /// Its first process, or that of one of its containers, as numbered in the engine's PID namespace.
     pub(super) pid: u32,
     /// Its image, or for a pod those of its containers.
     pub(super) images: Vec<String>,
@@ -41,7 +43,7 @@ pub(super) enum WorkloadKind {
     Docker,
     /// A container of podman.
     Podman,
-    /// A pod of Kubernetes.
+    /// A pod of an engine that knows nothing else.
     Pod,
 }
 
@@ -54,11 +56,35 @@ pub(crate) struct PodName {
     pub(super) name: String,
 }
 
+/// Characters that separate the parts of a full name.
+const SEPARATORS: [char; 2] = ['/', ':'];
+
 impl PodName {
     /// Both, as one writes them.
     pub(super) fn full(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+
+    fn is_usable(&self) -> bool {
+        is_name(&self.namespace) && is_name(&self.name)
+    }
+}
+
+impl Workload {
+    /// What it is, and what it is called within its engine. A pod's name is none of those whom Kubernetes does not ask; and
+    /// what could be read as the name of something else is none at all: the identifier stands for it.
+    pub(super) fn title(&self, runs_pods: bool) -> (WorkloadKind, String) {
+        match &self.pod {
+            Some(pod) if runs_pods && pod.is_usable() => (WorkloadKind::Pod, pod.full()),
+            _ if is_name(&self.name) => (self.kind, self.name.clone()),
+            _ => (self.kind, self.id.clone()),
+        }
+    }
+}
+
+/// Whether a name is one part of a full name.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(SEPARATORS)
 }
 
 impl WorkloadKind {
@@ -72,6 +98,6 @@ impl WorkloadKind {
     }
 }
 
-/// PIDs that are known from an earlier time and were checked to be the same processes still, by the identifier
-/// of their container or pod. An engine need not be asked for them.
+/// PIDs that are known from an earlier time and were checked to be the same processes still, by the key of their
+/// container or pod. An engine need not be asked for them.
 pub(super) type KnownPids = HashMap<String, u32>;

@@ -9,7 +9,7 @@ use std::{
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
 use super::{connection::Client, proxy};
-use crate::access::{Access, AccessError, Credentials, Identity, Rights};
+use crate::access::{Access, AccessError, Credentials, Identity, Occupants, Rights, Verdict};
 
 /// The parameter of a query that may hold a token.
 const TOKEN_PARAMETER: &str = "token";
@@ -68,16 +68,27 @@ pub(super) enum Forbidden {
     Discover(Arc<str>),
     #[error("{0} may not capture anything")]
     CaptureAnything(Arc<str>),
-    #[error("{caller} may not capture {target}")]
-    Capture { caller: Arc<str>, target: String },
-    #[error("{caller} may capture some targets only, and which targets are in {target} is not known")]
-    Unknown { caller: Arc<str>, target: String },
     #[error("{0} may not administer the service")]
     Administer(Arc<str>),
     #[error(
         "{0} may capture some targets only, and the discovery service would show all of them: ask for /targets instead"
     )]
     Unfiltered(Arc<str>),
+    #[error("{0} may capture some targets only, and the metrics tell of all")]
+    Metrics(Arc<str>),
+}
+
+/// What is said to a caller who may capture some targets only, of what is not there and of what is not theirs alike, so
+/// that nothing is learned of others. `Display` is all that is to be told of it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum Hidden {
+    #[error("there is no {target} that {caller} may capture")]
+    Nothing { caller: Arc<str>, target: String },
+    #[error(
+        "whether {caller} may capture {target} cannot be told at the moment, since not everything could be looked at: try \
+         again"
+    )]
+    Unsure { caller: Arc<str>, target: String },
 }
 
 impl Peer {
@@ -199,18 +210,50 @@ impl Caller {
         })
     }
 
-    /// They may capture the namespace that these targets, by their full names, really are in; `asked` is what they
-    /// called it.
+    /// They may capture the namespace that these occupy; `asked` is what they called it. Without any, it is not there.
     ///
     /// # Errors
     /// When they may not, or it cannot be told.
-    pub(super) fn may_capture<S: AsRef<str>>(&self, targets: &[S], asked: &str) -> Result<(), Forbidden> {
-        let (caller, target) = (self.shared_name(), asked.to_owned());
-        match self.rights().may_capture(targets) {
-            true => Ok(()),
-            false if targets.is_empty() => Err(Forbidden::Unknown { caller, target }),
-            false => Err(Forbidden::Capture { caller, target }),
+    pub(super) fn may_capture(&self, occupants: Option<&Occupants>, asked: &str) -> Result<(), Hidden> {
+        let verdict = occupants.map(|occupants| self.rights().may_capture(occupants));
+        match verdict {
+            Some(Verdict::Allowed) => Ok(()),
+            Some(Verdict::Unsure) => Err(self.is_unsure_of(asked)),
+            Some(Verdict::Refused) | None => Err(self.has_no(asked)),
         }
+    }
+
+    /// They may ask for what is called so.
+    ///
+    /// # Errors
+    /// When there cannot be anything of the name that they may capture.
+    pub(super) fn may_ask_for(&self, name: &str, asked: &str) -> Result<(), Hidden> {
+        match self.rights().may_ask_for(name) {
+            true => Ok(()),
+            false => Err(self.has_no(asked)),
+        }
+    }
+
+    /// There is nothing that is called so, or it is not theirs.
+    pub(super) fn has_no(&self, asked: &str) -> Hidden {
+        let (caller, target) = (self.shared_name(), asked.to_owned());
+        Hidden::Nothing { caller, target }
+    }
+
+    /// It may be theirs.
+    pub(super) fn is_unsure_of(&self, asked: &str) -> Hidden {
+        let (caller, target) = (self.shared_name(), asked.to_owned());
+        Hidden::Unsure { caller, target }
+    }
+
+    /// They may know how much the service does for whom.
+    ///
+    /// # Errors
+    /// When they may capture some targets only, and administer nothing.
+    pub(super) fn may_see_metrics(&self) -> Result<(), Forbidden> {
+        allow(self.rights().may_administer() || !self.rights().are_by_pattern(), || {
+            Forbidden::Metrics(self.shared_name())
+        })
     }
 
     /// They may see and end what belongs to everyone.

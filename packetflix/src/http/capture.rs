@@ -38,10 +38,10 @@ use crate::{
     config::Config,
     discovery::Discovery,
     filter::compile::{Options, excerpt},
-    netns::Netns,
+    netns::{FindError, Netns},
     session::{CaptureKey, Feeds, Joined, KnownNames, Limits, Session, SessionInfo},
     tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
-    target::{Directory, DiscoveryService, Target, TargetDescription},
+    target::{Directory, DiscoveryService, Target, TargetDescription, TargetError},
     watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, ClientFacts, Load, Metrics, RunningCapture},
 };
 
@@ -288,22 +288,24 @@ impl App {
     /// captures are bound to patterns is judged by who is in the namespace that is open already, in a scan that began
     /// after that, so that its number cannot have passed to another.
     async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, Refusal> {
-        let is_by_pattern = caller.rights().are_by_pattern();
+        let rights = caller.rights();
+        if !rights.are_by_pattern() {
+            return Ok(Target::open(wanted, &self.directory, rights).await?);
+        }
         let name = wanted.full_name();
-        if is_by_pattern && !wanted.name.is_empty() {
-            // Nor are they told what there is of other names.
-            caller.may_capture(&[&name], &name)?;
+        let asked = match (&name[..], wanted.netns, wanted.pid) {
+            ("", Some(netns), _) => format!("network namespace {netns}"),
+            ("", None, Some(pid)) => format!("process {pid}"),
+            ("", None, None) => return Err(TargetError::Nothing.into()),
+            (name, ..) => format!("target {name}"),
+        };
+        if !name.is_empty() {
+            caller.may_ask_for(&name, &asked)?;
         }
-        let target = Target::open(wanted, &self.directory).await?;
-        if is_by_pattern {
-            let netns = target.netns.inode();
-            let inside = self.discovery.scan_now().await?.names_in(netns);
-            let asked = match &name[..] {
-                "" => format!("the network namespace {netns}"),
-                name => name.to_owned(),
-            };
-            caller.may_capture(&inside, &asked)?;
-        }
+        let opened = Target::open(wanted, &self.directory, rights).await;
+        let scan = self.discovery.scan_now().await?;
+        let target = opened.map_err(|error| hidden(error, caller, &asked, scan.is_partial))?;
+        caller.may_capture(scan.occupants(target.netns.inode()), &asked)?;
         Ok(target)
     }
 
@@ -392,6 +394,30 @@ impl App {
             }
         }
         drop(permit);
+    }
+}
+
+/// What a caller is told who may capture some targets only, where a target could not be opened: nothing of others.
+fn hidden(error: TargetError, caller: &Caller, asked: &str, is_partial: bool) -> Refusal {
+    match error {
+        // What becomes of a discovery service is the same for all targets.
+        error @ (TargetError::Nothing | TargetError::Directory(_)) => error.into(),
+        TargetError::Find(
+            FindError::Denied { .. } | FindError::Exhausted { .. } | FindError::Incomplete { .. },
+        )
+        | TargetError::Unreadable(_)
+        | TargetError::Busy
+        | TargetError::CutOff => caller.is_unsure_of(asked).into(),
+        TargetError::Unknown { .. } | TargetError::NotFoundAgain { .. } if is_partial => {
+            caller.is_unsure_of(asked).into()
+        }
+        TargetError::Find(FindError::NotFound { .. })
+        | TargetError::Stale(_)
+        | TargetError::NotFoundAgain { .. }
+        | TargetError::Unknown { .. }
+        | TargetError::Ambiguous { .. }
+        | TargetError::Successor { .. }
+        | TargetError::Ended { .. } => caller.has_no(asked).into(),
     }
 }
 

@@ -7,13 +7,16 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{capture::App, refusal::Refusal};
+use super::{caller::Caller, capture::App, refusal::Refusal};
 
 /// Media type of OpenMetrics (its specification 1.0, section 4.1).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All counts.
-pub(super) fn metrics(app: &App) -> Response {
+pub(super) fn metrics(app: &App, caller: &Caller) -> Response {
+    if let Err(forbidden) = caller.may_see_metrics() {
+        return Refusal::from(forbidden).into_response();
+    }
     reply::with_header(app.metrics.render(app.load()), header::CONTENT_TYPE, OPEN_METRICS).into_response()
 }
 

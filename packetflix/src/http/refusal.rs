@@ -10,7 +10,11 @@ use warp::{
 };
 
 use super::{
-    admission::TurnedAway, caller::Forbidden, proxy::ProxyError, quotas::QuotaError, request::RequestError,
+    admission::TurnedAway,
+    caller::{Forbidden, Hidden},
+    proxy::ProxyError,
+    quotas::QuotaError,
+    request::RequestError,
 };
 use crate::{
     access::AccessError,
@@ -119,6 +123,16 @@ impl From<Forbidden> for Refusal {
     }
 }
 
+impl From<Hidden> for Refusal {
+    fn from(error: Hidden) -> Self {
+        let status = match error {
+            Hidden::Nothing { .. } => StatusCode::NOT_FOUND,
+            Hidden::Unsure { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
 impl From<RequestError> for Refusal {
     fn from(error: RequestError) -> Self {
         let status = match error {
@@ -180,6 +194,7 @@ impl From<TargetError> for Refusal {
             TargetError::Stale(_)
             | TargetError::NotFoundAgain { .. }
             | TargetError::Ambiguous { .. }
+            | TargetError::Successor { .. }
             | TargetError::Ended { .. } => StatusCode::CONFLICT,
             TargetError::Unreadable(_) => return Self::by_kernel(&error, Capability::SysPtrace),
             TargetError::CutOff => StatusCode::INTERNAL_SERVER_ERROR,

@@ -116,7 +116,7 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
             .await
             .unwrap_or_else(Reply::into_response),
         "/captures" => captures::list(&app, &handshake),
-        "/metrics" => health::metrics(&app),
+        "/metrics" => health::metrics(&app, &handshake.caller),
         "/healthz" => health::alive(),
         "/readyz" => health::ready(&app),
         "/openapi.json" => openapi(),

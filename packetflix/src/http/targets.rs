@@ -113,7 +113,8 @@ struct InterfaceDetails<'a> {
 #[serde(rename_all = "kebab-case")]
 struct ContainerDetails<'a> {
     id: &'a str,
-    engine: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<Cow<'a, str>>,
     state: &'a str,
     images: &'a [String],
     labels: &'a BTreeMap<String, String>,
@@ -149,10 +150,9 @@ pub(super) async fn details(app: &App, caller: &Caller) -> Result<Response, Refu
 /// The targets that a caller may know of.
 fn listed<'a>(scan: &'a Scan, caller: &Caller) -> impl Iterator<Item = &'a DiscoveredTarget> {
     let rights = Arc::clone(caller.rights());
-    let names = scan.names_by_namespace();
     scan.targets.iter().filter(move |target| {
-        let inside = names.get(&target.namespace.inode);
-        rights.may_list(inside.map(Vec::as_slice).unwrap_or_default())
+        let occupants = scan.occupants(target.namespace.inode);
+        occupants.is_some_and(|occupants| rights.may_list(occupants))
     })
 }
 
@@ -173,10 +173,8 @@ impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
 impl<'a> Details<'a> {
     fn new(scan: &'a Scan, node_name: &'a str, caller: &Caller) -> Self {
         // Who may know of some targets only is not told what else is on the host.
-        let engines = match caller.rights().are_by_pattern() {
-            true => &[][..],
-            false => &scan.engines,
-        };
+        let knows_all = !caller.rights().are_by_pattern();
+        let engines = if knows_all { &scan.engines[..] } else { &[] };
         let engines = engines.iter().map(|engine| EngineDetails {
             socket: engine.path.to_string_lossy(),
             workloads: engine.workloads,
@@ -188,13 +186,16 @@ impl<'a> Details<'a> {
             scanned_at: since_1970.as_secs_f64(),
             node_name,
             engines: engines.collect(),
-            targets: listed(scan, caller).map(TargetDetails::from).collect(),
+            targets: listed(scan, caller)
+                .map(|target| TargetDetails::of(target, knows_all))
+                .collect(),
         }
     }
 }
 
-impl<'a> From<&'a DiscoveredTarget> for TargetDetails<'a> {
-    fn from(target: &'a DiscoveredTarget) -> Self {
+impl<'a> TargetDetails<'a> {
+    /// Where engines are is told to those only who may know of all that they run.
+    fn of(target: &'a DiscoveredTarget, with_engine: bool) -> Self {
         let facts = target.workload.as_ref();
         let namespace = &target.namespace;
         Self {
@@ -214,7 +215,7 @@ impl<'a> From<&'a DiscoveredTarget> for TargetDetails<'a> {
             pod: facts.and_then(|facts| facts.pod.as_ref()),
             container: facts.map(|facts| ContainerDetails {
                 id: &facts.id,
-                engine: facts.engine.to_string_lossy(),
+                engine: with_engine.then(|| facts.engine.to_string_lossy()),
                 state: &facts.state,
                 images: &facts.images,
                 labels: &facts.labels,

@@ -25,6 +25,7 @@ pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
+pub(crate) use process::has_ended;
 pub use process::{ProcessError, ProcessIdentity};
 pub(crate) use views::{MountLists, Unseen, Users, View};
 

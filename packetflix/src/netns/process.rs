@@ -17,7 +17,7 @@ use nix::{
 
 use super::find::network_namespace_inode;
 use crate::{
-    proc_fs::{Stat, namespace_link, proc_path},
+    proc_fs::{Stat, live_namespace, namespace_path},
     sys,
 };
 
@@ -96,8 +96,9 @@ impl ProcessIdentity {
         self.check()?;
         after(Step::Checked);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let namespace = open(&proc_path(self.pid, "ns/net"), flags, Mode::empty())
-            .map_err(|error| self.unreadable(error.into()))?;
+        let (thread, _) = live_namespace(self.pid, "net").map_err(|error| self.unreadable(error))?;
+        let path = namespace_path(self.pid, thread, "net");
+        let namespace = open(&path, flags, Mode::empty()).map_err(|error| self.unreadable(error.into()))?;
         after(Step::Opened);
         let inode =
             network_namespace_inode(namespace.as_fd()).ok_or(ProcessError::Ended { pid: self.pid })?;
@@ -125,8 +126,7 @@ impl ProcessIdentity {
                 found: stat.starttime,
             });
         }
-        let (_, inode) =
-            namespace_link(&proc_path(self.pid, "ns/net")).map_err(|error| self.unreadable(error))?;
+        let (_, inode) = live_namespace(self.pid, "net").map_err(|error| self.unreadable(error))?;
         self.check_namespace(inode)
     }
 
@@ -155,7 +155,8 @@ impl ProcessIdentity {
 }
 
 /// A descriptor of a process is readable once the process has ended.
-fn has_ended(process: &OwnedFd) -> bool {
+/// Whether the process has ended, with all its threads.
+pub(crate) fn has_ended(process: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
@@ -163,6 +164,8 @@ fn has_ended(process: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
+
+    use crate::proc_fs::{namespace_link, proc_path};
 
     use super::*;
 

@@ -44,7 +44,7 @@ pub(crate) use self::{
     limits::{Limit, Limits, StatisticsPace, TooFewBytes},
 };
 use crate::{
-    access::Rights,
+    access::{Occupants, Rights},
     discovery::AddressBook,
     pcapng::{DROPCOUNT_LEN, EncodedPacket, MIN_PACKET_LEN},
     tap::RateLimits,
@@ -375,7 +375,7 @@ impl Session {
     fn take_names(&mut self) {
         if let Some((names, rights)) = &mut self.known_names {
             let names = Arc::clone(&names.borrow_and_update());
-            let may_see = |targets: &[String]| rights.may_list(targets);
+            let may_see = |occupants: &Occupants| rights.may_list(occupants);
             self.names.set(names.seen_from(self.netns, may_see));
         }
         let mut is_done = false;

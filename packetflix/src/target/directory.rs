@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::{DiscoveryService, ServiceError, TargetDescription};
-use crate::discovery::{Discovery, LateScan};
+use crate::{
+    access::{Rights, Verdict},
+    discovery::{Discovery, LateScan, Scan, Trust},
+};
 
 /// Knows the targets of this host.
 #[derive(Clone)]
@@ -18,9 +21,19 @@ pub(crate) enum Directory {
 #[derive(Debug)]
 pub(crate) struct KnownTargets {
     /// All targets.
-    pub(crate) targets: Vec<TargetDescription>,
+    pub(crate) targets: Vec<KnownTarget>,
     /// Sentences on why there may be more.
     pub(crate) obstacles: Vec<String>,
+}
+
+/// A target as a directory knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownTarget {
+    pub(crate) description: TargetDescription,
+    /// How far its name is trusted.
+    pub(crate) trust: Trust,
+    /// Whether one that was trusted more has had the name.
+    pub(crate) has_anothers_name: bool,
 }
 
 /// Why the targets are not known.
@@ -33,23 +46,49 @@ pub(crate) enum DirectoryError {
 }
 
 impl Directory {
-    /// All targets that there are now.
+    /// All targets that there are now, of those that somebody with these rights may know of.
     ///
     /// # Errors
     /// When a discovery service fails, or our own look is late; else that does what it can.
-    pub(crate) async fn targets(&self) -> Result<KnownTargets, DirectoryError> {
+    pub(crate) async fn targets(&self, rights: &Rights) -> Result<KnownTargets, DirectoryError> {
         match self {
-            Self::Service(service) => Ok(KnownTargets {
-                targets: service.targets().await?,
-                obstacles: Vec::new(),
-            }),
-            Self::Own(discovery) => {
-                let scan = discovery.scan_now().await?;
+            Self::Service(service) => {
+                let mut targets = service.targets().await?;
+                targets.retain(|target| rights.may_ask_for(&target.full_name()));
+                let known = |description| KnownTarget {
+                    description,
+                    trust: Trust::Host,
+                    has_anothers_name: false,
+                };
                 Ok(KnownTargets {
-                    targets: scan.descriptions(),
-                    obstacles: scan.gaps.iter().map(ToString::to_string).collect(),
+                    targets: targets.into_iter().map(known).collect(),
+                    obstacles: Vec::new(),
                 })
             }
+            Self::Own(discovery) => Ok(known_in(&*discovery.scan_now().await?, rights)),
         }
+    }
+}
+
+/// What a scan has found, as far as somebody with these rights may know of it.
+fn known_in(scan: &Scan, rights: &Rights) -> KnownTargets {
+    let is_own = |netns| {
+        let occupants = scan.occupants(netns);
+        occupants.is_some_and(|occupants| rights.may_capture(occupants) != Verdict::Refused)
+    };
+    let own = scan
+        .targets
+        .iter()
+        .filter(|target| !rights.are_by_pattern() || is_own(target.namespace.inode));
+    let known = own.map(|target| KnownTarget {
+        description: target.description(),
+        trust: target.trust,
+        has_anothers_name: target.has_anothers_name,
+    });
+    // What is missing is none of their business, unless all is.
+    let gaps = scan.gaps.iter().filter(|_| !rights.are_by_pattern());
+    KnownTargets {
+        targets: known.collect(),
+        obstacles: gaps.map(ToString::to_string).collect(),
     }
 }

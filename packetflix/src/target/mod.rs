@@ -12,10 +12,13 @@ use tokio::{sync::Semaphore, time::timeout};
 pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
     description::{TargetDescription, full_name},
-    directory::{Directory, DirectoryError, KnownTargets},
+    directory::{Directory, DirectoryError, KnownTarget, KnownTargets},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
-use crate::netns::{FindError, Netns, ProcessError, ProcessIdentity};
+use crate::{
+    access::Rights,
+    netns::{FindError, Netns, ProcessError, ProcessIdentity},
+};
 
 /// Searches of the whole host for namespaces by their numbers, at the same time.
 static SEARCHES: Semaphore = Semaphore::const_new(8);
@@ -65,6 +68,11 @@ pub(crate) enum TargetError {
         name: String,
         matches: Vec<TargetDescription>,
     },
+    #[error(
+        "the target {name} is gone, and what has its name now was not started by an engine of the host: capture that by \
+         its netns or pid, if it is meant"
+    )]
+    Successor { name: String },
     #[error("the target {name} was found, but ended before it could be captured")]
     Ended {
         name: String,
@@ -94,11 +102,15 @@ enum Claim {
 
 impl Target {
     /// Opens the namespace that is meant: the one that `wanted` claims, if the claim still holds, else the one that
-    /// the directory has for the name.
+    /// the directory has for the name, and shows to somebody with these rights.
     ///
     /// # Errors
     /// When it cannot be had, or may be another one than was meant.
-    pub(crate) async fn open(wanted: TargetDescription, directory: &Directory) -> Result<Self, TargetError> {
+    pub(crate) async fn open(
+        wanted: TargetDescription,
+        directory: &Directory,
+        rights: &Rights,
+    ) -> Result<Self, TargetError> {
         let claim = Claim::of(&wanted);
         if wanted.name.is_empty() {
             return match claim {
@@ -108,13 +120,13 @@ impl Target {
         }
         // A namespace's number alone says nothing: it may have passed to another.
         let Claim::Process(_) = claim else {
-            return Self::look_up(wanted, directory).await;
+            return Self::look_up(wanted, directory, rights).await;
         };
         match Self::open_claimed(claim, wanted.clone()).await {
             Err(TargetError::Stale(stale)) => {
                 tracing::debug!(name = wanted.name, reason = %stale, "the target is stale and looked up");
                 let name = wanted.full_name();
-                match Self::look_up(wanted, directory).await {
+                match Self::look_up(wanted, directory, rights).await {
                     Err(TargetError::Unknown { .. }) => Err(TargetError::NotFoundAgain { name, stale }),
                     found => found,
                 }
@@ -143,8 +155,12 @@ impl Target {
     }
 
     /// Opens what the directory knows by the name. The interfaces that were asked for stay.
-    async fn look_up(wanted: TargetDescription, directory: &Directory) -> Result<Self, TargetError> {
-        let KnownTargets { targets, obstacles } = directory.targets().await?;
+    async fn look_up(
+        wanted: TargetDescription,
+        directory: &Directory,
+        rights: &Rights,
+    ) -> Result<Self, TargetError> {
+        let KnownTargets { targets, obstacles } = directory.targets(rights).await?;
         let found = choose(&wanted, targets, obstacles)?;
         let name = wanted.full_name();
         let claim = Claim::of(&found);
@@ -206,36 +222,45 @@ impl Claim {
 }
 
 /// The one target among all that has the wanted name and prefix. When that leaves several namespaces, the wanted type
-/// decides; when it does not, it is an error, since either could be meant.
+/// decides, and then how far their names are trusted; when these do not, it is an error, since either could be meant.
 fn choose(
     wanted: &TargetDescription,
-    all: Vec<TargetDescription>,
+    all: Vec<KnownTarget>,
     obstacles: Vec<String>,
 ) -> Result<TargetDescription, TargetError> {
     let known = all.len();
     let name = wanted.full_name();
-    let mut matches: Vec<TargetDescription> = all
-        .into_iter()
-        .filter(|target| target.name == wanted.name && target.prefix == wanted.prefix)
-        .filter(|target| target.netns.is_some())
-        .collect();
-    if !is_one_namespace(&matches) && matches.iter().any(|target| target.kind == wanted.kind) {
-        matches.retain(|target| target.kind == wanted.kind);
+    let is_wanted = |target: &TargetDescription| {
+        target.name == wanted.name && target.prefix == wanted.prefix && target.netns.is_some()
+    };
+    let mut matches = all;
+    matches.retain(|target| is_wanted(&target.description));
+    let is_of_type = |target: &KnownTarget| target.description.kind == wanted.kind;
+    if !is_one_namespace(&matches) && matches.iter().any(is_of_type) {
+        matches.retain(is_of_type);
     }
+    let most = matches.iter().map(|target| target.trust).max();
+    matches.retain(|target| Some(target.trust) == most);
     if !is_one_namespace(&matches) {
+        let matches = matches.into_iter().map(|target| target.description).collect();
         return Err(TargetError::Ambiguous { name, matches });
     }
     // Of several in one namespace, one whose process can be checked.
-    matches.sort_by_key(|target| target.pid.is_none());
-    matches.into_iter().next().ok_or(TargetError::Unknown {
-        name,
-        known,
-        obstacles,
-    })
+    matches.sort_by_key(|target| target.description.pid.is_none());
+    match matches.into_iter().next() {
+        Some(target) if target.has_anothers_name => Err(TargetError::Successor { name }),
+        Some(target) => Ok(target.description),
+        None => Err(TargetError::Unknown {
+            name,
+            known,
+            obstacles,
+        }),
+    }
 }
 
-fn is_one_namespace(targets: &[TargetDescription]) -> bool {
-    targets.windows(2).all(|pair| pair[0].netns == pair[1].netns)
+fn is_one_namespace(targets: &[KnownTarget]) -> bool {
+    let mut pairs = targets.windows(2);
+    pairs.all(|pair| pair[0].description.netns == pair[1].description.netns)
 }
 
 /// Further clauses of a sentence.

@@ -1,0 +1,204 @@
+//! Who is in each network namespace: all whose packets a capture of it would have.
+
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
+    os::fd::AsFd as _,
+    sync::Arc,
+};
+
+use super::{
+    assemble::{Found, Running},
+    processes::ProcessTable,
+    target::Namespace,
+    trust::Authority,
+};
+use crate::{
+    access::{Occupant, Occupants},
+    proc_fs::{namespace_path, proc_path},
+    sys,
+};
+
+/// Fewer characters of an identifier could be anything in the path of a control group.
+const MIN_IDENTIFIER_LEN: usize = 12;
+
+/// What is known of who is where.
+pub(super) struct Census<'a> {
+    pub(super) found: &'a Found,
+    pub(super) table: &'a ProcessTable,
+    pub(super) namespaces: &'a HashMap<u64, Arc<Namespace>>,
+    /// Whether there may be processes anywhere that the table does not have.
+    pub(super) is_cut: bool,
+}
+
+impl Census<'_> {
+    /// All who are in each namespace. `is_owned_by` tells whether a process is in a user namespace of a user.
+    pub(super) fn take(&self, is_owned_by: impl Fn(u32, u32) -> bool) -> HashMap<u64, Occupants> {
+        let mut processes = self.table.by_namespace();
+        let containers = Containers::of(self.found, self.table);
+        let occupants = self.namespaces.iter().map(|(&inode, namespace)| {
+            let pids = processes.remove(&inode).unwrap_or_default();
+            (inode, self.occupants(namespace, &pids, &containers, &is_owned_by))
+        });
+        occupants.collect()
+    }
+
+    fn occupants(
+        &self,
+        namespace: &Namespace,
+        pids: &[u32],
+        containers: &Containers<'_>,
+        is_owned_by: &impl Fn(u32, u32) -> bool,
+    ) -> Occupants {
+        let owner = OnceCell::new();
+        let owner = || *owner.get_or_init(|| self.owner_of(pids));
+        let mut names = BTreeSet::new();
+        let mut is_complete = !self.is_cut;
+        for &pid in pids {
+            let ancestor = containers.ancestor(pid);
+            is_complete &= !self.is_doubtful(pid, ancestor, is_owned_by);
+            let around = match ancestor {
+                Some(running) => vec![running],
+                // What has no container of its own is the host's.
+                None if namespace.is_host => continue,
+                None => containers.around(pid),
+            };
+            names.extend(around.iter().map(|running| Occupant {
+                name: running.full_name(),
+                is_self_chosen: match running.authority() {
+                    Authority::Host | Authority::Container { .. } => false,
+                    Authority::User(user) => owner() != Some(user),
+                    Authority::PidNamespace(_) | Authority::Nobody => true,
+                },
+            }));
+            // Whoever inherited the namespace is whoever entered it.
+            if around.is_empty() && self.table.is_leader(pid) {
+                names.extend(self.by_own_name(pid, owner));
+            }
+        }
+        if namespace.is_host {
+            let first = pids.iter().find(|pid| self.table.is_leader(**pid));
+            names.extend(first.and_then(|pid| self.by_own_name(*pid, || None)));
+        }
+        if pids.is_empty() {
+            names.extend(namespace.mounts.first().map(|path| Occupant {
+                name: path.display().to_string(),
+                is_self_chosen: !namespace.is_named_by_host,
+            }));
+        }
+        Occupants::new(names, is_complete)
+    }
+
+    /// A process by the name that it has given itself. That says what it is where root has started it, or where there is
+    /// nothing to be had but what is its own user's.
+    fn by_own_name(&self, pid: u32, owner: impl Fn() -> Option<u32>) -> Option<Occupant> {
+        let is_said_by_owner = match self.table.user_of(pid) {
+            None => false,
+            Some(0) => self.table.pid_namespace(pid) == Some(self.table.own_pid_namespace()),
+            Some(user) => owner() == Some(user),
+        };
+        let stat = &self.table.get(pid)?.stat;
+        Some(Occupant {
+            name: format!("{}({pid})", stat.name),
+            is_self_chosen: !is_said_by_owner,
+        })
+    }
+
+    /// Whether a process may be one that an engine has yet to tell of. `ancestor` is the innermost container that it
+    /// descends from.
+    fn is_doubtful(
+        &self,
+        pid: u32,
+        ancestor: Option<&Running>,
+        is_owned_by: &impl Fn(u32, u32) -> bool,
+    ) -> bool {
+        let mut doubts = self.found.doubts.iter();
+        doubts.any(|doubt| {
+            let is_open = match (ancestor, doubt) {
+                (None, _) => true,
+                (Some(running), Authority::Container { first }) => running.pid == *first,
+                (Some(_), _) => false,
+            };
+            is_open && doubt.covers(pid, self.table, is_owned_by)
+        })
+    }
+
+    /// The user to whom a namespace belongs, seen through one of the processes in it.
+    fn owner_of(&self, pids: &[u32]) -> Option<u32> {
+        pids.iter().find_map(|pid| {
+            let thread = self.table.get(*pid)?.thread;
+            let namespace = File::open(namespace_path(*pid, thread, "net")).ok()?;
+            sys::owner_of_namespace(namespace.as_fd()).ok()
+        })
+    }
+}
+
+/// Which processes are in which containers.
+struct Containers<'a> {
+    found: &'a Found,
+    table: &'a ProcessTable,
+    /// By their PID namespace, where that is not ours.
+    by_pid_namespace: OnceCell<HashMap<u64, Vec<&'a Running>>>,
+    /// By their identifiers.
+    by_identifier: OnceCell<BTreeMap<&'a str, &'a Running>>,
+}
+
+impl<'a> Containers<'a> {
+    fn of(found: &'a Found, table: &'a ProcessTable) -> Self {
+        Self {
+            found,
+            table,
+            by_pid_namespace: OnceCell::new(),
+            by_identifier: OnceCell::new(),
+        }
+    }
+
+    fn listed(found: &'a Found) -> impl Iterator<Item = &'a Running> {
+        found.running.values().filter(|running| running.is_listed)
+    }
+
+    /// The innermost container that a process descends from.
+    fn ancestor(&self, pid: u32) -> Option<&'a Running> {
+        let mut line = self.table.line_of(pid);
+        line.find_map(|pid| self.found.running.get(&pid).filter(|running| running.is_listed))
+    }
+
+    /// The containers that a process without such an ancestor is in, which was started there from outside, or has lost its
+    /// parent: those whose PID namespace it shares, or whose control group it is in.
+    fn around(&self, pid: u32) -> Vec<&'a Running> {
+        let beside = self.table.pid_namespace(pid).and_then(|namespace| {
+            let by_namespace = self.by_pid_namespace.get_or_init(|| {
+                let mut all: HashMap<u64, Vec<&Running>> = HashMap::new();
+                for running in Self::listed(self.found) {
+                    let namespace = self.table.pid_namespace(running.pid);
+                    if let Some(namespace) = namespace.filter(|number| *number != self.table.own_pid_namespace()) {
+                        all.entry(namespace).or_default().push(running);
+                    }
+                }
+                all
+            });
+            by_namespace.get(&namespace).cloned()
+        });
+        beside.unwrap_or_else(|| self.by_control_group(pid).into_iter().collect())
+    }
+
+    /// Engines name the control group of a container by its identifier. Of several in a path the first counts: further down
+    /// it is the container that makes them.
+    fn by_control_group(&self, pid: u32) -> Option<&'a Running> {
+        let by_identifier = self.by_identifier.get_or_init(|| {
+            let listed = Self::listed(self.found).map(|running| (running.container(), running));
+            listed.filter(|(id, _)| id.len() >= MIN_IDENTIFIER_LEN).collect()
+        });
+        if by_identifier.is_empty() {
+            return None;
+        }
+        let groups = fs::read(proc_path(pid, "cgroup")).ok()?;
+        let groups = String::from_utf8_lossy(&groups);
+        let mut paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+        paths.find_map(|path| {
+            let mut words = path.split(|character: char| !character.is_ascii_alphanumeric());
+            words.find_map(|word| by_identifier.get(word).copied())
+        })
+    }
+}

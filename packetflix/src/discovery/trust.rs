@@ -1,0 +1,112 @@
+//! Which engine may speak of which processes.
+
+use super::{engines::Engine, processes::ProcessTable, sockets::Origin};
+
+/// Of whom an engine may speak. It follows from where its socket was found, and from who listens there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Authority {
+    /// Of all processes: the host's.
+    Host,
+    /// Of processes below a container's first one, but not of that: one in the container.
+    Container {
+        /// The container's first process.
+        first: u32,
+    },
+    /// Of processes in a PID namespace and in those below: one in a container that nobody has spoken of.
+    PidNamespace(u64),
+    /// Of processes in user namespaces of this user: the user's own.
+    User(u32),
+    /// Of nobody.
+    Nobody,
+}
+
+/// How far names are trusted that an engine gives, the least first: the more trusted has a name for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Trust {
+    /// Whoever is not trusted further: a user's engine, one of which nothing is known, or processes that name themselves.
+    #[default]
+    Others,
+    /// One in a container, whose name all its own have as a prefix.
+    Container,
+    /// The host's.
+    Host,
+}
+
+impl Authority {
+    /// That of the one who listens at a socket which was found here. `enclosing` is the first process of the innermost
+    /// container that the listener is in.
+    pub(super) fn of(engine: &Engine, table: &ProcessTable, enclosing: impl Fn(u32) -> Option<u32>) -> Self {
+        let Some(peer) = engine.peer.as_ref().filter(|peer| table.is(peer)) else {
+            return Self::Nobody;
+        };
+        if let Some(first) = enclosing(peer.pid) {
+            return Self::Container { first };
+        }
+        if peer.uid != 0 {
+            return Self::User(peer.uid);
+        }
+        match (engine.origin, table.pid_namespace(peer.pid)) {
+            (_, None) | (Origin::User(_), _) => Self::Nobody,
+            (_, Some(namespace)) if namespace != table.own_pid_namespace() => Self::PidNamespace(namespace),
+            (Origin::Named | Origin::Host, _) => Self::Host,
+            // Anyone may have mounts of their own, and be root in them.
+            (Origin::Elsewhere, _) => Self::Nobody,
+        }
+    }
+
+    /// The widest that one could have whose socket is where this process sees it, whoever that is.
+    pub(super) fn widest(
+        origin: Origin,
+        pid: u32,
+        table: &ProcessTable,
+        enclosing: impl Fn(u32) -> Option<u32>,
+    ) -> Self {
+        match origin {
+            Origin::Named | Origin::Host => return Self::Host,
+            Origin::User(user) => return Self::User(user),
+            Origin::Elsewhere => {}
+        }
+        if let Some(first) = enclosing(pid) {
+            return Self::Container { first };
+        }
+        match table.pid_namespace(pid) {
+            Some(namespace) if namespace != table.own_pid_namespace() => Self::PidNamespace(namespace),
+            _ => table
+                .user_of(pid)
+                .filter(|user| *user != 0)
+                .map_or(Self::Nobody, Self::User),
+        }
+    }
+
+    /// Whether it may speak of a process; `is_owned_by` tells whether that is in a user namespace of a user.
+    pub(super) fn covers(
+        self,
+        pid: u32,
+        table: &ProcessTable,
+        is_owned_by: impl Fn(u32, u32) -> bool,
+    ) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Container { first } => pid != first && table.line_of(pid).any(|pid| pid == first),
+            Self::PidNamespace(namespace) => table
+                .line_of(pid)
+                .any(|pid| table.pid_namespace(pid) == Some(namespace)),
+            Self::User(user) => is_owned_by(pid, user),
+            Self::Nobody => false,
+        }
+    }
+
+    /// How far its names are trusted.
+    pub(super) fn trust(self) -> Trust {
+        match self {
+            Self::Host => Trust::Host,
+            Self::Container { .. } => Trust::Container,
+            Self::PidNamespace(_) | Self::User(_) | Self::Nobody => Trust::Others,
+        }
+    }
+
+    /// Whether Kubernetes may run its pods there.
+    pub(super) fn runs_pods(self) -> bool {
+        self.trust() != Trust::Others
+    }
+}
