@@ -11,6 +11,7 @@ pub mod clock;
 pub mod containerd;
 pub mod control_group;
 pub mod docker;
+pub mod engine;
 pub mod folder;
 pub mod generator;
 pub mod hook;

@@ -39,7 +39,28 @@ impl Sleeper {
     pub fn unshared_as(name: &str, by: &[&str]) -> anyhow::Result<Self> {
         let script = "ip link set lo up && exec \"$@\"";
         let mut command = Command::new("unshare");
-        command.args(["--net", "sh", "-c", script, "sh"]).args(by);
+        command.args(["--net", "sh", "-c", script, "sh"]);
+        Self::by(command, name, by)
+    }
+
+    /// Starts one in a namespace that there is.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn inside(namespace: &Namespace) -> anyhow::Result<Self> {
+        Self::inside_as(namespace, "sleep", &[])
+    }
+
+    /// Starts one in a namespace that there is, and that calls itself `name`, as [`Self::unshared_as`] does.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn inside_as(namespace: &Namespace, name: &str, by: &[&str]) -> anyhow::Result<Self> {
+        Self::by(namespace.command("env"), name, by)
+    }
+
+    fn by(mut command: Command, name: &str, by: &[&str]) -> anyhow::Result<Self> {
+        command.args(by);
         // A program's name is that of its file.
         let folder = std::env::temp_dir().join(format!("packetflix-sleeper-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
@@ -50,21 +71,6 @@ impl Sleeper {
         let child = command.arg(program).arg("120").stdin(Stdio::null()).spawn()?;
         let sleeper = Self { child };
         wait_until(Duration::from_secs(5), || Ok(sleeper.name()? == name))?;
-        Ok(sleeper)
-    }
-
-    /// Starts one in a namespace that there is.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn inside(namespace: &Namespace) -> anyhow::Result<Self> {
-        let child = namespace
-            .command("sleep")
-            .arg("120")
-            .stdin(Stdio::null())
-            .spawn()?;
-        let sleeper = Self { child };
-        wait_until(Duration::from_secs(5), || Ok(sleeper.name()? == "sleep"))?;
         Ok(sleeper)
     }
 

@@ -1,9 +1,12 @@
 //! Speaks Docker's API at a socket, and says that it runs what it is told to say: `fake-engine SOCKET [NAME PID]…`.
 //! Says nothing at all when it is told of nothing. Dies when it has said so many bytes as the variable
-//! `FAKE_ENGINE_DIES_AFTER` tells, headers and all.
+//! `FAKE_ENGINE_DIES_AFTER` tells, headers and all. Other variables: it is silent about the process of the container
+//! `FAKE_ENGINE_HANGS_FOR`, and fails when it is asked for that of `FAKE_ENGINE_FAILS_FOR`; all containers have the labels
+//! `FAKE_ENGINE_LABELS`, as JSON; with `FAKE_ENGINE_HANDS_OVER`, who begins to listen ends, and another process goes on.
 
 use std::{
     io::{BufReader, Write as _},
+    os::fd::AsFd as _,
     os::unix::net::{UnixListener, UnixStream},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -15,7 +18,20 @@ use serde_json::{Value, json};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let listener = UnixListener::bind(arguments.next().context("no socket")?)?;
+    let path = arguments.next().context("no socket")?;
+    let listener = match std::env::var("FAKE_ENGINE_INHERITS") {
+        Ok(_) => UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?),
+        Err(_) => UnixListener::bind(path)?,
+    };
+    if std::env::var("FAKE_ENGINE_HANDS_OVER").is_ok() {
+        std::process::Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env_remove("FAKE_ENGINE_HANDS_OVER")
+            .env("FAKE_ENGINE_INHERITS", "1")
+            .stdin(std::os::fd::OwnedFd::from(listener))
+            .spawn()?;
+        return Ok(());
+    }
     let mut containers = Vec::new();
     while let (Some(name), Some(pid)) = (arguments.next(), arguments.next()) {
         containers.push((name, pid.parse::<i64>()?));
@@ -46,6 +62,14 @@ fn answer(
     }
     let path = head.line.split(' ').nth(1).context("no path")?;
     let named = |id: &str| containers.iter().find(|(name, _)| format!("{name}0id") == id);
+    let is_asked_for = |variable: &str| {
+        let name = std::env::var(variable).ok();
+        name.is_some_and(|name| path.contains(&format!("/{name}0id/")))
+    };
+    if is_asked_for("FAKE_ENGINE_HANGS_FOR") {
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        return Ok(());
+    }
     let body = match path.split('/').collect::<Vec<_>>()[..] {
         ["", "containers", "json"] => containers.iter().map(|(name, _)| summary(name)).collect(),
         ["", "containers", id, "json"] => {
@@ -53,7 +77,11 @@ fn answer(
         }
         _ => Value::Null,
     };
-    let status = if body.is_null() { "404 Not Found" } else { "200 OK" };
+    let status = match body.is_null() {
+        _ if is_asked_for("FAKE_ENGINE_FAILS_FOR") => "500 Internal Server Error",
+        true => "404 Not Found",
+        false => "200 OK",
+    };
     let body = body.to_string();
     let answer = format!(
         "HTTP/1.1 {status}\r\nServer: Docker/0 (fake)\r\nContent-Length: {}\r\n\r\n{body}",
@@ -75,5 +103,7 @@ fn answer(
 }
 
 fn summary(name: &str) -> Value {
-    json!({ "Id": format!("{name}0id"), "Names": [format!("/{name}")], "Image": "fake", "Labels": null, "State": "running" })
+    let labels = std::env::var("FAKE_ENGINE_LABELS").ok();
+    let labels: Option<Value> = labels.and_then(|labels| serde_json::from_str(&labels).ok());
+    json!({ "Id": format!("{name}0id"), "Names": [format!("/{name}")], "Image": "fake", "Labels": labels, "State": "running" })
 }

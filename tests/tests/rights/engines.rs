@@ -1,0 +1,264 @@
+//! Engines that lie about whose containers there are.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    engine::{FakeEngine, USER, UserFolder, as_user},
+    folder::Folder,
+    namespace::Namespace,
+    process::{Sleeper, capture_is_of},
+    server::{Server, program, wait_until},
+};
+use serde_json::json;
+
+use crate::{ADMIN, Guarded, PART, container, named};
+
+/// A container that no engine knows, with mounts of its own: root without rights over anything else. Ended when dropped.
+struct Stranger(Child);
+
+impl Stranger {
+    /// Runs `script`, in which `$ENGINE` becomes an engine at Docker's place there.
+    fn start(unshared: &[&str], script: &str) -> anyhow::Result<Self> {
+        let script = format!("mount -t tmpfs none /run || exit; {script}");
+        let mut child = Command::new("unshare")
+            .args(["--mount", "--kill-child"])
+            .args(unshared)
+            .args(["sh", "-c", &script])
+            .env("ENGINE", program("fake-engine")?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        ensure!(line == "ready\n", "{line}");
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// In a PID namespace of its own, or not.
+const STRANGERS: [&[&str]; 2] = [&["--pid", "--fork", "--mount-proc"], &["--fork"]];
+
+#[tokio::test]
+async fn listener_that_has_ended_speaks_of_nobody() -> anyhow::Result<()> {
+    let victim = Sleeper::unshared()?;
+    let netns = format!("netns={}", victim.netns()?);
+    let server = Guarded::start("web", &[])?;
+    for unshared in STRANGERS {
+        let script = format!(
+            "FAKE_ENGINE_HANDS_OVER=1 \"$ENGINE\" /run/docker.sock web {}; exec sleep 60",
+            victim.pid()
+        );
+        let stranger = Stranger::start(unshared, &script)?;
+        let (status, sentence) = server.status(PART, &netns).await?;
+        ensure!(status == 404, "{status} {sentence}");
+        ensure!(server.status(PART, &named("web")).await?.0 == 404);
+        let details = server.details(ADMIN)?.to_string();
+        ensure!(details.contains("who began to listen there has ended"), "{details}");
+        let targets = server.targets(ADMIN)?;
+        let own_name = format!("sleep({})", victim.pid());
+        ensure!(targets.contains(&(own_name, victim.netns()?)), "{targets:?}");
+        ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+        drop(stranger);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn root_with_mounts_of_its_own_speaks_of_none_of_the_hosts_processes() -> anyhow::Result<()> {
+    let victim = Sleeper::unshared()?;
+    let server = Guarded::start("web", &[])?;
+    for unshared in STRANGERS {
+        let script = format!("exec \"$ENGINE\" /run/docker.sock web {}", victim.pid());
+        let stranger = Stranger::start(unshared, &script)?;
+        let targets = server.targets(ADMIN)?;
+        ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+        ensure!(server.status(PART, &format!("netns={}", victim.netns()?)).await?.0 == 404);
+        drop(stranger);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn containers_stay_their_engines_while_that_restarts() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let (socket, other) = (folder.file("engine"), folder.file("other"));
+    let victim = Sleeper::unshared()?;
+    let server = Guarded::start("web", &[&socket, &other])?;
+    let engine = FakeEngine::start(&socket, &[("db", victim.pid())], &[])?;
+    capture_of(&server, "db", &victim).await?;
+    drop(engine);
+    let liar = FakeEngine::start(&other, &[("web", victim.pid())], &[])?;
+    for _ in 0..2 {
+        capture_of(&server, "db", &victim).await?;
+        ensure!(server.status(PART, &named("web")).await?.0 != 101);
+        ensure!(server.status(PART, &format!("netns={}", victim.netns()?)).await?.0 == 404);
+        let targets = server.targets(ADMIN)?;
+        ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    let _again = FakeEngine::start(&socket, &[("db", victim.pid())], &[])?;
+    capture_of(&server, "db", &victim).await?;
+    drop(liar);
+    Ok(())
+}
+
+/// An administrator captures a name, which is this process's.
+async fn capture_of(server: &Guarded, name: &str, sleeper: &Sleeper) -> anyhow::Result<()> {
+    let targets = server.targets(ADMIN)?;
+    let is_listed = targets.contains(&(name.to_owned(), sleeper.netns()?));
+    ensure!(is_listed, "{name} is not {}: {targets:?}", sleeper.pid());
+    let (status, sentence) = server.status(ADMIN, &named(name)).await?;
+    ensure!(status == 101, "{name}: {status} {sentence}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let users = UserFolder::new()?;
+    let as_user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "unshare",
+        "--user",
+        "--net",
+        "--map-root-user",
+        "sh",
+        "-c",
+        "ip link set lo up && exec \"$@\"",
+        "sh",
+    ];
+    let own = Sleeper::unshared_as("own", &as_user)?;
+    let mut real = Sleeper::unshared()?;
+    let engine = FakeEngine::start(&folder.file("engine"), &[("web", real.pid())], &[])?;
+    let labels = json!({ "io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "shop" });
+    let liar = FakeEngine::start_of_user(
+        &users.file("engine"),
+        &[("web", own.pid())],
+        &[("FAKE_ENGINE_LABELS", &labels.to_string())],
+    )?;
+    let sockets = [liar.socket(), engine.socket()].map(|socket| format!("--engine-socket={}", socket.display()));
+    let server = Server::start(&[&sockets[0], &sockets[1]])?;
+
+    // Both are there, and the name is root's.
+    let listed = |server: &Server| -> anyhow::Result<Vec<u64>> {
+        let mut targets = server.targets()?;
+        targets.retain(|target| target["name"] == "web" && target["type"] == "docker");
+        Ok(targets.iter().filter_map(|target| target["pid"].as_u64()).collect())
+    };
+    let both = [own.pid(), real.pid()].map(u64::from);
+    wait_until(Duration::from_secs(5), || {
+        let found = listed(&server)?;
+        Ok(both.iter().all(|pid| found.contains(pid)))
+    })
+    .with_context(|| format!("{:?} {}", server.targets(), server.log()))?;
+    capture_is_of(&server, &json!({ "name": "web" }), "", real.pid()).await?;
+    capture_is_of(&server, &json!({ "name": "web", "type": "docker" }), "", real.pid()).await?;
+    // A pod is Kubernetes', not a user's.
+    let targets = server.targets()?;
+    ensure!(
+        targets.iter().all(|target| target["type"] != "pod" && target["name"] != "shop/web-0"),
+        "{targets:?}"
+    );
+
+    // Once the real one is gone, nobody takes its place,
+    let mut stale = real.identity()?;
+    stale["name"] = json!("web");
+    real.end()?;
+    for target in [&json!({ "name": "web" }), &stale] {
+        let (status, sentence) = packetflix_tests::client::refusal(&server, &server.url_of(target, ""), &[]).await?;
+        ensure!(
+            status == 409 && sentence.contains("was not started by an engine of the host"),
+            "{status} {sentence}"
+        );
+    }
+    // but who is meant may be captured.
+    let mut meant = own.identity()?;
+    meant["name"] = json!("web");
+    capture_is_of(&server, &meant, "", own.pid()).await?;
+    Ok(())
+}
+
+#[test]
+fn engines_of_users_are_reached_through_no_links_of_theirs() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let run = UserFolder::at_run_user()?;
+    let victim = Sleeper::unshared()?;
+    let engine = FakeEngine::start(&folder.file("engine"), &[("web", victim.pid())], &[])?;
+    let place = run.file("docker.sock");
+    std::os::unix::fs::symlink(engine.socket(), &place)?;
+    let elsewhere = folder.file("podman");
+    std::fs::create_dir(&elsewhere)?;
+    let hidden = FakeEngine::start(&elsewhere.join("podman.sock"), &[("db", victim.pid())], &[])?;
+    std::os::unix::fs::symlink(&elsewhere, run.file("podman"))?;
+    let server = Guarded::start("web", &[])?;
+    let details = server.details(ADMIN)?;
+    ensure!(!details["engines"].to_string().contains("/run/user/"), "{details}");
+    let targets = server.targets(ADMIN)?;
+    ensure!(targets.iter().all(|(name, _)| name != "web" && name != "db"), "{targets:?}");
+    std::fs::remove_file(&place)?;
+
+    // Nor is a socket of root's believed there, nor one of the user's at which root listens.
+    let root = FakeEngine::start(&place, &[("web", victim.pid())], &[])?;
+    let targets = server.targets(ADMIN)?;
+    ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+    std::os::unix::fs::chown(&place, Some(USER), Some(USER))?;
+    std::thread::sleep(Duration::from_millis(1100));
+    let details = server.details(ADMIN)?.to_string();
+    ensure!(details.contains("is not the user 65534"), "{details}");
+    drop((root, hidden, engine));
+
+    // The user's own is.
+    let own = FakeEngine::start_of_user(&place, &[("web", victim.pid())], &[])?;
+    std::thread::sleep(Duration::from_millis(1100));
+    let details = server.details(ADMIN)?;
+    let engines = details["engines"].as_array().context("no engines")?;
+    ensure!(
+        engines.iter().any(|engine| engine["socket"] == place.display().to_string() && engine["problem"].is_null()),
+        "{details}"
+    );
+    drop(own);
+    Ok(())
+}
+
+#[tokio::test]
+async fn users_engine_names_nothing_that_is_roots() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let users = UserFolder::new()?;
+    let setpriv = as_user("setpriv");
+    let mut by: Vec<&str> = vec!["setpriv"];
+    by.extend(setpriv.get_args().filter_map(|argument| argument.to_str()));
+    by.extend(["unshare", "--user", "--map-root-user"]);
+    // In root's namespace, alone and then beside one of root's.
+    let own = Sleeper::inside_as(&namespace, "own", &by)?;
+    let liar = FakeEngine::start_of_user(&users.file("engine"), &[("web", own.pid())], &[])?;
+    let server = Guarded::start("web", &[liar.socket()])?;
+    let netns = format!("netns={}", namespace.inode()?);
+    let targets = server.targets(ADMIN)?;
+    ensure!(targets.contains(&("web".to_owned(), namespace.inode()?)), "{targets:?}");
+    let mut identity = own.identity()?;
+    identity["name"] = json!("web");
+    for _ in 0..2 {
+        for query in [&netns, &named("web"), &container(&identity)] {
+            let (status, sentence) = server.status(PART, query).await?;
+            ensure!(status == 404, "{query}: {status} {sentence}");
+        }
+        ensure!(server.status(ADMIN, &netns).await?.0 == 101);
+        let _root = Sleeper::inside(&namespace)?;
+    }
+    Ok(())
+}

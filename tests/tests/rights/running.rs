@@ -1,0 +1,1 @@
+//! Rights end, and with them the captures that were begun with them.
