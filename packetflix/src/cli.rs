@@ -80,6 +80,15 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
 
+    /// Revocation lists of these CAs, in PEM: a current one of each; followed when it changes
+    #[arg(
+        long,
+        env = "PACKETFLIX_TLS_CLIENT_CRL",
+        value_name = "FILE",
+        requires = "tls_client_ca"
+    )]
+    pub tls_client_crl: Option<PathBuf>,
+
     /// Origin whose pages may use the service from within a browser, such as https://tools.example; may be given more
     /// than once, in the variable separated by commas
     #[arg(

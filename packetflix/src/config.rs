@@ -256,6 +256,7 @@ fn tls(args: &Args) -> Result<Option<TlsFiles>, ConfigError> {
             certificate: certificate.clone(),
             key: key.clone(),
             client_ca: client_ca.clone(),
+            client_crl: args.tls_client_crl.clone(),
         })),
         _ => Err(ConfigError::Tls),
     }

@@ -105,6 +105,68 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// Makes a certificate that holds until `end`, as `date -u +%Y%m%d%H%M%SZ` writes it.
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn issue_until(&self, file: &str, subject: &str, end: &str) -> anyhow::Result<Identity> {
+        let issued = self.issue(file, subject)?;
+        let request = self.folder.join(format!("{file}.csr"));
+        output_of(
+            self.administer()?
+                .args(["-batch", "-notext", "-enddate", end, "-in"])
+                .arg(&request)
+                .arg("-extfile")
+                .arg(self.folder.join(format!("{file}.ext")))
+                .arg("-out")
+                .arg(&issued.certificate),
+        )?;
+        Ok(issued)
+    }
+
+    /// Revokes certificates, and makes a list of all that are revoked, in a file of that name.
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn revoke(&self, file: &str, revoked: &[&Identity]) -> anyhow::Result<PathBuf> {
+        for identity in revoked {
+            output_of(self.administer()?.arg("-revoke").arg(&identity.certificate))?;
+        }
+        let list = self.folder.join(file);
+        output_of(self.administer()?.arg("-gencrl").arg("-out").arg(&list))?;
+        Ok(list)
+    }
+
+    /// OpenSSL's account of what an authority has done.
+    fn administer(&self) -> anyhow::Result<Command> {
+        let config = self.folder.join("ca.cnf");
+        if !config.exists() {
+            let folder = self.folder.display();
+            std::fs::write(self.folder.join("index.txt"), "")?;
+            std::fs::write(
+                &config,
+                format!(
+                    "[ca]\ndefault_ca = own\n[own]\ndatabase = {folder}/index.txt\nnew_certs_dir = {folder}\n\
+                     serial = {folder}/ca.serial\ncrlnumber = {folder}/crlnumber\ndefault_md = sha256\n\
+                     default_crl_days = 1\npolicy = policy\n[policy]\ncommonName = supplied\n"
+                ),
+            )?;
+            std::fs::write(self.folder.join("ca.serial"), "1000\n")?;
+            std::fs::write(self.folder.join("crlnumber"), "01\n")?;
+        }
+        let mut command = Command::new("openssl");
+        command
+            .arg("ca")
+            .arg("-config")
+            .arg(config)
+            .arg("-cert")
+            .arg(&self.own.certificate);
+        command.arg("-keyfile").arg(&self.own.key);
+        Ok(command)
+    }
+}
+
 impl Identity {
     fn at(folder: &Path, name: &str) -> Self {
         Self {

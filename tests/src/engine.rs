@@ -24,8 +24,17 @@ impl FakeEngine {
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn start(socket: &Path, containers: &[(&str, u32)], variables: &[(&str, &str)]) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(program("fake-engine")?), socket, containers, variables)
+    pub fn start(
+        socket: &Path,
+        containers: &[(&str, u32)],
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        Self::start_by(
+            Command::new(program("fake-engine")?),
+            socket,
+            containers,
+            variables,
+        )
     }
 
     /// Starts that of [`USER`], whose folder the socket's must be.

@@ -8,7 +8,7 @@ mod tokens;
 
 use std::{path::PathBuf, sync::Arc};
 
-use self::tokens::Tokens;
+use self::tokens::{DIGEST_LEN, Tokens};
 pub use self::{
     file::FileError,
     pattern::PatternError,
@@ -33,6 +33,18 @@ pub(crate) struct Access {
 pub(crate) struct Identity {
     pub(crate) name: Arc<str>,
     pub(crate) rights: Arc<Rights>,
+    pub(crate) basis: Basis,
+}
+
+/// What an identity rests on, and is lost with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Basis {
+    /// Nothing that could be lost.
+    Nothing,
+    /// The token with this digest.
+    Token([u8; DIGEST_LEN]),
+    /// A client certificate.
+    Certificate,
 }
 
 /// What a client shows of itself.
@@ -40,7 +52,7 @@ pub(crate) struct Identity {
 pub(crate) struct Credentials<'a> {
     /// What it gives as its token.
     pub(crate) token: Option<&'a [u8]>,
-    /// The name in its certificate, which was verified.
+    /// The name in its certificate, which is verified.
     pub(crate) certificate: Option<&'a str>,
     /// The user at the other end of a Unix socket.
     pub(crate) user: Option<u32>,
@@ -55,6 +67,8 @@ pub(crate) enum AccessError {
     WrongToken,
     #[error("a client certificate is needed")]
     NoCertificate,
+    #[error("this client certificate has expired, was revoked, or is not trusted any more")]
+    CertificateLost,
     #[error("a token or a client certificate is needed: send a token as Authorization: Bearer TOKEN")]
     NoTokenOrCertificate,
 }
@@ -105,11 +119,7 @@ impl Access {
             return tokens.holder_of(token).cloned().ok_or(AccessError::WrongToken);
         }
         if let Some(name) = credentials.certificate.filter(|_| self.certificates) {
-            let rights = tokens.as_ref().and_then(|tokens| tokens.certificate(name));
-            return Ok(Identity {
-                name: name.into(),
-                rights: rights.map_or_else(|| Arc::new(Rights::ORDINARY), Arc::clone),
-            });
+            return Ok(Identity::of_certificate(name, tokens.as_deref()));
         }
         if let Some(user) = credentials.user {
             return Ok(Identity::of_user(user));
@@ -118,6 +128,7 @@ impl Access {
             (None, false) => Ok(Identity {
                 name: "anyone".into(),
                 rights: Arc::new(Rights::ALL),
+                basis: Basis::Nothing,
             }),
             (Some(_), false) => Err(AccessError::NoToken),
             (None, true) => Err(AccessError::NoCertificate),
@@ -126,13 +137,41 @@ impl Access {
     }
 }
 
+impl Access {
+    /// The same identity as it is by now.
+    ///
+    /// # Errors
+    /// When its token is not known any more. Whether a certificate is still to be trusted is for those to say who know it.
+    pub(crate) fn renew(&self, identity: &Identity) -> Result<Identity, AccessError> {
+        let tokens = self.tokens.as_ref().map(|tokens| tokens.current());
+        match identity.basis {
+            Basis::Nothing => Ok(identity.clone()),
+            Basis::Token(digest) => tokens
+                .and_then(|tokens| tokens.holder_by(&digest).cloned())
+                .ok_or(AccessError::WrongToken),
+            Basis::Certificate => Ok(Identity::of_certificate(&identity.name, tokens.as_deref())),
+        }
+    }
+}
+
 impl Identity {
+    /// Whoever a client certificate names.
+    fn of_certificate(name: &str, tokens: Option<&Tokens>) -> Self {
+        let rights = tokens.and_then(|tokens| tokens.certificate(name));
+        Self {
+            name: name.into(),
+            rights: rights.map_or_else(|| Arc::new(Rights::ORDINARY), Arc::clone),
+            basis: Basis::Certificate,
+        }
+    }
+
     /// One who could open our Unix socket. Root and our own user could as well end the service.
     fn of_user(user: u32) -> Self {
         let is_trusted = user == 0 || user == nix::unistd::geteuid().as_raw();
         Self {
             name: format!("uid:{user}").into(),
             rights: Arc::new(if is_trusted { Rights::ALL } else { Rights::ORDINARY }),
+            basis: Basis::Nothing,
         }
     }
 
@@ -141,6 +180,7 @@ impl Identity {
         Self {
             name: "nobody".into(),
             rights: Arc::new(Rights::NONE),
+            basis: Basis::Nothing,
         }
     }
 }

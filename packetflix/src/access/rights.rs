@@ -139,7 +139,13 @@ impl Rights {
 
     /// Whether a namespace may be captured: all who are in it. One who may not would be captured with the others. Where
     /// nobody is known, there is no telling.
-    pub(crate) fn may_capture(&self, Occupants { occupants, is_complete }: &Occupants) -> Verdict {
+    pub(crate) fn may_capture(
+        &self,
+        Occupants {
+            occupants,
+            is_complete,
+        }: &Occupants,
+    ) -> Verdict {
         let patterns = match &self.capture {
             Captures::Nothing => return Verdict::Refused,
             Captures::Everything => return Verdict::Allowed,

@@ -2,14 +2,17 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
 
 use super::{
-    Identity,
+    Basis, Identity,
     file::{self, FileError},
     rights::{Rights, ScopeError},
 };
+
+/// Bytes of a digest.
+pub(super) const DIGEST_LEN: usize = ring::digest::SHA256_OUTPUT_LEN;
 
 /// Stands in the place of a token for the client certificate of that name.
 const CERTIFICATE: &str = "cert";
@@ -34,7 +37,7 @@ pub(crate) struct Tokens {
 #[derive(Debug)]
 struct Holder {
     /// Of the token, so that no comparison depends on its length, and none is left in memory.
-    digest: [u8; SHA256_OUTPUT_LEN],
+    digest: [u8; DIGEST_LEN],
     identity: Identity,
 }
 
@@ -139,7 +142,8 @@ impl Tokens {
         if self.holders.iter().any(|holder| holder.digest == digest) {
             return Err(LineError::Repeated);
         }
-        let identity = Identity { name, rights };
+        let basis = Basis::Token(digest);
+        let identity = Identity { name, rights, basis };
         self.holders.push(Holder { digest, identity });
         Ok(())
     }
@@ -151,10 +155,14 @@ impl Tokens {
 
     /// Whose token this is. Takes the same time for any token of that length, known or not.
     pub(crate) fn holder_of(&self, token: &[u8]) -> Option<&Identity> {
-        let digest = digest_of(token);
+        self.holder_by(&digest_of(token))
+    }
+
+    /// Whose token has this digest, likewise.
+    pub(crate) fn holder_by(&self, digest: &[u8; DIGEST_LEN]) -> Option<&Identity> {
         let mut found = None;
         for holder in &self.holders {
-            if bool::from(holder.digest.ct_eq(&digest)) {
+            if bool::from(holder.digest.ct_eq(digest)) {
                 found = Some(&holder.identity);
             }
         }
@@ -183,8 +191,8 @@ fn check(token: &str) -> Result<(), LineError> {
     }
 }
 
-fn digest_of(token: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
-    let mut bytes = [0; SHA256_OUTPUT_LEN];
+fn digest_of(token: &[u8]) -> [u8; DIGEST_LEN] {
+    let mut bytes = [0; DIGEST_LEN];
     bytes.copy_from_slice(digest(&SHA256, token).as_ref());
     bytes
 }

@@ -166,7 +166,9 @@ mod tests {
         assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
         assert_eq!(seen(3), expected(&[("10.9.9.9", "db")]));
         // Who may see `db` alone sees nothing of what is called by that name and another.
-        let seen: Vec<_> = book.seen_from(2, |inside| *inside == occupants(&["db"])).collect();
+        let seen: Vec<_> = book
+            .seen_from(2, |inside| *inside == occupants(&["db"]))
+            .collect();
         let own = ["10.0.0.2", "10.9.9.9"].map(|address| (address.parse().unwrap(), "web"));
         assert_eq!(seen, own);
         let seen = book.seen_from(2, |inside| *inside == occupants(&["db", "db-too"]));

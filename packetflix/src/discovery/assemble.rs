@@ -102,7 +102,8 @@ impl Found {
         ancestor().or_else(|| {
             let home = table.pid_namespace(pid)?;
             let mut beside = self.running.keys().copied();
-            beside.find(|first| home != table.own_pid_namespace() && table.pid_namespace(*first) == Some(home))
+            beside
+                .find(|first| home != table.own_pid_namespace() && table.pid_namespace(*first) == Some(home))
         })
     }
 
@@ -119,7 +120,11 @@ impl Found {
         };
         let numbers = table.as_numbered_by(peer.pid);
         let prefix = match authority {
-            Authority::Container { first } => self.running.get(&first).map(Running::full_name).unwrap_or_default(),
+            Authority::Container { first } => self
+                .running
+                .get(&first)
+                .map(Running::full_name)
+                .unwrap_or_default(),
             _ => String::new(),
         };
         let mut told = Vec::new();
@@ -453,7 +458,13 @@ mod tests {
     #[test]
     fn a_process_stays_an_engines_for_as_long_as_it_lives() {
         let outer = || engine(DOCKERD, 0, vec![container("kind", KIND), container("web", WEB)]);
-        let liar = || engine(NESTED_ENGINE, 0, vec![container("web", WEB), container("own", NESTED)]);
+        let liar = || {
+            engine(
+                NESTED_ENGINE,
+                0,
+                vec![container("web", WEB), container("own", NESTED)],
+            )
+        };
         let first = find(&[outer()], Found::default());
         // The engine restarts: its containers are its own still, and one that is in one of them stays in it.
         let without = find(&[liar()], first);
@@ -469,7 +480,11 @@ mod tests {
         assert_eq!(silent.doubts, [Authority::Host]);
         // What it does not list any more is nobody's.
         let less = engine(DOCKERD, 0, vec![container("kind", KIND)]);
-        let of_user = engine(USERS_ENGINE, 1000, vec![container("web", WEB), container("own", USERS)]);
+        let of_user = engine(
+            USERS_ENGINE,
+            1000,
+            vec![container("web", WEB), container("own", USERS)],
+        );
         let less = find(&[less, liar(), of_user], silent);
         let rest = [("", "kind", KIND), ("kind", "own", NESTED), ("", "own", USERS)];
         assert_eq!(listed(&less), expected(&rest));

@@ -513,7 +513,10 @@ mod tests {
             .contains(&&error[..]),
             "{error}"
         );
-        let mut found: Vec<_> = found.iter().map(|pod| (&pod.id[..], &pod.key[..], pod.pid)).collect();
+        let mut found: Vec<_> = found
+            .iter()
+            .map(|pod| (&pod.id[..], &pod.key[..], pod.pid))
+            .collect();
         found.sort_unstable();
         let all = [
             ("bare", "first", 12),

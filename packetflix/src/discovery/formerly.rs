@@ -2,10 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::{
-    target::DiscoveredTarget,
-    trust::Trust,
-};
+use super::{target::DiscoveredTarget, trust::Trust};
 
 /// Most names that are remembered: one of so many containers ago is free again.
 const MAX_NAMES: usize = 16 << 10;

@@ -34,7 +34,7 @@ use tokio::{
 pub(crate) use self::{
     addresses::AddressBook,
     gap::Gap,
-    shared::LateScan,
+    shared::{Follower, LateScan},
     target::{DiscoveredTarget, Namespace},
     trust::Trust,
     workload::PodName,
@@ -45,8 +45,15 @@ pub(crate) mod fuzzing {
 }
 
 use self::{
-    assemble::Running, engines::Engine, formerly::Formerly, occupants::Census, processes::ProcessTable,
-    shared::Shared, sockets::{EngineSocket, Origin}, trust::Authority, workload::KnownPids,
+    assemble::Running,
+    engines::Engine,
+    formerly::Formerly,
+    occupants::Census,
+    processes::ProcessTable,
+    shared::Shared,
+    sockets::{EngineSocket, Origin},
+    trust::Authority,
+    workload::KnownPids,
 };
 use crate::{
     access::Occupants,
@@ -66,6 +73,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Times that a scan took, to rest before the next.
 const FOLLOW_REST: u32 = 100;
+
+/// How long captures may go on without being judged anew.
+const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 
 /// Most places that are told at which one namespace is mounted.
 const MAX_PATHS: usize = 16;
@@ -175,16 +185,26 @@ impl Discovery {
         self.scanner.addresses.subscribe()
     }
 
-    /// Looks again and again while there is someone who wants to know the names of addresses. Never ends.
+    /// Each scan that there is from now on, again and again as long as [`Self::follow`] runs.
+    pub(crate) fn scans(&self) -> Follower<Scan> {
+        self.scans.follow()
+    }
+
+    /// Looks again and again while there is someone who wants to know the names of addresses, or to judge by who is where.
+    /// Never ends.
     pub(crate) async fn follow(&self) {
         let mut pause = FOLLOW_INTERVAL;
         loop {
             sleep(pause).await;
-            if self.scanner.addresses.receiver_count() > 0 {
+            let is_judged = self.scans.is_followed();
+            if is_judged || self.scanner.addresses.receiver_count() > 0 {
                 let began = Instant::now();
                 // One that is late is told of by the service as a whole.
                 let _ = self.recent().await;
-                pause = FOLLOW_INTERVAL.max(began.elapsed() * FOLLOW_REST);
+                let rest = began.elapsed() * FOLLOW_REST;
+                // Rights are not to outlive their reason for long.
+                let most = if is_judged { MAX_UNJUDGED } else { rest };
+                pause = FOLLOW_INTERVAL.max(rest.min(most));
             }
         }
     }

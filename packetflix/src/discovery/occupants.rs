@@ -172,7 +172,9 @@ impl<'a> Containers<'a> {
                 let mut all: HashMap<u64, Vec<&Running>> = HashMap::new();
                 for running in Self::listed(self.found) {
                     let namespace = self.table.pid_namespace(running.pid);
-                    if let Some(namespace) = namespace.filter(|number| *number != self.table.own_pid_namespace()) {
+                    if let Some(namespace) =
+                        namespace.filter(|number| *number != self.table.own_pid_namespace())
+                    {
                         all.entry(namespace).or_default().push(running);
                     }
                 }

@@ -63,7 +63,11 @@ impl Peer {
         };
         let uid = credentials.uid();
         let peer = Self { pid, uid, held };
-        if peer.is_alive() { Ok(peer) } else { Err(PeerError::Ended) }
+        if peer.is_alive() {
+            Ok(peer)
+        } else {
+            Err(PeerError::Ended)
+        }
     }
 
     /// Whether it has not ended since, so that nobody else has had its PID.
@@ -120,7 +124,15 @@ mod tests {
         let begin = Stat::read(peer.pid).unwrap().starttime;
         for (begin, is_alive) in [(begin, true), (begin + 1, false)] {
             let held = Held::Since(begin);
-            assert_eq!(Peer { held, pid: peer.pid, uid: peer.uid }.is_alive(), is_alive);
+            assert_eq!(
+                Peer {
+                    held,
+                    pid: peer.pid,
+                    uid: peer.uid
+                }
+                .is_alive(),
+                is_alive
+            );
         }
     }
 }

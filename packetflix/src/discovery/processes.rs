@@ -290,7 +290,10 @@ pub(super) mod tests {
         assert_eq!(leaders[&100], [1]);
         assert_eq!(leaders[&200], [9, 8]);
         assert_eq!(leaders.len(), 2);
-        assert_eq!(table.namespaces(), HashMap::from([(100, (1, None)), (200, (8, None))]));
+        assert_eq!(
+            table.namespaces(),
+            HashMap::from([(100, (1, None)), (200, (8, None))])
+        );
     }
 
     #[test]

@@ -39,7 +39,30 @@ pub(crate) struct LateScan;
 pub(super) struct Shared<T> {
     last: watch::Sender<Option<Look<T>>>,
     running: Mutex<Running>,
+    /// Shared with each who follows.
+    followers: Arc<()>,
     times: Times,
+}
+
+/// Each look that comes to its end.
+#[derive(Debug)]
+pub(crate) struct Follower<T> {
+    looks: watch::Receiver<Option<Look<T>>>,
+    _counted: Arc<()>,
+}
+
+impl<T> Follower<T> {
+    /// What the next look finds; of several since the last time, the latest. May be dropped while it waits.
+    pub(crate) async fn next(&mut self) -> Arc<T> {
+        loop {
+            if self.looks.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            if let Some(look) = &*self.looks.borrow_and_update() {
+                return Arc::clone(&look.found);
+            }
+        }
+    }
 }
 
 /// A look that has come to its end.
@@ -66,6 +89,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
         Arc::new(Self {
             last: watch::Sender::new(None),
             running: Mutex::default(),
+            followers: Arc::default(),
             times,
         })
     }
@@ -96,6 +120,19 @@ impl<T: Send + Sync + 'static> Shared<T> {
             // The sender is ours, so that it only can be too late.
             let _ = timeout_at(deadline, last.changed()).await.map_err(|_| LateScan)?;
         }
+    }
+
+    /// All looks that end from now on.
+    pub(super) fn follow(&self) -> Follower<T> {
+        Follower {
+            looks: self.last.subscribe(),
+            _counted: Arc::clone(&self.followers),
+        }
+    }
+
+    /// Whether anyone follows.
+    pub(super) fn is_followed(&self) -> bool {
+        Arc::strong_count(&self.followers) > 1
     }
 
     /// For how long the look that is under way has been late, if it is.

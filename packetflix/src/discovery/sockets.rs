@@ -104,13 +104,7 @@ pub(super) struct EngineSocket {
 
 impl EngineSocket {
     /// Takes a handle (`O_PATH`), if it is a socket's.
-    fn new(
-        path: &Path,
-        api: Option<Api>,
-        handle: OwnedFd,
-        place: Place,
-        origin: Origin,
-    ) -> io::Result<Self> {
+    fn new(path: &Path, api: Option<Api>, handle: OwnedFd, place: Place, origin: Origin) -> io::Result<Self> {
         let stat = fstat(&handle)?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no socket"));
@@ -345,7 +339,10 @@ fn well_known(pid: u32, root: &RootOf, place: Place) -> Vec<EngineSocket> {
     let open = |&(path, api): &(&str, Api)| {
         let handle = root.open_path(Path::new(path)).ok()?;
         let socket = EngineSocket::new(Path::new(path), Some(api), handle, place, origin).ok()?;
-        Some(EngineSocket { seen_by: pid, ..socket })
+        Some(EngineSocket {
+            seen_by: pid,
+            ..socket
+        })
     };
     WELL_KNOWN.iter().filter_map(open).collect()
 }
@@ -373,9 +370,9 @@ fn of_user(root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
     if !fstat(&own).is_ok_and(|stat| stat.st_uid == user) {
         return Vec::new();
     }
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
+    );
     let open = |socket: &&str| {
         let handle = openat2(&own, *socket, how).ok()?;
         let (path, origin) = (folder.join(socket), Origin::User(user));

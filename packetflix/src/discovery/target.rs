@@ -1,11 +1,6 @@
 //! A target of a capture, as our own discovery knows it.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::{trust::Trust, workload::PodName};
 use crate::{

@@ -8,8 +8,8 @@ use std::{
 
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
-use super::{connection::Client, proxy};
-use crate::access::{Access, AccessError, Credentials, Identity, Occupants, Rights, Verdict};
+use super::{connection::Client, proxy, tls::ClientCertificate};
+use crate::access::{Access, AccessError, Basis, Credentials, Identity, Occupants, Rights, Verdict};
 
 /// The parameter of a query that may hold a token.
 const TOKEN_PARAMETER: &str = "token";
@@ -59,6 +59,7 @@ pub(super) struct Caller {
     /// Nobody is asked who they are.
     is_unnamed: bool,
     peer: Option<Peer>,
+    certificate: Option<ClientCertificate>,
 }
 
 /// Why a caller may not do what they want to; becomes a 403.
@@ -127,7 +128,7 @@ impl Caller {
     /// Who sends this request over a connection of `client`, of which `token` came in the query.
     ///
     /// # Errors
-    /// When they are not let in.
+    /// When they are not let in. A certificate that was trusted when the connection was made has to be so still.
     pub(super) fn identify(
         access: &Access,
         client: &Client,
@@ -136,14 +137,40 @@ impl Caller {
     ) -> Result<Self, AccessError> {
         let identity = access.identify(Credentials {
             token: bearer(headers).or(token),
-            certificate: client.certificate.as_deref(),
+            certificate: client.certificate.as_ref().map(ClientCertificate::name),
             user: client.peer.user(),
         })?;
-        Ok(Self {
+        let caller = Self {
             identity,
             is_unnamed: access.is_open(),
             peer: Some(client.peer),
+            certificate: client.certificate.clone(),
+        };
+        caller.check_certificate()?;
+        Ok(caller)
+    }
+
+    /// The same caller, as they are by now.
+    ///
+    /// # Errors
+    /// When they would not be let in any more.
+    pub(super) fn renew(&self, access: &Access) -> Result<Self, AccessError> {
+        self.check_certificate()?;
+        Ok(Self {
+            identity: access.renew(&self.identity)?,
+            ..self.clone()
         })
+    }
+
+    fn check_certificate(&self) -> Result<(), AccessError> {
+        let shown = self.certificate.as_ref();
+        let is_lost =
+            self.identity.basis == Basis::Certificate && !shown.is_some_and(ClientCertificate::is_trusted);
+        if is_lost {
+            Err(AccessError::CertificateLost)
+        } else {
+            Ok(())
+        }
     }
 
     /// One of whom nothing is known, and who may do only what everyone may.
@@ -152,6 +179,7 @@ impl Caller {
             identity: Identity::nobody(),
             is_unnamed: true,
             peer,
+            certificate: None,
         }
     }
 
@@ -251,9 +279,10 @@ impl Caller {
     /// # Errors
     /// When they may capture some targets only, and administer nothing.
     pub(super) fn may_see_metrics(&self) -> Result<(), Forbidden> {
-        allow(self.rights().may_administer() || !self.rights().are_by_pattern(), || {
-            Forbidden::Metrics(self.shared_name())
-        })
+        allow(
+            self.rights().may_administer() || !self.rights().are_by_pattern(),
+            || Forbidden::Metrics(self.shared_name()),
+        )
     }
 
     /// They may see and end what belongs to everyone.

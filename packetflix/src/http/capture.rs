@@ -26,6 +26,7 @@ use warp::{
 use super::{
     caller::{Caller, ClientId},
     host::OwnNames,
+    judge::Judge,
     origin::check_origin,
     own::Own,
     quotas::{Permit, Permits},
@@ -35,6 +36,7 @@ use super::{
     websocket,
 };
 use crate::{
+    access::Access,
     config::Config,
     discovery::Discovery,
     filter::compile::{Options, excerpt},
@@ -53,6 +55,8 @@ pub(super) struct App {
     pub(super) config: Arc<Config>,
     /// What the service may be called.
     pub(super) names: OwnNames,
+    /// Who may come in, and for what.
+    pub(super) access: Arc<Access>,
     /// The TCP addresses that are listened at.
     pub(super) listening: Vec<SocketAddr>,
     /// What there is on this host.
@@ -95,6 +99,7 @@ pub(super) struct Handshake {
 impl App {
     pub(super) fn new(
         config: Arc<Config>,
+        access: Arc<Access>,
         listening: Vec<SocketAddr>,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -125,6 +130,7 @@ impl App {
             metrics,
             refusals: RefusalLog::default(),
             config,
+            access,
             listening,
             tasks,
             stop,
@@ -278,9 +284,21 @@ impl App {
         );
 
         let app = Arc::clone(&self);
-        self.tasks.spawn(
-            async move { app.stream(upgraded, session, running, stop, permit).await }.instrument(span),
+        let caller = handshake.caller;
+        let judge = Judge::new(
+            Arc::clone(&self),
+            caller,
+            session.netns(),
+            description.pid,
+            running.capture(),
         );
+        let streaming = async move {
+            tokio::select! {
+                () = app.stream(upgraded, session, running, stop, permit) => {}
+                () = judge.watch() => {}
+            }
+        };
+        self.tasks.spawn(streaming.instrument(span));
         Ok(switching)
     }
 

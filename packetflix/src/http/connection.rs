@@ -21,7 +21,7 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{admission::Place, caller::Peer, refusal::plain_answer};
+use super::{admission::Place, caller::Peer, refusal::plain_answer, tls::ClientCertificate};
 use crate::tap::OpenConnection;
 
 /// How long a client may take.
@@ -44,8 +44,8 @@ pub(super) struct Client {
     pub(super) peer: Peer,
     /// Our end of the connection, if that has an address.
     pub(super) local: Option<SocketAddr>,
-    /// The name in its certificate, which was verified.
-    pub(super) certificate: Option<Arc<str>>,
+    /// The certificate that it has shown, which was trusted then.
+    pub(super) certificate: Option<ClientCertificate>,
     /// Whether it speaks TLS.
     pub(super) is_encrypted: bool,
     /// Its place among the connections that there may be, if these are bounded.

@@ -42,13 +42,13 @@ pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 /// The service behind every connection.
 pub(super) struct Front {
     app: Arc<App>,
-    pub(super) access: Access,
+    pub(super) access: Arc<Access>,
     routes: Routes,
     proxy: Option<Proxy>,
 }
 
 impl Front {
-    pub(super) fn new(app: &Arc<App>, access: Access) -> Self {
+    pub(super) fn new(app: &Arc<App>) -> Self {
         let service = app.config.discovery_service.clone();
         let origins = app.config.allowed_origins.clone();
         let proxy = service
@@ -56,7 +56,7 @@ impl Front {
             .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
         Self {
             app: Arc::clone(app),
-            access,
+            access: Arc::clone(&app.access),
             routes: routes(Arc::clone(app)),
             proxy,
         }

@@ -9,6 +9,7 @@ mod filter;
 mod front;
 mod health;
 mod host;
+mod judge;
 mod listen;
 mod log;
 mod origin;

@@ -37,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Where clients come in: the sockets, and what is asked of those who do.
 pub struct Doors {
     listeners: Vec<Listener>,
-    access: Access,
+    access: Arc<Access>,
     tls: Option<Tls>,
 }
 
@@ -66,7 +66,7 @@ impl Doors {
         let tls = config.tls.as_ref().map(Tls::open).transpose()?;
         Ok(Self {
             listeners: listen(&config.listen, config.is_closed)?,
-            access,
+            access: Arc::new(access),
             tls,
         })
     }
@@ -84,20 +84,17 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
     let patience = config.shutdown_timeout;
     let app = Arc::new(App::new(
         config,
+        Arc::clone(&doors.access),
         doors.tcp_addresses(),
         tasks.clone(),
         stop.clone(),
     ));
     let manager = ServiceManager::from_environment();
-    let Doors {
-        listeners,
-        access,
-        tls,
-    } = doors;
+    let Doors { listeners, tls, .. } = doors;
     let hall = Arc::new(Hall {
         admission: Admission::new(app.config.max_connections_per_address),
         connections: Arc::clone(app.loader.connections()),
-        front: Front::new(&app, access),
+        front: Front::new(&app),
         tls,
     });
     tokio::select! {

@@ -1,6 +1,7 @@
 //! TLS: certificates, and the names in those of clients.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,9 +15,11 @@ use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         self, RootCertStore, ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-        server::{VerifierBuilderError, WebPkiClientVerifier},
+        crypto::{CryptoProvider, ring},
+        pki_types::{
+            CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject as _,
+        },
+        server::{VerifierBuilderError, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
     server::TlsStream,
 };
@@ -44,6 +47,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Certificates of CAs whose clients are let in.
     pub client_ca: Option<PathBuf>,
+    /// Revocation lists of these CAs.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// Why TLS cannot be spoken with these files.
@@ -71,6 +76,9 @@ pub enum TlsError {
         /// What is wrong with it.
         source: rustls::Error,
     },
+    /// A file has no revocation list.
+    #[error("{} has no revocation list", .0.display())]
+    NoRevocationList(PathBuf),
     /// Clients cannot be verified.
     #[error("client certificates cannot be verified")]
     Verifier(#[from] VerifierBuilderError),
@@ -80,7 +88,49 @@ pub enum TlsError {
 }
 
 /// What speaks TLS with clients.
-pub(super) struct Tls(Arc<Reloaded<Arc<ServerConfig>>>);
+pub(super) struct Tls(Arc<Reloaded<Setup>>);
+
+/// What the files amount to.
+struct Setup {
+    config: Arc<ServerConfig>,
+    /// Judges the certificates of clients.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// A certificate that a client has shown, with those between it and its CA.
+#[derive(Clone)]
+pub(super) struct ClientCertificate {
+    name: Arc<str>,
+    chain: Arc<[CertificateDer<'static>]>,
+    setup: Arc<Reloaded<Setup>>,
+}
+
+impl ClientCertificate {
+    /// The name of its subject.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is to be trusted now, by the files as they are now. A connection, and a capture, may be older than that.
+    pub(super) fn is_trusted(&self) -> bool {
+        let setup = self.setup.current();
+        let (Some(verifier), Some((own, between))) = (&setup.verifier, self.chain.split_first()) else {
+            return false;
+        };
+        let verified = verifier.verify_client_cert(own, between, UnixTime::now());
+        verified
+            .inspect_err(
+                |error| tracing::debug!(name = &*self.name, %error, "a client certificate is not trusted"),
+            )
+            .is_ok()
+    }
+}
+
+impl fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientCertificate").field(&self.name).finish()
+    }
+}
 
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +149,11 @@ impl Tls {
     pub(super) fn open(files: &TlsFiles) -> Result<Self, TlsError> {
         let paths = [&files.certificate, &files.key]
             .into_iter()
-            .chain(&files.client_ca);
+            .chain(&files.client_ca)
+            .chain(&files.client_crl);
         let paths = paths.cloned().collect();
         let files = files.clone();
-        let load = move || server_config(&files).map(Arc::new);
+        let load = move || Setup::load(&files);
         Ok(Self(Arc::new(Reloaded::open("TLS certificate", paths, load)?)))
     }
 
@@ -111,46 +162,81 @@ impl Tls {
         Arc::clone(&self.0).follow().await;
     }
 
-    /// Does the server's part of a handshake; gives the name in the client's certificate, if it has shown one.
+    /// Does the server's part of a handshake; gives the client's certificate, if it has shown one.
     ///
     /// # Errors
     /// When it fails, or takes too long.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
-    ) -> Result<(TlsStream<TcpStream>, Option<Arc<str>>), HandshakeError> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&*self.0.current()));
+    ) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), HandshakeError> {
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.0.current().config));
         let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
         let (_, connection) = stream.get_ref();
         let certificates = connection.peer_certificates().unwrap_or_default();
-        let name = certificates.first().map(name_in);
-        Ok((stream, name))
+        let certificate = certificates.first().map(|own| ClientCertificate {
+            name: name_in(own),
+            chain: certificates.iter().map(|one| one.clone().into_owned()).collect(),
+            setup: Arc::clone(&self.0),
+        });
+        Ok((stream, certificate))
     }
 }
 
-fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let certificates = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&read_secret(&files.key)?).map_err(|source| TlsError::Pem {
-        path: files.key.clone(),
-        source,
-    })?;
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
-    let builder = match &files.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            // Those who show no certificate may have a token, or ask for what everyone may.
-            let roots = Arc::new(roots(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
-                .allow_unauthenticated()
-                .build()?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    };
-    let mut config = builder.with_single_cert(certificates, key)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
-    Ok(config)
+impl Setup {
+    fn load(files: &TlsFiles) -> Result<Self, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let certificates = certificates(&files.certificate)?;
+        let key =
+            PrivateKeyDer::from_pem_slice(&read_secret(&files.key)?).map_err(|source| TlsError::Pem {
+                path: files.key.clone(),
+                source,
+            })?;
+        let verifier = match &files.client_ca {
+            None => None,
+            Some(path) => Some(client_verifier(path, files.client_crl.as_deref(), &provider)?),
+        };
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let builder = match &verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
+        };
+        let mut config = builder.with_single_cert(certificates, key)?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let config = Arc::new(config);
+        Ok(Self { config, verifier })
+    }
+}
+
+/// What judges the certificates of clients. With revocation lists, there has to be a current one of each CA that has issued
+/// a certificate between the client's and its own: where none is, nobody can tell that the client's was not revoked.
+fn client_verifier(
+    ca: &Path,
+    crl: Option<&Path>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = Arc::new(roots(ca)?);
+    // Those who show no certificate may have a token, or ask for what everyone may.
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
+        .allow_unauthenticated()
+        .enforce_revocation_expiration();
+    if let Some(path) = crl {
+        builder = builder.with_crls(revocation_lists(path)?);
+    }
+    Ok(builder.build()?)
+}
+
+fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&read_public(path)?)
+        .collect::<Result<_, _>>()
+        .map_err(|source| TlsError::Pem {
+            path: path.to_owned(),
+            source,
+        })?;
+    if lists.is_empty() {
+        return Err(TlsError::NoRevocationList(path.to_owned()));
+    }
+    Ok(lists)
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {

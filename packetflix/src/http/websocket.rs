@@ -50,6 +50,7 @@ const CLOSED_BY_CLIENT: &str = "closed by the client";
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
 const PROTOCOL_ERROR: u16 = 1002;
+const NOT_ALLOWED: u16 = 1008;
 const FAILED: u16 = 1011;
 
 type Reader = WebSocketRead<Sips<ReadHalf<TokioIo<Upgraded>>>>;
@@ -355,6 +356,7 @@ fn close_reason(client: &Peer, session: &Ended) -> (u16, CaptureEnd, String) {
             CaptureEnd::Shutdown,
             "the service is shutting down".to_owned(),
         ),
+        (None, Ended::Revoked(why)) => (NOT_ALLOWED, CaptureEnd::Revoked, why.clone()),
         (None, Ended::ByOperator) => (NORMAL, CaptureEnd::Operator, "ended by the operator".to_owned()),
         (None, Ended::Limit(limit)) => (NORMAL, CaptureEnd::Limit, limit.to_string()),
         (None, Ended::NamespaceGone(inode)) => (

@@ -72,6 +72,8 @@ pub(crate) enum Ended {
     Stopped,
     /// An operator asked it to.
     ByOperator,
+    /// Its client may capture no more.
+    Revoked(String),
     /// The stream is as long as it may be.
     Limit(Limit),
     /// Nobody but us holds the namespace any more.
@@ -256,6 +258,11 @@ impl Session {
             self.timer = Timer::start(&self.limits, self.stop.clone());
         }
         loop {
+            if let Some(why) = self.capture.revocation() {
+                // What was captured already may be others'. Nothing follows, not even how much that was.
+                self.ended = Some(Ended::Revoked(why.to_owned()));
+                return None;
+            }
             let next = match self.blocks.pop_front() {
                 Some(blocks) => Some(Piece::from(blocks)),
                 None if self.is_kept_back() => None,
@@ -322,6 +329,9 @@ impl Session {
     /// Why it ended, and what it amounted to.
     pub(crate) fn end(self) -> (Ended, Totals) {
         let totals = self.stream.totals();
+        if let Some(why) = self.capture.revocation() {
+            return (Ended::Revoked(why.to_owned()), totals);
+        }
         let ended = match self.ended {
             Some(Ended::Stopped) | None if self.capture.is_ended_by_operator() => Ended::ByOperator,
             ended => ended.unwrap_or(Ended::Stopped),

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::Deref,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -36,6 +36,7 @@ pub(crate) struct Capture {
     /// Cancelled to end it.
     stop: CancellationToken,
     is_ended_by_operator: AtomicBool,
+    revocation: OnceLock<String>,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +122,8 @@ pub(crate) enum CaptureEnd {
     NamespaceGone,
     /// An operator ended it.
     Operator,
+    /// Whoever captured may do so no more.
+    Revoked,
     /// It could not go on.
     Failed,
     /// It was cut off, when it did not end in time.
@@ -156,6 +159,7 @@ impl Captures {
             }])),
             stop,
             is_ended_by_operator: AtomicBool::new(false),
+            revocation: OnceLock::new(),
             metrics: Arc::clone(&self.metrics),
         });
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,6 +243,17 @@ impl Capture {
         self.is_ended_by_operator.load(Ordering::Relaxed)
     }
 
+    /// Has it end, since whoever captures may do so no more.
+    pub(crate) fn revoke(&self, why: String) {
+        let _ = self.revocation.set(why);
+        self.stop.cancel();
+    }
+
+    /// Why whoever captures may do so no more, if so.
+    pub(crate) fn revocation(&self) -> Option<&str> {
+        self.revocation.get().map(String::as_str)
+    }
+
     /// A message was handed to the client's socket, with so many packets, the oldest of which is so old.
     pub(crate) fn delivered(&self, packets: u64, bytes: usize, delay: Option<Duration>) {
         self.amounts.packets.fetch_add(packets, Ordering::Relaxed);
@@ -284,7 +299,7 @@ impl Reading {
 
 impl CaptureEnd {
     /// All of them.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Closed,
         Self::ClientGone,
         Self::ProtocolError,
@@ -292,6 +307,7 @@ impl CaptureEnd {
         Self::Limit,
         Self::NamespaceGone,
         Self::Operator,
+        Self::Revoked,
         Self::Failed,
         Self::CutOff,
     ];
@@ -306,6 +322,7 @@ impl CaptureEnd {
             Self::Limit => "limit",
             Self::NamespaceGone => "namespace_gone",
             Self::Operator => "operator",
+            Self::Revoked => "revoked",
             Self::Failed => "failed",
             Self::CutOff => "cut_off",
         }

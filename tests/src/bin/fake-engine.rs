@@ -8,8 +8,10 @@ use std::{
     io::{BufReader, Write as _},
     os::fd::AsFd as _,
     os::unix::net::{UnixListener, UnixStream},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -20,14 +22,26 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().context("no socket")?;
     let listener = match std::env::var("FAKE_ENGINE_INHERITS") {
-        Ok(_) => UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?),
+        Ok(starter) => {
+            // Nobody else would end it.
+            thread::spawn(move || {
+                while Path::new("/proc").join(&starter).exists() {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                std::process::exit(0);
+            });
+            UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?)
+        }
         Err(_) => UnixListener::bind(path)?,
     };
     if std::env::var("FAKE_ENGINE_HANDS_OVER").is_ok() {
         std::process::Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))
             .env_remove("FAKE_ENGINE_HANDS_OVER")
-            .env("FAKE_ENGINE_INHERITS", "1")
+            .env(
+                "FAKE_ENGINE_INHERITS",
+                std::os::unix::process::parent_id().to_string(),
+            )
             .stdin(std::os::fd::OwnedFd::from(listener))
             .spawn()?;
         return Ok(());

@@ -65,7 +65,10 @@ async fn listener_that_has_ended_speaks_of_nobody() -> anyhow::Result<()> {
         ensure!(status == 404, "{status} {sentence}");
         ensure!(server.status(PART, &named("web")).await?.0 == 404);
         let details = server.details(ADMIN)?.to_string();
-        ensure!(details.contains("who began to listen there has ended"), "{details}");
+        ensure!(
+            details.contains("who began to listen there has ended"),
+            "{details}"
+        );
         let targets = server.targets(ADMIN)?;
         let own_name = format!("sleep({})", victim.pid());
         ensure!(targets.contains(&(own_name, victim.netns()?)), "{targets:?}");
@@ -84,7 +87,13 @@ async fn root_with_mounts_of_its_own_speaks_of_none_of_the_hosts_processes() -> 
         let stranger = Stranger::start(unshared, &script)?;
         let targets = server.targets(ADMIN)?;
         ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
-        ensure!(server.status(PART, &format!("netns={}", victim.netns()?)).await?.0 == 404);
+        ensure!(
+            server
+                .status(PART, &format!("netns={}", victim.netns()?))
+                .await?
+                .0
+                == 404
+        );
         drop(stranger);
     }
     Ok(())
@@ -103,7 +112,13 @@ async fn containers_stay_their_engines_while_that_restarts() -> anyhow::Result<(
     for _ in 0..2 {
         capture_of(&server, "db", &victim).await?;
         ensure!(server.status(PART, &named("web")).await?.0 != 101);
-        ensure!(server.status(PART, &format!("netns={}", victim.netns()?)).await?.0 == 404);
+        ensure!(
+            server
+                .status(PART, &format!("netns={}", victim.netns()?))
+                .await?
+                .0
+                == 404
+        );
         let targets = server.targets(ADMIN)?;
         ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
         std::thread::sleep(Duration::from_millis(1100));
@@ -151,14 +166,18 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
         &[("web", own.pid())],
         &[("FAKE_ENGINE_LABELS", &labels.to_string())],
     )?;
-    let sockets = [liar.socket(), engine.socket()].map(|socket| format!("--engine-socket={}", socket.display()));
+    let sockets =
+        [liar.socket(), engine.socket()].map(|socket| format!("--engine-socket={}", socket.display()));
     let server = Server::start(&[&sockets[0], &sockets[1]])?;
 
     // Both are there, and the name is root's.
     let listed = |server: &Server| -> anyhow::Result<Vec<u64>> {
         let mut targets = server.targets()?;
         targets.retain(|target| target["name"] == "web" && target["type"] == "docker");
-        Ok(targets.iter().filter_map(|target| target["pid"].as_u64()).collect())
+        Ok(targets
+            .iter()
+            .filter_map(|target| target["pid"].as_u64())
+            .collect())
     };
     let both = [own.pid(), real.pid()].map(u64::from);
     wait_until(Duration::from_secs(5), || {
@@ -167,11 +186,19 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
     })
     .with_context(|| format!("{:?} {}", server.targets(), server.log()))?;
     capture_is_of(&server, &json!({ "name": "web" }), "", real.pid()).await?;
-    capture_is_of(&server, &json!({ "name": "web", "type": "docker" }), "", real.pid()).await?;
+    capture_is_of(
+        &server,
+        &json!({ "name": "web", "type": "docker" }),
+        "",
+        real.pid(),
+    )
+    .await?;
     // A pod is Kubernetes', not a user's.
     let targets = server.targets()?;
     ensure!(
-        targets.iter().all(|target| target["type"] != "pod" && target["name"] != "shop/web-0"),
+        targets
+            .iter()
+            .all(|target| target["type"] != "pod" && target["name"] != "shop/web-0"),
         "{targets:?}"
     );
 
@@ -180,7 +207,8 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
     stale["name"] = json!("web");
     real.end()?;
     for target in [&json!({ "name": "web" }), &stale] {
-        let (status, sentence) = packetflix_tests::client::refusal(&server, &server.url_of(target, ""), &[]).await?;
+        let (status, sentence) =
+            packetflix_tests::client::refusal(&server, &server.url_of(target, ""), &[]).await?;
         ensure!(
             status == 409 && sentence.contains("was not started by an engine of the host"),
             "{status} {sentence}"
@@ -207,9 +235,15 @@ fn engines_of_users_are_reached_through_no_links_of_theirs() -> anyhow::Result<(
     std::os::unix::fs::symlink(&elsewhere, run.file("podman"))?;
     let server = Guarded::start("web", &[])?;
     let details = server.details(ADMIN)?;
-    ensure!(!details["engines"].to_string().contains("/run/user/"), "{details}");
+    ensure!(
+        !details["engines"].to_string().contains("/run/user/"),
+        "{details}"
+    );
     let targets = server.targets(ADMIN)?;
-    ensure!(targets.iter().all(|(name, _)| name != "web" && name != "db"), "{targets:?}");
+    ensure!(
+        targets.iter().all(|(name, _)| name != "web" && name != "db"),
+        "{targets:?}"
+    );
     std::fs::remove_file(&place)?;
 
     // Nor is a socket of root's believed there, nor one of the user's at which root listens.
@@ -228,7 +262,9 @@ fn engines_of_users_are_reached_through_no_links_of_theirs() -> anyhow::Result<(
     let details = server.details(ADMIN)?;
     let engines = details["engines"].as_array().context("no engines")?;
     ensure!(
-        engines.iter().any(|engine| engine["socket"] == place.display().to_string() && engine["problem"].is_null()),
+        engines
+            .iter()
+            .any(|engine| engine["socket"] == place.display().to_string() && engine["problem"].is_null()),
         "{details}"
     );
     drop(own);
@@ -249,7 +285,10 @@ async fn users_engine_names_nothing_that_is_roots() -> anyhow::Result<()> {
     let server = Guarded::start("web", &[liar.socket()])?;
     let netns = format!("netns={}", namespace.inode()?);
     let targets = server.targets(ADMIN)?;
-    ensure!(targets.contains(&("web".to_owned(), namespace.inode()?)), "{targets:?}");
+    ensure!(
+        targets.contains(&("web".to_owned(), namespace.inode()?)),
+        "{targets:?}"
+    );
     let mut identity = own.identity()?;
     identity["name"] = json!("web");
     for _ in 0..2 {

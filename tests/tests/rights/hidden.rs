@@ -23,10 +23,19 @@ async fn what_is_not_theirs_is_not_there() -> anyhow::Result<()> {
     // Each with how it is named in the sentence. The numbers are those of the other's namespace and process, and of none.
     let asked = [
         (format!("netns={netns}"), format!("network namespace {netns}")),
-        ("netns=4000000001".to_owned(), "network namespace 4000000001".to_owned()),
+        (
+            "netns=4000000001".to_owned(),
+            "network namespace 4000000001".to_owned(),
+        ),
         (whole(netns, pid, starttime), format!("network namespace {netns}")),
-        (whole(netns, pid, starttime + 1), format!("network namespace {netns}")),
-        (whole(netns + 1, pid, starttime), format!("network namespace {}", netns + 1)),
+        (
+            whole(netns, pid, starttime + 1),
+            format!("network namespace {netns}"),
+        ),
+        (
+            whole(netns + 1, pid, starttime),
+            format!("network namespace {}", netns + 1),
+        ),
         (whole(0, pid, starttime), format!("process {pid}")),
         (whole(0, pid, starttime + 1), format!("process {pid}")),
         (whole(0, 4_000_001, starttime), "process 4000001".to_owned()),
@@ -46,10 +55,14 @@ async fn what_is_not_theirs_is_not_there() -> anyhow::Result<()> {
         );
     }
     // Their own is found again when it is stale, and the sentence of an administrator has all that is known.
-    let stale = json!({ "name": "web", "netns": web.netns()?, "pid": web.pid(), "starttime": web.starttime()? + 1 });
+    let stale =
+        json!({ "name": "web", "netns": web.netns()?, "pid": web.pid(), "starttime": web.starttime()? + 1 });
     ensure!(server.status(PART, &container(&stale)).await?.0 == 101);
     let (status, sentence) = server.status(ADMIN, &whole(netns, pid, starttime + 1)).await?;
-    ensure!(status == 409 && sentence.contains(&starttime.to_string()), "{status} {sentence}");
+    ensure!(
+        status == 409 && sentence.contains(&starttime.to_string()),
+        "{status} {sentence}"
+    );
 
     let details = server.details(PART)?;
     let text = details.to_string();

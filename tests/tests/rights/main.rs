@@ -33,7 +33,11 @@ impl Guarded {
         let text = format!("admin {ADMIN} admin discover capture\npart {PART} discover capture:{pattern}\n");
         let tokens = folder.put_secret("tokens", &text)?;
         let mut flags = vec![format!("--token-file={}", tokens.display())];
-        flags.extend(sockets.iter().map(|socket| format!("--engine-socket={}", socket.display())));
+        flags.extend(
+            sockets
+                .iter()
+                .map(|socket| format!("--engine-socket={}", socket.display())),
+        );
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let server = Server::start(&flags)?;
         Ok(Self { server, folder })

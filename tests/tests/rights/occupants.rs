@@ -58,7 +58,9 @@ async fn what_may_be_a_container_that_is_not_told_of_is_not_granted_by_its_own_n
     for query in [&netns, &named(&name)] {
         let (status, sentence) = server.status(PART, query).await?;
         ensure!(
-            status == 503 && sentence.contains("cannot be told at the moment") && !sentence.contains("engine"),
+            status == 503
+                && sentence.contains("cannot be told at the moment")
+                && !sentence.contains("engine"),
             "{status} {sentence}"
         );
     }
@@ -96,7 +98,8 @@ async fn process_whose_first_thread_has_ended_is_found_and_judged() -> anyhow::R
             ensure!(status == 404, "{query}: {status} {sentence}");
         }
         // It is found by its name, and by its PID, too.
-        let identity = json!({ "pid": db.id(), "starttime": packetflix_tests::process::starttime_of(db.id())? });
+        let identity =
+            json!({ "pid": db.id(), "starttime": packetflix_tests::process::starttime_of(db.id())? });
         for query in [named("db"), container(&identity)] {
             let (status, sentence) = server.status(ADMIN, &query).await?;
             ensure!(status == 101, "{query}: {status} {sentence}");
@@ -161,7 +164,12 @@ async fn nobody_names_himself_in_a_namespace_of_roots() -> anyhow::Result<()> {
     drop(web);
     let script = format!("({script}) & echo ready; wait");
     let (mut stranger, _) = script_in(&["--mount", "--pid", "--fork", "--kill-child"], &script)?;
-    let is_there = || Ok(server.targets(ADMIN)?.iter().any(|(name, _)| name.starts_with("web(")));
+    let is_there = || {
+        Ok(server
+            .targets(ADMIN)?
+            .iter()
+            .any(|(name, _)| name.starts_with("web(")))
+    };
     let result = wait_until(Duration::from_secs(5), is_there);
     let status = server.status(PART, &netns).await;
     stranger.kill()?;
@@ -176,7 +184,9 @@ async fn whoever_may_capture_everything_is_not_asked_for_names() -> anyhow::Resu
     let namespace = Namespace::new()?;
     let _db = Sleeper::inside(&namespace)?;
     let server = Guarded::start("**", &[])?;
-    let (status, sentence) = server.status(PART, &format!("netns={}", namespace.inode()?)).await?;
+    let (status, sentence) = server
+        .status(PART, &format!("netns={}", namespace.inode()?))
+        .await?;
     ensure!(status == 101, "{status} {sentence}");
     Ok(())
 }
@@ -189,7 +199,9 @@ async fn processes_that_were_started_in_a_container_from_outside_are_its_own() -
     docker.run(&["run", "--detach", "--name", "agent", "--pid=host", image])?;
     for name in ["web", "agent"] {
         docker.run(&["exec", "--detach", name, "/bin/busybox", "sleep", "60"])?;
-        let pid: u32 = docker.run(&["inspect", "--format", "{{.State.Pid}}", name])?.parse()?;
+        let pid: u32 = docker
+            .run(&["inspect", "--format", "{{.State.Pid}}", name])?
+            .parse()?;
         let server = Guarded::start(name, &[&docker.socket()])?;
         let netns = format!("netns={}", packetflix_tests::process::netns_of(pid)?);
         let (status, sentence) = server.status(PART, &netns).await?;
@@ -223,6 +235,12 @@ async fn containers_of_a_pod_are_the_pods() -> anyhow::Result<()> {
     found?;
     ensure!(status?.0 == 404);
     let plain = Server::start(&[&format!("--engine-socket={}", containerd.socket().display())])?;
-    capture_is_of(&plain, &json!({ "name": "shop/cart-0" }), "", containerd.pid(&pod.id)?).await?;
+    capture_is_of(
+        &plain,
+        &json!({ "name": "shop/cart-0" }),
+        "",
+        containerd.pid(&pod.id)?,
+    )
+    .await?;
     Ok(())
 }

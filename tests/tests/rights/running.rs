@@ -1,1 +1,270 @@
-//! Rights end, and with them the captures that were begun with them.
+//! Rights end with their reason, and captures with their rights.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    certificates::{Authority, Identity, Transport, Trust},
+    client::{Capture, Recorder, Refused},
+    engine::FakeEngine,
+    folder::Folder,
+    namespace::{Namespace, run},
+    process::{Sleeper, speak_in},
+    server::Server,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{ADMIN, Guarded, PART};
+
+/// Waits until the service ends a capture; gives code and reason.
+async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
+    let read = async {
+        loop {
+            if let Some(end) = recorder.read().await? {
+                return anyhow::Ok(end);
+            }
+        }
+    };
+    timeout(Duration::from_secs(15), read)
+        .await
+        .context("the capture goes on")?
+}
+
+/// Whether a capture goes on.
+async fn goes_on(recorder: &mut Recorder, pid: u32) -> anyhow::Result<()> {
+    let before = recorder.stream().len();
+    speak_in(pid)?;
+    timeout(
+        Duration::from_secs(10),
+        recorder.read_until(|recording| !recording.packets.is_empty()),
+    )
+    .await??;
+    ensure!(recorder.stream().len() > before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn captures_end_when_others_come_into_the_namespace() -> anyhow::Result<()> {
+    let (folder, namespace) = (Folder::new()?, Namespace::new()?);
+    let mut web = Sleeper::inside(&namespace)?;
+    let engine = FakeEngine::start(&folder.file("engine"), &[("web", web.pid())], &[])?;
+    let server = Guarded::start("web", &[engine.socket()])?;
+    let netns = format!("netns={}", namespace.inode()?);
+    let mut admins = server.record(ADMIN, &netns).await?;
+    for ends in [false, true] {
+        // With names and without, by name and by number.
+        for query in [format!("{netns}&names=0"), crate::named("web")] {
+            let mut part = server.record(PART, &query).await?;
+            goes_on(&mut part, web.pid()).await?;
+            let mut other = Sleeper::inside(&namespace)?;
+            if ends {
+                web.end()?;
+            }
+            let begin = Instant::now();
+            let (code, reason) = end_of(&mut part).await?;
+            println!("ended after {:?}", begin.elapsed());
+            assert_eq!(
+                (code, &reason[..]),
+                (
+                    1008,
+                    "part may not capture all that is in the network namespace by now"
+                )
+            );
+            ensure!(server.status(PART, &netns).await?.0 == 404);
+            goes_on(&mut admins, other.pid()).await?;
+            if ends {
+                return Ok(());
+            }
+            other.end()?;
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn captures_end_with_their_tokens() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Guarded::start("web(*)", &[])?;
+    let netns = format!("netns={}", web.netns()?);
+    let put = |lines: &str| server.folder.put_secret("tokens", lines);
+    let whole = format!("admin {ADMIN} admin discover capture\npart {PART} capture:web(*)\n");
+    for (lines, words) in [
+        (
+            format!("admin {ADMIN}\n"),
+            "this token is not known, or no longer",
+        ),
+        (
+            format!("admin {ADMIN}\npart {PART} capture:db\n"),
+            "part may not capture all that is in the network namespace by now",
+        ),
+        (
+            format!("admin {ADMIN}\npart {PART} discover\n"),
+            "part may not capture anything",
+        ),
+    ] {
+        put(&whole)?;
+        packetflix_tests::server::wait_until(Duration::from_secs(5), || {
+            let details = server.details(ADMIN)?;
+            Ok(details["targets"].is_array())
+        })?;
+        let mut part = loop {
+            match server.record(PART, &netns).await {
+                Ok(part) => break part,
+                Err(error) => drop(error.downcast::<Refused>()?),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let mut admins = server.record(ADMIN, &netns).await?;
+        goes_on(&mut part, web.pid()).await?;
+        put(&lines)?;
+        let (code, reason) = end_of(&mut part).await?;
+        assert_eq!((code, &reason[..]), (1008, words));
+        goes_on(&mut admins, web.pid()).await?;
+    }
+    Ok(())
+}
+
+/// A server that lets in by certificates alone, which follows these files.
+fn server_for(own: &Identity, ca: &Path, crl: Option<&Path>) -> anyhow::Result<Server> {
+    let mut flags = vec![
+        format!("--tls-cert={}", own.certificate.display()),
+        format!("--tls-key={}", own.key.display()),
+        format!("--tls-client-ca={}", ca.display()),
+    ];
+    flags.extend(crl.map(|crl| format!("--tls-client-crl={}", crl.display())));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    Server::start(&flags)
+}
+
+/// A connection that is kept.
+struct Kept(Transport);
+
+impl Kept {
+    async fn open(server: &Server, trust: &Trust) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", server.port())).await?;
+        Ok(Self(trust.connect("127.0.0.1", stream).await?))
+    }
+
+    /// The status of a request.
+    async fn status(&mut self) -> anyhow::Result<u16> {
+        let request = "GET /filter?expr=tcp HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        self.0.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        while !is_whole(&answer) {
+            let read = timeout(Duration::from_secs(10), self.0.read_buf(&mut answer)).await??;
+            ensure!(read > 0, "the connection is closed");
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        Ok(answer.split(' ').nth(1).context("no status")?.parse()?)
+    }
+}
+
+/// Whether an answer has come to its end.
+fn is_whole(answer: &[u8]) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let len = head
+        .lines()
+        .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    len.is_some_and(|len: usize| body.len() >= len)
+}
+
+async fn capture(server: &Server, trust: &Trust, namespace: &Namespace) -> anyhow::Result<Recorder> {
+    let url = format!(
+        "wss://127.0.0.1:{}/capture?netns={}",
+        server.port(),
+        namespace.inode()?
+    );
+    Recorder::of(Capture::open_encrypted(&url, trust, &[]).await?).await
+}
+
+/// Waits until a kept connection is not let in any more, and the capture has ended.
+async fn is_shut_out(kept: &mut Kept, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while kept.status().await? != 401 {
+        ensure!(begin.elapsed() < Duration::from_secs(15), "it is let in still");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (code, reason) = end_of(recorder).await?;
+    assert_eq!(
+        (code, &reason[..]),
+        (
+            1008,
+            "this client certificate has expired, was revoked, or is not trusted any more"
+        )
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn certificates_let_in_for_as_long_as_they_are_trusted() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "authority")?;
+    let other = Authority::new(folder.path(), "other")?;
+    let own = authority.issue("server", "/CN=localhost")?;
+    let (carol, dave) = (
+        authority.issue("carol", "/CN=carol")?,
+        authority.issue("dave", "/CN=dave")?,
+    );
+    let [carols, daves] = [&carol, &dave].map(|one| Trust::new(authority.certificate(), Some(one)));
+    let (carols, daves) = (carols?, daves?);
+
+    // A revoked one.
+    let crl = authority.revoke("first.crl", &[])?;
+    let followed = folder.file("followed.crl");
+    std::fs::copy(&crl, &followed)?;
+    let server = server_for(&own, authority.certificate(), Some(&followed))?;
+    let mut kept = Kept::open(&server, &carols).await?;
+    ensure!(kept.status().await? == 200);
+    let mut recorder = capture(&server, &carols, &namespace).await?;
+    let mut daves_kept = Kept::open(&server, &daves).await?;
+    let mut daves_recorder = capture(&server, &daves, &namespace).await?;
+    std::fs::rename(authority.revoke("second.crl", &[&carol])?, &followed)?;
+    is_shut_out(&mut kept, &mut recorder).await?;
+    ensure!(daves_kept.status().await? == 200);
+    // It gets through no handshake either.
+    ensure!(
+        Kept::open(&server, &carols).await.is_err()
+            || Kept::open(&server, &carols).await?.status().await.is_err()
+    );
+    namespace.inside(|| std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"hello", "127.0.0.1:9"))??;
+    daves_recorder
+        .read_until(|recording| !recording.packets.is_empty())
+        .await?;
+    drop(server);
+
+    // Those of an authority that is trusted no more.
+    let ca = folder.file("followed.pem");
+    std::fs::copy(authority.certificate(), &ca)?;
+    let server = server_for(&own, &ca, None)?;
+    let mut kept = Kept::open(&server, &carols).await?;
+    ensure!(kept.status().await? == 200);
+    let mut recorder = capture(&server, &carols, &namespace).await?;
+    let next = folder.file("next.pem");
+    std::fs::copy(other.certificate(), &next)?;
+    std::fs::rename(next, &ca)?;
+    is_shut_out(&mut kept, &mut recorder).await?;
+    drop(server);
+
+    // One that has expired.
+    let server = server_for(&own, authority.certificate(), None)?;
+    let end = run("date", &["--utc", "--date=8 seconds", "+%Y%m%d%H%M%SZ"])?;
+    let short = authority.issue_until("short", "/CN=short", end.trim())?;
+    let trust = Trust::new(authority.certificate(), Some(&short))?;
+    let mut kept = Kept::open(&server, &trust).await?;
+    ensure!(kept.status().await? == 200);
+    let mut recorder = capture(&server, &trust, &namespace).await?;
+    is_shut_out(&mut kept, &mut recorder).await?;
+    Ok(())
+}
