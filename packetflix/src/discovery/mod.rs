@@ -457,7 +457,7 @@ fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {
 fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<EngineReport> {
     let asked = engines.iter().map(|engine| EngineReport {
         path: engine.path.clone(),
-        workloads: engine.workloads.len(),
+        workloads: count(engine),
         problem: engine.problem.clone(),
     });
     let missing = missing.into_iter().map(|(path, error)| EngineReport {
@@ -469,6 +469,12 @@ fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<E
         )),
     });
     asked.chain(missing).collect()
+}
+
+/// How many containers and pods an engine told of. It tells of a pod as often as that has processes.
+fn count(engine: &Engine) -> usize {
+    let ids: HashSet<&str> = engine.workloads.iter().map(|workload| &workload.id[..]).collect();
+    ids.len()
 }
 
 /// Logs engines whose state is another than before, and what newly could not be looked at.

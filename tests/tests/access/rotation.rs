@@ -123,7 +123,7 @@ async fn nobody_is_disturbed_by_new_tokens_and_certificates() -> anyhow::Result<
         server.port(),
         namespace.inode()?
     );
-    let headers = [("authorization", &bearer(&token(0))[..])];
+    let headers = [("authorization", &bearer(STEADY)[..])];
     let mut recorder = Recorder::of(Capture::open_encrypted(&url, &client.trust, &headers).await?).await?;
     let socket = namespace.inside(|| std::net::UdpSocket::bind("127.0.0.1:0"))??;
     let is_over = Arc::new(AtomicBool::new(false));

@@ -16,10 +16,11 @@ use crate::{ADMIN, Guarded, PART, container, named};
 
 /// What a token for `web` may not capture, until `other` has ended.
 async fn is_judged_with(server: &Guarded, namespace: &Namespace, other: &mut Sleeper) -> anyhow::Result<()> {
+    // There may be a `web` elsewhere.
     let netns = format!("netns={}", namespace.inode()?);
-    for query in [&netns, &named("web")] {
+    for (query, wanted) in [(&netns, 404), (&named("web"), 503)] {
         let (status, sentence) = server.status(PART, query).await?;
-        ensure!(status == 404, "{query}: {status} {sentence}");
+        ensure!(status == wanted, "{query}: {status} {sentence}");
     }
     ensure!(server.targets(PART)?.is_empty());
     other.end()?;
