@@ -71,7 +71,7 @@ async fn what_may_be_a_container_that_is_not_told_of_is_not_granted_by_its_own_n
     ensure!(server.status(PART, &format!("netns={}", db.netns()?)).await?.0 == 404);
     db.end()?;
     drop(engine);
-    let _whole = FakeEngine::start(&folder.file("engine"), &[("web-1", web.pid())], &[])?;
+    let _whole = FakeEngine::start(&folder.file("engine"), &[("cart", web.pid())], &[])?;
     std::thread::sleep(Duration::from_millis(1100));
     ensure!(server.status(PART, &netns).await?.0 == 404);
     Ok(())

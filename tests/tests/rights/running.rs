@@ -13,6 +13,7 @@ use packetflix_tests::{
     folder::Folder,
     namespace::{Namespace, run},
     process::{Sleeper, speak_in},
+    recording::Recording,
     server::Server,
 };
 use tokio::{
@@ -39,14 +40,13 @@ async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
 
 /// Whether a capture goes on.
 async fn goes_on(recorder: &mut Recorder, pid: u32) -> anyhow::Result<()> {
-    let before = recorder.stream().len();
     speak_in(pid)?;
-    timeout(
-        Duration::from_secs(10),
-        recorder.read_until(|recording| !recording.packets.is_empty()),
-    )
-    .await??;
-    ensure!(recorder.stream().len() > before);
+    let mut before = None;
+    let has_grown = |recording: &Recording| {
+        let count = recording.packets.len();
+        count > *before.get_or_insert(count)
+    };
+    timeout(Duration::from_secs(10), recorder.read_until(has_grown)).await??;
     Ok(())
 }
 
