@@ -11,6 +11,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
+/// Most bytes that are read at once, and of the head of an answer.
+const MAX_BUFFER_LEN: usize = 64 << 10;
+
 /// A connection on which one request follows the other.
 pub(crate) struct Connection {
     sender: SendRequest<Empty<Bytes>>,
@@ -56,7 +59,9 @@ impl Connection {
         max_len: usize,
     ) -> Result<Self, RequestError> {
         let host = HeaderValue::from_str(host).map_err(|error| RequestError::Request(error.into()))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_BUFFER_LEN)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(RequestError::Http)?;
         let driver = tokio::spawn(async move {

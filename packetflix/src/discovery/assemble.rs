@@ -255,6 +255,7 @@ fn workloads<'a>(
                 engine: running.engine.clone(),
                 images: workload.images.clone(),
                 labels: workload.labels.clone(),
+                labels_left_out: workload.labels_left_out,
                 state: workload.state.clone(),
                 pod: workload.pod.clone().filter(|_| kind == WorkloadKind::Pod),
             }),
@@ -351,6 +352,7 @@ mod tests {
             pid,
             images: vec![format!("image-{name}")],
             labels: BTreeMap::new(),
+            labels_left_out: 0,
             state: "running".to_owned(),
             pod: None,
         }

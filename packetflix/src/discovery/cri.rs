@@ -13,6 +13,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use hyper::{Uri, http::uri::PathAndQuery};
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use serde::Deserialize;
 use tokio::{net::UnixStream, task::JoinSet};
 use tonic::{
@@ -23,6 +24,8 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
+    bounded::Labels,
+    budget::Allowance,
     cri_api::{
         Call, Container, ContainerState, ContainerStatusRequest, ListContainersRequest,
         ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest, StatusAnswer,
@@ -32,6 +35,9 @@ use super::{
 
 /// Most pods that the engine is asked about at the same time.
 const MAX_CALLS: usize = 16;
+
+/// Bytes of an answer that an engine may send before they are read.
+const WINDOW: u32 = 256 << 10;
 
 /// Most characters that are kept of what an engine says of a failure.
 const MAX_MESSAGE_LEN: usize = 300;
@@ -80,10 +86,11 @@ pub(super) enum CriError {
 pub(super) async fn pods(
     socket: UnixStream,
     known: &KnownPids,
+    allowance: &mut Allowance,
     found: &mut Vec<Workload>,
 ) -> Result<(), CriError> {
     let tasks = OwnedTasks::default();
-    let engine = Engine::connect(socket, &tasks).await?;
+    let engine = Engine::connect(socket, allowance, &tasks).await?;
     let (sandboxes, containers) = tokio::try_join!(
         engine.call(ListPodSandboxRequest::of(PodSandboxState::Ready)),
         engine.call(ListContainersRequest::of(ContainerState::Running)),
@@ -98,14 +105,22 @@ pub(super) async fn pods(
         }
     }
     let mut unknown = Vec::new();
+    let mut parts = 0;
     for sandbox in sandboxes.items {
         let containers = containers_of.remove(&sandbox.id).unwrap_or_default();
+        let len = sandbox.encoded_len() + size_of::<Workload>();
         let Some(pod) = workload(sandbox, &containers) else {
             continue;
         };
+        let len = len + pod.images.iter().map(String::len).sum::<usize>();
         let of_container = |container: Container| (Asked::Container, container.id);
         let of_pod = std::iter::once((Asked::Sandbox, pod.id.clone()));
         for (asked, key) in of_pod.chain(containers.into_iter().map(of_container)) {
+            if parts == allowance.workloads || !allowance.take(len) {
+                refusal.get_or_insert(CriError::TooMany);
+                break;
+            }
+            parts += 1;
             let pid = known.get(&key).copied();
             let part = Workload {
                 key,
@@ -127,7 +142,7 @@ pub(super) async fn pods(
                 (part, pid)
             }
         })
-        .buffer_unordered(MAX_CALLS);
+        .buffer_unordered(MAX_CALLS.min(2 * allowance.parallel));
     while let Some((part, pid)) = answers.next().await {
         match pid {
             Ok(pid) => found.extend(pid.map(|pid| Workload { pid, ..part })),
@@ -162,6 +177,11 @@ fn workload(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
     let mut images: Vec<String> = containers.iter().filter_map(image).collect();
     images.sort_unstable();
     images.dedup();
+    let Labels {
+        kept: labels,
+        left_out,
+        ..
+    } = sandbox.labels.unwrap_or_default();
     Some(Workload {
         kind: WorkloadKind::Pod,
         key: sandbox.id.clone(),
@@ -169,7 +189,8 @@ fn workload(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
         name: format!("{}/{}", metadata.namespace, metadata.name),
         pid: 0,
         images,
-        labels: sandbox.labels,
+        labels,
+        labels_left_out: left_out,
         state: "running".to_owned(),
         pod: Some(PodName {
             namespace: metadata.namespace,
@@ -187,30 +208,47 @@ fn image(container: &Container) -> Option<String> {
         .cloned()
 }
 
-/// The PID in an answer's verbose part, whose key and contents containerd and CRI-O agree on without a standard.
+/// The PID in an answer's verbose part.
 fn pid(status: &StatusAnswer) -> Option<u32> {
     #[derive(Deserialize)]
     struct Info {
         pid: i32,
     }
 
-    let info: Info = serde_json::from_str(status.info.get("info")?).ok()?;
+    let info: Info = serde_json::from_str(&status.info.as_ref()?.json).ok()?;
     u32::try_from(info.pid).ok().filter(|pid| *pid != 0)
 }
 
 /// An engine that is connected.
 #[derive(Clone)]
-struct Engine(Channel);
+struct Engine {
+    channel: Channel,
+    /// Most bytes of a list.
+    list: usize,
+    /// Most bytes of what it tells of one pod or container.
+    details: usize,
+}
 
 impl Engine {
-    async fn connect(socket: UnixStream, tasks: &OwnedTasks) -> Result<Self, CriError> {
+    async fn connect(
+        socket: UnixStream,
+        allowance: &Allowance,
+        tasks: &OwnedTasks,
+    ) -> Result<Self, CriError> {
         // The host is part of every request, and means nothing.
-        Endpoint::from_static("http://localhost")
+        let channel = Endpoint::from_static("http://localhost")
             .executor(tasks.0.clone())
+            // What comes is read at once, and what does not need not be kept.
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(4 * WINDOW)
             .connect_with_connector(Given(Some(socket)))
             .await
-            .map(Self)
-            .map_err(CriError::Connect)
+            .map_err(CriError::Connect)?;
+        Ok(Self {
+            channel,
+            list: allowance.list,
+            details: allowance.details,
+        })
     }
 
     /// The first process of a sandbox, for which the engine may keep none, as CRI-O does, or of a container that runs;
@@ -239,7 +277,8 @@ impl Engine {
     }
 
     async fn call<C: Call>(&self, request: C) -> Result<C::Answer, CriError> {
-        let mut grpc = Grpc::new(self.0.clone()).max_decoding_message_size(C::MAX_LEN);
+        let max_len = if C::IS_LIST { self.list } else { self.details };
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(max_len);
         grpc.ready().await.map_err(CriError::Connect)?;
         let path = PathAndQuery::from_static(C::PATH);
         grpc.unary(Request::new(request), path, ProstCodec::default())
@@ -337,8 +376,6 @@ impl Drop for OwnedTasks {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
-    use prost::Message as _;
-
     use super::*;
 
     /// What an engine answers: a list of pods, one of containers, or the status of either.
@@ -371,14 +408,19 @@ mod tests {
     use http_body_util::{BodyExt as _, StreamBody};
     use hyper::{HeaderMap, Response, body::Frame, header::HeaderValue, service::service_fn};
     use hyper_util::rt::TokioExecutor;
-    use prost::Message as _;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         time::timeout,
     };
 
     use super::*;
-    use crate::discovery::cri_api::{ImageSpec, Listed, PodSandboxMetadata};
+    use crate::{
+        discovery::{
+            budget::Budget,
+            cri_api::{ImageSpec, Info, Listed, PodSandboxMetadata},
+        },
+        lookout::Owner,
+    };
 
     /// What a scripted engine does about a call.
     enum Answer {
@@ -417,6 +459,10 @@ mod tests {
         ours
     }
 
+    fn allowance() -> Allowance {
+        Budget::new().allow(Owner::Host)
+    }
+
     fn sandbox(id: &str) -> PodSandbox {
         PodSandbox {
             id: id.to_owned(),
@@ -442,7 +488,7 @@ mod tests {
     }
 
     fn status(info: &str) -> Answer {
-        let info = HashMap::from([("info".to_owned(), info.to_owned())]);
+        let info = Some(Info::new(info));
         Answer::Message(StatusAnswer { info }.encode_to_vec())
     }
 
@@ -503,7 +549,9 @@ mod tests {
         });
         let known = KnownPids::from([("known".to_owned(), 13)]);
         let mut found = Vec::new();
-        let error = pods(socket, &known, &mut found).await.unwrap_err();
+        let error = pods(socket, &known, &mut allowance(), &mut found)
+            .await
+            .unwrap_err();
         let error = error.to_string();
         assert!(
             [
@@ -538,7 +586,11 @@ mod tests {
             _ => Answer::Silence,
         });
         let (known, mut found) = (KnownPids::new(), Vec::new());
-        let late = timeout(Duration::from_millis(500), pods(socket, &known, &mut found)).await;
+        let late = timeout(
+            Duration::from_millis(500),
+            pods(socket, &known, &mut allowance(), &mut found),
+        )
+        .await;
         assert!(late.is_err());
         assert_eq!(found.len(), 3);
         assert_eq!(ASKED.load(Ordering::Relaxed), 3 + MAX_CALLS);
@@ -547,7 +599,7 @@ mod tests {
     #[tokio::test]
     async fn knows_an_engine_without_the_interface() {
         let socket = engine(|_, _| Answer::Refusal(Code::Unimplemented));
-        let error = pods(socket, &KnownPids::new(), &mut Vec::new())
+        let error = pods(socket, &KnownPids::new(), &mut allowance(), &mut Vec::new())
             .await
             .unwrap_err();
         assert!(matches!(error, CriError::Unimplemented { .. }), "{error}");
@@ -563,7 +615,11 @@ mod tests {
             }
         });
         let (known, mut found) = (KnownPids::new(), Vec::new());
-        let answer = timeout(Duration::from_millis(200), pods(ours, &known, &mut found)).await;
+        let answer = timeout(
+            Duration::from_millis(200),
+            pods(ours, &known, &mut allowance(), &mut found),
+        )
+        .await;
         assert!(found.is_empty());
         // Nothing is left of the connection, although the engine has not ended it.
         timeout(Duration::from_secs(5), engine).await.unwrap().unwrap();
@@ -594,7 +650,7 @@ mod tests {
     fn takes_only_pids_that_can_be() {
         let pid_of = |info: &str| {
             pid(&StatusAnswer {
-                info: HashMap::from([("info".to_owned(), info.to_owned())]),
+                info: Some(Info::new(info)),
             })
         };
         assert_eq!(

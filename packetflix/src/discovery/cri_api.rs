@@ -2,18 +2,15 @@
 //!
 //! Source: `pkg/apis/runtime/v1/api.proto` of the repository kubernetes/cri-api.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt::Debug,
-};
+use std::fmt::Debug;
 
 use bytes::{Buf, BufMut};
 use prost::{
     DecodeError, Message,
-    encoding::{DecodeContext, WireType, message, skip_field},
+    encoding::{DecodeContext, WireType, message, skip_field, string},
 };
 
-use super::workload::{MAX_DETAILS_LEN, MAX_LIST_LEN, MAX_WORKLOADS};
+use super::{bounded::Labels, budget::MAX_WORKLOADS};
 
 /// Most containers that are taken from one engine.
 const MAX_CONTAINERS: usize = 4 * MAX_WORKLOADS;
@@ -24,32 +21,32 @@ pub(super) trait Call: Message + 'static {
     type Answer: Message + Default + 'static;
     /// Its path: service and name.
     const PATH: &'static str;
-    /// Most bytes of the answer.
-    const MAX_LEN: usize;
+    /// Whether that is a list, and not about one thing.
+    const IS_LIST: bool;
 }
 
 impl Call for ListPodSandboxRequest {
     type Answer = Listed<PodSandbox, MAX_WORKLOADS>;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ListPodSandbox";
-    const MAX_LEN: usize = MAX_LIST_LEN;
+    const IS_LIST: bool = true;
 }
 
 impl Call for ListContainersRequest {
     type Answer = Listed<Container, MAX_CONTAINERS>;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ListContainers";
-    const MAX_LEN: usize = MAX_LIST_LEN;
+    const IS_LIST: bool = true;
 }
 
 impl Call for PodSandboxStatusRequest {
     type Answer = StatusAnswer;
     const PATH: &'static str = "/runtime.v1.RuntimeService/PodSandboxStatus";
-    const MAX_LEN: usize = MAX_DETAILS_LEN;
+    const IS_LIST: bool = false;
 }
 
 impl Call for ContainerStatusRequest {
     type Answer = StatusAnswer;
     const PATH: &'static str = "/runtime.v1.RuntimeService/ContainerStatus";
-    const MAX_LEN: usize = MAX_DETAILS_LEN;
+    const IS_LIST: bool = false;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
@@ -104,8 +101,9 @@ pub(super) struct PodSandbox {
     pub(super) metadata: Option<PodSandboxMetadata>,
     #[prost(enumeration = "PodSandboxState", tag = "3")]
     pub(super) state: i32,
-    #[prost(btree_map = "string, string", tag = "5")]
-    pub(super) labels: BTreeMap<String, String>,
+    /// A map, whose entries are merged into one value.
+    #[prost(message, optional, tag = "5")]
+    pub(super) labels: Option<Labels>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -183,9 +181,63 @@ pub(super) struct ContainerStatusRequest {
 /// `PodSandboxStatusResponse` and `ContainerStatusResponse`, which agree in what is of use.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct StatusAnswer {
-    /// JSON by arbitrary keys.
-    #[prost(map = "string, string", tag = "2")]
-    pub(super) info: HashMap<String, String>,
+    /// A map, whose entries are merged into one value.
+    #[prost(message, optional, tag = "2")]
+    pub(super) info: Option<Info>,
+}
+
+/// Of a map of JSON by arbitrary keys, what containerd and CRI-O have under the one that they agree on without a standard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Info {
+    pub(super) json: String,
+    /// Whether the entry that is read is the one that is wanted.
+    is_wanted: bool,
+}
+
+impl Info {
+    const KEY: &str = "info";
+
+    #[cfg(test)]
+    pub(super) fn new(json: &str) -> Self {
+        Self {
+            json: json.to_owned(),
+            is_wanted: false,
+        }
+    }
+}
+
+impl Message for Info {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        string::encode(1, &Self::KEY.to_owned(), buf);
+        string::encode(2, &self.json, buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            1 => {
+                let mut key = String::new();
+                string::merge(wire_type, &mut key, buf, ctx)?;
+                self.is_wanted = key == Self::KEY;
+                Ok(())
+            }
+            2 if self.is_wanted => string::merge(wire_type, &mut self.json, buf, ctx),
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        string::encoded_len(1, &Self::KEY.to_owned()) + string::encoded_len(2, &self.json)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// `ListPodSandboxResponse` and `ListContainersResponse`: a list as the first field. Of more than `MAX` elements

@@ -7,19 +7,15 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt as _, stream};
 use hyper::{HeaderMap, StatusCode, header::SERVER};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, de::DeserializeSeed as _};
 
 use super::{
+    bounded::{Footprint, Labels, List, Listed, Text, Texts},
+    budget::Allowance,
     sockets::EngineSocket,
-    workload::{KnownPids, MAX_DETAILS_LEN, MAX_LIST_LEN, MAX_WORKLOADS, PodName, Workload, WorkloadKind},
+    workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
-use crate::{
-    http_client::{Connection, RequestError},
-    json::null_as_default,
-};
-
-/// Containers that are asked for at the same time.
-const PARALLEL: usize = 8;
+use crate::http_client::{Answer, Connection, RequestError};
 
 const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
@@ -35,8 +31,8 @@ pub(super) enum DockerError {
         #[source]
         source: RequestError,
     },
-    #[error("it lists more than {MAX_WORKLOADS} containers, or some whose identifiers are none")]
-    NotTaken,
+    #[error("it lists {0} more containers than are taken, or some whose identifiers are none")]
+    NotTaken(usize),
     #[error("{path} was answered with the status {status}")]
     Status { path: String, status: StatusCode },
     #[error("the answer to {path} is not what Docker's API says")]
@@ -47,19 +43,32 @@ pub(super) enum DockerError {
     },
 }
 
-/// An element of the list; what may be null or missing counts as empty.
+/// An element of the list; what may be null or missing counts as empty, and so does what is too long.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Summary {
-    id: String,
-    #[serde(default, deserialize_with = "null_as_default")]
-    names: Vec<String>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    image: String,
-    #[serde(default, deserialize_with = "null_as_default")]
-    labels: BTreeMap<String, String>,
-    #[serde(default, deserialize_with = "null_as_default")]
-    state: String,
+    id: Text<128>,
+    #[serde(default)]
+    names: Texts<16, 256>,
+    #[serde(default)]
+    image: Text<1024>,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    state: Text<64>,
+}
+
+impl Footprint for Summary {
+    fn footprint(&self) -> usize {
+        let names: usize = self
+            .names
+            .0
+            .iter()
+            .map(|name| name.len() + size_of::<String>())
+            .sum();
+        // The identifier is kept twice, and what it is is the name of another.
+        2 * self.id.0.len() + names + self.image.0.len() + self.labels.footprint()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,31 +92,36 @@ struct DetailedState {
 pub(super) async fn containers(
     socket: &EngineSocket,
     known: &KnownPids,
+    allowance: &mut Allowance,
     found: &mut Vec<Workload>,
 ) -> Result<(), DockerError> {
-    let (headers, list): (_, Vec<Summary>) = get(socket, "/containers/json", MAX_LIST_LEN).await?;
+    let Allowance {
+        details, parallel, ..
+    } = *allowance;
+    let (headers, list) = list(socket, allowance).await?;
     let kind = engine_of(&headers);
-    let listed = list.len();
+    let listed = list.items.len() + list.left_out;
     let containers: Vec<Summary> = list
+        .items
         .into_iter()
-        .filter(|summary| is_identifier(&summary.id))
-        .take(MAX_WORKLOADS)
+        .filter(|summary| is_identifier(&summary.id.0))
         .collect();
-    let mut failure = (containers.len() < listed).then_some(DockerError::NotTaken);
+    let not_taken = listed - containers.len();
+    let mut failure = (not_taken > 0).then_some(DockerError::NotTaken(not_taken));
     let mut with_pids = stream::iter(containers)
         .map(|summary| async move {
-            let pid = match known.get(&summary.id) {
+            let pid = match known.get(&summary.id.0) {
                 Some(pid) => Ok(Some(*pid)),
-                None => pid_of(socket, &summary.id).await,
+                None => pid_of(socket, &summary.id.0, details).await,
             };
             (summary, pid)
         })
-        .buffer_unordered(PARALLEL);
+        .buffer_unordered(parallel);
     while let Some((summary, pid)) = with_pids.next().await {
         match pid {
             Ok(pid) => found.extend(pid.map(|pid| workload(summary, kind, pid))),
             Err(error) => {
-                tracing::debug!(container = summary.id, error = %crate::error::chain(&error), "a container is left out");
+                tracing::debug!(container = summary.id.0, error = %crate::error::chain(&error), "a container is left out");
                 failure.get_or_insert(error);
             }
         }
@@ -115,11 +129,36 @@ pub(super) async fn containers(
     failure.map_or(Ok(()), Err)
 }
 
+/// What the engine says that it runs, as far as there is room for it.
+async fn list(
+    socket: &EngineSocket,
+    allowance: &mut Allowance,
+) -> Result<(HeaderMap, Listed<Summary>), DockerError> {
+    const PATH: &str = "/containers/json";
+
+    let answer = get(socket, PATH, allowance.list).await?;
+    let mut deserializer = serde_json::Deserializer::from_slice(&answer.body);
+    let list = List::within(allowance)
+        .deserialize(&mut deserializer)
+        .and_then(|list| deserializer.end().map(|()| list));
+    Ok((answer.headers, list.map_err(not_understood(PATH))?))
+}
+
+fn not_understood(path: &str) -> impl FnOnce(serde_json::Error) -> DockerError {
+    move |source| DockerError::Answer {
+        path: path.to_owned(),
+        source,
+    }
+}
+
 /// The first process of a container, if it still runs.
-async fn pid_of(socket: &EngineSocket, id: &str) -> Result<Option<u32>, DockerError> {
+async fn pid_of(socket: &EngineSocket, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
     let path = format!("/containers/{id}/json");
-    match get::<Details>(socket, &path, MAX_DETAILS_LEN).await {
-        Ok((_, details)) => Ok(u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0)),
+    match get(socket, &path, max_len).await {
+        Ok(answer) => {
+            let details: Details = serde_json::from_slice(&answer.body).map_err(not_understood(&path))?;
+            Ok(u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0))
+        }
         Err(DockerError::Status {
             status: StatusCode::NOT_FOUND,
             ..
@@ -130,11 +169,7 @@ async fn pid_of(socket: &EngineSocket, id: &str) -> Result<Option<u32>, DockerEr
 
 /// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
 /// each other.
-async fn get<T: DeserializeOwned>(
-    socket: &EngineSocket,
-    path: &str,
-    max_len: usize,
-) -> Result<(HeaderMap, T), DockerError> {
+async fn get(socket: &EngineSocket, path: &str, max_len: usize) -> Result<Answer, DockerError> {
     let failed = |source| DockerError::Request {
         path: path.to_owned(),
         source,
@@ -150,11 +185,7 @@ async fn get<T: DeserializeOwned>(
             status: answer.status,
         });
     }
-    let value = serde_json::from_slice(&answer.body).map_err(|source| DockerError::Answer {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok((answer.headers, value))
+    Ok(answer)
 }
 
 /// podman says so in its `Server` header.
@@ -168,23 +199,30 @@ fn engine_of(headers: &HeaderMap) -> WorkloadKind {
 }
 
 fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
-    let pod = pod_of(&summary.labels);
+    let Labels {
+        kept: labels,
+        left_out,
+        ..
+    } = summary.labels;
+    let pod = pod_of(&labels);
     // A container that is linked from another has further names, such as `/other/alias`.
     let own_name = summary
         .names
+        .0
         .iter()
         .map(|name| name.trim_start_matches('/'))
         .find(|name| !name.is_empty() && !name.contains('/'));
     Workload {
         kind: engine,
-        name: own_name.unwrap_or(&summary.id).to_owned(),
+        name: own_name.unwrap_or(&summary.id.0).to_owned(),
         pid,
-        images: vec![summary.image],
-        labels: summary.labels,
-        state: summary.state.to_lowercase(),
+        images: vec![summary.image.0],
+        labels,
+        labels_left_out: left_out,
+        state: summary.state.0.to_lowercase(),
         pod,
-        key: summary.id.clone(),
-        id: summary.id,
+        key: summary.id.0.clone(),
+        id: summary.id.0,
     }
 }
 
@@ -205,11 +243,19 @@ fn is_identifier(text: &str) -> bool {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
     use super::*;
+    use crate::{discovery::budget::Budget, lookout::Owner};
 
     /// What an engine answers: a list, or the details of a container.
     pub fn docker(data: &[u8]) {
-        if let Ok(list) = serde_json::from_slice::<Vec<Summary>>(data) {
-            for summary in list.into_iter().filter(|summary| is_identifier(&summary.id)) {
+        let mut allowance = Budget::new().allow(Owner::User(1));
+        let mut deserializer = serde_json::Deserializer::from_slice(data);
+        if let Ok(list) = List::<Summary>::within(&mut allowance).deserialize(&mut deserializer) {
+            assert!(list.items.len() <= allowance.workloads);
+            for summary in list
+                .items
+                .into_iter()
+                .filter(|summary| is_identifier(&summary.id.0))
+            {
                 let workload = workload(summary, WorkloadKind::Docker, 1);
                 assert!(!workload.name.is_empty(), "{workload:?}");
             }

@@ -2,20 +2,32 @@
 
 use std::{io::ErrorKind, path::PathBuf, time::Duration};
 
-use futures_util::future::join_all;
-use tokio::{net::UnixStream, time::timeout};
+use futures_util::{
+    StreamExt as _,
+    future::{join, join_all},
+    stream,
+};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, timeout},
+};
 
 use super::{
+    budget::{Allowance, Budget},
     cri::{self, CriError},
     docker::{self, DockerError},
     peer::{Peer, PeerError},
     sockets::{Api, EngineSocket, Origin},
     workload::{KnownPids, Workload},
 };
-use crate::{capabilities::Capability, error};
+use crate::{capabilities::Capability, error, lookout::Owner};
 
 /// How long an engine gets for all that it tells.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long all engines get that are not the host's, and how many of them are asked at the same time.
+const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(2);
+const OTHERS_AT_ONCE: usize = 8;
 
 /// What one engine told.
 #[derive(Debug)]
@@ -55,27 +67,63 @@ enum EngineError {
     Unknown { docker: String, cri: String },
 }
 
-/// Asks them all, in their order. `known` has the PIDs for each engine's identifier.
+/// Asks them all, in their order: the host's at once, and of the others some at a time. `known` has the PIDs for each
+/// engine's identifier.
 pub(super) async fn ask_all(
     sockets: &[EngineSocket],
     known: impl Fn((u64, u64)) -> KnownPids,
 ) -> Vec<Engine> {
-    let asked = sockets.iter().map(|socket| ask(socket, known(socket.id)));
-    join_all(asked).await.into_iter().flatten().collect()
+    let budget = Budget::new();
+    let deadline = Instant::now() + PATIENCE_WITH_OTHERS;
+    let (mut of_host, mut others) = (Vec::new(), Vec::new());
+    for socket in sockets {
+        let (known, owner) = (known(socket.id), socket.place.owner);
+        let allowance = budget.allow(owner);
+        match owner {
+            Owner::Host => of_host.push(ask(socket, known, allowance)),
+            _ => others.push(ask_in_time(socket, known, allowance, deadline)),
+        }
+    }
+    let others = stream::iter(others).buffered(OTHERS_AT_ONCE).collect::<Vec<_>>();
+    let (of_host, others) = join(join_all(of_host), others).await;
+    of_host.into_iter().chain(others).flatten().collect()
+}
+
+/// Asks one, unless it is too late.
+async fn ask_in_time(
+    socket: &EngineSocket,
+    known: KnownPids,
+    allowance: Allowance,
+    deadline: Instant,
+) -> Option<Engine> {
+    if Instant::now() < deadline {
+        return ask(socket, known, allowance).await;
+    }
+    Some(Engine {
+        problem: Some("it was not asked: others took too long".to_owned()),
+        ..Engine::of(socket)
+    })
+}
+
+impl Engine {
+    /// One of which nothing is known yet.
+    fn of(socket: &EngineSocket) -> Self {
+        Self {
+            path: socket.path.clone(),
+            id: socket.id,
+            origin: socket.origin,
+            seen_by: socket.seen_by,
+            peer: None,
+            workloads: Vec::new(),
+            problem: None,
+        }
+    }
 }
 
 /// Asks one; `None` when there is no engine behind a socket at a well-known place.
-async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
-    let mut engine = Engine {
-        path: socket.path.clone(),
-        id: socket.id,
-        origin: socket.origin,
-        seen_by: socket.seen_by,
-        peer: None,
-        workloads: Vec::new(),
-        problem: None,
-    };
-    let asked = timeout(PATIENCE, listen_to(socket, &known, &mut engine)).await;
+async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) -> Option<Engine> {
+    let mut engine = Engine::of(socket);
+    let asked = timeout(PATIENCE, listen_to(socket, &known, &mut allowance, &mut engine)).await;
     engine.problem = match asked {
         Ok(Ok(())) => None,
         // A socket outlives its engine, and containerd without the CRI is another's servant.
@@ -96,7 +144,12 @@ async fn ask(socket: &EngineSocket, known: KnownPids) -> Option<Engine> {
     Some(engine)
 }
 
-async fn listen_to(socket: &EngineSocket, known: &KnownPids, engine: &mut Engine) -> Result<(), EngineError> {
+async fn listen_to(
+    socket: &EngineSocket,
+    known: &KnownPids,
+    allowance: &mut Allowance,
+    engine: &mut Engine,
+) -> Result<(), EngineError> {
     let stream = socket.connect().await.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => EngineError::Denied(error),
         _ => EngineError::Connect(error),
@@ -110,9 +163,9 @@ async fn listen_to(socket: &EngineSocket, known: &KnownPids, engine: &mut Engine
     engine.peer = Some(peer);
     let found = &mut engine.workloads;
     match socket.api {
-        Some(Api::Docker) => Ok(docker::containers(socket, known, found).await?),
-        Some(Api::Cri) => Ok(cri::pods(stream, known, found).await?),
-        None => try_both(socket, stream, known, found).await,
+        Some(Api::Docker) => Ok(docker::containers(socket, known, allowance, found).await?),
+        Some(Api::Cri) => Ok(cri::pods(stream, known, allowance, found).await?),
+        None => try_both(socket, stream, known, allowance, found).await,
     }
 }
 
@@ -121,15 +174,16 @@ async fn try_both(
     socket: &EngineSocket,
     stream: UnixStream,
     known: &KnownPids,
+    allowance: &mut Allowance,
     found: &mut Vec<Workload>,
 ) -> Result<(), EngineError> {
-    let Err(docker) = docker::containers(socket, known, found).await else {
+    let Err(docker) = docker::containers(socket, known, allowance, found).await else {
         return Ok(());
     };
     if !matches!(docker, DockerError::Request { .. }) {
         return Err(docker.into());
     }
-    cri::pods(stream, known, found)
+    cri::pods(stream, known, allowance, found)
         .await
         .map_err(|cri| EngineError::Unknown {
             docker: error::chain(&docker),

@@ -3,6 +3,8 @@
 
 mod addresses;
 mod assemble;
+mod bounded;
+mod budget;
 mod cri;
 mod cri_api;
 mod docker;
@@ -524,7 +526,11 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &second) || first.at < second.at);
         assert!(Arc::ptr_eq(&second, &third));
         assert!(Arc::ptr_eq(&third, &discovery.recent().await.unwrap()));
-        let problem = first.engines[0].problem.as_deref().unwrap();
+        let mut engines = first.engines.iter();
+        let named = engines
+            .find(|engine| engine.path == Path::new("/nowhere"))
+            .unwrap();
+        let problem = named.problem.as_deref().unwrap();
         assert!(
             problem.starts_with("it cannot be opened: No such file"),
             "{problem}"

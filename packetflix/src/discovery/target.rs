@@ -63,6 +63,8 @@ pub(crate) struct WorkloadFacts {
     pub(crate) engine: PathBuf,
     pub(crate) images: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// How many labels there are beside these.
+    pub(crate) labels_left_out: usize,
     pub(crate) state: String,
     pub(crate) pod: Option<PodName>,
 }

@@ -4,15 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-/// Most containers or pods that are taken from one engine.
-pub(super) const MAX_WORKLOADS: usize = 10_000;
-
-/// Most bytes of an engine's list: some thousand containers.
-pub(super) const MAX_LIST_LEN: usize = 8 << 20;
-
-/// Most bytes of what an engine tells of one container or pod.
-pub(super) const MAX_DETAILS_LEN: usize = 512 << 10;
-
 /// A container or pod that runs, as its engine tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Workload {
@@ -30,6 +21,8 @@ pub(super) struct Workload {
     pub(super) images: Vec<String>,
     /// Labels, of the pod itself for one.
     pub(super) labels: BTreeMap<String, String>,
+    /// How many labels there are beside these, for their length or their number.
+    pub(super) labels_left_out: usize,
     /// The engine's word for its state, in lower case, such as `running`.
     pub(super) state: String,
     /// The pod that it is, or belongs to.

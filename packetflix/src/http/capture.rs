@@ -24,6 +24,7 @@ use warp::{
 };
 
 use super::{
+    answers::Answers,
     caller::{Caller, ClientId},
     host::OwnNames,
     judge::Judge,
@@ -76,6 +77,8 @@ pub(super) struct App {
     pub(super) metrics: Arc<Metrics>,
     /// Tells of those who are refused.
     pub(super) refusals: RefusalLog,
+    /// Lists of targets that are told.
+    pub(super) answers: Answers,
     feeds: Feeds,
     permits: Arc<Permits>,
     next_id: AtomicU64,
@@ -120,6 +123,7 @@ impl App {
             ..Options::default()
         };
         Self {
+            answers: Answers::new(),
             discovery,
             directory,
             filters,

@@ -1,6 +1,7 @@
 //! The HTTP side: the listening sockets, who comes in, the routes and the proxy, requests and refusals, and the WebSocket.
 
 mod admission;
+mod answers;
 mod caller;
 mod capture;
 mod captures;

@@ -3,18 +3,15 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    num::NonZeroUsize,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
 use serde::Serialize;
-use warp::{
-    Reply as _,
-    http::StatusCode,
-    reply::{self, Response},
-};
+use warp::{http::StatusCode, reply::Response};
 
-use super::{caller::Caller, capture::App, refusal::Refusal};
+use super::{answers::Kind, caller::Caller, capture::App, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, PodName, Scan},
     netns::Link,
@@ -23,6 +20,9 @@ use crate::{
 
 /// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
+
+/// Most gaps of a scan that are told: any number of namespaces may have one.
+const MAX_GAPS: usize = 100;
 
 /// The list of GhostWire.
 #[derive(Serialize)]
@@ -61,6 +61,9 @@ struct Details<'a> {
     scanned_at: f64,
     node_name: &'a str,
     engines: Vec<EngineDetails<'a>>,
+    /// Sentences on what could not be looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gaps: Vec<String>,
     targets: Vec<TargetDetails<'a>>,
 }
 
@@ -118,6 +121,8 @@ struct ContainerDetails<'a> {
     state: &'a str,
     images: &'a [String],
     labels: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels_left_out: Option<NonZeroUsize>,
 }
 
 /// `/mobyshark`. With a discovery service beside us, the list is there.
@@ -129,22 +134,36 @@ pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal
         return Err(Refusal::new(StatusCode::NOT_FOUND, sentence));
     }
     let scan = app.discovery.recent().await?;
-    let list = MobysharkList {
+    tell(app, &scan, Kind::Mobyshark, caller, || MobysharkList {
         metadata: Metadata {
             creator: "packetflix",
             creator_id: "packetflix",
             creator_version: env!("CARGO_PKG_VERSION"),
         },
         containers: listed(&scan, caller).map(MobysharkTarget::from).collect(),
-    };
-    Ok(reply::json(&list).into_response())
+    })
 }
 
 /// `/targets`.
 pub(super) async fn details(app: &App, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     let scan = app.discovery.recent().await?;
-    Ok(reply::json(&Details::new(&scan, &app.config.node_name, caller)).into_response())
+    tell(app, &scan, Kind::Targets, caller, || {
+        Details::new(&scan, &app.config.node_name, caller)
+    })
+}
+
+/// Tells what a scan found to all with the same rights in the same words.
+fn tell<T: Serialize>(
+    app: &App,
+    scan: &Arc<Scan>,
+    kind: Kind,
+    caller: &Caller,
+    make: impl FnOnce() -> T,
+) -> Result<Response, Refusal> {
+    app.answers
+        .tell(scan, kind, caller.rights(), make)
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// The targets that a caller may know of.
@@ -174,7 +193,10 @@ impl<'a> Details<'a> {
     fn new(scan: &'a Scan, node_name: &'a str, caller: &Caller) -> Self {
         // Who may know of some targets only is not told what else is on the host.
         let knows_all = !caller.rights().are_by_pattern();
-        let engines = if knows_all { &scan.engines[..] } else { &[] };
+        let (engines, gaps) = match knows_all {
+            true => (&scan.engines[..], &scan.gaps[..]),
+            false => (&[][..], &[][..]),
+        };
         let engines = engines.iter().map(|engine| EngineDetails {
             socket: engine.path.to_string_lossy(),
             workloads: engine.workloads,
@@ -186,6 +208,7 @@ impl<'a> Details<'a> {
             scanned_at: since_1970.as_secs_f64(),
             node_name,
             engines: engines.collect(),
+            gaps: gaps.iter().take(MAX_GAPS).map(ToString::to_string).collect(),
             targets: listed(scan, caller)
                 .map(|target| TargetDetails::of(target, knows_all))
                 .collect(),
@@ -219,6 +242,7 @@ impl<'a> TargetDetails<'a> {
                 state: &facts.state,
                 images: &facts.images,
                 labels: &facts.labels,
+                labels_left_out: NonZeroUsize::new(facts.labels_left_out),
             }),
         }
     }

@@ -1,0 +1,242 @@
+//! Long answers: made once for all who may see the same, and given up when too many of them are not read.
+
+use std::{
+    any::Any,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Serialize;
+use warp::{
+    Reply as _,
+    http::header,
+    reply::{self, Response},
+};
+
+use crate::{access::Rights, memory};
+
+/// Bytes that are handed to a connection at once.
+const PIECE_LEN: usize = 64 << 10;
+
+/// Answers under way may take this part of the memory that the process may use, and within these bounds.
+const SHARE: u64 = 16;
+const MIN_UNREAD: usize = 4 << 20;
+const MAX_UNREAD: usize = 64 << 20;
+
+/// Most answers of one subject that are kept for those who ask next.
+const MAX_KEPT: usize = 16;
+
+/// What an answer tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Mobyshark,
+    Targets,
+}
+
+/// The answers that are kept, and those under way.
+#[derive(Debug)]
+pub(super) struct Answers {
+    state: Mutex<State>,
+    /// Most bytes of all of them.
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What those tell of that are kept.
+    subject: Option<Arc<dyn Any + Send + Sync>>,
+    kept: Vec<Kept>,
+    /// All that may still be there, from the oldest.
+    all: Vec<Weak<Answer>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    kind: Kind,
+    rights: Arc<Rights>,
+    answer: Arc<Answer>,
+}
+
+/// An answer, until it is given up.
+#[derive(Debug)]
+struct Answer(Mutex<Bytes>);
+
+impl Answer {
+    fn bytes(&self) -> MutexGuard<'_, Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn len(&self) -> usize {
+        self.bytes().len()
+    }
+}
+
+impl Answers {
+    /// With bounds that suit the memory that there is.
+    pub(super) fn new() -> Self {
+        let most = usize::try_from(memory::usable() / SHARE).unwrap_or(MAX_UNREAD);
+        Self::within(most.clamp(MIN_UNREAD, MAX_UNREAD))
+    }
+
+    fn within(most: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            most,
+        }
+    }
+
+    /// The answer on a subject to whoever has these rights: made by `make`, unless it is there already.
+    pub(super) fn tell<S: Send + Sync + 'static, T: Serialize>(
+        &self,
+        subject: &Arc<S>,
+        kind: Kind,
+        rights: &Arc<Rights>,
+        make: impl FnOnce() -> T,
+    ) -> Result<Response, serde_json::Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_about =
+            |known: &Arc<dyn Any + Send + Sync>| Arc::as_ptr(known).addr() == Arc::as_ptr(subject).addr();
+        if !state.subject.as_ref().is_some_and(is_about) {
+            state.kept.clear();
+            state.subject = Some(Arc::clone(subject) as _);
+        }
+        let mut kept = state.kept.iter();
+        let known = kept.find(|kept| kept.kind == kind && kept.rights == *rights && kept.answer.len() > 0);
+        if let Some(known) = known {
+            return Ok(respond(Arc::clone(&known.answer)));
+        }
+        // Others wait meanwhile, rather than making the same.
+        let bytes = serde_json::to_vec(&make())?;
+        let answer = Arc::new(Answer(Mutex::new(bytes.into())));
+        state.make_room(answer.len(), self.most);
+        state.all.push(Arc::downgrade(&answer));
+        if state.kept.len() < MAX_KEPT {
+            state.kept.push(Kept {
+                kind,
+                rights: Arc::clone(rights),
+                answer: Arc::clone(&answer),
+            });
+        }
+        Ok(respond(answer))
+    }
+}
+
+impl State {
+    /// Gives up the oldest answers until there is room for one of so many bytes, whoever has yet to read them.
+    fn make_room(&mut self, len: usize, most: usize) {
+        self.all.retain(|answer| answer.strong_count() > 0);
+        let answers: Vec<Arc<Answer>> = self.all.iter().filter_map(Weak::upgrade).collect();
+        let mut used: usize = answers.iter().map(|answer| answer.len()).sum();
+        for answer in answers {
+            if used + len <= most {
+                return;
+            }
+            let given_up = std::mem::take(&mut *answer.bytes());
+            used -= given_up.len();
+        }
+    }
+}
+
+/// Tells an answer piece by piece. What a connection has of it is a copy, so that it holds no more than that.
+fn respond(answer: Arc<Answer>) -> Response {
+    let len = answer.len();
+    let pieces = stream::unfold((answer, 0), move |(answer, at)| async move {
+        if at >= len {
+            return None;
+        }
+        let piece = {
+            let bytes = answer.bytes();
+            let end = bytes.len().min(at + PIECE_LEN);
+            bytes
+                .get(at..end)
+                .filter(|piece| !piece.is_empty())
+                .map(Bytes::copy_from_slice)
+        };
+        match piece {
+            Some(piece) => {
+                let next = at + piece.len();
+                Some((Ok(piece), (answer, next)))
+            }
+            None => Some((Err(given_up()), (answer, len))),
+        }
+    });
+    let response = reply::stream(pieces);
+    let response = reply::with_header(response, header::CONTENT_TYPE, "application/json");
+    reply::with_header(response, header::CONTENT_LENGTH, len).into_response()
+}
+
+fn given_up() -> io::Error {
+    io::Error::other("too many answers are not read, and this one is the oldest")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    const LEN: usize = 3 * PIECE_LEN;
+
+    fn answer(answers: &Answers, subject: &Arc<usize>) -> Response {
+        let rights = Arc::new(Rights::ALL);
+        answers
+            .tell(subject, Kind::Targets, &rights, || "x".repeat(LEN))
+            .unwrap()
+    }
+
+    async fn read(response: Response) -> Option<usize> {
+        Some(response.into_body().collect().await.ok()?.to_bytes().len())
+    }
+
+    #[tokio::test]
+    async fn answers_are_made_once_for_those_who_may_see_the_same() {
+        let answers = Answers::within(10 * LEN);
+        let subject = Arc::new(1);
+        let rights = [Rights::ALL, Rights::ALL, Rights::ORDINARY].map(Arc::new);
+        let mut made = 0;
+        for (rights, kind) in rights
+            .iter()
+            .flat_map(|rights| [(rights, Kind::Targets), (rights, Kind::Mobyshark)])
+        {
+            let response = answers
+                .tell(&subject, kind, rights, || {
+                    made += 1;
+                    "text"
+                })
+                .unwrap();
+            assert_eq!(response.headers()[header::CONTENT_LENGTH], "6");
+            assert_eq!(read(response).await, Some(6));
+        }
+        assert_eq!(made, 4);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_that_nobody_reads_are_given_up() {
+        let answers = Answers::within(3 * LEN);
+        let mut unread = Vec::new();
+        for subject in 0..20 {
+            unread.push(answer(&answers, &Arc::new(subject)));
+        }
+        let held: usize = {
+            let state = answers.state.lock().unwrap();
+            state
+                .all
+                .iter()
+                .filter_map(Weak::upgrade)
+                .map(|answer| answer.len())
+                .sum()
+        };
+        assert!(held <= 3 * LEN, "{held}");
+        let last = unread.pop().unwrap();
+        assert_eq!(read(last).await, Some(LEN + 2));
+        assert_eq!(read(unread.remove(0)).await, None);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_too_long_is_told_all_the_same() {
+        let answers = Answers::within(LEN / 2);
+        assert_eq!(read(answer(&answers, &Arc::new(1))).await, Some(LEN + 2));
+    }
+}
