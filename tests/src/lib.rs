@@ -14,6 +14,7 @@ pub mod docker;
 pub mod engine;
 pub mod folder;
 pub mod generator;
+pub mod hoard;
 pub mod hook;
 pub mod http;
 pub mod image;

@@ -3,6 +3,7 @@
 //! `FAKE_ENGINE_DIES_AFTER` tells, headers and all. Other variables: it is silent about the process of the container
 //! `FAKE_ENGINE_HANGS_FOR`, and fails when it is asked for that of `FAKE_ENGINE_FAILS_FOR`; all containers have the labels
 //! `FAKE_ENGINE_LABELS`, as JSON; with `FAKE_ENGINE_HANDS_OVER`, who begins to listen ends, and another process goes on.
+//! With `FAKE_ENGINE_LIST` it lists what that file has, and the process of each container is the number in its identifier.
 
 use std::{
     io::{BufReader, Write as _},
@@ -69,6 +70,25 @@ fn answer(
 ) -> anyhow::Result<()> {
     let mut stream = BufReader::new(stream);
     let head = Head::read(&mut stream)?;
+    if let Some(list) = std::env::var_os("FAKE_ENGINE_LIST") {
+        let body = if head.line.contains(" /containers/json ") {
+            std::fs::read(list)?
+        } else {
+            let digits: String = head.line.chars().filter(char::is_ascii_digit).collect();
+            // The last two are of HTTP.
+            let pid = digits.get(..digits.len() - 2).and_then(|pid| pid.parse().ok());
+            json!({ "State": { "Pid": pid.unwrap_or(1) } })
+                .to_string()
+                .into_bytes()
+        };
+        let stream = stream.get_mut();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )?;
+        return Ok(stream.write_all(&body)?);
+    }
     if containers.is_empty() {
         // Whoever waits has to be the first to lose patience.
         let _ = std::io::copy(&mut stream, &mut std::io::sink());

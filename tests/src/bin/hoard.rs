@@ -1,0 +1,163 @@
+//! Fills namespaces of its own with more than anybody wants to look at, or with what cannot be looked at; then says that it
+//! is ready, and stays for as long as its standard input is open:
+//!
+//! - `hoard mounts COUNT` has so many mounts with names of thousands of characters,
+//! - `hoard namespaces COUNT` has its network namespace mounted as often, at such names,
+//! - `hoard addresses COUNT` has so many addresses in the network namespace that it is started in,
+//! - `hoard hang PATH` has a file system at that path which never answers, until a line is read; then it has none,
+//! - `hoard hang-here PATH` has it in the mount namespace that it is started in.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    os::fd::AsRawFd as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket},
+};
+
+/// Each is written as four characters in a list of mounts.
+const NAME_LEN: usize = 250;
+
+/// Folders above each mount: as deep as a path may be.
+const DEPTH: usize = 13;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(|argument| &argument[..]).collect();
+    if arguments.first() != Some(&"hang-here") {
+        unshare(CloneFlags::CLONE_NEWNS).context("no mount namespace")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    }
+    let hanging = match arguments[..] {
+        ["mounts", count] => hoard("/proc/self/ns/uts", count.parse()?).map(|()| None)?,
+        ["namespaces", count] => hoard("/proc/self/ns/net", count.parse()?).map(|()| None)?,
+        ["addresses", count] => addresses(count.parse()?).map(|()| None)?,
+        ["hang" | "hang-here", path] => Some(hang(path)?),
+        _ => bail!("see the source for how this is called"),
+    };
+    println!("ready");
+    let mut line = [0];
+    let read = std::io::stdin().read(&mut line)?;
+    drop(hanging);
+    if read > 0 {
+        println!("over");
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    }
+    Ok(())
+}
+
+/// Mounts a file as often, each time on another file below the same long path.
+fn hoard(what: &str, count: usize) -> anyhow::Result<()> {
+    mount(
+        Some("hoard"),
+        "/tmp",
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=256m,nr_inodes=200000"),
+    )?;
+    std::env::set_current_dir("/tmp")?;
+    let name = " ".repeat(NAME_LEN);
+    for _ in 0..DEPTH {
+        std::fs::create_dir(&name)?;
+        std::env::set_current_dir(&name)?;
+    }
+    for number in 0..count {
+        let file = number.to_string();
+        File::create(&file)?;
+        mount(
+            Some(what),
+            &file[..],
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
+    }
+    Ok(())
+}
+
+/// Gives the loopback device so many addresses.
+///
+/// Source: rtnetlink(7), `linux/rtnetlink.h` and `linux/if_addr.h`.
+fn addresses(count: u32) -> anyhow::Result<()> {
+    const RTM_NEWADDR: u16 = 20;
+    const NLM_F_REQUEST_CREATE_EXCL: u16 = 0x601;
+    const AF_INET6: u8 = 10;
+    const IFA_F_NODAD: u8 = 2;
+    const IFA_LOCAL: u16 = 2;
+
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::empty(),
+        SockProtocol::NetlinkRoute,
+    )?;
+    for number in 0..count {
+        let mut message = Vec::new();
+        message.extend(44u32.to_ne_bytes());
+        message.extend(RTM_NEWADDR.to_ne_bytes());
+        message.extend(NLM_F_REQUEST_CREATE_EXCL.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([AF_INET6, 128, IFA_F_NODAD, 0]);
+        message.extend(1u32.to_ne_bytes());
+        message.extend(20u16.to_ne_bytes());
+        message.extend(IFA_LOCAL.to_ne_bytes());
+        message.extend([0xfd; 12]);
+        message.extend(number.to_be_bytes());
+        send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system that takes up its work, and then answers nothing. It ends with the descriptor.
+///
+/// Source: `linux/fuse.h`; "FUSE" in `Documentation/filesystems`.
+fn hang(path: &str) -> anyhow::Result<File> {
+    const FUSE_INIT: u32 = 26;
+    const HEADER_LEN: usize = 40;
+
+    let mut device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+        device.as_raw_fd()
+    );
+    mount(
+        Some("hang"),
+        Path::new(path),
+        Some("fuse"),
+        MsFlags::empty(),
+        Some(&options[..]),
+    )
+    .context("no file system in user space")?;
+    let mut request = vec![0; 64 << 10];
+    let len = device.read(&mut request)?;
+    let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap_or_default());
+    if len < HEADER_LEN + 16 || word(4) != FUSE_INIT {
+        bail!("not asked to begin");
+    }
+    // The version that is asked for, the same read-ahead, no features, and room for writes of a page.
+    let mut answer = Vec::new();
+    for number in [16 + 64, 0] {
+        answer.extend(u32::to_ne_bytes(number));
+    }
+    answer.extend(&request[8..16]);
+    for number in [
+        word(HEADER_LEN),
+        word(HEADER_LEN + 4),
+        word(HEADER_LEN + 8),
+        0,
+        0,
+        4096,
+    ] {
+        answer.extend(u32::to_ne_bytes(number));
+    }
+    answer.resize(16 + 64, 0);
+    device.write_all(&answer)?;
+    Ok(device)
+}

@@ -1,0 +1,128 @@
+//! Mounts, namespaces and addresses by the thousand, of a user without rights.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use futures_util::future::try_join_all;
+use packetflix_tests::{
+    client::Refused,
+    control_group::ControlGroup,
+    hoard::Hoard,
+    namespace::Namespace,
+    process::{Sleeper, capture_is_of, netns_of},
+    server::Server,
+};
+use serde_json::json;
+
+use crate::{gaps, has_gap, has_not_panicked};
+
+/// A number that no namespace has.
+const NOWHERE: &str = "netns=4026000001";
+
+/// Waits for a refusal; gives its status, its sentence, and how long it took.
+async fn refused(server: &Server, query: &str) -> anyhow::Result<(u16, String, Duration)> {
+    let begin = Instant::now();
+    match packetflix_tests::client::Capture::open(&server.url(query), &[]).await {
+        Ok(_) => anyhow::bail!("{query} was not refused"),
+        Err(error) => {
+            let refused: Refused = error.downcast()?;
+            Ok((refused.status, refused.body, begin.elapsed()))
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mounts_of_a_user_take_neither_memory_nor_time_from_others() -> anyhow::Result<()> {
+    let hoard = Hoard::of_user(&["mounts", "18000"])?;
+    let sleeper = Sleeper::unshared()?;
+    let group = ControlGroup::with_memory(128 << 20)?;
+    let server = Server::start_by(&mut group.server()?, &[])?;
+    let begin = Instant::now();
+    let (status, details) = server.get("/targets")?;
+    let scan = begin.elapsed();
+    ensure!(status == 200, "{status} {details}");
+    ensure!(
+        has_gap(&details, "mounts") && has_gap(&details, "65533"),
+        "{:?}",
+        gaps(&details)
+    );
+
+    let searches = try_join_all((0..8).map(|_| refused(&server, NOWHERE))).await?;
+    let slowest = searches.iter().map(|(_, _, took)| *took).max().context("none")?;
+    for (status, sentence, _) in &searches {
+        // Not everything was looked at, so that it is not known to be nowhere.
+        ensure!(
+            *status == 504 && sentence.contains("may be there all the same"),
+            "{status} {sentence}"
+        );
+    }
+    capture_is_of(&server, &sleeper.identity()?, "", sleeper.pid()).await?;
+    let peak = group.peak()? >> 20;
+    eprintln!(
+        "18,000 mounts: a scan took {scan:.1?}, eight searches at most {slowest:.1?}, and all {peak} MiB"
+    );
+    ensure!(peak < 64, "{peak} MiB");
+    ensure!(
+        scan < Duration::from_secs(5) && slowest < Duration::from_secs(8),
+        "{scan:?} {slowest:?}"
+    );
+    drop(hoard);
+    // The list is complete again.
+    let (status, sentence, took) = refused(&server, NOWHERE).await?;
+    ensure!(status == 404, "{status} {sentence} {took:?}");
+    has_not_panicked(&server)
+}
+
+#[test]
+fn a_namespace_that_is_mounted_everywhere_is_told_in_few_words() -> anyhow::Result<()> {
+    let hoard = Hoard::of_user(&["namespaces", "9000"])?;
+    let namespace = Namespace::new()?;
+    let group = ControlGroup::with_memory(128 << 20)?;
+    let server = Server::start_by(&mut group.server()?, &[])?;
+    let (_, details) = server.get("/targets")?;
+    let theirs = netns_of(hoard.pid())?;
+    let targets = details["targets"].as_array().context("no list")?;
+    let mounts = |netns: u64| {
+        let of_it = targets.iter().filter(move |target| target["netns"] == netns);
+        of_it.filter_map(|target| target["mounts"].as_array())
+    };
+    ensure!(mounts(theirs).all(|mounts| mounts.len() <= 16), "too many places");
+    // Others' mounts are all there.
+    ensure!(mounts(namespace.inode()?).any(|mounts| mounts[0] == namespace.path().display().to_string()));
+    ensure!(has_gap(&details, "mounts"), "{:?}", gaps(&details));
+    ensure!(details.to_string().len() < 1 << 20);
+    let peak = group.peak()? >> 20;
+    eprintln!("9,000 mounts of a namespace: {peak} MiB");
+    ensure!(peak < 64, "{peak} MiB");
+    has_not_panicked(&server)
+}
+
+#[test]
+fn addresses_of_a_user_are_listed_up_to_a_bound() -> anyhow::Result<()> {
+    let hoard = Hoard::of_user(&["addresses", "12000"])?;
+    let server = Server::start(&[])?;
+    let begin = Instant::now();
+    let (_, details) = server.get("/targets")?;
+    let took = begin.elapsed();
+    let theirs = netns_of(hoard.pid())?;
+    let targets = details["targets"].as_array().context("no list")?;
+    let target = targets.iter().find(|target| target["netns"] == theirs);
+    let interfaces = target.and_then(|target| target["network-interfaces"].as_array());
+    let addresses: usize = interfaces
+        .context("the namespace is not listed")?
+        .iter()
+        .filter_map(|interface| Some(interface["addresses"].as_array()?.len()))
+        .sum();
+    eprintln!("12,000 addresses: a scan took {took:.1?} and has {addresses}");
+    ensure!((1000..3000).contains(&addresses), "{addresses}");
+    ensure!(has_gap(&details, &theirs.to_string()), "{:?}", gaps(&details));
+    ensure!(took < Duration::from_secs(3), "{took:?}");
+    // Those of others are all there.
+    let own = json!("127.0.0.1/8");
+    ensure!(
+        targets
+            .iter()
+            .any(|target| target["network-interfaces"][0]["addresses"][0] == own)
+    );
+    has_not_panicked(&server)
+}
