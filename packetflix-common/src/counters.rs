@@ -6,8 +6,9 @@ use crate::RateCosts;
 
 /// Packets of one interface on one CPU since the capture began.
 ///
-/// The program that counts runs to its end before another one starts on the same CPU, so
-/// `accepted = delivered + over_rate + ring_full + copy_failed` holds whenever none is running.
+/// `accepted = delivered + over_rate + ring_full + copy_failed` holds whenever no program is running: either a program runs
+/// to its end before another one starts on the same CPU, or it counts atomically
+/// ([`PREEMPTIBLE`](crate::globals::PREEMPTIBLE)).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceCounters {
@@ -71,12 +72,21 @@ impl core::iter::Sum for InterfaceCounters {
 pub struct InterfaceEntry {
     /// What is counted.
     pub counters: InterfaceCounters,
+    /// Packets dropped since the last one delivered: goes into the next record. As a signed number, since with PREEMPT_RT it
+    /// may be told twice, and is then made up for.
+    pub dropped_unreported: u64,
+    /// What stays the same.
+    pub settings: InterfaceSettings,
+}
+
+/// How the packets of an interface are captured. Programs write none of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceSettings {
     /// What its packets cost of the capture's rates.
     pub costs: RateCosts,
     /// Number of the interface in the capture, put into its records. Never used twice, unlike an index.
     pub interface_id: u32,
-    /// Packets dropped since the last one delivered: goes into the next record.
-    pub dropped_unreported: u32,
     /// Not zero for a loopback device, whose packets pass twice: only the receiving side is captured.
     pub loopback: u16,
     /// Bytes before the network header: 14 for Ethernet, 0 for packets that begin with an IP header.
@@ -86,8 +96,6 @@ pub struct InterfaceEntry {
     /// Snapshot length: at most so many bytes of a packet are copied, and never more than
     /// [`MAX_CAPTURED_LEN`](crate::MAX_CAPTURED_LEN).
     pub snaplen: u32,
-    /// Keeps the layout free of implicit padding.
-    pub reserved: u32,
 }
 
 /// The filters of the object: an expression is another program for each link type.
@@ -107,14 +115,15 @@ const _: () = {
     assert!(size_of::<InterfaceCounters>() == 64);
     assert!(size_of::<InterfaceEntry>() == 104);
     assert!(offset_of!(InterfaceEntry, counters) == 0);
-    assert!(offset_of!(InterfaceEntry, costs) == 64);
-    assert!(offset_of!(InterfaceEntry, interface_id) == 80);
-    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 84);
-    assert!(offset_of!(InterfaceEntry, loopback) == 88);
-    assert!(offset_of!(InterfaceEntry, network_offset) == 90);
-    assert!(offset_of!(InterfaceEntry, filter) == 92);
-    assert!(offset_of!(InterfaceEntry, snaplen) == 96);
-    assert!(offset_of!(InterfaceEntry, reserved) == 100);
+    assert!(offset_of!(InterfaceEntry, dropped_unreported) == 64);
+    assert!(offset_of!(InterfaceEntry, settings) == 72);
+    assert!(size_of::<InterfaceSettings>() == 32);
+    assert!(offset_of!(InterfaceSettings, costs) == 0);
+    assert!(offset_of!(InterfaceSettings, interface_id) == 16);
+    assert!(offset_of!(InterfaceSettings, loopback) == 20);
+    assert!(offset_of!(InterfaceSettings, network_offset) == 22);
+    assert!(offset_of!(InterfaceSettings, filter) == 24);
+    assert!(offset_of!(InterfaceSettings, snaplen) == 28);
 };
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod own;
 mod rate;
 mod record;
 
-pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter};
+pub use counters::{InterfaceCounters, InterfaceEntry, InterfaceFilter, InterfaceSettings};
 pub use own::{
     MAX_OWN_CONNECTIONS, MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts, connections,
 };
@@ -61,6 +61,8 @@ pub mod maps {
 pub mod globals {
     /// `u32`: the clock of the timestamps, see [`clock`](crate::clock).
     pub const CLOCK: &str = "CLOCK";
+    /// `u32`: not 0 when a program may interrupt another one on the same CPU, as with PREEMPT_RT; counting then is atomic.
+    pub const PREEMPTIBLE: &str = "PREEMPTIBLE";
     /// `u8`: level of aya-log, 0 is off.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }

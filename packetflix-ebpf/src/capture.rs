@@ -9,11 +9,11 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use packetflix_common::{
-    Direction, InterfaceEntry, MAX_CAPTURED_LEN, RecordHeader, SPARE_RING, clock, ring_of,
+    Direction, InterfaceSettings, MAX_CAPTURED_LEN, RecordHeader, SPARE_RING, clock, ring_of,
 };
 
 use crate::{
-    filter,
+    counting, filter,
     maps::{INTERFACES, RINGS, Ring, clock},
     own, packet, rate,
 };
@@ -38,48 +38,63 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
     let Some(interface) = INTERFACES.get_ptr_mut(ifindex) else {
         return;
     };
-    // SAFETY: the entry is this CPU's own, no other program runs on this CPU before this one ends, and user
-    // space removes an entry only after the programs were detached from its interface.
+    // SAFETY: the entry is this CPU's own, and user space removes it only after the programs were detached from its
+    // interface. What is referred to is never written.
     #[expect(unsafe_code, reason = "a map hands out raw pointers")]
-    let interface = unsafe { &mut *interface };
+    let settings = unsafe { &(*interface).settings };
+    // SAFETY: as above; these are written through their pointers alone.
+    #[expect(unsafe_code, reason = "a map hands out raw pointers")]
+    let (counters, unreported) = unsafe {
+        (
+            &raw mut (*interface).counters,
+            &raw mut (*interface).dropped_unreported,
+        )
+    };
+    /// Adds to a counter of the interface.
+    macro_rules! count {
+        ($counter:ident, $value:expr) => {{
+            // SAFETY: the place of a field, of which no reference is made.
+            #[expect(unsafe_code, reason = "a map hands out raw pointers")]
+            let place = unsafe { &raw mut (*counters).$counter };
+            counting::add(place, $value);
+        }};
+    }
 
-    if interface.loopback != 0 && matches!(direction, Direction::Outbound) {
+    if settings.loopback != 0 && matches!(direction, Direction::Outbound) {
         return;
     }
-    let len = packet::len(skb);
-    interface.counters.seen += 1;
-    interface.counters.seen_bytes += u64::from(len);
+    let len = u64::from(packet::len(skb));
+    count!(seen, 1);
+    count!(seen_bytes, len);
     let packet_type = packet::packet_type(skb, direction);
-    if own::is_own(skb, interface) || !filter::accepts(skb, packet_type, interface.filter) {
+    if own::is_own(skb, settings.network_offset) || !filter::accepts(skb, packet_type, settings.filter) {
         return;
     }
-    interface.counters.accepted += 1;
-    interface.counters.accepted_bytes += u64::from(len);
+    count!(accepted, 1);
+    count!(accepted_bytes, len);
 
-    match deliver(skb, interface, ifindex, (direction, packet_type)) {
-        Ok(()) => {
-            interface.counters.delivered += 1;
-            interface.dropped_unreported = 0;
-        }
-        Err(Lost::OverRate) => {
-            interface.counters.over_rate += 1;
-            interface.dropped_unreported += 1;
-        }
-        Err(Lost::RingFull) => {
-            interface.counters.ring_full += 1;
-            interface.dropped_unreported += 1;
-        }
+    let dropped_before = counting::take(unreported);
+    /// Counts the packet as lost for a reason, and what was to be told before it, too.
+    macro_rules! lose {
+        ($counter:ident) => {{
+            count!($counter, 1);
+            counting::add(unreported, u64::from(dropped_before) + 1);
+        }};
+    }
+    // In one place: verifiers before Linux 6.3 take no copy of a reason of which only some bytes mean something.
+    match deliver(skb, settings, ifindex, (direction, packet_type), dropped_before) {
+        Ok(()) => count!(delivered, 1),
+        Err(Lost::OverRate) => lose!(over_rate),
+        Err(Lost::RingFull) => lose!(ring_full),
         Err(Lost::Copy(len, error)) => {
-            interface.counters.copy_failed += 1;
-            interface.dropped_unreported += 1;
+            lose!(copy_failed);
             debug!(
                 context,
                 "interface {}: cannot copy a packet of {} bytes: error {}", ifindex, len, error
             );
         }
         Err(Lost::NoRing) => {
-            interface.counters.copy_failed += 1;
-            interface.dropped_unreported += 1;
+            lose!(copy_failed);
             debug!(context, "interface {}: this CPU has no ring", ifindex);
         }
     }
@@ -89,24 +104,26 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
 #[inline(always)]
 fn deliver(
     skb: &SkBuff,
-    interface: &InterfaceEntry,
+    settings: &InterfaceSettings,
     ifindex: u32,
     (direction, packet_type): (Direction, u32),
+    dropped_before: u32,
 ) -> Result<(), Lost> {
     let facts = packet::facts(skb);
-    let captured_len = facts.len.min(interface.snaplen);
-    if rate::is_over(&interface.costs, captured_len) {
+    let captured_len = facts.len.min(settings.snaplen);
+    if rate::is_over(&settings.costs, captured_len) {
         return Err(Lost::OverRate);
     }
-    // Before room is reserved: a ring's records then are in the order of their timestamps.
+    // Before room is reserved: a ring's records then are in the order of their timestamps, unless another program came
+    // between.
     let timestamp = now();
     let header = RecordHeader {
         timestamp,
-        interface_id: interface.interface_id,
+        interface_id: settings.interface_id,
         ifindex,
         original_len: facts.len,
         captured_len,
-        dropped_before: interface.dropped_unreported,
+        dropped_before,
         gso_size: facts.gso_size,
         gso_segs: facts.gso_segs,
         vlan_tci: facts.vlan_tci,

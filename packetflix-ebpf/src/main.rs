@@ -12,6 +12,7 @@
 )]
 
 mod capture;
+mod counting;
 mod filter;
 mod maps;
 mod own;

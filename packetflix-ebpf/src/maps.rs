@@ -61,10 +61,20 @@ pub(crate) static SOCKET_PROGRAM: ProgramArray<1> = ProgramArray::new();
 #[expect(unsafe_code, reason = "user space finds the global by its name")]
 static CLOCK: u32 = clock::TAI;
 
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "user space finds the global by its name")]
+static PREEMPTIBLE: u32 = 0;
+
 /// The clock of the timestamps.
 #[inline(always)]
 pub(crate) fn clock() -> u32 {
     global(&CLOCK)
+}
+
+/// Whether a program may interrupt another one on its CPU.
+#[inline(always)]
+pub(crate) fn is_preemptible() -> bool {
+    global(&PREEMPTIBLE) != 0
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The service's own traffic: a capture would feed on itself if it had that.
 
 use aya_ebpf::programs::sk_buff::SkBuff;
-use packetflix_common::{InterfaceEntry, MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts};
+use packetflix_common::{MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts};
 
 use crate::{
     maps::{OWN_CONNECTIONS, OWN_ENDPOINTS, OWN_PORTS},
@@ -65,11 +65,11 @@ const _: () = {
 ///
 /// Looks at TCP right behind an IP header: a stream in a tunnel, or with a VLAN tag within the packet, is not known.
 #[inline(always)]
-pub(crate) fn is_own(skb: &SkBuff, interface: &InterfaceEntry) -> bool {
+pub(crate) fn is_own(skb: &SkBuff, network_offset: u16) -> bool {
     let Some(own) = OwnList::get() else {
         return false;
     };
-    let network = usize::from(interface.network_offset);
+    let network = usize::from(network_offset);
     match packet::protocol(skb) {
         ETH_P_IP => is_own_ipv4(skb, network, &own),
         ETH_P_IPV6 => is_own_ipv6(skb, network, &own),

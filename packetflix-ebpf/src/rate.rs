@@ -1,11 +1,9 @@
 //! The bounds of a capture's rates. They hold before a packet is copied, and so protect the host.
 
-use core::arch::asm;
-
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use packetflix_common::{Paid, RateCosts};
 
-use crate::maps::PAID;
+use crate::{counting::add_atomically, maps::PAID};
 
 /// Whether a packet of which so many bytes would be copied is too much; if not, it is paid for.
 #[inline(always)]
@@ -23,11 +21,12 @@ pub(crate) fn is_over(costs: &RateCosts, captured_len: u32) -> bool {
     if (costs.packet != 0 && !can_spend(packets, now)) || (costs.mebibyte != 0 && !can_spend(bytes, now)) {
         return true;
     }
+    // What several CPUs let pass in the same moment is paid for by all of them, and so made up for by what passes later.
     if costs.packet != 0 {
-        pay(packets, costs.packet);
+        add_atomically(packets, costs.packet);
     }
     if costs.mebibyte != 0 {
-        pay(bytes, RateCosts::of_bytes(costs.mebibyte, captured_len));
+        add_atomically(bytes, RateCosts::of_bytes(costs.mebibyte, captured_len));
     }
     false
 }
@@ -56,18 +55,4 @@ fn can_spend(place: *mut u64, now: u64) -> bool {
         }
     }
     true
-}
-
-/// Adds to what is paid, atomically: what several CPUs let pass in the same moment is paid for by all of them, and so
-/// made up for by what passes later.
-#[inline(always)]
-#[expect(
-    unsafe_code,
-    reason = "the atomic addition that every kernel has, and core has not"
-)]
-fn pay(place: *mut u64, cost: u64) {
-    // SAFETY: the place is aligned, and valid as long as the program runs.
-    unsafe {
-        asm!("lock *(u64 *)({place} + 0) += {cost}", place = in(reg) place, cost = in(reg) cost);
-    }
 }

@@ -28,7 +28,9 @@ use aya::{
     Ebpf,
     maps::{MapError, PerCpuValues},
 };
-use packetflix_common::{InterfaceCounters, InterfaceEntry, MAX_CAPTURED_LEN, MAX_INTERFACES, maps};
+use packetflix_common::{
+    InterfaceCounters, InterfaceEntry, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES, maps,
+};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -381,12 +383,14 @@ impl Tap {
         let id = self.next_interface_id;
         self.next_interface_id += 1;
         let entry = Entry(InterfaceEntry {
-            costs: self.rates.costs(),
-            interface_id: id,
-            loopback: u16::from(link.loopback),
-            network_offset: network_offset(link_type),
-            filter: self.filters.number_of(link_type) as u32,
-            snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
+            settings: InterfaceSettings {
+                costs: self.rates.costs(),
+                interface_id: id,
+                loopback: u16::from(link.loopback),
+                network_offset: network_offset(link_type),
+                filter: self.filters.number_of(link_type) as u32,
+                snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
+            },
             ..InterfaceEntry::default()
         });
         self.insert_entry(link.ifindex, entry)

@@ -12,6 +12,7 @@ use aya::{
     programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
+use nix::sys::utsname::{UtsName, uname};
 use packetflix_common::{InterfaceEntry, globals, maps};
 
 use super::{
@@ -140,6 +141,7 @@ impl Object {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .override_global(globals::CLOCK, clock.number(), true)
+            .override_global(globals::PREEMPTIBLE, &*PREEMPTIBLE, true)
             .override_global(globals::LOG_LEVEL, log_level, true)
             .map_max_entries(maps::RINGS, cpu_rings::places(&cpus))
             .load(&object)
@@ -189,6 +191,13 @@ impl Object {
 pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     programs.take_map(name).ok_or(LoadError::Missing(name))
 }
+
+/// Not 0 when a program may be interrupted by another one on its CPU: of kernels with PREEMPT_RT only some may do that, and
+/// none tells. When the kernel does not say what it is, it may.
+static PREEMPTIBLE: LazyLock<u32> = LazyLock::new(|| {
+    let is_preemptible = |kernel: &UtsName| kernel.version().to_string_lossy().contains("PREEMPT_RT");
+    uname().map_or(1, |kernel| u32::from(is_preemptible(&kernel)))
+});
 
 /// CLOCK_TAI where programs can read it.
 pub(super) static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {

@@ -106,6 +106,12 @@ pub(crate) const AREAS: &[Area] = &[
         core: Core::Only(&["a_million"]),
     },
     Area {
+        name: "preemption",
+        program: "preemption",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
         name: "lifecycle",
         program: "lifecycle",
         tests: &[],
