@@ -14,8 +14,8 @@ use super::{
 };
 use crate::shell::{execute, root};
 
-/// What packages of kernels are called: newer ones have image and modules apart.
-const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
+/// What packages of kernels are called: newer ones have image, modules and lists of modules apart.
+const PARTS: [&str; 4] = ["linux-image-", "linux-binary-", "linux-modules-", "linux-base-"];
 
 /// A kernel that was unpacked.
 pub(crate) struct Unpacked {

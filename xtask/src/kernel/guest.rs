@@ -68,7 +68,7 @@ pub(crate) fn guest() -> anyhow::Result<()> {
             .collect::<Vec<_>>()
             .try_into()
             .map_err(|_| anyhow::anyhow!("not a line of a plan: {line}"))?;
-        for test in tests(program, words, name)? {
+        for test in tests(area, program, words, name)? {
             tell(&Line::Start(test.clone()))?;
             tell(&Line::Test(run(area, program, &test)?))?;
         }
@@ -95,15 +95,15 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Names of the tests in a program, of which each contains one of `words`, and `name`.
-fn tests(program: &str, words: &str, name: &str) -> anyhow::Result<Vec<String>> {
+/// Names of the tests in a program, of which each contains one of `words`, and with its area before it `name`.
+fn tests(area: &str, program: &str, words: &str, name: &str) -> anyhow::Result<Vec<String>> {
     let listed = output_of(Command::new(program).args(["--list", "--format=terse"]))
         .with_context(|| format!("{program} does not list its tests"))?;
     let words: Vec<&str> = words.split_whitespace().collect();
     let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
     let wanted = names
         .filter(|test| words.is_empty() || words.iter().any(|word| test.contains(word)))
-        .filter(|test| test.contains(name));
+        .filter(|test| format!("{area}::{test}").contains(name));
     Ok(wanted.map(str::to_owned).collect())
 }
 

@@ -113,7 +113,7 @@ share {MODULES_SHARE} "/root/lib/modules/{release}" ro,cache=loose
 share {RESULTS_SHARE} /root{RESULTS} rw,cache=none
 for folder in proc sys dev; do mkdir -p /root/$folder && mount --move /$folder /root/$folder; done
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-exec switch_root /root /bin/sh -c 'ulimit -n 65536; {command}; sync; echo o >/proc/sysrq-trigger; sleep 60'
+exec switch_root /root /bin/sh -c 'ulimit -n 65536; ulimit -l unlimited; {command}; sync; echo o >/proc/sysrq-trigger; sleep 60'
 "#
     )
 }

@@ -80,8 +80,10 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
     for run in &runs {
         eprintln!("kernel {}", run.summary());
     }
-    if all && !choice.core && choice.name.is_none() {
-        report::write(&runs)?;
+    if all {
+        let core = if choice.core { " --core" } else { "" };
+        let name = choice.name.map(|name| format!(" {name}")).unwrap_or_default();
+        report::write(&runs, &format!("cargo xtask test --kernel all{core}{name}"))?;
     }
     let failures: Vec<String> = runs
         .iter()

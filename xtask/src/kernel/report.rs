@@ -92,17 +92,17 @@ fn count(tests: &[Test], wanted: impl Fn(&Test) -> bool) -> usize {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(crate) fn write(runs: &[Run]) -> anyhow::Result<()> {
+pub(crate) fn write(runs: &[Run], command: &str) -> anyhow::Result<()> {
     let file = root().join(FILE);
-    fs::write(&file, page(runs)).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, page(runs, command)).with_context(|| format!("cannot write {}", file.display()))?;
     eprintln!("xtask: wrote {FILE}");
     Ok(())
 }
 
-fn page(runs: &[Run]) -> String {
+fn page(runs: &[Run], command: &str) -> String {
     let mut areas: Vec<&str> = AREAS.iter().map(|area| area.name).collect();
     areas.dedup();
-    let mut page = String::from(INTRODUCTION);
+    let mut page = introduction(command);
     let _ = writeln!(&mut page, "\n| kernel | hook | {} |", areas.join(" | "));
     let _ = writeln!(&mut page, "|---|---|{}", "---:|".repeat(areas.len()));
     for run in runs {
@@ -167,15 +167,21 @@ fn package_version(version: &str) -> &str {
     rest.split(' ').next().unwrap_or_default()
 }
 
-const INTRODUCTION: &str = "# Kernels
+/// What the table is; `command` is what made it.
+fn introduction(command: &str) -> String {
+    format!(
+        "# Kernels
 
-Made by `cargo xtask test --kernel all`, which boots Debian's own kernels under emulation and runs there the tests whose
-subject is the kernel. The same tests run on the kernel of the development machine.
+Made by `{command}`, which boots Debian's own kernels under emulation and runs there tests whose subject is the kernel.
+The same tests run on the kernel of the development machine. `cargo xtask test --kernel all` runs all of them; `--core`
+those that are run before a change lands; with a name, those that have it in theirs.
 
 A number says how many tests passed; a test that captures on both hooks counts for both. \"none\" says that the kernel lacks
-the hook, and how many tests saw `--hook tcx` refused for that reason, instead of capturing. A cell is empty where no test
-of that kind is for that hook.
-";
+the hook, and how many tests saw `--hook tcx` refused for that reason, instead of capturing. Where a cell is empty, no test
+was run.
+"
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -219,7 +225,7 @@ mod tests {
             run.summary(),
             "6.12 amd64 (6.12.0-1-amd64): 2 of 3 tests passed, 1 by packet socket, 1 by TCX"
         );
-        let page = page(&[run]);
+        let page = page(&[run], "cargo xtask test");
         assert!(
             page.contains("| **6.12.0-1-amd64** 1.2.3-4 | packet socket |  |  | **1 of 2** |"),
             "{page}"
@@ -240,7 +246,7 @@ mod tests {
             old.summary()
                 .ends_with("1 of 1 tests passed, 1 by packet socket, 0 by TCX; no TCX")
         );
-        let page = page(&[old]);
+        let page = page(&[old], "cargo xtask test");
         assert!(page.contains("| TCX |  |  | none (1) |"), "{page}");
         assert!(run("6.12", lacking())?.check().is_err());
         assert!(run("6.12", Vec::new())?.check().is_err());
