@@ -194,7 +194,7 @@ fn is_whole(recording: &Recording, sent: &[(usize, u64)]) -> anyhow::Result<()> 
 async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let folder = Folder::new()?;
-    let absent = way.prepare()?;
+    way.switch("0")?;
     let of_capture = online()?.min(if way == Way::Told { 1 } else { usize::MAX }) + 1;
     let flags = ["--hook", hook, "--debug"];
     let server = if way == Way::Told {
@@ -220,8 +220,8 @@ async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(rings(&server)?, 2 * of_capture, "a ring that nobody needs");
 
-    let comes = way.come(absent)?;
-    let second = Stream::start(&there, comes)?;
+    way.switch("1")?;
+    let second = Stream::start(&there, COMES)?;
     let counted = Arc::clone(&second.sent);
     let server = Arc::new(server);
     let watched = Arc::clone(&server);
@@ -231,9 +231,9 @@ async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     });
     let shared = recorder.read_during(growing).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let sent = [(0, first.stop().await?), (comes, second.stop().await?)];
+    let sent = [(0, first.stop().await?), (COMES, second.stop().await?)];
     eprintln!(
-        "{hook}, {way:?}: {shared} frames of CPU {comes} went to the shared ring, of {}",
+        "{hook}, {way:?}: {shared} frames of CPU {COMES} went to the shared ring, of {}",
         sent[1].1
     );
     ensure!(shared > 0 && sent[1].1 > shared);
@@ -248,44 +248,19 @@ enum Way {
     Told,
     /// It is switched off before, and on again.
     Switched,
-    /// It is plugged in.
-    Plugged,
 }
 
 impl Way {
-    /// Makes it absent: gives its number, unless it is yet to be plugged in.
-    fn prepare(self) -> anyhow::Result<Option<usize>> {
-        match self {
-            Self::Told => Ok(Some(1)),
-            Self::Switched => {
-                fs::write(Path::new(CPUS).join("cpu1/online"), "0")?;
-                Ok(Some(1))
-            }
-            Self::Plugged => Ok(None),
+    fn switch(self, to: &str) -> anyhow::Result<()> {
+        if self == Self::Switched {
+            fs::write(Path::new(CPUS).join(format!("cpu{COMES}/online")), to)?;
         }
-    }
-
-    /// Lets it come.
-    fn come(self, absent: Option<usize>) -> anyhow::Result<usize> {
-        let switch = |cpu: usize| Path::new(CPUS).join(format!("cpu{cpu}/online"));
-        let cpu = match absent {
-            Some(cpu) => cpu,
-            None => {
-                let next = (1..64)
-                    .find(|cpu| !switch(*cpu).exists())
-                    .context("no CPU can come")?;
-                let machine = std::env::var_os(MACHINE).context("no machine")?;
-                fs::write(Path::new(&machine).join("add-cpu"), "")?;
-                wait_until(patience(10), || Ok(switch(next).exists())).context("none was plugged in")?;
-                next
-            }
-        };
-        if self != Self::Told && fs::read_to_string(switch(cpu))?.trim() == "0" {
-            fs::write(switch(cpu), "1")?;
-        }
-        Ok(cpu)
+        Ok(())
     }
 }
+
+/// The CPU that comes.
+const COMES: usize = 1;
 
 /// Where a machine that is there for tests alone, and is thrown away, takes wishes.
 const MACHINE: &str = "PACKETFLIX_TEST_MACHINE";
@@ -304,9 +279,6 @@ async fn cpu_that_comes_online_shares_a_ring_and_then_gets_its_own() -> anyhow::
     // On a machine that others use, none is switched off.
     if std::env::var_os(MACHINE).is_some() {
         cpu_comes_online("socket", Way::Switched).await?;
-        if cfg!(target_arch = "x86_64") {
-            cpu_comes_online("socket", Way::Plugged).await?;
-        }
     }
     Ok(())
 }
