@@ -116,12 +116,11 @@ async fn profile_of_containers_hides_other_processes_until_they_may_be_read() ->
         let _profile = Profile::load(rule)?;
         let output = Profile::confined()?.args(["check", "--json"]).output()?;
         let report: Value = serde_json::from_slice(&output.stdout)?;
-        eprintln!("{rule:?}: {report:#}");
         // Programs are loaded and attached as without a profile.
         assert_eq!(finding(&report, "hook socket")?.0, "works");
-        assert_eq!(report["captures"], may_read);
+        assert_eq!(report["captures"], true);
         let (state, all) = finding(&report, "other processes")?;
-        ensure!(state == if may_read { "works" } else { "fails" }, "{all}");
+        ensure!(state == if may_read { "works" } else { "limited" }, "{all}");
         ensure!(may_read || all.contains("a security module"), "{all}");
 
         let server = Server::start_by(&mut Profile::confined()?, &[])?;

@@ -80,18 +80,15 @@ fn processes() -> Finding {
             chain(&error) + &blame
         })
     });
-    let lacks_ptrace = !Capability::SysPtrace.is_effective();
     match entered {
         Some(Err(sentence)) => Finding::fails(SUBJECT, sentence)
             .costs("there are no captures")
             .remedy("see the capabilities above"),
-        _ if hidden > 0 && lacks_ptrace => {
-            let lacks = format!(
-                "{hidden} of {} could not be looked at: the service lacks {}",
-                seen + hidden,
-                Capability::SysPtrace
-            );
-            Finding::limited(SUBJECT, lacks)
+        _ if hidden > 0 => {
+            let denied = std::io::Error::from(nix::errno::Errno::EACCES);
+            let blame = Capability::SysPtrace.blame(&denied);
+            let found = format!("{hidden} of {} could not be looked at{blame}", seen + hidden);
+            Finding::limited(SUBJECT, found)
                 .costs("their namespaces are found only if they are mounted somewhere, and not by name")
                 .remedy("see the capabilities above")
         }
