@@ -190,7 +190,7 @@ impl App {
         let started = started.instrument(span.clone()).await;
         if let Err(refusal) = &started {
             let status = refusal.status.as_u16();
-            span.in_scope(|| self.refusals.log(peer, refusal, "refused"));
+            span.in_scope(|| self.refusals.refused(peer, refusal));
             self.metrics.refused(status);
             watch::refused(&attempt, status, &refusal.sentence);
         }

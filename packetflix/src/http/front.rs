@@ -197,7 +197,7 @@ impl Front {
 
     /// Refuses what does not get as far as our routes or the discovery service.
     fn refuse(&self, refusal: Refusal, client: &Client) -> Response<AnswerBody> {
-        self.app.refusals.log(Some(client.peer), &refusal, "not let in");
+        self.app.refusals.not_let_in(client.peer, &refusal);
         refusal.into_response().map(boxed)
     }
 }

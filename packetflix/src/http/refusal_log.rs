@@ -27,16 +27,20 @@ pub(super) struct RefusalLog {
 }
 
 impl RefusalLog {
-    /// Logs that `peer` was refused, in the current span, unless enough is said of it already.
-    pub(super) fn log(&self, peer: Option<Peer>, refusal: &Refusal, what: &'static str) {
+    /// Logs that `peer` was not let in, unless enough is said of it already.
+    pub(super) fn not_let_in(&self, peer: Peer, refusal: &Refusal) {
+        if self.is_worth_a_line(Some(peer)) {
+            let status = refusal.status.as_u16();
+            tracing::info!(%peer, status, reason = refusal.sentence, "not let in");
+        }
+    }
+
+    /// Logs in the current span that a capture of `peer` was refused, unless enough is said of it already. The address of
+    /// one who was let in is for the account of captures only.
+    pub(super) fn refused(&self, peer: Option<Peer>, refusal: &Refusal) {
         if self.is_worth_a_line(peer) {
-            let peer = peer.map(tracing::field::display);
-            tracing::info!(
-                peer,
-                status = refusal.status.as_u16(),
-                reason = refusal.sentence,
-                "{what}"
-            );
+            let status = refusal.status.as_u16();
+            tracing::info!(status, reason = refusal.sentence, "refused");
         }
     }
 
