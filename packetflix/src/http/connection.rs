@@ -21,7 +21,7 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{admission::Place, caller::Peer, refusal::plain_answer, tls::ClientCertificate};
+use super::{admission::Place, caller::Peer, refusal::plain_answer, request_line::RequestLine, tls::ClientCertificate};
 use crate::tap::OpenConnection;
 
 /// How long a client may take.
@@ -168,6 +168,8 @@ pub(super) struct Bounded {
     /// Until when the head is to have come, or begun.
     head: Pin<Box<Sleep>>,
     has_head_begun: bool,
+    /// The beginning of that head.
+    line: RequestLine,
     /// Until when something of the answer is to be taken, while nothing is.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -181,6 +183,7 @@ impl Bounded {
             patience: PATIENCE,
             head: Box::pin(sleep(PATIENCE.head)),
             has_head_begun: false,
+            line: RequestLine::default(),
             stalled: None,
         }
     }
@@ -198,6 +201,7 @@ impl Bounded {
             .compare_exchange(BEGUN, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
             self.has_head_begun = false;
+            self.line = RequestLine::default();
             let deadline = Instant::now() + self.patience.head;
             self.head.as_mut().reset(deadline);
         }
@@ -240,7 +244,8 @@ impl AsyncRead for Bounded {
         state.reader.register(context.waker());
         self.await_head();
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        let Self { stream, line, .. } = &mut *self;
+        let read = line.poll_read(Pin::new(stream), context, into);
         if self.state() != AWAITED {
             return read;
         }

@@ -20,6 +20,7 @@ mod quotas;
 mod refusal;
 mod refusal_log;
 mod request;
+mod request_line;
 mod routes;
 mod server;
 mod targets;
