@@ -21,6 +21,7 @@ pub mod logging;
 mod lookout;
 mod memory;
 pub mod merging;
+mod nearest;
 pub mod netns;
 pub mod pcapng;
 mod proc_fs;
@@ -28,6 +29,7 @@ mod session;
 mod sys;
 pub mod tap;
 mod target;
+mod text;
 mod units;
 mod watch;
 

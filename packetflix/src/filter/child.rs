@@ -62,7 +62,7 @@ const SYSTEM_CALLS: [libc::c_long; 17] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Order {
     pub(super) link_type: LinkType,
-    /// Whether the expression asks for VLAN tags.
+    /// Whether the expression asks for what libpcap knows of captures only, such as VLAN tags beside the packet.
     pub(super) vlan: bool,
     /// In the host's byte order; all ones when there is none.
     pub(super) netmask: u32,

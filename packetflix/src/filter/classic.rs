@@ -482,6 +482,35 @@ impl fmt::Display for Listing<'_> {
     }
 }
 
+/// Where a load takes its value from: what the kernel knows beside the packet has names, as `bpf_image.c` of libpcap writes
+/// them.
+fn absolute(k: u32) -> String {
+    /// Every fourth number from `SKF_AD_OFF` on.
+    const NAMES: [&str; 16] = [
+        "proto",
+        "type",
+        "ifidx",
+        "nla",
+        "nlan",
+        "mark",
+        "queue",
+        "hatype",
+        "rxhash",
+        "cpu",
+        "xor_x",
+        "vlan_tci",
+        "vlanp",
+        "poff",
+        "random",
+        "vlan_tpid",
+    ];
+    let beside = k.checked_sub(ANCILLARY_OFFSET).filter(|beside| beside % 4 == 0);
+    match beside.and_then(|beside| NAMES.get(beside as usize / 4)) {
+        Some(name) => format!("[{name}]"),
+        None => format!("[{}]", k as i32),
+    }
+}
+
 /// As `tcpdump -d` writes it, but that jumps tell how many instructions they skip.
 impl fmt::Display for Instruction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -496,7 +525,7 @@ impl Instruction {
             return write!(f, "unimp    {:#x}", self.code);
         };
         let (name, operand) = match operation {
-            Operation::LoadAbsolute(size, k) => (load(size), format!("[{}]", k as i32)),
+            Operation::LoadAbsolute(size, k) => (load(size), absolute(k)),
             Operation::LoadIndirect(size, k) => (load(size), format!("[x + {}]", k as i32)),
             Operation::LoadHeaderLength(k) => ("ldxb", format!("4*([{}]&0xf)", k as i32)),
             Operation::LoadConstant(Register::A, k) => ("ld", format!("#{k:#x}")),
@@ -607,7 +636,10 @@ mod tests {
     #[test]
     fn lists_the_rest() {
         for (instruction, expected) in [
-            (op(LD | B | ABS, ANCILLARY_OFFSET + 48), "ldb      [-4048]"),
+            (op(LD | B | ABS, ANCILLARY_OFFSET + 48), "ldb      [vlanp]"),
+            (op(LD | B | ABS, ANCILLARY_OFFSET + 4), "ldb      [type]"),
+            (op(LD | B | ABS, ANCILLARY_OFFSET + 3), "ldb      [-4093]"),
+            (op(LD | B | ABS, ANCILLARY_OFFSET + 64), "ldb      [-4032]"),
             (op(LD | W | IND, 2), "ld       [x + 2]"),
             (op(LD | IMM, 16), "ld       #0x10"),
             (op(LDX | IMM, 16), "ldx      #0x10"),

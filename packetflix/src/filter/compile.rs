@@ -70,6 +70,14 @@ impl Default for Options {
     }
 }
 
+/// What libpcap compiles for captures alone, or otherwise for these.
+const LIVE: [&str; 4] = ["vlan", "inbound", "outbound", "ifindex"];
+
+/// Whether an expression has names in it that others are asked for.
+pub(crate) fn has_names(expression: &str) -> bool {
+    names::wanted(expression).is_ok_and(|wanted| !wanted.is_empty())
+}
+
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
@@ -232,7 +240,7 @@ async fn compile_anew(
     let order = Order {
         link_type,
         // As a word or not: that costs time only.
-        vlan: expression.contains("vlan"),
+        vlan: LIVE.iter().any(|word| expression.contains(word)),
         netmask,
     };
     let deadline = if order.vlan { PATIENT_DEADLINE } else { DEADLINE };

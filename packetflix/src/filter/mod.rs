@@ -12,6 +12,7 @@ mod lookup;
 mod names;
 pub mod native;
 mod resolver;
+mod slips;
 mod translate;
 mod turns;
 

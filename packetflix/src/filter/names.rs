@@ -17,6 +17,7 @@ use std::{borrow::Cow, collections::HashSet, net::IpAddr, ops::Range, sync::Lazy
 use super::{
     lookup::{Found, Kind, Known, Lookup},
     resolver::MAX_NAMES,
+    slips::slip,
 };
 
 /// Why an expression is not compiled.
@@ -88,7 +89,14 @@ impl Meaning {
 /// When it holds a name that cannot be replaced, or would become a program with a loop.
 pub(super) fn check<'a>(expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
     let mut out = Rewriter::new(expression);
+    let are_known = matches!(names, Names::Known(_));
     walk(expression, |token| match (token, names) {
+        (Word::Name(place), _)
+            if let Some(message) = slip(expression, place.at, place.text, are_known) =>
+        {
+            let expression = expression.to_owned();
+            Err(Refused::Unknown { expression, message })
+        }
         (Word::Protocol(at, number), _) => {
             // What is before it may end with no space.
             out.replace(at.at, at.text.len(), &format!(" {number}"));
@@ -133,6 +141,10 @@ pub(super) fn wanted(expression: &str) -> Result<Vec<Lookup>, Refused> {
     let mut wanted = Vec::new();
     walk(expression, |word| {
         if let Word::Name(place) = word {
+            if let Some(message) = slip(expression, place.at, place.text, true) {
+                let expression = expression.to_owned();
+                return Err(Refused::Unknown { expression, message });
+            }
             for lookup in place.lookups() {
                 if !wanted.contains(&lookup) {
                     wanted.push(lookup);
@@ -595,7 +607,7 @@ impl Token {
     }
 }
 
-fn is_keyword(word: &str) -> bool {
+pub(super) fn is_keyword(word: &str) -> bool {
     static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
     SET.contains(word)
 }
@@ -760,7 +772,7 @@ const PROTOCOLS: [(&str, &str); 10] = [
 
 /// All words of the language.
 #[rustfmt::skip]
-const KEYWORDS: &[&str] = &[
+pub(super) const KEYWORDS: &[&str] = &[
     // Directions, kinds and protocols.
     "src", "dst", "host", "net", "mask", "port", "portrange", "proto", "protochain", "gateway",
     "link", "ether", "ppp", "slip", "fddi", "tr", "wlan", "arp", "rarp", "ip", "ip6", "sctp", "tcp", "udp", "icmp",
@@ -793,6 +805,8 @@ const KEYWORDS: &[&str] = &[
     "icmp6-homeagentdiscoveryreply", "icmp6-mobileprefixsolicit", "icmp6-mobileprefixadvert", "icmp6-certpathsolicit",
     "icmp6-certpathadvert", "icmp6-multicastrouteradvert", "icmp6-multicastroutersolicit",
     "icmp6-multicastrouterterm",
+    // From libpcap 1.11 on.
+    "vxlan",
     "tcpflags", "tcp-fin", "tcp-syn", "tcp-rst", "tcp-push", "tcp-ack", "tcp-urg", "tcp-ece", "tcp-cwr",
 ];
 
