@@ -9,6 +9,8 @@ use std::{
     time::Instant,
 };
 
+use crate::text::readable_cut;
+
 /// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.
 ///
 /// # Errors
@@ -101,6 +103,12 @@ fn namespace_mount(line: &[u8]) -> Option<(u64, PathBuf)> {
     Some((inode, path))
 }
 
+/// Name of a process's program as people can read it, or nothing when it has ended.
+pub(crate) fn program_name(pid: u32) -> String {
+    let name = fs::read(proc_path(pid, "comm")).unwrap_or_default();
+    readable_cut(name.strip_suffix(b"\n").unwrap_or(&name))
+}
+
 /// Path of something that `/proc` has of a process.
 pub(crate) fn proc_path(pid: u32, rest: &str) -> PathBuf {
     Path::new("/proc").join(pid.to_string()).join(rest)
@@ -141,7 +149,7 @@ pub(crate) fn namespace_path(pid: u32, thread: Option<u32>, kind: &str) -> PathB
 /// Some of what `/proc/PID/stat` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
-    /// Name of the program, at most 15 bytes; the process may give itself any.
+    /// Name of the program, at most 15 bytes, as people can read it; the process may give itself any.
     pub(crate) name: String,
     /// Its parent.
     pub(crate) ppid: u32,
@@ -163,13 +171,15 @@ impl Stat {
     ///
     /// Source: proc_pid_stat(5): fields 2, 4 and 22.
     fn parse(line: &[u8]) -> Option<Self> {
-        let line = String::from_utf8_lossy(line);
-        let (_, rest) = line.split_once('(')?;
-        let (name, rest) = rest.rsplit_once(')')?;
+        let begin = line.iter().position(|byte| *byte == b'(')? + 1;
+        let end = line.iter().rposition(|byte| *byte == b')')?;
+        let name = line.get(begin..end)?;
         // The first of these is field 3.
-        let mut fields = rest.split_ascii_whitespace();
+        let mut fields = std::str::from_utf8(&line[end + 1..])
+            .ok()?
+            .split_ascii_whitespace();
         Some(Self {
-            name: name.to_owned(),
+            name: readable_cut(name),
             ppid: fields.nth(4 - 3)?.parse().ok()?,
             starttime: fields.nth(22 - 5)?.parse().ok()?,
         })
@@ -217,8 +227,8 @@ pub(crate) mod fuzzing {
                     .all(|(_, path)| path.as_os_str().len() <= data.len())
         );
         if let Some(stat) = Stat::parse(data) {
-            // What is no text is replaced by a character of three bytes.
-            assert!(stat.name.len() <= 3 * data.len());
+            // What is no text becomes four characters.
+            assert!(stat.name.len() <= 4 * data.len());
         }
         if let Ok(text) = std::str::from_utf8(data) {
             let _ = parse_namespace(text);

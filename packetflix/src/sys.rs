@@ -145,6 +145,86 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> 
     }
 }
 
+/// A descriptor of another process, as one of ours. Kernel 5.6.
+///
+/// # Errors
+/// `EBADF` when it has none of this number, `EPERM` without CAP_SYS_PTRACE over it.
+pub(crate) fn descriptor_of(process: BorrowedFd<'_>, fd: u32) -> io::Result<OwnedFd> {
+    let fd = libc::c_int::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the call takes three integers, the first of which is an open descriptor.
+    let descriptor =
+        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })
+}
+
+/// The network namespace of a socket. Kernel 4.9, `linux/sockios.h`.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_ADMIN in that namespace, `ENOTTY` when it is no socket.
+pub(crate) fn namespace_of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: u64 = 0x894c;
+
+    nix::ioctl_none_bad!(get_namespace, SIOCGSKNS);
+    // SAFETY: the request takes no argument, and the descriptor is open for as long as it is borrowed.
+    let namespace = unsafe { get_namespace(socket.as_raw_fd()) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
+/// A side of an interface at which TCX programs run. The numbers are `BPF_TCX_…` of `linux/bpf.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TcxSide {
+    /// What it receives.
+    Ingress = 46,
+    /// What it sends.
+    Egress = 47,
+}
+
+/// Attaches a program at the head of those of an interface in the calling thread's network namespace, until the descriptor
+/// is closed. Kernel 6.6.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface, `ERANGE` when it takes no more programs.
+pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, side: TcxSide) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    /// Before the program that is named, which is the first where none is.
+    const BPF_F_BEFORE: u32 = 1 << 3;
+
+    /// The part of `union bpf_attr` that this command reads of a TCX link.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkCreate {
+        program: u32,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+        relative: u32,
+        padding: u32,
+        expected_revision: u64,
+    }
+
+    let attributes = LinkCreate {
+        program: program.as_raw_fd() as u32,
+        ifindex,
+        attach_type: side as u32,
+        flags: BPF_F_BEFORE,
+        ..LinkCreate::default()
+    };
+    // SAFETY: the pointer and length are those of a live structure that is laid out as the kernel reads it, and has no
+    // pointers of its own.
+    let descriptor = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_CREATE,
+            &raw const attributes,
+            size_of::<LinkCreate>(),
+        )
+    })?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })
+}
+
 /// A packet socket of the calling thread's network namespace that receives nothing until it is bound.
 ///
 /// # Errors
@@ -196,7 +276,7 @@ pub(crate) fn add_promiscuous_membership(socket: BorrowedFd<'_>, ifindex: u32) -
 /// Speed of an interface in bits per second; `None` where its driver tells none.
 ///
 /// `socket` belongs to the interface's network namespace. `linux/ethtool.h`, `ETHTOOL_GSET`.
-pub(crate) fn interface_speed(socket: BorrowedFd<'_>, name: &str) -> Option<u64> {
+pub(crate) fn interface_speed(socket: BorrowedFd<'_>, name: &[u8]) -> Option<u64> {
     const ETHTOOL_GSET: u32 = 1;
     const SPEED_UNKNOWN: u32 = u32::MAX;
 
@@ -223,7 +303,7 @@ pub(crate) fn interface_speed(socket: BorrowedFd<'_>, name: &str) -> Option<u64>
         ..EthtoolCommand::default()
     };
     let mut request = libc::ifreq {
-        ifr_name: interface_name(name.as_bytes()),
+        ifr_name: interface_name(name),
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
             ifru_data: (&raw mut command).cast(),
         },

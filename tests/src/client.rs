@@ -10,7 +10,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self, Bytes, Message,
         client::IntoClientRequest as _,
-        http::{HeaderName, HeaderValue},
+        http::{HeaderMap, HeaderName, HeaderValue},
         protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
@@ -30,6 +30,7 @@ fn patience() -> Duration {
 /// An open capture.
 pub struct Capture {
     socket: WebSocketStream<Transport>,
+    answer: HeaderMap,
 }
 
 /// The server's refusal of a handshake.
@@ -146,7 +147,10 @@ impl Capture {
             .await
             .context("no answer")?
         {
-            Ok((socket, _)) => Ok(Self { socket }),
+            Ok((socket, answer)) => Ok(Self {
+                socket,
+                answer: answer.headers().clone(),
+            }),
             Err(tungstenite::Error::Http(response)) => {
                 let status = response.status().as_u16();
                 let body = response.body().as_deref().unwrap_or_default();
@@ -157,6 +161,11 @@ impl Capture {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A header of the server's answer to the handshake.
+    pub fn answer(&self, name: &str) -> Option<&str> {
+        self.answer.get(name)?.to_str().ok()
     }
 
     /// The next piece of the stream. May be dropped while it waits.

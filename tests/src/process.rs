@@ -70,7 +70,9 @@ impl Sleeper {
         }
         let child = command.arg(program).arg("120").stdin(Stdio::null()).spawn()?;
         let sleeper = Self { child };
-        wait_until(Duration::from_secs(5), || Ok(sleeper.name()? == name))?;
+        // The kernel keeps fifteen bytes of it.
+        let kept = &name.as_bytes()[..name.len().min(15)];
+        wait_until(Duration::from_secs(5), || Ok(sleeper.name()? == kept))?;
         Ok(sleeper)
     }
 
@@ -113,9 +115,9 @@ impl Sleeper {
         Ok(())
     }
 
-    fn name(&self) -> anyhow::Result<String> {
-        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid()))?;
-        Ok(name.trim_end().to_owned())
+    fn name(&self) -> anyhow::Result<Vec<u8>> {
+        let name = std::fs::read(format!("/proc/{}/comm", self.pid()))?;
+        Ok(name.trim_ascii_end().to_vec())
     }
 }
 

@@ -4,10 +4,11 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::ensure;
 use packetflix_tests::{
-    client::Recorder,
+    client::{Recorder, refusal},
     docker::{Docker, IMAGE},
     server::Server,
 };
+use serde_json::json;
 
 #[tokio::test]
 async fn captures_a_container_that_another_talks_to() -> anyhow::Result<()> {
@@ -71,6 +72,73 @@ async fn captures_a_container_that_another_talks_to() -> anyhow::Result<()> {
         recording.interfaces[1].options.contains(&octets),
         "{}",
         recording.interfaces[1].options
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn container_is_known_by_all_its_names_with_all_its_interfaces() -> anyhow::Result<()> {
+    let docker = Docker::start()?;
+    let id = docker.run(&[
+        "run",
+        "--detach",
+        "--name",
+        "web",
+        IMAGE,
+        "/bin/busybox",
+        "sleep",
+        "600",
+    ])?;
+    docker.run(&["network", "create", "second"])?;
+    let socket = docker.socket().display().to_string();
+    let server = Server::start(&["--engine-socket", &socket])?;
+    for name in [&id[..], &id[..12], &id[..4]] {
+        let target = json!({ "name": name });
+        let recording = Recorder::start(&server.url_of(&target, ""))
+            .await?
+            .finish()
+            .await?;
+        ensure!(
+            recording.comment.contains("container-name: \"web\""),
+            "{}",
+            recording.comment
+        );
+    }
+    let target = json!({ "name": "web", "type": "pod" });
+    let (status, sentence) = refusal(&server, &server.url_of(&target, ""), &[]).await?;
+    ensure!(
+        status == 404 && sentence.contains("of type docker"),
+        "{status} {sentence}"
+    );
+
+    let target = json!({ "name": "web" });
+    let mut recorder = Recorder::start(&server.url_of(&target, "")).await?;
+    docker.run(&["network", "connect", "second", "web"])?;
+    recorder
+        .read_until(|recording| {
+            recording
+                .interfaces
+                .iter()
+                .any(|interface| interface.name == "eth1")
+        })
+        .await?;
+    docker.run(&["kill", "web"])?;
+    let (recording, code, reason) = recorder.read_to_end().await?;
+    recording.check_complete()?;
+    assert_eq!((code, &reason[..]), (1000, "the target web has ended"));
+    let image = format!("web (docker, {IMAGE}");
+    ensure!(
+        recording
+            .interfaces
+            .iter()
+            .all(|interface| interface.options.contains(&image)),
+        "{:?}",
+        recording.interfaces
+    );
+    let (status, sentence) = refusal(&server, &server.url_of(&target, ""), &[]).await?;
+    ensure!(
+        status == 404 && sentence.contains("web is stopped (exited)"),
+        "{status} {sentence}"
     );
     Ok(())
 }

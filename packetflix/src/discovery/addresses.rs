@@ -92,13 +92,8 @@ mod tests {
             ifindex: 2,
             name: "eth0".to_owned(),
             hardware_type: 1,
-            has_one_peer: false,
-            loopback: false,
-            down: false,
-            mac: None,
-            alias: String::new(),
             addresses,
-            speed: None,
+            ..Link::default()
         };
         DiscoveredTarget {
             name: name.to_owned(),

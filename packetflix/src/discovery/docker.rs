@@ -82,6 +82,9 @@ struct Details {
 struct DetailedState {
     #[serde(default)]
     pid: i64,
+    /// One word, such as `exited`.
+    #[serde(default, deserialize_with = "crate::json::null_as_default")]
+    status: String,
 }
 
 /// Adds the engine's running containers to `found`, each as soon as its process is known.
@@ -149,6 +152,21 @@ fn not_understood(path: &str) -> impl FnOnce(serde_json::Error) -> DockerError {
         path: path.to_owned(),
         source,
     }
+}
+
+/// The state of a container that does not run, by its name or identifier; nothing when there is none.
+pub(super) async fn state_at_rest(socket: &EngineSocket, name: &str) -> Option<String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if !name.bytes().all(is_name) || name.starts_with('.') {
+        return None;
+    }
+    let path = format!("/containers/{name}/json");
+    let answer = get(socket, &path, super::budget::MAX_DETAILS_LEN).await.ok()?;
+    let details: Details = serde_json::from_slice(&answer.body).ok()?;
+    let DetailedState { pid, status } = details.state;
+    let is_word =
+        !status.is_empty() && status.len() <= 32 && status.bytes().all(|byte| byte.is_ascii_lowercase());
+    (pid == 0 && is_word).then_some(status)
 }
 
 /// The first process of a container, if it still runs.

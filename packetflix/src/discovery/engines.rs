@@ -120,6 +120,14 @@ impl Engine {
     }
 }
 
+/// The state of a container that does not run, as one of the engines tells it that are asked by name.
+pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Option<String> {
+    let speak_docker = sockets.iter().filter(|socket| socket.api != Some(Api::Cri));
+    let asked = speak_docker.map(|socket| timeout(PATIENCE, docker::state_at_rest(socket, name)));
+    let told = join_all(asked).await;
+    told.into_iter().find_map(|told| told.ok().flatten())
+}
+
 /// Asks one; `None` when there is no engine behind a socket at a well-known place.
 async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) -> Option<Engine> {
     let mut engine = Engine::of(socket);

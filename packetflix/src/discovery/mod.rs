@@ -211,6 +211,23 @@ impl Discovery {
         }
     }
 
+    /// Images of the target of this full name in a network namespace, as the last scan had them. Waits for nothing.
+    pub(crate) fn known_images(&self, netns: u64, name: &str) -> Vec<String> {
+        let Some(last) = self.scans.last() else {
+            return Vec::new();
+        };
+        let targets = last.targets.iter();
+        let mut found = targets.filter(|one| one.namespace.inode == netns && one.full_name() == name);
+        found.next().map(|one| one.images().to_vec()).unwrap_or_default()
+    }
+
+    /// The state of a container that does not run, such as `exited`, if an engine knows one of this name or identifier.
+    pub(crate) async fn state_at_rest(&self, name: &str) -> Option<String> {
+        let configured = self.scanner.engine_sockets.clone();
+        let found = blocking(move || sockets::find(&process_ids(), &configured)).await;
+        engines::state_at_rest(&found.sockets, name).await
+    }
+
     /// What there was a moment ago.
     ///
     /// # Errors

@@ -135,6 +135,12 @@ impl<T: Send + Sync + 'static> Shared<T> {
         Arc::strong_count(&self.followers) > 1
     }
 
+    /// What the last look has found, however long that is ago.
+    pub(super) fn last(&self) -> Option<Arc<T>> {
+        let last = self.last.borrow();
+        last.as_ref().map(|look| Arc::clone(&look.found))
+    }
+
     /// For how long the look that is under way has been late, if it is.
     pub(super) fn late(&self) -> Option<Duration> {
         let since = self.running().since?;

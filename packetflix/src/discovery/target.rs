@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 use super::{trust::Trust, workload::PodName};
 use crate::{
     netns::Link,
-    target::{self, TargetDescription},
+    target::{self, Aliases, TargetDescription},
 };
 
 /// A container, pod, process or bind mount with its network namespace.
@@ -75,6 +75,20 @@ impl DiscoveredTarget {
         target::full_name(&self.prefix, &self.name)
     }
 
+    /// Its images, as its engine tells them.
+    pub(crate) fn images(&self) -> &[String] {
+        self.workload.as_ref().map_or(&[], |facts| &facts.images)
+    }
+
+    fn aliases(&self) -> Aliases {
+        let mounts = self.namespace.mounts.iter();
+        Aliases {
+            mounts: mounts.map(|mount| mount.display().to_string()).collect(),
+            id: self.workload.as_ref().map(|facts| facts.id.clone()),
+            is_host: self.namespace.is_host,
+        }
+    }
+
     /// As GhostWire lists it.
     pub(crate) fn description(&self) -> TargetDescription {
         TargetDescription {
@@ -85,18 +99,20 @@ impl DiscoveredTarget {
             pid: self.process.map(|process| process.pid),
             starttime: self.process.map(|process| process.starttime),
             interfaces: self.namespace.usable_interfaces().map(str::to_owned).collect(),
+            aliases: self.aliases(),
+            images: self.images().to_vec(),
             ..TargetDescription::default()
         }
     }
 }
 
 impl Namespace {
-    /// Names of the interfaces that are not down. The loopback device counts always, though a new namespace has it
-    /// down: a list without anything would mean that nothing is known.
+    /// Names of the interfaces that are set up to be up: what the kernel says of their state comes late. The loopback
+    /// device counts always, though a new namespace has it down: a list without anything would mean that nothing is known.
     pub(crate) fn usable_interfaces(&self) -> impl Iterator<Item = &str> {
         self.links
             .iter()
-            .filter(|link| !link.down || link.loopback)
+            .filter(|link| link.is_set_up || link.loopback)
             .map(|link| &link.name[..])
     }
 

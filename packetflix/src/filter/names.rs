@@ -91,9 +91,7 @@ pub(super) fn check<'a>(expression: &'a str, names: &Names) -> Result<Cow<'a, st
     let mut out = Rewriter::new(expression);
     let are_known = matches!(names, Names::Known(_));
     walk(expression, |token| match (token, names) {
-        (Word::Name(place), _)
-            if let Some(message) = slip(expression, place.at, place.text, are_known) =>
-        {
+        (Word::Name(place), _) if let Some(message) = slip(expression, place.at, place.text, are_known) => {
             let expression = expression.to_owned();
             Err(Refused::Unknown { expression, message })
         }

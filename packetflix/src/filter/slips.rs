@@ -5,7 +5,15 @@ use crate::nearest::nearest;
 
 /// Words that have a name behind them.
 const BEFORE_NAMES: [&str; 9] = [
-    "host", "net", "mask", "port", "portrange", "proto", "src", "dst", "gateway",
+    "host",
+    "net",
+    "mask",
+    "port",
+    "portrange",
+    "proto",
+    "src",
+    "dst",
+    "gateway",
 ];
 
 /// Protocols of display filters that filters here have no word for.
@@ -15,7 +23,21 @@ const OTHER_PROTOCOLS: [&str; 9] = [
 
 /// What may follow a field of a display filter.
 const BEHIND_FIELDS: [&str; 15] = [
-    "==", "!=", ">", "<", "=", "eq ", "ne ", "contains ", "matches ", "in ", "and", "or", "&&", "||", ")",
+    "==",
+    "!=",
+    ">",
+    "<",
+    "=",
+    "eq ",
+    "ne ",
+    "contains ",
+    "matches ",
+    "in ",
+    "and",
+    "or",
+    "&&",
+    "||",
+    ")",
 ];
 
 /// What is wrong with a word of an expression that stands at this place and is no word of the language, if it is no name

@@ -19,7 +19,7 @@ use tokio_util::{
 use tracing::Instrument as _;
 use warp::{
     Reply,
-    http::{HeaderMap, Request, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode},
     reply::Response,
 };
 
@@ -40,16 +40,22 @@ use crate::{
     access::Access,
     config::Config,
     discovery::Discovery,
-    filter::compile::{Options, excerpt},
+    filter::compile::{Options, excerpt, has_names},
     netns::{FindError, Netns},
-    session::{CaptureKey, Feeds, Joined, KnownNames, Limits, Session, SessionInfo},
-    tap::{CaptureFilters, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
+    session::{
+        CaptureKey, Feeds, Joined, KnownNames, Limits, MeantTarget, SEVERAL_LINK_TYPES, Session, SessionInfo,
+    },
+    sys,
+    tap::{CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target, TargetDescription, TargetError},
     watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, ClientFacts, Load, Metrics, RunningCapture},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
 const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Header of an answer, for people: what there is to know of a capture that begins.
+const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
 
 /// What all requests share.
 pub(super) struct App {
@@ -206,7 +212,7 @@ impl App {
         tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
         check_origin(&handshake.headers, &self.config.allowed_origins)?;
         handshake.caller.may_capture_something()?;
-        let (switching, upgraded) = accept_upgrade(&handshake)?;
+        let (mut switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         attempt.target.clone_from(&request.target);
         let account = handshake.caller.account();
@@ -220,11 +226,16 @@ impl App {
         } else {
             Own::find(&handshake, target.netns.inode(), &self.listening, &self.names)
         };
-        let Target { netns, description } = target;
-        let selection = match request.selection {
-            Some(selection) => selection,
-            None => select(description.interfaces.clone())?,
-        };
+        let Target {
+            mut netns,
+            mut description,
+        } = target;
+        let selection = as_wished(request.selection, &description)?;
+        if description.images.is_empty() {
+            description.images = self
+                .discovery
+                .known_images(netns.inode(), &description.full_name());
+        }
         let info = SessionInfo {
             netns: netns.inode(),
             holder: netns.name_and_type(),
@@ -249,12 +260,15 @@ impl App {
             with_own: request.with_own,
             claimed: own.claimed,
             chaste: request.chaste,
+            // Tomorrow, a name may be another's.
+            alone: (self.filters.resolve_names && has_names(&request.filter)).then_some(attempt.id),
         };
         let mut target = description.clone();
         if target.name.is_empty() {
             let (name, kind) = info.holder.clone();
             (target.name, target.kind) = (name, kind.to_owned());
         }
+        let meant = meant_target(&mut netns, &target);
         let mut facts = CaptureFacts {
             id: attempt.id,
             tap: attempt.id,
@@ -269,6 +283,11 @@ impl App {
             .join_or_begin(facts.id, key, netns, own.traffic, account)
             .await?;
         facts.tap = joined.tap();
+        if joined.has_several_link_types() {
+            switching
+                .headers_mut()
+                .insert(NOTE, HeaderValue::from_static(SEVERAL_LINK_TYPES));
+        }
         let running = self.captures.begin(facts, stop.clone());
         let mut session = match joined.stream(info, stop.clone(), running.capture()) {
             Ok(session) => session,
@@ -279,6 +298,9 @@ impl App {
         };
         if let Some(names) = names {
             session.tell_names(names);
+        }
+        if let Some(process) = meant {
+            session.end_with(process);
         }
         tracing::info!(
             netns = session.netns(),
@@ -312,7 +334,13 @@ impl App {
     async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, Refusal> {
         let rights = caller.rights();
         if !rights.are_by_pattern() {
-            return Ok(Target::open(wanted, &self.directory, rights).await?);
+            let name = wanted.name.clone();
+            return match Target::open(wanted, &self.directory, rights).await {
+                Err(unknown @ TargetError::Unknown { .. }) => {
+                    Err(self.stopped_or(unknown, name).await.into())
+                }
+                opened => Ok(opened?),
+            };
         }
         let name = wanted.full_name();
         let asked = match (&name[..], wanted.netns, wanted.pid) {
@@ -329,6 +357,17 @@ impl App {
         let target = opened.map_err(|error| hidden(error, caller, &asked, scan.is_partial))?;
         caller.may_capture(scan.occupants(target.netns.inode()), &asked)?;
         Ok(target)
+    }
+
+    /// What is to be said of a target that is unknown: its container may be there without running.
+    async fn stopped_or(&self, unknown: TargetError, name: String) -> TargetError {
+        if let Directory::Service(_) = self.directory {
+            return unknown;
+        }
+        match self.discovery.state_at_rest(&name).await {
+            Some(state) => TargetError::Stopped { name, state },
+            None => unknown,
+        }
     }
 
     /// Joins the capture if it runs, or begins it, with the number `id`.
@@ -437,10 +476,37 @@ fn hidden(error: TargetError, caller: &Caller, asked: &str, is_partial: bool) ->
         | TargetError::Stale(_)
         | TargetError::NotFoundAgain { .. }
         | TargetError::Unknown { .. }
+        | TargetError::Stopped { .. }
         | TargetError::Ambiguous { .. }
         | TargetError::Successor { .. }
         | TargetError::Ended { .. } => caller.has_no(asked).into(),
     }
+}
+
+/// What was meant by a name or a process, as far as the kernel can tell when it ends.
+fn meant_target(netns: &mut Netns, target: &TargetDescription) -> Option<MeantTarget> {
+    let process = sys::watch(netns.take_process()?);
+    let process = process.inspect_err(|error| tracing::warn!(%error, "the target's end is not noticed"));
+    Some(MeantTarget {
+        name: target.full_name(),
+        process: process.ok()?,
+    })
+}
+
+/// Which interfaces are wanted. The list that a request has of its target's interfaces says what its client knew of them,
+/// and so does `nif`, where a client just hands that list back.
+fn as_wished(
+    asked: Option<InterfaceSelection>,
+    target: &TargetDescription,
+) -> Result<InterfaceSelection, RequestError> {
+    let listed = match select(target.interfaces.clone())? {
+        InterfaceSelection::Named(names) => InterfaceSelection::Listed(names),
+        all => all,
+    };
+    Ok(match asked {
+        Some(asked) if asked.names().is_none() || asked.names() != listed.names() => asked,
+        _ => listed,
+    })
 }
 
 /// A refusal that may be owed to the filter: it names the expression, and how large that became.

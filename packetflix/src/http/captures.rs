@@ -14,10 +14,7 @@ use super::{
     origin::check_origin,
     refusal::Refusal,
 };
-use crate::{
-    tap::InterfaceSelection,
-    watch::{Amount, Capture},
-};
+use crate::watch::{Amount, Capture};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
@@ -154,10 +151,7 @@ impl<'a> Listed<'a> {
                 prefix: &facts.target.prefix,
                 netns: facts.netns,
             },
-            network_interfaces: match &facts.selection {
-                InterfaceSelection::All => None,
-                InterfaceSelection::Named(names) => Some(names),
-            },
+            network_interfaces: facts.selection.names(),
             filter: &facts.filter,
             started_at: since_1970.as_secs_f64(),
             duration: capture.duration().as_secs_f64(),

@@ -21,7 +21,9 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{admission::Place, caller::Peer, refusal::plain_answer, request_line::RequestLine, tls::ClientCertificate};
+use super::{
+    admission::Place, caller::Peer, refusal::plain_answer, request_line::RequestLine, tls::ClientCertificate,
+};
 use crate::tap::OpenConnection;
 
 /// How long a client may take.

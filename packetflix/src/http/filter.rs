@@ -24,6 +24,8 @@ struct Programs<'a> {
     native: Vec<String>,
 }
 
+const PARAMETERS: [&str; 2] = ["expr", "linktype"];
+
 /// Names and numbers of the link types.
 const LINK_TYPES: [(&str, &str, LinkType); 2] = [
     ("ethernet", "1", LinkType::Ethernet),
@@ -35,6 +37,12 @@ pub(super) async fn show(app: &App, query: &str, caller: &Caller) -> Result<Resp
     let refused = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
         .map_err(|error| refused(format!("the query cannot be read: {error}")))?;
+    if let Some((name, _)) = pairs.iter().find(|(name, _)| !PARAMETERS.contains(&&name[..])) {
+        return Err(refused(format!(
+            "there is no parameter {name}; there are {}",
+            PARAMETERS.join(" and ")
+        )));
+    }
     let find = |name: &str| {
         let mut values = pairs.iter().filter(|(found, _)| found == name);
         values.next().map(|(_, value)| value.trim())

@@ -144,6 +144,7 @@ impl From<RequestError> for Refusal {
             | RequestError::Header(_)
             | RequestError::Repeated(_)
             | RequestError::RepeatedHeader(_)
+            | RequestError::Unknown { .. }
             | RequestError::NoTarget
             | RequestError::TwoTargets
             | RequestError::Container(_)
@@ -190,7 +191,7 @@ impl From<TargetError> for Refusal {
     fn from(error: TargetError) -> Self {
         let status = match &error {
             TargetError::Nothing => StatusCode::BAD_REQUEST,
-            TargetError::Unknown { .. } => StatusCode::NOT_FOUND,
+            TargetError::Unknown { .. } | TargetError::Stopped { .. } => StatusCode::NOT_FOUND,
             TargetError::Stale(_)
             | TargetError::NotFoundAgain { .. }
             | TargetError::Ambiguous { .. }

@@ -6,6 +6,7 @@ use packetflix_common::MAX_INTERFACES;
 use warp::http::HeaderMap;
 
 use crate::{
+    nearest::nearest,
     pcapng::SNAPLEN as MAX_SNAPLEN,
     session::{Limits, StatisticsPace},
     tap::InterfaceSelection,
@@ -129,6 +130,12 @@ pub(super) enum RequestError {
     Header(&'static str),
     #[error("the parameter {0} is given more than once")]
     Repeated(&'static str),
+    #[error("there is no parameter {name}{}", or_meant(*nearest))]
+    Unknown {
+        name: String,
+        /// One that there is, and that may have been meant.
+        nearest: Option<&'static str>,
+    },
     #[error(
         "no target is given: name a container with container={{\"name\":\"NAME\"}}, or a network namespace with netns=NUMBER"
     )]
@@ -152,7 +159,7 @@ pub(super) enum RequestError {
 }
 
 impl CaptureRequest {
-    /// Reads the request for a capture. Parameters that we do not know are ignored, as are the headers.
+    /// Reads the request for a capture. Headers that we do not know are ignored; parameters are not.
     pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, RequestError> {
         let parameters = Parameters::parse(query, headers)?;
         let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
@@ -189,6 +196,14 @@ impl CaptureRequest {
                 .unwrap_or_default(),
         })
     }
+}
+
+/// The end of a sentence that names what may have been meant.
+fn or_meant(nearest: Option<&str>) -> String {
+    nearest.map_or_else(
+        || format!("; there are {}", PARAMETERS.map(|known| known.name).join(", ")),
+        |nearest| format!(": {nearest} is the nearest"),
+    )
 }
 
 fn parse_netns(text: &str) -> Result<u64, RequestError> {
@@ -255,9 +270,12 @@ impl<'a> Parameters<'a> {
             serde_urlencoded::from_str(query).map_err(|error| RequestError::Query(error.to_string()))?;
         let mut query: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in pairs {
-            if PARAMETERS.iter().any(|known| known.name == name) {
-                query.entry(name).or_default().push(value);
+            if !PARAMETERS.iter().any(|known| known.name == name) {
+                let names = PARAMETERS.iter().map(|known| known.name);
+                let nearest = nearest(&name, names, 1).first().copied();
+                return Err(RequestError::Unknown { name, nearest });
             }
+            query.entry(name).or_default().push(value);
         }
         Ok(Self { query, headers })
     }
@@ -487,6 +505,27 @@ mod tests {
             ("netns=5&names=no", Switch("names", "no".into())),
             ("netns=5&self=2", Switch("self", "2".into())),
             ("netns=5&netns=6", Repeated("netns")),
+            (
+                "netns=5&fliter=icmp",
+                Unknown {
+                    name: "fliter".into(),
+                    nearest: Some("filter"),
+                },
+            ),
+            (
+                "netns=5&Netns=5",
+                Unknown {
+                    name: "Netns".into(),
+                    nearest: Some("netns"),
+                },
+            ),
+            (
+                "netns=5&zzz",
+                Unknown {
+                    name: "zzz".into(),
+                    nearest: None,
+                },
+            ),
         ] {
             assert_eq!(parse(query), Err(error), "{query}");
         }

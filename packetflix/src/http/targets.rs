@@ -104,6 +104,8 @@ struct TargetDetails<'a> {
 #[serde(rename_all = "kebab-case")]
 struct InterfaceDetails<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    altnames: &'a [String],
     index: u32,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -253,6 +255,7 @@ impl<'a> From<&'a Link> for InterfaceDetails<'a> {
         let octets = |mac: [u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
         Self {
             name: &link.name,
+            altnames: &link.altnames,
             index: link.ifindex,
             state: if link.down { "down" } else { "up" },
             mac: link.mac.map(octets),

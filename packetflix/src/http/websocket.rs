@@ -364,6 +364,11 @@ fn close_reason(client: &Peer, session: &Ended) -> (u16, CaptureEnd, String) {
             CaptureEnd::NamespaceGone,
             format!("the network namespace {inode} has ended"),
         ),
+        (None, Ended::TargetGone(name)) => (
+            NORMAL,
+            CaptureEnd::TargetGone,
+            format!("the target {name} has ended"),
+        ),
         (None, Ended::Failed(why)) => (FAILED, CaptureEnd::Failed, why.clone()),
     };
     reason.truncate(reason.floor_char_boundary(MAX_REASON_LEN));
@@ -398,6 +403,7 @@ mod tests {
             Ended::Stopped,
             Ended::ByOperator,
             Ended::NamespaceGone(5),
+            Ended::TargetGone("ü".repeat(200)),
             Ended::Limit(Limit::MaxDuration(Duration::MAX)),
             Ended::Failed("y".repeat(200)),
         ];

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    fmt, fs, io,
+    fmt, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process,
@@ -19,17 +19,23 @@ use nix::{
     },
 };
 
-use super::views::{MountLists, Unseen, View};
+use super::{
+    hands,
+    views::{MountLists, Unseen, View},
+};
 use crate::{
     capabilities::Capability,
     error::is_exhaustion,
     lookout::{Lookout, Missed, Place},
-    proc_fs::{namespace_link, numbers_in, proc_path},
+    proc_fs::{namespace_link, numbers_in, proc_path, program_name},
     sys,
 };
 
 /// How long a namespace is looked for among the threads of processes: a user may have many.
 const THREADS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a namespace is looked for among what processes have open.
+const HANDS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Most that is said of what could not be looked at.
 const MAX_TOLD: usize = 3;
@@ -43,6 +49,10 @@ pub(crate) enum Holder {
     Thread { pid: u32, tid: u32 },
     /// A bind mount, at a path of the mount namespace of process `pid`, whose files are to be looked at with care.
     Mount { pid: u32, path: PathBuf, files: Place },
+    /// A process that has it open.
+    Descriptor { pid: u32, fd: u32 },
+    /// A process that has a socket there, which has this inode number.
+    Socket { pid: u32, fd: u32, socket: u64 },
 }
 
 /// Why a namespace was not found.
@@ -126,7 +136,7 @@ fn some_of(unseen: &[String]) -> String {
 fn not_found(inode: u64, kind: Option<&str>) -> String {
     match kind {
         Some(kind) => format!("{inode} is no network namespace but a namespace of type {kind}"),
-        None => format!("no process, thread or bind mount holds a network namespace {inode}"),
+        None => format!("no process, thread, bind mount or open file holds a network namespace {inode}"),
     }
 }
 
@@ -156,6 +166,11 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
     }
     if Instant::now() >= deadline {
         unseen.push("there are more threads than are looked at".to_owned());
+    }
+    match hands::find(&pids, inode, Instant::now() + HANDS_PATIENCE) {
+        (Some(found), _) => return Ok(found),
+        (None, true) => {}
+        (None, false) => unseen.push("processes have more open files than are looked at".to_owned()),
     }
     if let Some(errno) = exhaustion.0.take() {
         let source = errno.into();
@@ -255,6 +270,8 @@ impl Holder {
     pub(super) fn holds(&self, inode: u64) -> Option<bool> {
         let looked = match self {
             Self::Process { .. } | Self::Thread { .. } => self.namespace().map(|found| found == inode),
+            Self::Descriptor { pid, fd } => hands::is_open(*pid, *fd, inode),
+            Self::Socket { pid, fd, socket } => hands::is_socket(*pid, *fd, *socket),
             Self::Mount { .. } => self.open(inode).ok()?.map(|_| true),
         };
         match looked {
@@ -275,7 +292,9 @@ impl Holder {
     /// When what it lies behind does not answer.
     fn open(&self, inode: u64) -> Result<io::Result<OwnedFd>, Missed> {
         match self {
-            Self::Process { .. } | Self::Thread { .. } => Ok(self.open_link(inode)),
+            Self::Process { .. } | Self::Thread { .. } | Self::Descriptor { .. } | Self::Socket { .. } => {
+                Ok(self.open_unwatched(inode))
+            }
             Self::Mount { files, .. } => {
                 let mut lookout = Lookout::new(move |holder: Self| holder.open_unwatched(inode));
                 lookout.look(*files, self.clone())
@@ -287,6 +306,8 @@ impl Holder {
     pub(super) fn open_unwatched(&self, inode: u64) -> io::Result<OwnedFd> {
         match self {
             Self::Process { .. } | Self::Thread { .. } => self.open_link(inode),
+            Self::Descriptor { .. } => self.open_descriptor(inode),
+            Self::Socket { pid, fd, .. } => checked(hands::namespace_of_socket(*pid, *fd)?, inode),
             Self::Mount { pid, path, .. } => open_mounted(*pid, path, inode),
         }
     }
@@ -297,18 +318,32 @@ impl Holder {
         checked(descriptor, inode)
     }
 
+    /// Opens what another has open, once that is known to be a namespace: opening anything else may do something.
+    fn open_descriptor(&self, inode: u64) -> io::Result<OwnedFd> {
+        let handle = open(&self.path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        if fstatfs(&handle)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.open_link(inode)
+    }
+
     fn path(&self) -> PathBuf {
         match self {
             Self::Process { pid } => proc_path(*pid, "ns/net"),
             Self::Thread { pid, tid } => proc_path(*pid, &format!("task/{tid}/ns/net")),
             Self::Mount { path, .. } => path.clone(),
+            Self::Descriptor { pid, fd } | Self::Socket { pid, fd, .. } => {
+                proc_path(*pid, &format!("fd/{fd}"))
+            }
         }
     }
 
     /// Name and type for the stream's comment.
     pub(super) fn name_and_type(&self) -> (String, &'static str) {
         match self {
-            Self::Process { .. } | Self::Thread { .. } => (self.to_string(), "proc"),
+            Self::Process { .. } | Self::Thread { .. } | Self::Descriptor { .. } | Self::Socket { .. } => {
+                (self.to_string(), "proc")
+            }
             Self::Mount { .. } => (self.to_string(), "bindmount"),
         }
     }
@@ -317,9 +352,11 @@ impl Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Process { pid } | Self::Thread { pid, .. } => {
-                let name = fs::read_to_string(proc_path(*pid, "comm")).unwrap_or_default();
-                write!(f, "{}({pid})", name.trim_end())
+            Self::Process { pid }
+            | Self::Thread { pid, .. }
+            | Self::Descriptor { pid, .. }
+            | Self::Socket { pid, .. } => {
+                write!(f, "{}({pid})", program_name(*pid))
             }
             Self::Mount { path, .. } => write!(f, "{}", path.display()),
         }

@@ -1,42 +1,51 @@
 //! Network interfaces of a namespace: what there is, and that something has changed.
 
-use std::{collections::HashMap, io, net::IpAddr, os::fd::BorrowedFd};
-
-use futures_channel::mpsc::UnboundedReceiver;
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use nix::libc;
-use rtnetlink::{
-    Handle, MulticastGroup,
-    packet_core::{NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkMessage, State},
-    },
-    sys::SocketAddr,
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::sys;
+use nix::libc;
+use tokio::io::unix::AsyncFd;
+
+use super::netlink::{
+    self, ADDRESS_HEADER_LEN, LINK_HEADER_LEN, Message, attributes, half, messages, number,
+};
+use crate::{sys, text::readable};
+
+/// Names beside the name that a link may have, in a list. Kernel 5.5, `linux/if_link.h`.
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
+
+/// `IF_OPER_DOWN` of `linux/if.h`.
+const OPERATIONALLY_DOWN: u8 = 2;
 
 /// A network interface.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     /// Its index in the namespace.
     pub(crate) ifindex: u32,
-    /// Its name; another may have it later.
+    /// Its name as people can read it; another may have it later.
     pub(crate) name: String,
+    /// Its name as the kernel has it.
+    pub(crate) raw_name: Vec<u8>,
+    /// Its other names, as people can read them.
+    pub(crate) altnames: Vec<String>,
     /// Kind of hardware, an `ARPHRD_…` constant of `linux/if_arp.h`.
     pub(crate) hardware_type: u16,
     /// Whether whatever it sends goes to one other end (`IFF_POINTOPOINT`, and not `IFF_BROADCAST`).
     pub(crate) has_one_peer: bool,
     /// Whether it is a loopback device.
     pub(crate) loopback: bool,
+    /// Whether it is to be up, as whoever set it up said; what it then is may come a second later.
+    pub(crate) is_set_up: bool,
     /// Whether the kernel calls it down; it may come up.
     pub(crate) down: bool,
     /// Its hardware address, if that has 48 bits.
     pub(crate) mac: Option<[u8; 6]>,
-    /// What the operator says of it.
+    /// What the operator says of it, as people can read it.
     pub(crate) alias: String,
     /// Its addresses.
     pub(crate) addresses: Vec<LinkAddress>,
@@ -51,18 +60,34 @@ pub(crate) struct LinkAddress {
     pub(crate) prefix_len: u8,
 }
 
+impl Link {
+    /// Whether people may mean it by `name`.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name == name
+            || self.raw_name == name.as_bytes()
+            || self.altnames.iter().any(|altname| altname == name)
+    }
+}
+
 /// Asks the kernel for the links of one namespace, and is told when they change.
 ///
 /// A change is only a reason to list again, so that none that is missed does harm.
 pub(crate) struct LinkWatch {
-    handle: Handle,
-    messages: Messages,
-    /// Indexes of interfaces that were removed: another may have taken the index before we list again.
-    removed: Vec<u32>,
-    _connection: AbortOnDropHandle<()>,
+    socket: AsyncFd<OwnedFd>,
+    /// Of the last request.
+    sequence: u32,
+    heard: Heard,
+    room: Vec<u8>,
 }
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+/// What was said of links since the last time.
+#[derive(Default)]
+struct Heard {
+    /// Whether one was added, removed or altered.
+    has_changed: bool,
+    /// Indexes of interfaces that were removed: another may have taken the index before we list again.
+    removed: Vec<u32>,
+}
 
 impl LinkWatch {
     /// Opens the netlink socket in the calling thread's network namespace, where it stays. The thread must
@@ -71,26 +96,30 @@ impl LinkWatch {
     /// # Errors
     /// When the socket cannot be opened.
     pub(crate) fn open() -> io::Result<Self> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         Ok(Self {
-            handle,
-            messages,
-            removed: Vec::new(),
-            _connection: connection,
+            socket: sys::watch(netlink::open(true)?)?,
+            sequence: 0,
+            heard: Heard::default(),
+            room: Vec::new(),
         })
     }
 
-    /// Waits until a link was added, removed or altered since the last time.
+    /// Waits until a link was added, removed or altered since the last time. May be dropped while it waits.
     pub(crate) async fn changed(&mut self) {
-        while let Some((message, _)) = self.messages.next().await {
-            if self.note(&message) {
-                self.note_all();
+        loop {
+            if std::mem::take(&mut self.heard.has_changed) {
                 return;
             }
+            let Ok(mut ready) = self.socket.readable().await else {
+                // Without a runtime nothing will ever change.
+                return std::future::pending().await;
+            };
+            match netlink::receive(ready.get_inner().as_fd(), &mut self.room) {
+                Ok(Some(datagram)) => messages(datagram).for_each(|message| self.heard.take_in(&Ok(message))),
+                Ok(None) => ready.clear_ready(),
+                Err(error) => self.heard.take_in(&Err(error)),
+            }
         }
-        // Without a connection nothing will ever change.
-        std::future::pending::<()>().await;
     }
 
     /// All links as they are now, and the indexes of the interfaces that were removed since the last call:
@@ -98,41 +127,11 @@ impl LinkWatch {
     ///
     /// # Errors
     /// When the kernel does not answer as it should.
-    pub(crate) async fn list_with_removed(
-        &mut self,
-        socket: BorrowedFd<'_>,
-    ) -> Result<(Vec<Link>, Vec<u32>), rtnetlink::Error> {
-        let links = self.list(socket).await?;
+    pub(crate) fn list_with_removed(&mut self, socket: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Vec<u32>)> {
+        let links = self.list(socket)?;
         // The kernel's answer and its messages come through one socket in the order in which they were sent:
         // whatever was removed before the links were listed has been told by now.
-        self.note_all();
-        Ok((links, std::mem::take(&mut self.removed)))
-    }
-
-    /// Takes in all messages that wait.
-    fn note_all(&mut self) {
-        while let Ok((message, _)) = self.messages.try_recv() {
-            self.note(&message);
-        }
-    }
-
-    /// Whether the message is of a link. A bridge tells of its ports with the same messages, in a family of
-    /// its own.
-    fn note(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-        let message = match &message.payload {
-            NetlinkPayload::InnerMessage(message) => message,
-            // The socket's buffer was too small for all that happened: a look at everything is due.
-            NetlinkPayload::Overrun(_) => return true,
-            _ => return false,
-        };
-        match message {
-            RouteNetlinkMessage::NewLink(link) => link.header.interface_family == AddressFamily::Unspec,
-            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                self.removed.push(link.header.index);
-                true
-            }
-            _ => false,
-        }
+        Ok((links, std::mem::take(&mut self.heard.removed)))
     }
 
     /// All links with their addresses, in the order of their indexes. `socket` is any socket of the
@@ -140,21 +139,35 @@ impl LinkWatch {
     ///
     /// # Errors
     /// When the kernel does not answer as it should.
-    pub(crate) async fn list(&self, socket: BorrowedFd<'_>) -> Result<Vec<Link>, rtnetlink::Error> {
-        let mut listing = Listing::default();
-        let mut stream = self.handle.address().get().execute();
-        while let Some(message) = stream.try_next().await? {
-            listing.add_address(&message);
-        }
-        let mut stream = self.handle.link().get().execute();
-        while let Some(message) = stream.try_next().await? {
-            listing.add_link(&message);
-        }
+    pub(crate) fn list(&mut self, socket: BorrowedFd<'_>) -> io::Result<Vec<Link>> {
+        let Self { heard, sequence, .. } = self;
+        let netlink = self.socket.get_ref().as_fd();
+        let listing = netlink::list(netlink, sequence, |said| heard.take_in(said))?;
         let mut links = listing.finish();
         for link in &mut links {
-            link.speed = sys::interface_speed(socket, &link.name);
+            link.speed = sys::interface_speed(socket, &link.raw_name);
         }
         Ok(links)
+    }
+}
+
+impl Heard {
+    /// Takes in what was said. A bridge tells of its ports with the same messages, in a family of its own.
+    fn take_in(&mut self, said: &io::Result<Message<'_>>) {
+        let Ok(message) = said else {
+            // The socket's buffer was too small for all that happened: a look at everything is due.
+            self.has_changed = true;
+            return;
+        };
+        let is_of_link = message.body.first() == Some(&(libc::AF_UNSPEC as u8));
+        match message.kind {
+            libc::RTM_NEWLINK if is_of_link => self.has_changed = true,
+            libc::RTM_DELLINK if is_of_link => {
+                self.removed.extend(number(message.body, 4));
+                self.has_changed = true;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -166,31 +179,17 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    pub(super) fn add_address(&mut self, message: &AddressMessage) {
-        let find =
-            |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
-        // Of a link between two points, the local address is ours and the other the peer's.
-        let address = find(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        })
-        .or_else(|| {
-            find(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            })
-        });
-        if let Some(address) = address {
-            let prefix_len = message.header.prefix_len;
-            self.addresses
-                .entry(message.header.index)
-                .or_default()
-                .push(LinkAddress { address, prefix_len });
+    /// Takes in what the kernel says of a link or an address.
+    pub(super) fn add(&mut self, message: &Message<'_>) {
+        match message.kind {
+            libc::RTM_NEWLINK => self.links.extend(link_of(message.body)),
+            libc::RTM_NEWADDR => {
+                if let Some((ifindex, address)) = address_of(message.body) {
+                    self.addresses.entry(ifindex).or_default().push(address);
+                }
+            }
+            _ => {}
         }
-    }
-
-    pub(super) fn add_link(&mut self, message: &LinkMessage) {
-        self.links.extend(link_of(message));
     }
 
     /// How many links and addresses there are so far.
@@ -208,30 +207,65 @@ impl Listing {
     }
 }
 
-fn link_of(message: &LinkMessage) -> Option<Link> {
-    let mut link = Link {
-        ifindex: message.header.index,
-        name: String::new(),
-        hardware_type: message.header.link_layer_type.into(),
-        has_one_peer: message.header.flags.contains(LinkFlags::Pointopoint)
-            && !message.header.flags.contains(LinkFlags::Broadcast),
-        loopback: message.header.flags.contains(LinkFlags::Loopback),
-        down: false,
-        mac: None,
-        alias: String::new(),
-        addresses: Vec::new(),
-        speed: None,
+/// From `struct ifaddrmsg` and what follows: the index of the link, and its address.
+fn address_of(body: &[u8]) -> Option<(u32, LinkAddress)> {
+    let (mut local, mut address) = (None, None);
+    for (kind, value) in attributes(body.get(ADDRESS_HEADER_LEN..)?) {
+        match kind {
+            libc::IFA_LOCAL => local = ip_address(value),
+            libc::IFA_ADDRESS => address = ip_address(value),
+            _ => {}
+        }
+    }
+    let address = LinkAddress {
+        // Of a link between two points, the local address is ours and the other the peer's.
+        address: local.or(address)?,
+        prefix_len: *body.get(1)?,
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::OperState(state) => link.down = *state == State::Down,
-            LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
-            LinkAttribute::Address(address) if link.hardware_type == libc::ARPHRD_ETHER => {
-                link.mac = address.as_slice().try_into().ok();
+    Some((number(body, 4)?, address))
+}
+
+fn ip_address(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
+        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+        _ => None,
+    }
+}
+
+/// From `struct ifinfomsg` and what follows.
+fn link_of(body: &[u8]) -> Option<Link> {
+    let flags = number(body, 8)?;
+    let mut link = Link {
+        ifindex: number(body, 4)?,
+        hardware_type: half(body, 2)?,
+        has_one_peer: flags & (libc::IFF_POINTOPOINT | libc::IFF_BROADCAST) as u32
+            == libc::IFF_POINTOPOINT as u32,
+        loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
+        is_set_up: flags & libc::IFF_UP as u32 != 0,
+        ..Link::default()
+    };
+    for (kind, value) in attributes(body.get(LINK_HEADER_LEN..)?) {
+        match kind {
+            libc::IFLA_IFNAME => link.raw_name = until_zero(value).to_vec(),
+            libc::IFLA_OPERSTATE => link.down = value == [OPERATIONALLY_DOWN],
+            libc::IFLA_IFALIAS => link.alias = readable(until_zero(value)),
+            libc::IFLA_ADDRESS if link.hardware_type == libc::ARPHRD_ETHER => {
+                link.mac = value.try_into().ok();
+            }
+            IFLA_PROP_LIST => {
+                let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
+                let names = names.map(|(_, name)| readable(until_zero(name)));
+                link.altnames.extend(names);
             }
             _ => {}
         }
     }
+    link.name = readable(&link.raw_name);
     (!link.name.is_empty()).then_some(link)
+}
+
+/// A string of the kernel without the zero at its end.
+fn until_zero(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == 0).next().unwrap_or_default()
 }

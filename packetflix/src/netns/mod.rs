@@ -2,7 +2,9 @@
 
 mod dump;
 mod find;
+mod hands;
 mod links;
+mod netlink;
 mod process;
 mod views;
 
@@ -25,11 +27,13 @@ pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch};
+use process::OpenNamespace;
 pub(crate) use process::has_ended;
 pub use process::{ProcessError, ProcessIdentity};
 pub(crate) use views::{MountLists, Unseen, Users, View};
 
 use crate::{
+    error::chain,
     lookout::{Kind, Lookout, Owner, Place},
     sys,
 };
@@ -42,6 +46,8 @@ use crate::{
 pub struct Netns {
     descriptor: OwnedFd,
     inode: u64,
+    /// The process that was meant, if one was.
+    process: Option<OwnedFd>,
     holder: Mutex<Holder>,
 }
 
@@ -70,6 +76,7 @@ impl Netns {
         Ok(Self {
             descriptor,
             inode,
+            process: None,
             holder: Mutex::new(holder),
         })
     }
@@ -79,11 +86,16 @@ impl Netns {
     /// # Errors
     /// When it is not, or we may not look at it.
     pub fn of_process(identity: &ProcessIdentity) -> Result<Self, ProcessError> {
-        let (inode, descriptor) = identity.open_namespace(|_| ())?;
+        let OpenNamespace {
+            inode,
+            namespace,
+            process,
+        } = identity.open_namespace(|_| ())?;
         let holder = Holder::Process { pid: identity.pid };
         Ok(Self {
-            descriptor,
+            descriptor: namespace,
             inode,
+            process,
             holder: Mutex::new(holder),
         })
     }
@@ -115,8 +127,14 @@ impl Netns {
         Ok(Self {
             descriptor,
             inode,
+            process: None,
             holder: Mutex::new(holder),
         })
+    }
+
+    /// The process that was meant, if one was: readable once it has ended.
+    pub(crate) fn take_process(&mut self) -> Option<OwnedFd> {
+        self.process.take()
     }
 
     /// The namespace's number.
@@ -202,22 +220,32 @@ enum Visit {
 /// The links of many namespaces, by their numbers: of each that `holders` still hold. Blocks, for a bounded time.
 ///
 /// # Errors
-/// When a namespace may not be entered.
+/// When no namespace may be entered.
 pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterError> {
     let mut users = Users::default();
     // On threads of its own, since they end in other namespaces than they began in.
     let mut lookout = Lookout::new(|(inode, holder, owner)| visit(inode, &holder, owner));
     let mut all = LinksOf::default();
+    // One that cannot be entered says nothing of the others.
+    let mut not_entered = None;
     for (inode, holder) in holders {
         let place = match &holder {
-            Holder::Process { pid } | Holder::Thread { pid, .. } => Place {
+            Holder::Process { pid }
+            | Holder::Thread { pid, .. }
+            | Holder::Descriptor { pid, .. }
+            | Holder::Socket { pid, .. } => Place {
                 owner: users.owner_of(*pid),
                 kind: Kind::Interfaces(inode),
             },
             Holder::Mount { files, .. } => *files,
         };
         let (links, unseen) = match lookout.look(place, (inode, holder, place.owner)) {
-            Ok(visited) => match visited? {
+            Ok(Err(error)) => {
+                let unseen = (Vec::new(), Some(chain(&error)));
+                not_entered.get_or_insert(error);
+                unseen
+            }
+            Ok(Ok(visited)) => match visited {
                 Visit::Gone => continue,
                 Visit::Listed(dump::Links { links, is_cut: false }) => (links, None),
                 Visit::Listed(dump::Links { links, .. }) => {
@@ -230,7 +258,10 @@ pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterEr
         all.links.insert(inode, links);
         all.unseen.extend(unseen.map(|unseen| (inode, unseen)));
     }
-    Ok(all)
+    match not_entered {
+        Some(error) if all.unseen.len() == all.links.len() => Err(error),
+        _ => Ok(all),
+    }
 }
 
 /// Lists the links of one namespace.

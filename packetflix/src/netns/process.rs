@@ -87,10 +87,19 @@ pub(super) enum Step {
     CheckedAgain,
 }
 
+/// The namespace of a process.
+#[derive(Debug)]
+pub(super) struct OpenNamespace {
+    pub(super) inode: u64,
+    pub(super) namespace: OwnedFd,
+    /// The process, where the kernel can hold it.
+    pub(super) process: Option<OwnedFd>,
+}
+
 impl ProcessIdentity {
     /// Opens the namespace of the process, whose number comes with it. When this succeeds, one and the same process
     /// of this identity was in the namespace before and after it was opened.
-    pub(super) fn open_namespace(&self, mut after: impl FnMut(Step)) -> Result<(u64, OwnedFd), ProcessError> {
+    pub(super) fn open_namespace(&self, mut after: impl FnMut(Step)) -> Result<OpenNamespace, ProcessError> {
         let held = sys::pidfd(self.pid).map_err(|error| self.unreadable(error))?;
         after(Step::Held);
         self.check()?;
@@ -110,10 +119,14 @@ impl ProcessIdentity {
         .check()?;
         after(Step::CheckedAgain);
         // As long as it lives, nobody else has had its PID.
-        if held.is_some_and(|process| has_ended(&process)) {
+        if held.as_ref().is_some_and(has_ended) {
             return Err(ProcessError::Ended { pid: self.pid });
         }
-        Ok((inode, namespace))
+        Ok(OpenNamespace {
+            inode,
+            namespace,
+            process: held,
+        })
     }
 
     /// Whether the process is the one that is meant, and where it is meant to be, as far as that is known.
@@ -184,7 +197,8 @@ mod tests {
     fn process_that_is_meant_leads_to_its_namespace() {
         let (mut child, identity) = sleeper();
         let mut steps = Vec::new();
-        let (inode, _) = identity.open_namespace(|step| steps.push(step)).unwrap();
+        let OpenNamespace { inode, process, .. } = identity.open_namespace(|step| steps.push(step)).unwrap();
+        assert!(process.is_some());
         assert_eq!(Some(inode), identity.netns);
         assert_eq!(
             steps,
@@ -200,7 +214,7 @@ mod tests {
                 ..identity
             },
         ] {
-            assert_eq!(vague.open_namespace(|_| ()).unwrap().0, inode);
+            assert_eq!(vague.open_namespace(|_| ()).unwrap().inode, inode);
         }
         child.kill().unwrap();
         child.wait().unwrap();

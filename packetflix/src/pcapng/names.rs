@@ -8,6 +8,7 @@ use super::{
     options::{Block, RECORD_HEADER_LEN},
     padded,
 };
+use crate::text::is_shown;
 
 const BLOCK_TYPE: u32 = 4;
 const NRB_RECORD_IPV4: u16 = 1;
@@ -36,7 +37,7 @@ impl HostName {
     pub fn new(name: &str) -> Option<Self> {
         // What replaces a character is no longer than it, so that it may be cut before.
         let name = &name[..name.floor_char_boundary(MAX_NAME_LEN)];
-        let mut name = name.replace(is_not_shown, "_");
+        let mut name = name.replace(|character| !is_shown(character), "_");
         if !name.is_ascii() {
             name.truncate(name.floor_char_boundary(MAX_UNICODE_NAME_LEN));
         }
@@ -48,13 +49,6 @@ impl AsRef<str> for HostName {
     fn as_ref(&self) -> &str {
         &self.0
     }
-}
-
-/// Control characters, line breaks, and marks that reorder the text around them: Wireshark prints them as
-/// they are.
-fn is_not_shown(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// What an address is called, from this place in the stream on. Of several names of an address, Wireshark shows

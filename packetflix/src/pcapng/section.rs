@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use bytes::BytesMut;
 
 use super::options::{Block, OPT_COMMENT, cut};
+use crate::text::is_shown;
 
 const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
 const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
@@ -96,11 +97,27 @@ impl CaptureComment<'_> {
 fn quoted(text: &str, len: usize) -> String {
     let mut text = cut(text, len);
     loop {
-        let quoted = serde_json::Value::from(text).to_string();
+        let quoted = escaped(&serde_json::Value::from(text).to_string());
         if quoted.len() <= len + 2 {
             return quoted;
         }
         // Characters that need an escape grow up to sixfold.
         text = cut(text, text.len() / 2);
     }
+}
+
+/// JSON takes characters as they are that YAML does not, or takes for the end of a line: these are escaped, too.
+///
+/// Source: YAML 1.1, section 5.1 and 5.4; YAML 1.2, section 5.1.
+fn escaped(json: &str) -> String {
+    let mut yaml = String::with_capacity(json.len());
+    for character in json.chars() {
+        if is_shown(character) {
+            yaml.push(character);
+        } else {
+            // All of those have sixteen bits.
+            let _ = write!(yaml, "\\u{:04x}", u32::from(character));
+        }
+    }
+    yaml
 }

@@ -37,6 +37,8 @@ pub(crate) struct CaptureKey {
     pub(crate) claimed: Option<Claimed>,
     /// Without promiscuous mode.
     pub(crate) chaste: bool,
+    /// The number of a capture that is not shared, since the same words may mean something else for others.
+    pub(crate) alone: Option<u64>,
 }
 
 /// Where clients say that they reach the service.
@@ -119,6 +121,14 @@ impl Joined {
     /// Number of the capture that began the tap.
     pub(crate) fn tap(&self) -> u64 {
         self.0.feed()
+    }
+
+    /// Whether packets of different interfaces begin differently.
+    pub(crate) fn has_several_link_types(&self) -> bool {
+        let mut types = self.0.interfaces.iter().map(|interface| interface.link_type);
+        types
+            .next()
+            .is_some_and(|first| types.any(|other| other != first))
     }
 
     /// Begins a client's stream, which ends when `stop` is cancelled, and tells `capture` what it amounts to.

@@ -17,12 +17,14 @@ pub(crate) mod window;
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{
+    io::unix::AsyncFd,
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
@@ -42,6 +44,7 @@ use self::{
 pub(crate) use self::{
     feeds::{CaptureKey, Claimed, Feeds, Joined},
     limits::{Limit, Limits, StatisticsPace, TooFewBytes},
+    stream::SEVERAL_LINK_TYPES,
 };
 use crate::{
     access::{Occupants, Rights},
@@ -78,6 +81,8 @@ pub(crate) enum Ended {
     Limit(Limit),
     /// Nobody but us holds the namespace any more.
     NamespaceGone(u64),
+    /// What was meant has ended, whoever else is in its namespace.
+    TargetGone(String),
     /// It could not go on.
     Failed(String),
 }
@@ -112,6 +117,14 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) statistics: StatisticsPace,
 }
 
+/// What a client meant by a name or a process: its stream ends with that.
+#[derive(Debug)]
+pub(crate) struct MeantTarget {
+    pub(crate) name: String,
+    /// Readable once it has ended.
+    pub(crate) process: AsyncFd<OwnedFd>,
+}
+
 /// The names of addresses that a client is told.
 pub(crate) struct KnownNames {
     /// As they are known, and then as they change.
@@ -140,6 +153,10 @@ pub(crate) struct Session {
     due: Option<Instant>,
     names: Names,
     known_names: Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>,
+    /// What was meant by a name or a process, until it has ended.
+    meant: Option<MeantTarget>,
+    /// What was meant, once it has ended.
+    gone: Option<String>,
     /// While it is there, packets are kept back.
     first_names: Option<AbortOnDropHandle<()>>,
     /// What is sent next.
@@ -223,6 +240,8 @@ impl Session {
             stream,
             names: Names::default(),
             known_names: None,
+            meant: None,
+            gone: None,
             first_names: None,
             packets: VecDeque::new(),
             in_hand: Piece::default(),
@@ -247,6 +266,11 @@ impl Session {
     pub(crate) fn tell_names(&mut self, names: KnownNames) {
         self.known_names = Some((names.names, names.rights));
         self.first_names = Some(names.first);
+    }
+
+    /// Ends with this target, which may be before its namespace does.
+    pub(crate) fn end_with(&mut self, target: MeantTarget) {
+        self.meant = Some(target);
     }
 
     /// What is sent next: whole blocks; `None` at the end. May be dropped while it waits.
@@ -291,6 +315,10 @@ impl Session {
                 () = first(&mut self.first_names) => {
                     self.first_names = None;
                     self.take_names();
+                }
+                () = ended(&self.meant), if self.stopping.is_none() => {
+                    self.gone = self.meant.take().map(|meant| meant.name);
+                    self.begin_to_stop().await;
                 }
                 () = until(self.due), if self.reached.is_none() => self.tell_statistics(),
                 () = changed(&mut self.known_names), if self.first_names.is_none() => self.take_names(),
@@ -353,7 +381,11 @@ impl Session {
     fn stopped(&self) -> Ended {
         let since = self.stopping.map_or_else(Instant::now, |(_, since)| since);
         let over = self.timer.as_ref().and_then(|timer| timer.over(since));
-        over.map_or(Ended::Stopped, Ended::Limit)
+        match (over, &self.gone) {
+            (Some(limit), _) => Ended::Limit(limit),
+            (None, Some(name)) => Ended::TargetGone(name.clone()),
+            (None, None) => Ended::Stopped,
+        }
     }
 
     /// Writes the final statistics where the stream has reached a limit. May be dropped while it waits.
@@ -596,6 +628,15 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Waits until the target has ended; for ever where none is known.
+async fn ended(target: &Option<MeantTarget>) {
+    match target {
+        Some(target) if target.process.readable().await.is_ok() => {}
+        // Without a runtime there is nobody to wait.
+        _ => std::future::pending().await,
     }
 }
 

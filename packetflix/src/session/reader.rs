@@ -2,6 +2,8 @@
 //! interfaces, keeps the statistics, and knows why it ended.
 
 use std::{
+    collections::HashMap,
+    io,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -24,8 +26,8 @@ use super::{
 };
 use crate::{
     error,
-    netns::Netns,
-    tap::{Drained, OwnTraffic, ProgramUse, Tap, TapChange, TapError, TappedInterface},
+    netns::{EnterError, Netns},
+    tap::{Drained, LinkChanges, OwnTraffic, ProgramUse, Tap, TapChange, TappedInterface},
     watch::Metrics,
 };
 
@@ -56,6 +58,10 @@ pub(super) struct Reader {
     leaving: Vec<(u32, u64)>,
     gone: usize,
     has_let_go: bool,
+    /// Whether the interfaces could not be looked at, which is tried again.
+    links_due: bool,
+    /// What had become of the packets of an interface, by its number in the tap, when it got the name that it has.
+    earlier: HashMap<u32, InterfaceCounts>,
     statistics_due: bool,
     /// Statistics are wanted when all that was captured until then is published.
     settle: Option<u64>,
@@ -86,6 +92,8 @@ impl Reader {
             leaving: Vec::new(),
             gone: 0,
             has_let_go: false,
+            links_due: false,
+            earlier: HashMap::new(),
             statistics_due: false,
             settle: None,
             metrics,
@@ -131,6 +139,7 @@ impl Reader {
                     self.tap.adjust_clock();
                     self.tap.follow_cpus();
                     held.look(&self.netns);
+                    self.try_again();
                     self.count();
                     self.statistics_due = true;
                     rings = RingsState::Due;
@@ -146,7 +155,7 @@ impl Reader {
                         // Whoever asked may have left meanwhile.
                         Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
                         Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
-                        Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands).await? {
+                        Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands) {
                             // Whoever asked may have left meanwhile, and so leaves the feed.
                             let _ = reply.send(subscription);
                         }
@@ -169,7 +178,7 @@ impl Reader {
                 change = self.tap.changed(rings == RingsState::Idle) => {
                     match change.map_err(CaptureError::Wait)? {
                         TapChange::Links => {
-                            self.follow_links().await?;
+                            self.follow_links();
                             rings = RingsState::Due;
                         }
                         // What comes right behind the first packet goes with it.
@@ -182,7 +191,7 @@ impl Reader {
             }
             if std::mem::take(&mut self.has_let_go) {
                 // An interface may have waited for the index of one that has left.
-                self.follow_links().await?;
+                self.follow_links();
             }
         }
     }
@@ -193,24 +202,20 @@ impl Reader {
         (window.clients(), window.has_room())
     }
 
-    /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone.
-    async fn join(
-        &mut self,
-        own: OwnTraffic,
-        commands: &mpsc::WeakSender<Command>,
-    ) -> Result<Option<Subscription>, CaptureError> {
-        if self.gone > MAX_GONE {
-            return Ok(None);
+    /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone, or what it
+    /// asks for is something else by now.
+    fn join(&mut self, own: OwnTraffic, commands: &mpsc::WeakSender<Command>) -> Option<Subscription> {
+        // Addresses and names may have changed since the interfaces were described.
+        if !self.follow_links() || !self.tap.is_as_asked() || self.gone > MAX_GONE {
+            return None;
         }
         if let Err(error) = self.tap.add_own(&own) {
             tracing::debug!(error = %error::chain(&error), "a client gets a capture of its own");
-            return Ok(None);
+            return None;
         }
-        // Addresses may have changed since the interfaces were described.
-        self.follow_links().await?;
         let before = self.statistics(Written::default());
-        let joined = commands.upgrade();
-        Ok(joined.map(|commands| Subscription::new(&self.shared, &commands, own, before)))
+        let commands = commands.upgrade()?;
+        Some(Subscription::new(&self.shared, &commands, own, before))
     }
 
     /// What was left out for clients that have left is captured again.
@@ -220,29 +225,109 @@ impl Reader {
         }
     }
 
-    /// Lets interfaces that are gone leave, and new ones join.
-    async fn follow_links(&mut self) -> Result<(), TapError> {
-        let changes = self.tap.link_changes().await?;
-        for ifindex in changes.gone {
+    /// Lets interfaces that are gone leave, and new ones join; tells whether it could. What fails is tried again.
+    fn follow_links(&mut self) -> bool {
+        let followed = self.take_changes();
+        if let Err(error) = &followed
+            && !self.links_due
+        {
+            tracing::warn!(error = %error::chain(error), "the interfaces are looked at again, since this failed");
+        }
+        self.links_due = followed.is_err();
+        !self.links_due
+    }
+
+    fn take_changes(&mut self) -> Result<(), LinksError> {
+        let LinkChanges { gone, renamed, new } = self.tap.link_changes()?;
+        for ifindex in gone {
             self.tap.detach(ifindex);
             self.leaving.push((ifindex, self.tap.clock().now()));
         }
-        let joined = self.tap.join(&self.netns, changes.new);
-        // Those that did join have packets already, whatever became of the others.
+        for ifindex in renamed {
+            self.begin_anew(ifindex);
+        }
+        let joined = self.tap.join(&self.netns, new);
         self.describe_new();
-        joined
+        Ok(joined?)
+    }
+
+    /// Tries again what has failed.
+    fn try_again(&mut self) {
+        if self.links_due {
+            self.follow_links();
+        }
+        match self.tap.retry(&self.netns) {
+            Ok(replaced) if replaced.is_empty() => {}
+            Ok(replaced) => {
+                for interface in replaced {
+                    self.end_of(&interface);
+                }
+                self.describe_new();
+            }
+            Err(error) => tracing::debug!(error = %error::chain(&error), "no interface could be tried again"),
+        }
+    }
+
+    /// The description of an interface that was left out is not its own any more.
+    fn end_of(&mut self, left_out: &TappedInterface) {
+        if let Some(written) = self.packets.of_interface(left_out.id) {
+            self.counts[written.place].end = Some(self.tap.clock().now());
+            self.gone += 1;
+            self.statistics_due = true;
+        }
+    }
+
+    /// An interface goes on under another name: what was written of it so far is all of the old one, and what was lost
+    /// since then is told with the new one.
+    fn begin_anew(&mut self, ifindex: u32) {
+        let Some((id, link_type)) = self.tap.interface(ifindex).map(|one| (one.id, one.link_type)) else {
+            return;
+        };
+        let Some(written) = self.packets.of_interface(id) else {
+            return;
+        };
+        let counters = self.tap.counters(ifindex);
+        let earlier = self.earlier.entry(id).or_default();
+        let rejected = counters.seen.saturating_sub(counters.accepted);
+        let counts = InterfaceCounts {
+            delivered: written.delivered,
+            dropped: written.told_lost,
+            told_lost: written.told_lost,
+            rejected: rejected.saturating_sub(earlier.rejected),
+            end: Some(self.tap.clock().now()),
+        };
+        earlier.delivered += counts.delivered;
+        earlier.dropped += counts.dropped;
+        earlier.rejected = rejected;
+        self.counts[written.place] = counts;
+        self.counts.push(InterfaceCounts::default());
+        self.told.push(self.told[written.place]);
+        self.packets.describe(id, link_type);
+        self.tap.begin_anew(ifindex);
+        self.gone += 1;
+        self.statistics_due = true;
     }
 
     /// Describes the interfaces anew that there are, and those that have joined since the last time.
     fn describe_new(&mut self) {
         let mut interfaces: Vec<&TappedInterface> = self.tap.interfaces().collect();
         interfaces.sort_by_key(|interface| interface.id);
+        let missing = self.tap.missing().join(", ");
+        let missing = (!missing.is_empty()).then(|| {
+            format!(
+                "the list of the target's interfaces in the request has others that were not there: {missing}"
+            )
+        });
         let mut window = self.shared.window();
         for interface in interfaces {
             let described = TapInterface {
                 link_type: interface.link_type,
                 link: interface.link.clone(),
-                excluded: interface.excluded.clone(),
+                left_out: interface
+                    .left_out
+                    .as_ref()
+                    .map(|left_out| left_out.reason.clone()),
+                note: missing.clone().filter(|_| interface.id == 0),
                 since: interface.since,
             };
             let place = self
@@ -309,6 +394,7 @@ impl Reader {
             counts,
             metrics,
             told,
+            earlier,
             ..
         } = self;
         for (ifindex, since) in leaving.extract_if(.., |(_, since)| written.reaches(*since)) {
@@ -322,7 +408,8 @@ impl Reader {
                 continue;
             };
             tell(metrics, &mut told[written.place], counters);
-            let delivered = written.delivered;
+            let earlier = earlier.remove(&interface.id).unwrap_or_default();
+            let delivered = earlier.delivered + written.delivered;
             let dropped = counters.accepted.saturating_sub(delivered);
             if delivered != counters.delivered || dropped != counters.dropped() {
                 tracing::error!(
@@ -332,11 +419,12 @@ impl Reader {
                     "the stream and the kernel count differently"
                 );
             }
+            let rejected = counters.seen.saturating_sub(counters.accepted);
             counts[written.place] = InterfaceCounts {
-                delivered,
-                dropped,
+                delivered: written.delivered,
+                dropped: dropped.saturating_sub(earlier.dropped),
                 told_lost: written.told_lost,
-                rejected: counters.seen.saturating_sub(counters.accepted),
+                rejected: rejected.saturating_sub(earlier.rejected),
                 end: Some(since),
             };
         }
@@ -378,11 +466,13 @@ impl Reader {
                 continue;
             };
             let counters = self.tap.counters(interface.link.ifindex);
+            let earlier = self.earlier.get(&interface.id).copied().unwrap_or_default();
+            let rejected = counters.seen.saturating_sub(counters.accepted);
             self.counts[written.place] = InterfaceCounts {
                 delivered: written.delivered,
-                dropped: counters.dropped(),
+                dropped: counters.dropped().saturating_sub(earlier.dropped),
                 told_lost: written.told_lost,
-                rejected: counters.seen.saturating_sub(counters.accepted),
+                rejected: rejected.saturating_sub(earlier.rejected),
                 end: None,
             };
         }
@@ -541,8 +631,15 @@ impl Pace {
 /// Why capturing cannot go on.
 #[derive(Debug, thiserror::Error)]
 enum CaptureError {
-    #[error(transparent)]
-    Tap(#[from] TapError),
     #[error("the rings cannot be waited for")]
-    Wait(#[source] std::io::Error),
+    Wait(#[source] io::Error),
+}
+
+/// Why it is not known what interfaces there are, or what is new could not join.
+#[derive(Debug, thiserror::Error)]
+enum LinksError {
+    #[error("the network interfaces of the namespace could not be listed")]
+    List(#[from] io::Error),
+    #[error(transparent)]
+    Enter(#[from] EnterError),
 }

@@ -13,8 +13,10 @@ pub(super) struct TapInterface {
     pub(super) link_type: LinkType,
     /// What is known of it.
     pub(super) link: Link,
-    /// Why the filter cannot be applied to it, if so.
-    pub(super) excluded: Option<String>,
+    /// Why nothing is captured of it, if so.
+    pub(super) left_out: Option<String>,
+    /// What else there is to say of the capture at its description.
+    pub(super) note: Option<String>,
     /// When it joined the tap, in nanoseconds of the records' clock.
     pub(super) since: u64,
 }

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     pcapng::{
-        CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, MAX_STATISTICS_LEN,
-        SectionHeader,
+        CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, LinkType,
+        MAX_STATISTICS_LEN, SectionHeader,
     },
     tap::RateLimits,
     target::TargetDescription,
@@ -32,6 +32,17 @@ pub(super) struct StreamInfo<'a> {
     pub(super) rates: RateLimits,
 }
 
+/// Most images of a pod that are told with each interface, and most bytes of a name.
+const MAX_IMAGES: usize = 4;
+const MAX_FACT_LEN: usize = 256;
+
+/// Of an interface that a client can have no packets of.
+const GONE: &str = "this interface was gone, or had another name, when the capture began";
+
+/// Of an interface with another link type than the first.
+pub(crate) const SEVERAL_LINK_TYPES: &str = "the stream has several link types, which tcpdump and others that read with \
+    libpcap refuse: choose interfaces with nif=";
+
 /// The stream, up to what was last taken from it.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -40,6 +51,10 @@ pub(super) struct Stream {
     interfaces: Vec<Interface>,
     /// When the client joined, in nanoseconds of the records' clock.
     since: u64,
+    /// The link type of the first interface.
+    link_type: Option<LinkType>,
+    /// Whose interfaces they are.
+    belongs_to: String,
     /// The filter as the client wrote it.
     filter: String,
     /// What is left out for other reasons, or nothing.
@@ -121,6 +136,8 @@ impl Stream {
             blocks,
             interfaces: interfaces.collect(),
             since: before.taken,
+            link_type: None,
+            belongs_to: belongs_to(container_name, container_type, &info.description.images),
             filter: info.filter.to_owned(),
             left_out: info.left_out.to_owned(),
             snaplen: info.snaplen,
@@ -134,22 +151,33 @@ impl Stream {
             if self.interfaces.len() <= place {
                 self.interfaces.resize(place + 1, Interface::default());
             }
-            let since = self.since;
+            let (since, bounds) = (self.since, self.bounds());
+            let first = *self.link_type.get_or_insert(interface.link_type);
             let state = &mut self.interfaces[place];
             state.start = interface.since.max(since);
-            let is_gone = state.before.end.is_some();
-            let comment = if is_gone {
-                "this interface was gone when the capture began".to_owned()
-            } else {
-                let excluded = interface.excluded.as_ref();
-                excluded.map_or_else(
-                    || self.bounds(),
-                    |reason| {
-                        format!("nothing is captured here, since the filter cannot be applied: {reason}")
-                    },
-                )
-            };
+            let sentences = [
+                match &interface.left_out {
+                    _ if state.before.end.is_some() => GONE,
+                    Some(reason) => reason,
+                    None => &bounds,
+                },
+                interface.note.as_deref().unwrap_or_default(),
+                if interface.link_type == first {
+                    ""
+                } else {
+                    SEVERAL_LINK_TYPES
+                },
+            ];
+            let comment = sentences
+                .map(str::to_owned)
+                .into_iter()
+                .filter(|one| !one.is_empty());
+            let comment = comment.collect::<Vec<_>>().join("; ");
             let link = &interface.link;
+            // Wireshark shows this in the place of the name, not beside it.
+            let alias = Some(&link.alias).filter(|alias| !alias.is_empty());
+            let alias = alias.map_or_else(String::new, |alias| format!(", {alias}"));
+            let description = format!("{}: {}{alias}", self.belongs_to, link.name);
             let addresses = link.addresses.iter().map(|link| InterfaceAddress {
                 address: link.address,
                 prefix_len: link.prefix_len,
@@ -158,7 +186,7 @@ impl Stream {
                 link_type: interface.link_type,
                 snaplen: self.snaplen,
                 name: &link.name,
-                description: &link.alias,
+                description: &description,
                 addresses: &addresses.collect::<Vec<_>>(),
                 mac: link.mac,
                 speed: link.speed,
@@ -295,6 +323,21 @@ impl Stream {
     }
 }
 
+/// What an interface belongs to, as people would say it.
+fn belongs_to(name: &str, kind: &str, images: &[String]) -> String {
+    let facts: Vec<&str> = [kind]
+        .into_iter()
+        .chain(images.iter().take(MAX_IMAGES).map(String::as_str))
+        .filter(|fact| !fact.is_empty())
+        .map(|fact| &fact[..fact.floor_char_boundary(MAX_FACT_LEN)])
+        .collect();
+    let name = &name[..name.floor_char_boundary(MAX_FACT_LEN)];
+    match &facts[..] {
+        [] => name.to_owned(),
+        facts => format!("{name} ({})", facts.join(", ")),
+    }
+}
+
 /// Name and release of the operating system.
 static OS: LazyLock<String> = LazyLock::new(|| {
     uname().map_or_else(
@@ -308,3 +351,21 @@ static OS: LazyLock<String> = LazyLock::new(|| {
         },
     )
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_belong_to_whoever_has_them() {
+        let image = ["nginx:1.27".to_owned()];
+        assert_eq!(belongs_to("web", "docker", &image), "web (docker, nginx:1.27)");
+        assert_eq!(belongs_to("sleep(7)", "proc", &[]), "sleep(7) (proc)");
+        assert_eq!(belongs_to("web", "", &[]), "web");
+        let long = belongs_to(&"ü".repeat(500), "pod", &vec!["i".repeat(500); 9]);
+        assert_eq!(
+            (long.len(), long.matches(", ").count()),
+            (256 + 2 + 3 + 4 * 258 + 1, 4)
+        );
+    }
+}

@@ -9,10 +9,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::ProgramArray,
-    programs::{
-        LinkOrder, Program, ProgramError, SchedClassifier, SocketFilter, TcAttachType,
-        tc::{SchedClassifierLink, TcAttachOptions},
-    },
+    programs::{Program, ProgramError, SchedClassifier, SocketFilter, TcAttachType, tc::TcError},
 };
 use nix::{errno::Errno, net::if_::if_indextoname};
 use packetflix_common::{
@@ -24,7 +21,7 @@ use super::object::LoadError;
 use crate::{
     error::{chain, errno},
     netns::Link,
-    sys,
+    sys::{self, TcxSide},
 };
 
 /// Most programs in each direction of an interface: one less than `BPF_MPROG_MAX` of `linux/bpf_mprog.h`.
@@ -97,7 +94,7 @@ pub enum HookError {
 /// Holds an interface's hook; dropping it detaches, and waits until no program runs any more.
 pub(super) enum Attachment {
     /// Links of one or both directions, kept for their drop.
-    Tcx { _links: Vec<SchedClassifierLink> },
+    Tcx { _links: Vec<OwnedFd> },
     /// A socket whose filter captures, kept for its drop.
     Socket { _socket: OwnedFd },
     /// None of its packets is wanted.
@@ -204,40 +201,30 @@ fn has_tcx() -> Result<bool, HookError> {
 fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
     // A loopback device hands back what it is given: one side sees it all.
     let sides: &[_] = if link.loopback {
-        &[(TC_INGRESS, TcAttachType::Ingress)]
+        &[(TC_INGRESS, TcxSide::Ingress)]
     } else {
-        &[
-            (TC_INGRESS, TcAttachType::Ingress),
-            (TC_EGRESS, TcAttachType::Egress),
-        ]
+        &[(TC_INGRESS, TcxSide::Ingress), (TC_EGRESS, TcxSide::Egress)]
     };
     let mut links = Vec::with_capacity(sides.len());
     for (name, side) in sides {
-        // By its name of this moment: it may have been renamed since it was listed.
-        let interface = if_indextoname(link.ifindex)
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            // As the kernel calls one that is about to vanish.
-            .filter(|name| !name.is_empty())
-            .ok_or_else(|| HookError::Gone {
+        let failed = |error: ProgramError| match errno(&error) {
+            Some(Errno::ENODEV) => HookError::Gone {
                 name: link.name.clone(),
-            })?;
+            },
+            Some(Errno::ERANGE) => HookError::Full {
+                interface: link.name.clone(),
+            },
+            _ => HookError::Attach {
+                program: name,
+                interface: link.name.clone(),
+                source: Box::new(error),
+            },
+        };
         let classifier: &mut SchedClassifier = program(programs, name)?;
-        let attached = classifier
-            .attach_with_options(&interface, *side, TcAttachOptions::TcxOrder(LinkOrder::first()))
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| match errno(&error) {
-                Some(Errno::ENODEV) => HookError::Gone {
-                    name: link.name.clone(),
-                },
-                Some(Errno::ERANGE) => HookError::Full { interface },
-                _ => HookError::Attach {
-                    program: name,
-                    interface,
-                    source: Box::new(error),
-                },
-            })?;
-        links.push(attached);
+        let classifier = classifier.fd().map_err(failed)?;
+        // By its index: its name may have changed since it was listed, and need be no text.
+        let attached = sys::attach_tcx(classifier.as_fd(), link.ifindex, *side);
+        links.push(attached.map_err(|error| failed(ProgramError::TcError(TcError::IoError(error))))?);
     }
     Ok(Attachment::Tcx { _links: links })
 }

@@ -60,11 +60,7 @@ mod tests {
             hardware_type,
             has_one_peer,
             loopback: false,
-            down: false,
-            mac: None,
-            alias: String::new(),
-            addresses: Vec::new(),
-            speed: None,
+            ..Link::default()
         }
     }
 

@@ -6,6 +6,7 @@ mod connections;
 mod cpu_rings;
 mod filters;
 mod hook;
+mod interfaces;
 mod link_types;
 mod loader;
 mod memory;
@@ -18,19 +19,14 @@ pub(crate) mod rings;
 mod selection;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
     time::Duration,
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapError, PerCpuValues},
-};
-use packetflix_common::{
-    InterfaceCounters, InterfaceEntry, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES, maps,
-};
+use aya::{Ebpf, maps::MapError};
+use packetflix_common::{MAX_INTERFACES, maps};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,18 +34,19 @@ pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
     connections::{Connections, OpenConnection},
     filters::CaptureFilters,
+    interfaces::{LinkChanges, TappedInterface},
     loader::Loader,
     own::OwnTraffic,
     rings::{Drained, Head, is_younger},
 };
 use self::{
     cpu_rings::CpuRings,
-    hook::{Attachment, ChosenHook},
-    link_types::{link_type, network_offset},
+    hook::ChosenHook,
+    link_types::link_type,
     loader::Loaded,
-    object::{CLOCK_SOURCE, Entry, InterfaceMap, Object},
+    object::{CLOCK_SOURCE, InterfaceMap, Object},
     own::OwnTrafficMap,
-    selection::select,
+    selection::{Selected, select},
 };
 pub use self::{
     hook::{Hook, HookError},
@@ -64,7 +61,6 @@ pub use self::{
 use crate::{
     capabilities::Capability,
     netns::{EnterError, Link, LinkWatch, Netns},
-    pcapng::LinkType,
     sys,
 };
 
@@ -101,7 +97,7 @@ pub enum TapError {
     },
     /// The interfaces could not be listed.
     #[error("the network interfaces of the namespace could not be listed")]
-    List(#[source] Box<rtnetlink::Error>),
+    List(#[source] io::Error),
     /// An interface was asked for that is not there.
     #[error("there is no network interface {} in the namespace; there are: {}", missing.join(", "), present.join(", "))]
     NoSuchInterface {
@@ -232,28 +228,16 @@ pub(crate) struct Tap {
     hook: ChosenHook,
     clock: CaptureClock,
     selection: InterfaceSelection,
+    /// Indexes of interfaces that were there at the beginning, and not wanted.
+    unwanted: BTreeSet<u32>,
+    /// Names of the selection that none had at the beginning.
+    missing: Vec<String>,
     filters: CaptureFilters,
     snaplen: u32,
     rates: RateLimits,
     promiscuous: bool,
     next_interface_id: u32,
     _log: Option<AbortOnDropHandle<()>>,
-}
-
-/// An interface that a tap captures.
-pub(crate) struct TappedInterface {
-    /// Its number in the capture, from 0, never used again.
-    pub(crate) id: u32,
-    /// When it joined, in nanoseconds of the records' clock.
-    pub(crate) since: u64,
-    /// What its packets begin with.
-    pub(crate) link_type: LinkType,
-    /// What was last known of it.
-    pub(crate) link: Link,
-    /// Why the filter cannot be applied to it, if so: none of its packets is captured then.
-    pub(crate) excluded: Option<String>,
-    /// `None` when it is being detached.
-    attachment: Option<Attachment>,
 }
 
 /// What a tap waits for.
@@ -272,14 +256,6 @@ pub(crate) struct ProgramUse {
     pub(crate) time: Duration,
     /// How often.
     pub(crate) runs: u64,
-}
-
-/// What has changed since the interfaces were last looked at.
-pub(crate) struct LinkChanges {
-    /// Indexes of captured interfaces that are gone.
-    pub(crate) gone: Vec<u32>,
-    /// Interfaces that are wanted and not yet captured.
-    pub(crate) new: Vec<Link>,
 }
 
 impl Tap {
@@ -302,12 +278,13 @@ impl Tap {
             promiscuous,
         } = request;
         let runtime = Handle::current();
-        let (control, links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-        let present = links
-            .list(control.as_fd())
-            .await
-            .map_err(|error| TapError::List(Box::new(error)))?;
-        let wanted = select(&present, &selection)?;
+        let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
+        let present = blocking(|| links.list(control.as_fd())).map_err(TapError::List)?;
+        let Selected {
+            links: wanted,
+            unwanted,
+            missing,
+        } = select(present, &selection)?;
         check_filters(&filters, &wanted)?;
 
         let Loaded { object, hook, share } = blocking(|| loader.take(&filters))?;
@@ -335,6 +312,8 @@ impl Tap {
             hook,
             clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
             selection,
+            unwanted,
+            missing,
             filters,
             snaplen,
             rates: loader.config().rates,
@@ -343,10 +322,7 @@ impl Tap {
             _log: log,
         };
         tap.add_own(&own)?;
-        tap.join(netns, wanted)?;
-        if tap.interfaces.is_empty() {
-            return Err(TapError::NoInterface);
-        }
+        tap.begin(netns, wanted)?;
         Ok(tap)
     }
 
@@ -361,124 +337,6 @@ impl Tap {
     /// A client has gone for which `own` was added: what no other needs is captured again.
     pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
         self.own.remove(own);
-    }
-
-    /// Adds interfaces. One that vanished meanwhile is left out.
-    ///
-    /// # Errors
-    /// When the kernel refuses one; those before it have joined.
-    pub(crate) fn join(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), TapError> {
-        blocking(|| netns.enter(|| links.into_iter().try_for_each(|link| self.join_one(link))))?
-    }
-
-    /// Runs inside the namespace.
-    fn join_one(&mut self, link: Link) -> Result<(), TapError> {
-        let Some(link_type) = link_type(&link) else {
-            return Ok(());
-        };
-        if self.interfaces.len() >= MAX_INTERFACES as usize {
-            return Err(TapError::TooManyInterfaces);
-        }
-        // Used up even if the interface does not join: it may have got a packet into a ring.
-        let id = self.next_interface_id;
-        self.next_interface_id += 1;
-        let entry = Entry(InterfaceEntry {
-            settings: InterfaceSettings {
-                costs: self.rates.costs(),
-                interface_id: id,
-                loopback: u16::from(link.loopback),
-                network_offset: network_offset(link_type),
-                filter: self.filters.number_of(link_type) as u32,
-                snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
-            },
-            ..InterfaceEntry::default()
-        });
-        self.insert_entry(link.ifindex, entry)
-            .map_err(|source| TapError::Entry {
-                name: link.name.clone(),
-                source,
-            })?;
-        let since = self.clock.now();
-        let excluded = self.filters.reason_against(link_type);
-        let attachment = match self.attach(&link, excluded.is_some()) {
-            Ok(attachment) => attachment,
-            Err(error) => {
-                self.remove_entry(link.ifindex);
-                return match error {
-                    HookError::Gone { .. } => Ok(()),
-                    error => Err(error.into()),
-                };
-            }
-        };
-        let attachment = Some(attachment);
-        self.interfaces.insert(
-            link.ifindex,
-            TappedInterface {
-                id,
-                since,
-                link_type,
-                link,
-                excluded,
-                attachment,
-            },
-        );
-        Ok(())
-    }
-
-    fn attach(&mut self, link: &Link, excluded: bool) -> Result<Attachment, HookError> {
-        if excluded {
-            return Ok(Attachment::Nothing);
-        }
-        let attachment = self.hook.attach(&mut self.programs, link)?;
-        if self.promiscuous
-            && !link.loopback
-            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
-        {
-            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
-        }
-        Ok(attachment)
-    }
-
-    /// Captured interfaces by their index.
-    pub(crate) fn interfaces(&self) -> impl Iterator<Item = &TappedInterface> {
-        self.interfaces.values()
-    }
-
-    /// Detaches from one interface, whose records are still in the rings.
-    pub(crate) fn detach(&mut self, ifindex: u32) {
-        if let Some(interface) = self.interfaces.get_mut(&ifindex) {
-            let attachment = interface.attachment.take();
-            blocking(|| drop(attachment));
-        }
-    }
-
-    /// Detaches from all interfaces: no record comes after this.
-    pub(crate) fn detach_all(&mut self) {
-        let attachments: Vec<_> = self
-            .interfaces
-            .values_mut()
-            .filter_map(|interface| interface.attachment.take())
-            .collect();
-        blocking(|| drop(attachments));
-    }
-
-    /// Forgets a detached interface, and tells its last counts.
-    pub(crate) fn remove(&mut self, ifindex: u32) -> Option<(TappedInterface, InterfaceCounters)> {
-        let interface = self.interfaces.remove(&ifindex)?;
-        let counters = self.counters(ifindex);
-        self.remove_entry(ifindex);
-        Some((interface, counters))
-    }
-
-    /// What was counted for an interface so far, over all CPUs.
-    pub(crate) fn counters(&self, ifindex: u32) -> InterfaceCounters {
-        match self.entries.get(&ifindex, 0) {
-            Ok(by_cpu) => by_cpu.iter().map(|entry| entry.0.counters).sum(),
-            Err(error) => {
-                tracing::error!(ifindex, %error, "the counters of an interface could not be read");
-                InterfaceCounters::default()
-            }
-        }
     }
 
     /// Snapshot length in bytes.
@@ -559,52 +417,6 @@ impl Tap {
         }
         has_packets
     }
-
-    /// Compares the interfaces that there are with those that are captured.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    pub(crate) async fn link_changes(&mut self) -> Result<LinkChanges, TapError> {
-        let (present, removed) = self
-            .links
-            .list_with_removed(self.control.as_fd())
-            .await
-            .map_err(|error| TapError::List(Box::new(error)))?;
-        let gone: Vec<u32> = self
-            .interfaces
-            .values()
-            .filter(|interface| interface.attachment.is_some())
-            .map(|interface| interface.link.ifindex)
-            .filter(|index| removed.contains(index) || !present.iter().any(|link| link.ifindex == *index))
-            .collect();
-        for link in &present {
-            if let Some(interface) = self.interfaces.get_mut(&link.ifindex)
-                && !gone.contains(&link.ifindex)
-                && interface.attachment.is_some()
-            {
-                interface.link = link.clone();
-            }
-        }
-        // One whose index is still that of an interface that is leaving waits until it has left.
-        let new = present
-            .into_iter()
-            .filter(|link| self.selection.wants(link) && !self.interfaces.contains_key(&link.ifindex))
-            .collect();
-        Ok(LinkChanges { gone, new })
-    }
-
-    /// The same entry for every CPU.
-    fn insert_entry(&mut self, ifindex: u32, entry: Entry) -> Result<(), MapError> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-        let by_cpu = PerCpuValues::try_from(vec![entry; cpus]).map_err(MapError::IoError)?;
-        self.entries.insert(ifindex, by_cpu, 0)
-    }
-
-    fn remove_entry(&mut self, ifindex: u32) {
-        if let Err(error) = self.entries.remove(&ifindex) {
-            tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
-        }
-    }
 }
 
 impl fmt::Debug for Tap {
@@ -617,10 +429,10 @@ impl fmt::Debug for Tap {
 
 /// A filter must mean something for one of the interfaces at least.
 fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapError> {
-    let mut against = wanted.iter().map(|link| {
-        let reason = filters.reason_against(link_type(link)?)?;
-        Some((link.name.clone(), reason))
-    });
+    let mut against = wanted
+        .iter()
+        .filter_map(|link| Some((link, link_type(link)?)))
+        .map(|(link, link_type)| Some((link.name.clone(), filters.reason_against(link_type)?)));
     match against.next().flatten() {
         Some((interface, reason)) if against.all(|reason| reason.is_some()) => {
             Err(TapError::Filter { interface, reason })

@@ -1,5 +1,7 @@
 //! Which interfaces are captured.
 
+use std::collections::BTreeSet;
+
 use super::{TapError, link_types::link_type};
 use crate::netns::Link;
 
@@ -8,58 +10,84 @@ use crate::netns::Link;
 pub enum InterfaceSelection {
     /// Each there is, and each that comes.
     All,
-    /// Those of these names.
+    /// Those of these names, which somebody asked for.
     Named(Vec<String>),
+    /// Those that somebody listed as a target's: some may be gone by now, and others may have come.
+    Listed(Vec<String>),
+}
+
+/// What a capture begins with.
+pub(super) struct Selected {
+    /// The links that are wanted.
+    pub(super) links: Vec<Link>,
+    /// Indexes of those that are not.
+    pub(super) unwanted: BTreeSet<u32>,
+    /// Names of a list that none has.
+    pub(super) missing: Vec<String>,
 }
 
 impl InterfaceSelection {
+    /// The names, if it is not all.
+    pub(crate) fn names(&self) -> Option<&[String]> {
+        match self {
+            Self::All => None,
+            Self::Named(names) | Self::Listed(names) => Some(names),
+        }
+    }
+
+    /// Whether an interface is wanted, if it can be captured.
     pub(super) fn wants(&self, link: &Link) -> bool {
-        link_type(link).is_some()
-            && match self {
-                Self::All => true,
-                Self::Named(names) => names.contains(&link.name),
-            }
+        self.names()
+            .is_none_or(|names| names.iter().any(|name| link.is_called(name)))
+    }
+
+    /// Whether the stream tells of an interface that has come, why it is not captured for one.
+    pub(super) fn tells_of(&self, link: &Link) -> bool {
+        !self.is_by_name() || self.wants(link)
+    }
+
+    /// Whether each interface was asked for.
+    pub(super) fn is_by_name(&self) -> bool {
+        matches!(self, Self::Named(_))
     }
 }
 
-/// The links to begin with. An interface that was asked for and cannot be captured is an error; among all,
-/// it is left out with a line in the log.
-pub(super) fn select(present: &[Link], selection: &InterfaceSelection) -> Result<Vec<Link>, TapError> {
-    if let InterfaceSelection::Named(names) = selection {
-        let missing: Vec<String> = names
-            .iter()
-            .filter(|name| !present.iter().any(|link| link.name == **name))
-            .cloned()
-            .collect();
-        if !missing.is_empty() {
-            let present = present.iter().map(|link| link.name.clone()).collect();
-            return Err(TapError::NoSuchInterface { missing, present });
-        }
+/// The links to begin with. An interface that was asked for and is not there, or cannot be captured, is an error.
+pub(super) fn select(present: Vec<Link>, selection: &InterfaceSelection) -> Result<Selected, TapError> {
+    let is_there = |name: &String| present.iter().any(|link| link.is_called(name));
+    let names = selection.names().unwrap_or_default();
+    let missing: Vec<String> = names.iter().filter(|name| !is_there(name)).cloned().collect();
+    let is_nothing_there = !missing.is_empty() && missing.len() == names.len();
+    if is_nothing_there || (selection.is_by_name() && !missing.is_empty()) {
+        let present = present.iter().map(names_of).collect();
+        return Err(TapError::NoSuchInterface { missing, present });
     }
-    for link in present.iter().filter(|link| link_type(link).is_none()) {
-        match selection {
-            InterfaceSelection::All => tracing::warn!(
-                interface = link.name,
-                hardware_type = link.hardware_type,
-                "an interface is left out: its hardware type is not known"
-            ),
-            InterfaceSelection::Named(names) if names.contains(&link.name) => {
-                return Err(TapError::UnknownLinkType {
-                    name: link.name.clone(),
-                    hardware_type: link.hardware_type,
-                });
-            }
-            InterfaceSelection::Named(_) => {}
-        }
+    let mut unknown = present.iter().filter(|link| link_type(link).is_none());
+    if selection.is_by_name()
+        && let Some(link) = unknown.find(|link| selection.wants(link))
+    {
+        return Err(TapError::UnknownLinkType {
+            name: link.name.clone(),
+            hardware_type: link.hardware_type,
+        });
     }
-    let wanted: Vec<Link> = present
-        .iter()
-        .filter(|link| selection.wants(link))
-        .cloned()
-        .collect();
-    if wanted.is_empty() {
-        Err(TapError::NoInterface)
-    } else {
-        Ok(wanted)
+    let (links, unwanted): (Vec<Link>, Vec<Link>) =
+        present.into_iter().partition(|link| selection.wants(link));
+    if links.is_empty() {
+        return Err(TapError::NoInterface);
+    }
+    let unwanted = unwanted.iter().map(|link| link.ifindex).collect();
+    Ok(Selected {
+        links,
+        unwanted,
+        missing,
+    })
+}
+
+/// What an interface may be called.
+fn names_of(link: &Link) -> String {
+    match &link.altnames[..] {
+        [] => link.name.clone(),
+        altnames => format!("{} ({})", link.name, altnames.join(", ")),
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::alias::Aliases;
 use crate::json::{null_as_default, zero_as_none};
 
 /// What is known of a target. Zero, an empty text and an empty list count as absent, since clients written in Go
@@ -30,6 +31,12 @@ pub(crate) struct TargetDescription {
     /// Names of its network interfaces.
     #[serde(rename = "network-interfaces", deserialize_with = "null_as_default")]
     pub(crate) interfaces: Vec<String>,
+    /// What else it is known by, as the directory knows it.
+    #[serde(skip)]
+    pub(crate) aliases: Aliases,
+    /// Its images, as the directory knows them.
+    #[serde(skip)]
+    pub(crate) images: Vec<String>,
     /// Name of its host in a cluster.
     #[serde(rename = "node-name", deserialize_with = "null_as_default")]
     pub(crate) node_name: String,
@@ -100,6 +107,8 @@ mod tests {
                 pid: Some(42),
                 starttime: Some(4711),
                 interfaces: vec!["eth0".to_owned(), "lo".to_owned()],
+                aliases: Aliases::default(),
+                images: Vec::new(),
                 node_name: "n1".to_owned(),
                 cluster: Cluster {
                     uid: "u-1".to_owned()

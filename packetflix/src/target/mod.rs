@@ -1,22 +1,28 @@
 //! From what a client says of a target to the one namespace that it means.
 
+mod alias;
 mod description;
 mod directory;
 mod service;
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use tokio::{sync::Semaphore, time::timeout};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
+    alias::Aliases,
     description::{TargetDescription, full_name},
     directory::{Directory, DirectoryError, KnownTarget, KnownTargets},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::{
     access::Rights,
+    nearest::nearest,
     netns::{FindError, Netns, ProcessError, ProcessIdentity},
 };
 
@@ -25,6 +31,9 @@ static SEARCHES: Semaphore = Semaphore::const_new(8);
 
 /// How long a search waits for its turn.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most targets that are named which may have been meant.
+const MAX_NEAREST: usize = 3;
 
 /// Most targets that are listed in a sentence.
 const MAX_LISTED: usize = 10;
@@ -56,13 +65,15 @@ pub(crate) enum TargetError {
         #[source]
         stale: ProcessError,
     },
-    #[error("there is no target {name}; {known} others are known{}", and(obstacles))]
+    #[error("there is no target {name}; {others}{}", and(obstacles))]
     Unknown {
         name: String,
-        known: usize,
+        others: Others,
         /// Why it may be there all the same.
         obstacles: Vec<String>,
     },
+    #[error("the container {name} is stopped ({state}): it has no network to capture")]
+    Stopped { name: String, state: String },
     #[error("there are several targets {name}: {}", list(matches))]
     Ambiguous {
         name: String,
@@ -161,15 +172,12 @@ impl Target {
         rights: &Rights,
     ) -> Result<Self, TargetError> {
         let KnownTargets { targets, obstacles } = directory.targets(rights).await?;
-        let found = choose(&wanted, targets, obstacles)?;
+        let found = choose(&wanted, &targets, obstacles)?;
         let name = wanted.full_name();
         let claim = Claim::of(&found);
         let description = TargetDescription {
-            interfaces: if wanted.interfaces.is_empty() {
-                found.interfaces
-            } else {
-                wanted.interfaces
-            },
+            // Those that it has at the moment are nobody's wish.
+            interfaces: wanted.interfaces,
             node_name: wanted.node_name,
             cluster: wanted.cluster,
             ..found
@@ -221,24 +229,35 @@ impl Claim {
     }
 }
 
-/// The one target among all that has the wanted name and prefix. When that leaves several namespaces, the wanted type
-/// decides, and then how far their names are trusted; when these do not, it is an error, since either could be meant.
+/// The one target among all that has the wanted name and prefix, and is of the wanted type; else the one that is known by
+/// that name. When that leaves several namespaces, how far their names are trusted decides; when it does not, it is an
+/// error, since either could be meant.
 fn choose(
     wanted: &TargetDescription,
-    all: Vec<KnownTarget>,
+    all: &[KnownTarget],
     obstacles: Vec<String>,
 ) -> Result<TargetDescription, TargetError> {
-    let known = all.len();
     let name = wanted.full_name();
-    let is_wanted = |target: &TargetDescription| {
-        target.name == wanted.name && target.prefix == wanted.prefix && target.netns.is_some()
+    let has_name = |target: &&KnownTarget| {
+        let TargetDescription {
+            name, prefix, netns, ..
+        } = &target.description;
+        (name, prefix) == (&wanted.name, &wanted.prefix) && netns.is_some()
     };
-    let mut matches = all;
-    matches.retain(|target| is_wanted(&target.description));
-    let is_of_type = |target: &KnownTarget| target.description.kind == wanted.kind;
-    if !is_one_namespace(&matches) && matches.iter().any(is_of_type) {
-        matches.retain(is_of_type);
-    }
+    let named: Vec<KnownTarget> = all.iter().filter(has_name).cloned().collect();
+    let known_as = |target: &KnownTarget| {
+        let description = alias::known_as(wanted, &target.description)?;
+        let target = target.clone();
+        Some(KnownTarget {
+            description,
+            ..target
+        })
+    };
+    let mut matches = match &named[..] {
+        [] => all.iter().filter_map(known_as).collect(),
+        _ => named,
+    };
+    matches.retain(|target| wanted.kind.is_empty() || target.description.kind == wanted.kind);
     let most = matches.iter().map(|target| target.trust).max();
     matches.retain(|target| Some(target.trust) == most);
     if !is_one_namespace(&matches) {
@@ -251,10 +270,54 @@ fn choose(
         Some(target) if target.has_anothers_name => Err(TargetError::Successor { name }),
         Some(target) => Ok(target.description),
         None => Err(TargetError::Unknown {
+            others: Others::of(wanted, all),
             name,
-            known,
             obstacles,
         }),
+    }
+}
+
+/// What there is, where what was meant is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Others {
+    /// How many are known.
+    known: usize,
+    /// Types of those that have the name.
+    of_other_types: Vec<String>,
+    /// Those that may have been meant.
+    nearest: Vec<String>,
+}
+
+impl Others {
+    fn of(wanted: &TargetDescription, all: &[KnownTarget]) -> Self {
+        let name = wanted.full_name();
+        let names: Vec<String> = all.iter().map(|target| target.description.full_name()).collect();
+        let same = all.iter().zip(&names).filter(|(_, other)| **other == name);
+        let near = nearest(&name, names.iter().map(String::as_str), MAX_NEAREST);
+        Self {
+            known: all.len(),
+            of_other_types: same.map(|(target, _)| target.description.kind.clone()).collect(),
+            nearest: near.into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            known,
+            of_other_types,
+            nearest,
+        } = self;
+        match (&of_other_types[..], &nearest[..]) {
+            (types @ [_, ..], _) => write!(f, "what has this name is of type {}", types.join(" and ")),
+            (_, []) => write!(f, "{known} others are known"),
+            (_, nearest) => write!(
+                f,
+                "{known} others are known, of which the nearest are {}",
+                nearest.join(", ")
+            ),
+        }
     }
 }
 

@@ -85,10 +85,8 @@ pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
 
 /// Interfaces in the words of `nif`.
 fn interfaces(selection: &InterfaceSelection) -> String {
-    match selection {
-        InterfaceSelection::All => "all".to_owned(),
-        InterfaceSelection::Named(names) => names.join("/"),
-    }
+    let names = selection.names().map(|names| names.join("/"));
+    names.unwrap_or_else(|| "all".to_owned())
 }
 
 fn start_of(filter: &str) -> &str {

@@ -120,6 +120,8 @@ pub(crate) enum CaptureEnd {
     Limit,
     /// The namespace has ended.
     NamespaceGone,
+    /// The target has ended, and its namespace may be there all the same.
+    TargetGone,
     /// An operator ended it.
     Operator,
     /// Whoever captured may do so no more.
@@ -299,13 +301,14 @@ impl Reading {
 
 impl CaptureEnd {
     /// All of them.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Closed,
         Self::ClientGone,
         Self::ProtocolError,
         Self::Shutdown,
         Self::Limit,
         Self::NamespaceGone,
+        Self::TargetGone,
         Self::Operator,
         Self::Revoked,
         Self::Failed,
@@ -321,6 +324,7 @@ impl CaptureEnd {
             Self::Shutdown => "shutdown",
             Self::Limit => "limit",
             Self::NamespaceGone => "namespace_gone",
+            Self::TargetGone => "target_gone",
             Self::Operator => "operator",
             Self::Revoked => "revoked",
             Self::Failed => "failed",

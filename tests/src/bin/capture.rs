@@ -52,6 +52,9 @@ async fn run() -> anyhow::Result<()> {
         .nth(1)
         .context("usage: capture ws://HOST:PORT/capture?netns=NUMBER")?;
     let mut capture = open(&url).await?;
+    if let Some(note) = capture.answer("packetflix-note") {
+        eprintln!("capture: {note}");
+    }
     let mut out = tokio::io::stdout();
     let mut has_stopped = false;
     let mut interrupts = interrupts();

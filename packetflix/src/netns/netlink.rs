@@ -1,0 +1,289 @@
+//! What rtnetlink says, taken apart attribute by attribute: names are bytes that anyone with a user namespace may choose,
+//! and one that cannot be read takes nothing with it.
+//!
+//! Source: `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`, `linux/if_addr.h`.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+    },
+};
+
+use super::links::Listing;
+
+/// More than the kernel puts into a datagram, which is 32 KiB, or one message that is longer.
+const MAX_DATAGRAM_LEN: usize = 64 << 10;
+
+/// Length of a message's header, `struct nlmsghdr`.
+const HEADER_LEN: usize = 16;
+
+/// Length of `struct ifinfomsg`, and of `struct ifaddrmsg`.
+pub(super) const LINK_HEADER_LEN: usize = 16;
+pub(super) const ADDRESS_HEADER_LEN: usize = 8;
+
+/// What is asked for of links, and `RTEXT_FILTER_SKIP_STATS`: statistics are most of what the kernel would tell. Kernel 4.4.
+const IFLA_EXT_MASK: u16 = 29;
+const SKIP_STATISTICS: u32 = 1 << 3;
+
+/// The kernel says nothing for longer than this only where something is wrong with it.
+const PATIENCE: u16 = 5_000;
+
+/// How often a list is asked for that changed while it was told.
+const TRIES: usize = 3;
+
+/// A message of rtnetlink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
+    flags: u16,
+    sequence: u32,
+    /// What follows the header.
+    pub(super) body: &'a [u8],
+}
+
+/// The messages of a datagram, as far as they are whole.
+pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let len = number(datagram, 0)? as usize;
+        let body = datagram.get(HEADER_LEN..len)?;
+        let message = Message {
+            kind: half(datagram, 4)?,
+            flags: half(datagram, 6)?,
+            sequence: number(datagram, 8)?,
+            body,
+        };
+        datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// Types and values of attributes, as far as they are whole.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    /// Bits of the type that say how the value is written.
+    const FLAGS: u16 = 0xc000;
+
+    std::iter::from_fn(move || {
+        let len = usize::from(half(bytes, 0)?);
+        let attribute = (half(bytes, 2)? & !FLAGS, bytes.get(4..len)?);
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(attribute)
+    })
+}
+
+/// The 16 bits at a place, in the machine's order.
+pub(super) fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The 32 bits at a place, in the machine's order.
+pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Opens a socket of rtnetlink in the calling thread's network namespace, where it stays, and waits for nothing; it hears of
+/// what happens to links if `hears_of_links`.
+///
+/// # Errors
+/// When there can be none.
+pub(super) fn open(hears_of_links: bool) -> io::Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let groups = if hears_of_links {
+        libc::RTMGRP_LINK as u32
+    } else {
+        0
+    };
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+/// Receives a datagram into `room`; `None` when there is none.
+///
+/// # Errors
+/// `ENOBUFS` when some were lost.
+pub(super) fn receive<'a>(socket: BorrowedFd<'_>, room: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
+    room.resize(MAX_DATAGRAM_LEN, 0);
+    // With this flag, the length is the datagram's own even where it did not fit.
+    match recv(socket.as_raw_fd(), room, MsgFlags::MSG_TRUNC) {
+        Ok(len) if len > MAX_DATAGRAM_LEN => {
+            let why = "a datagram is too long";
+            Err(io::Error::new(io::ErrorKind::InvalidData, why))
+        }
+        Ok(len) => Ok(Some(&room[..len])),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// All links with their addresses. What else was said meanwhile is handed to `hear`. `sequence` counts the requests.
+///
+/// # Errors
+/// When the kernel does not answer as it should.
+pub(super) fn list(
+    socket: BorrowedFd<'_>,
+    sequence: &mut u32,
+    mut hear: impl FnMut(&io::Result<Message<'_>>),
+) -> io::Result<Listing> {
+    for _ in 0..TRIES {
+        let mut listing = Listing::default();
+        let mut is_of_one_time = true;
+        for kind in [libc::RTM_GETADDR, libc::RTM_GETLINK] {
+            *sequence += 1;
+            let dumped = dump(socket, kind, *sequence, &mut listing, |_| true, &mut hear)?;
+            is_of_one_time &= dumped == Dumped::AsOfOneTime;
+        }
+        if is_of_one_time {
+            return Ok(listing);
+        }
+    }
+    let why = "the network interfaces change faster than they can be listed";
+    Err(io::Error::new(io::ErrorKind::Interrupted, why))
+}
+
+/// What a list amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dumped {
+    /// It has all.
+    AsOfOneTime,
+    /// It has all, and some may be missing or twice in it, since something changed meanwhile.
+    Changing,
+    /// There was no room for more.
+    InPart,
+}
+
+/// Asks for all objects of a kind, and takes them in for as long as there is room.
+///
+/// # Errors
+/// When the kernel does not answer as it should.
+pub(super) fn dump(
+    socket: BorrowedFd<'_>,
+    kind: u16,
+    sequence: u32,
+    listing: &mut Listing,
+    has_room: impl Fn(&Listing) -> bool,
+    hear: &mut impl FnMut(&io::Result<Message<'_>>),
+) -> io::Result<Dumped> {
+    send(socket.as_raw_fd(), &request(kind, sequence), MsgFlags::empty())?;
+    let mut room = Vec::new();
+    let mut dumped = Dumped::AsOfOneTime;
+    loop {
+        let datagram = match receive(socket, &mut room) {
+            Ok(Some(datagram)) => datagram,
+            Ok(None) => {
+                wait(socket)?;
+                continue;
+            }
+            // Of what happens, not of the answer, which waits until there is room.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                hear(&Err(error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for message in messages(datagram) {
+            if message.sequence != sequence {
+                hear(&Ok(message));
+                continue;
+            }
+            if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
+                dumped = Dumped::Changing;
+            }
+            match i32::from(message.kind) {
+                libc::NLMSG_DONE => return Ok(dumped),
+                libc::NLMSG_ERROR => return Err(refusal(message.body)),
+                _ => listing.add(&message),
+            }
+        }
+        if !has_room(listing) {
+            return Ok(Dumped::InPart);
+        }
+    }
+}
+
+fn wait(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
+    match poll(&mut polled, PollTimeout::from(PATIENCE)) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A request for all objects of a kind.
+fn request(kind: u16, sequence: u32) -> Vec<u8> {
+    let body_len = if kind == libc::RTM_GETLINK {
+        LINK_HEADER_LEN
+    } else {
+        ADDRESS_HEADER_LEN
+    };
+    let mut request = vec![0; HEADER_LEN + body_len];
+    if kind == libc::RTM_GETLINK {
+        request.extend(8_u16.to_ne_bytes());
+        request.extend(IFLA_EXT_MASK.to_ne_bytes());
+        request.extend(SKIP_STATISTICS.to_ne_bytes());
+    }
+    let len = request.len() as u32;
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    request[..4].copy_from_slice(&len.to_ne_bytes());
+    request[4..6].copy_from_slice(&kind.to_ne_bytes());
+    request[6..8].copy_from_slice(&flags.to_ne_bytes());
+    request[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    request
+}
+
+/// Why the kernel gives no list: `struct nlmsgerr` begins with the negative number of the error.
+fn refusal(body: &[u8]) -> io::Error {
+    let errno = number(body, 0).map_or(0, |number| -(number as i32));
+    io::Error::from_raw_os_error(errno)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lists_the_links_of_this_namespace() {
+        let socket = open(false).unwrap();
+        let links = list(socket.as_fd(), &mut 0, |_| ()).unwrap().finish();
+        let loopback = links.iter().find(|link| link.name == "lo").unwrap();
+        assert!(loopback.loopback && loopback.ifindex == 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_apart(bytes in any::<Vec<u8>>(), lens in proptest::collection::vec(0u32..64, 0..4)) {
+            let mut datagram = Vec::new();
+            for len in lens {
+                datagram.extend(len.to_ne_bytes());
+                datagram.extend_from_slice(&bytes);
+            }
+            let mut listing = Listing::default();
+            for message in messages(&datagram) {
+                prop_assert!(message.body.len() <= datagram.len());
+                for kind in [libc::RTM_NEWLINK, libc::RTM_NEWADDR] {
+                    listing.add(&Message { kind, ..message });
+                }
+            }
+            for (_, value) in attributes(&bytes) {
+                prop_assert!(value.len() <= bytes.len());
+            }
+            listing.finish();
+        }
+    }
+}

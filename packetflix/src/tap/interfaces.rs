@@ -1,0 +1,440 @@
+//! The interfaces of a tap: which join, which are left out and why, and how they change.
+
+use std::{
+    io,
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapError, PerCpuValues};
+use nix::errno::Errno;
+use packetflix_common::{
+    InterfaceCounters, InterfaceEntry, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES,
+};
+
+use super::{
+    Tap, TapError, blocking,
+    hook::{Attachment, HookError},
+    link_types::{link_type, network_offset},
+    object::Entry,
+};
+use crate::{
+    error,
+    netns::{EnterError, Link, Netns},
+    pcapng::LinkType,
+    sys,
+};
+
+/// After how long an interface that could not be attached to is tried again: first, and at most.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// An interface that a tap captures, or would.
+pub(crate) struct TappedInterface {
+    /// Its number in the capture, from 0, never used again.
+    pub(crate) id: u32,
+    /// When it joined, or got its name, in nanoseconds of the records' clock.
+    pub(crate) since: u64,
+    /// What its packets begin with.
+    pub(crate) link_type: LinkType,
+    /// What was last known of it.
+    pub(crate) link: Link,
+    /// Why none of its packets is captured, if so.
+    pub(crate) left_out: Option<LeftOut>,
+    /// `None` when it is being detached.
+    attachment: Option<Attachment>,
+}
+
+/// Why nothing is captured of an interface.
+#[derive(Clone, Debug)]
+pub(crate) struct LeftOut {
+    /// For people.
+    pub(crate) reason: String,
+    /// When it is tried again, if that may help.
+    retry: Option<Retry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+/// What has changed since the interfaces were last looked at.
+pub(crate) struct LinkChanges {
+    /// Indexes of captured interfaces that are gone.
+    pub(crate) gone: Vec<u32>,
+    /// Indexes of captured interfaces that have another name, and which of them it was.
+    pub(crate) renamed: Vec<u32>,
+    /// Interfaces that are wanted, or of which is to be told why they are not, and not yet captured.
+    pub(crate) new: Vec<Link>,
+}
+
+impl LeftOut {
+    fn for_good(reason: String) -> Self {
+        Self { reason, retry: None }
+    }
+
+    fn for_now(error: &TapError) -> Self {
+        Self {
+            reason: format!(
+                "nothing is captured here, until it works: {}",
+                error::chain(error)
+            ),
+            retry: Some(Retry {
+                at: Instant::now() + FIRST_RETRY,
+                pause: FIRST_RETRY,
+            }),
+        }
+    }
+}
+
+impl Retry {
+    fn later(self) -> Self {
+        let pause = (2 * self.pause).min(LAST_RETRY);
+        Self {
+            at: Instant::now() + pause,
+            pause,
+        }
+    }
+}
+
+impl Tap {
+    /// Adds the interfaces that the capture begins with. Where all are wanted, one that the kernel refuses is left out.
+    ///
+    /// # Errors
+    /// When the kernel refuses one that was asked for, or all, or for want of what another would not get either.
+    pub(super) fn begin(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), TapError> {
+        let join = || {
+            let mut first = None;
+            for link in links {
+                match self.join_one(&link) {
+                    Ok(joined) => drop(joined.map(|interface| self.add(interface))),
+                    Err(error) if self.selection.is_by_name() || is_of_everything(&error) => {
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        self.leave_out(link, LeftOut::for_now(&error));
+                        first.get_or_insert(error);
+                    }
+                }
+            }
+            let is_captured = |interface: &TappedInterface| interface.left_out.is_none();
+            match first {
+                _ if self.interfaces.values().any(is_captured) => Ok(()),
+                Some(error) => Err(error),
+                None => Err(TapError::NoInterface),
+            }
+        };
+        blocking(|| netns.enter(join))?
+    }
+
+    /// Adds interfaces to a capture that runs. One that the kernel refuses is left out, and tried again.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub(crate) fn join(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), EnterError> {
+        if links.is_empty() {
+            return Ok(());
+        }
+        let join = || {
+            for link in links {
+                match self.join_one(&link) {
+                    Ok(joined) => drop(joined.map(|interface| self.add(interface))),
+                    Err(error) => self.leave_out(link, LeftOut::for_now(&error)),
+                }
+            }
+        };
+        blocking(|| netns.enter(join))
+    }
+
+    /// Tries interfaces again that could not be attached to; gives what stood for those that have joined now.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub(crate) fn retry(&mut self, netns: &Netns) -> Result<Vec<TappedInterface>, EnterError> {
+        let now = Instant::now();
+        let is_due = |interface: &TappedInterface| {
+            let retry = interface.left_out.as_ref().and_then(|left_out| left_out.retry);
+            interface.attachment.is_some() && retry.is_some_and(|retry| retry.at <= now)
+        };
+        let due: Vec<Link> = self
+            .interfaces
+            .values()
+            .filter(|interface| is_due(interface))
+            .map(|interface| interface.link.clone())
+            .collect();
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let again = || {
+            due.iter()
+                .filter_map(|link| match self.join_one(link) {
+                    Ok(joined) => self.add(joined?),
+                    Err(_) => {
+                        let interface = self.interfaces.get_mut(&link.ifindex)?;
+                        let retry = interface.left_out.as_mut()?.retry.as_mut()?;
+                        *retry = retry.later();
+                        None
+                    }
+                })
+                .collect()
+        };
+        blocking(|| netns.enter(again))
+    }
+
+    /// Attaches to an interface, and makes it known to the programs; `None` when it is gone. Runs inside the namespace.
+    fn join_one(&mut self, link: &Link) -> Result<Option<TappedInterface>, TapError> {
+        let Some((link_type, left_out)) = self.judge(link) else {
+            return Ok(None);
+        };
+        // Used up even if the interface does not join: it may have got a packet into a ring.
+        let id = self.next_interface_id;
+        self.next_interface_id += 1;
+        let since = self.clock.now();
+        let attachment = if left_out.is_some() {
+            Attachment::Nothing
+        } else {
+            match self.attach(link, id, link_type) {
+                Err(TapError::Hook(HookError::Gone { .. })) => return Ok(None),
+                attached => attached?,
+            }
+        };
+        Ok(Some(TappedInterface {
+            id,
+            since,
+            link_type,
+            link: link.clone(),
+            left_out,
+            attachment: Some(attachment),
+        }))
+    }
+
+    /// What the packets of an interface begin with, and why they are not captured for good, if so; nothing if nobody wants
+    /// to know.
+    fn judge(&self, link: &Link) -> Option<(LinkType, Option<LeftOut>)> {
+        let known = link_type(link);
+        let reason = if !self.selection.wants(link) {
+            if !self.selection.tells_of(link) {
+                return None;
+            }
+            Some(
+                "nothing is captured here: the list of the target's interfaces in the request does not name it"
+                    .to_owned(),
+            )
+        } else if known.is_none() {
+            Some(format!(
+                "nothing is captured here: what its packets begin with is not known (hardware type {})",
+                link.hardware_type
+            ))
+        } else {
+            let reason = known.and_then(|known| self.filters.reason_against(known));
+            reason.map(|reason| {
+                format!("nothing is captured here, since the filter cannot be applied: {reason}")
+            })
+        };
+        // Without packets it needs no kind of its own, and readers on libpcap want all of them to be the same.
+        let others = self.interfaces.values().next().map(|first| first.link_type);
+        let link_type = match (&reason, known) {
+            (None, Some(known)) => known,
+            (_, known) => others.or(known).unwrap_or(LinkType::Ethernet),
+        };
+        Some((link_type, reason.map(LeftOut::for_good)))
+    }
+
+    fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<Attachment, TapError> {
+        let captured = self.interfaces.values().filter(|one| one.left_out.is_none());
+        if captured.count() >= MAX_INTERFACES as usize {
+            return Err(TapError::TooManyInterfaces);
+        }
+        let entry = Entry(InterfaceEntry {
+            settings: InterfaceSettings {
+                costs: self.rates.costs(),
+                interface_id: id,
+                loopback: u16::from(link.loopback),
+                network_offset: network_offset(link_type),
+                filter: self.filters.number_of(link_type) as u32,
+                snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
+            },
+            ..InterfaceEntry::default()
+        });
+        self.insert_entry(link.ifindex, entry)
+            .map_err(|source| TapError::Entry {
+                name: link.name.clone(),
+                source,
+            })?;
+        let attachment = self.hook.attach(&mut self.programs, link).inspect_err(|_| {
+            self.remove_entry(link.ifindex);
+        })?;
+        if self.promiscuous
+            && !link.loopback
+            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
+        {
+            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
+        }
+        Ok(attachment)
+    }
+
+    /// Takes note of an interface; gives what stood in its place.
+    fn add(&mut self, interface: TappedInterface) -> Option<TappedInterface> {
+        if let Some(LeftOut { reason, .. }) = &interface.left_out {
+            tracing::warn!(
+                interface = interface.link.name,
+                reason,
+                "an interface is left out"
+            );
+        }
+        self.interfaces.insert(interface.link.ifindex, interface)
+    }
+
+    fn leave_out(&mut self, link: Link, left_out: LeftOut) {
+        let id = self.next_interface_id;
+        self.next_interface_id += 1;
+        let others = self.interfaces.values().next().map(|first| first.link_type);
+        let known = link_type(&link);
+        self.add(TappedInterface {
+            id,
+            since: self.clock.now(),
+            link_type: others.or(known).unwrap_or(LinkType::Ethernet),
+            link,
+            left_out: Some(left_out),
+            attachment: Some(Attachment::Nothing),
+        });
+    }
+
+    /// Captured interfaces by their index, and those that are left out.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = &TappedInterface> {
+        self.interfaces.values()
+    }
+
+    /// An interface by its index.
+    pub(crate) fn interface(&self, ifindex: u32) -> Option<&TappedInterface> {
+        self.interfaces.get(&ifindex)
+    }
+
+    /// Detaches from one interface, whose records are still in the rings.
+    pub(crate) fn detach(&mut self, ifindex: u32) {
+        if let Some(interface) = self.interfaces.get_mut(&ifindex) {
+            let attachment = interface.attachment.take();
+            blocking(|| drop(attachment));
+        }
+    }
+
+    /// Detaches from all interfaces: no record comes after this.
+    pub(crate) fn detach_all(&mut self) {
+        let attachments: Vec<_> = self
+            .interfaces
+            .values_mut()
+            .filter_map(|interface| interface.attachment.take())
+            .collect();
+        blocking(|| drop(attachments));
+    }
+
+    /// Forgets a detached interface, and tells its last counts.
+    pub(crate) fn remove(&mut self, ifindex: u32) -> Option<(TappedInterface, InterfaceCounters)> {
+        let counters = self.counters(ifindex);
+        let interface = self.interfaces.remove(&ifindex)?;
+        if interface.left_out.is_none() {
+            self.remove_entry(ifindex);
+        }
+        Some((interface, counters))
+    }
+
+    /// What was counted for an interface so far, over all CPUs.
+    pub(crate) fn counters(&self, ifindex: u32) -> InterfaceCounters {
+        let is_captured = |interface: &TappedInterface| interface.left_out.is_none();
+        if !self.interfaces.get(&ifindex).is_some_and(is_captured) {
+            return InterfaceCounters::default();
+        }
+        match self.entries.get(&ifindex, 0) {
+            Ok(by_cpu) => by_cpu.iter().map(|entry| entry.0.counters).sum(),
+            Err(error) => {
+                tracing::error!(ifindex, %error, "the counters of an interface could not be read");
+                InterfaceCounters::default()
+            }
+        }
+    }
+
+    /// What goes on under another name does so from now on.
+    pub(crate) fn begin_anew(&mut self, ifindex: u32) {
+        let now = self.clock.now();
+        if let Some(interface) = self.interfaces.get_mut(&ifindex) {
+            interface.since = now;
+        }
+    }
+
+    /// Compares the interfaces that there are with those that are captured.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub(crate) fn link_changes(&mut self) -> Result<LinkChanges, io::Error> {
+        let Self { links, control, .. } = self;
+        let (present, removed) = blocking(|| links.list_with_removed(control.as_fd()))?;
+        let mut gone: Vec<u32> = self
+            .interfaces
+            .values()
+            .filter(|interface| interface.attachment.is_some())
+            .map(|interface| interface.link.ifindex)
+            .filter(|index| removed.contains(index) || !present.iter().any(|link| link.ifindex == *index))
+            .collect();
+        let mut renamed = Vec::new();
+        for link in &present {
+            let Some(interface) = self.interfaces.get_mut(&link.ifindex) else {
+                continue;
+            };
+            if gone.contains(&link.ifindex) || interface.attachment.is_none() {
+                continue;
+            }
+            // What its packets begin with is another thing, or it is wanted by now: it begins anew.
+            let was_unwanted = interface.left_out.is_some() && !self.selection.wants(&interface.link);
+            if interface.link.hardware_type != link.hardware_type
+                || (was_unwanted && self.selection.wants(link))
+            {
+                gone.push(link.ifindex);
+                continue;
+            }
+            if interface.link.raw_name != link.raw_name {
+                renamed.push(link.ifindex);
+            }
+            interface.link = link.clone();
+        }
+        self.unwanted.retain(|index| !removed.contains(index));
+        // One whose index is still that of an interface that is leaving waits until it has left.
+        let is_new = |link: &Link| {
+            let has_come = self.selection.tells_of(link) && !self.unwanted.contains(&link.ifindex);
+            (has_come || self.selection.wants(link)) && !self.interfaces.contains_key(&link.ifindex)
+        };
+        let new = present.into_iter().filter(is_new).collect();
+        Ok(LinkChanges { gone, renamed, new })
+    }
+
+    /// Whether whoever asks the same now would get the interfaces that are captured: one that was asked for by its name may
+    /// have another now.
+    pub(crate) fn is_as_asked(&self) -> bool {
+        let mut captured = self.interfaces.values();
+        captured.all(|interface| interface.left_out.is_some() || self.selection.wants(&interface.link))
+    }
+
+    /// Names that the request's list of the target's interfaces has, and nothing else.
+    pub(crate) fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// The same entry for every CPU.
+    fn insert_entry(&mut self, ifindex: u32, entry: Entry) -> Result<(), MapError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        let by_cpu = PerCpuValues::try_from(vec![entry; cpus]).map_err(MapError::IoError)?;
+        self.entries.insert(ifindex, by_cpu, 0)
+    }
+
+    fn remove_entry(&mut self, ifindex: u32) {
+        if let Err(error) = self.entries.remove(&ifindex) {
+            tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
+        }
+    }
+}
+
+/// Whether the next interface would be refused likewise: for want of a right, of memory, or of descriptors.
+fn is_of_everything(error: &TapError) -> bool {
+    error::is_exhaustion(error) || matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES))
+}

@@ -1,0 +1,508 @@
+//! Interfaces with names of all kinds, and what becomes of captures when interfaces change or cannot be captured.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Command, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use packetflix::filter::native::{self, Arithmetic, Instruction, R0};
+use packetflix_tests::{
+    bpf_run::{Place, Program, ProgramType},
+    client::{Capture, Recorder, refusal},
+    namespace::{Namespace, output_of, run},
+    process::Sleeper,
+    raw::{self, RawSocket, Tun},
+    recording::Recording,
+    server::{Server, wait_until},
+};
+use serde_json::{Value, json};
+
+const HOOKS: [&str; 2] = ["tcx", "socket"];
+
+fn frame(number: u8) -> Vec<u8> {
+    raw::ethernet(0x88b5, &[number; 46])
+}
+
+/// Runs `ip` in a namespace with words that need be no text.
+fn ip_bytes(namespace: &Namespace, arguments: &[&[u8]]) -> anyhow::Result<String> {
+    let mut command = Command::new("ip");
+    command.args(["-n", namespace.name()]);
+    output_of(command.args(arguments.iter().map(|one| OsStr::from_bytes(one))))
+}
+
+fn options<'a>(recording: &'a Recording, name: &str) -> anyhow::Result<&'a str> {
+    let interface = recording.interfaces.iter().rfind(|one| one.name == name);
+    Ok(&interface.with_context(|| format!("no {name}"))?.options)
+}
+
+/// The interfaces that a target has in `/targets`, by its name.
+fn listed(server: &Server, name: &str) -> anyhow::Result<Vec<String>> {
+    let (_, list) = server.get("/targets")?;
+    let targets = list["targets"].as_array().context("no list")?;
+    let target = targets.iter().find(|target| target["name"] == name);
+    let interfaces = target.with_context(|| format!("no {name}"))?["network-interfaces"].as_array();
+    let names = interfaces.context("no interfaces")?.iter();
+    Ok(names
+        .filter_map(|one| one["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+#[tokio::test]
+async fn names_that_are_no_text_take_nothing_with_them() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let (other, _peer) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}", here.inode()?));
+        let mut before = Recorder::start(&url).await?;
+        ip_bytes(&here, &[b"link", b"set", b"va", b"alias", b"n\xe9tz"])?;
+        ip_bytes(
+            &here,
+            &[
+                b"link",
+                b"property",
+                b"add",
+                b"dev",
+                b"va",
+                b"altname",
+                b"alt\xff",
+            ],
+        )?;
+        ip_bytes(&here, &[b"link", b"set", b"va", b"name", b"v\xe9\x1b"])?;
+        // A capture that runs follows it, and what comes later.
+        here.connect("late", &there, "peer", 2)?;
+        before
+            .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "late"))
+            .await?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        before.read_until(|recording| recording.has(&frame(1))).await?;
+        let recording = before.finish().await?;
+        assert_eq!(recording.count_on("v\\xe9\\x1b", false, &frame(1)), 1, "{hook}");
+
+        // One that begins now has it by its name, by the other one, and among all.
+        for query in ["", "&nif=v%5Cxe9%5Cx1b", "&nif=alt%5Cxff"] {
+            let mut recorder = Recorder::start(&format!("{url}{query}")).await?;
+            RawSocket::open(&there, "vb")?.send(&frame(2))?;
+            recorder.read_until(|recording| recording.has(&frame(2))).await?;
+            let recording = recorder.finish().await?;
+            assert_eq!(
+                recording.count_on("v\\xe9\\x1b", false, &frame(2)),
+                1,
+                "{hook} {query}"
+            );
+            ensure!(
+                options(&recording, "v\\xe9\\x1b")?.contains("n\\\\xe9tz"),
+                "{hook}"
+            );
+        }
+        let path = |namespace: &Namespace| namespace.path().display().to_string();
+        // A list may be a second old.
+        let is_listed = || Ok(listed(&server, &path(&here))? == ["lo", "v\\xe9\\x1b", "late"]);
+        wait_until(Duration::from_secs(5), is_listed)?;
+        assert_eq!(listed(&server, &path(&other))?, ["lo", "va"], "{hook}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_changes_are_no_news_for_the_log() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    let before = server.log().len();
+    let lines: Vec<u8> = (0..1000)
+        .flat_map(|number| {
+            [
+                &b"link set va alias n\xe9tz"[..],
+                number.to_string().as_bytes(),
+                b"\n",
+            ]
+            .concat()
+        })
+        .collect();
+    let batch = std::env::temp_dir().join(format!("packetflix-aliases-{}", std::process::id()));
+    std::fs::write(&batch, lines)?;
+    let done = here.ip(&["-batch", batch.to_str().context("no text")?]);
+    std::fs::remove_file(&batch)?;
+    done?;
+    recorder.finish().await?;
+    let grown = server.log().len() - before;
+    ensure!(grown < 2000, "{grown} bytes of log: {}", server.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn renamed_interface_goes_on_under_its_new_name() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = |name: &str| anyhow::Ok(server.url(&format!("netns={}&nif={name}", here.inode()?)));
+        let mut recorder = Recorder::start(&url("va")?).await?;
+        let socket = RawSocket::open(&there, "vb")?;
+        (0..3).try_for_each(|_| socket.send(&frame(1)))?;
+        recorder
+            .read_until(|recording| recording.count(&frame(1)) == 3)
+            .await?;
+        here.ip(&["link", "set", "va", "name", "eth9"])?;
+        recorder
+            .read_until(|recording| recording.interfaces.len() == 2)
+            .await?;
+        (0..5).try_for_each(|_| socket.send(&frame(2)))?;
+        recorder
+            .read_until(|recording| recording.count(&frame(2)) == 5)
+            .await?;
+
+        // Who asks for the old name now does not mean that one.
+        let (status, sentence) = refusal(&server, &url("va")?, &[]).await?;
+        ensure!(status == 404 && sentence.contains("eth9"), "{status} {sentence}");
+        let mut late = Recorder::start(&url("eth9")?).await?;
+        socket.send(&frame(3))?;
+        late.read_until(|recording| recording.has(&frame(3))).await?;
+        assert_eq!(late.finish().await?.interfaces[0].name, "eth9", "{hook}");
+
+        recorder.read_until(|recording| recording.has(&frame(3))).await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.count_on("va", false, &frame(1)), 3, "{hook}");
+        assert_eq!(recording.count_on("eth9", false, &frame(2)), 5, "{hook}");
+        let (old, new) = (
+            recording.final_statistics("va")?,
+            recording.final_statistics("eth9")?,
+        );
+        assert_eq!((old.delivered, old.dropped, old.received), (3, 0, 3), "{hook}");
+        assert_eq!((new.delivered, new.dropped, new.received), (6, 0, 6), "{hook}");
+        ensure!(!server.log().contains("ERROR"), "{hook}: {}", server.log());
+    }
+    Ok(())
+}
+
+/// An interface that got the name is what is meant from then on.
+#[tokio::test]
+async fn name_means_whoever_has_it_now() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}&nif=va", here.inode()?));
+    let mut first = Recorder::start(&url).await?;
+    here.ip(&["link", "set", "va", "name", "old"])?;
+    first
+        .read_until(|recording| recording.interfaces.len() == 2)
+        .await?;
+    here.connect("va", &there, "vc", 2)?;
+    let mut second = Recorder::start(&url).await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    RawSocket::open(&there, "vc")?.send(&frame(2))?;
+    second.read_until(|recording| recording.has(&frame(2))).await?;
+    let second = second.finish().await?;
+    assert_eq!((second.count(&frame(1)), second.count(&frame(2))), (0, 1));
+    first
+        .read_until(|recording| recording.has(&frame(1)) && recording.has(&frame(2)))
+        .await?;
+    let first = first.finish().await?;
+    assert_eq!(first.count_on("old", false, &frame(1)), 1);
+    assert_eq!(first.count_on("va", false, &frame(2)), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn interface_of_another_type_is_described_anew() -> anyhow::Result<()> {
+    const ETHERNET: u16 = 1;
+    for hook in HOOKS {
+        let here = Namespace::new()?;
+        let mut tun = Tun::open(&here, "tun7")?;
+        here.ip(&["link", "set", "tun7", "up"])?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        tun.write(&raw::ipv4_udp(b"without a header"))?;
+        recorder
+            .read_until(|recording| recording.has(b"without a header"))
+            .await?;
+        here.ip(&["link", "set", "tun7", "down"])?;
+        tun.set_hardware_type(ETHERNET)?;
+        here.ip(&["link", "set", "tun7", "up"])?;
+        recorder
+            .read_until(|recording| recording.interfaces.len() == 3)
+            .await?;
+        // The device goes by the first byte still.
+        let packet = raw::ipv4_udp(b"with a header");
+        wait_until(Duration::from_secs(5), || Ok(tun.write(&packet).is_ok()))?;
+        recorder
+            .read_until(|recording| recording.has(b"with a header"))
+            .await?;
+        let recording = recorder.finish().await?;
+        let types: Vec<u32> = recording.interfaces.iter().map(|one| one.link_type).collect();
+        assert_eq!(types, [1, 101, 1], "{hook}");
+        let last = recording.packets.last().context("no packet")?;
+        assert_eq!(last.interface, 2, "{hook}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_link_types_are_told_to_those_who_cannot_read_them() -> anyhow::Result<()> {
+    const WORDS: &str = "several link types";
+    let here = Namespace::new()?;
+    let _tun = Tun::open(&here, "tun7")?;
+    here.ip(&["link", "set", "tun7", "up"])?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let all = Capture::open(&url, &[]).await?;
+    let note = all.answer("packetflix-note").unwrap_or_default().to_owned();
+    ensure!(note.contains(WORDS) && note.contains("nif="), "{note}");
+    let recording = Recorder::of(all).await?.finish().await?;
+    ensure!(
+        options(&recording, "tun7")?.contains(WORDS),
+        "{:?}",
+        recording.interfaces
+    );
+    ensure!(
+        !options(&recording, "lo")?.contains(WORDS),
+        "{:?}",
+        recording.interfaces
+    );
+    for one in ["lo", "tun7"] {
+        let one = Capture::open(&format!("{url}&nif={one}"), &[]).await?;
+        ensure!(one.answer("packetflix-note").is_none());
+        let recording = Recorder::of(one).await?.finish().await?;
+        ensure!(!recording.interfaces[0].options.contains(WORDS));
+    }
+    Ok(())
+}
+
+/// Takes all the room for TCX programs that an interface has.
+fn fill(namespace: &Namespace, interface: &str) -> anyhow::Result<Vec<packetflix_tests::bpf_run::Attached>> {
+    let passing = [
+        Instruction::alu64_imm(Arithmetic::Move, R0, -1),
+        Instruction::exit(),
+    ];
+    let ifindex = namespace.ifindex(interface)?;
+    let mut attached = Vec::new();
+    loop {
+        let program = Program::load(ProgramType::Classifier, &native::encode(&passing))?;
+        match namespace.inside(|| program.attach_to_ingress(ifindex, Place::Last))? {
+            Ok(one) => attached.push(one),
+            Err(_) => return Ok(attached),
+        }
+    }
+}
+
+#[tokio::test]
+async fn interface_that_cannot_be_attached_to_is_left_out_told_and_tried_again() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let theirs = fill(&here, "va")?;
+    ensure!(theirs.len() > 60, "{}", theirs.len());
+    let server = Server::start(&["--hook", "tcx"])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let mut recorder = Recorder::start(&url).await?;
+    recorder
+        .read_until(|recording| recording.interfaces.len() == 2)
+        .await?;
+    let recording = Recording::parse(recorder.stream())?;
+    let told = options(&recording, "va")?;
+    ensure!(
+        told.contains("nothing is captured here") && told.contains("63 TCX programs"),
+        "{told}"
+    );
+    drop(theirs);
+    recorder
+        .read_until(|recording| recording.interfaces.len() == 3)
+        .await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    recorder.read_until(|recording| recording.has(&frame(1))).await?;
+    let recording = recorder.finish().await?;
+    assert_eq!(recording.packets[0].interface, 2);
+    ensure!(!options(&recording, "va")?.contains("nothing is captured"));
+
+    // Of one that was asked for, that is a refusal.
+    let theirs = fill(&here, "va")?;
+    let (status, sentence) = refusal(&server, &format!("{url}&nif=va"), &[]).await?;
+    ensure!(status == 429 && sentence.contains("va"), "{status} {sentence}");
+    drop(theirs);
+    Ok(())
+}
+
+/// In the middle of a capture, with the service short of descriptors.
+#[tokio::test]
+async fn interface_that_cannot_join_ends_nobodys_stream() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        let mut before = 0;
+        wait_until(Duration::from_secs(5), || {
+            let now = server.descriptors()?;
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(std::mem::replace(&mut before, now) == now)
+        })?;
+        let bound = |most: u64| {
+            let pid = server.pid().to_string();
+            run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")])
+        };
+        bound(3)?;
+        here.connect("late", &there, "peer", 2)?;
+        // What was there before goes on, and the others learn what is missing.
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        recorder
+            .read_until(|recording| recording.has(&frame(1)) && recording.interfaces.len() == 3)
+            .await?;
+        let recording = Recording::parse(recorder.stream())?;
+        let told = options(&recording, "late")?;
+        ensure!(
+            told.contains("nothing is captured here, until it works"),
+            "{hook}: {told}"
+        );
+        ensure!(told.contains("Too many open files"), "{hook}: {told}");
+        bound(10_000)?;
+        recorder
+            .read_until(|recording| recording.interfaces.len() == 4)
+            .await?;
+        RawSocket::open(&there, "peer")?.send(&frame(2))?;
+        recorder.read_until(|recording| recording.has(&frame(2))).await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.count_on("late", false, &frame(2)), 1, "{hook}");
+    }
+    Ok(())
+}
+
+fn target(namespace: &Namespace, sleeper: &Sleeper, interfaces: &[&str]) -> anyhow::Result<Value> {
+    let mut target = sleeper.identity()?;
+    target["name"] = json!("web");
+    target["type"] = json!("docker");
+    target["network-interfaces"] = json!(interfaces);
+    ensure!(target["netns"] == namespace.inode()?);
+    Ok(target)
+}
+
+/// As a client has it that listed the targets a moment ago.
+#[tokio::test]
+async fn list_of_a_target_is_what_was_known_and_no_wish() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let sleeper = Sleeper::inside(&here)?;
+    let server = Server::start(&[])?;
+    let target = target(&here, &sleeper, &["lo", "va", "eth7"])?;
+    for rest in ["", "&nif=lo%2Fva%2Feth7"] {
+        let mut recorder = Recorder::start(&server.url_of(&target, rest)).await?;
+        let recording = Recording::parse(recorder.stream())?;
+        let told = options(&recording, "lo")?;
+        ensure!(told.contains("that were not there: eth7"), "{rest}: {told}");
+        // One that is named joins when it comes; of others is told that they are there.
+        here.connect("eth7", &there, "peer", 2)?;
+        here.connect("eth8", &there, "peer8", 3)?;
+        recorder
+            .read_until(|recording| recording.interfaces.len() == 4)
+            .await?;
+        RawSocket::open(&there, "peer")?.send(&frame(1))?;
+        recorder.read_until(|recording| recording.has(&frame(1))).await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.count_on("eth7", false, &frame(1)), 1, "{rest}");
+        ensure!(
+            options(&recording, "eth8")?.contains("nothing is captured here"),
+            "{rest}"
+        );
+        here.ip(&["link", "delete", "eth7"])?;
+        here.ip(&["link", "delete", "eth8"])?;
+    }
+    // A wish is one, and where nothing is there of a list, there is nothing to capture.
+    for (target, rest) in [
+        (&target, "&nif=lo%2Feth7"),
+        (&self::target(&here, &sleeper, &["eth7"])?, ""),
+    ] {
+        let (status, sentence) = refusal(&server, &server.url_of(target, rest), &[]).await?;
+        ensure!(status == 404 && sentence.contains("eth7"), "{status} {sentence}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn target_by_name_has_all_its_interfaces_whatever_their_state() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let name = json!({ "name": here.path() });
+    // Set up, and not yet up as the kernel sees it: its peer is down.
+    there.ip(&["link", "set", "vb", "down"])?;
+    ensure!(here.ip(&["link", "show", "va"])?.contains("NO-CARRIER"));
+    assert_eq!(
+        server.target(&here.path().display().to_string())?["network-interfaces"],
+        json!(["lo", "va"])
+    );
+    here.ip(&["link", "set", "va", "down"])?;
+    let mut recorder = Recorder::start(&server.url_of(&name, "")).await?;
+    here.ip(&["link", "set", "va", "up"])?;
+    there.ip(&["link", "set", "vb", "up"])?;
+    here.connect("late", &there, "peer", 2)?;
+    recorder
+        .read_until(|recording| recording.interfaces.len() == 3)
+        .await?;
+    for (interface, number) in [("vb", 1), ("peer", 2)] {
+        let socket = RawSocket::open(&there, interface)?;
+        wait_until(Duration::from_secs(5), || Ok(socket.send(&frame(number)).is_ok()))?;
+        recorder
+            .read_until(|recording| recording.has(&frame(number)))
+            .await?;
+    }
+    let recording = recorder.finish().await?;
+    ensure!(recording.count_on("va", false, &frame(1)) > 0);
+    ensure!(recording.count_on("late", false, &frame(2)) > 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn interfaces_have_other_names_too() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    here.ip(&["link", "property", "add", "dev", "va", "altname", "Gi0-1"])?;
+    let server = Server::start(&[])?;
+    let netns = here.inode()?;
+    let mut recorder = Recorder::start(&server.url(&format!("netns={netns}&nif=Gi0-1"))).await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    recorder.read_until(|recording| recording.has(&frame(1))).await?;
+    assert_eq!(recorder.finish().await?.interfaces[0].name, "va");
+    let (_, list) = server.get("/targets")?;
+    let targets = list["targets"].as_array().context("no list")?;
+    let target = targets
+        .iter()
+        .find(|one| one["netns"] == netns)
+        .context("no target")?;
+    assert_eq!(
+        target["network-interfaces"][1]["altnames"],
+        json!(["Gi0-1"]),
+        "{target}"
+    );
+    let url = server.url(&format!("netns={netns}&nif=Gi0-2"));
+    let (status, sentence) = refusal(&server, &url, &[]).await?;
+    ensure!(
+        status == 404 && sentence.contains("va (Gi0-1)"),
+        "{status} {sentence}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn descriptions_say_whose_interfaces_they_are() -> anyhow::Result<()> {
+    // Its name is cut to fifteen bytes, within a character.
+    let sleeper = Sleeper::unshared_as("konténer-größe", &[])?;
+    let server = Server::start(&[])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}", sleeper.netns()?))).await?;
+    let recording = recorder.finish().await?;
+    let name = format!("konténer-grö({})", sleeper.pid());
+    ensure!(
+        options(&recording, "lo")?.contains(&format!("{name} (proc)")),
+        "{:?}",
+        recording.interfaces
+    );
+    ensure!(
+        recording.comment.contains(&format!("container-name: \"{name}\"")),
+        "{}",
+        recording.comment
+    );
+    // It is listed, and found, by the same name.
+    let recorder = Recorder::start(&server.url_of(&json!({ "name": name }), "")).await?;
+    recorder.finish().await?;
+
+    let (here, _there) = Namespace::pair()?;
+    here.ip(&["link", "set", "va", "alias", "uplink"])?;
+    let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+    let recording = recorder.finish().await?;
+    let words = format!("{} (bindmount): va, uplink", here.path().display());
+    ensure!(
+        options(&recording, "va")?.contains(&words),
+        "{:?}",
+        recording.interfaces
+    );
+    Ok(())
+}
