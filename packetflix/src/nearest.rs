@@ -11,13 +11,28 @@ pub(crate) fn nearest<'a>(
     most: usize,
 ) -> Vec<&'a str> {
     let wrong = letters(wrong);
-    let mut near: Vec<(usize, &str)> = words
+    // Of those that are as near, one with the same letters: they were exchanged.
+    let sorted = |mut letters: Vec<char>| {
+        letters.sort_unstable();
+        letters
+    };
+    let same = sorted(wrong.clone());
+    let mut near: Vec<(usize, bool, &str)> = words
         .into_iter()
-        .filter_map(|word| Some((distance_of(&wrong, &letters(word))?, word)))
+        .filter_map(|word| {
+            let letters = letters(word);
+            let distance = distance_of(&wrong, &letters)?;
+            Some((distance, sorted(letters) != same, word))
+        })
         .collect();
     near.sort_unstable();
     near.dedup();
-    near.into_iter().take(most).map(|(_, word)| word).collect()
+    near.into_iter().take(most).map(|(.., word)| word).collect()
+}
+
+/// Whether it took one slip to write the one for the other: a letter more, less, or another, or two exchanged.
+pub(crate) fn is_one_slip(wrong: &str, word: &str) -> bool {
+    distance(&letters(wrong), &letters(word)) <= 1
 }
 
 fn letters(word: &str) -> Vec<char> {

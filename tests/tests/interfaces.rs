@@ -88,7 +88,7 @@ async fn kinds_of_hardware_that_are_not_known_are_named() -> anyhow::Result<()> 
         anyhow::bail!("{:?}", recording.interfaces);
     };
     ensure!(
-        tun7.name == "tun7" && tun7.link_type == 1 && tun7.options.contains("hardware type 280"),
+        tun7.name == "tun7" && tun7.link_type == 1 && tun7.options.contains("(hardware type 32)"),
         "{tun7:?}"
     );
     server.wait_for_log("an interface is left out interface=\"tun7\"")

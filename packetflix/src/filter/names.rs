@@ -803,8 +803,6 @@ pub(super) const KEYWORDS: &[&str] = &[
     "icmp6-homeagentdiscoveryreply", "icmp6-mobileprefixsolicit", "icmp6-mobileprefixadvert", "icmp6-certpathsolicit",
     "icmp6-certpathadvert", "icmp6-multicastrouteradvert", "icmp6-multicastroutersolicit",
     "icmp6-multicastrouterterm",
-    // From libpcap 1.11 on.
-    "vxlan",
     "tcpflags", "tcp-fin", "tcp-syn", "tcp-rst", "tcp-push", "tcp-ack", "tcp-urg", "tcp-ece", "tcp-cwr",
 ];
 

@@ -1,7 +1,7 @@
 //! What stands in a filter where a name could, and is none: a misspelt word, or the language of display filters.
 
 use super::names::{KEYWORDS, is_keyword};
-use crate::nearest::nearest;
+use crate::nearest::{is_one_slip, nearest};
 
 /// Words that have a name behind them.
 const BEFORE_NAMES: [&str; 9] = [
@@ -59,8 +59,8 @@ pub(super) fn slip(expression: &str, at: usize, word: &str, may_be_name: bool) -
         return None;
     }
     let nearest = *nearest(word, KEYWORDS.iter().copied(), 1).first()?;
-    let is_near = word.len().abs_diff(nearest.len()) <= 2;
-    is_near.then(|| format!("syntax error at {word}, of which {nearest} is the nearest word"))
+    is_one_slip(word, nearest)
+        .then(|| format!("syntax error at {word}, of which {nearest} is the nearest word"))
 }
 
 /// Whether this is a protocol and what it has, joined by a dot, that is compared with something or stands alone.
@@ -109,6 +109,7 @@ mod tests {
             ("ip.", "ip."),
             ("TCP", "TCP"),
             ("www", "www"),
+            ("tcp-foo", "tcp-foo"),
         ] {
             assert_eq!(slip_at(expression, name), None, "{expression}");
         }
