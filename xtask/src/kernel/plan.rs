@@ -61,7 +61,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "interfaces",
         program: "kinds",
         tests: &[],
-        core: Core::Only(&["gre_", "vlan_and_its"]),
+        core: Core::Only(&["vlan_and_its"]),
     },
     Area {
         name: "CPUs",
@@ -73,7 +73,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "check",
         program: "verifier",
         tests: &[],
-        core: Core::Only(&["check_tells"]),
+        core: Core::Nothing,
     },
     Area {
         name: "AppArmor",
@@ -91,7 +91,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "filters",
         program: "filters",
         tests: &[],
-        core: Core::Nothing,
+        core: Core::Only(&["of_any_size"]),
     },
     Area {
         name: "differential",
