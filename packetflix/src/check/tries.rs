@@ -24,6 +24,9 @@ use crate::{
 /// The loopback device has the first index of every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// The process that all others come from.
+const FIRST_PROCESS: u32 = 1;
+
 /// How long a packet may take to its ring.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -50,7 +53,7 @@ pub(super) async fn all(config: &Config, findings: &mut Vec<Finding>) -> bool {
 fn processes() -> Finding {
     const SUBJECT: &str = "other processes";
     let own = namespace_link(Path::new("/proc/self/ns/net")).ok();
-    let (mut seen, mut hidden) = (0, 0);
+    let (mut seen, mut hidden, mut first_is_hidden) = (0, 0, false);
     let mut chosen = None;
     for pid in numbers_in(Path::new("/proc")).into_iter().flatten() {
         match namespace_link(&proc_path(pid, "ns/net")) {
@@ -61,8 +64,10 @@ fn processes() -> Finding {
                     chosen = Some((pid, namespace.1));
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => hidden += 1,
-            Err(_) => {}
+            Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {}
+            // Some machines keep it from everybody, root too; it is in the host's own namespaces.
+            Err(_) if pid == FIRST_PROCESS => first_is_hidden = true,
+            Err(_) => hidden += 1,
         }
     }
     let entered = chosen.map(|(pid, netns)| {
@@ -92,10 +97,17 @@ fn processes() -> Finding {
                 .costs("their namespaces are found only if they are mounted somewhere, and not by name")
                 .remedy("see the capabilities above")
         }
-        Some(Ok(())) => Finding::works(
-            SUBJECT,
-            format!("the namespaces of {seen} could be looked at, and one was entered"),
-        ),
+        Some(Ok(())) => {
+            let but = if first_is_hidden {
+                "; the first one is hidden"
+            } else {
+                ""
+            };
+            Finding::works(
+                SUBJECT,
+                format!("the namespaces of {seen} could be looked at, and one was entered{but}"),
+            )
+        }
         None => Finding::limited(SUBJECT, "there are none")
             .costs("there is nothing to capture but mounted namespaces")
             .remedy("use the host's PID namespace"),
