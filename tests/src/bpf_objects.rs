@@ -49,6 +49,31 @@ impl Kind {
         }
     }
 
+    /// The command that tells the next number that an object has, of `enum bpf_cmd`. It takes CAP_SYS_ADMIN.
+    fn next_command(self) -> libc::c_int {
+        match self {
+            Self::Program => 11,
+            Self::Map => 12,
+            Self::Btf => 23,
+            Self::Link => 31,
+        }
+    }
+
+    /// Whether there is an object of this number. It is not opened: an array of programs that is opened and closed while the
+    /// kernel lets it go is cleared twice, and one of two that wait to be cleared is never let go (`prog_array_map_clear` of
+    /// `kernel/bpf/arraymap.c`).
+    fn is_there(self, number: u32) -> io::Result<bool> {
+        let mut attribute = OpenAttribute {
+            number: number.saturating_sub(1),
+            ..OpenAttribute::default()
+        };
+        match bpf(self.next_command(), &mut attribute) {
+            Ok(_) => Ok(attribute.next == number),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Opens the object of this number, if there is one.
     fn open(self, number: u32) -> io::Result<Option<OwnedFd>> {
         let mut attribute = OpenAttribute {
@@ -133,7 +158,7 @@ impl Objects {
     pub fn left(&self) -> anyhow::Result<String> {
         let mut left = String::new();
         for ((kind, number), what) in &self.0 {
-            if kind.open(*number)?.is_some() {
+            if kind.is_there(*number)? {
                 left += &format!("{kind:?} {number} {what}\n");
             }
         }
@@ -236,7 +261,7 @@ fn text_of(name: &[u8; 16]) -> String {
     String::from_utf8_lossy(&name[..len]).into_owned()
 }
 
-/// The part of `union bpf_attr` that opens an object: `linux/bpf.h`.
+/// The part of `union bpf_attr` that opens an object, or asks for the next number: `linux/bpf.h`.
 #[repr(C)]
 #[derive(Default)]
 struct OpenAttribute {
