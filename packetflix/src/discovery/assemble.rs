@@ -189,6 +189,14 @@ impl Running {
         &self.workload.key
     }
 
+    /// Whether a process is in it whose control group has its identifier for a name. So it is with engines of the host; any
+    /// other could choose a word of somebody else's control group, and a short one could be anything.
+    pub(super) fn names_control_groups(&self) -> bool {
+        const MIN_LEN: usize = 12;
+
+        self.authority == Authority::Host && self.container().len() >= MIN_LEN
+    }
+
     fn is_of(&self, engine: &Path, authority: Authority) -> bool {
         self.engine == engine && self.authority == authority
     }
@@ -497,22 +505,44 @@ mod tests {
         assert_eq!(all.doubts, []);
     }
 
+    fn running(authority: Authority, workload: Workload) -> Running {
+        Running {
+            workload,
+            engine: PathBuf::new(),
+            engine_id: (0, 0),
+            authority,
+            pid: 1,
+            starttime: 1,
+            netns: 1,
+            prefix: String::new(),
+            is_listed: true,
+        }
+    }
+
+    #[test]
+    fn control_groups_have_the_names_of_the_hosts_containers_alone() {
+        let of = |authority, key: &str| {
+            let workload = Workload {
+                key: key.to_owned(),
+                ..container("web", 1)
+            };
+            running(authority, workload).names_control_groups()
+        };
+        assert!(of(Authority::Host, "0123456789ab"));
+        assert!(!of(Authority::Host, "short"));
+        for authority in [
+            Authority::Container { first: 5 },
+            Authority::User(1000),
+            Authority::PidNamespace(7),
+            Authority::Nobody,
+        ] {
+            assert!(!of(authority, "elasticsearch"), "{authority:?}");
+        }
+    }
+
     #[test]
     fn names_say_who_has_given_them() {
-        let named = |authority, workload| {
-            let running = Running {
-                workload,
-                engine: PathBuf::new(),
-                engine_id: (0, 0),
-                authority,
-                pid: 1,
-                starttime: 1,
-                netns: 1,
-                prefix: String::new(),
-                is_listed: true,
-            };
-            running.full_name()
-        };
+        let named = |authority, workload| running(authority, workload).full_name();
         let cart = || Workload {
             name: "k8s_cart".to_owned(),
             ..pod("cart-0", 1, "cart")

@@ -4,7 +4,8 @@ use std::{
     cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
     sync::Arc,
 };
 
@@ -19,9 +20,6 @@ use crate::{
     proc_fs::{namespace_path, proc_path},
     sys,
 };
-
-/// Fewer characters of an identifier could be anything in the path of a control group.
-const MIN_IDENTIFIER_LEN: usize = 12;
 
 /// What is known of who is where.
 pub(super) struct Census<'a> {
@@ -39,7 +37,10 @@ impl Census<'_> {
         let containers = Containers::of(self.found, self.table);
         let occupants = self.namespaces.iter().map(|(&inode, namespace)| {
             let pids = processes.remove(&inode).unwrap_or_default();
-            (inode, self.occupants(namespace, &pids, &containers, &is_owned_by))
+            let owner = OnceCell::new();
+            let owner = || *owner.get_or_init(|| self.owner_of(inode, &pids));
+            let occupants = self.occupants(namespace, &pids, owner, &containers, &is_owned_by);
+            (inode, occupants)
         });
         occupants.collect()
     }
@@ -48,11 +49,10 @@ impl Census<'_> {
         &self,
         namespace: &Namespace,
         pids: &[u32],
+        owner: impl Fn() -> Option<u32> + Copy,
         containers: &Containers<'_>,
         is_owned_by: &impl Fn(u32, u32) -> bool,
     ) -> Occupants {
-        let owner = OnceCell::new();
-        let owner = || *owner.get_or_init(|| self.owner_of(pids));
         let mut names = BTreeSet::new();
         let mut is_complete = !self.is_cut;
         for &pid in pids {
@@ -124,14 +124,20 @@ impl Census<'_> {
         })
     }
 
-    /// The user to whom a namespace belongs, seen through one of the processes in it.
-    fn owner_of(&self, pids: &[u32]) -> Option<u32> {
+    /// The user to whom a namespace belongs, seen through one of the processes in it that has not left it meanwhile.
+    fn owner_of(&self, inode: u64, pids: &[u32]) -> Option<u32> {
         pids.iter().find_map(|pid| {
             let thread = self.table.get(*pid)?.thread;
-            let namespace = File::open(namespace_path(*pid, thread, "net")).ok()?;
-            sys::owner_of_namespace(namespace.as_fd()).ok()
+            owner_through(&namespace_path(*pid, thread, "net"), inode)
         })
     }
+}
+
+/// The user to whom the namespace of this number belongs, if it is what the path leads to.
+fn owner_through(path: &Path, inode: u64) -> Option<u32> {
+    let namespace = File::open(path).ok()?;
+    let is_meant = namespace.metadata().ok()?.ino() == inode;
+    is_meant.then(|| sys::owner_of_namespace(namespace.as_fd()).ok())?
 }
 
 /// Which processes are in which containers.
@@ -140,7 +146,7 @@ struct Containers<'a> {
     table: &'a ProcessTable,
     /// By their PID namespace, where that is not ours.
     by_pid_namespace: OnceCell<HashMap<u64, Vec<&'a Running>>>,
-    /// By their identifiers.
+    /// By their identifiers, as far as control groups have them for names.
     by_identifier: OnceCell<BTreeMap<&'a str, &'a Running>>,
 }
 
@@ -189,8 +195,8 @@ impl<'a> Containers<'a> {
     /// it is the container that makes them.
     fn by_control_group(&self, pid: u32) -> Option<&'a Running> {
         let by_identifier = self.by_identifier.get_or_init(|| {
-            let listed = Self::listed(self.found).map(|running| (running.container(), running));
-            listed.filter(|(id, _)| id.len() >= MIN_IDENTIFIER_LEN).collect()
+            let named = Self::listed(self.found).filter(|running| running.names_control_groups());
+            named.map(|running| (running.container(), running)).collect()
         });
         if by_identifier.is_empty() {
             return None;
@@ -202,5 +208,19 @@ impl<'a> Containers<'a> {
             let mut words = path.split(|character: char| !character.is_ascii_alphanumeric());
             words.find_map(|word| by_identifier.get(word).copied())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever leaves a namespace for one of his own does not so become the owner of the one that he has left.
+    #[test]
+    fn owner_is_asked_of_the_namespace_that_is_meant() {
+        let path = Path::new("/proc/self/ns/net");
+        let inode = fs::metadata(path).unwrap().ino();
+        assert!(owner_through(path, inode).is_some());
+        assert_eq!(owner_through(path, inode + 1), None);
     }
 }
