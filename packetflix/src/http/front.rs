@@ -158,7 +158,7 @@ impl Front {
             // Whoever has it could come in with it.
             request.headers_mut().remove(header::AUTHORIZATION);
         }
-        proxy.answer(request, client).await
+        proxy.answer(request, client, &self.app.refusals).await
     }
 
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no

@@ -44,6 +44,14 @@ impl RefusalLog {
         }
     }
 
+    /// Logs that the discovery service has not answered a request of `peer`, unless enough is said of it already.
+    pub(super) fn not_proxied(&self, peer: Peer, refusal: &Refusal) {
+        if self.is_worth_a_line(Some(peer)) {
+            let status = refusal.status.as_u16();
+            tracing::info!(status, reason = refusal.sentence, "not proxied");
+        }
+    }
+
     fn is_worth_a_line(&self, peer: Option<Peer>) -> bool {
         let client = ClientId::new(peer.and_then(Peer::ip));
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);

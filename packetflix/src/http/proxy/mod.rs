@@ -32,6 +32,7 @@ use super::{
     front::{AnswerBody, boxed},
     origin::{Origin, check_origin},
     refusal::Refusal,
+    refusal_log::RefusalLog,
     request::RequestError,
     tcp::keep_prompt_and_alive,
 };
@@ -116,16 +117,17 @@ impl Proxy {
     }
 
     /// The service's answer, or a refusal that says why there is none.
-    pub(super) async fn answer(&self, request: Request<Incoming>, client: &Client) -> Response<AnswerBody> {
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+        refusals: &RefusalLog,
+    ) -> Response<AnswerBody> {
         match self.forward(request, client).await {
             Ok(response) => response.map(boxed),
             Err(error) => {
                 let refusal = Refusal::from(error);
-                tracing::info!(
-                    status = refusal.status.as_u16(),
-                    reason = refusal.sentence,
-                    "not proxied"
-                );
+                refusals.not_proxied(client.peer, &refusal);
                 refusal.into_response().map(boxed)
             }
         }
