@@ -7,8 +7,8 @@ use crate::{tap::InterfaceSelection, target::TargetDescription};
 /// The target of the events.
 pub(crate) const AUDIT: &str = "packetflix::audit";
 
-/// Most bytes of a filter that are written.
-const MAX_FILTER_LEN: usize = 1024;
+/// Most bytes that are written of anything that a client wrote.
+const MAX_WRITTEN_LEN: usize = 1024;
 
 /// What somebody asked for, as far as it could be read.
 #[derive(Debug, Default)]
@@ -30,9 +30,9 @@ pub(super) fn started(capture: &Capture) {
         tap = facts.tap,
         client = facts.client.name,
         address = facts.client.address,
-        name = facts.target.name,
-        "type" = facts.target.kind,
-        prefix = facts.target.prefix,
+        name = start_of(&facts.target.name),
+        "type" = start_of(&facts.target.kind),
+        prefix = start_of(&facts.target.prefix),
         netns = facts.netns,
         interfaces = interfaces(&facts.selection),
         filter = start_of(&facts.filter),
@@ -50,9 +50,9 @@ pub(super) fn ended(capture: &Capture, end: CaptureEnd, reason: &str) {
         tap = facts.tap,
         client = facts.client.name,
         address = facts.client.address,
-        name = facts.target.name,
-        "type" = facts.target.kind,
-        prefix = facts.target.prefix,
+        name = start_of(&facts.target.name),
+        "type" = start_of(&facts.target.kind),
+        prefix = start_of(&facts.target.prefix),
         netns = facts.netns,
         seconds = capture.duration().as_secs_f64(),
         packets = amount.packets,
@@ -73,12 +73,12 @@ pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
         id = attempt.id,
         client = attempt.client.name,
         address = attempt.client.address,
-        name = target.name,
-        "type" = target.kind,
-        prefix = target.prefix,
+        name = start_of(&target.name),
+        "type" = start_of(&target.kind),
+        prefix = start_of(&target.prefix),
         netns = target.netns,
         status,
-        reason,
+        reason = start_of(reason),
         "capture refused"
     );
 }
@@ -89,6 +89,7 @@ fn interfaces(selection: &InterfaceSelection) -> String {
     names.unwrap_or_else(|| "all".to_owned())
 }
 
-fn start_of(filter: &str) -> &str {
-    &filter[..filter.floor_char_boundary(MAX_FILTER_LEN)]
+/// As much of what a client wrote as the account has room for.
+fn start_of(written: &str) -> &str {
+    &written[..written.floor_char_boundary(MAX_WRITTEN_LEN)]
 }
