@@ -208,7 +208,11 @@ fn set_aside(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn build_tests(architecture: Architecture) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    ensure!(architecture == Architecture::Amd64);
+    ensure!(
+        architecture == Architecture::Amd64,
+        "tests are built for this machine only, and not yet for {}",
+        architecture.name()
+    );
     execute(cargo().args([
         "build",
         "--package=packetflix",
