@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -462,6 +463,38 @@ async fn engine_that_hangs_costs_its_own_targets_alone() -> anyhow::Result<()> {
     // Once, and not with every scan.
     assert_eq!(logged("an engine does not tell what it runs"), 2);
     Ok(())
+}
+
+/// Several mount namespaces have something at the same path: which is meant, is told.
+#[test]
+fn a_socket_is_told_with_the_mount_namespace_that_has_it() -> anyhow::Result<()> {
+    let script = "mount -t tmpfs none /run && exec \"$0\" /run/docker.sock";
+    let mut engine = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(program("fake-engine")?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let socket = format!("/proc/{}/root/run/docker.sock", engine.id());
+    wait_until(Duration::from_secs(5), || Ok(Path::new(&socket).exists()))?;
+    let namespace = std::fs::metadata(format!("/proc/{}/ns/mnt", engine.id()))?.ino();
+    let server = Server::start(&[])?;
+    let (_, details) = server.get("/targets")?;
+    engine.kill()?;
+    engine.wait()?;
+    let engines = details["engines"].as_array().context("no engines")?;
+    ensure!(
+        engines
+            .iter()
+            .any(|one| one["socket"] == "/run/docker.sock" && one["mount-namespace"] == namespace),
+        "{details}"
+    );
+    let whose = format!(
+        "as process {} sees it in mount namespace {namespace}",
+        engine.id()
+    );
+    ensure!(details["gaps"].to_string().contains(&whose), "{details}");
+    server.wait_for_log(&whose)
 }
 
 #[test]

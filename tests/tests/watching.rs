@@ -350,6 +350,56 @@ async fn requests_and_refusals_are_counted_by_status() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn an_engine_that_was_named_and_is_not_there_is_told_at_the_start() -> anyhow::Result<()> {
+    let folder = Folder::new("engines")?;
+    let (missing, stale) = (folder.file("missing.sock")?, folder.file("stale.sock")?);
+    drop(std::os::unix::net::UnixListener::bind(&stale)?);
+    let flags = ["--engine-socket", &missing[..], "--engine-socket", &stale];
+    let server = Server::start(&flags)?;
+    for (socket, words) in [
+        (&missing, "No such file or directory"),
+        (&missing, "write --engine-socket as its socket is called"),
+        (&stale, "nobody listens: Connection refused"),
+        (&stale, "start the engine, or name the socket"),
+    ] {
+        let told = || {
+            let log = server.log();
+            let mut lines = log.lines();
+            Ok(lines.any(|line| line.contains(&format!("engine={socket} ")) && line.contains(words)))
+        };
+        wait_until(PATIENCE, told).with_context(|| format!("{words}: {}", server.log()))?;
+    }
+    // Once, and not with every scan.
+    server.get("/targets")?;
+    assert_eq!(
+        server
+            .log()
+            .matches("an engine does not tell what it runs")
+            .count(),
+        2
+    );
+
+    let check = Command::new(program("packetflix")?)
+        .args(["check", "--json"])
+        .args(flags)
+        .output()?;
+    let report: Value = serde_json::from_slice(&check.stdout)?;
+    let findings = report["findings"].as_array().context("no findings")?;
+    for socket in [&missing, &stale] {
+        let about = findings.iter().find(|finding| {
+            finding["subject"] == "engine"
+                && finding["found"]
+                    .as_str()
+                    .is_some_and(|found| found.contains(socket))
+        });
+        let remedy = about.and_then(|finding| finding["remedy"].as_str());
+        let remedy = remedy.with_context(|| report.to_string())?;
+        ensure!(remedy.starts_with("start the engine"), "{remedy}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn dashboard_names_only_what_is_counted() -> anyhow::Result<()> {
     let server = Server::start(&["--engine-socket", "/nowhere.sock"])?;

@@ -252,15 +252,15 @@ async fn engines(config: &Config) -> Vec<Finding> {
     };
     let engine = |engine: &EngineReport| {
         let subject = "engine";
-        let path = engine.path.display();
+        let path = format!("{}, {}", engine.path.display(), engine.whose());
         match &engine.problem {
             None => Finding::works(
                 subject,
-                format!("{path} tells of {} containers or pods", engine.workloads),
+                format!("{path}, tells of {} containers or pods", engine.workloads),
             ),
-            Some(problem) => Finding::limited(subject, format!("{path}: {problem}"))
+            Some(problem) => Finding::limited(subject, format!("{path}: {}", problem.sentence))
                 .costs("its containers have no names")
-                .remedy("see CAP_DAC_OVERRIDE above, or let the service into the socket's group"),
+                .remedy(problem.remedy),
         }
     };
     let mut findings: Vec<Finding> = scan.engines.iter().map(engine).collect();

@@ -337,7 +337,10 @@ fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::{peer::Peer, processes::tests::table, sockets::Origin, workload::PodName};
+    use crate::{
+        discovery::{Problem, peer::Peer, processes::tests::table, sockets::Origin, workload::PodName},
+        lookout::{Kind, Owner, Place},
+    };
 
     fn engine(pid: u32, uid: u32, workloads: Vec<Workload>) -> Engine {
         Engine {
@@ -345,6 +348,10 @@ mod tests {
             id: (0, pid.into()),
             origin: Origin::Named,
             seen_by: HOST,
+            place: Place {
+                owner: Owner::Host,
+                kind: Kind::Named(0),
+            },
             peer: Some(Peer::scripted(pid, uid)),
             workloads,
             problem: None,
@@ -482,7 +489,10 @@ mod tests {
         assert_eq!(listed(&without), expected(&all));
         let silent = Engine {
             workloads: Vec::new(),
-            problem: Some("it hangs".to_owned()),
+            problem: Some(Problem {
+                sentence: "it hangs".to_owned(),
+                remedy: "",
+            }),
             ..outer()
         };
         let silent = find(&[silent, liar()], without);

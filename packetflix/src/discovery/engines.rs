@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::{
+    Problem,
     budget::{Allowance, Budget},
     cri::{self, CriError},
     docker::{self, DockerError},
@@ -20,7 +21,11 @@ use super::{
     sockets::{Api, EngineSocket, Origin},
     workload::{KnownPids, Workload},
 };
-use crate::{capabilities::Capability, error, lookout::Owner};
+use crate::{
+    capabilities::Capability,
+    error,
+    lookout::{Owner, Place},
+};
 
 /// How long an engine gets for all that it tells.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,12 +45,14 @@ pub(super) struct Engine {
     pub(super) origin: Origin,
     /// A process that sees the socket there.
     pub(super) seen_by: u32,
+    /// In which mount namespace.
+    pub(super) place: Place,
     /// The process that listens there; without one, what is said there is nobody's word.
     pub(super) peer: Option<Peer>,
     /// What it runs.
     pub(super) workloads: Vec<Workload>,
     /// Why it told nothing, or not everything.
-    pub(super) problem: Option<String>,
+    pub(super) problem: Option<Problem>,
 }
 
 /// Why an engine told nothing.
@@ -65,6 +72,27 @@ enum EngineError {
     Cri(#[from] CriError),
     #[error("it speaks neither Docker's API ({docker}) nor the CRI ({cri})")]
     Unknown { docker: String, cri: String },
+}
+
+/// What to do about an engine that takes too long.
+const SLOW: &str = "see whether the engine itself answers (docker ps, crictl ps), and try again";
+
+impl EngineError {
+    /// What to do about it.
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => {
+                "start the engine, or name the socket at which it listens with --engine-socket"
+            }
+            Self::Denied(_) => Problem::DENIED,
+            Self::Peer(_) | Self::NotTheirs { .. } => {
+                "start the engine anew, so that its own process listens at its socket"
+            }
+            Self::Docker(_) | Self::Cri(_) | Self::Unknown { .. } => {
+                "see the log of the engine; if it is none, name the socket of one with --engine-socket"
+            }
+        }
+    }
 }
 
 /// Asks them all, in their order: the host's at once, and of the others some at a time. `known` has the PIDs for each
@@ -100,7 +128,10 @@ async fn ask_in_time(
         return ask(socket, known, allowance).await;
     }
     Some(Engine {
-        problem: Some("it was not asked: others took too long".to_owned()),
+        problem: Some(Problem {
+            sentence: "it was not asked: others took too long".to_owned(),
+            remedy: SLOW,
+        }),
         ..Engine::of(socket)
     })
 }
@@ -113,6 +144,7 @@ impl Engine {
             id: socket.id,
             origin: socket.origin,
             seen_by: socket.seen_by,
+            place: socket.place,
             peer: None,
             workloads: Vec::new(),
             problem: None,
@@ -140,14 +172,20 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) 
         {
             return None;
         }
-        Ok(Err(error @ EngineError::Denied(_))) => {
-            Some(error::chain(&error) + &Capability::DacOverride.blame(&error))
+        Ok(Err(error)) => {
+            let blame = match &error {
+                EngineError::Denied(_) => Capability::DacOverride.blame(&error),
+                _ => String::new(),
+            };
+            Some(Problem {
+                sentence: error::chain(&error) + &blame,
+                remedy: error.remedy(),
+            })
         }
-        Ok(Err(error)) => Some(error::chain(&error)),
-        Err(_) => Some(format!(
-            "it did not tell everything within {} s",
-            PATIENCE.as_secs()
-        )),
+        Err(_) => Some(Problem {
+            sentence: format!("it did not tell everything within {} s", PATIENCE.as_secs()),
+            remedy: SLOW,
+        }),
     };
     Some(engine)
 }

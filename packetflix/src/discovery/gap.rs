@@ -17,10 +17,12 @@ pub(crate) enum Gap {
         count: usize,
     },
     /// The containers of an engine, or some of them.
-    #[error("the engine at {}: {problem}", path.display())]
+    #[error("the engine at {}, {whose}: {problem}", path.display())]
     Engine {
         /// Its socket, as those see it who have it.
         path: PathBuf,
+        /// Who that is.
+        whose: String,
         /// Why it told nothing, or not everything.
         problem: String,
     },

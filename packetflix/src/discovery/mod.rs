@@ -22,6 +22,7 @@ mod workload;
 
 use std::{
     collections::{HashMap, HashSet},
+    io::ErrorKind,
     path::{Path, PathBuf},
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -61,6 +62,7 @@ use crate::{
     access::Occupants,
     capabilities::Capability,
     error::chain,
+    lookout::{Kind, Place},
     netns::{Holder, LinksOf, MountLists, View, links_of},
     proc_fs::numbers_in,
     sys,
@@ -143,18 +145,77 @@ pub(crate) struct Scan {
 pub(crate) struct EngineReport {
     /// Its socket, as those see it who have it.
     pub(crate) path: PathBuf,
+    /// Where it was found.
+    place: Place,
+    /// A process that sees it there.
+    seen_by: u32,
     /// How many containers and pods it told of.
     pub(crate) workloads: usize,
     /// Why it told nothing, or not everything.
-    pub(crate) problem: Option<String>,
+    pub(crate) problem: Option<Problem>,
+}
+
+/// Why an engine told nothing, or not everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// Why.
+    pub(crate) sentence: String,
+    /// What to do about it.
+    pub(crate) remedy: &'static str,
+}
+
+impl Problem {
+    /// What to do about a socket that may not be opened.
+    const DENIED: &'static str = "give the service CAP_DAC_OVERRIDE, or let it into the group of the socket";
+
+    /// Of a socket that the operator named and that cannot be opened.
+    fn missing(error: &std::io::Error) -> Self {
+        let blame = Capability::DacOverride.blame(error);
+        let remedy = match error.kind() {
+            ErrorKind::NotFound => "start the engine, or write --engine-socket as its socket is called",
+            ErrorKind::PermissionDenied => Self::DENIED,
+            ErrorKind::TimedOut => "see what serves the file system that it lies on",
+            _ => "write --engine-socket as the engine's socket is called",
+        };
+        Self {
+            sentence: format!("it cannot be opened: {error}{blame}"),
+            remedy,
+        }
+    }
 }
 
 impl EngineReport {
     /// What is missing for its sake.
     fn gap(&self) -> Option<Gap> {
-        let problem = self.problem.clone()?;
-        let path = self.path.clone();
-        Some(Gap::Engine { path, problem })
+        Some(Gap::Engine {
+            path: self.path.clone(),
+            whose: self.whose(),
+            problem: self.problem.clone()?.sentence,
+        })
+    }
+
+    /// Who sees the socket at its path: others may have another there.
+    pub(crate) fn whose(&self) -> String {
+        match self.mount_namespace() {
+            Some(namespace) => format!(
+                "as process {} sees it in mount namespace {namespace}",
+                self.seen_by
+            ),
+            None => "which --engine-socket names".to_owned(),
+        }
+    }
+
+    /// The mount namespace in which it was found; `None` where the operator named it.
+    pub(crate) fn mount_namespace(&self) -> Option<u64> {
+        match self.place.kind {
+            Kind::Files(namespace) => Some(namespace),
+            Kind::Named(_) | Kind::Mounts(_) | Kind::Interfaces(_) => None,
+        }
+    }
+
+    /// Whether it tells of the same socket as another, and the same of it, however many containers there are.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.path, self.place, &self.problem) == (&other.path, other.place, &other.problem)
     }
 }
 
@@ -195,6 +256,7 @@ impl Discovery {
     /// Looks again and again while there is someone who wants to know the names of addresses, or to judge by who is where.
     /// Never ends.
     pub(crate) async fn follow(&self) {
+        self.scanner.look_at_named().await;
         let mut pause = FOLLOW_INTERVAL;
         loop {
             sleep(pause).await;
@@ -268,6 +330,23 @@ impl Discovery {
 }
 
 impl Scanner {
+    /// Asks the engines that the operator named before anybody asks for targets, so that a name that is wrong is told at once.
+    async fn look_at_named(&self) {
+        if self.engine_sockets.is_empty() {
+            return;
+        }
+        let named = self.engine_sockets.clone();
+        let found = blocking(move || sockets::find(&[], &named)).await;
+        let engines = engines::ask_all(&found.sockets, |_| KnownPids::default()).await;
+        let now = reports(&engines, found.missing);
+        let mut last = self.last();
+        report_engines(&last.engines, &now);
+        // Unless there was a scan meanwhile, which knows all.
+        if last.engines.is_empty() {
+            last.engines = now;
+        }
+    }
+
     /// Makes a scan, and tells those who follow.
     async fn scan(&self) -> Scan {
         let began = Instant::now();
@@ -281,7 +360,8 @@ impl Scanner {
                 gaps: scan.gaps.clone(),
             },
         );
-        report_changes(&before.engines, &before.gaps, &scan);
+        report_gaps(&before.gaps, &scan.gaps);
+        report_engines(&before.engines, &scan.engines);
         self.count(&scan, began.elapsed());
         tracing::debug!(
             targets = scan.targets.len(),
@@ -473,19 +553,20 @@ fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {
     known
 }
 
-fn reports(engines: &[Engine], missing: Vec<(PathBuf, std::io::Error)>) -> Vec<EngineReport> {
+fn reports(engines: &[Engine], missing: Vec<(PathBuf, Place, std::io::Error)>) -> Vec<EngineReport> {
     let asked = engines.iter().map(|engine| EngineReport {
         path: engine.path.clone(),
+        place: engine.place,
+        seen_by: engine.seen_by,
         workloads: count(engine),
         problem: engine.problem.clone(),
     });
-    let missing = missing.into_iter().map(|(path, error)| EngineReport {
+    let missing = missing.into_iter().map(|(path, place, error)| EngineReport {
         path,
+        place,
+        seen_by: process::id(),
         workloads: 0,
-        problem: Some(format!(
-            "it cannot be opened: {error}{}",
-            Capability::DacOverride.blame(&error)
-        )),
+        problem: Some(Problem::missing(&error)),
     });
     asked.chain(missing).collect()
 }
@@ -496,23 +577,37 @@ fn count(engine: &Engine) -> usize {
     ids.len()
 }
 
-/// Logs engines whose state is another than before, and what newly could not be looked at.
-fn report_changes(engines: &[EngineReport], gaps: &[Gap], now: &Scan) {
-    for gap in &now.gaps {
-        let is_told = matches!(gap, Gap::Engine { .. }) || gaps.iter().any(|before| gap.is_like(before));
+/// Logs what newly could not be looked at.
+fn report_gaps(before: &[Gap], now: &[Gap]) {
+    for gap in now {
+        let is_told = matches!(gap, Gap::Engine { .. }) || before.iter().any(|before| gap.is_like(before));
         if !is_told {
             tracing::warn!(%gap, "not all targets can be found");
         }
     }
-    for report in &now.engines {
-        let same = |before: &&EngineReport| before.path == report.path && before.problem == report.problem;
-        if engines.iter().any(|before| same(&before)) {
+}
+
+/// Logs engines whose state is another than before.
+fn report_engines(before: &[EngineReport], now: &[EngineReport]) {
+    for report in now {
+        if before.iter().any(|before| report.is_like(before)) {
             continue;
         }
-        let engine = report.path.display();
+        let (engine, whose) = (report.path.display(), report.whose());
         match &report.problem {
-            Some(problem) => tracing::warn!(%engine, problem, "an engine does not tell what it runs"),
-            None => tracing::info!(%engine, containers = report.workloads, "an engine tells what it runs"),
+            Some(Problem { sentence, remedy }) => tracing::warn!(
+                %engine,
+                whose,
+                problem = sentence,
+                remedy,
+                "an engine does not tell what it runs"
+            ),
+            None => tracing::info!(
+                %engine,
+                whose,
+                containers = report.workloads,
+                "an engine tells what it runs"
+            ),
         }
     }
 }
@@ -547,10 +642,11 @@ mod tests {
         let named = engines
             .find(|engine| engine.path == Path::new("/nowhere"))
             .unwrap();
-        let problem = named.problem.as_deref().unwrap();
+        let problem = named.problem.as_ref().unwrap();
         assert!(
-            problem.starts_with("it cannot be opened: No such file"),
-            "{problem}"
+            problem.sentence.starts_with("it cannot be opened: No such file"),
+            "{problem:?}"
         );
+        assert_eq!(named.whose(), "which --engine-socket names");
     }
 }

@@ -158,7 +158,7 @@ pub(super) struct Found {
     /// at several places is one.
     pub(super) sockets: Vec<EngineSocket>,
     /// What named ones lack that cannot be used.
-    pub(super) missing: Vec<(PathBuf, io::Error)>,
+    pub(super) missing: Vec<(PathBuf, Place, io::Error)>,
     /// Where there may be more.
     pub(super) gaps: Vec<Gap>,
     /// The same, as those engines that were not asked: where they would be, and a process that sees them there.
@@ -199,11 +199,11 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
         };
         match lookout.look(place, (place, Look::Named(path.clone()))) {
             Ok(Looked::Named(Ok(socket))) => found.sockets.push(socket),
-            Ok(Looked::Named(Err(error))) => found.missing.push((path.clone(), error)),
+            Ok(Looked::Named(Err(error))) => found.missing.push((path.clone(), place, error)),
             Ok(Looked::Sockets { .. }) => {}
             Err(missed) => {
                 let error = io::Error::new(io::ErrorKind::TimedOut, missed);
-                found.missing.push((path.clone(), error));
+                found.missing.push((path.clone(), place, error));
             }
         }
     }
@@ -255,7 +255,8 @@ fn look((place, look): (Place, Look)) -> Looked {
             }
         }
         Look::OfUser { pid, user } => Looked::Sockets {
-            sockets: RootOf::process(pid).map_or_else(|_| Vec::new(), |root| of_user(&root, user, place)),
+            sockets: RootOf::process(pid)
+                .map_or_else(|_| Vec::new(), |root| of_user(pid, &root, user, place)),
             is_cut: false,
             users: Vec::new(),
         },
@@ -362,7 +363,7 @@ fn users_of(root: &RootOf) -> Vec<u32> {
 }
 
 /// Sockets of the engines that a user runs, who may have put a link to another's there, or a file system of theirs.
-fn of_user(root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
+fn of_user(pid: u32, root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
     let folder = Path::new("/run/user").join(user.to_string());
     let Ok(own) = root.open_path(&folder) else {
         return Vec::new();
@@ -377,7 +378,10 @@ fn of_user(root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
         let handle = openat2(&own, *socket, how).ok()?;
         let (path, origin) = (folder.join(socket), Origin::User(user));
         let socket = EngineSocket::new(&path, Some(Api::Docker), handle, place, origin).ok()?;
-        (socket.origin == origin).then_some(socket)
+        (socket.origin == origin).then_some(EngineSocket {
+            seen_by: pid,
+            ..socket
+        })
     };
     WELL_KNOWN_OF_USERS.iter().filter_map(open).collect()
 }
@@ -409,7 +413,7 @@ mod tests {
         assert_eq!(gaps, []);
         assert_eq!(sockets.len(), 1);
         assert!(sockets[0].origin == Origin::Named && sockets[0].api.is_none());
-        let unusable: Vec<_> = unusable.into_iter().map(|(path, _)| path).collect();
+        let unusable: Vec<_> = unusable.into_iter().map(|(path, ..)| path).collect();
         assert_eq!(unusable, [file, missing]);
 
         sockets[0].connect().await.unwrap();

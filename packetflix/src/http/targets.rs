@@ -75,6 +75,8 @@ struct EngineDetails<'a> {
     workloads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mount_namespace: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -202,7 +204,8 @@ impl<'a> Details<'a> {
         let engines = engines.iter().map(|engine| EngineDetails {
             socket: engine.path.to_string_lossy(),
             workloads: engine.workloads,
-            problem: engine.problem.as_deref(),
+            problem: engine.problem.as_ref().map(|problem| &problem.sentence[..]),
+            mount_namespace: engine.mount_namespace(),
         });
         let since_1970 = scan.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self {
