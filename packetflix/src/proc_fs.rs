@@ -1,10 +1,11 @@
 //! The few things of `/proc` that the search for namespaces and targets reads.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs,
     io::{self, BufRead},
-    os::unix::ffi::OsStringExt as _,
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -101,6 +102,88 @@ fn namespace_mount(line: &[u8]) -> Option<(u64, PathBuf)> {
     let (_, inode) = parse_namespace(std::str::from_utf8(root).ok()?)?;
     let path = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     Some((inode, path))
+}
+
+/// The paths, as they were bound, at which streams are listened for with these sockets, given by their inode numbers, according
+/// to a `/proc/PID/net/unix`. Whoever binds a socket may choose a path with line ends in it, so that a line may say
+/// anything of any socket.
+///
+/// # Errors
+/// When it cannot be read, or not to its end by the deadline (`TimedOut`).
+pub(crate) fn listening_paths(
+    list: impl BufRead,
+    sockets: &HashSet<u64>,
+    deadline: Instant,
+) -> io::Result<Vec<PathBuf>> {
+    /// More than the kernel writes of one socket.
+    const MAX_LINE_LEN: u64 = 512;
+
+    let mut found = Vec::new();
+    let mut line = Vec::new();
+    let mut list = list.take(MAX_LINE_LEN);
+    loop {
+        line.clear();
+        list.set_limit(MAX_LINE_LEN);
+        if list.read_until(b'\n', &mut line)? == 0 {
+            return Ok(found);
+        }
+        let listening = listening_path(line.strip_suffix(b"\n").unwrap_or(&line));
+        found.extend(listening.and_then(|(inode, path)| sockets.contains(&inode).then_some(path)));
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// Inode number and absolute path of a socket that listens for streams, according to a line of `net/unix`.
+///
+/// Source: Linux, `unix_seq_show`: address, references, protocol, flags (`__SO_ACCEPTCON`), type, state, inode, and path.
+fn listening_path(line: &[u8]) -> Option<(u64, PathBuf)> {
+    const LISTENS: u64 = 1 << 16;
+    const STREAM: u64 = 1;
+
+    let mut rest = line;
+    let mut field = || {
+        rest = rest.trim_ascii_start();
+        let (field, path) = rest.split_at_checked(rest.iter().position(|byte| *byte == b' ')?)?;
+        rest = path;
+        std::str::from_utf8(field).ok()
+    };
+    let number = |field: Option<&str>, radix| u64::from_str_radix(field?, radix).ok();
+    let [_, _, _] = [field()?, field()?, field()?];
+    let (flags, kind) = (number(field(), 16)?, number(field(), 16)?);
+    field()?;
+    let inode = number(field(), 10)?;
+    let path = rest.strip_prefix(b" ")?;
+    let is_meant = flags & LISTENS != 0 && kind == STREAM && path.starts_with(b"/");
+    is_meant.then(|| (inode, PathBuf::from(OsString::from_vec(path.to_vec()))))
+}
+
+/// Inode numbers of the sockets that a process has, among so many descriptors; and whether it has more of these.
+///
+/// # Errors
+/// When its descriptors may not be listed, or it has ended.
+pub(crate) fn sockets_of(pid: u32, max_descriptors: usize) -> io::Result<(HashSet<u64>, bool)> {
+    let mut descriptors = fs::read_dir(proc_path(pid, "fd"))?;
+    let inode = |entry: io::Result<fs::DirEntry>| {
+        let (kind, inode) = parse_namespace(fs::read_link(entry.ok()?.path()).ok()?.to_str()?)?;
+        (kind == "socket").then_some(inode)
+    };
+    let sockets = descriptors
+        .by_ref()
+        .take(max_descriptors)
+        .filter_map(inode)
+        .collect();
+    Ok((sockets, descriptors.next().is_some()))
+}
+
+/// Name of the file that a process executes; `None` when it may not be looked at, has ended, or is the kernel's.
+pub(crate) fn executable(pid: u32) -> Option<OsString> {
+    let path = fs::read_link(proc_path(pid, "exe")).ok()?;
+    let name = path.file_name()?.as_bytes();
+    // So the kernel says that the file is gone, as after an upgrade.
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Some(OsString::from_vec(name.to_vec()))
 }
 
 /// Name of a process's program as people can read it, or nothing when it has ended.
@@ -233,6 +316,8 @@ pub(crate) mod fuzzing {
         if let Ok(text) = std::str::from_utf8(data) {
             let _ = parse_namespace(text);
         }
+        let listening = listening_paths(data, &HashSet::from([4711]), bounds.deadline).unwrap_or_default();
+        assert!(listening.iter().all(|path| path.is_absolute()));
     }
 }
 
@@ -282,6 +367,55 @@ mod tests {
             ..bounds()
         };
         assert_eq!(read(mountinfo, no_time), (Vec::new(), true));
+    }
+
+    #[test]
+    fn finds_where_these_sockets_are_listened_at() {
+        let list = b"\
+Num       RefCount Protocol Flags    Type St Inode Path
+0000000000000000: 00000002 00000000 00010000 0001 01  4711 /run/a b.sock
+0000000000000000: 00000003 00000000 00000000 0001 03  4711 /run/connected.sock
+0000000000000000: 00000002 00000000 00010000 0005 01  4711 /run/packets.sock
+0000000000000000: 00000002 00000000 00010000 0001 01  4711 @abstract
+0000000000000000: 00000002 00000000 00010000 0001 01  4711 relative.sock
+0000000000000000: 00000002 00000000 00010000 0001 01  4711
+0000000000000000: 00000002 00000000 00010000 0001 01 1234567 /run/another.sock
+0000000000000000: 00000002 00000000 00010000 0001 01 47111 /run/\xff.sock
+4711
+";
+        let read = |list: &[u8], sockets: &[u64], secs| {
+            let deadline = Instant::now() + std::time::Duration::from_secs(secs);
+            let found = listening_paths(list, &sockets.iter().copied().collect(), deadline);
+            found.map_err(|error| error.kind())
+        };
+        assert_eq!(read(list, &[4711], 60), Ok(vec!["/run/a b.sock".into()]));
+        let bytes = OsString::from_vec(b"/run/\xff.sock".to_vec());
+        assert_eq!(
+            read(list, &[47_111, 1_234_567], 60),
+            Ok(vec!["/run/another.sock".into(), bytes.into()])
+        );
+        assert_eq!(read(list, &[], 60), Ok(Vec::new()));
+        assert_eq!(read(list, &[4711], 0), Err(io::ErrorKind::TimedOut));
+        // What is too long is taken for several lines, and has no end.
+        let long = [&[b'x'; 4096][..], b"\n", list].concat();
+        assert_eq!(read(&long, &[4711], 60), Ok(vec!["/run/a b.sock".into()]));
+    }
+
+    #[test]
+    fn our_own_sockets_are_found() {
+        let path = std::env::temp_dir().join(format!("packetflix-own-{}.sock", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let own = std::process::id();
+        let (sockets, _) = sockets_of(own, usize::MAX).unwrap();
+        let list = fs::read(proc_path(own, "net/unix")).unwrap();
+        let found = listening_paths(&list[..], &sockets, bounds().deadline).unwrap();
+        assert!(found.contains(&path), "{found:?}");
+        drop(listener);
+        fs::remove_file(&path).unwrap();
+        assert!(sockets_of(own, 1).unwrap().1);
+        let name = std::env::current_exe().unwrap();
+        assert_eq!(executable(own).as_deref(), name.file_name());
+        assert_eq!(executable(0), None);
     }
 
     #[test]

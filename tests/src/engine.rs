@@ -51,7 +51,11 @@ impl FakeEngine {
         Self::start_by(command, socket, containers, variables)
     }
 
-    fn start_by(
+    /// Starts one by a command that ends with its program's name.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_by(
         mut command: Command,
         socket: &Path,
         containers: &[(&str, u32)],
@@ -87,6 +91,16 @@ impl Drop for FakeEngine {
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }
+}
+
+/// The program of scripted engines under another name, in a folder.
+///
+/// # Errors
+/// When the file system does not let us.
+pub fn program_called(name: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join(name);
+    fs::copy(program("fake-engine")?, &path)?;
+    Ok(path)
 }
 
 /// A program that runs as [`USER`], by `setpriv` at the path `setpriv`.
@@ -128,6 +142,11 @@ impl UserFolder {
         chown(&folder.0, Some(USER), Some(USER))?;
         anyhow::ensure!(fs::metadata(&folder.0)?.uid() == USER);
         Ok(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Path of something in it.

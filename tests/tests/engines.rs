@@ -513,3 +513,42 @@ fn pod_of_containerd_survives_a_restart_of_its_engine() -> anyhow::Result<()> {
             .all(|target| target["name"] != "shop/web-0"))
     })
 }
+
+#[tokio::test]
+async fn engines_are_found_wherever_they_listen() -> anyhow::Result<()> {
+    let (docker, podman, containerd) = (Docker::start()?, Podman::start()?, Containerd::start()?);
+    let web = docker_run(&docker, "web")?;
+    let pod = containerd.run_pod("shop", "cart-0", &[])?;
+    let db = podman_run(&podman, "db")?;
+    let server = Server::start(&[])?;
+    is_listed_and_captured(&server, "web", "docker", "", web).await?;
+    is_listed_and_captured(&server, "shop/cart-0", "pod", "", containerd.pid(&pod.id)?).await?;
+    // This engine has mounts of its own, like root in a container: it is asked, and not believed.
+    let targets = server.targets()?;
+    let of_db: Vec<_> = targets
+        .iter()
+        .filter(|target| target["netns"] == netns_of(db).unwrap_or_default())
+        .collect();
+    ensure!(of_db.len() == 1 && of_db[0]["type"] == "proc", "{of_db:?}");
+
+    // Their sockets for other purposes are no engines.
+    let (_, details) = server.get("/targets")?;
+    let engines = details["engines"].as_array().context("no engines")?;
+    let mut sockets: Vec<_> = engines
+        .iter()
+        .filter_map(|engine| engine["socket"].as_str())
+        .collect();
+    sockets.sort_unstable();
+    let mut expected =
+        [docker.socket(), podman.socket(), containerd.socket()].map(|path| path.display().to_string());
+    expected.sort_unstable();
+    assert_eq!(sockets, expected);
+    ensure!(
+        engines
+            .iter()
+            .all(|engine| engine["workloads"] == 1 && engine["problem"].is_null()),
+        "{details}"
+    );
+    ensure!(details["gaps"].as_array().is_none_or(Vec::is_empty), "{details}");
+    Ok(())
+}

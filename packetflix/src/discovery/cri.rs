@@ -72,7 +72,20 @@ pub(super) enum CriError {
         code: Code,
         /// What the engine says, or what is wrong with its answer or the connection.
         message: String,
+        /// Whether the engine says so, and not the connection.
+        is_answered: bool,
     },
+}
+
+impl CriError {
+    /// Whether nobody answered as an engine does, that runs or fails.
+    pub(super) fn is_of_no_engine(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Unimplemented { .. } => true,
+            Self::Call { is_answered, .. } => !is_answered,
+            Self::TooMany | Self::NoProcess => false,
+        }
+    }
 }
 
 /// Finds the pods that are ready, and pushes each as often as it has processes that are known: that of its sandbox, and
@@ -314,7 +327,12 @@ fn failure(call: &'static str, status: &Status) -> CriError {
         .collect();
     match status.code() {
         Code::Unimplemented => CriError::Unimplemented { call, message },
-        code => CriError::Call { call, code, message },
+        code => CriError::Call {
+            call,
+            code,
+            message,
+            is_answered: status.source().is_none(),
+        },
     }
 }
 

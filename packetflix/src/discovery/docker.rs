@@ -43,6 +43,17 @@ pub(super) enum DockerError {
     },
 }
 
+impl DockerError {
+    /// Whether nobody answered as an engine does, that runs or fails.
+    pub(super) fn is_of_no_engine(&self) -> bool {
+        match self {
+            Self::Request { source, .. } => matches!(source, RequestError::Http(_)),
+            Self::Status { status, .. } => status.is_client_error(),
+            Self::Connect(_) | Self::NotTaken(_) | Self::Answer { .. } => false,
+        }
+    }
+}
+
 /// An element of the list; what may be null or missing counts as empty, and so does what is too long.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]

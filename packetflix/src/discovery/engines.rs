@@ -66,6 +66,10 @@ enum EngineError {
     Peer(#[from] PeerError),
     #[error("who listens there is not the user {user}, whose place it is")]
     NotTheirs { user: u32 },
+    #[error(
+        "process {pid} listens there, and not process {found_by} that has the socket, which may be another's"
+    )]
+    NotItself { pid: u32, found_by: u32 },
     #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
@@ -78,6 +82,15 @@ enum EngineError {
 const SLOW: &str = "see whether the engine itself answers (docker ps, crictl ps), and try again";
 
 impl EngineError {
+    /// Whether nobody answered as an engine does, that runs or fails.
+    fn is_of_no_engine(&self) -> bool {
+        match self {
+            Self::Docker(error) => error.is_of_no_engine(),
+            Self::Cri(error) => error.is_of_no_engine(),
+            _ => false,
+        }
+    }
+
     /// What to do about it.
     fn remedy(&self) -> &'static str {
         match self {
@@ -85,6 +98,7 @@ impl EngineError {
                 "start the engine, or name the socket at which it listens with --engine-socket"
             }
             Self::Denied(_) => Problem::DENIED,
+            Self::NotItself { .. } => "if it is an engine's, name the socket with --engine-socket",
             Self::Peer(_) | Self::NotTheirs { .. } => {
                 "start the engine anew, so that its own process listens at its socket"
             }
@@ -172,6 +186,8 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) 
         {
             return None;
         }
+        // An engine has sockets for other purposes, too.
+        Ok(Err(error)) if socket.found_by.is_some() && error.is_of_no_engine() => return None,
         Ok(Err(error)) => {
             let blame = match &error {
                 EngineError::Denied(_) => Capability::DacOverride.blame(&error),
@@ -205,6 +221,16 @@ async fn listen_to(
         && user != peer.uid
     {
         return Err(EngineError::NotTheirs { user });
+    }
+    if let Some(process) = &socket.found_by
+        && !peer.is_still(process)
+    {
+        // It stands for nobody, and so for nobody's containers that are not told of.
+        engine.origin = Origin::Elsewhere;
+        return Err(EngineError::NotItself {
+            pid: peer.pid,
+            found_by: process.pid,
+        });
     }
     engine.peer = Some(peer);
     let found = &mut engine.workloads;

@@ -11,6 +11,7 @@ mod docker;
 mod engines;
 mod formerly;
 mod gap;
+mod listeners;
 mod occupants;
 mod peer;
 mod processes;

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::net::UnixStream;
 
+use super::processes::users_of;
 use crate::{netns::has_ended, proc_fs::Stat, sys};
 
 /// The process that began to listen at a socket. Its PID means it for as long as [`Self::is_alive`] says so.
@@ -31,6 +32,17 @@ enum Held {
     Scripted,
 }
 
+impl Held {
+    /// Of the process that has this PID now.
+    fn take(pid: u32) -> Result<Self, PeerError> {
+        if let Some(held) = sys::pidfd(pid).map_err(|_| PeerError::Ended)? {
+            return Ok(Self::Descriptor(held));
+        }
+        let stat = Stat::read(pid).map_err(|_| PeerError::Ended)?;
+        Ok(Self::Since(stat.starttime))
+    }
+}
+
 /// Why nobody is known to speak: others may have the socket by now, and what they say is nobody's word.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PeerError {
@@ -49,16 +61,11 @@ impl Peer {
     /// When it has ended, or cannot be looked at.
     pub(super) fn of(stream: &UnixStream) -> Result<Self, PeerError> {
         let credentials = stream.peer_cred().map_err(PeerError::Unknown)?;
-        let held = match sys::peer_pidfd(stream.as_fd()).map_err(|_| PeerError::Ended)? {
-            Some(held) => Some(held),
-            None => sys::pidfd(pid_in(credentials.pid())?).map_err(|_| PeerError::Ended)?,
-        };
-        let (pid, held) = match held {
+        let (pid, held) = match sys::peer_pidfd(stream.as_fd()).map_err(|_| PeerError::Ended)? {
             Some(held) => (pid_of(&held)?, Held::Descriptor(held)),
             None => {
                 let pid = pid_in(credentials.pid())?;
-                let stat = Stat::read(pid).map_err(|_| PeerError::Ended)?;
-                (pid, Held::Since(stat.starttime))
+                (pid, Held::take(pid)?)
             }
         };
         let uid = credentials.uid();
@@ -68,6 +75,21 @@ impl Peer {
         } else {
             Err(PeerError::Ended)
         }
+    }
+
+    /// A process by its PID, which acts for one user.
+    ///
+    /// # Errors
+    /// When it has ended, or acts for several.
+    pub(super) fn process(pid: u32) -> Result<Self, PeerError> {
+        let held = Held::take(pid)?;
+        let uid = users_of(pid).ok_or(PeerError::Ended)?;
+        Ok(Self { pid, uid, held })
+    }
+
+    /// Whether this is the same process as one that was held before, and still lives.
+    pub(super) fn is_still(&self, before: &Self) -> bool {
+        self.pid == before.pid && before.is_alive()
     }
 
     /// Whether it has not ended since, so that nobody else has had its PID.
@@ -134,5 +156,8 @@ mod tests {
                 is_alive
             );
         }
+        let ourselves = Peer::process(std::process::id()).unwrap();
+        assert_eq!(ourselves.uid, peer.uid);
+        assert!(peer.is_still(&ourselves) && !Peer::process(1).unwrap().is_still(&ourselves));
     }
 }

@@ -204,7 +204,7 @@ fn pid_namespace(pid: u32) -> Option<u64> {
 /// The one user that a process acts for: its real, effective, saved and file system user. `None` when these differ.
 ///
 /// Source: proc_pid_status(5), `Uid`.
-fn users_of(pid: u32) -> Option<u32> {
+pub(super) fn users_of(pid: u32) -> Option<u32> {
     let status = fs::read(proc_path(pid, "status")).ok()?;
     let status = String::from_utf8_lossy(&status);
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;

@@ -1,5 +1,5 @@
 //! Finds the API sockets of container engines: at well-known places of every mount namespace, so that engines in
-//! containers are found too.
+//! containers are found too, and where else the processes of engines listen.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,7 @@ use nix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 
-use super::gap::Gap;
+use super::{gap::Gap, listeners::EngineProcess, peer::Peer};
 use crate::{
     lookout::{Kind, Lookout, Owner, Place, look_aside},
     netns::{RootOf, Unseen, View},
@@ -74,7 +74,8 @@ pub(super) fn is_well_known(path: &Path) -> bool {
 pub(super) enum Origin {
     /// At a path that the operator named.
     Named,
-    /// At a well-known place of the host's mount namespace, or of our own, and the socket is root's.
+    /// At a well-known place of the host's mount namespace, or of our own, or where a process of root's listens there, and the
+    /// socket is root's.
     Host,
     /// In the folder of this user, whose socket it is.
     User(u32),
@@ -97,6 +98,8 @@ pub(super) struct EngineSocket {
     pub(super) id: (u64, u64),
     /// Where it was found, and in whose hands that is.
     pub(super) place: Place,
+    /// The process by which it was found, and which alone may answer there.
+    pub(super) found_by: Option<Arc<Peer>>,
     handle: Arc<OwnedFd>,
     /// Whether connecting asks nobody but the kernel.
     is_of_kernel: bool,
@@ -121,6 +124,7 @@ impl EngineSocket {
             seen_by: std::process::id(),
             id: (stat.st_dev, stat.st_ino),
             place,
+            found_by: None,
             is_of_kernel: KERNELS_OWN.contains(&fstatfs(&handle)?.filesystem_type()),
             handle: Arc::new(handle),
         })
@@ -174,6 +178,8 @@ enum Look {
     Mounts(View),
     /// Where a user's engines have theirs, as a process sees it.
     OfUser { pid: u32, user: u32 },
+    /// Where a process listens that is called as an engine is.
+    OfProcess(EngineProcess),
 }
 
 /// What there is.
@@ -209,15 +215,22 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
     }
     let missing = found.missing.iter();
     found.unasked = missing.map(|_| (Origin::Named, std::process::id())).collect();
+    let mut others = Vec::new();
     for view in View::all(pids) {
         let place = view.place(Kind::Files);
+        let engines = found.engines_in(&view, place);
         let first = view.pids.first().copied();
         let origin = match place.owner {
             Owner::Host => Origin::Host,
             _ => Origin::Elsewhere,
         };
         let seen_by = first.unwrap_or_default();
-        for user in found.look(&mut lookout, place, Look::Mounts(view), (origin, seen_by)) {
+        let users = found.look(&mut lookout, place, Look::Mounts(view), (origin, seen_by));
+        // The host's come before all others'.
+        let (of_host, rest): (Vec<_>, Vec<_>) = engines.into_iter().partition(|engine| engine.is_hosts);
+        found.look_at(&mut lookout, place, of_host);
+        others.push((place, rest));
+        for user in users {
             let place = Place {
                 owner: Owner::User(user),
                 ..place
@@ -227,6 +240,9 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
                 found.look(&mut lookout, place, look, (Origin::User(user), pid));
             }
         }
+    }
+    for (place, engines) in others {
+        found.look_at(&mut lookout, place, engines);
     }
     found.bound();
     found
@@ -260,10 +276,43 @@ fn look((place, look): (Place, Look)) -> Looked {
             is_cut: false,
             users: Vec::new(),
         },
+        Look::OfProcess(engine) => {
+            let (sockets, is_cut) = of_process(&engine, place).unwrap_or_default();
+            Looked::Sockets {
+                sockets,
+                is_cut,
+                users: Vec::new(),
+            }
+        }
     }
 }
 
 impl Found {
+    /// The processes in a mount namespace that are called as engines are.
+    fn engines_in(&mut self, view: &View, place: Place) -> Vec<EngineProcess> {
+        let (engines, has_more) = EngineProcess::all(view, place.owner);
+        if has_more {
+            self.gaps.push(Gap::Place(Unseen::TooMany(place)));
+            self.unasked
+                .extend(view.pids.first().map(|pid| (Origin::Elsewhere, *pid)));
+        }
+        engines
+    }
+
+    /// Looks for the sockets of engines by their processes, which see `place`.
+    fn look_at(
+        &mut self,
+        lookout: &mut Lookout<(Place, Look), Looked>,
+        place: Place,
+        engines: Vec<EngineProcess>,
+    ) {
+        for engine in engines {
+            let owner = engine.owner;
+            let seen = (engine.origin(), engine.process.pid);
+            self.look(lookout, Place { owner, ..place }, Look::OfProcess(engine), seen);
+        }
+    }
+
     /// Looks for sockets at a place, and gives the users who may have some there; `seen` is for those that are not found.
     fn look(
         &mut self,
@@ -384,6 +433,24 @@ fn of_user(pid: u32, root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket
         })
     };
     WELL_KNOWN_OF_USERS.iter().filter_map(open).collect()
+}
+
+/// Sockets at which a process listens, and which are its user's, as it sees them; and whether there may be more.
+fn of_process(engine: &EngineProcess, place: Place) -> io::Result<(Vec<EngineSocket>, bool)> {
+    let pid = engine.process.pid;
+    let (paths, is_cut) = engine.paths()?;
+    let root = RootOf::process(pid)?;
+    let open = |path: PathBuf| {
+        let handle = root.open_path(&path).ok()?;
+        (fstat(&handle).ok()?.st_uid == engine.process.uid).then_some(())?;
+        let socket = EngineSocket::new(&path, Some(engine.api), handle, place, engine.origin()).ok()?;
+        Some(EngineSocket {
+            seen_by: pid,
+            found_by: Some(Arc::clone(&engine.process)),
+            ..socket
+        })
+    };
+    Ok((paths.into_iter().filter_map(open).collect(), is_cut))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! `FAKE_ENGINE_DIES_AFTER` tells, headers and all. Other variables: it is silent about the process of the container
 //! `FAKE_ENGINE_HANGS_FOR`, and fails when it is asked for that of `FAKE_ENGINE_FAILS_FOR`; all containers have the labels
 //! `FAKE_ENGINE_LABELS`, as JSON; with `FAKE_ENGINE_HANDS_OVER`, who begins to listen ends, and another process goes on.
+//! With `FAKE_ENGINE_SOCKETS` it listens at as many more, `SOCKET.NUMBER`, and says nothing there.
 //! With `FAKE_ENGINE_LIST` it lists what that file has, and the process of each container is the number in its identifier.
 
 use std::{
@@ -33,8 +34,11 @@ fn main() -> anyhow::Result<()> {
             });
             UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned()?)
         }
-        Err(_) => UnixListener::bind(path)?,
+        Err(_) => UnixListener::bind(&path)?,
     };
+    let more = std::env::var("FAKE_ENGINE_SOCKETS").map_or(Ok(0), |number| number.parse::<u32>())?;
+    let more = (0..more).map(|number| UnixListener::bind(format!("{path}.{number}")));
+    let _more = more.collect::<Result<Vec<_>, _>>()?;
     if std::env::var("FAKE_ENGINE_HANDS_OVER").is_ok() {
         std::process::Command::new(std::env::current_exe()?)
             .args(std::env::args_os().skip(1))

@@ -1,12 +1,17 @@
 //! Mounts, namespaces and addresses by the thousand, of a user without rights.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 use packetflix_tests::{
     client::Refused,
     control_group::ControlGroup,
+    engine::{FakeEngine, UserFolder, as_user, program_called},
+    folder::Folder,
     hoard::Hoard,
     namespace::Namespace,
     process::{Sleeper, capture_is_of, netns_of},
@@ -124,5 +129,53 @@ fn addresses_of_a_user_are_listed_up_to_a_bound() -> anyhow::Result<()> {
             .iter()
             .any(|target| target["network-interfaces"][0]["addresses"][0] == own)
     );
+    has_not_panicked(&server)
+}
+
+#[test]
+fn engines_of_a_user_are_asked_up_to_a_bound_wherever_they_listen() -> anyhow::Result<()> {
+    let (folder, users) = (Folder::new()?, UserFolder::new()?);
+    let sleeper = Sleeper::unshared()?;
+    let dockerd = program_called("dockerd", users.path())?;
+    let start = |number: usize| {
+        let mut command = as_user("setpriv");
+        command.arg(&dockerd);
+        let socket = users.file(&format!("odd{number}"));
+        FakeEngine::start_by(command, &socket, &[], &[("FAKE_ENGINE_SOCKETS", "30")])
+    };
+    let _crowd = (0..40).map(start).collect::<Result<Vec<_>, _>>()?;
+    // One that comes after all of them.
+    let engine = FakeEngine::start_by(
+        Command::new(program_called("dockerd", folder.path())?),
+        &folder.file("odd"),
+        &[("web", sleeper.pid())],
+        &[],
+    )?;
+    let server = Server::start(&[])?;
+    let begin = Instant::now();
+    let (status, details) = server.get("/targets")?;
+    let scan = begin.elapsed();
+    ensure!(
+        status == 200 && scan < Duration::from_secs(5),
+        "{scan:?} {details}"
+    );
+    let engines = details["engines"].as_array().context("no engines")?;
+    let of_user = |engine: &&serde_json::Value| {
+        let socket = engine["socket"].as_str();
+        socket.is_some_and(|socket| socket.starts_with(&users.path().display().to_string()))
+    };
+    let asked = engines.iter().filter(of_user).count();
+    ensure!(asked == 4, "{engines:?}");
+    for words in ["more engines were found than are asked", "there is more of"] {
+        ensure!(has_gap(&details, words), "{:?}", gaps(&details));
+    }
+    let targets = details["targets"].as_array().context("no targets")?;
+    ensure!(
+        targets
+            .iter()
+            .any(|target| target["name"] == "web" && target["pid"] == sleeper.pid()),
+        "{targets:?}"
+    );
+    drop(engine);
     has_not_panicked(&server)
 }

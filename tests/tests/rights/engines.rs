@@ -1,14 +1,20 @@
 //! Engines that lie about whose containers there are.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt as _, net::UnixListener},
+    },
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    engine::{FakeEngine, USER, UserFolder, as_user},
+    engine::{FakeEngine, USER, UserFolder, as_user, program_called},
     folder::Folder,
     namespace::Namespace,
     process::{Sleeper, capture_is_of},
@@ -230,7 +236,7 @@ fn engines_of_users_are_reached_through_no_links_of_theirs() -> anyhow::Result<(
     let place = run.file("docker.sock");
     std::os::unix::fs::symlink(engine.socket(), &place)?;
     let elsewhere = folder.file("podman");
-    std::fs::create_dir(&elsewhere)?;
+    fs::create_dir(&elsewhere)?;
     let hidden = FakeEngine::start(&elsewhere.join("podman.sock"), &[("db", victim.pid())], &[])?;
     std::os::unix::fs::symlink(&elsewhere, run.file("podman"))?;
     let server = Guarded::start("web", &[])?;
@@ -244,7 +250,7 @@ fn engines_of_users_are_reached_through_no_links_of_theirs() -> anyhow::Result<(
         targets.iter().all(|(name, _)| name != "web" && name != "db"),
         "{targets:?}"
     );
-    std::fs::remove_file(&place)?;
+    fs::remove_file(&place)?;
 
     // Nor is a socket of root's believed there, nor one of the user's at which root listens.
     let root = FakeEngine::start(&place, &[("web", victim.pid())], &[])?;
@@ -299,5 +305,170 @@ async fn users_engine_names_nothing_that_is_roots() -> anyhow::Result<()> {
         ensure!(server.status(ADMIN, &netns).await?.0 == 101);
         let _root = Sleeper::inside(&namespace)?;
     }
+    Ok(())
+}
+
+/// An engine at a socket that somebody else began to listen at; ended when dropped.
+struct Heir(Child);
+
+impl Heir {
+    fn start(mut command: Command, listener: &UnixListener, container: (&str, u32)) -> anyhow::Result<Self> {
+        let child = command
+            .args(["-", container.0, &container.1.to_string()])
+            .env("FAKE_ENGINE_INHERITS", std::process::id().to_string())
+            .stdin(OwnedFd::from(listener.try_clone()?))
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What is told of the engine at a socket, if that was asked.
+fn engine_at(details: &serde_json::Value, socket: &Path) -> Option<serde_json::Value> {
+    let mut engines = details["engines"].as_array()?.iter();
+    let socket = socket.display().to_string();
+    engines.find(|engine| engine["socket"] == socket).cloned()
+}
+
+#[tokio::test]
+async fn process_that_is_called_as_an_engine_is_believed_where_it_listens_itself() -> anyhow::Result<()> {
+    let (folder, users) = (Folder::new()?, UserFolder::new()?);
+    let victim = Sleeper::unshared()?;
+    let dockerd = program_called("dockerd", folder.path())?;
+    let of_user = || -> anyhow::Result<Command> {
+        let mut command = as_user("setpriv");
+        command.arg(users.file("dockerd"));
+        Ok(command)
+    };
+    program_called("dockerd", users.path())?;
+    let server = Guarded::start("web", &[])?;
+    let netns = format!("netns={}", victim.netns()?);
+    let victim_has_its_own_name = async |server: &Guarded| -> anyhow::Result<()> {
+        let targets = server.targets(ADMIN)?;
+        let own_name = format!("sleep({})", victim.pid());
+        ensure!(targets.contains(&(own_name, victim.netns()?)), "{targets:?}");
+        ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+        let (status, sentence) = server.status(PART, &netns).await?;
+        ensure!(status == 404, "{status} {sentence}");
+        Ok(())
+    };
+
+    // A user's, which speaks of nothing that is root's.
+    let liar = FakeEngine::start_by(of_user()?, &users.file("odd"), &[("web", victim.pid())], &[])?;
+    victim_has_its_own_name(&server).await?;
+    let told = engine_at(&server.details(ADMIN)?, liar.socket());
+    ensure!(
+        told.as_ref().is_some_and(|told| told["workloads"] == 1),
+        "{told:?}"
+    );
+    drop(liar);
+
+    // A user's that was given a socket of root's, as a service is by systemd: it is not asked.
+    let lent = folder.file("lent");
+    let listener = UnixListener::bind(&lent)?;
+    let heir = Heir::start(of_user()?, &listener, ("web", victim.pid()))?;
+    std::thread::sleep(Duration::from_millis(1100));
+    victim_has_its_own_name(&server).await?;
+    let told = engine_at(&server.details(ADMIN)?, &lent);
+    ensure!(told.is_none(), "{told:?}");
+    drop(heir);
+
+    // Root's that was given one: that may be anybody's, and what to do is told.
+    let heir = Heir::start(Command::new(&dockerd), &listener, ("web", victim.pid()))?;
+    std::thread::sleep(Duration::from_millis(1100));
+    victim_has_its_own_name(&server).await?;
+    let details = server.details(ADMIN)?;
+    let told = engine_at(&details, &lent);
+    let problem = format!(
+        "process {} listens there, and not process {} that has the socket, which may be another's",
+        std::process::id(),
+        heir.0.id()
+    );
+    ensure!(told.is_some_and(|told| told["problem"] == problem), "{details}");
+    ensure!(
+        server
+            .server
+            .log()
+            .contains("name the socket with --engine-socket")
+    );
+    let named = Guarded::start("web", &[&lent])?;
+    ensure!(
+        named
+            .targets(ADMIN)?
+            .contains(&("web".to_owned(), victim.netns()?))
+    );
+    drop((named, heir));
+
+    // Root's own.
+    let engine = FakeEngine::start_by(
+        Command::new(&dockerd),
+        &folder.file("odd"),
+        &[("web", victim.pid())],
+        &[],
+    )?;
+    std::thread::sleep(Duration::from_millis(1100));
+    let targets = server.targets(ADMIN)?;
+    ensure!(
+        targets.contains(&("web".to_owned(), victim.netns()?)),
+        "{targets:?}"
+    );
+    ensure!(server.status(PART, &netns).await?.0 == 101);
+    drop(engine);
+    Ok(())
+}
+
+#[tokio::test]
+async fn socket_whose_name_says_that_it_is_an_engines_is_not() -> anyhow::Result<()> {
+    let (folder, users) = (Folder::new()?, UserFolder::new()?);
+    let victim = Sleeper::unshared()?;
+    let dockerd = program_called("dockerd", folder.path())?;
+    let engine = FakeEngine::start_by(Command::new(&dockerd), &folder.file("odd"), &[("db", 1)], &[])?;
+    // Of root's, and no engine's.
+    let other = FakeEngine::start(&folder.file("other"), &[("web", victim.pid())], &[])?;
+
+    // In the list of sockets there is a line now that says that the engine listens there.
+    let inode = fs::read_to_string("/proc/net/unix")?
+        .lines()
+        .find(|line| line.ends_with(&engine.socket().display().to_string()))
+        .and_then(|line| line.split_whitespace().nth(6).map(str::to_owned))
+        .context("the engine's socket is not listed")?;
+    // A user can bind there: it is a folder of theirs.
+    let said = format!("x\n0: 2 0 00010000 0001 01 {inode} {}", other.socket().display());
+    let (forged, folders) = said.rsplit_once('/').context("no path")?;
+    let inner = users.path().join(forged);
+    fs::create_dir_all(&inner)?;
+    let _forger = UnixListener::bind(inner.join(folders))?;
+    ensure!(fs::metadata(users.path())?.uid() == USER);
+    let listed = fs::read_to_string("/proc/net/unix")?;
+    ensure!(
+        listed.contains(&format!(
+            "\n0: 2 0 00010000 0001 01 {inode} {}\n",
+            other.socket().display()
+        )),
+        "{listed}"
+    );
+
+    let server = Guarded::start("web", &[])?;
+    let targets = server.targets(ADMIN)?;
+    ensure!(targets.iter().all(|(name, _)| name != "web"), "{targets:?}");
+    let (status, sentence) = server.status(PART, &format!("netns={}", victim.netns()?)).await?;
+    ensure!(status == 404, "{status} {sentence}");
+    let details = server.details(ADMIN)?;
+    let told = engine_at(&details, other.socket()).context("it was not asked")?;
+    ensure!(
+        told["problem"]
+            .as_str()
+            .is_some_and(|problem| problem.contains("which may be another's")),
+        "{told}"
+    );
+    let told = engine_at(&details, engine.socket()).context("the engine was not asked")?;
+    ensure!(told["problem"].is_null(), "{told}");
     Ok(())
 }
