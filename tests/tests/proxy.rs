@@ -1,6 +1,7 @@
 //! The discovery service behind the server, as clients of the server see it.
 
 use std::{
+    fmt,
     io::{BufReader, Read as _, Write as _},
     net::{Shutdown, TcpStream},
     sync::{
@@ -13,10 +14,16 @@ use std::{
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use packetflix_tests::{
+    folder::Folder,
     http::{Body, Head, Pattern},
     server::{Server, wait_until},
     upstream::{Stream, Upstream, answer},
 };
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::Value;
 use tokio_tungstenite::tungstenite::{
     self, Message, WebSocket,
     client::IntoClientRequest as _,
@@ -519,13 +526,179 @@ fn service_that_is_down_is_named() -> anyhow::Result<()> {
     ])?;
     let (head, body) = get(&server, "/discover/mobyshark")?;
     assert_eq!(head.status()?, 502);
-    let body: serde_json::Value = serde_json::from_str(&body)?;
+    let body: Value = serde_json::from_str(&body)?;
     let sentence = body["error"].as_str().context("no error")?;
     ensure!(
         sentence.contains(&format!("localhost:{port}")) && sentence.contains("Connection refused"),
         "{sentence}"
     );
     server.wait_for_log(sentence)
+}
+
+/// Members of a JSON object in their order, however often a name is there.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// How many targets csharg and cshargextcap find in a body, or the error that they print, whatever the status is: they decode into
+/// `struct { Targets []*Target `json:"containers"` }`, where the numbers of a target are `int`, by `json.Decoder` of Go 1.
+///
+/// Source: Go, `encoding/json/decode.go`: names of members match in any case, of several errors the first is told, and of a
+/// value that does not fit its kind, and of a number all of it.
+fn as_go_reads_it(body: &str) -> Result<usize, String> {
+    const NUMBERS: [&str; 4] = ["netns", "starttime", "pid", "captureport"];
+
+    let kind = |value: &Value| match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let no = |value: &str, field: &str| {
+        Err(format!(
+            "json: cannot unmarshal {value} into Go struct field {field}"
+        ))
+    };
+    let Members(members) = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    let mut count = 0;
+    for (_, list) in members
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("containers"))
+    {
+        let targets = match list {
+            Value::Null => &[][..],
+            Value::Array(targets) => targets,
+            other => return no(kind(other), "GwTargetList.containers"),
+        };
+        count = targets.len();
+        for target in targets.iter().filter(|target| !target.is_null()) {
+            let Some(target) = target.as_object() else {
+                return no(kind(target), "GwTargetList.containers");
+            };
+            for (name, value) in target.iter().filter(|(name, _)| NUMBERS.contains(&&name[..])) {
+                match value {
+                    Value::Number(number) if !number.is_i64() => {
+                        return no(&format!("number {number}"), &format!("Target.containers.{name}"));
+                    }
+                    Value::Number(_) => {}
+                    other => return no(kind(other), &format!("Target.containers.{name}")),
+                }
+            }
+        }
+    }
+    Ok(count)
+}
+
+#[test]
+fn no_refusal_passes_for_an_empty_list_of_targets() -> anyhow::Result<()> {
+    // What there is without `containers`, and what Go 1.19 says of this and that.
+    assert_eq!(as_go_reads_it(r#"{"error":"no token"}"#), Ok(0));
+    for (body, error) in [
+        (
+            r#"{"containers":"no"}"#,
+            "string into Go struct field GwTargetList.containers",
+        ),
+        (
+            r#"{"Containers":["no"]}"#,
+            "string into Go struct field GwTargetList.containers",
+        ),
+        (
+            r#"{"containers":[{"netns":401.0}]}"#,
+            "number 401.0 into Go struct field Target.containers.netns",
+        ),
+    ] {
+        assert_eq!(
+            as_go_reads_it(body),
+            Err(format!("json: cannot unmarshal {error}"))
+        );
+    }
+
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", "ci 0123456789abcdef capture\n")?;
+    let tokens = format!("--token-file={}", tokens.display());
+    let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
+    let host = "Host: localhost\r\n";
+    let cases: [(&[&str], &str, &str, u16); 8] = [
+        (&[&tokens], "/mobyshark", host, 401),
+        (&[&tokens], "/discover/mobyshark", &format!("{host}{bearer}"), 403),
+        (
+            &[&tokens, "--proxy-discovery", "--gw-port=1"],
+            "/discover/mobyshark",
+            host,
+            401,
+        ),
+        (&[], "/prefix/discover/mobyshark", host, 404),
+        (
+            &[],
+            "/mobyshark",
+            &format!("{host}Sec-Fetch-Site: cross-site\r\n"),
+            403,
+        ),
+        (&[], "/mobyshark", "Host: elsewhere.example\r\n", 403),
+        (&["--gw-port=1"], "/discover/mobyshark", host, 404),
+        (
+            &["--gw-port=1", "--proxy-discovery"],
+            "/discover/mobyshark",
+            host,
+            502,
+        ),
+    ];
+    for (flags, path, headers, status) in cases {
+        let server = Server::start(flags)?;
+        let (head, body) = exchange(&server, &format!("GET {path} HTTP/1.1\r\n{headers}\r\n"))?;
+        let context = || format!("{flags:?} {path}: {} {body}", head.line);
+        ensure!(head.status()? == status, "{}", context());
+        let told = as_go_reads_it(&body).err().with_context(context)?;
+        ensure!(
+            told.contains(&format!("number {status}.0 into")),
+            "{}: {told}",
+            context()
+        );
+        // Others are told the sentence, and it is no list.
+        let body: Value = serde_json::from_str(&body)?;
+        let sentence = body["error"].as_str().filter(|sentence| !sentence.is_empty());
+        ensure!(
+            sentence.is_some() && body["containers"] == body["error"],
+            "{body}"
+        );
+    }
+    // A list is one, and other refusals are as they were.
+    let server = Server::start(&[])?;
+    let (head, body) = get(&server, "/mobyshark")?;
+    ensure!(
+        head.status()? == 200 && as_go_reads_it(&body).is_ok_and(|count| count > 0),
+        "{body}"
+    );
+    let (_, body) = get(&server, "/nothing")?;
+    ensure!(
+        body.starts_with(r#"{"error":"#) && !body.contains("ontainers"),
+        "{body}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{convert::Infallible, error::Error, sync::Arc};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
+use http_body_util::{BodyExt as _, Empty, Full, combinators::BoxBody};
 use hyper::{
     Request, Response,
     body::{Body, Incoming},
@@ -24,7 +24,7 @@ use super::{
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::Proxy,
-    refusal::Refusal,
+    refusal::{Refusal, Sentence, instead_of_a_list},
     routes::{Routes, is_ours, is_public, routes},
 };
 use crate::access::Access;
@@ -77,11 +77,17 @@ impl Front {
             None
         };
         let log = RequestLog::begin(&self.app.config, &request);
-        let response = match proxy {
+        // Wherever clients believe that the service is.
+        let wants_list = request.uri().path().ends_with("/mobyshark");
+        let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
             Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,
             None => self.own(request, client, token.as_deref()).await?,
         };
+        if wants_list && let Some(Sentence(sentence)) = response.extensions_mut().remove() {
+            let body = instead_of_a_list(response.status(), &sentence).to_string();
+            *response.body_mut() = boxed(Full::from(body));
+        }
         self.app.metrics.answered(response.status().as_u16());
         if let Some(log) = log {
             log.end(response.status());
