@@ -2,9 +2,14 @@
 
 use std::{
     io::ErrorKind,
-    net::TcpStream,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    net::{TcpListener, TcpStream},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixStream,
+    },
+    path::PathBuf,
     process::Command,
+    thread,
     time::Duration,
 };
 
@@ -23,6 +28,54 @@ use tokio::time::{Instant, timeout};
 use crate::{curl, server_with};
 
 const ALICE: &str = "alice-0123456789abcdef";
+
+/// Joins whoever connects to a port of this host, as `ssh -L` does, with a Unix socket. Gives the port.
+fn tunnel_to(socket: PathBuf) -> anyhow::Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || -> anyhow::Result<()> {
+        loop {
+            let (stream, _) = listener.accept()?;
+            let socket = UnixStream::connect(&socket)?;
+            let (mut from, mut to) = (stream.try_clone()?, socket.try_clone()?);
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut from, mut to) = (socket, stream);
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+        }
+    });
+    Ok(port)
+}
+
+#[tokio::test]
+async fn clients_that_know_no_tokens_capture_through_a_tunnel_to_the_unix_socket() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let socket = folder.file("packetflix.sock");
+    let listen = format!("unix:{}", socket.display());
+    let server = server_with(&tokens, &["--listen", "127.0.0.1", "--listen", &listen])?;
+    server.wait_for_log(&format!("listening address={listen}"))?;
+    let port = tunnel_to(socket)?;
+    let (status, list) = curl(&[&format!("http://localhost:{port}/discover/mobyshark")])?;
+    ensure!(status == 200 && list.contains("containers"), "{status} {list}");
+    let namespace = Namespace::new()?;
+    let query = format!("netns={}&nif=all", namespace.inode()?);
+    let url = format!("ws://localhost:{port}/capture?{query}");
+    let recording = Recorder::start(&url).await?.finish().await?;
+    assert_eq!(recording.interfaces.len(), 1);
+
+    // What such clients do not tell is in the log.
+    for (url, line) in [
+        (server.url(&query), "not let in peer=127.0.0.1"),
+        (
+            format!("ws://localhost:{port}/capture?netns=1"),
+            "refused status=404 reason=",
+        ),
+    ] {
+        ensure!(Recorder::start(&url).await.is_err());
+        server.wait_for_log(line)?;
+    }
+    Ok(())
+}
 
 #[test]
 fn unix_sockets_are_for_their_owner() -> anyhow::Result<()> {
