@@ -28,6 +28,9 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// Without which there are no captures at all.
+    pub(crate) const NEEDED: [Self; 2] = [Self::SysAdmin, Self::NetRaw];
+
     /// All of them, the most needed first.
     pub const ALL: [Self; 5] = [
         Self::SysAdmin,
@@ -78,6 +81,34 @@ impl Capability {
             format!(": the service lacks {self}")
         }
     }
+}
+
+/// Which of these the service lacks, as a sentence; `None` when it has all.
+pub(crate) fn missing(wanted: &[Capability]) -> Option<String> {
+    let lacked: Vec<&str> = wanted
+        .iter()
+        .filter(|one| !one.is_effective())
+        .map(|one| one.name())
+        .collect();
+    let (last, others) = lacked.split_last()?;
+    Some(match others {
+        [] => format!("the service lacks {last}"),
+        others => format!("the service lacks {} and {last}", others.join(", ")),
+    })
+}
+
+/// What to do about capabilities that are missing.
+pub(crate) fn remedy() -> String {
+    // Root has all that its container has.
+    let by_root = if nix::unistd::geteuid().is_root() {
+        ""
+    } else {
+        "run the service as root, or "
+    };
+    format!(
+        "{by_root}give it what it lacks (AmbientCapabilities in systemd, cap_add in compose, capabilities.add in Kubernetes), \
+         and in containers allow new privileges, since the program file gives it"
+    )
 }
 
 impl fmt::Display for Capability {

@@ -1,11 +1,16 @@
 //! The command line: flags as they are given. What they amount to is [`Config`](crate::config::Config).
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand, value_parser};
+use clap::{
+    CommandFactory as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+    value_parser,
+};
 
 use crate::{
     logging::LogFormat,
+    nearest::nearest,
     tap::Hook,
     units::{parse_duration, parse_size},
 };
@@ -47,7 +52,7 @@ pub enum Verb {
 pub struct Args {
     /// TCP port to listen on, over IPv4 and IPv6: at all addresses if those who come are asked who they are
     /// (--token-file, --tls-client-ca) or --open-to-everyone says that they are not, else at those of loopback only
-    #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001)]
+    #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001, value_parser = parse_port)]
     pub port: u16,
 
     /// Where to listen instead: HOST:PORT, HOST (at the port of --port), [ADDRESS]:PORT, or unix:/PATH;
@@ -65,7 +70,7 @@ pub struct Args {
     pub token_file: Option<PathBuf>,
 
     /// Take tokens from token= in the query of a WebSocket's handshake too, for pages in browsers
-    #[arg(long, env = "PACKETFLIX_ALLOW_QUERY_TOKEN")]
+    #[arg(long, env = "PACKETFLIX_ALLOW_QUERY_TOKEN", value_parser = parse_switch)]
     pub allow_query_token: bool,
 
     /// Certificate with which TLS is spoken, and those between it and its CA, in PEM; followed when it changes
@@ -110,7 +115,7 @@ pub struct Args {
     pub allow_host: Vec<String>,
 
     /// Let everyone who reaches the service capture all traffic of this host, without tokens or client certificates
-    #[arg(long, env = "PACKETFLIX_OPEN_TO_EVERYONE")]
+    #[arg(long, env = "PACKETFLIX_OPEN_TO_EVERYONE", value_parser = parse_switch)]
     pub open_to_everyone: bool,
 
     /// How many connections there may be from one address (a /64 of IPv6) at the same time, beside captures
@@ -192,7 +197,7 @@ pub struct Args {
     pub gw_port: Option<u16>,
 
     /// Hand requests for /discover/…, and all that are not for packetflix, to the discovery service
-    #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY")]
+    #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY", value_parser = parse_switch)]
     pub proxy_discovery: bool,
 
     /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places; may be
@@ -207,11 +212,11 @@ pub struct Args {
 
     /// Let the names of hosts, networks, ports and protocols in filters be looked up, for which clients then make the
     /// server ask its resolver
-    #[arg(long, env = "PACKETFLIX_RESOLVE_FILTER_NAMES")]
+    #[arg(long, env = "PACKETFLIX_RESOLVE_FILTER_NAMES", value_parser = parse_switch)]
     pub resolve_filter_names: bool,
 
     /// Log what is of use for finding faults, from the eBPF programs too
-    #[arg(long, env = "PACKETFLIX_DEBUG")]
+    #[arg(long, env = "PACKETFLIX_DEBUG", value_parser = parse_switch)]
     pub debug: bool,
 
     /// What the lines of the log look like
@@ -224,12 +229,124 @@ pub struct Args {
     pub audit_log: Option<PathBuf>,
 
     /// Log each request
-    #[arg(long, env = "PACKETFLIX_LOG_REQUESTS")]
+    #[arg(long, env = "PACKETFLIX_LOG_REQUESTS", value_parser = parse_switch)]
     pub log_requests: bool,
 
     /// Log the headers of each request, but for those that hold secrets
-    #[arg(long, env = "PACKETFLIX_LOG_HEADERS")]
+    #[arg(long, env = "PACKETFLIX_LOG_HEADERS", value_parser = parse_switch)]
     pub log_headers: bool,
+}
+
+/// How all variables begin that stand for a flag.
+const PREFIX: &str = "PACKETFLIX_";
+
+/// A variable that looks like one of ours and is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnknownVariable {
+    pub(crate) name: String,
+    /// The one that may be meant.
+    pub(crate) nearest: Option<String>,
+}
+
+/// The variables among these that look like ours and are none, in their order. Those that Kubernetes sets for a Service are
+/// nobody's mistake.
+pub(crate) fn unknown_variables(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Vec<UnknownVariable> {
+    let known: Vec<String> = variables().collect();
+    let mut unknown: Vec<UnknownVariable> = environment
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let name = name.to_string_lossy().into_owned();
+            let rest = name.strip_prefix(PREFIX)?;
+            if known.contains(&name) || is_of_service(&name, &value.to_string_lossy()) {
+                return None;
+            }
+            let names = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+            let nearest = nearest(rest, names, 1)
+                .first()
+                .map(|name| format!("{PREFIX}{name}"));
+            Some(UnknownVariable { name, nearest })
+        })
+        .collect();
+    unknown.sort_by(|a, b| a.name.cmp(&b.name));
+    unknown
+}
+
+/// The variables that stand for flags.
+fn variables() -> impl Iterator<Item = String> {
+    let command = Command::command();
+    let names: Vec<String> = command
+        .get_arguments()
+        .filter_map(|flag| Some(flag.get_env()?.to_string_lossy().into_owned()))
+        .collect();
+    names.into_iter()
+}
+
+/// Whether Kubernetes sets a variable for a Service whose name begins with ours.
+///
+/// Source: Kubernetes, "Service", "Environment variables".
+fn is_of_service(name: &str, value: &str) -> bool {
+    let is_of_port = |port: &str| port.starts_with(|first: char| first.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.split("_PORT_").skip(1).any(is_of_port)
+        || ["tcp://", "udp://", "sctp://"]
+            .iter()
+            .any(|scheme| value.starts_with(scheme))
+}
+
+/// What is wrong with the flags, as a sentence that begins with the variable that says so, if one does.
+pub fn sentence_of(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    match variable_of(error) {
+        Some(variable) => format!("{variable}: {text}"),
+        None => text.to_owned(),
+    }
+}
+
+/// The variable that has the value which cannot be used.
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let context = |kind| match error.get(kind)? {
+        ContextValue::String(text) => Some(text),
+        _ => None,
+    };
+    let (flag, value) = (
+        context(ContextKind::InvalidArg)?,
+        context(ContextKind::InvalidValue)?,
+    );
+    let mut command = Command::command();
+    // Its flags have no names before.
+    command.build();
+    let flag = command.get_arguments().find(|known| known.to_string() == *flag)?;
+    let variable = flag.get_env()?;
+    let set = std::env::var_os(variable)?;
+    let set = set.to_string_lossy();
+    // Of a list, the value is one.
+    (set == **value || set.split(',').any(|one| one == value))
+        .then(|| variable.to_string_lossy().into_owned())
+}
+
+/// A flag without a value, whose variable has one.
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match &*text.to_ascii_lowercase() {
+        "1" | "true" | "yes" | "on" | "y" | "t" => Ok(true),
+        "" | "0" | "false" | "no" | "off" | "n" | "f" => Ok(false),
+        _ => Err("write 1, true, yes or on; or 0, false, no, off or nothing".to_owned()),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    if text.starts_with("tcp://") {
+        return Err(
+            "Kubernetes sets this variable for a Service that is called packetflix: say enableServiceLinks: false in the \
+             pod, or --port"
+                .to_owned(),
+        );
+    }
+    text.parse()
+        .map_err(|_| "a port is a number from 0 to 65535".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -241,9 +358,52 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn switches_are_written_in_many_ways() {
+        for (texts, is_on) in [
+            (&["1", "true", "yes", "on", "On", "TRUE", "y"][..], true),
+            (&["", "0", "false", "no", "off", "No", "n"], false),
+        ] {
+            for text in texts {
+                assert_eq!(parse_switch(text), Ok(is_on), "{text}");
+            }
+        }
+        for text in ["2", "ja", " ", "tru"] {
+            assert!(parse_switch(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn variables_that_are_none_are_told_with_the_nearest() {
+        let unknown = |name: &str, value: &str| {
+            let found = unknown_variables([(name.into(), value.into())]);
+            found
+                .into_iter()
+                .next()
+                .map(|one| one.nearest.unwrap_or_default())
+        };
+        for (name, nearest) in [
+            ("PACKETFLIX_DEBGU", "PACKETFLIX_DEBUG"),
+            ("PACKETFLIX_TOKENFILE", "PACKETFLIX_TOKEN_FILE"),
+            ("PACKETFLIX_TOKEN", "PACKETFLIX_TOKEN_FILE"),
+            ("PACKETFLIX_ZZZZZZ", ""),
+        ] {
+            assert_eq!(unknown(name, "1").as_deref(), Some(nearest), "{name}");
+        }
+        for (name, value) in [
+            ("PACKETFLIX_DEBUG", "1"),
+            ("PACKETFLIX_PORT", "tcp://10.0.0.1:5001"),
+            ("PACKETFLIX_SERVICE_HOST", "10.0.0.1"),
+            ("PACKETFLIX_SERVICE_PORT_HTTP", "5001"),
+            ("PACKETFLIX_PORT_5001_TCP_ADDR", "10.0.0.1"),
+            ("PACKETFLIX_WEB_PORT", "tcp://10.0.0.1:5001"),
+            ("PATH", "/bin"),
+        ] {
+            assert_eq!(unknown(name, value), None, "{name}");
+        }
+    }
 
     #[test]
     fn flags_are_consistent() {

@@ -108,7 +108,7 @@ impl fmt::Display for ServiceAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no such place to listen at.
-    #[error("--listen: {0}")]
+    #[error("--listen")]
     Listen(#[from] AddressError),
     /// A capture could not leave all of them out.
     #[error("--listen: there may be {MAX_PORTS} TCP ports, and not {0}")]
@@ -122,13 +122,13 @@ pub enum ConfigError {
     )]
     Open,
     /// There is no such name.
-    #[error("--allow-host: {0}")]
+    #[error("--allow-host")]
     Host(#[from] HostNameError),
     /// There is no token that could stand there.
     #[error("--allow-query-token takes a --token-file")]
     QueryToken,
     /// There is no such origin.
-    #[error("--allow-origin: {0}")]
+    #[error("--allow-origin")]
     Origin(#[from] OriginError),
     /// A ring cannot have that size.
     #[error(

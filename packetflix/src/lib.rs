@@ -33,4 +33,4 @@ mod text;
 mod units;
 mod watch;
 
-pub use sys::{limit_allocator_arenas, raise_descriptor_limit};
+pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_state};

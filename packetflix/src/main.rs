@@ -1,33 +1,64 @@
 //! The packetflix server.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser as _;
 use packetflix::{
     check,
-    cli::{Args, Command, Verb},
+    cli::{self, Args, Command, Verb},
     config::Config,
-    http, logging,
+    http,
+    logging::{self, LogFormat},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Exit status of a program that was called with flags that there are not.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
+    if let Err(error) = packetflix::settle_inherited_state() {
+        complain(&format!(
+            "signals and permissions are as they were inherited: {error}"
+        ));
+    }
     if let Err(error) = packetflix::capabilities::raise() {
-        eprintln!("packetflix: the capabilities of this process could not be made effective: {error}");
+        complain(&format!(
+            "the capabilities of this process could not be made effective: {error}"
+        ));
     }
     if let Some(status) = packetflix::filter::answer_if_asked(std::env::args_os()) {
         return status;
     }
     packetflix::limit_allocator_arenas();
-    let Command { verb, args } = Command::parse();
+    let Command { verb, args } = match Command::try_parse() {
+        Ok(command) => command,
+        // What was asked for: the flags, or the version.
+        Err(told) if !told.use_stderr() => {
+            return told.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        }
+        Err(error) => {
+            complain(&cli::sentence_of(&error));
+            return ExitCode::from(USAGE);
+        }
+    };
     let done = match verb {
         Some(Verb::Check { json, args }) => report(&args, json),
         None => serve(&args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("packetflix: {error:#}");
+        complain(&format!("{error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// Says why the program does not do what it was to do.
+fn complain(sentence: &str) {
+    // Nobody reads it where it cannot be written.
+    let _ = writeln!(io::stderr(), "packetflix: {sentence}");
 }
 
 /// Says what works on this machine.
@@ -36,38 +67,41 @@ fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
         logging::init(args)?;
     }
     let config = Config::try_from(args)?;
-    let _ = packetflix::raise_descriptor_limit();
+    let _ = packetflix::raise_limits();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(check::run(&config));
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    let text = if json {
+        serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        print!("{report}");
-    }
+        report.to_string()
+    };
+    io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::from(u8::from(!report.captures)))
 }
 
-/// Serves, with a log from the first error on.
+/// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
+/// a line of that.
 fn serve(args: &Args) -> anyhow::Result<ExitCode> {
     logging::init(args)?;
-    Ok(run(args).map_or_else(
-        |error| {
+    match run(args) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if args.log_format == LogFormat::Json => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        },
-        |()| ExitCode::SUCCESS,
-    ))
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
-    if let Err(error) = packetflix::raise_descriptor_limit() {
-        tracing::warn!(%error, "the bound of open descriptors could not be raised");
+    if let Err(error) = packetflix::raise_limits() {
+        tracing::warn!(%error, "the bounds of resources could not be raised");
     }
     check::log_what_does_not_work(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let doors = http::Doors::open(&config)?;
+        let doors = http::Doors::open(&config).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = async move || {

@@ -17,7 +17,8 @@ use nix::{
     libc,
     sys::{
         resource::{Resource, getrlimit, setrlimit},
-        stat::fstat,
+        signal::{self, SigHandler, SigSet, Signal},
+        stat::{Mode, fstat, umask},
     },
 };
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
@@ -331,14 +332,55 @@ fn index(ifindex: u32) -> io::Result<libc::c_int> {
     libc::c_int::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
-/// Raises the bound of open descriptors as far as it goes: each capture takes about a dozen, and two more for
-/// each interface.
+/// Raises the bounds of resources as far as they go: each capture takes about a dozen descriptors, and two more for each
+/// interface, and its rings are mapped.
 ///
 /// # Errors
 /// When the bounds cannot be read or set.
-pub fn raise_descriptor_limit() -> io::Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+pub fn raise_limits() -> io::Result<()> {
+    for resource in [
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_AS,
+        Resource::RLIMIT_DATA,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_CPU,
+        Resource::RLIMIT_MEMLOCK,
+    ] {
+        let (_, most) = getrlimit(resource)?;
+        setrlimit(resource, most, most)?;
+    }
+    Ok(())
+}
+
+/// Lowers the bounds of a resource to these, the second of which cannot be raised again; they stay as they are where they are
+/// lower already.
+///
+/// # Errors
+/// When the bounds cannot be read or set.
+pub(crate) fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    let (_, most) = getrlimit(resource)?;
+    Ok(setrlimit(resource, soft.min(most), hard.min(most))?)
+}
+
+/// Undoes what whoever started this process may have left it: signals that are blocked, children that nobody may wait for, and
+/// permissions that files would lack or have too many of. And has a file that may not grow any more be an error, which is
+/// told, and no reason to be ended.
+///
+/// To be called before other threads exist.
+///
+/// # Errors
+/// Never on Linux.
+pub fn settle_inherited_state() -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?;
+    for (signal, handler) in [
+        (Signal::SIGCHLD, SigHandler::SigDfl),
+        (Signal::SIGXFSZ, SigHandler::SigIgn),
+    ] {
+        // SAFETY: neither disposition runs any code of ours, and there is no other thread that could rely on another.
+        unsafe { signal::signal(signal, handler) }?;
+    }
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    Ok(())
 }
 
 /// Lets the allocator keep few arenas. The threads that enter namespaces are many and short-lived, and each

@@ -217,6 +217,239 @@ async fn kernel_without_btf_captures() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Each capture opens a packet socket, whatever the hook.
+#[test]
+fn whoever_lacks_a_needed_capability_is_not_ready() -> anyhow::Result<()> {
+    for (lacks, hook, name) in [
+        ("-net_raw", "socket", "CAP_NET_RAW"),
+        ("-net_raw", "tcx", "CAP_NET_RAW"),
+        ("-sys_admin", "socket", "CAP_SYS_ADMIN"),
+    ] {
+        let mut setpriv = Command::new("setpriv");
+        setpriv
+            .arg(format!("--bounding-set={lacks}"))
+            .arg(program("packetflix")?);
+        let server = Server::start_by(&mut setpriv, &["--hook", hook])?;
+        let (status, body) = server.get("/readyz")?;
+        let sentence = body["error"].as_str().unwrap_or_default();
+        let expected = format!("the service lacks {name}, without which no capture can begin: ");
+        ensure!(
+            status == 503 && sentence.starts_with(&expected),
+            "{lacks} {hook}: {status} {body}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn whoever_is_not_root_is_told_so_once() -> anyhow::Result<()> {
+    let mut setpriv = Command::new("setpriv");
+    setpriv
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(program("packetflix")?);
+    let server = Server::start_by(&mut setpriv, &[])?;
+    let (status, body) = server.get("/readyz")?;
+    let sentence = body["error"].as_str().unwrap_or_default();
+    ensure!(
+        status == 503
+            && sentence.starts_with("the service lacks CAP_SYS_ADMIN and CAP_NET_RAW, ")
+            && sentence.contains("run the service as root"),
+        "{status} {body}"
+    );
+    // Longer than it takes to try again twice.
+    std::thread::sleep(Duration::from_secs(11));
+    let log = server.log();
+    let about: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("CAP_SYS_ADMIN"))
+        .collect();
+    let [line] = &about[..] else {
+        anyhow::bail!("{log}");
+    };
+    for words in [
+        "the service lacks CAP_SYS_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE, CAP_DAC_OVERRIDE and CAP_NET_ADMIN",
+        "there are no captures",
+        "run the service as root",
+    ] {
+        ensure!(line.contains(words), "{words}: {line}");
+    }
+    assert_eq!(server.get("/readyz")?.1, body);
+    Ok(())
+}
+
+/// What the program says to these flags and variables, with which it does not start, and its status.
+fn complaint(flags: &[&str], variables: &[(&str, &str)]) -> anyhow::Result<(Option<i32>, String)> {
+    let output = Command::new("timeout")
+        .arg("20")
+        .arg(program("packetflix")?)
+        .args(flags)
+        .envs(variables.iter().copied())
+        .output()?;
+    Ok((output.status.code(), String::from_utf8(output.stderr)?))
+}
+
+#[test]
+fn what_stops_the_start_is_told_once_and_always_in_the_same_way() -> anyhow::Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = taken.local_addr()?.port().to_string();
+    let no_variables: &[(&str, &str)] = &[];
+    for (flags, variables, status, words) in [
+        (
+            &["--listen", "127.0.0.1:abc"][..],
+            no_variables,
+            1,
+            "127.0.0.1:abc is nothing to listen at",
+        ),
+        (
+            &["--allow-origin", "*"],
+            no_variables,
+            1,
+            "* would let the pages of everyone in",
+        ),
+        (&["--allow-host", "*"], no_variables, 1, "* is no name of a host"),
+        (
+            &["--ring-size", "5"],
+            no_variables,
+            1,
+            "--ring-size 5: a ring has",
+        ),
+        (&["--port", &taken], no_variables, 1, "Address already in use"),
+        (
+            &["--token-file", "/nowhere"],
+            no_variables,
+            1,
+            "/nowhere cannot be read: No such file",
+        ),
+        (
+            &["--audit-log", "/nowhere/log"],
+            no_variables,
+            1,
+            "--audit-log /nowhere/log",
+        ),
+        (
+            &["--tls-cert", "/nowhere", "--tls-key", "/nowhere"],
+            no_variables,
+            1,
+            "/nowhere cannot be read",
+        ),
+        (
+            &["check", "--listen", "x/y"],
+            no_variables,
+            1,
+            "x/y is no absolute path",
+        ),
+        (&["--port", "abc"], no_variables, 2, "a port is a number"),
+        (&["--debgu"], no_variables, 2, "'--debug'"),
+        (
+            &[],
+            &[("PACKETFLIX_PORT", "abc")],
+            2,
+            "PACKETFLIX_PORT: invalid value 'abc' for '--port <PORT>'",
+        ),
+        (
+            &[],
+            &[("PACKETFLIX_PORT", "tcp://10.0.0.1:5001")],
+            2,
+            "say enableServiceLinks: false",
+        ),
+        (
+            &[],
+            &[("PACKETFLIX_DEBUG", "perhaps")],
+            2,
+            "PACKETFLIX_DEBUG: invalid value 'perhaps'",
+        ),
+        (
+            &[],
+            &[("PACKETFLIX_TLS_CLIENT_CRL", "")],
+            2,
+            "a value is required for '--tls-client-crl",
+        ),
+    ] {
+        let (code, said) = complaint(flags, variables)?;
+        assert_eq!(code, Some(status), "{flags:?} {variables:?}: {said}");
+        ensure!(
+            said.starts_with("packetflix: ") && said.matches(words).count() == 1,
+            "{flags:?} {variables:?}: {said}"
+        );
+        // The flags themselves are told behind it, as clap does.
+        ensure!(status == 2 || said.lines().count() == 1, "{said}");
+    }
+    // Who reads the log by a program gets a line of it.
+    let (code, said) = complaint(&["--log-format", "json", "--listen", "x/y"], no_variables)?;
+    let line: serde_json::Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    ensure!(
+        code == Some(1) && line["level"] == "ERROR" && line["message"].to_string().contains("x/y"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn switches_are_given_by_variables_as_people_write_them() -> anyhow::Result<()> {
+    for (value, is_on) in [
+        ("1", true),
+        ("yes", true),
+        ("on", true),
+        ("True", true),
+        ("0", false),
+        ("no", false),
+        ("off", false),
+        ("", false),
+    ] {
+        let mut command = Command::new(program("packetflix")?);
+        command.env("PACKETFLIX_DEBUG", value);
+        let server = Server::start_by(&mut command, &[])?;
+        server.get("/targets")?;
+        if is_on {
+            server.wait_for_log("looked for targets")?;
+        }
+        let is_debugging = server.log().contains("DEBUG");
+        assert_eq!(is_debugging, is_on, "{value:?}: {}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_variable_that_stands_for_nothing_is_told() -> anyhow::Result<()> {
+    let mut command = Command::new(program("packetflix")?);
+    command
+        .env("PACKETFLIX_TOKENFILE", "/nowhere")
+        .env("PACKETFLIX_SERVICE_HOST", "10.0.0.1");
+    let server = Server::start_by(&mut command, &[])?;
+    let log = server.log();
+    ensure!(
+        log.contains("PACKETFLIX_TOKENFILE stands for no flag")
+            && log.contains("PACKETFLIX_TOKEN_FILE may be meant")
+            && !log.contains("PACKETFLIX_SERVICE_HOST"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_service_that_would_ask_itself_does_not_start() -> anyhow::Result<()> {
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = port.to_string();
+    let open = ["--open-to-everyone", "--listen", "[::]"];
+    for (flags, host) in [
+        (&[][..], "127.0.0.1"),
+        (&[], "localhost"),
+        (&[], "[::1]"),
+        (&open, "127.0.0.1"),
+        (&open, "127.0.0.7"),
+        (&open, "0.0.0.0"),
+    ] {
+        let asked = ["--port", &port, "--gw-port", &port, "--discovery-service", host];
+        let (code, said) = complaint(&[&asked[..], flags].concat(), &[])?;
+        ensure!(
+            code == Some(1) && said.contains("is this service itself"),
+            "{host} {flags:?}: {code:?} {said}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn port_that_is_taken_is_said() -> anyhow::Result<()> {
     let first = Server::start(&[])?;

@@ -151,7 +151,7 @@ async fn missing_right_is_not_taken_for_a_refused_program() -> anyhow::Result<()
     let sentence = body["error"].as_str().unwrap_or_default();
     ensure!(
         status == 503
-            && sentence.ends_with("the service lacks CAP_SYS_ADMIN")
+            && sentence.starts_with("the service lacks CAP_SYS_ADMIN, without which no capture can begin: ")
             && !sentence.contains("erifier"),
         "{status} {body}"
     );

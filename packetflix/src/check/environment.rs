@@ -8,7 +8,14 @@ use nix::sys::{
 };
 
 use super::Finding;
-use crate::{capabilities::Capability, config::Config, cpus::Cpus, memory, proc_fs::namespace_link};
+use crate::{
+    capabilities::{self, Capability},
+    cli::{UnknownVariable, unknown_variables},
+    config::Config,
+    cpus::Cpus,
+    memory,
+    proc_fs::namespace_link,
+};
 
 /// Number of the first PID namespace, which is always the same.
 ///
@@ -25,12 +32,72 @@ const OLDEST_TESTED: (u32, u32) = (5, 10);
 const DESCRIPTORS_OF_CAPTURE: u64 = 20;
 const OTHER_DESCRIPTORS: u64 = 1200;
 
+/// Limits of resources that the service was started with, what they mean, and what they cost it.
+const LIMITS: [(Resource, &str, &str); 4] = [
+    (
+        Resource::RLIMIT_AS,
+        "bytes of address space (RLIMIT_AS)",
+        "what takes more fails: rings of captures, or the compiler of filters",
+    ),
+    (
+        Resource::RLIMIT_DATA,
+        "bytes of data (RLIMIT_DATA)",
+        "what takes more fails, which may end the service",
+    ),
+    (
+        Resource::RLIMIT_FSIZE,
+        "bytes in a file (RLIMIT_FSIZE)",
+        "a file of --audit-log, or of the log, takes no more lines once it is so long",
+    ),
+    (
+        Resource::RLIMIT_CPU,
+        "seconds of CPU time (RLIMIT_CPU)",
+        "the kernel ends the service after them",
+    ),
+];
+
+/// Each for itself.
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = vec![kernel()];
     findings.extend(Capability::ALL.map(capability));
-    findings.extend([pid_namespace(), ring_memory(config), descriptors(config)]);
-    findings.extend(locked_memory(config));
+    findings.extend(beside_rights(config));
     findings
+}
+
+/// The same at the start of the service, where what is missing for one reason is told once.
+pub(super) fn look_at_the_start(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![kernel()];
+    findings.extend(capabilities());
+    findings.extend(beside_rights(config));
+    findings
+}
+
+fn beside_rights(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![pid_namespace(), ring_memory(config), descriptors(config)];
+    findings.extend(locked_memory(config));
+    findings.extend(LIMITS.into_iter().filter_map(limit));
+    findings.extend(unknown_variables(std::env::vars_os()).into_iter().map(variable));
+    findings
+}
+
+fn variable(UnknownVariable { name, nearest }: UnknownVariable) -> Finding {
+    let remedy = match nearest {
+        Some(nearest) => format!("{nearest} may be meant"),
+        None => "see packetflix --help for those that there are".to_owned(),
+    };
+    Finding::limited("variables", format!("{name} stands for no flag"))
+        .costs("it is ignored")
+        .remedy(remedy)
+}
+
+/// A limit that cannot be raised, where there is one.
+fn limit((resource, what, cost): (Resource, &str, &str)) -> Option<Finding> {
+    let (_, most) = getrlimit(resource).ok()?;
+    (most != RLIM_INFINITY).then(|| {
+        Finding::limited("limits", format!("at most {most} {what}"))
+            .costs(cost)
+            .remedy("have none: ulimit -H, ulimits in compose, Limit… in systemd")
+    })
 }
 
 fn kernel() -> Finding {
@@ -96,8 +163,9 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn capability(capability: Capability) -> Finding {
-    let (purpose, cost) = match capability {
+/// What a capability is for, and what it costs to lack it.
+const fn purpose_and_cost(capability: Capability) -> (&'static str, &'static str) {
+    match capability {
         Capability::SysAdmin => (
             "enters network namespaces and loads eBPF programs",
             "there are no captures, and no targets",
@@ -116,7 +184,24 @@ fn capability(capability: Capability) -> Finding {
             "sets up the interface that filters with `vlan` are compiled for",
             "filters with `vlan` are refused",
         ),
+    }
+}
+
+/// All that are missing.
+fn capabilities() -> Option<Finding> {
+    let found = capabilities::missing(&Capability::ALL)?;
+    let lacked = Capability::ALL.iter().filter(|one| !one.is_effective());
+    let mut costs: Vec<&str> = lacked.map(|one| purpose_and_cost(*one).1).collect();
+    costs.dedup();
+    let finding = match capabilities::missing(&Capability::NEEDED) {
+        Some(_) => Finding::fails("capabilities", found),
+        None => Finding::limited("capabilities", found),
     };
+    Some(finding.costs(costs.join("; ")).remedy(capabilities::remedy()))
+}
+
+fn capability(capability: Capability) -> Finding {
+    let (purpose, cost) = purpose_and_cost(capability);
     if capability.is_effective() {
         return Finding::works(capability.name(), purpose);
     }
@@ -126,13 +211,10 @@ fn capability(capability: Capability) -> Finding {
         _ => Finding::limited(capability.name(), found),
     };
     let or_else = match capability {
-        Capability::DacOverride => ", or make the service a member of the groups that the sockets belong to",
+        Capability::DacOverride => "; or make the service a member of the groups that the sockets belong to",
         _ => "",
     };
-    finding.costs(cost).remedy(format!(
-        "give it (cap_add in compose, capabilities.add in Kubernetes, AmbientCapabilities in systemd), and in containers \
-         allow new privileges, since the program file gives it{or_else}"
-    ))
+    finding.costs(cost).remedy(capabilities::remedy() + or_else)
 }
 
 fn pid_namespace() -> Finding {

@@ -103,7 +103,7 @@ pub async fn run(config: &Config) -> Report {
 
 /// Logs what is known to be missing without trying anything: for the start of the service.
 pub fn log_what_does_not_work(config: &Config) {
-    for finding in environment::look(config) {
+    for finding in environment::look_at_the_start(config) {
         if finding.state != State::Works {
             let Finding {
                 subject,

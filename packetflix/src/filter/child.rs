@@ -14,7 +14,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::{
         prctl::{set_dumpable, set_no_new_privs},
-        resource::{Resource, setrlimit},
+        resource::Resource,
     },
     unistd::{Gid, Uid, setgroups, setresgid, setresuid},
 };
@@ -203,10 +203,10 @@ fn answer(order: Order) -> Result<Answer, Failure> {
 }
 
 fn bound_resources() -> io::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
-    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
+    sys::lower_limit(Resource::RLIMIT_CORE, 0, 0)?;
+    sys::lower_limit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    sys::lower_limit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
+    sys::lower_limit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
     set_dumpable(false)?;
     Ok(())
 }
@@ -260,8 +260,7 @@ pub(super) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
         (Resource::RLIMIT_NOFILE, descriptors),
         (Resource::RLIMIT_NPROC, 0),
     ] {
-        setrlimit(resource, bound, bound)
-            .map_err(io::Error::from)
+        sys::lower_limit(resource, bound, bound)
             .map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     os::{
         fd::AsFd as _,
         unix::fs::{FileTypeExt as _, MetadataExt as _},
@@ -353,9 +353,55 @@ pub(super) fn is_reachable(address: IpAddr) -> bool {
     !address.to_canonical().is_loopback()
 }
 
+/// Whether a connection to `address` comes to a socket that listens at `our`.
+pub(super) fn leads_to(address: SocketAddr, our: SocketAddr) -> bool {
+    let to = match address.ip().to_canonical() {
+        IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let at = our.ip().to_canonical();
+    let takes_all = at.is_unspecified() && (at.is_ipv6() || to.is_ipv4());
+    address.port() == our.port() && (at == to || (takes_all && is_of_this_host(to)))
+}
+
+/// Whether an address is one of this host's: what is sent there comes from there.
+fn is_of_this_host(ip: IpAddr) -> bool {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Nothing is sent.
+    let source = || {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((ip, 9))?;
+        io::Result::Ok(socket.local_addr()?.ip())
+    };
+    ip.is_loopback() || source().is_ok_and(|source| source == ip)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_asked_may_be_ourselves() {
+        for (address, our, is_ours) in [
+            ("127.0.0.1:5001", "127.0.0.1:5001", true),
+            ("127.0.0.1:5000", "127.0.0.1:5001", false),
+            ("127.0.0.2:5001", "127.0.0.1:5001", false),
+            ("127.0.0.2:5001", "0.0.0.0:5001", true),
+            ("127.0.0.1:5001", "[::]:5001", true),
+            ("[::ffff:127.0.0.1]:5001", "127.0.0.1:5001", true),
+            ("0.0.0.0:5001", "127.0.0.1:5001", true),
+            ("[::1]:5001", "[::]:5001", true),
+            ("[::1]:5001", "0.0.0.0:5001", false),
+            ("192.0.2.7:5001", "[::]:5001", false),
+        ] {
+            let [to, at] = [address, our].map(|text| text.parse().unwrap());
+            assert_eq!(leads_to(to, at), is_ours, "{address} {our}");
+        }
+    }
 
     #[test]
     fn addresses_are_hosts_with_ports_or_paths() {

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    net::lookup_host,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -14,13 +17,13 @@ use super::{
     capture::App,
     connection::{Bounded, Client, Exchange},
     front::Front,
-    listen::{Accepted, ListenError, Listener, is_reachable, listen},
+    listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
 use crate::{
     access::{Access, TokenFileError},
-    config::Config,
+    config::{Config, ServiceAddress},
     tap::Connections,
     watch::ServiceManager,
 };
@@ -33,6 +36,9 @@ const MAX_HEAD_LEN: usize = 64 * 1024;
 
 /// How long to wait when no connection can be accepted, for want of descriptors for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the start waits for the address of the discovery service.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where clients come in: the sockets, and what is asked of those who do.
 pub struct Doors {
@@ -53,22 +59,44 @@ pub enum DoorsError {
     /// Nobody could connect.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Each question would become another.
+    #[error(
+        "the discovery service at {0} is this service itself, which would ask itself without end: name the port of the other \
+         with --gw-port, or another with --port"
+    )]
+    Loop(ServiceAddress),
 }
 
 impl Doors {
-    /// Reads tokens and certificates, and opens the listening sockets. Must be called within a tokio runtime.
+    /// Reads tokens and certificates, and opens the listening sockets.
     ///
     /// # Errors
     /// When something cannot be used, or an address is taken or not allowed.
-    pub fn open(config: &Config) -> Result<Self, DoorsError> {
+    pub async fn open(config: &Config) -> Result<Self, DoorsError> {
         let client_ca = config.tls.as_ref().and_then(|files| files.client_ca.as_ref());
         let access = Access::open(config.token_file.as_ref(), client_ca.is_some())?;
         let tls = config.tls.as_ref().map(Tls::open).transpose()?;
-        Ok(Self {
+        let doors = Self {
             listeners: listen(&config.listen, config.is_closed)?,
             access: Arc::new(access),
             tls,
-        })
+        };
+        match &config.discovery_service {
+            Some(service) if doors.lead_to(service).await => Err(DoorsError::Loop(service.clone())),
+            _ => Ok(doors),
+        }
+    }
+
+    /// Whether a service that is to be asked is this one, as far as its name is known by now.
+    async fn lead_to(&self, service: &ServiceAddress) -> bool {
+        let known = timeout(LOOKUP_TIMEOUT, lookup_host((&*service.host, service.port))).await;
+        let Ok(Ok(addresses)) = known else {
+            return false;
+        };
+        let ours = self.tcp_addresses();
+        addresses
+            .into_iter()
+            .any(|address| ours.iter().any(|our| leads_to(address, *our)))
     }
 
     fn tcp_addresses(&self) -> Vec<SocketAddr> {

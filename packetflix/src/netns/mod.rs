@@ -132,6 +132,28 @@ impl Netns {
         })
     }
 
+    /// The one that the calling thread is in.
+    ///
+    /// # Errors
+    /// When `/proc` does not show it.
+    pub(crate) fn own() -> Result<Self, EnterError> {
+        let open = || {
+            let descriptor = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
+            let inode = fstat(&descriptor)?.st_ino;
+            Ok((descriptor, inode))
+        };
+        let (descriptor, inode) = open().map_err(EnterError::Setns)?;
+        let holder = Holder::Process {
+            pid: std::process::id(),
+        };
+        Ok(Self {
+            descriptor,
+            inode,
+            process: None,
+            holder: Mutex::new(holder),
+        })
+    }
+
     /// The process that was meant, if one was: readable once it has ended.
     pub(crate) fn take_process(&mut self) -> Option<OwnedFd> {
         self.process.take()

@@ -2,6 +2,7 @@
 //! filters is always ready, loaded, verified and with its rings.
 
 use std::{
+    io,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -17,8 +18,11 @@ use super::{
     object::Object,
 };
 use crate::{
+    capabilities::{self, Capability},
     cpus::Cpus,
-    error::{chain, is_exhaustion},
+    error::{chain, errno, is_exhaustion},
+    netns::Netns,
+    sys,
 };
 
 /// How long the kernel may take to free an object.
@@ -90,7 +94,11 @@ impl Loader {
             .as_deref()
             .filter(|problem| known.as_deref() != Some(*problem))
         {
-            tracing::warn!(problem, "no capture can begin");
+            // Which capabilities are missing is told at the start, with all that this costs.
+            match capabilities::missing(&Capability::NEEDED) {
+                Some(_) => tracing::debug!(problem, "no capture can begin"),
+                None => tracing::warn!(problem, "no capture can begin"),
+            }
         }
         *known = problem;
     }
@@ -118,7 +126,11 @@ impl Loader {
     /// Loads an object for the next capture.
     pub(crate) async fn make_ready(self: &Arc<Self>) {
         let loader = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || loader.load(&CaptureFilters::default())).await {
+        let load = move || {
+            try_what_captures_take()?;
+            loader.load(&CaptureFilters::default())
+        };
+        match tokio::task::spawn_blocking(load).await {
             Ok(Ok(loaded)) => {
                 self.set_problem(None);
                 drop(self.replace_spare(Some(loaded)));
@@ -129,7 +141,7 @@ impl Loader {
                 tracing::debug!(%error, "no object is ready");
             }
             // Whoever asks for a capture is told the same.
-            Ok(Err(error)) => self.set_problem(Some(chain(&error) + &error.needs().blame(&error))),
+            Ok(Err(error)) => self.set_problem(Some(sentence_of(&error))),
             Err(error) => tracing::error!(%error, "loading an object was cut off"),
         }
     }
@@ -184,6 +196,32 @@ impl Loader {
     fn replace_spare(&self, spare: Option<Loaded>) -> Option<Loaded> {
         let mut place = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut place, spare)
+    }
+}
+
+/// What each capture does beside having an object: it enters a namespace, and opens a packet socket there.
+fn try_what_captures_take() -> Result<(), TapError> {
+    let opened = Netns::own()?.enter(sys::packet_socket)?;
+    let failed = |source| TapError::Socket {
+        kind: "packet",
+        source,
+    };
+    opened.map(drop).map_err(failed)
+}
+
+/// Why no capture can begin. The same each time for the same reason: which of the maps the kernel refuses first for want of
+/// a right is chance.
+fn sentence_of(error: &TapError) -> String {
+    let blame = error.needs().blame(error);
+    match errno(error) {
+        Some(number) if !blame.is_empty() => match capabilities::missing(&Capability::NEEDED) {
+            Some(missing) => format!(
+                "{missing}, without which no capture can begin: {}",
+                capabilities::remedy()
+            ),
+            None => format!("{error}: {}{blame}", io::Error::from(number)),
+        },
+        _ => chain(error),
     }
 }
 

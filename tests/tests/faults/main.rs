@@ -6,6 +6,7 @@ mod clock;
 mod connections;
 mod engines;
 mod flow;
+mod inherited;
 mod kernel;
 mod kills;
 mod malformed;
