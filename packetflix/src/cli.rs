@@ -228,6 +228,10 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_AUDIT_LOG", value_name = "FILE")]
     pub audit_log: Option<PathBuf>,
 
+    /// Refuse captures that cannot be accounted for in that file, as when the disk is full
+    #[arg(long, env = "PACKETFLIX_AUDIT_REQUIRED", value_parser = parse_switch)]
+    pub audit_required: bool,
+
     /// Log each request
     #[arg(long, env = "PACKETFLIX_LOG_REQUESTS", value_parser = parse_switch)]
     pub log_requests: bool,
@@ -262,10 +266,12 @@ pub(crate) fn unknown_variables(
             if known.contains(&name) || is_of_service(&name, &value.to_string_lossy()) {
                 return None;
             }
-            let names = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
-            let nearest = nearest(rest, names, 1)
-                .first()
-                .map(|name| format!("{PREFIX}{name}"));
+            let names = || known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+            let begun = |name: &&str| name.strip_prefix(rest).is_some_and(|more| more.starts_with('_'));
+            let near = names()
+                .find(begun)
+                .or_else(|| nearest(rest, names(), 1).first().copied());
+            let nearest = near.map(|name| format!("{PREFIX}{name}"));
             Some(UnknownVariable { name, nearest })
         })
         .collect();

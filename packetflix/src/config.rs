@@ -66,6 +66,10 @@ pub struct Config {
     pub client_timeout: Duration,
     /// How long captures and connections get to end when the service is shut down.
     pub shutdown_timeout: Duration,
+    /// Where the account of captures goes; `-` is standard output.
+    pub audit_log: Option<PathBuf>,
+    /// Whether there are no captures without it.
+    pub audit_required: bool,
     /// Whether each request is logged.
     pub log_requests: bool,
     /// Whether the headers of each request are logged.
@@ -127,6 +131,9 @@ pub enum ConfigError {
     /// There is no token that could stand there.
     #[error("--allow-query-token takes a --token-file")]
     QueryToken,
+    /// There is nothing to write it to.
+    #[error("--audit-required takes an --audit-log")]
+    AuditRequired,
     /// There is no such origin.
     #[error("--allow-origin")]
     Origin(#[from] OriginError),
@@ -196,6 +203,8 @@ impl TryFrom<&Args> for Config {
             max_duration: args.max_duration,
             client_timeout: args.client_timeout,
             shutdown_timeout: args.shutdown_timeout,
+            audit_log: args.audit_log.clone(),
+            audit_required: audit_required(args)?,
             log_requests: args.log_requests,
             log_headers: args.log_headers,
             node_name: nix::unistd::gethostname()
@@ -247,6 +256,13 @@ fn allow_query_token(args: &Args) -> Result<bool, ConfigError> {
         return Err(ConfigError::QueryToken);
     }
     Ok(args.allow_query_token)
+}
+
+fn audit_required(args: &Args) -> Result<bool, ConfigError> {
+    if args.audit_required && args.audit_log.is_none() {
+        return Err(ConfigError::AuditRequired);
+    }
+    Ok(args.audit_required)
 }
 
 fn tls(args: &Args) -> Result<Option<TlsFiles>, ConfigError> {
@@ -384,6 +400,10 @@ mod tests {
         assert!(matches!(
             config(&["--allow-query-token"]),
             Err(ConfigError::QueryToken)
+        ));
+        assert!(matches!(
+            config(&["--audit-required"]),
+            Err(ConfigError::AuditRequired)
         ));
         assert!(matches!(
             config(&["--allow-origin=*"]),

@@ -17,6 +17,7 @@ pub mod fuzzing;
 pub mod http;
 mod http_client;
 mod json;
+mod line_bounds;
 pub mod logging;
 mod lookout;
 mod memory;

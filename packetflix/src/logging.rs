@@ -1,11 +1,8 @@
 //! Where log lines go and what they look like.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
-    io,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    io::{self, Write},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tracing::Subscriber;
@@ -18,7 +15,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::{cli::Args, watch::AUDIT};
+use crate::{cli::Args, watch::write_line};
 
 /// What the lines of the log look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -29,35 +26,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why the log could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum LoggingError {
-    /// The file for the account of captures cannot be written.
-    #[error("--audit-log {}: the file cannot be opened for appending", path.display())]
-    AuditLog {
-        /// Which one.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Sets the log up for the whole process: on standard error, and the account of captures where the flags say.
-///
-/// # Errors
-/// When that cannot be opened.
-pub fn init(args: &Args) -> Result<(), LoggingError> {
-    let audit = args.audit_log.as_deref().map(AuditLog::open).transpose()?;
-    let audit = audit.map(|audit| {
-        let lines = json_lines(audit).with_current_span(false);
-        lines.with_filter(Targets::new().with_target(AUDIT, LevelFilter::INFO))
-    });
+/// Sets the log up for the whole process, on standard error.
+pub fn init(args: &Args) {
     tracing_subscriber::registry()
         .with(log(args.log_format).with_filter(what_is_logged(args.debug)))
-        .with(audit)
         .init();
-    Ok(())
 }
 
 fn what_is_logged(debug: bool) -> Targets {
@@ -73,130 +46,47 @@ fn what_is_logged(debug: bool) -> Targets {
         .with_target("netlink_proto", LevelFilter::ERROR)
         .with_target("packetflix", level)
         .with_target("packetflix_ebpf", level)
-        // It holds what is not for everyone who may read the log.
-        .with_target(AUDIT, LevelFilter::OFF)
 }
 
 fn log<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    // A line that cannot be written is told nowhere: there is but the place where it could not be.
+    let layer = fmt::layer()
+        .with_writer(Output::default())
+        .log_internal_errors(false);
     match format {
-        LogFormat::Text => fmt::layer().with_writer(io::stderr).with_ansi(false).boxed(),
-        LogFormat::Json => json_lines(io::stderr).boxed(),
+        LogFormat::Text => layer.with_ansi(false).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
     }
 }
 
-fn json_lines<S, W>(
-    writer: W,
-) -> fmt::Layer<S, fmt::format::JsonFields, fmt::format::Format<fmt::format::Json>, W>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    W: for<'a> MakeWriter<'a> + 'static,
-{
-    fmt::layer()
-        .with_writer(writer)
-        .json()
-        .flatten_event(true)
-        .with_span_list(false)
-        // A line that cannot be written is told of on standard error.
-        .log_internal_errors(true)
+/// Standard error, which may be a file on a disk that is full.
+#[derive(Default)]
+struct Output {
+    /// Whether the last line was written in part.
+    is_torn: Mutex<bool>,
 }
 
-/// The file with the account of captures, or standard output.
-#[derive(Debug)]
-enum AuditLog {
-    Output,
-    File { path: PathBuf, file: Mutex<File> },
-}
+impl<'a> MakeWriter<'a> for Output {
+    type Writer = OutputLine<'a>;
 
-impl AuditLog {
-    fn open(path: &Path) -> Result<Self, LoggingError> {
-        if path == Path::new("-") {
-            return Ok(Self::Output);
-        }
-        let path = path.to_owned();
-        match append_to(&path) {
-            Ok(file) => Ok(Self::File {
-                path,
-                file: Mutex::new(file),
-            }),
-            Err(source) => Err(LoggingError::AuditLog { path, source }),
-        }
+    fn make_writer(&'a self) -> OutputLine<'a> {
+        OutputLine(self.is_torn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl<'a> MakeWriter<'a> for AuditLog {
-    type Writer = AuditLine<'a>;
+/// A line of the log, which is written at once.
+struct OutputLine<'a>(MutexGuard<'a, bool>);
 
-    fn make_writer(&'a self) -> AuditLine<'a> {
-        AuditLine(self)
-    }
-}
-
-/// A line of the account of captures, which is written at once.
-struct AuditLine<'a>(&'a AuditLog);
-
-impl io::Write for AuditLine<'_> {
+impl Write for OutputLine<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match self.0 {
-            AuditLog::Output => io::stdout().write_all(line)?,
-            AuditLog::File { path, file } => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                // Whoever rotates logs has moved the old one away. Lines are few: two for a capture.
-                if !path.metadata().is_ok_and(|now| is_same(&now, &file)) {
-                    *file = append_to(path)?;
-                }
-                file.write_all(line)?;
-            }
-        }
+        write_line(&mut io::stderr(), &mut self.0, line)?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self.0 {
-            AuditLog::Output => io::stdout().flush(),
-            AuditLog::File { .. } => Ok(()),
-        }
-    }
-}
-
-/// What it holds is for the operator alone.
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-}
-
-fn is_same(now: &Metadata, file: &File) -> bool {
-    file.metadata()
-        .is_ok_and(|open| (open.dev(), open.ino()) == (now.dev(), now.ino()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
-    use super::*;
-
-    #[test]
-    fn audit_log_is_appended_to_and_opened_anew_when_it_was_moved() {
-        let folder = std::env::temp_dir().join(format!("packetflix-audit-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let (path, moved) = (folder.join("log"), folder.join("log.1"));
-        std::fs::write(&path, "before\n").unwrap();
-        let log = AuditLog::open(&path).unwrap();
-        let write = |line: &str| log.make_writer().write_all(line.as_bytes()).unwrap();
-        write("one\n");
-        write("two\n");
-        std::fs::rename(&path, &moved).unwrap();
-        write("three\n");
-        let texts = [&moved, &path].map(|path| std::fs::read_to_string(path).unwrap());
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(texts, ["before\none\ntwo\n", "three\n"]);
-        let error = AuditLog::open(&folder.join("no/such/folder")).unwrap_err();
-        assert!(error.to_string().starts_with("--audit-log /"), "{error}");
+        Ok(())
     }
 }

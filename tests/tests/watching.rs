@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::net::UnixDatagram,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
     path::PathBuf,
     process::Command,
     sync::Arc,
@@ -407,7 +407,16 @@ async fn dashboard_names_only_what_is_counted() -> anyhow::Result<()> {
     let refused = Capture::open(&server.url("netns=1"), &[]).await;
     ensure!(refused.is_err());
     let metrics = Metrics::of(&server)?;
-    let known = metrics.names();
+    let mut known = metrics.names();
+    // Some there are only with files of tokens.
+    let folder = Folder::new("dashboard")?;
+    let tokens = folder.file("tokens")?;
+    fs::write(&tokens, "alice 0123456789abcdef\n")?;
+    fs::set_permissions(&tokens, fs::Permissions::from_mode(0o600))?;
+    let asking = Server::start(&["--token-file", &tokens])?;
+    let (_, body) = asking.ask("GET /metrics HTTP/1.1\r\nAuthorization: Bearer 0123456789abcdef")?;
+    let metrics = Metrics::parse(&String::from_utf8(body)?)?;
+    known.extend(metrics.names());
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/grafana/packetflix.json");
     let dashboard: Value = serde_json::from_slice(&fs::read(file)?)?;
     let mut used = BTreeSet::new();

@@ -17,7 +17,7 @@ pub use self::{
 };
 pub(crate) use self::{
     file::{read_public, read_secret},
-    reload::Reloaded,
+    reload::{FileAge, Followed, Reloaded},
     rights::{Occupant, Occupants, Rights, Verdict},
 };
 
@@ -98,6 +98,12 @@ impl Access {
     /// Whether tokens are asked for, so that what comes as one is none of anyone else's.
     pub(crate) fn has_tokens(&self) -> bool {
         self.tokens.is_some()
+    }
+
+    /// The token file, if there is one, to tell how old what was read of it is.
+    pub(crate) fn files(&self) -> Option<Arc<dyn Followed>> {
+        let tokens = Arc::clone(self.tokens.as_ref()?);
+        Some(tokens as Arc<dyn Followed>)
     }
 
     /// Follows the token file; never ends.

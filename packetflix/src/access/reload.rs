@@ -4,8 +4,8 @@ use std::{
     error::Error,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use tokio::time::sleep;
@@ -16,6 +16,9 @@ use crate::error;
 /// the next: what is half written is not read.
 const INTERVAL: Duration = Duration::from_millis(400);
 
+/// After so many looks at a file that never stays the same, it is read as soon as it is the same before and after that.
+const MAX_UNSETTLED: u32 = 3;
+
 /// A value that follows its files. Whatever happens to them, there always is one.
 pub(crate) struct Reloaded<T> {
     /// What it is, for the log.
@@ -23,8 +26,26 @@ pub(crate) struct Reloaded<T> {
     files: Vec<PathBuf>,
     load: Load<T>,
     current: RwLock<Arc<T>>,
+    times: Mutex<Times>,
     /// What the files were before the first value was read.
     first: Vec<Option<Stamp>>,
+}
+
+/// How old is what was read from files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileAge {
+    /// What they hold.
+    pub(crate) what: &'static str,
+    /// How long ago they were read.
+    pub(crate) age: Duration,
+    /// For how long they have been others than those that were read.
+    pub(crate) behind: Duration,
+}
+
+/// A value that follows its files, whatever it is.
+pub(crate) trait Followed: Send + Sync {
+    /// How old it is.
+    fn age(&self) -> FileAge;
 }
 
 type Load<T> = Box<dyn Fn() -> Result<T, Box<dyn Error + Send + Sync>> + Send + Sync>;
@@ -34,12 +55,24 @@ type Load<T> = Box<dyn Fn() -> Result<T, Box<dyn Error + Send + Sync>> + Send + 
 /// inode, so that other permissions are.
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// When the value was read.
+    loaded: Instant,
+    /// Since when the files are others.
+    behind: Option<Instant>,
+}
+
 /// States in which the files have been seen.
 struct Seen {
     /// When they were read.
     loaded: Vec<Option<Stamp>>,
     /// When they were looked at the last time.
     before: Vec<Option<Stamp>>,
+    /// Looks, one after the other, at each of which they were others than before.
+    unsettled: u32,
+    /// Why they could not be read the last time.
+    problem: Option<String>,
 }
 
 impl<T: Send + Sync + 'static> Reloaded<T> {
@@ -59,6 +92,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             files,
             load: Box::new(move || load().map_err(Into::into)),
             current,
+            times: Mutex::new(Times {
+                loaded: Instant::now(),
+                behind: None,
+            }),
             first,
         })
     }
@@ -68,11 +105,14 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Follows the files; never ends. When they cannot be used, the value stays, and the log says why.
+    /// Follows the files; never ends. When they cannot be used, the value stays, the log says why, and they are tried again
+    /// until they can: what hinders may not be in the files.
     pub(crate) async fn follow(self: Arc<Self>) {
         let mut seen = Seen {
             loaded: self.first.clone(),
             before: self.first.clone(),
+            unsettled: 0,
+            problem: None,
         };
         loop {
             sleep(INTERVAL).await;
@@ -89,28 +129,60 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     /// Looks at the files once, and reads them when they have changed and settled.
     fn look(&self, mut seen: Seen) -> Seen {
         let now = stamps(&self.files);
-        if now == seen.before && now != seen.loaded {
-            // Should they change from here on, they are read once more.
-            self.reload();
-            seen.loaded.clone_from(&now);
+        if now == seen.loaded {
+            self.times().behind = None;
+            (seen.unsettled, seen.problem) = (0, None);
+            return Seen { before: now, ..seen };
+        }
+        self.times().behind.get_or_insert_with(Instant::now);
+        seen.unsettled = if now == seen.before { 0 } else { seen.unsettled + 1 };
+        if seen.unsettled == 0 || seen.unsettled >= MAX_UNSETTLED {
+            self.reload(&now, &mut seen);
         }
         Seen { before: now, ..seen }
     }
 
-    fn reload(&self) {
+    /// Reads the files, which are in the state `now`.
+    fn reload(&self, now: &[Option<Stamp>], seen: &mut Seen) {
         match (self.load)() {
-            Ok(value) => {
+            // Else it may be half of the one and half of the other.
+            Ok(value) if stamps(&self.files) == now => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+                *self.times() = Times {
+                    loaded: Instant::now(),
+                    behind: None,
+                };
                 tracing::info!("the {} was read again", self.what);
+                now.clone_into(&mut seen.loaded);
+                (seen.unsettled, seen.problem) = (0, None);
             }
+            Ok(_) => {}
             Err(error) => {
                 let reason = error::chain(&*error);
-                tracing::warn!(
-                    reason,
-                    "the {} stays as it was: it cannot be read again",
-                    self.what
-                );
+                if seen.problem.as_ref() != Some(&reason) {
+                    tracing::warn!(
+                        reason,
+                        "the {} stays as it was: it cannot be read again, and is tried until it can",
+                        self.what
+                    );
+                }
+                seen.problem = Some(reason);
             }
+        }
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send + Sync + 'static> Followed for Reloaded<T> {
+    fn age(&self) -> FileAge {
+        let Times { loaded, behind } = *self.times();
+        FileAge {
+            what: self.what,
+            age: loaded.elapsed(),
+            behind: behind.map_or(Duration::ZERO, |since| since.elapsed()),
         }
     }
 }
@@ -132,7 +204,10 @@ fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io};
+    use std::{
+        fs, io,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use tokio::time::timeout;
 
@@ -147,6 +222,60 @@ mod tests {
         timeout(Duration::from_secs(10), reached)
             .await
             .unwrap_or_else(|_| panic!("it stays {} and does not become {wanted}", value.current()));
+    }
+
+    /// Whatever hindered may have been no fault of the file.
+    #[tokio::test]
+    async fn what_could_not_be_read_is_tried_again() {
+        let path = std::env::temp_dir().join(format!("packetflix-again-{}", std::process::id()));
+        fs::write(&path, "one").unwrap();
+        let is_hindered = Arc::new(AtomicBool::new(false));
+        let (read, hindered) = (path.clone(), Arc::clone(&is_hindered));
+        let load = move || match hindered.load(Ordering::Relaxed) {
+            true => Err(io::Error::from(nix::errno::Errno::EMFILE)),
+            false => fs::read_to_string(&read),
+        };
+        let value = Arc::new(Reloaded::open("value", vec![path.clone()], load).unwrap());
+        let following = tokio::spawn(Arc::clone(&value).follow());
+        is_hindered.store(true, Ordering::Relaxed);
+        fs::write(&path, "two").unwrap();
+        sleep(4 * INTERVAL).await;
+        assert_eq!(*value.current(), "one");
+        let FileAge { age, behind, .. } = value.age();
+        assert!(behind > 2 * INTERVAL && age >= behind, "{age:?} {behind:?}");
+        is_hindered.store(false, Ordering::Relaxed);
+        becomes(&value, "two").await;
+        assert_eq!(value.age().behind, Duration::ZERO);
+        following.abort();
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_written_all_the_time_is_read() {
+        let path = std::env::temp_dir().join(format!("packetflix-restless-{}", std::process::id()));
+        fs::write(&path, "0").unwrap();
+        let read = path.clone();
+        let load = move || fs::read_to_string(&read);
+        let value = Arc::new(Reloaded::open("value", vec![path.clone()], load).unwrap());
+        let following = tokio::spawn(Arc::clone(&value).follow());
+        let written = path.clone();
+        let writing = tokio::spawn(async move {
+            for number in 1u32.. {
+                fs::write(&written, number.to_string()).unwrap();
+                sleep(Duration::from_millis(250)).await;
+            }
+        });
+        for least in [1, 8] {
+            let is_read = async {
+                while value.current().parse::<u32>().unwrap_or_default() < least {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            timeout(Duration::from_secs(10), is_read).await.unwrap();
+        }
+        writing.abort();
+        following.abort();
+        fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]

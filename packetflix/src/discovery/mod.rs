@@ -221,6 +221,12 @@ impl EngineReport {
 }
 
 impl Scan {
+    /// The targets in a network namespace.
+    pub(crate) fn targets_in(&self, netns: u64) -> impl Iterator<Item = &DiscoveredTarget> {
+        let targets = self.targets.iter();
+        targets.filter(move |target| target.namespace.inode == netns)
+    }
+
     /// Who is in a network namespace, given by its inode number; `None` when the scan has found no such namespace.
     pub(crate) fn occupants(&self, netns: u64) -> Option<&Occupants> {
         self.occupants.get(&netns)

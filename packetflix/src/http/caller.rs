@@ -9,7 +9,10 @@ use std::{
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
 use super::{connection::Client, proxy, tls::ClientCertificate};
-use crate::access::{Access, AccessError, Basis, Credentials, Identity, Occupants, Rights, Verdict};
+use crate::{
+    access::{Access, AccessError, Basis, Credentials, Identity, Occupants, Rights, Verdict},
+    watch::ClientFacts,
+};
 
 /// The parameter of a query that may hold a token.
 const TOKEN_PARAMETER: &str = "token";
@@ -200,6 +203,14 @@ impl Caller {
     /// Where they are, if that is known.
     pub(super) fn peer(&self) -> Option<Peer> {
         self.peer
+    }
+
+    /// Who they are, for the account of captures.
+    pub(super) fn facts(&self) -> ClientFacts {
+        ClientFacts {
+            name: self.name().to_owned(),
+            address: self.peer.map_or_else(String::new, |peer| peer.to_string()),
+        }
     }
 
     /// All that they may do.

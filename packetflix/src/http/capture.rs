@@ -37,9 +37,9 @@ use super::{
     websocket,
 };
 use crate::{
-    access::Access,
+    access::{Access, Followed},
     config::Config,
-    discovery::Discovery,
+    discovery::{DiscoveredTarget, Discovery},
     filter::compile::{Options, excerpt, has_names},
     netns::{FindError, Netns},
     session::{
@@ -48,11 +48,14 @@ use crate::{
     sys,
     tap::{CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
     target::{Directory, DiscoveryService, Target, TargetDescription, TargetError},
-    watch::{self, Attempt, CaptureEnd, CaptureFacts, Captures, ClientFacts, Load, Metrics, RunningCapture},
+    watch::{Attempt, Audit, CaptureEnd, CaptureFacts, Captures, Found, Load, Metrics, RunningCapture},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
 const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long a capture that is accounted for waits for what the discovery finds in its namespace.
+const FOUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Header of an answer, for people: what there is to know of a capture that begins.
 const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
@@ -81,6 +84,10 @@ pub(super) struct App {
     /// Those that run.
     pub(super) captures: Arc<Captures>,
     pub(super) metrics: Arc<Metrics>,
+    /// The files that are followed.
+    files: Vec<Arc<dyn Followed>>,
+    /// Accounts for captures.
+    pub(super) audit: Arc<Audit>,
     /// Tells of those who are refused.
     pub(super) refusals: RefusalLog,
     /// Lists of targets that are told.
@@ -105,16 +112,29 @@ pub(super) struct Handshake {
     pub(super) caller: Caller,
 }
 
+/// What there is before the first request.
+pub(super) struct Fixtures {
+    pub(super) access: Arc<Access>,
+    pub(super) listening: Vec<SocketAddr>,
+    pub(super) files: Vec<Arc<dyn Followed>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) audit: Arc<Audit>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
+
 impl App {
-    pub(super) fn new(
-        config: Arc<Config>,
-        access: Arc<Access>,
-        listening: Vec<SocketAddr>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(config: Arc<Config>, fixtures: Fixtures) -> Self {
+        let Fixtures {
+            access,
+            listening,
+            files,
+            metrics,
+            audit,
+            tasks,
+            stop,
+        } = fixtures;
         let permits = Permits::new(config.quotas);
-        let metrics = Arc::new(Metrics::new());
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
             config.node_name.clone(),
@@ -135,7 +155,9 @@ impl App {
             filters,
             loader: Arc::new(Loader::new(config.tap.clone())),
             feeds: Feeds::new(tasks.clone(), Arc::clone(&metrics)),
-            captures: Arc::new(Captures::new(Arc::clone(&metrics))),
+            captures: Arc::new(Captures::new(Arc::clone(&metrics), Arc::clone(&audit))),
+            files,
+            audit,
             names: OwnNames::of_machine(&config.node_name, &config.allowed_hosts),
             metrics,
             refusals: RefusalLog::default(),
@@ -164,6 +186,7 @@ impl App {
             captures: self.captures.count(),
             ring_memory,
             ring_memory_limit,
+            files: self.files.iter().map(|files| files.age()).collect(),
         }
     }
 
@@ -172,7 +195,10 @@ impl App {
         if self.stop.is_cancelled() {
             return Some("the service is shutting down".to_owned());
         }
-        self.loader.problem().or_else(|| self.discovery.problem())
+        self.loader
+            .problem()
+            .or_else(|| self.discovery.problem())
+            .or_else(|| self.audit.problem())
     }
 
     /// Starts a capture and answers the handshake, or says why not.
@@ -181,13 +207,7 @@ impl App {
         let span = tracing::info_span!("capture", id);
         let mut attempt = Attempt {
             id,
-            client: ClientFacts {
-                name: handshake.caller.name().to_owned(),
-                address: handshake
-                    .caller
-                    .peer()
-                    .map_or_else(String::new, |peer| peer.to_string()),
-            },
+            client: handshake.caller.facts(),
             target: TargetDescription::default(),
         };
         let peer = handshake.caller.peer();
@@ -198,7 +218,7 @@ impl App {
             let status = refusal.status.as_u16();
             span.in_scope(|| self.refusals.refused(peer, refusal));
             self.metrics.refused(status);
-            watch::refused(&attempt, status, &refusal.sentence);
+            self.audit.refused(&attempt, status, &refusal.sentence);
         }
         started
     }
@@ -215,6 +235,9 @@ impl App {
         let (mut switching, upgraded) = accept_upgrade(&handshake)?;
         let request = CaptureRequest::parse(&handshake.query, &handshake.headers)?;
         attempt.target.clone_from(&request.target);
+        if let Some(problem) = self.audit.problem() {
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem));
+        }
         let account = handshake.caller.account();
         let mut permit = self.permit(&handshake)?;
 
@@ -274,21 +297,27 @@ impl App {
             tap: attempt.id,
             client: attempt.client.clone(),
             target,
+            asked: attempt.target.clone(),
+            found: Found::default(),
             netns: key.netns,
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
         let stop = self.stop.child_token();
-        let joined = self
-            .join_or_begin(facts.id, key, netns, own.traffic, account)
-            .await?;
+        // The namespace is held open, so that its number is nobody else's.
+        let (joined, found) = tokio::join!(
+            self.join_or_begin(facts.id, key, netns, own.traffic, account),
+            self.found(&facts, &info.holder)
+        );
+        let joined = joined?;
         facts.tap = joined.tap();
+        facts.found = found;
         if joined.has_several_link_types() {
             switching
                 .headers_mut()
                 .insert(NOTE, HeaderValue::from_static(SEVERAL_LINK_TYPES));
         }
-        let running = self.captures.begin(facts, stop.clone());
+        let running = self.captures.begin(facts, stop.clone())?;
         let mut session = match joined.stream(info, stop.clone(), running.capture()) {
             Ok(session) => session,
             Err(error) => {
@@ -404,6 +433,36 @@ impl App {
                 error => error.into(),
             })?;
         Ok(slot.begin(id, netns, tap, own))
+    }
+
+    /// What the discovery finds in the namespace that `facts` are of, for the account of captures; without that, nothing is
+    /// looked for. `holder` is who holds it, as far as the kernel tells.
+    async fn found(&self, facts: &CaptureFacts, holder: &(String, &'static str)) -> Found {
+        if !self.audit.is_kept() {
+            return Found::default();
+        }
+        let mut found = Found {
+            name: holder.0.clone(),
+            kind: holder.1.to_owned(),
+            ..Found::default()
+        };
+        let Ok(Ok(scan)) = timeout(FOUND_TIMEOUT, self.discovery.scan_now()).await else {
+            tracing::debug!("what is captured is accounted for without the names that the discovery has");
+            return found;
+        };
+        let there: Vec<&DiscoveredTarget> = scan.targets_in(facts.netns).collect();
+        found.names = there.iter().map(|target| target.full_name()).collect();
+        let asked = facts.asked.full_name();
+        let is_meant = |target: &&&DiscoveredTarget| {
+            let process = target.process.map(|process| process.pid);
+            target.full_name() == asked || (process.is_some() && process == facts.asked.pid)
+        };
+        if let Some(target) = there.iter().find(is_meant).or_else(|| there.first()) {
+            found.name.clone_from(&target.name);
+            target.kind.clone_into(&mut found.kind);
+            found.prefix.clone_from(&target.prefix);
+        }
+        found
     }
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its

@@ -106,10 +106,19 @@ pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -
     let number = id.parse().ok();
     let answer = if *method == Method::DELETE {
         let is_ended = number.is_some_and(|id| app.captures.end(id));
-        is_ended.then(|| {
-            tracing::info!(id, "a capture is ended by the operator");
-            StatusCode::NO_CONTENT.into_response()
-        })
+        let status = if is_ended {
+            tracing::info!(
+                id,
+                caller = handshake.caller.name(),
+                "a capture is ended by the operator"
+            );
+            StatusCode::NO_CONTENT
+        } else {
+            StatusCode::NOT_FOUND
+        };
+        app.audit
+            .end_asked(id, &handshake.caller.facts(), status.as_u16());
+        is_ended.then(|| status.into_response())
     } else {
         let captures = app.captures.list();
         let capture = captures.iter().find(|one| Some(one.facts().id) == number);

@@ -11,6 +11,7 @@ use hyper::{
     service::Service as _,
 };
 use hyper_util::service::TowerToHyperService;
+use tokio::time::sleep;
 use warp::{
     Reply as _,
     http::{Method, StatusCode, Uri, header},
@@ -18,7 +19,7 @@ use warp::{
 
 use super::{
     admission::TurnedAway,
-    caller::{Caller, Peer, take_query_token},
+    caller::{Caller, ClientId, Peer, take_query_token},
     capture::{App, LocalEnd},
     connection::Client,
     log::RequestLog,
@@ -27,7 +28,11 @@ use super::{
     refusal::{Refusal, Sentence, instead_of_a_list},
     routes::{Routes, is_ours, is_public, routes},
 };
-use crate::access::Access;
+use crate::{
+    access::Access,
+    line_bounds::{LineBounds, WINDOW},
+    watch::Refused,
+};
 
 /// Most bytes of a path with its query. The head of a request may have little more, but an answer is better than a bare
 /// 431.
@@ -35,6 +40,28 @@ const MAX_URL_LEN: usize = 60 * 1024;
 
 /// Most bytes of a body for our routes, which take none.
 const MAX_BODY_LEN: u64 = 64 * 1024;
+
+/// Lines of the account in a while for requests of one client that were refused.
+const ACCOUNTED_LINES: u64 = 50;
+
+/// The name of a caller, in the extensions of the answer.
+#[derive(Clone, Debug)]
+struct Name(Arc<str>);
+
+/// What was asked for.
+struct Asked {
+    method: Method,
+    path: String,
+}
+
+impl Asked {
+    fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+        }
+    }
+}
 
 /// Body of any answer, ours or the discovery service's.
 pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
@@ -45,6 +72,8 @@ pub(super) struct Front {
     pub(super) access: Arc<Access>,
     routes: Routes,
     proxy: Option<Proxy>,
+    /// Lines of the account for requests of each client that were refused.
+    accounted: LineBounds<ClientId>,
 }
 
 impl Front {
@@ -59,6 +88,18 @@ impl Front {
             access: Arc::clone(&app.access),
             routes: routes(Arc::clone(app)),
             proxy,
+            accounted: LineBounds::new(ACCOUNTED_LINES),
+        }
+    }
+
+    /// Accounts again and again for how many refusals had no line. Never ends.
+    pub(super) async fn tell_the_rest(&self) {
+        loop {
+            sleep(WINDOW).await;
+            for (client, count) in self.accounted.take_the_rest() {
+                let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
+                self.app.audit.more_refused(&client, count, WINDOW.as_secs());
+            }
         }
     }
 
@@ -77,13 +118,15 @@ impl Front {
             None
         };
         let log = RequestLog::begin(&self.app.config, &request);
-        // Wherever clients believe that the service is.
-        let wants_list = request.uri().path().ends_with("/mobyshark");
+        let asked = Asked::of(&request);
         let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
             Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,
             None => self.own(request, client, token.as_deref()).await?,
         };
+        self.account(&asked, client, &response);
+        // Wherever clients believe that the service is.
+        let wants_list = asked.path.ends_with("/mobyshark");
         if wants_list && let Some(Sentence(sentence)) = response.extensions_mut().remove() {
             let body = instead_of_a_list(response.status(), &sentence).to_string();
             *response.body_mut() = boxed(Full::from(body));
@@ -121,6 +164,7 @@ impl Front {
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
+                let name = Name(caller.name().into());
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
                 if let Some(peer) = client.peer.address() {
@@ -130,7 +174,9 @@ impl Front {
                     extensions.insert(LocalEnd(local));
                 }
                 let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-                service.call(request).await?.map(boxed)
+                let mut response = service.call(request).await?.map(boxed);
+                response.extensions_mut().insert(name);
+                response
             }
         };
         if let Some(origin) = reader {
@@ -147,12 +193,17 @@ impl Front {
         client: &Client,
         token: Option<&[u8]>,
     ) -> Response<AnswerBody> {
-        let checked = check_url(request.uri())
+        let caller = check_url(request.uri())
             .and_then(|()| self.check_page(&request, client, true))
-            .and_then(|()| self.caller(&request, client, token))
-            .and_then(|caller| Ok(caller.may_use_discovery_service()?));
-        if let Err(refusal) = checked {
-            return self.refuse(refusal, client);
+            .and_then(|()| self.caller(&request, client, token));
+        let caller = match caller {
+            Ok(caller) => caller,
+            Err(refusal) => return self.refuse(refusal, client),
+        };
+        if let Err(forbidden) = caller.may_use_discovery_service() {
+            let mut response = self.refuse(forbidden.into(), client);
+            response.extensions_mut().insert(Name(caller.name().into()));
+            return response;
         }
         if request.method() == Method::CONNECT {
             return no_tunnel(request.uri());
@@ -199,6 +250,29 @@ impl Front {
             place.prove();
         }
         Ok(caller)
+    }
+
+    /// Accounts for a request that was refused for want of a right, or of somebody who is known, unless enough is said of its
+    /// client already. A capture that was refused to somebody who is known is accounted for as such.
+    fn account(&self, asked: &Asked, client: &Client, response: &Response<AnswerBody>) {
+        let status = response.status();
+        let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
+        let (Some(Sentence(reason)), true) = (response.extensions().get(), refused) else {
+            return;
+        };
+        let name = response.extensions().get::<Name>();
+        let is_capture = asked.path == "/capture" && name.is_some();
+        if is_capture || !self.accounted.allow(&ClientId::new(client.peer.ip())) {
+            return;
+        }
+        self.app.audit.not_let_in(&Refused {
+            client: name.map_or("", |name| &name.0),
+            address: client.peer.to_string(),
+            method: asked.method.as_str(),
+            path: &asked.path,
+            status: status.as_u16(),
+            reason,
+        });
     }
 
     /// Refuses what does not get as far as our routes or the discovery service.

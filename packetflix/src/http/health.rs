@@ -17,7 +17,12 @@ pub(super) fn metrics(app: &App, caller: &Caller) -> Response {
     if let Err(forbidden) = caller.may_see_metrics() {
         return Refusal::from(forbidden).into_response();
     }
-    reply::with_header(app.metrics.render(app.load()), header::CONTENT_TYPE, OPEN_METRICS).into_response()
+    reply::with_header(
+        app.metrics.render(&app.load()),
+        header::CONTENT_TYPE,
+        OPEN_METRICS,
+    )
+    .into_response()
 }
 
 /// That there is an answer says that the service lives.

@@ -36,5 +36,7 @@ pub use self::{
     tls::{TlsError, TlsFiles},
 };
 
+pub use crate::watch::AuditFileError;
+
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use request::fuzzing;

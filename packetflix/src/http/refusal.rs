@@ -29,6 +29,7 @@ use crate::{
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
     target::{DirectoryError, ServiceProblem, TargetError},
+    watch::Unaccounted,
 };
 
 /// Most bytes of a sentence: it may name a value that is as long as a request can be.
@@ -79,7 +80,7 @@ pub(super) fn instead_of_a_list(status: StatusCode, sentence: &str) -> Value {
     json!({ "Containers": [{ "netns": status }], "containers": sentence, "error": sentence })
 }
 
-/// The sentence of a refusal, beside the response that has it.
+/// The sentence of a refusal, in the extensions of the response that has it.
 #[derive(Clone, Debug)]
 pub(super) struct Sentence(pub(super) String);
 
@@ -177,6 +178,12 @@ impl From<RequestError> for Refusal {
 impl From<QuotaError> for Refusal {
     fn from(error: QuotaError) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+    }
+}
+
+impl From<Unaccounted> for Refusal {
+    fn from(error: Unaccounted) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
     }
 }
 

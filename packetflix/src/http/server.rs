@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     admission::{Admission, Admitted},
     caller::Peer,
-    capture::App,
+    capture::{App, Fixtures},
     connection::{Bounded, Client, Exchange},
     front::Front,
     listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
@@ -25,7 +25,7 @@ use crate::{
     access::{Access, TokenFileError},
     config::{Config, ServiceAddress},
     tap::Connections,
-    watch::ServiceManager,
+    watch::{Audit, AuditFileError, Metrics, ServiceManager},
 };
 
 /// How long a client may take for the head of its only request when the service is shutting down.
@@ -45,6 +45,8 @@ pub struct Doors {
     listeners: Vec<Listener>,
     access: Arc<Access>,
     tls: Option<Tls>,
+    metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
 }
 
 /// Why clients cannot come in.
@@ -56,6 +58,9 @@ pub enum DoorsError {
     /// Nothing could be encrypted.
     #[error("TLS cannot be spoken")]
     Tls(#[from] TlsError),
+    /// Nothing could be accounted for.
+    #[error(transparent)]
+    Audit(#[from] AuditFileError),
     /// Nobody could connect.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -68,7 +73,7 @@ pub enum DoorsError {
 }
 
 impl Doors {
-    /// Reads tokens and certificates, and opens the listening sockets.
+    /// Reads tokens and certificates, and opens the account of captures and the listening sockets.
     ///
     /// # Errors
     /// When something cannot be used, or an address is taken or not allowed.
@@ -76,7 +81,15 @@ impl Doors {
         let client_ca = config.tls.as_ref().and_then(|files| files.client_ca.as_ref());
         let access = Access::open(config.token_file.as_ref(), client_ca.is_some())?;
         let tls = config.tls.as_ref().map(Tls::open).transpose()?;
+        let metrics = Arc::new(Metrics::new());
+        let audit = Audit::open(
+            config.audit_log.as_deref(),
+            config.audit_required,
+            Arc::clone(&metrics),
+        )?;
         let doors = Self {
+            metrics,
+            audit: Arc::new(audit),
             listeners: listen(&config.listen, config.is_closed)?,
             access: Arc::new(access),
             tls,
@@ -110,15 +123,29 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let patience = config.shutdown_timeout;
+    let listening = doors.tcp_addresses();
+    let Doors {
+        listeners,
+        access,
+        tls,
+        metrics,
+        audit,
+    } = doors;
+    let files = access.files().into_iter().chain(tls.as_ref().map(Tls::files));
+    let files = files.collect();
     let app = Arc::new(App::new(
         config,
-        Arc::clone(&doors.access),
-        doors.tcp_addresses(),
-        tasks.clone(),
-        stop.clone(),
+        Fixtures {
+            access,
+            listening,
+            files,
+            metrics,
+            audit,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        },
     ));
     let manager = ServiceManager::from_environment();
-    let Doors { listeners, tls, .. } = doors;
     let hall = Arc::new(Hall {
         admission: Admission::new(app.config.max_connections_per_address),
         connections: Arc::clone(app.loader.connections()),
@@ -134,6 +161,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
         () = hall.forget_connections() => {}
         () = app.discovery.follow() => {}
         () = app.refusals.tell_the_rest() => {}
+        () = hall.front.tell_the_rest() => {}
     }
 
     tracing::info!(captures = app.captures.count(), "shutting down");

@@ -25,7 +25,7 @@ use tokio_rustls::{
 };
 use webpki::EndEntityCert;
 
-use crate::access::{FileError, Reloaded, read_public, read_secret};
+use crate::access::{FileError, Followed, Reloaded, read_public, read_secret};
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -155,6 +155,11 @@ impl Tls {
         let files = files.clone();
         let load = move || Setup::load(&files);
         Ok(Self(Arc::new(Reloaded::open("TLS certificate", paths, load)?)))
+    }
+
+    /// The files, to tell how old what was read of them is.
+    pub(super) fn files(&self) -> Arc<dyn Followed> {
+        Arc::clone(&self.0) as Arc<dyn Followed>
     }
 
     /// Follows the files; never ends.

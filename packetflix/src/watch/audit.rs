@@ -1,14 +1,52 @@
-//! The account of captures: who captured what, and how much. Written where the operator wants it, and nowhere else: it
-//! holds the addresses and filters of clients.
+//! The account of captures: who captured what, and how much, and who was not let. Written where the operator wants it, and
+//! nowhere else: it holds the addresses and filters of clients.
 
-use super::{Capture, CaptureEnd, ClientFacts};
-use crate::{tap::InterfaceSelection, target::TargetDescription};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-/// The target of the events.
-pub(crate) const AUDIT: &str = "packetflix::audit";
+use serde::Serialize;
+use tracing_subscriber::fmt::{
+    format::Writer,
+    time::{FormatTime as _, SystemTime},
+};
+
+use super::{AuditFileError, Capture, CaptureEnd, ClientFacts, Metrics, audit_file::AuditFile};
+use crate::{error, target::TargetDescription};
+
+/// What all lines have as their target.
+const AUDIT: &str = "packetflix::audit";
 
 /// Most bytes that are written of anything that a client wrote.
 const MAX_WRITTEN_LEN: usize = 1024;
+
+/// Most names that are told of a namespace.
+const MAX_NAMES: usize = 16;
+
+/// The account of captures.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    book: Option<Mutex<Book>>,
+    /// Whether there are no captures without it.
+    is_required: bool,
+    metrics: Arc<Metrics>,
+}
+
+/// The file, and what became of it.
+#[derive(Debug)]
+struct Book {
+    file: AuditFile,
+    /// Lines that could not be written since the last that could.
+    lost: u64,
+    /// Why not.
+    problem: Option<String>,
+}
+
+/// A capture that is not accounted for, where it has to be.
+#[derive(Debug, thiserror::Error)]
+#[error("the account of captures cannot be written, and there are none without it (--audit-required): {0}")]
+pub(crate) struct Unaccounted(String);
 
 /// What somebody asked for, as far as it could be read.
 #[derive(Debug, Default)]
@@ -21,72 +59,379 @@ pub(crate) struct Attempt {
     pub(crate) target: TargetDescription,
 }
 
-/// A capture begins.
-pub(super) fn started(capture: &Capture) {
-    let facts = capture.facts();
-    tracing::info!(
-        target: AUDIT,
-        id = facts.id,
-        tap = facts.tap,
-        client = facts.client.name,
-        address = facts.client.address,
-        name = start_of(&facts.target.name),
-        "type" = start_of(&facts.target.kind),
-        prefix = start_of(&facts.target.prefix),
-        netns = facts.netns,
-        interfaces = interfaces(&facts.selection),
-        filter = start_of(&facts.filter),
-        "capture started"
-    );
+/// What the discovery knows of the namespace that is captured, by a look at it once it was open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Name, type and prefix of the target that is meant, or of the first that is there.
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) prefix: String,
+    /// Full names of all targets that are there.
+    pub(crate) names: Vec<String>,
 }
 
-/// A capture has ended.
-pub(super) fn ended(capture: &Capture, end: CaptureEnd, reason: &str) {
-    let facts = capture.facts();
-    let amount = capture.amount();
-    tracing::info!(
-        target: AUDIT,
-        id = facts.id,
-        tap = facts.tap,
-        client = facts.client.name,
-        address = facts.client.address,
-        name = start_of(&facts.target.name),
-        "type" = start_of(&facts.target.kind),
-        prefix = start_of(&facts.target.prefix),
-        netns = facts.netns,
-        seconds = capture.duration().as_secs_f64(),
-        packets = amount.packets,
-        bytes = amount.bytes,
-        lost_in_kernel = amount.lost_in_kernel,
-        lost_by_client = amount.lost_by_client,
-        end = end.name(),
-        reason,
-        "capture ended"
-    );
+/// A request that was not let through.
+#[derive(Debug)]
+pub(crate) struct Refused<'a> {
+    pub(crate) client: &'a str,
+    pub(crate) address: String,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) status: u16,
+    pub(crate) reason: &'a str,
 }
 
-/// A capture was refused.
-pub(crate) fn refused(attempt: &Attempt, status: u16, reason: &str) {
-    let target = &attempt.target;
-    tracing::info!(
-        target: AUDIT,
-        id = attempt.id,
-        client = attempt.client.name,
-        address = attempt.client.address,
-        name = start_of(&target.name),
-        "type" = start_of(&target.kind),
-        prefix = start_of(&target.prefix),
-        netns = target.netns,
-        status,
-        reason = start_of(reason),
-        "capture refused"
-    );
+#[derive(Serialize)]
+struct Line<T> {
+    timestamp: String,
+    level: &'static str,
+    target: &'static str,
+    message: &'static str,
+    #[serde(flatten)]
+    rest: T,
 }
 
-/// Interfaces in the words of `nif`.
-fn interfaces(selection: &InterfaceSelection) -> String {
-    let names = selection.names().map(|names| names.join("/"));
-    names.unwrap_or_else(|| "all".to_owned())
+/// What is captured, by whom.
+#[derive(Serialize)]
+struct Facts<'a> {
+    id: u64,
+    tap: u64,
+    client: &'a str,
+    address: &'a str,
+    /// As the discovery has it.
+    name: &'a str,
+    r#type: &'a str,
+    prefix: &'a str,
+    names: &'a [String],
+    /// As the client has it.
+    #[serde(flatten)]
+    asked: Asked<'a>,
+    netns: u64,
+}
+
+#[derive(Serialize)]
+struct Asked<'a> {
+    asked_name: &'a str,
+    asked_type: &'a str,
+    asked_prefix: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asked_pid: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Started<'a> {
+    #[serde(flatten)]
+    facts: Facts<'a>,
+    interfaces: String,
+    filter: &'a str,
+}
+
+#[derive(Serialize)]
+struct Ended<'a> {
+    #[serde(flatten)]
+    facts: Facts<'a>,
+    seconds: f64,
+    packets: u64,
+    bytes: u64,
+    lost_in_kernel: u64,
+    lost_by_client: u64,
+    end: &'a str,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct RefusedCapture<'a> {
+    id: u64,
+    client: &'a str,
+    address: &'a str,
+    #[serde(flatten)]
+    asked: Asked<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u64>,
+    status: u16,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct RefusedRequest<'a> {
+    client: &'a str,
+    address: &'a str,
+    method: &'a str,
+    path: &'a str,
+    status: u16,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct EndAsked<'a> {
+    id: &'a str,
+    client: &'a str,
+    address: &'a str,
+    status: u16,
+}
+
+#[derive(Serialize)]
+struct More<'a> {
+    account: &'a str,
+    count: u64,
+    seconds: u64,
+}
+
+#[derive(Serialize)]
+struct Lost {
+    lost: u64,
+}
+
+impl Audit {
+    /// Opens the file, where there is to be one.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or others may open it. That a pipe has no reader yet is none.
+    pub(crate) fn open(
+        path: Option<&Path>,
+        is_required: bool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, AuditFileError> {
+        let book = path.map(|path| {
+            Ok(Mutex::new(Book {
+                file: AuditFile::open(path)?,
+                lost: 0,
+                problem: None,
+            }))
+        });
+        let audit = Self {
+            book: book.transpose()?,
+            is_required,
+            metrics,
+        };
+        audit.try_again();
+        Ok(audit)
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.book.is_some()
+    }
+
+    /// Why no capture can begin, if so: none may without a line, and none can be written.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let problem = self.is_required.then(|| self.try_again())??;
+        Some(Unaccounted(problem).to_string())
+    }
+
+    /// A capture is about to begin.
+    ///
+    /// # Errors
+    /// When it has to be accounted for, and cannot be.
+    pub(super) fn started(&self, capture: &Capture) -> Result<(), Unaccounted> {
+        let of = capture.facts();
+        let names = of.selection.names().map(|names| names.join("/"));
+        let started = Started {
+            facts: Facts::of(capture),
+            interfaces: names.unwrap_or_else(|| "all".to_owned()),
+            filter: start_of(&of.filter),
+        };
+        match self.write("capture started", started) {
+            Err(problem) if self.is_required => Err(Unaccounted(problem)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A capture has ended.
+    pub(super) fn ended(&self, capture: &Capture, end: CaptureEnd, reason: &str) {
+        let amount = capture.amount();
+        let ended = Ended {
+            facts: Facts::of(capture),
+            seconds: capture.duration().as_secs_f64(),
+            packets: amount.packets,
+            bytes: amount.bytes,
+            lost_in_kernel: amount.lost_in_kernel,
+            lost_by_client: amount.lost_by_client,
+            end: end.name(),
+            reason,
+        };
+        self.note("capture ended", ended);
+    }
+
+    /// A capture was refused.
+    pub(crate) fn refused(&self, attempt: &Attempt, status: u16, reason: &str) {
+        let refused = RefusedCapture {
+            id: attempt.id,
+            client: start_of(&attempt.client.name),
+            address: &attempt.client.address,
+            asked: Asked::of(&attempt.target),
+            netns: attempt.target.netns,
+            status,
+            reason: start_of(reason),
+        };
+        self.note("capture refused", refused);
+    }
+
+    /// A request was refused for want of a right, or of somebody who is known.
+    pub(crate) fn not_let_in(&self, refused: &Refused<'_>) {
+        let Refused {
+            client,
+            address,
+            method,
+            path,
+            status,
+            reason,
+        } = refused;
+        let refused = RefusedRequest {
+            client: start_of(client),
+            address,
+            method: start_of(method),
+            path: start_of(path),
+            status: *status,
+            reason: start_of(reason),
+        };
+        self.note("request refused", refused);
+    }
+
+    /// More requests were refused on this account, or from this address, than have lines.
+    pub(crate) fn more_refused(&self, account: &str, count: u64, seconds: u64) {
+        let more = More {
+            account: start_of(account),
+            count,
+            seconds,
+        };
+        self.note("more refused than have lines", more);
+    }
+
+    /// An operator has asked for the end of a capture, which was answered with this status.
+    pub(crate) fn end_asked(&self, id: &str, client: &ClientFacts, status: u16) {
+        let asked = EndAsked {
+            id: start_of(id),
+            client: start_of(&client.name),
+            address: &client.address,
+            status,
+        };
+        self.note("end of a capture asked for", asked);
+    }
+
+    /// Tries to write again, where it failed the last time; gives why it still does.
+    fn try_again(&self) -> Option<String> {
+        let mut book = self.book()?;
+        let was_broken = book.problem.take().is_some();
+        let ready = book.file.make_ready().and_then(|()| book.tell_what_is_lost());
+        self.settle(&mut book, was_broken, ready).err()
+    }
+
+    /// Writes a line, if that can be done.
+    fn note(&self, message: &'static str, rest: impl Serialize) {
+        // What is lost is told.
+        let _ = self.write(message, rest);
+    }
+
+    /// Writes a line; gives why it could not be.
+    fn write(&self, message: &'static str, rest: impl Serialize) -> Result<(), String> {
+        let Some(mut book) = self.book() else {
+            return Ok(());
+        };
+        let was_broken = book.problem.take().is_some();
+        let line = line(message, rest);
+        let written = book.tell_what_is_lost().and_then(|()| book.file.write(&line));
+        if written.is_err() {
+            book.lost += 1;
+            self.metrics.audit_line_lost();
+        }
+        self.settle(&mut book, was_broken, written)
+    }
+
+    /// Keeps what became of the file, and logs when it has changed.
+    fn settle(
+        &self,
+        book: &mut Book,
+        was_broken: bool,
+        done: Result<(), AuditFileError>,
+    ) -> Result<(), String> {
+        match done {
+            Ok(()) => {
+                if was_broken {
+                    tracing::info!("the account of captures is written again");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let problem = error::chain(&error);
+                if !was_broken {
+                    let refused = self.is_required;
+                    tracing::warn!(problem, refused, "the account of captures cannot be written");
+                }
+                book.problem = Some(problem.clone());
+                Err(problem)
+            }
+        }
+    }
+
+    fn book(&self) -> Option<MutexGuard<'_, Book>> {
+        let book = self.book.as_ref()?;
+        Some(book.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Book {
+    /// Whoever reads the account has to know where it has gaps.
+    fn tell_what_is_lost(&mut self) -> Result<(), AuditFileError> {
+        if self.lost > 0 {
+            self.file
+                .write(&line("lines are missing", Lost { lost: self.lost }))?;
+            self.lost = 0;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Facts<'a> {
+    fn of(capture: &'a Capture) -> Self {
+        let of = capture.facts();
+        let Found {
+            name,
+            kind,
+            prefix,
+            names,
+        } = &of.found;
+        Self {
+            id: of.id,
+            tap: of.tap,
+            client: start_of(&of.client.name),
+            address: &of.client.address,
+            name: start_of(name),
+            r#type: start_of(kind),
+            prefix: start_of(prefix),
+            names: &names[..names.len().min(MAX_NAMES)],
+            asked: Asked::of(&of.asked),
+            netns: of.netns,
+        }
+    }
+}
+
+impl<'a> Asked<'a> {
+    fn of(target: &'a TargetDescription) -> Self {
+        Self {
+            asked_name: start_of(&target.name),
+            asked_type: start_of(&target.kind),
+            asked_prefix: start_of(&target.prefix),
+            asked_pid: target.pid,
+        }
+    }
+}
+
+/// A line with its end.
+fn line(message: &'static str, rest: impl Serialize) -> Vec<u8> {
+    let mut timestamp = String::new();
+    // Writing to a string does not fail, nor does what is written of strings and numbers.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+    let line = Line {
+        timestamp,
+        level: "INFO",
+        target: AUDIT,
+        message,
+        rest,
+    };
+    let mut line = serde_json::to_vec(&line).unwrap_or_default();
+    line.push(b'\n');
+    line
 }
 
 /// As much of what a client wrote as the account has room for.

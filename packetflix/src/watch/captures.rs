@@ -12,7 +12,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Metrics, audit};
+use super::{Audit, Found, Metrics, Unaccounted};
 use crate::{tap::InterfaceSelection, target::TargetDescription};
 
 /// How many readings of the counts are kept for the rates, one a second.
@@ -23,6 +23,7 @@ const READINGS: usize = 5;
 pub(crate) struct Captures {
     running: Mutex<BTreeMap<u64, Arc<Capture>>>,
     metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
 }
 
 /// A client's capture.
@@ -60,6 +61,10 @@ pub(crate) struct CaptureFacts {
     pub(crate) client: ClientFacts,
     /// What is captured; where it was asked for by its number, with the name of who holds the namespace.
     pub(crate) target: TargetDescription,
+    /// The same, in the words of the client alone.
+    pub(crate) asked: TargetDescription,
+    /// The same, as the discovery has it; for the account of captures only.
+    pub(crate) found: Found,
     /// Inode number of the namespace.
     pub(crate) netns: u64,
     /// Which interfaces.
@@ -141,13 +146,24 @@ pub(crate) struct RunningCapture {
 }
 
 impl Captures {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, audit: Arc<Audit>) -> Self {
         let running = Mutex::default();
-        Self { running, metrics }
+        Self {
+            running,
+            metrics,
+            audit,
+        }
     }
 
     /// Adds a capture that begins now, which `stop` will end.
-    pub(crate) fn begin(self: &Arc<Self>, facts: CaptureFacts, stop: CancellationToken) -> RunningCapture {
+    ///
+    /// # Errors
+    /// When it has to be accounted for, and cannot be.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        facts: CaptureFacts,
+        stop: CancellationToken,
+    ) -> Result<RunningCapture, Unaccounted> {
         let now = Instant::now();
         let capture = Arc::new(Capture {
             facts,
@@ -164,15 +180,15 @@ impl Captures {
             revocation: OnceLock::new(),
             metrics: Arc::clone(&self.metrics),
         });
+        self.audit.started(&capture)?;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(capture.facts.id, Arc::clone(&capture));
         drop(running);
-        audit::started(&capture);
-        RunningCapture {
+        Ok(RunningCapture {
             capture,
             captures: Arc::clone(self),
             end: (CaptureEnd::CutOff, "it did not end in time".to_owned()),
-        }
+        })
     }
 
     /// All that run, in the order in which they began.
@@ -364,7 +380,7 @@ impl Drop for RunningCapture {
         drop(running);
         let (end, reason) = &self.end;
         self.capture.metrics.ended(*end);
-        audit::ended(&self.capture, *end, reason);
+        self.captures.audit.ended(&self.capture, *end, reason);
     }
 }
 
@@ -378,6 +394,8 @@ mod tests {
             tap: 1,
             client: ClientFacts::default(),
             target: TargetDescription::namespace(5),
+            asked: TargetDescription::namespace(5),
+            found: Found::default(),
             netns: 5,
             selection: InterfaceSelection::All,
             filter: String::new(),
@@ -385,14 +403,16 @@ mod tests {
     }
 
     fn captures() -> Arc<Captures> {
-        Arc::new(Captures::new(Arc::new(Metrics::new())))
+        let metrics = Arc::new(Metrics::new());
+        let audit = Audit::open(None, false, Arc::clone(&metrics)).unwrap();
+        Arc::new(Captures::new(metrics, Arc::new(audit)))
     }
 
     #[test]
     fn lists_what_runs() {
         let captures = captures();
-        let first = captures.begin(facts(1), CancellationToken::new());
-        let second = captures.begin(facts(2), CancellationToken::new());
+        let first = captures.begin(facts(1), CancellationToken::new()).unwrap();
+        let second = captures.begin(facts(2), CancellationToken::new()).unwrap();
         let ids = || -> Vec<u64> { captures.list().iter().map(|one| one.facts().id).collect() };
         assert_eq!((ids(), captures.count()), (vec![1, 2], 2));
         first.end(CaptureEnd::Closed, "closed by the client");
@@ -405,8 +425,8 @@ mod tests {
     fn operator_ends_only_what_runs() {
         let captures = captures();
         let (stop, other) = (CancellationToken::new(), CancellationToken::new());
-        let capture = captures.begin(facts(1), stop.clone());
-        let _other = captures.begin(facts(2), other.clone());
+        let capture = captures.begin(facts(1), stop.clone()).unwrap();
+        let _other = captures.begin(facts(2), other.clone()).unwrap();
         assert!(!captures.end(7) && !stop.is_cancelled());
         assert!(captures.end(1));
         assert!(stop.is_cancelled() && capture.is_ended_by_operator());
@@ -418,7 +438,7 @@ mod tests {
     #[test]
     fn counts_what_is_delivered_and_lost() {
         let captures = captures();
-        let capture = captures.begin(facts(1), CancellationToken::new());
+        let capture = captures.begin(facts(1), CancellationToken::new()).unwrap();
         capture.delivered(3, 400, None);
         capture.delivered(2, 300, Some(Duration::from_millis(1)));
         capture.lost_by_client(4);
@@ -447,7 +467,7 @@ mod tests {
         assert_eq!(reading.rates_until(at, 140, 9000), Rates::default());
 
         let captures = captures();
-        let capture = captures.begin(facts(1), CancellationToken::new());
+        let capture = captures.begin(facts(1), CancellationToken::new()).unwrap();
         (0..20).for_each(|_| capture.lost_in_kernel(0));
         assert_eq!(capture.readings.lock().unwrap().len(), READINGS);
     }

@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 use super::{CaptureEnd, process::ProcessCollector};
+use crate::access::FileAge;
 
 /// Bounds of the buckets of delays, in seconds: a lone packet takes one to two milliseconds.
 const DELAYS: [f64; 13] = [
@@ -57,10 +58,13 @@ pub(crate) struct Metrics {
     requests: Labelled<u16, Counter>,
     refused: Labelled<u16, Counter>,
     ended: Labelled<&'static str, Counter>,
+    audit_lines_lost: Counter,
+    file_ages: Labelled<&'static str, Gauge<f64, AtomicU64>>,
+    file_delays: Labelled<&'static str, Gauge<f64, AtomicU64>>,
 }
 
 /// What is in use at the moment, rather than counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Load {
     /// Captures of clients that run.
     pub(crate) captures: usize,
@@ -68,6 +72,8 @@ pub(crate) struct Load {
     pub(crate) ring_memory: u64,
     /// The most that may be.
     pub(crate) ring_memory_limit: u64,
+    /// The files that are followed.
+    pub(crate) files: Vec<FileAge>,
 }
 
 impl Metrics {
@@ -192,7 +198,30 @@ impl Metrics {
                 "Requests for a capture that were refused",
             ),
             ended,
+            audit_lines_lost: plain(
+                registry,
+                "audit_lines_lost",
+                "Lines of the account of captures (--audit-log) that could not be written",
+            ),
+            file_ages: with_unit(
+                registry,
+                "file_age",
+                "How long ago what is in force was read from its files, by what it is",
+                Unit::Seconds,
+            ),
+            file_delays: with_unit(
+                registry,
+                "file_behind",
+                "For how long the files have been others than what is in force, by what it is; it is more than a second where they \
+                 cannot be used",
+                Unit::Seconds,
+            ),
         }
+    }
+
+    /// A line of the account of captures could not be written.
+    pub(crate) fn audit_line_lost(&self) {
+        self.audit_lines_lost.inc();
     }
 
     /// A tap begins.
@@ -275,10 +304,17 @@ impl Metrics {
     }
 
     /// All of it in the text format of OpenMetrics 1.0.
-    pub(crate) fn render(&self, load: Load) -> String {
+    pub(crate) fn render(&self, load: &Load) -> String {
         self.captures.set(load.captures as i64);
         self.ring_memory.set(load.ring_memory.cast_signed());
         self.ring_memory_limit.set(load.ring_memory_limit.cast_signed());
+        for FileAge { what, age, behind } in &load.files {
+            let label = [("file", *what)];
+            self.file_ages.get_or_create_owned(&label).set(age.as_secs_f64());
+            self.file_delays
+                .get_or_create_owned(&label)
+                .set(behind.as_secs_f64());
+        }
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -334,12 +370,6 @@ fn histogram(
 mod tests {
     use super::*;
 
-    const LOAD: Load = Load {
-        captures: 3,
-        ring_memory: 1 << 20,
-        ring_memory_limit: 1 << 30,
-    };
-
     #[test]
     fn tells_what_was_counted() {
         let metrics = Metrics::new();
@@ -365,7 +395,17 @@ mod tests {
         metrics.answered(200);
         metrics.refused(404);
         metrics.ended(CaptureEnd::Operator);
-        let text = metrics.render(LOAD);
+        metrics.audit_line_lost();
+        let text = metrics.render(&Load {
+            captures: 3,
+            ring_memory: 1 << 20,
+            ring_memory_limit: 1 << 30,
+            files: vec![FileAge {
+                what: "token file",
+                age: Duration::from_millis(1500),
+                behind: Duration::from_secs(7),
+            }],
+        });
         for line in [
             "packetflix_captures 3",
             "packetflix_taps 1",
@@ -395,6 +435,9 @@ mod tests {
             "packetflix_captures_refused_total{status=\"404\"} 1",
             "packetflix_captures_ended_total{reason=\"operator\"} 1",
             "packetflix_captures_ended_total{reason=\"failed\"} 0",
+            "packetflix_audit_lines_lost_total 1",
+            "packetflix_file_age_seconds{file=\"token file\"} 1.5",
+            "packetflix_file_behind_seconds{file=\"token file\"} 7.0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }

@@ -2,13 +2,16 @@
 //! (`audit.rs`), and what a service manager is told (`manager.rs`).
 
 mod audit;
+mod audit_file;
 mod captures;
 mod manager;
 mod metrics;
 mod process;
 
+pub use self::audit_file::AuditFileError;
 pub(crate) use self::{
-    audit::{AUDIT, Attempt, refused},
+    audit::{Attempt, Audit, Found, Refused, Unaccounted},
+    audit_file::write_line,
     captures::{Amount, Capture, CaptureEnd, CaptureFacts, Captures, ClientFacts, RunningCapture},
     manager::ServiceManager,
     metrics::{Load, Metrics},

@@ -16,8 +16,9 @@ use packetflix_tests::{
     certificates::{Authority, Trust},
     client::{Capture, Recorder},
     folder::Folder,
-    namespace::Namespace,
-    server::Server,
+    metrics::Metrics,
+    namespace::{Namespace, run},
+    server::{Server, wait_until},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -93,6 +94,45 @@ fn version(folder: &Folder, authority: &Authority, name: &str) -> anyhow::Result
     fs::rename(&issued.certificate, path.join("tls.crt"))?;
     fs::rename(&issued.key, path.join("tls.key"))?;
     Ok(path)
+}
+
+/// Whatever hinders the server from reading the file once is no reason to let anybody in for longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_revoked_though_descriptors_were_wanting() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &text(0))?;
+    let server = server_with(&tokens, &[])?;
+    let ask = |token: &str| {
+        let request = format!("GET /metrics HTTP/1.1\r\nAuthorization: {}", bearer(token));
+        let (head, body) = server.ask(&request)?;
+        anyhow::Ok((head.status()?, String::from_utf8(body)?))
+    };
+    let behind = || {
+        let (_, body) = ask(STEADY)?;
+        Metrics::parse(&body)?.get("packetflix_file_behind_seconds{file=\"token file\"}")
+    };
+    let bound = |most: &str| {
+        let limit = format!("--nofile={most}:20000");
+        run("prlimit", &["--pid", &server.pid().to_string(), &limit])
+    };
+    assert_eq!(ask(&token(0))?.0, 200);
+    assert_eq!(behind()?, 0.0);
+    bound("3")?;
+    folder.put_secret("tokens", &text(1))?;
+    server.wait_for_log("the token file stays as it was")?;
+    ensure!(server.log().contains("Too many open files"), "{}", server.log());
+    sleep(Duration::from_secs(1)).await;
+    bound("20000")?;
+    wait_until(Duration::from_secs(5), || Ok(ask(&token(0))?.0 == 401))?;
+    assert_eq!(ask(&token(1))?.0, 200);
+    assert_eq!(behind()?, 0.0);
+
+    // What is in force is told to be older than the file as long as that cannot be used.
+    folder.put_secret("tokens", "nobody\n")?;
+    wait_until(Duration::from_secs(5), || Ok(behind()? > 1.0))?;
+    let told = server.log().matches("the token file stays as it was").count();
+    assert_eq!(told, 2, "{}", server.log());
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,7 +216,7 @@ async fn nobody_is_disturbed_by_new_tokens_and_certificates() -> anyhow::Result<
                 link_to(&folder, &next)?;
                 let is_new =
                     || Ok(server.log().matches("the TLS certificate was read again").count() as u32 >= n / 2);
-                packetflix_tests::server::wait_until(Duration::from_secs(10), is_new)?;
+                wait_until(Duration::from_secs(10), is_new)?;
             }
         }
         // What cannot be used changes nothing.

@@ -1,0 +1,344 @@
+//! The file of the account of captures: each line is written whole or not at all, as far as the file system allows, and one
+//! that is not written is told.
+
+use std::{
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{errno::Errno, libc};
+
+/// Stands for standard output.
+const OUTPUT: &str = "-";
+
+/// Permissions of the file: what it holds is for the operator alone.
+const MODE: u32 = 0o600;
+
+/// Why the account of captures has no file. Each names the path.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditFileError {
+    /// The kernel does not open it.
+    #[error("--audit-log {}: it cannot be opened for appending", path.display())]
+    Open {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is a pipe that nobody reads.
+    #[error("--audit-log {}: nobody reads the pipe", .0.display())]
+    NoReader(PathBuf),
+    /// Others may read it, or write lines of their own.
+    #[error("--audit-log {}: it may be read or altered by others (mode {mode:04o}): chmod 600 it", path.display())]
+    Shared {
+        /// Which one.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Someone else may do as they like with it.
+    #[error(
+        "--audit-log {}: it belongs to the user {owner}, and not to root or to the service's user",
+        path.display()
+    )]
+    Owner {
+        /// Which one.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// It is full, or may not grow, or the like.
+    #[error("--audit-log {}: a line cannot be written", path.display())]
+    Write {
+        /// Which one.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A file that lines are appended to.
+#[derive(Debug)]
+pub(super) struct AuditFile {
+    path: PathBuf,
+    /// `None` while it cannot be opened.
+    file: Option<File>,
+    /// Whether it ends within a line.
+    is_torn: bool,
+}
+
+impl AuditFile {
+    /// Opens a file, and makes it if there is none. A pipe may have no reader yet.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is open to others.
+    pub(super) fn open(path: &Path) -> Result<Self, AuditFileError> {
+        let mut opened = Self {
+            path: path.to_owned(),
+            file: None,
+            is_torn: false,
+        };
+        match opened.open_anew() {
+            Ok(()) | Err(AuditFileError::NoReader(_)) => Ok(opened),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sees to it that the file is open that its path leads to: whoever rotates logs has moved the old one away.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when nobody reads a pipe.
+    pub(super) fn make_ready(&mut self) -> Result<(), AuditFileError> {
+        let is_output = self.path == Path::new(OUTPUT);
+        match &self.file {
+            Some(file) if is_output || self.path.metadata().is_ok_and(|now| is_same(&now, file)) => Ok(()),
+            _ => self.open_anew(),
+        }
+    }
+
+    /// Writes a line with its end.
+    ///
+    /// # Errors
+    /// As [`Self::make_ready`], and when the line cannot be written whole: what follows begins a line of its own.
+    pub(super) fn write(&mut self, line: &[u8]) -> Result<(), AuditFileError> {
+        self.make_ready()?;
+        let Some(mut file) = self.file.as_ref() else {
+            return Err(AuditFileError::NoReader(self.path.clone()));
+        };
+        write_line(&mut file, &mut self.is_torn, line).map_err(|source| {
+            self.file = None;
+            let path = self.path.clone();
+            match Errno::from_raw(source.raw_os_error().unwrap_or_default()) {
+                Errno::EPIPE => AuditFileError::NoReader(path),
+                _ => AuditFileError::Write { path, source },
+            }
+        })
+    }
+
+    fn open_anew(&mut self) -> Result<(), AuditFileError> {
+        self.file = None;
+        let failed = |source| AuditFileError::Open {
+            path: self.path.clone(),
+            source,
+        };
+        let file = if self.path == Path::new(OUTPUT) {
+            io::stdout().as_fd().try_clone_to_owned().map_err(failed)?.into()
+        } else {
+            self.open_file()?
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_file() {
+            self.is_torn = ends_within_a_line(&file, &metadata);
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn open_file(&self) -> Result<File, AuditFileError> {
+        let path = || self.path.clone();
+        let failed = |source| AuditFileError::Open { path: path(), source };
+        let opened = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(MODE)
+            // Neither the start nor a capture waits for whoever is to read a pipe.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(&self.path);
+        let file = match opened {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && is_pipe(&self.path) => {
+                return Err(AuditFileError::NoReader(path()));
+            }
+            opened => opened.map_err(failed)?,
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        let holds_lines = metadata.is_file() || metadata.file_type().is_fifo();
+        if holds_lines && mode & 0o077 != 0 {
+            return Err(AuditFileError::Shared { path: path(), mode });
+        }
+        if holds_lines && owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+            return Err(AuditFileError::Owner { path: path(), owner });
+        }
+        Ok(file)
+    }
+}
+
+/// Writes a line with its end. Where only a part of it could be written, the next one begins with the end of that.
+///
+/// # Errors
+/// When not all of it could be written.
+pub(crate) fn write_line(out: &mut impl Write, is_torn: &mut bool, line: &[u8]) -> io::Result<()> {
+    let whole = [if *is_torn { &b"\n"[..] } else { b"" }, line].concat();
+    let mut rest = &whole[..];
+    while !rest.is_empty() {
+        match out.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                *is_torn = rest[written - 1] != b'\n';
+                rest = &rest[written..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file has something behind the end of its last line, as one who was interrupted has left it.
+fn ends_within_a_line(file: &File, metadata: &Metadata) -> bool {
+    let Some(at) = metadata.size().checked_sub(1) else {
+        return false;
+    };
+    let last = || {
+        // It is open for appending only.
+        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let mut last = [0];
+        again.read_exact_at(&mut last, at)?;
+        io::Result::Ok(last)
+    };
+    last().is_ok_and(|last| last != *b"\n")
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+fn is_same(now: &Metadata, file: &File) -> bool {
+    file.metadata()
+        .is_ok_and(|open| (open.dev(), open.ino()) == (now.dev(), now.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Read as _, os::unix::fs::PermissionsExt as _};
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    /// A folder for one test, deleted when dropped.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("packetflix-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn lines_are_appended_and_the_file_is_made_anew_when_it_was_moved() {
+        let folder = Folder::new("audit");
+        let (path, moved) = (folder.0.join("log"), folder.0.join("log.1"));
+        fs::write(&path, "before\ntorn").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut log = AuditFile::open(&path).unwrap();
+        log.write(b"one\n").unwrap();
+        log.write(b"two\n").unwrap();
+        fs::rename(&path, &moved).unwrap();
+        log.write(b"three\n").unwrap();
+        let texts = [&moved, &path].map(|path| fs::read_to_string(path).unwrap());
+        assert_eq!(texts, ["before\ntorn\none\ntwo\n", "three\n"]);
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        let error = AuditFile::open(&folder.0.join("no/such/folder")).unwrap_err();
+        assert!(error.to_string().starts_with("--audit-log /"), "{error}");
+    }
+
+    #[test]
+    fn what_others_may_open_is_refused() {
+        let folder = Folder::new("audit-shared");
+        let path = folder.0.join("log");
+        fs::write(&path, "").unwrap();
+        for (mode, is_taken) in [
+            (0o600, true),
+            (0o644, false),
+            (0o640, false),
+            (0o620, false),
+            (0o602, false),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(AuditFile::open(&path).is_ok(), is_taken, "{mode:o}");
+        }
+        // Neither does one that was put in its place later.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut log = AuditFile::open(&path).unwrap();
+        let next = folder.0.join("next");
+        fs::write(&next, "").unwrap();
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::rename(&next, &path).unwrap();
+        assert!(matches!(
+            log.write(b"line\n"),
+            Err(AuditFileError::Shared { mode: 0o644, .. })
+        ));
+        assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_is_waited_for_by_nobody() {
+        let folder = Folder::new("audit-pipe");
+        let path = folder.0.join("pipe");
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        let mut log = AuditFile::open(&path).unwrap();
+        assert!(matches!(log.write(b"lost\n"), Err(AuditFileError::NoReader(_))));
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+        log.write(b"one\n").unwrap();
+        let mut read = [0; 16];
+        let len = (&reader).read(&mut read).unwrap();
+        assert_eq!(&read[..len], b"one\n");
+        drop(reader);
+        assert!(matches!(log.write(b"lost\n"), Err(AuditFileError::NoReader(_))));
+    }
+
+    #[test]
+    fn a_line_that_was_torn_is_not_continued() {
+        /// Takes so many bytes, and then no more until it is told otherwise.
+        struct Disk(Vec<u8>, usize);
+        impl Write for Disk {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let len = bytes.len().min(self.1 - self.0.len());
+                self.0.extend(&bytes[..len]);
+                if len == 0 {
+                    Err(Errno::ENOSPC.into())
+                } else {
+                    Ok(len)
+                }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let (mut disk, mut is_torn) = (Disk(Vec::new(), 7), false);
+        write_line(&mut disk, &mut is_torn, b"one\n").unwrap();
+        for _ in 0..2 {
+            let error = write_line(&mut disk, &mut is_torn, b"second\n").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        }
+        assert!(is_torn);
+        disk.1 = 100;
+        write_line(&mut disk, &mut is_torn, b"third\n").unwrap();
+        write_line(&mut disk, &mut is_torn, b"fourth\n").unwrap();
+        assert_eq!(disk.0, b"one\nsec\nthird\nfourth\n");
+        assert_eq!(
+            write_line(&mut io::sink(), &mut is_torn, b"").map_err(|error| error.kind()),
+            Ok(())
+        );
+    }
+}
