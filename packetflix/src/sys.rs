@@ -669,21 +669,23 @@ impl RingPositions {
 
     /// Bytes that were written and not yet read.
     pub(crate) fn waiting(&self) -> usize {
-        // What is read first grows too: the other way round more could seem to be read than was written.
-        let read = self.position(0);
-        self.position(self.page_size).wrapping_sub(read)
+        // What is read first grows too: the other way round more could seem to be read than was written. Acquiring it
+        // keeps the order on processors that would look ahead; the reader releases it when it has read.
+        let read = self.position(0, Ordering::Acquire);
+        self.position(self.page_size, Ordering::Relaxed)
+            .wrapping_sub(read)
     }
 
     /// Bytes that were ever written, modulo the numbers that there are.
     pub(crate) fn written(&self) -> usize {
-        self.position(self.page_size)
+        self.position(self.page_size, Ordering::Relaxed)
     }
 
-    fn position(&self, offset: usize) -> usize {
+    fn position(&self, offset: usize, order: Ordering) -> usize {
         // SAFETY: each of the two pages begins with an `unsigned long`, is mapped for as long as `self` lives, and is
         // written by nobody but atomically.
         let position = unsafe { self.pages.byte_add(offset).cast::<AtomicUsize>().as_ref() };
-        position.load(Ordering::Relaxed)
+        position.load(order)
     }
 }
 
