@@ -515,3 +515,36 @@ fn the_unit_is_valid_and_confines_the_service() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// Of the system calls that do the same, arm64 has the newer only: `asm-generic/unistd.h` of the kernel.
+#[test]
+fn profile_allows_on_arm64_what_it_allows_on_amd64() -> anyhow::Result<()> {
+    const NEWER: [(&str, &str); 12] = [
+        ("access", "faccessat"),
+        ("chmod", "fchmodat"),
+        ("dup2", "dup3"),
+        ("epoll_wait", "epoll_pwait"),
+        ("getpgrp", "getpgid"),
+        ("lstat", "newfstatat"),
+        ("pipe", "pipe2"),
+        ("poll", "ppoll"),
+        ("readlink", "readlinkat"),
+        ("stat", "newfstatat"),
+        ("unlink", "unlinkat"),
+        ("vfork", "clone"),
+    ];
+
+    let profile: Value = serde_json::from_str(&read("deploy/seccomp.json")?)?;
+    let rules = profile["syscalls"].as_array().context("no rules")?;
+    let allowed: BTreeSet<&str> = rules
+        .iter()
+        .filter(|rule| rule["action"] == "SCMP_ACT_ALLOW")
+        .flat_map(|rule| rule["names"].as_array().into_iter().flatten())
+        .filter_map(Value::as_str)
+        .collect();
+    for (older, newer) in NEWER {
+        ensure!(allowed.contains(older), "{older} is not allowed");
+        ensure!(allowed.contains(newer), "{newer} is not allowed, and {older} is");
+    }
+    Ok(())
+}
