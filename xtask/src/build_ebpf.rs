@@ -1,6 +1,6 @@
 //! `cargo xtask build-ebpf`
 
-use std::{fs, path::Path, process::Command};
+use std::{env::consts, fs, path::Path, process::Command};
 
 use anyhow::Context as _;
 
@@ -9,24 +9,31 @@ use crate::{
     shell::{cargo, execute, root},
 };
 
-/// Where the object lies; `packetflix/build.rs` takes it from there.
-const OBJECT: &str = "target/ebpf/packetflix.bpf.o";
-
-/// Builds the eBPF object.
+/// Builds the eBPF object for kernels of this machine's architecture.
 ///
 /// # Errors
 /// When the toolchain for it is missing and cannot be installed, or the crate does not compile.
 pub(crate) fn build_ebpf() -> anyhow::Result<()> {
-    execute(&mut ebpf_cargo("build")?)?;
-    let built = root().join("target/ebpf/bpfel-unknown-none/release/packetflix-ebpf");
-    replace_if_different(&built, &root().join(OBJECT))
+    build_ebpf_for(consts::ARCH)
 }
 
-/// A cargo command on the eBPF crate, for its target.
-pub(crate) fn ebpf_cargo(verb: &str) -> anyhow::Result<Command> {
+/// Builds the eBPF object for kernels of an architecture, which has Rust's name. `packetflix/build.rs` takes it from where it
+/// is put.
+///
+/// # Errors
+/// As [`build_ebpf`].
+pub(crate) fn build_ebpf_for(architecture: &str) -> anyhow::Result<()> {
+    execute(&mut ebpf_cargo("build", architecture)?)?;
+    let built = root().join("target/ebpf/bpfel-unknown-none/release/packetflix-ebpf");
+    let object = root().join(format!("target/ebpf/packetflix.{architecture}.bpf.o"));
+    replace_if_different(&built, &object)
+}
+
+/// A cargo command on the eBPF crate, for its target and kernels of an architecture.
+pub(crate) fn ebpf_cargo(verb: &str, architecture: &str) -> anyhow::Result<Command> {
     let linker = setup::ebpf_toolchain()?;
     let rustflags = [
-        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        format!("--cfg=bpf_target_arch=\"{architecture}\""),
         format!("-Clinker={}", linker.display()),
         // Map definitions are BTF.
         "-Clink-arg=--btf".to_owned(),

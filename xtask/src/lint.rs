@@ -1,6 +1,6 @@
 //! `cargo xtask lint`
 
-use std::process::Command;
+use std::{env::consts, process::Command};
 
 use crate::{
     build_ebpf::{build_ebpf, ebpf_cargo},
@@ -27,7 +27,7 @@ pub(crate) fn lint() -> anyhow::Result<()> {
             ])
             .args(DENY),
     )?;
-    execute(ebpf_cargo("clippy")?.args(DENY))?;
+    execute(ebpf_cargo("clippy", consts::ARCH)?.args(DENY))?;
     let deny = setup::cargo_deny()?;
     execute(
         Command::new(deny)
