@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, bail};
 
-use crate::shell::{cargo, execute, find_program, is_root, output_of, root};
+use crate::{
+    kernel::Architecture,
+    shell::{cargo, execute, find_program, is_root, output_of, root},
+};
 
 /// From 0.11 on bpf-linker wants an LLVM of the system; this one loads the LLVM of rustc.
 const BPF_LINKER: &str = "0.10.3";
@@ -57,7 +60,6 @@ const TEST_TOOLS: &[Tool] = &[
 
 /// What boots other kernels.
 const KERNEL_TOOLS: &[Tool] = &[
-    Tool("qemu-system-x86_64", "qemu-system-x86"),
     Tool("busybox", "busybox-static"),
     Tool("depmod", "kmod"),
     Tool("xz", "xz-utils"),
@@ -119,13 +121,7 @@ fn can_link(library: &str) -> bool {
 /// # Errors
 /// When something is missing and cannot be installed; the sentence says how to get it.
 pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
-    let sysroot = output_of(
-        Command::new("rustc")
-            .current_dir(root())
-            .args(["--print", "sysroot"]),
-    )
-    .context("rustc is missing: install Rust from https://rustup.rs")?;
-    let core = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    let core = sysroot()?.join("lib/rustlib/src/rust/library/core");
     if !core.exists() {
         execute(
             Command::new("rustup")
@@ -214,13 +210,53 @@ fn kubernetes_schemas() -> anyhow::Result<()> {
     })
 }
 
-/// What booting other kernels needs, and what the tests on them need.
+/// What booting other kernels of an architecture needs, and what the tests on them need: from this machine, where it runs
+/// their programs, and else the tools that build these.
 ///
 /// # Errors
-/// As [`test_tools`].
-pub(crate) fn kernel_tools() -> anyhow::Result<()> {
+/// As [`test_tools`], and when rustup is missing that has the standard library of another architecture.
+pub(crate) fn kernel_tools(architecture: Architecture) -> anyhow::Result<()> {
     install_missing(KERNEL_TOOLS)?;
-    install_missing(TEST_TOOLS)
+    let (emulator, compiler) = match architecture {
+        Architecture::Amd64 => (
+            Tool("qemu-system-x86_64", "qemu-system-x86"),
+            Tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+        ),
+        Architecture::Arm64 => (
+            Tool("qemu-system-aarch64", "qemu-system-arm"),
+            Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+        ),
+    };
+    if architecture.is_own() {
+        install_missing(&[emulator])?;
+        return install_missing(TEST_TOOLS);
+    }
+    install_missing(&[emulator, compiler])?;
+    rust_target(&architecture.target())
+}
+
+/// The standard library for another of Rust's targets.
+fn rust_target(target: &str) -> anyhow::Result<()> {
+    if sysroot()?.join("lib/rustlib").join(target).join("lib").exists() {
+        return Ok(());
+    }
+    execute(
+        Command::new("rustup")
+            .current_dir(root())
+            .args(["target", "add", target]),
+    )
+    .with_context(|| format!("Rust's standard library for {target} is missing: rustup target add {target}"))
+}
+
+/// Where Rust is.
+fn sysroot() -> anyhow::Result<PathBuf> {
+    let printed = output_of(
+        Command::new("rustc")
+            .current_dir(root())
+            .args(["--print", "sysroot"]),
+    )
+    .context("rustc is missing: install Rust from https://rustup.rs")?;
+    Ok(PathBuf::from(printed.trim()))
 }
 
 /// What making an image needs beside Rust and an engine.

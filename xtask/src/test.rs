@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Only the tests on other kernels that are run before a change lands
     #[arg(long, requires = "kernel")]
     core: bool,
-    /// What the other kernels are built for; amd64 unless told
+    /// What the other kernels are built for: this machine's architecture unless told, and for all of them both
     #[arg(long, requires = "kernel")]
     arch: Option<Architecture>,
 }

@@ -1,5 +1,7 @@
 //! The kernels that the tests are run on: Debian's own, as people run them.
 
+use std::env::consts;
+
 use anyhow::{Context as _, bail};
 
 /// What a kernel is built for, in Debian's word.
@@ -12,12 +14,48 @@ pub(crate) enum Architecture {
 }
 
 impl Architecture {
+    pub(crate) const ALL: [Self; 2] = [Self::Amd64, Self::Arm64];
+
+    /// This machine's.
+    ///
+    /// # Errors
+    /// When it is none of them.
+    pub(crate) fn own() -> anyhow::Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|architecture| architecture.is_own())
+            .with_context(|| format!("no kernel is booted on {}", consts::ARCH))
+    }
+
+    /// Whether this machine runs its programs.
+    pub(crate) fn is_own(self) -> bool {
+        self.processor() == consts::ARCH
+    }
+
     /// Debian's name.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
             Self::Arm64 => "arm64",
         }
+    }
+
+    /// The processor, in the word of Rust and the GNU tools.
+    pub(crate) fn processor(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// What the GNU tools call it, as do Debian's folders of libraries.
+    pub(crate) fn gnu(self) -> String {
+        format!("{}-linux-gnu", self.processor())
+    }
+
+    /// Rust's target.
+    pub(crate) fn target(self) -> String {
+        format!("{}-unknown-linux-gnu", self.processor())
     }
 }
 

@@ -4,6 +4,7 @@ mod apt;
 mod boot;
 mod catalog;
 mod fetch;
+mod foreign;
 mod guest;
 mod initramfs;
 mod plan;
@@ -11,19 +12,19 @@ mod qmp;
 mod report;
 mod results;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 
 use self::{boot::Machine, report::Run};
 pub(crate) use self::{catalog::Architecture, guest::guest};
-use crate::{build_ebpf::build_ebpf, setup};
+use crate::{build_ebpf::build_ebpf_for, setup, shell};
 
 /// Which kernels, and which tests.
 pub(crate) struct Choice<'a> {
     /// Names of kernels.
     pub(crate) kernels: &'a [String],
-    /// One architecture; all when none is given.
+    /// One architecture; when none is given, the machine's, or all for the whole matrix.
     pub(crate) architecture: Option<Architecture>,
     /// Only the tests that are run before a change lands.
     pub(crate) core: bool,
@@ -37,21 +38,34 @@ pub(crate) struct Choice<'a> {
 /// # Errors
 /// When a kernel cannot be had or booted, or a test fails on one.
 pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
-    setup::kernel_tools()?;
-    setup::libraries()?;
     let all = choice.kernels.iter().any(|name| name == "all");
     let architectures = match choice.architecture {
         Some(one) => vec![one],
-        None => vec![Architecture::Amd64],
+        None if all => Architecture::ALL.to_vec(),
+        None => vec![Architecture::own()?],
     };
     let mut runs = Vec::new();
     for architecture in architectures {
-        build_ebpf()?;
+        setup::kernel_tools(architecture)?;
+        let root = if architecture.is_own() {
+            setup::libraries()?;
+            PathBuf::from("/")
+        } else {
+            foreign::root(architecture)?
+        };
+        let cargo = || {
+            if architecture.is_own() {
+                shell::cargo()
+            } else {
+                foreign::cargo(architecture, &root)
+            }
+        };
+        build_ebpf_for(architecture.processor())?;
         let set_aside =
             fetch::folder()
                 .join("programs")
                 .join(format!("{}-{}", architecture.name(), std::process::id()));
-        let programs = plan::build(architecture, &set_aside)?;
+        let programs = plan::build(cargo, &set_aside)?;
         let plan = plan::plan(&programs, choice.core, choice.name)?;
         for kernel in catalog::chosen(choice.kernels, architecture)? {
             let unpacked = fetch::fetch(kernel, architecture)?;
@@ -62,7 +76,7 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
             let machine = Machine {
                 architecture,
                 kernel: &unpacked,
-                root: Path::new("/"),
+                root: &root,
                 runner: &set_aside.join("xtask"),
                 results: &results,
             };
@@ -80,7 +94,8 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
     for run in &runs {
         eprintln!("kernel {}", run.summary());
     }
-    if all {
+    // The page is that of the whole matrix.
+    if all && choice.architecture.is_none() {
         let core = if choice.core { " --core" } else { "" };
         let name = choice.name.map(|name| format!(" {name}")).unwrap_or_default();
         report::write(&runs, &format!("cargo xtask test --kernel all{core}{name}"))?;

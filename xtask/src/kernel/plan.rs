@@ -5,14 +5,13 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use super::catalog::Architecture;
-use crate::shell::{cargo, execute};
+use crate::shell::execute;
 
 /// Tests of one subject, which is a column of the report.
 pub(crate) struct Area {
@@ -174,12 +173,12 @@ pub(crate) fn plan(
 }
 
 /// Builds the programs and their tests, and sets them aside in `folder`, so that they stay the same whatever is built
-/// while kernels run them. Gives those of the tests by their names.
+/// while kernels run them. `cargo` says what for. Gives those of the tests by their names.
 ///
 /// # Errors
 /// When something does not build.
-pub(crate) fn build(architecture: Architecture, folder: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut programs = build_tests(architecture)?;
+pub(crate) fn build(cargo: impl Fn() -> Command, folder: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut programs = build_tests(&cargo)?;
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
@@ -207,27 +206,22 @@ fn set_aside(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-fn build_tests(architecture: Architecture) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    ensure!(
-        architecture == Architecture::Amd64,
-        "tests are built for this machine only, and not yet for {}",
-        architecture.name()
-    );
+fn build_tests(cargo: impl Fn() -> Command) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     execute(cargo().args([
         "build",
         "--package=packetflix",
         "--package=packetflix-tests",
+        "--package=xtask",
         "--bins",
     ]))?;
     let mut programs = BTreeMap::new();
     for package in ["packetflix-common", "packetflix-tests"] {
-        programs.extend(tests_of(package)?);
+        programs.extend(tests_of(package, cargo())?);
     }
     Ok(programs)
 }
 
-fn tests_of(package: &str) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut build = cargo();
+fn tests_of(package: &str, mut build: Command) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     build
         .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
         .args(["--package", package]);
