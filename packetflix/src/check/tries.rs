@@ -172,6 +172,7 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         own: OwnTraffic::default(),
         snaplen: SNAPLEN,
         promiscuous: false,
+        is_admin: true,
     };
     let mut tap = Tap::open(&netns, request, &loader).await?;
     let sent = netns.enter(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"packetflix", "127.0.0.1:9"))?;

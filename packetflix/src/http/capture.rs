@@ -238,7 +238,6 @@ impl App {
         if let Some(problem) = self.audit.problem() {
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem));
         }
-        let account = handshake.caller.account();
         let mut permit = self.permit(&handshake)?;
 
         let names = request.names.then(|| self.names(&handshake.caller));
@@ -306,7 +305,7 @@ impl App {
         let stop = self.stop.child_token();
         // The namespace is held open, so that its number is nobody else's.
         let (joined, found) = tokio::join!(
-            self.join_or_begin(facts.id, key, netns, own.traffic, account),
+            self.join_or_begin(facts.id, key, netns, own.traffic, &handshake.caller),
             self.found(&facts, &info.holder)
         );
         let joined = joined?;
@@ -406,13 +405,13 @@ impl App {
         key: CaptureKey,
         netns: Netns,
         own: OwnTraffic,
-        account: Arc<str>,
+        caller: &Caller,
     ) -> Result<Joined, Refusal> {
         let slot = self.feeds.slot(key.clone()).await;
         if let Some(joined) = slot.join(&own).await {
             return Ok(joined);
         }
-        let filters = CaptureFilters::build(&key.filter, &self.filters_for(account))
+        let filters = CaptureFilters::build(&key.filter, &self.filters_for(caller.account()))
             .await
             .map_err(|error| about_filter(error.into(), &key.filter, None))?;
         let instructions = filters.instructions();
@@ -422,6 +421,7 @@ impl App {
             own: own.clone(),
             snaplen: key.snaplen,
             promiscuous: !key.chaste,
+            is_admin: caller.rights().may_administer(),
         };
         let tap = Tap::open(&netns, request, &self.loader)
             .await

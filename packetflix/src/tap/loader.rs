@@ -128,7 +128,7 @@ impl Loader {
         let loader = Arc::clone(self);
         let load = move || {
             try_what_captures_take()?;
-            loader.load(&CaptureFilters::default())
+            loader.load(&CaptureFilters::default(), false)
         };
         match tokio::task::spawn_blocking(load).await {
             Ok(Ok(loaded)) => {
@@ -153,40 +153,41 @@ impl Loader {
             .is_some()
     }
 
-    /// An object for a capture: the one that is ready, if it serves. Blocks for some tens of milliseconds if it must
+    /// An object for a capture: the one that is ready, if it serves. Who administers the service may have the memory, too,
+    /// that is kept for that. Blocks for some tens of milliseconds if it must
     /// load one. Runs in any network namespace.
     ///
     /// # Errors
     /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
-    pub(super) fn take(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+    pub(super) fn take(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
         if filters.is_none()
             && let Some(spare) = self.replace_spare(None)
         {
             return Ok(spare);
         }
-        match self.load(filters) {
+        match self.load(filters, is_admin) {
             // What is kept ready for the next one goes first.
             Err(error) if is_scarcity(&error) && self.replace_spare(None).is_some() => {
-                self.load_when_freed(filters)
+                self.load_when_freed(filters, is_admin)
             }
             loaded => loaded,
         }
     }
 
     /// Loads an object as soon as the kernel has back what was just let go of, which takes it a moment.
-    fn load_when_freed(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+    fn load_when_freed(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
         let deadline = Instant::now() + FREEING;
         loop {
-            match self.load(filters) {
+            match self.load(filters, is_admin) {
                 Err(error) if is_scarcity(&error) && Instant::now() < deadline => thread::sleep(FREEING / 10),
                 loaded => return loaded,
             }
         }
     }
 
-    fn load(&self, filters: &CaptureFilters) -> Result<Loaded, TapError> {
+    fn load(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
         let cpus = Cpus::look().map_err(LoadError::Cpus)?;
-        let mut share = self.memory.take(cpus.rings())?;
+        let mut share = self.memory.take(cpus.rings(), is_admin)?;
         let hook = ChosenHook::choose(self.config.hook)?;
         let object = Object::load(&self.config, hook, filters, share.size, cpus, &self.connections)?;
         share.settle();

@@ -9,6 +9,11 @@ use crate::memory;
 /// for more than a hundred whatever the memory, unless it is less than their smallest rings take.
 const SHARE: u64 = 16;
 
+/// Of so much memory a part is kept for those who administer the service, or room for one capture if that is more; but
+/// never more than a quarter of all.
+const KEPT: u64 = 16;
+const MOST_KEPT: u64 = 4;
+
 /// So many bytes of memory stay for the programs and for all that is not rings: the kernel refuses a ring when there is no
 /// more memory, but for most other things it ends a process.
 const RESERVE: u64 = 8 << 20;
@@ -43,6 +48,7 @@ struct Used {
 #[derive(Debug)]
 pub(super) struct RingShare {
     memory: Arc<RingMemory>,
+    is_admin: bool,
     /// Rings that it has, and those of them that the kernel has yet to make.
     rings: u32,
     pending: u32,
@@ -61,39 +67,44 @@ impl RingMemory {
         self.used().all
     }
 
-    /// Takes the share of one more capture, which is to have so many rings.
+    /// Takes the share of one more capture, which is to have so many rings. Who administers the service may have what is
+    /// kept, too.
     ///
     /// # Errors
     /// When too little is left of what all may take, or of the memory.
-    pub(super) fn take(self: &Arc<Self>, rings: u32) -> Result<RingShare, TapError> {
-        self.take_of(left(), rings)
+    pub(super) fn take(self: &Arc<Self>, rings: u32, is_admin: bool) -> Result<RingShare, TapError> {
+        self.take_of(left(), rings, is_admin)
     }
 
     /// Takes it of so much memory that is left.
-    fn take_of(self: &Arc<Self>, left: u64, rings: u32) -> Result<RingShare, TapError> {
-        let size = self.reserve(left, rings, |free| self.config.fitting(free, rings))?;
+    fn take_of(self: &Arc<Self>, left: u64, rings: u32, is_admin: bool) -> Result<RingShare, TapError> {
+        let kept = if is_admin { 0 } else { self.config.kept(rings) };
+        let size = self.reserve(left, rings, kept, |free| self.config.fitting(free, rings))?;
         Ok(RingShare {
             memory: Arc::clone(self),
+            is_admin,
             rings,
             pending: rings,
             size,
         })
     }
 
-    /// Takes room for rings, each as large as `size_in` says for so much that is free.
+    /// Takes room for rings, each as large as `size_in` says for so much that is free, and leaves what is `kept`.
     fn reserve(
         &self,
         left: u64,
         rings: u32,
+        kept: u64,
         size_in: impl FnOnce(u64) -> Option<u32>,
     ) -> Result<u32, TapError> {
         let mut used = self.used();
-        let allowed = self.config.memory.saturating_sub(used.all);
+        let allowed = self.config.memory.saturating_sub(used.all + kept);
         let left = left.saturating_sub(used.pending);
         let Some(size) = size_in(allowed.min(left)) else {
             return Err(if allowed <= left {
                 TapError::RingMemory {
                     memory: self.config.memory,
+                    kept,
                 }
             } else {
                 TapError::Memory { left }
@@ -127,8 +138,13 @@ impl RingShare {
 
     fn grow_of(&mut self, left: u64, rings: u32) -> Result<(), TapError> {
         let size = self.size;
-        self.memory
-            .reserve(left, rings, |free| (total(size, rings) <= free).then_some(size))?;
+        let kept = match self.is_admin {
+            true => 0,
+            false => self.memory.config.kept(self.rings),
+        };
+        self.memory.reserve(left, rings, kept, |free| {
+            (total(size, rings) <= free).then_some(size)
+        })?;
         self.rings += rings;
         self.pending += rings;
         Ok(())
@@ -143,6 +159,16 @@ impl RingShare {
 }
 
 impl RingConfig {
+    /// Bytes that are kept for those who administer the service, whose captures have so many rings.
+    fn kept(&self, rings: u32) -> u64 {
+        let smallest = match self.is_fixed {
+            true => self.size.into(),
+            false => MIN_RING_SIZE,
+        };
+        let kept = (self.memory / KEPT).max(smallest * u64::from(rings));
+        if kept <= self.memory / MOST_KEPT { kept } else { 0 }
+    }
+
     /// Bytes of each of so many rings when so much is left.
     fn fitting(&self, left: u64, rings: u32) -> Option<u32> {
         let mut size = self.size;
@@ -190,7 +216,7 @@ mod tests {
     #[test]
     fn rings_get_smaller_as_memory_gets_scarce_and_end_within_the_bound() {
         let memory = RingMemory::new(config(512 << 20, false));
-        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2).ok()).collect();
+        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2, true).ok()).collect();
         let sizes: Vec<u32> = shares.iter().map(|share| share.size).collect();
         assert!(sizes.is_sorted_by(|one, next| one >= next), "{sizes:?}");
         assert_eq!(sizes.first(), Some(&(8 << 20)));
@@ -200,40 +226,74 @@ mod tests {
         assert!(all <= 512 << 20 && all > 511 << 20);
         drop(shares);
         assert_eq!(used(&memory), (0, 0));
-        assert_eq!(memory.take_of(u64::MAX, 2).unwrap().size, 8 << 20);
+        assert_eq!(memory.take_of(u64::MAX, 2, true).unwrap().size, 8 << 20);
     }
 
     #[test]
     fn rings_take_no_more_than_there_is() {
         let memory = RingMemory::new(config(512 << 20, true));
         // What the kernel has yet to give is not left, though it still says so.
-        let mut first = memory.take_of(40 << 20, 2).unwrap();
-        let second = memory.take_of(40 << 20, 2).unwrap();
-        let error = memory.take_of(40 << 20, 2).unwrap_err();
+        let mut first = memory.take_of(40 << 20, 2, true).unwrap();
+        let second = memory.take_of(40 << 20, 2, true).unwrap();
+        let error = memory.take_of(40 << 20, 2, true).unwrap_err();
         assert!(
             matches!(error, TapError::Memory { left } if left == 8 << 20),
             "{error}"
         );
         first.settle();
-        assert!(memory.take_of(32 << 20, 2).is_ok());
+        assert!(memory.take_of(32 << 20, 2, true).is_ok());
         drop((first, second));
         assert_eq!(used(&memory), (0, 0));
         let smaller = RingMemory::new(config(512 << 20, false));
-        assert_eq!(smaller.take_of(40 << 20, 2).unwrap().size, 1 << 20);
+        assert_eq!(smaller.take_of(40 << 20, 2, true).unwrap().size, 1 << 20);
     }
 
     #[test]
     fn a_size_that_was_asked_for_stays() {
         let memory = RingMemory::new(config(100 << 20, true));
-        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2).ok()).collect();
+        let shares: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2, true).ok()).collect();
         assert_eq!(shares.len(), 6);
         assert!(shares.iter().all(|share| share.size == 8 << 20));
     }
 
     #[test]
+    fn some_is_kept_for_who_administers() {
+        let all = |memory: &Arc<RingMemory>, is_admin| -> Vec<RingShare> {
+            std::iter::from_fn(|| memory.take_of(u64::MAX, 2, is_admin).ok()).collect()
+        };
+        let memory = RingMemory::new(config(512 << 20, false));
+        let mut others = all(&memory, false);
+        let error = memory.take_of(u64::MAX, 2, false).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "of the 512 MiB that --ring-memory allows for all, of which 32 MiB are kept for admin"
+            ),
+            "{error}"
+        );
+        assert!(used(&memory).0 <= 480 << 20);
+        // Nor do theirs grow into it, but an administrator's.
+        let last = others.last_mut().unwrap();
+        assert!(last.grow_of(u64::MAX, 2).is_err());
+        let mut admins = all(&memory, true);
+        assert!(admins.len() >= 16, "{}", admins.len());
+        assert!(memory.take_of(u64::MAX, 2, true).is_err());
+        admins.truncate(1);
+        admins[0].grow_of(u64::MAX, 2).unwrap();
+        drop((others, admins));
+        assert_eq!(used(&memory), (0, 0));
+        // Room for one capture, where that is more; none where there is little at all.
+        for (mib, is_fixed, for_others, for_all) in [(80, true, 4, 5), (48, true, 3, 3), (4, false, 3, 4)] {
+            let memory = RingMemory::new(config(mib << 20, is_fixed));
+            let others = all(&memory, false);
+            assert_eq!(others.len(), for_others, "{mib} MiB");
+            assert_eq!(others.len() + all(&memory, true).len(), for_all, "{mib} MiB");
+        }
+    }
+
+    #[test]
     fn a_share_grows_within_the_bound_and_gives_all_back() {
         let memory = RingMemory::new(config(32 << 20, true));
-        let mut share = memory.take_of(u64::MAX, 2).unwrap();
+        let mut share = memory.take_of(u64::MAX, 2, true).unwrap();
         share.settle();
         assert_eq!(used(&memory), (16 << 20, 0));
         share.grow_of(u64::MAX, 1).unwrap();

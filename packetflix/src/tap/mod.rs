@@ -80,6 +80,14 @@ pub struct TapConfig {
     pub log_programs: bool,
 }
 
+/// What a sentence says of memory that is kept.
+fn said_of_kept(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(", of which {} MiB are kept for admin", bytes >> 20),
+    }
+}
+
 /// Why there is no tap, or an interface could not be added to it.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -132,12 +140,15 @@ pub enum TapError {
     TooManyInterfaces,
     /// Other captures need the memory.
     #[error(
-        "the rings of the captures that run leave too little of the {} MiB that --ring-memory allows for all",
-        memory >> 20
+        "the rings of the captures that run leave too little of the {} MiB that --ring-memory allows for all{}",
+        memory >> 20,
+        said_of_kept(*kept)
     )]
     RingMemory {
         /// Bytes that all rings may take.
         memory: u64,
+        /// Of these, the bytes that are kept for others.
+        kept: u64,
     },
     /// There is too little memory, whatever is allowed.
     #[error(
@@ -212,6 +223,8 @@ pub(crate) struct TapRequest {
     pub(crate) snaplen: u32,
     /// Whether the interfaces are to receive what is not for them.
     pub(crate) promiscuous: bool,
+    /// Whether it may have the memory that is kept for who administers the service.
+    pub(crate) is_admin: bool,
 }
 
 /// A running kernel capture.
@@ -276,6 +289,7 @@ impl Tap {
             own,
             snaplen,
             promiscuous,
+            is_admin,
         } = request;
         let runtime = Handle::current();
         let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
@@ -287,7 +301,7 @@ impl Tap {
         } = select(present, &selection)?;
         check_filters(&filters, &wanted)?;
 
-        let Loaded { object, hook, share } = blocking(|| loader.take(&filters))?;
+        let Loaded { object, hook, share } = blocking(|| loader.take(&filters, is_admin))?;
         let Object {
             mut programs,
             interfaces: entries,

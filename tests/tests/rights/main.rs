@@ -4,6 +4,7 @@ mod engines;
 mod hidden;
 mod occupants;
 mod running;
+mod shares;
 
 use std::path::Path;
 
@@ -29,15 +30,18 @@ struct Guarded {
 impl Guarded {
     /// Starts it, to ask the engines at these sockets too.
     fn start(pattern: &str, sockets: &[&Path]) -> anyhow::Result<Self> {
+        let socket = |socket: &&Path| format!("--engine-socket={}", socket.display());
+        let flags: Vec<String> = sockets.iter().map(socket).collect();
+        Self::start_with(pattern, &flags)
+    }
+
+    /// Starts it with these flags.
+    fn start_with(pattern: &str, more: &[String]) -> anyhow::Result<Self> {
         let folder = Folder::new()?;
         let text = format!("admin {ADMIN} admin discover capture\npart {PART} discover capture:{pattern}\n");
         let tokens = folder.put_secret("tokens", &text)?;
         let mut flags = vec![format!("--token-file={}", tokens.display())];
-        flags.extend(
-            sockets
-                .iter()
-                .map(|socket| format!("--engine-socket={}", socket.display())),
-        );
+        flags.extend_from_slice(more);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let server = Server::start(&flags)?;
         Ok(Self { server, folder })
