@@ -46,6 +46,38 @@ fn proxy_of(upstream: &Upstream) -> anyhow::Result<Server> {
     Server::start(&["--proxy-discovery", "--gw-port", &port])
 }
 
+#[test]
+fn requests_that_are_not_proxied_do_not_fill_the_log() -> anyhow::Result<()> {
+    const TRIES: usize = 300;
+
+    // Nobody listens there any more.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut server = Server::start(&["--proxy-discovery", "--gw-port", &port.to_string()])?;
+    for _ in 0..TRIES {
+        let (head, _) = get(&server, "/anything")?;
+        assert_eq!(head.status()?, 502);
+    }
+    server.signal(Signal::SIGTERM)?;
+    server.wait()?;
+    server.wait_for_log("shutting down")?;
+    let mut told = 0;
+    wait_until(PATIENCE, || {
+        let log = server.log();
+        let lines = log.lines().filter(|line| line.contains("not proxied")).count();
+        ensure!(lines <= TRIES * 2 / 3, "{lines} lines");
+        let more = log.lines().filter_map(|line| {
+            let (_, rest) = line
+                .split_once("more were refused than are logged")?
+                .1
+                .split_once("count=")?;
+            rest.split(' ').next()?.parse::<usize>().ok()
+        });
+        told = lines + more.sum::<usize>();
+        Ok(told == TRIES)
+    })
+    .with_context(|| format!("{told} were told\n{}", server.log()))
+}
+
 fn connect(server: &Server) -> anyhow::Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect(("127.0.0.1", server.port()))?;
     stream.set_read_timeout(Some(PATIENCE))?;

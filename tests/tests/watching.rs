@@ -628,6 +628,66 @@ async fn account_of_captures_is_kept_apart_from_the_log() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
+async fn account_is_bounded_and_counts_what_it_leaves_out() -> anyhow::Result<()> {
+    const TRIES: usize = 400;
+    /// Most bytes of what a client has written.
+    const MOST: usize = 1024;
+
+    let folder = Folder::new("audit")?;
+    let path = folder.file("audit.log")?;
+    let here = Namespace::new()?;
+    let mut server = Server::start(&["--audit-log", &path])?;
+    let lines = || -> anyhow::Result<Vec<Value>> {
+        let text = fs::read_to_string(&path)?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+    };
+    // What is long is cut, in each kind of line.
+    let long = "\u{e9}\"".repeat(600);
+    let mut target = json!({ "name": long, "type": long, "prefix": long });
+    let refused = server.url_of(&target, "");
+    ensure!(Capture::open(&refused, &[]).await.is_err());
+    for (member, value) in [
+        ("netns", json!(here.inode()?)),
+        ("name", json!("")),
+        ("prefix", json!("")),
+        ("type", json!(long)),
+    ] {
+        target[member] = value;
+    }
+    let filter = vec!["tcp"; 700].join("+or+");
+    close(Recorder::start(&server.url_of(&target, &format!("&filter={filter}"))).await?).await?;
+    wait_until(PATIENCE, || Ok(lines()?.len() == 3)).with_context(|| format!("{:?}", lines()))?;
+    let mut cut = 0;
+    for line in lines()? {
+        for (member, value) in line.as_object().context("no object")? {
+            let len = value.as_str().map_or(0, str::len);
+            ensure!(len <= MOST, "{member}: {len} bytes");
+            cut += usize::from(len >= MOST - 1);
+        }
+    }
+    ensure!(cut >= 4, "{cut}");
+
+    // Of many refusals some are told, and the others are counted.
+    let origin = [("origin", "http://elsewhere.example")];
+    for _ in 0..TRIES {
+        ensure!(Capture::open(&server.url("netns=1"), &origin).await.is_err());
+    }
+    server.signal(Signal::SIGTERM)?;
+    server.wait()?;
+    let lines = lines()?;
+    let of = |message| lines.iter().filter(move |line| line["message"] == message);
+    let told = of("capture refused").count() - 1;
+    ensure!((1..TRIES / 2).contains(&told), "{told} lines");
+    let counted: u64 = of("more refused than have lines")
+        .filter(|line| line["account"] == "127.0.0.1")
+        .filter_map(|line| line["count"].as_u64())
+        .sum();
+    // The one with the long name is among those of its window.
+    assert_eq!(told as u64 + counted, TRIES as u64, "{told} lines");
+    Ok(())
+}
+
+#[tokio::test]
 async fn log_is_json_for_who_wants_that() -> anyhow::Result<()> {
     let here = Namespace::new()?;
     let mut server = Server::start(&["--log-format", "json", "--log-requests"])?;

@@ -41,6 +41,7 @@ use crate::{
     config::Config,
     discovery::{DiscoveredTarget, Discovery},
     filter::compile::{Options, excerpt, has_names},
+    line_bounds::{LineBounds, WINDOW},
     netns::{FindError, Netns},
     session::{
         CaptureKey, Feeds, Joined, KnownNames, Limits, MeantTarget, SEVERAL_LINK_TYPES, Session, SessionInfo,
@@ -56,6 +57,9 @@ const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a capture that is accounted for waits for what the discovery finds in its namespace.
 const FOUND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Lines of the account, in a while, for captures that are refused to one account of callers.
+const ACCOUNTED_LINES: u64 = 50;
 
 /// Header of an answer, for people: what there is to know of a capture that begins.
 const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
@@ -88,6 +92,8 @@ pub(super) struct App {
     files: Vec<Arc<dyn Followed>>,
     /// Accounts for captures.
     pub(super) audit: Arc<Audit>,
+    /// Lines of the account for captures that are refused, of each account of callers.
+    accounted: LineBounds<Arc<str>>,
     /// Tells of those who are refused.
     pub(super) refusals: RefusalLog,
     /// Lists of targets that are told.
@@ -160,7 +166,8 @@ impl App {
             audit,
             names: OwnNames::of_machine(&config.node_name, &config.allowed_hosts),
             metrics,
-            refusals: RefusalLog::default(),
+            refusals: RefusalLog::new(),
+            accounted: LineBounds::new(ACCOUNTED_LINES),
             config,
             access,
             listening,
@@ -168,6 +175,15 @@ impl App {
             stop,
             permits,
             next_id: AtomicU64::new(1),
+        }
+    }
+
+    /// Logs, where lines are bounded, what had none since the last time.
+    pub(super) fn tell_the_rest(&self) {
+        self.refusals.tell_the_rest();
+        for (account, count) in self.accounted.take_the_rest() {
+            let account = account.as_deref().unwrap_or("others");
+            self.audit.more_refused(account, count, WINDOW.as_secs());
         }
     }
 
@@ -210,7 +226,7 @@ impl App {
             client: handshake.caller.facts(),
             target: TargetDescription::default(),
         };
-        let peer = handshake.caller.peer();
+        let (peer, account) = (handshake.caller.peer(), handshake.caller.account());
         let app = Arc::clone(&self);
         let started = app.start(handshake, &mut attempt, span.clone());
         let started = started.instrument(span.clone()).await;
@@ -218,7 +234,9 @@ impl App {
             let status = refusal.status.as_u16();
             span.in_scope(|| self.refusals.refused(peer, refusal));
             self.metrics.refused(status);
-            self.audit.refused(&attempt, status, &refusal.sentence);
+            if self.accounted.allow(&account) {
+                self.audit.refused(&attempt, status, &refusal.sentence);
+            }
         }
         started
     }

@@ -11,7 +11,6 @@ use hyper::{
     service::Service as _,
 };
 use hyper_util::service::TowerToHyperService;
-use tokio::time::sleep;
 use warp::{
     Reply as _,
     http::{Method, StatusCode, Uri, header},
@@ -92,14 +91,11 @@ impl Front {
         }
     }
 
-    /// Accounts again and again for how many refusals had no line. Never ends.
-    pub(super) async fn tell_the_rest(&self) {
-        loop {
-            sleep(WINDOW).await;
-            for (client, count) in self.accounted.take_the_rest() {
-                let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
-                self.app.audit.more_refused(&client, count, WINDOW.as_secs());
-            }
+    /// Accounts for how many refusals had no line since the last time.
+    pub(super) fn tell_the_rest(&self) {
+        for (client, count) in self.accounted.take_the_rest() {
+            let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
+            self.app.audit.more_refused(&client, count, WINDOW.as_secs());
         }
     }
 

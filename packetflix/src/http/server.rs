@@ -24,6 +24,7 @@ use super::{
 use crate::{
     access::{Access, TokenFileError},
     config::{Config, ServiceAddress},
+    line_bounds::WINDOW,
     tap::Connections,
     watch::{Audit, AuditFileError, Metrics, ServiceManager},
 };
@@ -160,8 +161,7 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
         () = hall.follow_files() => {}
         () = hall.forget_connections() => {}
         () = app.discovery.follow() => {}
-        () = app.refusals.tell_the_rest() => {}
-        () = hall.front.tell_the_rest() => {}
+        () = tell_the_rest(&app, &hall.front) => {}
     }
 
     tracing::info!(captures = app.captures.count(), "shutting down");
@@ -176,6 +176,17 @@ pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFn
         // Whoever asks meanwhile is told that the service is not ready.
         () = accept_everywhere(&listeners, &hall, &app) => {}
         () = stay_in_touch(&app, &manager) => {}
+    }
+    app.tell_the_rest();
+    hall.front.tell_the_rest();
+}
+
+/// Tells again and again what lines of the log were left out. Never ends.
+async fn tell_the_rest(app: &App, front: &Front) {
+    loop {
+        sleep(WINDOW).await;
+        app.tell_the_rest();
+        front.tell_the_rest();
     }
 }
 
