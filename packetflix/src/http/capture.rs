@@ -398,6 +398,11 @@ impl App {
         if !name.is_empty() {
             caller.may_ask_for(&name, &asked)?;
         }
+        // Before it is searched for: how long that takes would tell whether it is there.
+        if let Some(netns) = wanted.netns_alone() {
+            let scan = self.discovery.scan_now().await?;
+            caller.may_capture(scan.occupants(netns), &asked)?;
+        }
         let opened = Target::open(wanted, &self.directory, rights).await;
         let scan = self.discovery.scan_now().await?;
         let target = opened.map_err(|error| hidden(error, caller, &asked, scan.is_partial))?;

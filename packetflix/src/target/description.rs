@@ -63,6 +63,12 @@ impl TargetDescription {
         }
     }
 
+    /// The namespace, where that is all that is known.
+    pub(crate) fn netns_alone(&self) -> Option<u64> {
+        let is_alone = self.name.is_empty() && self.pid.is_none();
+        self.netns.filter(|_| is_alone)
+    }
+
     /// The name as people write it, with its prefix.
     pub(crate) fn full_name(&self) -> String {
         full_name(&self.prefix, &self.name)

@@ -129,10 +129,12 @@ impl Target {
                 claim => Self::open_claimed(claim, wanted).await,
             };
         }
-        // A namespace's number alone says nothing: it may have passed to another.
-        let Claim::Process(_) = claim else {
+        // A namespace's number alone says nothing: it may have passed to another. Nor is a process looked at for somebody
+        // to whom it may not even be known: what is listed for them decides.
+        let is_known = matches!(claim, Claim::Process(_)) && !rights.are_by_pattern();
+        if !is_known {
             return Self::look_up(wanted, directory, rights).await;
-        };
+        }
         match Self::open_claimed(claim, wanted.clone()).await {
             Err(TargetError::Stale(stale)) => {
                 tracing::debug!(name = wanted.name, reason = %stale, "the target is stale and looked up");
@@ -258,6 +260,10 @@ fn choose(
         _ => named,
     };
     matches.retain(|target| wanted.kind.is_empty() || target.description.kind == wanted.kind);
+    // Whose process is described is meant, whoever else has the name.
+    if let Some(meant) = matches.iter().find(|target| is_described(wanted, target)) {
+        return Ok(meant.description.clone());
+    }
     let most = matches.iter().map(|target| target.trust).max();
     matches.retain(|target| Some(target.trust) == most);
     if !is_one_namespace(&matches) {
@@ -319,6 +325,12 @@ impl fmt::Display for Others {
             ),
         }
     }
+}
+
+/// Whether a target has the process that a description has.
+fn is_described(wanted: &TargetDescription, target: &KnownTarget) -> bool {
+    let process = |description: &TargetDescription| (description.pid, description.starttime);
+    wanted.pid.is_some() && process(wanted) == process(&target.description)
 }
 
 fn is_one_namespace(targets: &[KnownTarget]) -> bool {

@@ -1,7 +1,12 @@
 //! What somebody learns of others who may capture some targets only.
 
 use anyhow::ensure;
-use packetflix_tests::{engine::FakeEngine, folder::Folder, process::Sleeper};
+use packetflix_tests::{
+    engine::FakeEngine,
+    folder::Folder,
+    hoard::Hoard,
+    process::{Sleeper, WORDS, speak_in},
+};
 use serde_json::json;
 
 use crate::{ADMIN, Guarded, PART, container, named};
@@ -42,8 +47,8 @@ async fn what_is_not_theirs_is_not_there() -> anyhow::Result<()> {
         (named("db"), "target db".to_owned()),
         (named("nobody"), "target nobody".to_owned()),
         (
-            container(&json!({ "name": "web", "netns": netns, "pid": pid, "starttime": starttime })),
-            "target web".to_owned(),
+            container(&json!({ "name": "db", "netns": netns, "pid": pid, "starttime": starttime })),
+            "target db".to_owned(),
         ),
     ];
     for (query, words) in asked {
@@ -54,10 +59,20 @@ async fn what_is_not_theirs_is_not_there() -> anyhow::Result<()> {
             "{query}"
         );
     }
-    // Their own is found again when it is stale, and the sentence of an administrator has all that is known.
-    let stale =
-        json!({ "name": "web", "netns": web.netns()?, "pid": web.pid(), "starttime": web.starttime()? + 1 });
-    ensure!(server.status(PART, &container(&stale)).await?.0 == 101);
+    // Their own is found by its name, whatever else is said of it: a process that is there and not theirs is as one that is
+    // not there. The sentence of an administrator has all that is known.
+    for (netns, pid, starttime) in [
+        (web.netns()?, web.pid(), web.starttime()? + 1),
+        (netns, pid, starttime),
+        (netns, pid, starttime + 1),
+    ] {
+        let described =
+            container(&json!({ "name": "web", "netns": netns, "pid": pid, "starttime": starttime }));
+        let mut part = server.record(PART, &described).await?;
+        speak_in(web.pid())?;
+        part.read_until(|recording| recording.has(WORDS)).await?;
+        part.finish().await?;
+    }
     let (status, sentence) = server.status(ADMIN, &whole(netns, pid, starttime + 1)).await?;
     ensure!(
         status == 409 && sentence.contains(&starttime.to_string()),
@@ -77,5 +92,25 @@ async fn what_is_not_theirs_is_not_there() -> anyhow::Result<()> {
             .ask(&format!("GET /metrics HTTP/1.1\r\nAuthorization: Bearer {token}"))?;
         assert_eq!(head.status()?, wanted);
     }
+    Ok(())
+}
+
+/// Whoever searches for a namespace where a user has more mounts than are looked at does not learn whether it is there.
+#[tokio::test]
+async fn what_is_not_theirs_is_not_there_where_not_everything_is_looked_at() -> anyhow::Result<()> {
+    let _hoard = Hoard::of_user(&["mounts", "18000"])?;
+    let db = Sleeper::unshared()?;
+    let server = Guarded::start("web", &[])?;
+    for netns in [db.netns()?, 4_026_000_001] {
+        let (status, sentence) = server.status(PART, &format!("netns={netns}")).await?;
+        assert_eq!(
+            (status, sentence),
+            (
+                404,
+                format!("there is no network namespace {netns} that part may capture")
+            )
+        );
+    }
+    ensure!(server.status(ADMIN, "netns=4026000001").await?.0 == 504);
     Ok(())
 }
