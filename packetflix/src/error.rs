@@ -1,6 +1,11 @@
 //! Errors as sentences.
 
-use std::{error::Error, fmt::Write as _, io};
+use std::{
+    error::Error,
+    fmt::Write as _,
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya::{
     maps::MapError,
@@ -61,6 +66,22 @@ pub(crate) fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
         errno(error),
         Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN)
     )
+}
+
+/// How often descriptors or memory were wanting, where that is no error of the whole.
+static WANTS: AtomicU64 = AtomicU64::new(0);
+
+/// Notes when a look into `/proc` failed for want of descriptors or memory: whoever looks at many things passes over what is
+/// gone, and must not take this for that. Nobody but the kernel may have a say in it.
+pub(crate) fn note_want(error: &io::Error) {
+    if is_exhaustion(error) {
+        WANTS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How often that was noted, by anyone.
+pub(crate) fn wants() -> u64 {
+    WANTS.load(Ordering::Relaxed)
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -128,6 +128,18 @@ pub(crate) enum Missed {
     },
 }
 
+impl Missed {
+    /// What was not looked at.
+    pub(crate) fn place(&self) -> Place {
+        match self {
+            Self::Stuck { place }
+            | Self::Others { place, .. }
+            | Self::Late { place }
+            | Self::NoThread { place } => *place,
+        }
+    }
+}
+
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,14 +10,18 @@ use std::{
     time::Instant,
 };
 
-use crate::text::readable_cut;
+use crate::{error::note_want, text::readable_cut};
 
 /// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.
 ///
 /// # Errors
 /// When the folder cannot be read, because the process has ended for one.
 pub(crate) fn numbers_in(folder: &Path) -> io::Result<impl Iterator<Item = u32> + use<>> {
-    Ok(fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+    let entries = fs::read_dir(folder).inspect_err(note_want)?;
+    Ok(entries.filter_map(|entry| {
+        let entry = entry.inspect_err(note_want).ok()?;
+        entry.file_name().to_str()?.parse().ok()
+    }))
 }
 
 /// What a namespace link of `/proc` says: its kind and inode number.
@@ -25,7 +29,7 @@ pub(crate) fn numbers_in(folder: &Path) -> io::Result<impl Iterator<Item = u32> 
 /// # Errors
 /// `EACCES` without CAP_SYS_PTRACE over the process, `ENOENT` when it has ended.
 pub(crate) fn namespace_link(path: &Path) -> io::Result<(String, u64)> {
-    let target = fs::read_link(path)?;
+    let target = fs::read_link(path).inspect_err(note_want)?;
     target
         .to_str()
         .and_then(parse_namespace)
@@ -246,7 +250,7 @@ impl Stat {
     /// # Errors
     /// `ENOENT` or `ESRCH` when the process has ended.
     pub(crate) fn read(pid: u32) -> io::Result<Self> {
-        let line = fs::read(proc_path(pid, "stat"))?;
+        let line = fs::read(proc_path(pid, "stat")).inspect_err(note_want)?;
         Self::parse(&line).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no stat line"))
     }
 

@@ -24,6 +24,8 @@ use nix::{
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
+use crate::error::note_want;
+
 /// What the kernel calls a kind of namespace: one of the `CLONE_NEW…` constants.
 ///
 /// # Errors
@@ -46,7 +48,8 @@ fn users_of_namespaces_around(pid: u32) -> io::Result<Vec<(u32, u64)>> {
     /// Most levels of user namespaces that the kernel makes.
     const MAX_LEVELS: usize = 34;
 
-    let mut namespace = OwnedFd::from(File::open(format!("/proc/{pid}/ns/user"))?);
+    let opened = File::open(format!("/proc/{pid}/ns/user")).inspect_err(note_want);
+    let mut namespace = OwnedFd::from(opened?);
     let mut users = Vec::new();
     for _ in 0..MAX_LEVELS {
         // Of our own namespace, the kernel tells no parent.
@@ -54,7 +57,7 @@ fn users_of_namespaces_around(pid: u32) -> io::Result<Vec<(u32, u64)>> {
         let parent = match unsafe { get_parent_namespace(namespace.as_raw_fd()) } {
             Ok(parent) => parent,
             Err(Errno::EPERM) => break,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(io::Error::from(error)).inspect_err(note_want),
         };
         // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
         let parent = unsafe { OwnedFd::from_raw_fd(parent) };
@@ -67,10 +70,13 @@ fn users_of_namespaces_around(pid: u32) -> io::Result<Vec<(u32, u64)>> {
     Ok(users)
 }
 
-/// Whether a process is in a user namespace that belongs to the user `uid`, or in one below such. `false` when it
-/// cannot be looked at. Kernel 4.11.
-pub(crate) fn is_in_user_namespace_of(pid: u32, uid: u32) -> bool {
-    users_of_namespaces_around(pid).is_ok_and(|users| users.iter().any(|(user, _)| *user == uid))
+/// The users that the user namespaces around a process belong to, up to our own. Kernel 4.11.
+///
+/// # Errors
+/// When the process cannot be looked at.
+pub(crate) fn users_around(pid: u32) -> io::Result<Vec<u32>> {
+    let users = users_of_namespaces_around(pid)?;
+    Ok(users.into_iter().map(|(user, _)| user).collect())
 }
 
 /// The user that has made the outermost user namespace around a process that is not ours, and its number: whoever makes
@@ -95,7 +101,7 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
         // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
         Ok(descriptor) => Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })),
         Err(Errno::ENOSYS | Errno::EPERM) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(io::Error::from(error)).inspect_err(note_want),
     }
 }
 

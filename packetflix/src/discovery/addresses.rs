@@ -139,6 +139,8 @@ mod tests {
             targets: targets.to_vec(),
             engines: Vec::new(),
             gaps: Vec::new(),
+            left: HashSet::new(),
+            is_cut: false,
             is_partial: false,
         };
         let book = AddressBook::new(&scan, "node");

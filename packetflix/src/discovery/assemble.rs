@@ -1,7 +1,9 @@
 //! Puts together what engines, processes and namespaces tell: one list of targets.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap, HashSet},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -41,35 +43,41 @@ pub(super) struct Found {
     /// By the PIDs of their first processes.
     pub(super) running: BTreeMap<u32, Running>,
     /// Of whom those might speak who did not tell everything: whoever of these is nobody's yet may be theirs.
-    pub(super) doubts: Vec<Authority>,
+    pub(super) doubts: HashSet<Authority>,
 }
 
 /// Finds the processes of what the engines run, given what they ran `before`. What an engine says of processes that are not
 /// its own to speak of is left out, and so is what it says of a process that another one has spoken of, unless that is
-/// trusted less: a process stays an engine's for as long as it lives, whether the engine is there or not.
+/// trusted less: a process stays an engine's for as long as it lives, whether the engine is there or not. `owners_of` tells
+/// the users whose user namespaces are around a process.
 pub(super) fn find_processes(
     engines: &[Engine],
     table: &ProcessTable,
     before: impl IntoIterator<Item = Running>,
-    is_owned_by: impl Fn(u32, u32) -> bool,
+    owners_of: impl Fn(u32) -> io::Result<Vec<u32>>,
 ) -> Found {
     let mut found = Found::default();
     found.keep(table, before);
     let mut told = HashSet::new();
     let mut complete = Vec::new();
     for engine in engines {
-        let enclosing = |pid| found.enclosing(pid, table);
-        let authority = Authority::of(engine, table, enclosing);
-        let is_complete = engine.problem.is_none() && authority != Authority::Nobody;
-        if is_complete {
-            complete.push((engine.path.clone(), authority));
-        } else {
-            found.doubts.push(match authority {
-                Authority::Nobody => Authority::widest(engine.origin, engine.seen_by, table, enclosing),
-                authority => authority,
-            });
+        let enclosing = found.enclosing(table);
+        let authority = Authority::of(engine, table, &enclosing);
+        let doubt = match authority {
+            Authority::Nobody => Some(Authority::widest(
+                engine.origin,
+                engine.seen_by,
+                table,
+                &enclosing,
+            )),
+            authority => engine.problem.as_ref().map(|_| authority),
+        };
+        drop(enclosing);
+        match doubt {
+            None => complete.push((engine.path.clone(), authority)),
+            Some(doubt) => drop(found.doubts.insert(doubt)),
         }
-        let may_speak_of = |pid| authority.covers(pid, table, &is_owned_by);
+        let may_speak_of = authority.reach(table, &owners_of);
         told.extend(found.take_in(engine, authority, table, may_speak_of));
     }
     found.running.retain(|pid, running| {
@@ -97,14 +105,24 @@ impl Found {
 
     /// The first process of the innermost container that a process is in: one that it descends from, or else one of its
     /// PID namespace, for what was started in a container from outside.
-    pub(super) fn enclosing(&self, pid: u32, table: &ProcessTable) -> Option<u32> {
-        let ancestor = || table.line_of(pid).find(|pid| self.running.contains_key(pid));
-        ancestor().or_else(|| {
-            let home = table.pid_namespace(pid)?;
-            let mut beside = self.running.keys().copied();
-            beside
-                .find(|first| home != table.own_pid_namespace() && table.pid_namespace(*first) == Some(home))
-        })
+    pub(super) fn enclosing(&self, table: &ProcessTable) -> impl Fn(u32) -> Option<u32> {
+        let ancestors = table.innermost(|pid| self.running.contains_key(&pid).then_some(pid));
+        let firsts = OnceCell::new();
+        move |pid| {
+            let beside = || {
+                let firsts: &HashMap<u64, u32> = firsts.get_or_init(|| {
+                    let all = self.running.keys().rev();
+                    all.filter_map(|first| Some((table.pid_namespace(*first)?, *first)))
+                        .collect()
+                });
+                let home = table.pid_namespace(pid)?;
+                firsts
+                    .get(&home)
+                    .copied()
+                    .filter(|_| home != table.own_pid_namespace())
+            };
+            ancestors.get(&pid).copied().or_else(beside)
+        }
     }
 
     /// Takes in what an engine runs; gives the PIDs of all of it.
@@ -338,7 +356,11 @@ fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
 mod tests {
     use super::*;
     use crate::{
-        discovery::{Problem, peer::Peer, processes::tests::table, sockets::Origin, workload::PodName},
+        access::{Rights, Verdict},
+        discovery::{
+            Problem, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin,
+            workload::PodName,
+        },
         lookout::{Kind, Owner, Place},
     };
 
@@ -423,8 +445,8 @@ mod tests {
     }
 
     fn find(engines: &[Engine], before: Found) -> Found {
-        let is_owned_by = |pid, uid| pid == USERS && uid == 1000;
-        find_processes(engines, &processes(), before.running.into_values(), is_owned_by)
+        let owners_of = |pid| Ok(if pid == USERS { vec![1000] } else { Vec::new() });
+        find_processes(engines, &processes(), before.running.into_values(), owners_of)
     }
 
     fn listed(found: &Found) -> Vec<(String, String, u32)> {
@@ -497,7 +519,7 @@ mod tests {
         };
         let silent = find(&[silent, liar()], without);
         assert_eq!(listed(&silent), expected(&all));
-        assert_eq!(silent.doubts, [Authority::Host]);
+        assert_eq!(silent.doubts, HashSet::from([Authority::Host]));
         // What it does not list any more is nobody's.
         let less = engine(DOCKERD, 0, vec![container("kind", KIND)]);
         let of_user = engine(
@@ -512,7 +534,7 @@ mod tests {
         let all = outer().workloads.into_iter().chain([container("mine", USERS)]);
         let all = find(&[engine(DOCKERD, 0, all.collect())], less);
         assert_eq!(all.running[&USERS].full_name(), "mine");
-        assert_eq!(all.doubts, []);
+        assert!(all.doubts.is_empty());
     }
 
     fn running(authority: Authority, workload: Workload) -> Running {
@@ -547,6 +569,72 @@ mod tests {
             Authority::Nobody,
         ] {
             assert!(!of(authority, "elasticsearch"), "{authority:?}");
+        }
+    }
+
+    /// A tree may be as deep as there are PIDs.
+    #[test]
+    fn deep_trees_are_walked_once() {
+        const FIRST: u32 = 5_100_000;
+        const COUNT: u32 = 30_000;
+
+        let deep: Vec<(u32, u32, u64, u64)> = (FIRST..FIRST + COUNT)
+            .map(|pid| (pid, pid - 1, 50, u64::from(200 + pid % 7)))
+            .collect();
+        let mut processes = table(&deep);
+        processes.extend(table(&[(FIRST - 1, HOST, 10, 100), (HOST, 0, 0, 100)]));
+        let last = FIRST + COUNT - 1;
+        let outer = engine(FIRST - 1, 0, vec![container("kind", FIRST + 5)]);
+        // One that speaks of many, and one that does not tell all.
+        let many = (1..1000).map(|number| container(&format!("c{number}"), last - number));
+        let inner = engine(FIRST + 10, 0, many.collect());
+        let silent = Engine {
+            problem: Some(Problem {
+                sentence: "it hangs".to_owned(),
+                remedy: "",
+            }),
+            ..engine(last - 5, 0, Vec::new())
+        };
+        let owners_of = |_| Ok(vec![1000]);
+        let found = find_processes(&[outer, inner, silent], &processes, [], owners_of);
+        assert_eq!(found.running.len(), 1000);
+        let namespaces = namespaces(&[100, 200, 201, 202, 203, 204, 205, 206]);
+        let targets = assemble(&found, &processes, &namespaces);
+        let census = Census {
+            found: &found,
+            table: &processes,
+            namespaces: &namespaces,
+            host: 100,
+            is_cut: false,
+        };
+        let occupants = census.take(owners_of);
+        assert!(targets.len() > 1000 && occupants.len() == 8);
+        let looks = processes.looks();
+        assert!(looks < 30 * COUNT as usize, "{looks}");
+    }
+
+    /// All in a namespace are judged, although it was not to be looked at any more.
+    #[test]
+    fn those_who_have_left_meanwhile_are_known() {
+        let engines = [engine(DOCKERD, 0, vec![container("web", WEB)])];
+        let mut processes = processes();
+        processes.extend(table(&[(WEB + 1, HOST, 31, 400)]));
+        let found = find_processes(&engines, &processes, [], |_| Ok(Vec::new()));
+        let census = Census {
+            found: &found,
+            table: &processes,
+            namespaces: &namespaces(&[100]),
+            host: 100,
+            is_cut: false,
+        };
+        let occupants = &census.take(|_| Ok(Vec::new()))[&400];
+        for (scope, verdict) in [
+            ("capture:web", Verdict::Refused),
+            ("capture:web capture:p*", Verdict::Refused),
+            ("capture:**", Verdict::Allowed),
+        ] {
+            let rights = Rights::parse(scope.split(' ')).unwrap();
+            assert_eq!(rights.may_capture(occupants), verdict, "{scope}");
         }
     }
 
@@ -587,7 +675,7 @@ mod tests {
             (USERS + 1, HOST, 42, 500),
         ]);
         processes.extend(more);
-        let found = find_processes(&engines, &processes, [], |_, _| true);
+        let found = find_processes(&engines, &processes, [], |_| Ok(Vec::new()));
         let namespaces = namespaces(&[100, 200, 300, 400, 500, 600]);
         let targets = assemble(&found, &processes, &namespaces);
         let listed: Vec<(&str, &str, u64, Option<u32>)> = targets

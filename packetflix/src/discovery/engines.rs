@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     capabilities::Capability,
-    error,
+    error::{self, is_exhaustion},
     lookout::{Owner, Place},
 };
 
@@ -60,6 +60,8 @@ pub(super) struct Engine {
 enum EngineError {
     #[error("nobody listens")]
     Connect(#[source] std::io::Error),
+    #[error("too many want to be connected to it, or there are too few descriptors for that")]
+    Busy(#[source] std::io::Error),
     #[error("it may not be connected to")]
     Denied(#[source] std::io::Error),
     #[error(transparent)]
@@ -97,6 +99,7 @@ impl EngineError {
             Self::Connect(_) => {
                 "start the engine, or name the socket at which it listens with --engine-socket"
             }
+            Self::Busy(_) => "see why so many ask the engine, and whether the service may open more files",
             Self::Denied(_) => Problem::DENIED,
             Self::NotItself { .. } => "if it is an engine's, name the socket with --engine-socket",
             Self::Peer(_) | Self::NotTheirs { .. } => {
@@ -214,6 +217,7 @@ async fn listen_to(
 ) -> Result<(), EngineError> {
     let stream = socket.connect().await.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => EngineError::Denied(error),
+        _ if is_exhaustion(&error) => EngineError::Busy(error),
         _ => EngineError::Connect(error),
     })?;
     let peer = Peer::of(&stream)?;

@@ -1,8 +1,16 @@
 //! What a scan could not look at.
 
-use std::path::PathBuf;
+use std::{
+    collections::HashMap,
+    mem::{Discriminant, discriminant},
+    path::PathBuf,
+};
 
-use crate::{capabilities::Capability, netns::Unseen};
+use crate::{
+    capabilities::Capability,
+    lookout::{Kind, Owner, Place},
+    netns::Unseen,
+};
 
 /// What a scan did not look at, or not to its end: there may be more there than it tells, and what that is it cannot say.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +24,9 @@ pub(crate) enum Gap {
         /// How many.
         count: usize,
     },
+    /// Anything, since there were no descriptors or no memory left to look at it.
+    #[error("not everything could be looked at, for want of descriptors or memory")]
+    Want,
     /// The containers of an engine, or some of them.
     #[error("the engine at {}, {whose}: {problem}", path.display())]
     Engine {
@@ -36,10 +47,10 @@ pub(crate) enum Gap {
         left_out: usize,
     },
     /// The interfaces of one network namespace, or some of them.
-    #[error("the interfaces of network namespace {netns}: {problem}")]
+    #[error("the interfaces of {place}: {problem}")]
     InterfacesOf {
-        /// Its number.
-        netns: u64,
+        /// The namespace.
+        place: Place,
         /// Why they are not known, or not all.
         problem: String,
     },
@@ -49,16 +60,122 @@ pub(crate) enum Gap {
         /// Why they could not be listed.
         problem: String,
     },
+    /// Several of one kind that are in the same user's hands, who can make any number of them.
+    #[error("{first}; and {others} more of {owner}")]
+    Several {
+        /// One of them.
+        first: Box<Self>,
+        /// How many there are besides.
+        others: usize,
+        /// Whose they are.
+        owner: Owner,
+    },
 }
 
 impl Gap {
-    /// Whether it is of the same kind and place as another, however much is missing there.
+    /// Whether it is of the same kind and place as another, however much is missing there; of a user, whether it is of
+    /// the same kind.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             // How many are hidden changes all the time; what they are hidden for does not.
             (Self::Processes { .. }, Self::Processes { .. })
             | (Self::Sockets { .. }, Self::Sockets { .. }) => true,
-            _ => self == other,
+            _ => self == other || self.of_user().is_some_and(|own| other.of_user() == Some(own)),
         }
+    }
+
+    /// Whose it is, where it is not the service's own or the host's.
+    pub(super) fn owner(&self) -> Owner {
+        self.place().map_or(Owner::Host, |place| place.owner)
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Place(unseen) => Some(unseen.place()),
+            Self::InterfacesOf { place, .. } => Some(*place),
+            Self::Several { first, .. } => first.place(),
+            _ => None,
+        }
+    }
+
+    /// The user in whose hands it is, if it is in a user's, and of what kind.
+    fn of_user(&self) -> Option<(Owner, Discriminant<Kind>)> {
+        let Place { owner, kind } = self.place()?;
+        let is_users = matches!(owner, Owner::Namespace(_) | Owner::User(_));
+        is_users.then(|| (owner, discriminant(&kind)))
+    }
+}
+
+/// The same gaps, those of one kind together that are in one user's hands.
+pub(super) fn together(gaps: Vec<Gap>) -> Vec<Gap> {
+    let mut all: Vec<Gap> = Vec::new();
+    let mut indexes = HashMap::new();
+    for gap in gaps {
+        let Some(of_user) = gap.of_user() else {
+            all.push(gap);
+            continue;
+        };
+        let index = *indexes.entry(of_user).or_insert(all.len());
+        match all.get_mut(index) {
+            None => all.push(gap),
+            Some(Gap::Several { others, .. }) => *others += 1,
+            Some(one) => {
+                *one = Gap::Several {
+                    first: Box::new(one.clone()),
+                    others: 1,
+                    owner: of_user.0,
+                };
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interfaces(owner: Owner, netns: u64) -> Gap {
+        Gap::InterfacesOf {
+            place: Place {
+                owner,
+                kind: Kind::Interfaces(netns),
+            },
+            problem: "there are more than are taken".to_owned(),
+        }
+    }
+
+    fn mounts(owner: Owner, number: u64) -> Gap {
+        let kind = Kind::Mounts(number);
+        Unseen::TooMany(Place { owner, kind }).into()
+    }
+
+    #[test]
+    fn any_number_of_a_user_is_one_of_each_kind() {
+        let (one, other) = (Owner::User(1000), Owner::User(2000));
+        let of_one = (0..10_000).flat_map(|number| [interfaces(one, number), mounts(one, number)]);
+        let of_root = [5, 6].map(|number| interfaces(Owner::Container, number));
+        let gaps = of_one
+            .chain(of_root.clone())
+            .chain([mounts(other, 7), Gap::Want])
+            .collect();
+        let all = together(gaps);
+        let sentences: Vec<String> = all.iter().map(Gap::to_string).collect();
+        assert_eq!(
+            sentences,
+            [
+                "the interfaces of network namespace 0 of user 1000: there are more than are taken; and 9999 more of user 1000",
+                "there is more of the list of mounts of mount namespace 0 of user 1000 than is looked at; and 9999 more of \
+                 user 1000",
+                "the interfaces of network namespace 5: there are more than are taken",
+                "the interfaces of network namespace 6: there are more than are taken",
+                "there is more of the list of mounts of mount namespace 7 of user 2000 than is looked at",
+                "not everything could be looked at, for want of descriptors or memory",
+            ]
+        );
+        // Another of the same is no news.
+        assert!(all[0].is_like(&interfaces(one, 77)) && interfaces(one, 77).is_like(&all[0]));
+        assert!(!all[0].is_like(&all[1]) && !all[0].is_like(&interfaces(other, 0)));
+        assert!(!of_root[0].is_like(&of_root[1]));
     }
 }

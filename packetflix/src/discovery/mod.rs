@@ -8,6 +8,7 @@ mod budget;
 mod cri;
 mod cri_api;
 mod docker;
+mod doubts;
 mod engines;
 mod formerly;
 mod gap;
@@ -52,6 +53,7 @@ use self::{
     assemble::Running,
     engines::Engine,
     formerly::Formerly,
+    gap::together,
     occupants::Census,
     processes::ProcessTable,
     shared::Shared,
@@ -62,8 +64,9 @@ use self::{
 use crate::{
     access::Occupants,
     capabilities::Capability,
-    error::chain,
-    lookout::{Kind, Place},
+    error::{chain, wants},
+    line_bounds::{LineBounds, WINDOW},
+    lookout::{Kind, Owner, Place},
     netns::{Holder, LinksOf, MountLists, View, links_of},
     proc_fs::numbers_in,
     sys,
@@ -85,6 +88,12 @@ const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 /// Most places that are told at which one namespace is mounted.
 const MAX_PATHS: usize = 16;
 
+/// Lines of the log in a while about what is in the hands of one user, or of containers.
+const LINES: u64 = 10;
+
+/// Most mounts of one namespace through which it is tried to reach that.
+const MAX_MOUNTS: usize = 4;
+
 /// Number of the host's network namespace on kernels that give it a fixed one, where that of the first process may
 /// not be looked at. Kernel 6.18, `linux/nsfs.h`, `NET_NS_INIT_INO`.
 const FIRST_NAMESPACE: u64 = 0xEFFF_FFF9;
@@ -103,6 +112,8 @@ struct Scanner {
     /// Name of the host.
     node_name: String,
     last: Mutex<Last>,
+    /// Lines of the log about what is in others' hands, who can change it as often as they like.
+    lines: LineBounds<Owner>,
     addresses: watch::Sender<Arc<AddressBook>>,
     metrics: Arc<Metrics>,
 }
@@ -136,8 +147,12 @@ pub(crate) struct Scan {
     /// What could not be looked at; nothing, if this is all that there is.
     pub(crate) gaps: Vec<Gap>,
     /// Who is in each network namespace, by its inode number.
-    pub(crate) occupants: HashMap<u64, Occupants>,
-    /// Whether an engine of the host did not tell everything, so that there may be containers of any name.
+    occupants: HashMap<u64, Occupants>,
+    /// Namespaces of which no one was left who was in them a moment before.
+    left: HashSet<u64>,
+    /// Whether there may be processes in any namespace that were not seen.
+    pub(crate) is_cut: bool,
+    /// Whether that is so, or an engine of the host did not tell everything: there may be containers of any name.
     pub(crate) is_partial: bool,
 }
 
@@ -231,6 +246,11 @@ impl Scan {
     pub(crate) fn occupants(&self, netns: u64) -> Option<&Occupants> {
         self.occupants.get(&netns)
     }
+
+    /// Whether all whom it has in a network namespace left that while it looked, so that others may be there by now.
+    pub(crate) fn have_left(&self, netns: u64) -> bool {
+        self.left.contains(&netns)
+    }
 }
 
 impl Discovery {
@@ -240,6 +260,7 @@ impl Discovery {
             engine_sockets,
             node_name,
             last: Mutex::default(),
+            lines: LineBounds::new(LINES),
             addresses: watch::Sender::default(),
             metrics,
         };
@@ -326,6 +347,20 @@ impl Discovery {
         self.scans.since(earliest, scan).await
     }
 
+    /// Logs how many changes had no line since the last time.
+    pub(crate) fn tell_the_rest(&self) {
+        for (owner, count) in self.scanner.lines.take_the_rest() {
+            let owner = owner.map_or_else(|| "others".to_owned(), |owner| owner.to_string());
+            let seconds = WINDOW.as_secs();
+            tracing::warn!(
+                owner,
+                count,
+                seconds,
+                "more changed of what can be found than is logged"
+            );
+        }
+    }
+
     /// Why targets cannot be found at the moment, if so.
     pub(crate) fn problem(&self) -> Option<String> {
         let late = self.scans.late()?;
@@ -347,7 +382,7 @@ impl Scanner {
         let engines = engines::ask_all(&found.sockets, |_| KnownPids::default()).await;
         let now = reports(&engines, found.missing);
         let mut last = self.last();
-        report_engines(&last.engines, &now);
+        self.report_engines(&last.engines, &now);
         // Unless there was a scan meanwhile, which knows all.
         if last.engines.is_empty() {
             last.engines = now;
@@ -367,8 +402,8 @@ impl Scanner {
                 gaps: scan.gaps.clone(),
             },
         );
-        report_gaps(&before.gaps, &scan.gaps);
-        report_engines(&before.engines, &scan.engines);
+        self.report_gaps(&before.gaps, &scan.gaps);
+        self.report_engines(&before.engines, &scan.engines);
         self.count(&scan, began.elapsed());
         tracing::debug!(
             targets = scan.targets.len(),
@@ -384,6 +419,47 @@ impl Scanner {
             changed
         });
         scan
+    }
+
+    /// Logs what newly could not be looked at.
+    fn report_gaps(&self, before: &[Gap], now: &[Gap]) {
+        for gap in now {
+            let is_told =
+                matches!(gap, Gap::Engine { .. }) || before.iter().any(|before| gap.is_like(before));
+            if !is_told && self.is_worth_a_line(gap.owner()) {
+                tracing::warn!(%gap, "not all targets can be found");
+            }
+        }
+    }
+
+    /// Logs engines whose state is another than before.
+    fn report_engines(&self, before: &[EngineReport], now: &[EngineReport]) {
+        for report in now {
+            let is_told = before.iter().any(|before| report.is_like(before));
+            if is_told || !self.is_worth_a_line(report.place.owner) {
+                continue;
+            }
+            let (engine, whose) = (report.path.display(), report.whose());
+            match &report.problem {
+                Some(Problem { sentence, remedy }) => tracing::warn!(
+                    %engine,
+                    whose,
+                    problem = sentence,
+                    remedy,
+                    "an engine does not tell what it runs"
+                ),
+                None => tracing::info!(
+                    %engine,
+                    whose,
+                    containers = report.workloads,
+                    "an engine tells what it runs"
+                ),
+            }
+        }
+    }
+
+    fn is_worth_a_line(&self, owner: Owner) -> bool {
+        owner == Owner::Host || self.lines.allow(&owner)
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
@@ -408,6 +484,7 @@ impl Scanner {
 
 async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let at = SystemTime::now();
+    let wants_before = wants();
     let configured = engine_sockets.to_vec();
     let (found, known, pids) = blocking(move || {
         let found = sockets::find(&process_ids(), &configured);
@@ -425,14 +502,16 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
     gaps.extend(reports.iter().filter_map(EngineReport::gap));
-    let (found, known) = blocking(move || targets(&engines, &unasked, known)).await;
+    let (found, known) = blocking(move || targets(&engines, &unasked, known, wants_before)).await;
     gaps.extend(found.gaps);
     let scan = Scan {
         at,
         targets: found.targets,
         engines: reports,
-        gaps,
+        gaps: together(gaps),
         occupants: found.occupants,
+        left: found.left,
+        is_cut: found.is_cut,
         is_partial: found.is_partial,
     };
     (scan, known)
@@ -442,24 +521,33 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
 struct FoundTargets {
     targets: Vec<DiscoveredTarget>,
     occupants: HashMap<u64, Occupants>,
+    left: HashSet<u64>,
     gaps: Vec<Gap>,
+    is_cut: bool,
     is_partial: bool,
 }
 
 /// The targets now, given what the engines told, and where there are others that were not asked; and what is to be
-/// remembered.
-fn targets(engines: &[Engine], unasked: &[(Origin, u32)], known: Known) -> (FoundTargets, Known) {
+/// remembered. `wants_before` is how often descriptors or memory were wanting before the scan.
+fn targets(
+    engines: &[Engine],
+    unasked: &[(Origin, u32)],
+    known: Known,
+    wants_before: u64,
+) -> (FoundTargets, Known) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
     let Known {
         running,
         mut formerly,
     } = known;
-    let mut found = assemble::find_processes(engines, &table, running, sys::is_in_user_namespace_of);
-    for (origin, seen_by) in unasked {
-        let enclosing = |pid| found.enclosing(pid, &table);
-        let doubt = Authority::widest(*origin, *seen_by, &table, enclosing);
-        found.doubts.push(doubt);
+    let mut found = assemble::find_processes(engines, &table, running, sys::users_around);
+    if !unasked.is_empty() {
+        let enclosing = found.enclosing(&table);
+        let widest = |(origin, seen_by): &(_, u32)| Authority::widest(*origin, *seen_by, &table, &enclosing);
+        let doubts: Vec<Authority> = unasked.iter().map(widest).collect();
+        drop(enclosing);
+        found.doubts.extend(doubts);
     }
     let mut gaps = Vec::new();
     // Some hosts hide a process from everyone: that is not for us to complain about.
@@ -468,37 +556,51 @@ fn targets(engines: &[Engine], unasked: &[(Origin, u32)], known: Known) -> (Foun
             count: table.hidden(),
         });
     }
-    let namespaces = namespaces(&pids, &table, &mut gaps);
+    let host = table
+        .get(1)
+        .and_then(|process| process.netns)
+        .unwrap_or(FIRST_NAMESPACE);
+    let namespaces = namespaces(&pids, &table, host, &mut gaps);
     let mut targets = assemble::assemble(&found, &table, &namespaces);
     formerly.look_at(&mut targets);
-    let census = Census {
+    let mut census = Census {
         found: &found,
         table: &table,
         namespaces: &namespaces,
+        host,
         is_cut: table.hides_others(),
     };
-    let occupants = census.take(sys::is_in_user_namespace_of);
-    let is_partial = table.hides_others() || found.doubts.contains(&Authority::Host);
+    let mut occupants = census.take(sys::users_around);
+    // Anything may be missing then: a process, an engine, or whose something is.
+    if wants() != wants_before {
+        gaps.push(Gap::Want);
+        census.is_cut = true;
+        occupants = census.take(sys::users_around);
+    }
+    let is_cut = census.is_cut;
+    let is_partial = is_cut || found.doubts.contains(&Authority::Host);
+    let left = occupants.keys().filter(|inode| !namespaces.contains_key(inode));
+    let left = left.copied().collect();
     let running = found.running.into_values().collect();
     let found = FoundTargets {
         targets,
         occupants,
+        left,
         gaps,
+        is_cut,
         is_partial,
     };
     (found, Known { running, formerly })
 }
 
 /// All network namespaces that a process or a bind mount holds.
-fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMap<u64, Arc<Namespace>> {
-    let mut holders: HashMap<u64, Holder> = table
-        .namespaces()
-        .into_iter()
-        .map(|(inode, (pid, thread))| match thread {
-            None => (inode, Holder::Process { pid }),
-            Some(tid) => (inode, Holder::Thread { pid, tid }),
-        })
-        .collect();
+fn namespaces(
+    pids: &[u32],
+    table: &ProcessTable,
+    host: u64,
+    gaps: &mut Vec<Gap>,
+) -> HashMap<u64, Arc<Namespace>> {
+    let mut holders = table.holders();
     let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
     let mut named_by_host = HashSet::new();
     let mut lists = MountLists::new(View::all(pids));
@@ -509,11 +611,13 @@ fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMa
             if [1, process::id()].contains(pid) {
                 named_by_host.insert(inode);
             }
+            if paths.len() < MAX_MOUNTS {
+                holders.entry(inode).or_default().push(holder.clone());
+            }
             if paths.len() < MAX_PATHS && !paths.contains(path) {
                 paths.push(path.clone());
             }
         }
-        holders.entry(inode).or_insert(holder);
     }
     gaps.extend(lists.unseen.into_iter().map(Gap::Place));
     let LinksOf { links, unseen } = links_of(holders).unwrap_or_else(|error| {
@@ -521,12 +625,8 @@ fn namespaces(pids: &[u32], table: &ProcessTable, gaps: &mut Vec<Gap>) -> HashMa
         gaps.push(Gap::Interfaces { problem });
         LinksOf::default()
     });
-    let of_one = |(netns, problem)| Gap::InterfacesOf { netns, problem };
+    let of_one = |(place, problem)| Gap::InterfacesOf { place, problem };
     gaps.extend(unseen.into_iter().map(of_one));
-    let host = table
-        .get(1)
-        .and_then(|process| process.netns)
-        .unwrap_or(FIRST_NAMESPACE);
     links
         .into_iter()
         .map(|(inode, links)| {
@@ -582,41 +682,6 @@ fn reports(engines: &[Engine], missing: Vec<(PathBuf, Place, std::io::Error)>) -
 fn count(engine: &Engine) -> usize {
     let ids: HashSet<&str> = engine.workloads.iter().map(|workload| &workload.id[..]).collect();
     ids.len()
-}
-
-/// Logs what newly could not be looked at.
-fn report_gaps(before: &[Gap], now: &[Gap]) {
-    for gap in now {
-        let is_told = matches!(gap, Gap::Engine { .. }) || before.iter().any(|before| gap.is_like(before));
-        if !is_told {
-            tracing::warn!(%gap, "not all targets can be found");
-        }
-    }
-}
-
-/// Logs engines whose state is another than before.
-fn report_engines(before: &[EngineReport], now: &[EngineReport]) {
-    for report in now {
-        if before.iter().any(|before| report.is_like(before)) {
-            continue;
-        }
-        let (engine, whose) = (report.path.display(), report.whose());
-        match &report.problem {
-            Some(Problem { sentence, remedy }) => tracing::warn!(
-                %engine,
-                whose,
-                problem = sentence,
-                remedy,
-                "an engine does not tell what it runs"
-            ),
-            None => tracing::info!(
-                %engine,
-                whose,
-                containers = report.workloads,
-                "an engine tells what it runs"
-            ),
-        }
-    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -2,8 +2,9 @@
 
 use std::{
     cell::OnceCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
+    io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::Path,
     sync::Arc,
@@ -11,12 +12,14 @@ use std::{
 
 use super::{
     assemble::{Found, Running},
+    doubts::Doubts,
     processes::ProcessTable,
     target::Namespace,
     trust::Authority,
 };
 use crate::{
     access::{Occupant, Occupants},
+    error::note_want,
     proc_fs::{namespace_path, proc_path},
     sys,
 };
@@ -26,42 +29,48 @@ pub(super) struct Census<'a> {
     pub(super) found: &'a Found,
     pub(super) table: &'a ProcessTable,
     pub(super) namespaces: &'a HashMap<u64, Arc<Namespace>>,
+    /// The host's, by its number.
+    pub(super) host: u64,
     /// Whether there may be processes anywhere that the table does not have.
     pub(super) is_cut: bool,
 }
 
 impl Census<'_> {
-    /// All who are in each namespace. `is_owned_by` tells whether a process is in a user namespace of a user.
-    pub(super) fn take(&self, is_owned_by: impl Fn(u32, u32) -> bool) -> HashMap<u64, Occupants> {
+    /// All who are in each namespace: in those, too, that could not be looked at, since the table has them. `owners_of` tells the users whose user namespaces are around a process.
+    pub(super) fn take(&self, owners_of: impl Fn(u32) -> io::Result<Vec<u32>>) -> HashMap<u64, Occupants> {
         let mut processes = self.table.by_namespace();
         let containers = Containers::of(self.found, self.table);
-        let occupants = self.namespaces.iter().map(|(&inode, namespace)| {
+        let doubts = Doubts::of(&self.found.doubts, self.table);
+        let inodes: HashSet<u64> = self.namespaces.keys().chain(processes.keys()).copied().collect();
+        let occupants = inodes.into_iter().map(|inode| {
             let pids = processes.remove(&inode).unwrap_or_default();
+            let is_doubtful = pids.iter().any(|pid| {
+                let ancestor = containers.ancestor(*pid).map(|running| running.pid);
+                doubts.cover(*pid, ancestor, &owners_of)
+            });
             let owner = OnceCell::new();
             let owner = || *owner.get_or_init(|| self.owner_of(inode, &pids));
-            let occupants = self.occupants(namespace, &pids, owner, &containers, &is_owned_by);
-            (inode, occupants)
+            let names = self.names(inode, &pids, owner, &containers);
+            (inode, Occupants::new(names, !self.is_cut && !is_doubtful))
         });
         occupants.collect()
     }
 
-    fn occupants(
+    /// The names of all who are in a namespace.
+    fn names(
         &self,
-        namespace: &Namespace,
+        inode: u64,
         pids: &[u32],
         owner: impl Fn() -> Option<u32> + Copy,
         containers: &Containers<'_>,
-        is_owned_by: &impl Fn(u32, u32) -> bool,
-    ) -> Occupants {
+    ) -> BTreeSet<Occupant> {
+        let is_host = inode == self.host;
         let mut names = BTreeSet::new();
-        let mut is_complete = !self.is_cut;
         for &pid in pids {
-            let ancestor = containers.ancestor(pid);
-            is_complete &= !self.is_doubtful(pid, ancestor, is_owned_by);
-            let around = match ancestor {
+            let around = match containers.ancestor(pid) {
                 Some(running) => vec![running],
                 // What has no container of its own is the host's.
-                None if namespace.is_host => continue,
+                None if is_host => continue,
                 None => containers.around(pid),
             };
             names.extend(around.iter().map(|running| Occupant {
@@ -77,17 +86,17 @@ impl Census<'_> {
                 names.extend(self.by_own_name(pid, owner));
             }
         }
-        if namespace.is_host {
+        if is_host {
             let first = pids.iter().find(|pid| self.table.is_leader(**pid));
             names.extend(first.and_then(|pid| self.by_own_name(*pid, || None)));
         }
-        if pids.is_empty() {
+        if let (true, Some(namespace)) = (pids.is_empty(), self.namespaces.get(&inode)) {
             names.extend(namespace.mounts.first().map(|path| Occupant {
                 name: path.display().to_string(),
                 is_self_chosen: !namespace.is_named_by_host,
             }));
         }
-        Occupants::new(names, is_complete)
+        names
     }
 
     /// A process by the name that it has given itself. That says what it is where root has started it, or where there is
@@ -102,25 +111,6 @@ impl Census<'_> {
         Some(Occupant {
             name: format!("{}({pid})", stat.name),
             is_self_chosen: !is_said_by_owner,
-        })
-    }
-
-    /// Whether a process may be one that an engine has yet to tell of. `ancestor` is the innermost container that it
-    /// descends from.
-    fn is_doubtful(
-        &self,
-        pid: u32,
-        ancestor: Option<&Running>,
-        is_owned_by: &impl Fn(u32, u32) -> bool,
-    ) -> bool {
-        let mut doubts = self.found.doubts.iter();
-        doubts.any(|doubt| {
-            let is_open = match (ancestor, doubt) {
-                (None, _) => true,
-                (Some(running), Authority::Container { first }) => running.pid == *first,
-                (Some(_), _) => false,
-            };
-            is_open && doubt.covers(pid, self.table, is_owned_by)
         })
     }
 
@@ -144,6 +134,8 @@ fn owner_through(path: &Path, inode: u64) -> Option<u32> {
 struct Containers<'a> {
     found: &'a Found,
     table: &'a ProcessTable,
+    /// The innermost that each process descends from.
+    ancestors: HashMap<u32, &'a Running>,
     /// By their PID namespace, where that is not ours.
     by_pid_namespace: OnceCell<HashMap<u64, Vec<&'a Running>>>,
     /// By their identifiers, as far as control groups have them for names.
@@ -152,9 +144,11 @@ struct Containers<'a> {
 
 impl<'a> Containers<'a> {
     fn of(found: &'a Found, table: &'a ProcessTable) -> Self {
+        let listed = |pid| found.running.get(&pid).filter(|running| running.is_listed);
         Self {
             found,
             table,
+            ancestors: table.innermost(listed),
             by_pid_namespace: OnceCell::new(),
             by_identifier: OnceCell::new(),
         }
@@ -166,8 +160,7 @@ impl<'a> Containers<'a> {
 
     /// The innermost container that a process descends from.
     fn ancestor(&self, pid: u32) -> Option<&'a Running> {
-        let mut line = self.table.line_of(pid);
-        line.find_map(|pid| self.found.running.get(&pid).filter(|running| running.is_listed))
+        self.ancestors.get(&pid).copied()
     }
 
     /// The containers that a process without such an ancestor is in, which was started there from outside, or has lost its
@@ -201,7 +194,7 @@ impl<'a> Containers<'a> {
         if by_identifier.is_empty() {
             return None;
         }
-        let groups = fs::read(proc_path(pid, "cgroup")).ok()?;
+        let groups = fs::read(proc_path(pid, "cgroup")).inspect_err(note_want).ok()?;
         let groups = String::from_utf8_lossy(&groups);
         let mut paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
         paths.find_map(|path| {

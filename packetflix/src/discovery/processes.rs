@@ -9,7 +9,14 @@ use std::{
 };
 
 use super::peer::Peer;
-use crate::proc_fs::{Stat, live_namespace, proc_path};
+use crate::{
+    error::note_want,
+    netns::Holder,
+    proc_fs::{Stat, live_namespace, proc_path},
+};
+
+/// Processes of one network namespace through which it is tried to reach that.
+const MAX_HOLDERS: usize = 16;
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +45,9 @@ pub(super) struct ProcessTable {
     /// How many of them the kernel does not let us look at.
     hidden: usize,
     own_pid_namespace: u64,
+    /// How often a process was looked up.
+    #[cfg(test)]
+    looks: std::cell::Cell<usize>,
 }
 
 impl ProcessTable {
@@ -62,6 +72,8 @@ impl ProcessTable {
             processes,
             hidden,
             own_pid_namespace: pid_namespace(process::id()).unwrap_or_default(),
+            #[cfg(test)]
+            looks: std::cell::Cell::default(),
         }
     }
 
@@ -87,7 +99,7 @@ impl ProcessTable {
         users_of(pid)
     }
 
-    /// All processes, by their network namespaces.
+    /// All processes, by their network namespaces, the lowest PID first.
     pub(super) fn by_namespace(&self) -> HashMap<u64, Vec<u32>> {
         let mut all: HashMap<u64, Vec<u32>> = HashMap::new();
         for (&pid, process) in &self.processes {
@@ -96,6 +108,20 @@ impl ProcessTable {
             }
         }
         all
+    }
+
+    /// How each network namespace is reached through processes that are in it: the first few, as any may leave it or end.
+    /// The lowest PID is the most likely to last.
+    pub(super) fn holders(&self) -> HashMap<u64, Vec<Holder>> {
+        let holder = |&pid: &u32| {
+            Some(match self.get(pid)?.thread {
+                None => Holder::Process { pid },
+                Some(tid) => Holder::Thread { pid, tid },
+            })
+        };
+        let all = self.by_namespace().into_iter();
+        all.map(|(inode, pids)| (inode, pids.iter().filter_map(holder).take(MAX_HOLDERS).collect()))
+            .collect()
     }
 
     /// How many processes the kernel does not let us look at.
@@ -109,15 +135,48 @@ impl ProcessTable {
     }
 
     pub(super) fn get(&self, pid: u32) -> Option<&Process> {
+        #[cfg(test)]
+        self.looks.update(|looks| looks + 1);
         self.processes.get(&pid)
     }
 
-    /// The process and its parents, up to the first.
-    pub(super) fn line_of(&self, pid: u32) -> impl Iterator<Item = u32> {
-        let mut seen = HashSet::new();
-        std::iter::successors(Some(pid), |pid| Some(self.get(*pid)?.stat.ppid))
-            // A parent that ended while we read may have left its PID to a child.
-            .take_while(move |pid| *pid != 0 && seen.insert(*pid))
+    /// The parent of a process.
+    pub(super) fn parent(&self, pid: u32) -> Option<u32> {
+        let parent = self.get(pid)?.stat.ppid;
+        Some(parent).filter(|parent| *parent != 0)
+    }
+
+    /// For each process, what `find` gives of the first in its line for which it gives anything: itself, its parent, and so
+    /// on. Looks at each process once, since a line may be as long as there are PIDs.
+    pub(super) fn innermost<T: Copy>(&self, find: impl Fn(u32) -> Option<T>) -> HashMap<u32, T> {
+        let mut known: HashMap<u32, Option<T>> = HashMap::with_capacity(self.processes.len());
+        for &first in self.processes.keys() {
+            let mut line = Vec::new();
+            let mut next = Some(first);
+            let mut found = None;
+            while let (Some(pid), None) = (next, found) {
+                if let Some(known) = known.get(&pid) {
+                    found = *known;
+                    break;
+                }
+                found = find(pid);
+                // Before its parents are: one that ended while we read may have left its PID to a child.
+                known.insert(pid, found);
+                line.push(pid);
+                next = self.parent(pid);
+            }
+            known.extend(line.into_iter().map(|pid| (pid, found)));
+        }
+        known
+            .into_iter()
+            .filter_map(|(pid, found)| Some((pid, found?)))
+            .collect()
+    }
+
+    /// All processes that are among these, or descend from them.
+    pub(super) fn below(&self, is_among: impl Fn(u32) -> bool) -> HashSet<u32> {
+        let below = self.innermost(|pid| is_among(pid).then_some(()));
+        below.into_keys().collect()
     }
 
     /// Processes whose parent is in another network namespace, by their namespace: those that made or entered it,
@@ -144,13 +203,6 @@ impl ProcessTable {
         process.netns.is_some() && parent != process.netns
     }
 
-    /// Some process of each network namespace, with the thread that it is reached through.
-    pub(super) fn namespaces(&self) -> HashMap<u64, (u32, Option<u32>)> {
-        let in_namespace = |(pid, process): (&u32, &Process)| Some((process.netns?, (*pid, process.thread)));
-        // Of many, the lowest PID: it is the most likely to last.
-        self.processes.iter().rev().filter_map(in_namespace).collect()
-    }
-
     /// Processes as the PID namespace of process `pid` numbers them.
     pub(super) fn as_numbered_by(&self, pid: u32) -> Numbers {
         let Some(home) = self.pid_namespace(pid) else {
@@ -162,15 +214,11 @@ impl ProcessTable {
         let Some(level) = numbers_of(pid).len().checked_sub(1) else {
             return Numbers::Unknown;
         };
-        let is_below = |pid: u32| self.line_of(pid).any(|pid| self.pid_namespace(pid) == Some(home));
-        let numbered = self
-            .processes
-            .keys()
-            .filter(|pid| is_below(**pid))
-            .filter_map(|&pid| {
-                let number = *numbers_of(pid).get(level)?;
-                Some((number, pid))
-            });
+        let below = self.below(|pid| self.pid_namespace(pid) == Some(home));
+        let numbered = below.into_iter().filter_map(|pid| {
+            let number = *numbers_of(pid).get(level)?;
+            Some((number, pid))
+        });
         Numbers::Theirs(numbered.collect())
     }
 }
@@ -205,7 +253,7 @@ fn pid_namespace(pid: u32) -> Option<u64> {
 ///
 /// Source: proc_pid_status(5), `Uid`.
 pub(super) fn users_of(pid: u32) -> Option<u32> {
-    let status = fs::read(proc_path(pid, "status")).ok()?;
+    let status = fs::read(proc_path(pid, "status")).inspect_err(note_want).ok()?;
     let status = String::from_utf8_lossy(&status);
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     let mut users = line.split_whitespace().map(|user| user.parse().ok());
@@ -218,7 +266,9 @@ pub(super) fn users_of(pid: u32) -> Option<u32> {
 /// Source: proc_pid_status(5), `NSpid`.
 fn numbers_of(pid: u32) -> Vec<u32> {
     // The name in it may be anything.
-    let status = fs::read(proc_path(pid, "status")).unwrap_or_default();
+    let status = fs::read(proc_path(pid, "status"))
+        .inspect_err(note_want)
+        .unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     numbers
@@ -233,8 +283,8 @@ impl FromIterator<(u32, Process)> for ProcessTable {
     fn from_iter<I: IntoIterator<Item = (u32, Process)>>(processes: I) -> Self {
         Self {
             processes: processes.into_iter().collect(),
-            hidden: 0,
             own_pid_namespace: tests::OWN,
+            ..Self::default()
         }
     }
 }
@@ -249,6 +299,11 @@ pub(super) mod tests {
     impl ProcessTable {
         pub(in super::super) fn extend(&mut self, more: Self) {
             self.processes.extend(more.processes);
+        }
+
+        /// How often a process was looked up.
+        pub(in super::super) fn looks(&self) -> usize {
+            self.looks.get()
         }
     }
 
@@ -290,18 +345,32 @@ pub(super) mod tests {
         assert_eq!(leaders[&100], [1]);
         assert_eq!(leaders[&200], [9, 8]);
         assert_eq!(leaders.len(), 2);
-        assert_eq!(
-            table.namespaces(),
-            HashMap::from([(100, (1, None)), (200, (8, None))])
-        );
+        assert_eq!(table.by_namespace()[&200], [8, 9, 10]);
     }
 
     #[test]
     fn lines_end_even_when_they_are_circles() {
         let table = table(&[(1, 0, 0, 1), (5, 6, 0, 1), (6, 5, 0, 1), (7, 99, 0, 1)]);
-        assert_eq!(table.line_of(1).collect::<Vec<_>>(), [1]);
-        assert_eq!(table.line_of(5).collect::<Vec<_>>(), [5, 6]);
-        assert_eq!(table.line_of(7).collect::<Vec<_>>(), [7, 99]);
+        for pid in [5, 6] {
+            assert_eq!(table.below(|one| one == pid), HashSet::from([5, 6]));
+        }
+        assert_eq!(table.below(|one| one == 99), HashSet::from([7, 99]));
+        assert_eq!(table.below(|_| false), HashSet::new());
+    }
+
+    #[test]
+    fn innermost_is_the_first_of_the_line() {
+        let table = table(&[
+            (1, 0, 0, 1),
+            (4, 9, 0, 1),
+            (5, 1, 0, 1),
+            (9, 5, 0, 1),
+            (12, 4, 0, 1),
+            (13, 77, 0, 1),
+        ]);
+        let innermost = table.innermost(|pid| [1, 9].contains(&pid).then_some(pid));
+        let expected = [(1, 1), (4, 9), (5, 1), (9, 9), (12, 9)];
+        assert_eq!(innermost, HashMap::from(expected));
     }
 
     #[test]

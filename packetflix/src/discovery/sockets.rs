@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 
 use super::{gap::Gap, listeners::EngineProcess, peer::Peer};
 use crate::{
+    error::{is_exhaustion, note_want},
     lookout::{Kind, Lookout, Owner, Place, look_aside},
     netns::{RootOf, Unseen, View},
 };
@@ -185,13 +186,28 @@ enum Look {
 /// What there is.
 enum Looked {
     Named(io::Result<EngineSocket>),
-    Sockets {
-        sockets: Vec<EngineSocket>,
-        /// Whether not every process's root was looked into.
-        is_cut: bool,
-        /// Users who may have sockets there.
-        users: Vec<u32>,
-    },
+    Sockets(FoundThere),
+}
+
+/// What there is at one place.
+#[derive(Debug, Default)]
+struct FoundThere {
+    sockets: Vec<EngineSocket>,
+    /// Whether not every process's root was looked into.
+    is_cut: bool,
+    /// Whether there may be sockets that could not be opened.
+    lacks: bool,
+    /// Users who may have sockets there.
+    users: Vec<u32>,
+}
+
+impl FoundThere {
+    /// What was opened. What could not be is not there, unless descriptors or memory were wanting.
+    fn take<T>(&mut self, opened: io::Result<T>) -> Option<T> {
+        opened
+            .inspect_err(|error| self.lacks |= is_exhaustion(error))
+            .ok()
+    }
 }
 
 /// All sockets that there are. Blocks, for a bounded time.
@@ -206,7 +222,7 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
         match lookout.look(place, (place, Look::Named(path.clone()))) {
             Ok(Looked::Named(Ok(socket))) => found.sockets.push(socket),
             Ok(Looked::Named(Err(error))) => found.missing.push((path.clone(), place, error)),
-            Ok(Looked::Sockets { .. }) => {}
+            Ok(Looked::Sockets(_)) => {}
             Err(missed) => {
                 let error = io::Error::new(io::ErrorKind::TimedOut, missed);
                 found.missing.push((path.clone(), place, error));
@@ -253,36 +269,30 @@ fn look((place, look): (Place, Look)) -> Looked {
     match look {
         Look::Named(path) => Looked::Named(open_configured(&path, place)),
         Look::Mounts(view) => {
-            let mut sockets = Vec::new();
-            let mut users = Vec::new();
+            let mut found = FoundThere::default();
             let saw_all = view.for_each_root(|pid| {
                 let root = RootOf::process(pid)?;
-                sockets.extend(well_known(pid, &root, place));
+                well_known(pid, &root, place, &mut found);
                 // Those of users are looked for where the host's are.
-                if place.owner == Owner::Host && users.is_empty() {
-                    users = users_of(&root);
+                if place.owner == Owner::Host && found.users.is_empty() {
+                    found.users = users_of(&root);
                 }
                 Ok(())
             });
-            Looked::Sockets {
-                sockets,
-                is_cut: !saw_all,
-                users,
-            }
+            found.is_cut = !saw_all;
+            Looked::Sockets(found)
         }
-        Look::OfUser { pid, user } => Looked::Sockets {
-            sockets: RootOf::process(pid)
-                .map_or_else(|_| Vec::new(), |root| of_user(pid, &root, user, place)),
-            is_cut: false,
-            users: Vec::new(),
-        },
-        Look::OfProcess(engine) => {
-            let (sockets, is_cut) = of_process(&engine, place).unwrap_or_default();
-            Looked::Sockets {
-                sockets,
-                is_cut,
-                users: Vec::new(),
+        Look::OfUser { pid, user } => {
+            let mut found = FoundThere::default();
+            if let Ok(root) = RootOf::process(pid) {
+                of_user(pid, &root, user, place, &mut found);
             }
+            Looked::Sockets(found)
+        }
+        Look::OfProcess(engine) => {
+            let mut found = FoundThere::default();
+            of_process(&engine, place, &mut found);
+            Looked::Sockets(found)
         }
     }
 }
@@ -322,12 +332,17 @@ impl Found {
         seen: (Origin, u32),
     ) -> Vec<u32> {
         match lookout.look(place, (place, look)) {
-            Ok(Looked::Sockets {
+            Ok(Looked::Sockets(FoundThere {
                 sockets,
                 is_cut,
+                lacks,
                 users,
-            }) => {
+            })) => {
                 self.sockets.extend(sockets);
+                if lacks {
+                    self.gaps.push(Gap::Place(Unseen::Unopened(place)));
+                    self.unasked.push(seen);
+                }
                 if is_cut {
                     self.gaps.push(Gap::Place(Unseen::TooMany(place)));
                     // The host's own root is the first that is looked into.
@@ -382,19 +397,21 @@ fn open_configured(path: &Path, place: Place) -> io::Result<EngineSocket> {
 }
 
 /// Sockets at well-known places below the root of a process.
-fn well_known(pid: u32, root: &RootOf, place: Place) -> Vec<EngineSocket> {
+fn well_known(pid: u32, root: &RootOf, place: Place, found: &mut FoundThere) {
     // Anyone else's root may be anything.
     let is_hosts = place.owner == Owner::Host && (pid == 1 || pid == std::process::id());
     let origin = if is_hosts { Origin::Host } else { Origin::Elsewhere };
     let open = |&(path, api): &(&str, Api)| {
-        let handle = root.open_path(Path::new(path)).ok()?;
-        let socket = EngineSocket::new(Path::new(path), Some(api), handle, place, origin).ok()?;
+        let path = Path::new(path);
+        let opened = root.open_path(path);
+        let opened = opened.and_then(|handle| EngineSocket::new(path, Some(api), handle, place, origin));
         Some(EngineSocket {
             seen_by: pid,
-            ..socket
+            ..found.take(opened)?
         })
     };
-    WELL_KNOWN.iter().filter_map(open).collect()
+    let sockets: Vec<EngineSocket> = WELL_KNOWN.iter().filter_map(open).collect();
+    found.sockets.extend(sockets);
 }
 
 /// Users who may run engines for themselves, below a root.
@@ -402,7 +419,8 @@ fn users_of(root: &RootOf) -> Vec<u32> {
     let Ok(folder) = root.open_path(Path::new("/run/user")) else {
         return Vec::new();
     };
-    let Ok(users) = fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd())) else {
+    let users = fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+    let Ok(users) = users.inspect_err(note_want) else {
         return Vec::new();
     };
     users
@@ -412,45 +430,52 @@ fn users_of(root: &RootOf) -> Vec<u32> {
 }
 
 /// Sockets of the engines that a user runs, who may have put a link to another's there, or a file system of theirs.
-fn of_user(pid: u32, root: &RootOf, user: u32, place: Place) -> Vec<EngineSocket> {
+fn of_user(pid: u32, root: &RootOf, user: u32, place: Place, found: &mut FoundThere) {
     let folder = Path::new("/run/user").join(user.to_string());
-    let Ok(own) = root.open_path(&folder) else {
-        return Vec::new();
+    let Some(own) = found.take(root.open_path(&folder)) else {
+        return;
     };
     if !fstat(&own).is_ok_and(|stat| stat.st_uid == user) {
-        return Vec::new();
+        return;
     }
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
     );
     let open = |socket: &&str| {
-        let handle = openat2(&own, *socket, how).ok()?;
         let (path, origin) = (folder.join(socket), Origin::User(user));
-        let socket = EngineSocket::new(&path, Some(Api::Docker), handle, place, origin).ok()?;
+        let opened = openat2(&own, *socket, how).map_err(io::Error::from);
+        let opened =
+            opened.and_then(|handle| EngineSocket::new(&path, Some(Api::Docker), handle, place, origin));
+        let socket = found.take(opened)?;
         (socket.origin == origin).then_some(EngineSocket {
             seen_by: pid,
             ..socket
         })
     };
-    WELL_KNOWN_OF_USERS.iter().filter_map(open).collect()
+    let sockets: Vec<EngineSocket> = WELL_KNOWN_OF_USERS.iter().filter_map(open).collect();
+    found.sockets.extend(sockets);
 }
 
-/// Sockets at which a process listens, and which are its user's, as it sees them; and whether there may be more.
-fn of_process(engine: &EngineProcess, place: Place) -> io::Result<(Vec<EngineSocket>, bool)> {
+/// Sockets at which a process listens, and which are its user's, as it sees them.
+fn of_process(engine: &EngineProcess, place: Place, found: &mut FoundThere) {
     let pid = engine.process.pid;
-    let (paths, is_cut) = engine.paths()?;
-    let root = RootOf::process(pid)?;
+    let Some((paths, is_cut)) = found.take(engine.paths()) else {
+        return;
+    };
+    found.is_cut = is_cut;
+    let Ok(root) = RootOf::process(pid) else { return };
     let open = |path: PathBuf| {
-        let handle = root.open_path(&path).ok()?;
+        let handle = found.take(root.open_path(&path))?;
         (fstat(&handle).ok()?.st_uid == engine.process.uid).then_some(())?;
-        let socket = EngineSocket::new(&path, Some(engine.api), handle, place, engine.origin()).ok()?;
+        let opened = EngineSocket::new(&path, Some(engine.api), handle, place, engine.origin());
         Some(EngineSocket {
             seen_by: pid,
             found_by: Some(Arc::clone(&engine.process)),
-            ..socket
+            ..found.take(opened)?
         })
     };
-    Ok((paths.into_iter().filter_map(open).collect(), is_cut))
+    let sockets: Vec<EngineSocket> = paths.into_iter().filter_map(open).collect();
+    found.sockets.extend(sockets);
 }
 
 #[cfg(test)]

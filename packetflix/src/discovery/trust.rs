@@ -1,5 +1,7 @@
 //! Which engine may speak of which processes.
 
+use std::io;
+
 use super::{engines::Engine, processes::ProcessTable, sockets::Origin};
 
 /// Of whom an engine may speak. It follows from where its socket was found, and from who listens there.
@@ -78,21 +80,26 @@ impl Authority {
         }
     }
 
-    /// Whether it may speak of a process; `is_owned_by` tells whether that is in a user namespace of a user.
-    pub(super) fn covers(
+    /// Of which processes it may speak. `owners_of` tells the users whose user namespaces are around a process.
+    pub(super) fn reach<'a>(
         self,
-        pid: u32,
         table: &ProcessTable,
-        is_owned_by: impl Fn(u32, u32) -> bool,
-    ) -> bool {
+        owners_of: impl Fn(u32) -> io::Result<Vec<u32>> + 'a,
+    ) -> Box<dyn Fn(u32) -> bool + 'a> {
         match self {
-            Self::Host => true,
-            Self::Container { first } => pid != first && table.line_of(pid).any(|pid| pid == first),
-            Self::PidNamespace(namespace) => table
-                .line_of(pid)
-                .any(|pid| table.pid_namespace(pid) == Some(namespace)),
-            Self::User(user) => is_owned_by(pid, user),
-            Self::Nobody => false,
+            Self::Host => Box::new(|_| true),
+            Self::Container { first } => {
+                let below = table.below(|pid| pid == first);
+                Box::new(move |pid| pid != first && below.contains(&pid))
+            }
+            Self::PidNamespace(namespace) => {
+                let below = table.below(|pid| table.pid_namespace(pid) == Some(namespace));
+                Box::new(move |pid| below.contains(&pid))
+            }
+            Self::User(user) => {
+                Box::new(move |pid| owners_of(pid).is_ok_and(|owners| owners.contains(&user)))
+            }
+            Self::Nobody => Box::new(|_| false),
         }
     }
 

@@ -185,6 +185,7 @@ impl App {
             let account = account.as_deref().unwrap_or("others");
             self.audit.more_refused(account, count, WINDOW.as_secs());
         }
+        self.discovery.tell_the_rest();
     }
 
     /// How filters are compiled on this account.
@@ -401,13 +402,20 @@ impl App {
         // Before it is searched for: how long that takes would tell whether it is there.
         if let Some(netns) = wanted.netns_alone() {
             let scan = self.discovery.scan_now().await?;
+            if scan.is_cut {
+                return Err(caller.is_unsure_of(&asked).into());
+            }
             caller.may_capture(scan.occupants(netns), &asked)?;
         }
         let opened = Target::open(wanted, &self.directory, rights).await;
         let scan = self.discovery.scan_now().await?;
         let target = opened.map_err(|error| hidden(error, caller, &asked, scan.is_partial))?;
-        caller.may_capture(scan.occupants(target.netns.inode()), &asked)?;
-        Ok(target)
+        let netns = target.netns.inode();
+        caller.may_capture(scan.occupants(netns), &asked)?;
+        match scan.have_left(netns) {
+            true => Err(caller.is_unsure_of(&asked).into()),
+            false => Ok(target),
+        }
     }
 
     /// What is to be said of a target that is unknown: its container may be there without running.

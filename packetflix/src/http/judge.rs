@@ -107,12 +107,14 @@ impl Judge {
     }
 
     fn judge(&self, scan: &Scan) -> Result<(), String> {
-        // Where nobody is any more, the capture ends by itself.
-        let Some(occupants) = scan.occupants(self.netns) else {
-            return Ok(());
-        };
         let name = self.caller.name();
-        match self.caller.rights().may_capture(occupants) {
+        let verdict = match scan.occupants(self.netns) {
+            Some(occupants) => self.caller.rights().may_capture(occupants),
+            None if scan.is_cut => Verdict::Unsure,
+            // Where nobody is any more, the capture ends by itself.
+            None => Verdict::Allowed,
+        };
+        match verdict {
             Verdict::Allowed => Ok(()),
             Verdict::Refused => Err(format!(
                 "{name} may not capture all that is in the network namespace by now"

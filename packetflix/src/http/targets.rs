@@ -13,7 +13,7 @@ use warp::{http::StatusCode, reply::Response};
 
 use super::{answers::Kind, caller::Caller, capture::App, refusal::Refusal};
 use crate::{
-    discovery::{DiscoveredTarget, PodName, Scan},
+    discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
     target::Directory,
 };
@@ -21,7 +21,7 @@ use crate::{
 /// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
 
-/// Most gaps of a scan that are told: any number of namespaces may have one.
+/// Most sentences on gaps of a scan: any number of namespaces may have one.
 const MAX_GAPS: usize = 100;
 
 /// The list of GhostWire.
@@ -213,12 +213,24 @@ impl<'a> Details<'a> {
             scanned_at: since_1970.as_secs_f64(),
             node_name,
             engines: engines.collect(),
-            gaps: gaps.iter().take(MAX_GAPS).map(ToString::to_string).collect(),
+            gaps: sentences(gaps),
             targets: listed(scan, caller)
                 .map(|target| TargetDetails::of(target, knows_all))
                 .collect(),
         }
     }
+}
+
+/// What could not be looked at, up to a bound.
+fn sentences(gaps: &[Gap]) -> Vec<String> {
+    let most = if gaps.len() > MAX_GAPS {
+        MAX_GAPS - 1
+    } else {
+        gaps.len()
+    };
+    let (told, rest) = gaps.split_at(most);
+    let rest = (!rest.is_empty()).then(|| format!("{} more places could not be looked at", rest.len()));
+    told.iter().map(ToString::to_string).chain(rest).collect()
 }
 
 impl<'a> TargetDetails<'a> {

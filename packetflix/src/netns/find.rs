@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     capabilities::Capability,
-    error::is_exhaustion,
+    error::{is_exhaustion, note_want},
     lookout::{Lookout, Missed, Place},
     proc_fs::{namespace_link, numbers_in, proc_path, program_name},
     sys,
@@ -393,7 +393,8 @@ impl RootOf {
     /// When the process has ended, or may not be looked at.
     pub(crate) fn process(pid: u32) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(Self(open(&proc_path(pid, "root"), flags, Mode::empty())?))
+        let root = open(&proc_path(pid, "root"), flags, Mode::empty()).map_err(io::Error::from);
+        Ok(Self(root.inspect_err(note_want)?))
     }
 
     /// A handle (`O_PATH`) of a file, without trusting what lies there: it may be anything by now, and whoever owns it

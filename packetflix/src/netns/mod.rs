@@ -33,7 +33,7 @@ pub use process::{ProcessError, ProcessIdentity};
 pub(crate) use views::{MountLists, Unseen, Users, View};
 
 use crate::{
-    error::chain,
+    error::{chain, is_exhaustion},
     lookout::{Kind, Lookout, Owner, Place},
     sys,
 };
@@ -228,40 +228,50 @@ pub(crate) struct LinksOf {
     /// By the number of the namespace, of each that is still held; none where they could not be listed.
     pub(crate) links: HashMap<u64, Vec<Link>>,
     /// Of which namespaces they are not known, or not all, and why.
-    pub(crate) unseen: Vec<(u64, String)>,
+    pub(crate) unseen: Vec<(Place, String)>,
 }
 
 /// What became of a visit to a namespace.
 enum Visit {
-    /// Nobody holds it any more.
+    /// Who was to lead there holds it no more.
     Gone,
     Listed(dump::Links),
     Failed(io::Error),
 }
 
-/// The links of many namespaces, by their numbers: of each that `holders` still hold. Blocks, for a bounded time.
+/// The links of many namespaces, by their numbers: of each that one of its `holders` still holds. Blocks, for a bounded time.
 ///
 /// # Errors
 /// When no namespace may be entered.
-pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterError> {
+pub(crate) fn links_of(holders: HashMap<u64, Vec<Holder>>) -> Result<LinksOf, EnterError> {
     let mut users = Users::default();
     // On threads of its own, since they end in other namespaces than they began in.
     let mut lookout = Lookout::new(|(inode, holder, owner)| visit(inode, &holder, owner));
     let mut all = LinksOf::default();
     // One that cannot be entered says nothing of the others.
     let mut not_entered = None;
-    for (inode, holder) in holders {
-        let place = match &holder {
-            Holder::Process { pid }
-            | Holder::Thread { pid, .. }
-            | Holder::Descriptor { pid, .. }
-            | Holder::Socket { pid, .. } => Place {
-                owner: users.owner_of(*pid),
-                kind: Kind::Interfaces(inode),
-            },
-            Holder::Mount { files, .. } => *files,
+    for (inode, holders) in holders {
+        let visits = holders.into_iter().map(|holder| {
+            let place = match &holder {
+                Holder::Process { pid }
+                | Holder::Thread { pid, .. }
+                | Holder::Descriptor { pid, .. }
+                | Holder::Socket { pid, .. } => Place {
+                    owner: users.owner_of(*pid),
+                    kind: Kind::Interfaces(inode),
+                },
+                Holder::Mount { files, .. } => *files,
+            };
+            (place.owner, lookout.look(place, (inode, holder, place.owner)))
+        });
+        // One may have left meanwhile, and others not.
+        let Some((owner, looked)) = visits
+            .into_iter()
+            .find(|(_, looked)| !matches!(looked, Ok(Ok(Visit::Gone))))
+        else {
+            continue;
         };
-        let (links, unseen) = match lookout.look(place, (inode, holder, place.owner)) {
+        let (links, unseen) = match looked {
             Ok(Err(error)) => {
                 let unseen = (Vec::new(), Some(chain(&error)));
                 not_entered.get_or_insert(error);
@@ -278,7 +288,11 @@ pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterEr
             Err(missed) => (Vec::new(), Some(missed.to_string())),
         };
         all.links.insert(inode, links);
-        all.unseen.extend(unseen.map(|unseen| (inode, unseen)));
+        let place = Place {
+            owner,
+            kind: Kind::Interfaces(inode),
+        };
+        all.unseen.extend(unseen.map(|unseen| (place, unseen)));
     }
     match not_entered {
         Some(error) if all.unseen.len() == all.links.len() => Err(error),
@@ -288,8 +302,10 @@ pub(crate) fn links_of(holders: HashMap<u64, Holder>) -> Result<LinksOf, EnterEr
 
 /// Lists the links of one namespace.
 fn visit(inode: u64, holder: &Holder, owner: Owner) -> Result<Visit, EnterError> {
-    let Ok(descriptor) = holder.open_unwatched(inode) else {
-        return Ok(Visit::Gone);
+    let descriptor = match holder.open_unwatched(inode) {
+        Ok(descriptor) => descriptor,
+        Err(error) if is_exhaustion(&error) => return Ok(Visit::Failed(error)),
+        Err(_) => return Ok(Visit::Gone),
     };
     setns(descriptor, CloneFlags::CLONE_NEWNET).map_err(|error| EnterError::Setns(error.into()))?;
     Ok(match dump::links_here(dump::Bounds::of(owner)) {

@@ -14,6 +14,7 @@ use std::{
 
 use super::find::{Exhaustion, Holder};
 use crate::{
+    error::note_want,
     lookout::{Kind, Lookout, Missed, Owner, Place},
     proc_fs::{MountBounds, namespace_link, namespace_mounts, proc_path},
     sys,
@@ -38,6 +39,19 @@ pub(crate) enum Unseen {
     /// It is too long, or there is too much of it.
     #[error("there is more of {0} than is looked at")]
     TooMany(Place),
+    /// Something there could not be opened, for want of descriptors or memory, or so it was said.
+    #[error("not everything could be opened in {0}")]
+    Unopened(Place),
+}
+
+impl Unseen {
+    /// What is not known of.
+    pub(crate) fn place(&self) -> Place {
+        match self {
+            Self::Missed(missed) => missed.place(),
+            Self::TooMany(place) | Self::Unopened(place) => *place,
+        }
+    }
 }
 
 /// The network namespaces that are mounted in one mount namespace.
@@ -147,7 +161,7 @@ impl View {
         let files = self.place(Kind::Files);
         let mut mounts = Mounts::default();
         let saw_all = self.for_each_root(|pid| {
-            let opened = File::open(proc_path(pid, "mountinfo"));
+            let opened = File::open(proc_path(pid, "mountinfo")).inspect_err(note_want);
             let read =
                 opened.and_then(|file| namespace_mounts(BufReader::with_capacity(64 << 10, file), bounds));
             let (found, is_cut) = mounts.exhaustion.pass_on(read)?;

@@ -103,6 +103,40 @@ fn a_namespace_that_is_mounted_everywhere_is_told_in_few_words() -> anyhow::Resu
 }
 
 #[test]
+fn namespaces_of_a_user_are_told_together() -> anyhow::Result<()> {
+    let hoards: Vec<Hoard> = (0..4)
+        .map(|_| Hoard::of_user(&["addresses", "1500"]))
+        .collect::<Result<_, _>>()?;
+    let server = Server::start(&[])?;
+    let told = |details: &serde_json::Value| -> Vec<String> {
+        let gaps = gaps(details).into_iter();
+        gaps.filter(|gap| gap.contains("of user 65533"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (_, details) = server.get("/targets")?;
+    let gaps = told(&details);
+    ensure!(
+        gaps.len() == 1
+            && gaps[0].starts_with("the interfaces of network namespace ")
+            && gaps[0].ends_with("; and 3 more of user 65533"),
+        "{gaps:?}"
+    );
+    // Others come and go.
+    drop(hoards);
+    for _ in 0..3 {
+        let _other = Hoard::of_user(&["addresses", "1500"])?;
+        std::thread::sleep(Duration::from_millis(1100));
+        let (_, details) = server.get("/targets")?;
+        ensure!(told(&details).len() == 1, "{details}");
+    }
+    let log = server.log();
+    let lines = log.lines().filter(|line| line.contains("of user 65533"));
+    assert_eq!(lines.count(), 1, "{log}");
+    has_not_panicked(&server)
+}
+
+#[test]
 fn addresses_of_a_user_are_listed_up_to_a_bound() -> anyhow::Result<()> {
     let hoard = Hoard::of_user(&["addresses", "12000"])?;
     let server = Server::start(&[])?;

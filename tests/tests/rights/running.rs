@@ -90,6 +90,38 @@ async fn captures_end_when_others_come_into_the_namespace() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn captures_end_when_it_cannot_be_seen_who_is_there() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Guarded::start("web(*)", &[])?;
+    let netns = format!("netns={}", web.netns()?);
+    let mut admins = server.record(ADMIN, &netns).await?;
+    let mut part = server.record(PART, &netns).await?;
+    goes_on(&mut part, web.pid()).await?;
+    // Nothing can be opened any more.
+    let pid = server.server.pid().to_string();
+    let limit = |most: u64| run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")]);
+    limit(1)?;
+    let (code, reason) = end_of(&mut part).await?;
+    assert_eq!(
+        (code, &reason[..]),
+        (
+            1008,
+            "whether part may capture all that is in the network namespace cannot be told any more"
+        )
+    );
+    goes_on(&mut admins, web.pid()).await?;
+    limit(10_000)?;
+    packetflix_tests::server::wait_until(Duration::from_secs(10), || {
+        Ok(server.details(ADMIN)?["gaps"].is_null())
+    })?;
+    ensure!(server.status(PART, &netns).await?.0 == 101);
+    server
+        .server
+        .wait_for_log("not everything could be looked at, for want of descriptors or memory")?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn captures_end_with_their_tokens() -> anyhow::Result<()> {
     let web = Sleeper::unshared_as("web", &[])?;
     let server = Guarded::start("web(*)", &[])?;
