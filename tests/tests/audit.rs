@@ -81,6 +81,34 @@ async fn names_are_those_that_were_found_with_the_clients_beside_them() -> anyho
     Ok(())
 }
 
+/// A stream that has no room for packets never begins.
+#[tokio::test]
+async fn a_stream_that_is_too_short_is_accounted_for_once() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let path = folder.file("audit.log");
+    let namespace = Namespace::new()?;
+    let server = Server::start(&["--audit-log", text(&path)?])?;
+    let url = server.url(&format!("netns={}&bytes=100", namespace.inode()?));
+    let (status, sentence) = refusal(&server, &url, &[]).await?;
+    ensure!(
+        status == 400 && sentence.starts_with("bytes=100 has no room for packets"),
+        "{status} {sentence}"
+    );
+    let metrics = Metrics::of(&server)?;
+    for (name, value) in [
+        ("packetflix_captures_refused_total{status=\"400\"}", 1),
+        ("packetflix_captures_ended_total{reason=\"limit\"}", 0),
+    ] {
+        assert_eq!(metrics.count(name)?, value, "{name}");
+    }
+    // Two more lines, behind whatever else there might be of the first.
+    capture(&server, &namespace).await?;
+    let lines = lines(&path, 3)?;
+    let messages: Vec<&Value> = lines.iter().map(|line| &line["message"]).collect();
+    assert_eq!(messages, ["capture refused", "capture started", "capture ended"]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::Result<()> {
     let folder = Folder::new()?;
@@ -104,6 +132,7 @@ async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::R
     assert_eq!(ask("DELETE", &own, "a")?, 403);
     assert_eq!(ask("GET", "/captures", "e")?, 403);
     assert_eq!(ask("DELETE", "/captures/999", "r")?, 404);
+    assert_eq!(ask("DELETE", "/captures/x", "r")?, 404);
     assert_eq!(ask("DELETE", &own, "r")?, 204);
     let (_, code, _) = recorder.read_to_end().await?;
     assert_eq!(code, 1000);
@@ -113,7 +142,7 @@ async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::R
     }
     let asked = "end of a capture asked for";
     let refused = "request refused";
-    let lines = lines(&path, 9)?;
+    let lines = lines(&path, 10)?;
     for (message, client, status, more) in [
         (refused, "", 401, json!({ "method": "DELETE", "path": own })),
         (refused, "alice", 403, json!({ "method": "DELETE", "path": own })),
@@ -123,8 +152,9 @@ async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::R
             403,
             json!({ "method": "GET", "path": "/captures" }),
         ),
-        (asked, "root", 404, json!({ "id": "999" })),
-        (asked, "root", 204, json!({ "id": id.to_string() })),
+        (asked, "root", 404, json!({ "id": 999 })),
+        (asked, "root", 404, json!({ "id": "x" })),
+        (asked, "root", 204, json!({ "id": id })),
         (refused, "", 401, json!({ "path": "/capture" })),
         ("capture refused", "eve", 403, json!({})),
     ] {
@@ -142,7 +172,7 @@ async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::R
         let address = line["address"].as_str().unwrap_or_default();
         ensure!(address.starts_with("127.0.0.1:"), "{line}");
     }
-    assert_eq!(lines.len(), 9, "{lines:#?}");
+    assert_eq!(lines.len(), 10, "{lines:#?}");
     ensure!(!fs::read_to_string(&path)?.contains("0123456789abcdef"));
     Ok(())
 }

@@ -47,7 +47,10 @@ use crate::{
         CaptureKey, Feeds, Joined, KnownNames, Limits, MeantTarget, SEVERAL_LINK_TYPES, Session, SessionInfo,
     },
     sys,
-    tap::{CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest},
+    tap::{
+        CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest,
+        look_at_interfaces,
+    },
     target::{Directory, DiscoveryService, Target, TargetDescription, TargetError},
     watch::{Attempt, Audit, CaptureEnd, CaptureFacts, Captures, Found, Load, Metrics, RunningCapture},
 };
@@ -289,7 +292,7 @@ impl App {
             rates: self.config.tap.rates,
             limits: Limits {
                 max_duration: self.config.max_duration,
-                ..request.limits
+                ..request.limits.clone()
             },
             statistics: request.statistics,
         };
@@ -321,6 +324,9 @@ impl App {
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
+        if request.limits.bytes.is_some() {
+            info.check_interfaces(look_at_interfaces(&netns, &key.selection)?)?;
+        }
         let stop = self.stop.child_token();
         // The namespace is held open, so that its number is nobody else's.
         let (joined, found) = tokio::join!(
@@ -335,14 +341,10 @@ impl App {
                 .headers_mut()
                 .insert(NOTE, HeaderValue::from_static(SEVERAL_LINK_TYPES));
         }
-        let running = self.captures.begin(facts, stop.clone())?;
-        let mut session = match joined.stream(info, stop.clone(), running.capture()) {
-            Ok(session) => session,
-            Err(error) => {
-                running.end(CaptureEnd::Limit, &error.to_string());
-                return Err(error.into());
-            }
-        };
+        // Until it is sure that there is a stream, nothing has begun.
+        let capture = self.captures.prepare(facts, stop.clone());
+        let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
+        let running = self.captures.begin(capture)?;
         if let Some(names) = names {
             session.tell_names(names);
         }

@@ -37,7 +37,7 @@ use self::{
     limits::{Timer, beginning},
     names::Names,
     packets::MAX_BATCH_LEN,
-    statistics::{InterfaceCounts, Statistics},
+    statistics::{InterfaceCounts, Statistics, TapInterface},
     stream::{Stream, StreamInfo, Which},
     window::{Batch, Next, PacketCount},
 };
@@ -49,7 +49,8 @@ pub(crate) use self::{
 use crate::{
     access::{Occupants, Rights},
     discovery::AddressBook,
-    pcapng::{DROPCOUNT_LEN, EncodedPacket, MIN_PACKET_LEN},
+    netns::Link,
+    pcapng::{DROPCOUNT_LEN, EncodedPacket, LinkType, MIN_PACKET_LEN},
     tap::RateLimits,
     target::TargetDescription,
     watch::Capture,
@@ -115,6 +116,50 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) limits: Limits,
     /// When there are statistics beside the final ones.
     pub(crate) statistics: StatisticsPace,
+}
+
+impl SessionInfo<'_> {
+    /// Whether the stream has room for packets, if it begins with these interfaces; to be asked before anything is attached to
+    /// them. What there is to say of interfaces that are left out is not known then.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn check_interfaces(&self, interfaces: Vec<(Link, LinkType)>) -> Result<(), TooFewBytes> {
+        let described = |(link, link_type)| {
+            Arc::new(TapInterface {
+                link_type,
+                link,
+                left_out: None,
+                note: None,
+                since: 0,
+            })
+        };
+        let interfaces: Vec<_> = interfaces.into_iter().map(described).collect();
+        let mut stream = Stream::begin(&self.stream(), &[], 0);
+        stream.describe(0, &interfaces);
+        let beginning_len = stream.blocks().len() as u64;
+        self.check_room(beginning_len + stream.end_len())
+    }
+
+    fn check_room(&self, least: u64) -> Result<(), TooFewBytes> {
+        match self.limits.bytes {
+            Some(bytes) if bytes < least => Err(TooFewBytes { bytes, least }),
+            _ => Ok(()),
+        }
+    }
+
+    fn stream(&self) -> StreamInfo<'_> {
+        StreamInfo {
+            holder: (&self.holder.0, self.holder.1),
+            description: self.description,
+            node_name: self.node_name,
+            chaste: self.chaste,
+            filter: self.filter,
+            left_out: self.left_out,
+            snaplen: self.snaplen,
+            rates: self.rates,
+        }
+    }
 }
 
 /// What a client meant by a name or a process: its stream ends with that.
@@ -205,27 +250,13 @@ impl Session {
         stop: CancellationToken,
         capture: Arc<Capture>,
     ) -> Result<Self, TooFewBytes> {
-        let mut stream = Stream::begin(
-            &StreamInfo {
-                holder: info.holder,
-                description: info.description,
-                node_name: info.node_name,
-                chaste: info.chaste,
-                filter: info.filter,
-                left_out: info.left_out,
-                snaplen: info.snaplen,
-                rates: info.rates,
-            },
-            &subscription.before,
-        );
+        let before = &subscription.before;
+        let mut stream = Stream::begin(&info.stream(), &before.interfaces, before.taken);
         stream.describe(0, &subscription.interfaces);
         let beginning = stream.take();
         let beginning_len = beginning.as_ref().map_or(0, Bytes::len) as u64;
         let bytes = info.limits.bytes.unwrap_or(u64::MAX);
-        let least = beginning_len + stream.end_len();
-        if bytes < least {
-            return Err(TooFewBytes { bytes, least });
-        }
+        info.check_room(beginning_len + stream.end_len())?;
         let described = subscription.interfaces.len();
         let mut session = Self {
             netns: info.netns,

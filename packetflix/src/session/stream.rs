@@ -22,7 +22,7 @@ use crate::{
 /// What the section header tells.
 pub(super) struct StreamInfo<'a> {
     /// Name and type of who holds the namespace, unless the description names one.
-    pub(super) holder: (String, &'static str),
+    pub(super) holder: (&'a str, &'static str),
     pub(super) description: &'a TargetDescription,
     pub(super) node_name: &'a str,
     pub(super) chaste: bool,
@@ -99,15 +99,15 @@ pub(super) enum Which {
 
 impl Stream {
     /// Begins with the section header. What `before` tells is not this client's.
-    pub(super) fn begin(info: &StreamInfo<'_>, before: &Statistics) -> Self {
+    pub(super) fn begin(info: &StreamInfo<'_>, before: &[InterfaceCounts], since: u64) -> Self {
         let TargetDescription {
             name, kind, cluster, ..
         } = info.description;
         let full_name = info.description.full_name();
         let (container_name, container_type) = if name.is_empty() {
-            (&info.holder.0, info.holder.1)
+            info.holder
         } else {
-            (&full_name, &kind[..])
+            (&full_name[..], &kind[..])
         };
         let mut blocks = BytesMut::new();
         SectionHeader {
@@ -127,7 +127,7 @@ impl Stream {
             },
         }
         .encode(&mut blocks);
-        let interfaces = before.interfaces.iter().map(|before| Interface {
+        let interfaces = before.iter().map(|before| Interface {
             before: *before,
             told_lost: before.told_lost,
             ..Interface::default()
@@ -135,7 +135,7 @@ impl Stream {
         Self {
             blocks,
             interfaces: interfaces.collect(),
-            since: before.taken,
+            since,
             link_type: None,
             belongs_to: belongs_to(container_name, container_type, &info.description.images),
             filter: info.filter.to_owned(),

@@ -61,6 +61,7 @@ pub use self::{
 use crate::{
     capabilities::Capability,
     netns::{EnterError, Link, LinkWatch, Netns},
+    pcapng::LinkType,
     sys,
 };
 
@@ -291,14 +292,12 @@ impl Tap {
             promiscuous,
             is_admin,
         } = request;
-        let runtime = Handle::current();
-        let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-        let present = blocking(|| links.list(control.as_fd())).map_err(TapError::List)?;
+        let (control, links, selected) = look(netns, &selection)?;
         let Selected {
             links: wanted,
             unwanted,
             missing,
-        } = select(present, &selection)?;
+        } = selected;
         check_filters(&filters, &wanted)?;
 
         let Loaded { object, hook, share } = blocking(|| loader.take(&filters, is_admin))?;
@@ -456,6 +455,30 @@ fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapErr
 }
 
 /// Runs inside the namespace, in which the sockets stay; they are served by `runtime`.
+/// Looks for the interfaces that are wanted; gives the sockets through which it does.
+fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkWatch, Selected), TapError> {
+    let runtime = Handle::current();
+    let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
+    let present = blocking(|| links.list(control.as_fd())).map_err(TapError::List)?;
+    Ok((control, links, select(present, selection)?))
+}
+
+/// What a capture of these interfaces would begin with, if it began now: nothing is attached to them.
+///
+/// # Errors
+/// As [`Tap::open`], as far as it comes to that.
+pub(crate) fn look_at_interfaces(
+    netns: &Netns,
+    selection: &InterfaceSelection,
+) -> Result<Vec<(Link, LinkType)>, TapError> {
+    let (.., Selected { links, .. }) = look(netns, selection)?;
+    let of_type = |link: Link| {
+        let link_type = link_type(&link).unwrap_or(LinkType::Ethernet);
+        (link, link_type)
+    };
+    Ok(links.into_iter().map(of_type).collect())
+}
+
 fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {
     let _context = runtime.enter();
     let control = sys::packet_socket().map_err(|source| TapError::Socket {

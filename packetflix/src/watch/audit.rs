@@ -162,9 +162,17 @@ struct RefusedRequest<'a> {
     reason: &'a str,
 }
 
+/// What the client takes for the number of a capture.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Id<'a> {
+    Number(u64),
+    Text(&'a str),
+}
+
 #[derive(Serialize)]
 struct EndAsked<'a> {
-    id: &'a str,
+    id: Id<'a>,
     client: &'a str,
     address: &'a str,
     status: u16,
@@ -301,7 +309,7 @@ impl Audit {
     /// An operator has asked for the end of a capture, which was answered with this status.
     pub(crate) fn end_asked(&self, id: &str, client: &ClientFacts, status: u16) {
         let asked = EndAsked {
-            id: start_of(id),
+            id: id.parse().map_or_else(|_| Id::Text(start_of(id)), Id::Number),
             client: start_of(&client.name),
             address: &client.address,
             status,

@@ -155,17 +155,10 @@ impl Captures {
         }
     }
 
-    /// Adds a capture that begins now, which `stop` will end.
-    ///
-    /// # Errors
-    /// When it has to be accounted for, and cannot be.
-    pub(crate) fn begin(
-        self: &Arc<Self>,
-        facts: CaptureFacts,
-        stop: CancellationToken,
-    ) -> Result<RunningCapture, Unaccounted> {
+    /// A capture that is about to begin, which `stop` will end.
+    pub(crate) fn prepare(&self, facts: CaptureFacts, stop: CancellationToken) -> Arc<Capture> {
         let now = Instant::now();
-        let capture = Arc::new(Capture {
+        Arc::new(Capture {
             facts,
             begun: SystemTime::now(),
             since: now,
@@ -179,7 +172,14 @@ impl Captures {
             is_ended_by_operator: AtomicBool::new(false),
             revocation: OnceLock::new(),
             metrics: Arc::clone(&self.metrics),
-        });
+        })
+    }
+
+    /// Adds a capture, which begins now.
+    ///
+    /// # Errors
+    /// When it has to be accounted for, and cannot be.
+    pub(crate) fn begin(self: &Arc<Self>, capture: Arc<Capture>) -> Result<RunningCapture, Unaccounted> {
         self.audit.started(&capture)?;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(capture.facts.id, Arc::clone(&capture));
@@ -408,11 +408,15 @@ mod tests {
         Arc::new(Captures::new(metrics, Arc::new(audit)))
     }
 
+    fn begin(captures: &Arc<Captures>, facts: CaptureFacts, stop: CancellationToken) -> RunningCapture {
+        captures.begin(captures.prepare(facts, stop)).unwrap()
+    }
+
     #[test]
     fn lists_what_runs() {
         let captures = captures();
-        let first = captures.begin(facts(1), CancellationToken::new()).unwrap();
-        let second = captures.begin(facts(2), CancellationToken::new()).unwrap();
+        let first = begin(&captures, facts(1), CancellationToken::new());
+        let second = begin(&captures, facts(2), CancellationToken::new());
         let ids = || -> Vec<u64> { captures.list().iter().map(|one| one.facts().id).collect() };
         assert_eq!((ids(), captures.count()), (vec![1, 2], 2));
         first.end(CaptureEnd::Closed, "closed by the client");
@@ -425,8 +429,8 @@ mod tests {
     fn operator_ends_only_what_runs() {
         let captures = captures();
         let (stop, other) = (CancellationToken::new(), CancellationToken::new());
-        let capture = captures.begin(facts(1), stop.clone()).unwrap();
-        let _other = captures.begin(facts(2), other.clone()).unwrap();
+        let capture = begin(&captures, facts(1), stop.clone());
+        let _other = begin(&captures, facts(2), other.clone());
         assert!(!captures.end(7) && !stop.is_cancelled());
         assert!(captures.end(1));
         assert!(stop.is_cancelled() && capture.is_ended_by_operator());
@@ -438,7 +442,7 @@ mod tests {
     #[test]
     fn counts_what_is_delivered_and_lost() {
         let captures = captures();
-        let capture = captures.begin(facts(1), CancellationToken::new()).unwrap();
+        let capture = begin(&captures, facts(1), CancellationToken::new());
         capture.delivered(3, 400, None);
         capture.delivered(2, 300, Some(Duration::from_millis(1)));
         capture.lost_by_client(4);
@@ -467,7 +471,7 @@ mod tests {
         assert_eq!(reading.rates_until(at, 140, 9000), Rates::default());
 
         let captures = captures();
-        let capture = captures.begin(facts(1), CancellationToken::new()).unwrap();
+        let capture = begin(&captures, facts(1), CancellationToken::new());
         (0..20).for_each(|_| capture.lost_in_kernel(0));
         assert_eq!(capture.readings.lock().unwrap().len(), READINGS);
     }
