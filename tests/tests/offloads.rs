@@ -69,6 +69,28 @@ async fn packets_say_what_was_left_to_the_device() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn interfaces_that_tcx_shows_say_so() -> anyhow::Result<()> {
+    for hook in hooks()? {
+        let (namespace, _other) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}&names=0", namespace.inode()?));
+        let recording = Recorder::start(&url).await?.finish().await?;
+        assert_eq!(recording.interfaces.len(), 2);
+        for interface in recording.interfaces {
+            let (name, options) = (interface.name, interface.options);
+            let says = |words: &str| options.contains(words);
+            assert_eq!(says(&format!(": {name} (TCX)")), hook == "tcx", "{options}");
+            assert_eq!(
+                says("also where the device offloads nothing"),
+                hook == "tcx",
+                "{options}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Without offloads the kernel does it all before a packet reaches the device, which is where packet sockets look. TCX looks
 /// before that.
 #[tokio::test]

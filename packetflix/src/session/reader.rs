@@ -328,6 +328,7 @@ impl Reader {
                     .as_ref()
                     .map(|left_out| left_out.reason.clone()),
                 note: missing.clone().filter(|_| interface.id == 0),
+                is_seen_by_tcx: self.tap.uses_tcx(),
                 since: interface.since,
             };
             let place = self

@@ -17,6 +17,8 @@ pub(super) struct TapInterface {
     pub(super) left_out: Option<String>,
     /// What else there is to say of the capture at its description.
     pub(super) note: Option<String>,
+    /// Whether TCX shows its packets, which is not where tcpdump sees them.
+    pub(super) is_seen_by_tcx: bool,
     /// When it joined the tap, in nanoseconds of the records' clock.
     pub(super) since: u64,
 }

@@ -43,6 +43,12 @@ const GONE: &str = "this interface was gone, or had another name, when the captu
 pub(crate) const SEVERAL_LINK_TYPES: &str = "the stream has several link types, which tcpdump and others that read with \
     libpcap refuse: choose interfaces with nif=";
 
+/// Of an interface whose packets are not seen where tcpdump sees them: behind its name, and what that means.
+const BY_TCX: &str = " (TCX)";
+const SEEN_BY_TCX: &str = "the hook is TCX: what is sent is shown before the queueing discipline, and before it is cut into segments \
+    and has its checksums, also where the device offloads nothing; what is redirected through another device, such as an ifb, is \
+    shown twice";
+
 /// The stream, up to what was last taken from it.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -167,6 +173,11 @@ impl Stream {
                 } else {
                     SEVERAL_LINK_TYPES
                 },
+                if interface.is_seen_by_tcx && interface.left_out.is_none() {
+                    SEEN_BY_TCX
+                } else {
+                    ""
+                },
             ];
             let comment = sentences
                 .map(str::to_owned)
@@ -177,7 +188,8 @@ impl Stream {
             // Wireshark shows this in the place of the name, not beside it.
             let alias = Some(&link.alias).filter(|alias| !alias.is_empty());
             let alias = alias.map_or_else(String::new, |alias| format!(", {alias}"));
-            let description = format!("{}: {}{alias}", self.belongs_to, link.name);
+            let hook = if interface.is_seen_by_tcx { BY_TCX } else { "" };
+            let description = format!("{}: {}{alias}{hook}", self.belongs_to, link.name);
             let addresses = link.addresses.iter().map(|link| InterfaceAddress {
                 address: link.address,
                 prefix_len: link.prefix_len,

@@ -415,6 +415,11 @@ impl Tap {
         }
     }
 
+    /// Whether its hook is TCX.
+    pub(crate) fn uses_tcx(&self) -> bool {
+        self.hook == ChosenHook::Tcx
+    }
+
     /// Which of the possible CPUs have accepted packets of an interface that is captured.
     fn cpus_with_packets(&self) -> Vec<bool> {
         let mut has_packets = Vec::new();
