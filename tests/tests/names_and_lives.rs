@@ -1,15 +1,22 @@
 //! What people call targets, what they write wrong, and how long what they meant lives.
 
-use std::{fs::File, net::UdpSocket, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    net::UdpSocket,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     namespace::Namespace,
     process::Sleeper,
+    report::output::root,
     server::{Server, wait_until},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 /// As README has it, with the traffic started first.
@@ -192,6 +199,67 @@ async fn namespace_that_is_but_open_somewhere_has_not_ended() -> anyhow::Result<
             let (_, captures) = server.get("/captures")?;
             Ok(captures["captures"].as_array().context("no list")?.is_empty())
         })?;
+    }
+    Ok(())
+}
+
+/// What PyYAML reads in a document.
+fn as_pyyaml_reads_it(yaml: &str) -> anyhow::Result<Value> {
+    const SCRIPT: &str = "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin.buffer.read())))";
+
+    let mut python = Command::new(root().join("target/tools/python/bin/python"))
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("`cargo xtask test` installs PyYAML")?;
+    python
+        .stdin
+        .take()
+        .context("no input")?
+        .write_all(yaml.as_bytes())?;
+    let output = python.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "{yaml:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[tokio::test]
+async fn names_of_any_characters_are_read_in_the_section_header() -> anyhow::Result<()> {
+    // PyYAML takes none of these as they are, or takes them for the end of a line.
+    ensure!(
+        as_pyyaml_reads_it("name: \"\u{7f}\"").is_err() && as_pyyaml_reads_it("name: \"\u{fffe}\"").is_err()
+    );
+    let controls = (0..0x20).chain(0x7f..0xa0);
+    let others = [
+        0x22, 0x27, 0x5c, 0xad, 0x200e, 0x2028, 0x2029, 0x202e, 0x2066, 0xe000, 0xfeff, 0xfffd, 0xfffe,
+        0xffff, 0x1_f600, 0x1_fffe, 0x10_ffff,
+    ];
+    let characters: Vec<char> = controls.chain(others).filter_map(char::from_u32).collect();
+    let sleeper = Sleeper::unshared()?;
+    let server = Server::start(&[])?;
+    for some in characters.chunks(8) {
+        let some: String = some.iter().flat_map(|character| [*character, 'a']).collect();
+        let mut target = sleeper.identity()?;
+        target["name"] = json!(format!("n{some}"));
+        target["type"] = json!(format!("t{some}"));
+        target["node-name"] = json!(format!("h{some}"));
+        target["cluster"] = json!({ "uid": format!("u{some}") });
+        let recorder = Recorder::start(&server.url_of(&target, "")).await?;
+        let comment = recorder.finish().await?.comment;
+        let read = as_pyyaml_reads_it(&comment)?;
+        assert_eq!(
+            read,
+            json!({
+                "container-name": target["name"], "container-type": target["type"], "node-name": target["node-name"],
+                "cluster": target["cluster"],
+            }),
+            "{comment:?}"
+        );
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What is captured vanishes at whatever moment of a capture. `namespaces.rs` and `interfaces.rs` beside this have the
 //! moments that can be chosen.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::future::try_join_all;
@@ -10,10 +10,10 @@ use packetflix_tests::{
     docker::{Docker, IMAGE},
     namespace::Namespace,
     process::Sleeper,
-    server::{Server, wait_until},
+    server::{Server, program, wait_until},
     traces::{traces_before, wait_for_traces},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::{flow::Flow, random::Random};
@@ -191,4 +191,49 @@ fn nothing_is_left(server: &Server, before: &str, namespaces: &[&Namespace]) -> 
         bail!("{line}");
     }
     Ok(())
+}
+
+#[test]
+fn namespaces_that_cannot_be_entered_are_told_and_hide_no_others() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    // Root in a user namespace of its own has no rights over what the host has mounted, but over its own children.
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c"]);
+    command
+        .arg("unshare --net sh -c 'ip link set lo up; exec setpriv --pdeathsig KILL sleep 60' & exec \"$@\"");
+    command.arg("sh").arg(program("packetflix")?);
+    let server = Server::start_by(&mut command, &[])?;
+    let mut details = Value::Null;
+    wait_until(Duration::from_secs(10), || {
+        details = server.get("/targets")?.1;
+        let targets = details["targets"].as_array().context("no targets")?;
+        Ok(targets.iter().any(|target| {
+            let lo = &target["network-interfaces"][0];
+            target["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("sleep("))
+                && lo["state"] == "up"
+        }))
+    })
+    .with_context(|| format!("{details}"))?;
+    // What cannot be entered is listed with what is known of it, and that it is not all is told.
+    let targets = details["targets"].as_array().context("no targets")?;
+    let path = namespace.path().display().to_string();
+    let mounted = targets
+        .iter()
+        .find(|target| target["name"] == path)
+        .context("not listed")?;
+    assert_eq!(mounted["netns"], namespace.inode()?);
+    assert_eq!(mounted["network-interfaces"], json!([]));
+    let gap = format!(
+        "the interfaces of network namespace {}: the network namespace could not be entered (setns): Operation not permitted",
+        namespace.inode()?
+    );
+    let told = details["gaps"].as_array().context("no gaps")?;
+    ensure!(
+        told.iter()
+            .any(|told| told.as_str().is_some_and(|told| told.starts_with(&gap))),
+        "{details}"
+    );
+    server.wait_for_log(&gap)
 }
