@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,9 +15,10 @@ use packetflix_tests::{
     client::{Capture, Piece, Recorder},
     folder::Folder,
     namespace::{Namespace, output_of},
+    pace,
     raw::{self, RawSocket},
     recording::Recording,
-    server::Server,
+    server::{Server, program},
 };
 use tokio::time::{sleep, timeout};
 
@@ -123,6 +124,69 @@ async fn stop_brings_the_rest_and_the_final_statistics() -> anyhow::Result<()> {
         recording.check_complete()?;
         assert_eq!(recording.count_on("va", false, &frame(1)), 1, "{hook}");
         server.wait_for_log("reason=\"stopped by the client\"")?;
+    }
+    Ok(())
+}
+
+/// `tshark` ends with its last packet, and so does the plugin through which it captures: no error, and no ten seconds.
+#[tokio::test]
+async fn tshark_ends_at_once_with_the_last_packet_of_a_plugin() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let plugins = folder.file("plugins");
+    fs::create_dir(&plugins)?;
+    fs::copy(program("plugin")?, plugins.join("plugin"))?;
+    let folders = output_of(Command::new("tshark").args(["-G", "folders"]))?;
+    let of_tshark = folders.lines().find_map(|line| line.strip_prefix("Extcap path:"));
+    let of_tshark = of_tshark.context("tshark knows no plugins")?.trim();
+    let file = folder.file("captured.pcapng");
+    for hook in ["tcx", "socket"] {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        // This plugin is the only one that this tshark sees.
+        let tshark = Command::new("unshare")
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"",
+            ])
+            .arg(&plugins)
+            .args([of_tshark, "tshark", "-i", "plugin", "-c", "4", "-w"])
+            .arg(&file)
+            .env(
+                "PLUGIN_URL",
+                server.url(&format!("netns={}&names=0", here.inode()?)),
+            )
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        server.wait_for_log(": started")?;
+        // More come all the time, as they do at a desk.
+        let socket = RawSocket::open(&there, "vb")?;
+        let sending = tokio::task::spawn_blocking(move || {
+            for number in 0..100 {
+                socket.send(&frame(number))?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            anyhow::Ok(())
+        });
+        let begin = Instant::now();
+        let output = tokio::task::spawn_blocking(move || tshark.wait_with_output());
+        let output = timeout(pace::time(Duration::from_secs(5)), output)
+            .await
+            .context("tshark goes on")???;
+        let (took, printed) = (begin.elapsed(), String::from_utf8(output.stderr)?);
+        ensure!(
+            output.status.success() && took < pace::time(Duration::from_secs(3)),
+            "{took:?} {printed}"
+        );
+        ensure!(!printed.contains("after the close"), "{printed}");
+        server.wait_for_log("reason=\"closed by the client\"")?;
+        sending.await??;
+        let mut read = Command::new("tshark");
+        let read = output_of(read.args(["-T", "fields", "-e", "frame.number", "-r"]).arg(&file))?;
+        assert_eq!(read.lines().count(), 4, "{hook}: {read}");
     }
     Ok(())
 }
