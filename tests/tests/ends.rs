@@ -250,6 +250,67 @@ async fn wireshark_is_told_the_losses_of_an_interface_once() -> anyhow::Result<(
     Ok(())
 }
 
+/// What `docs/stream.md` says that Wireshark shows: a number for an interface with one block, and "Unknown" for all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wireshark_shows_what_is_said_of_the_losses_of_each_stream() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&["--max-packet-rate", "1000"])?;
+    let url = server.url(&format!("netns={}&nif=va&names=0", here.inode()?));
+    // By what is asked for, whether the client stops rather than closes, and how often packets are lost: how many blocks.
+    let cases = [
+        ("", true, 0, 1),
+        ("", true, 1, 2),
+        ("", false, 0, 0),
+        ("", false, 1, 1),
+        ("", false, 2, 2),
+        ("&statistics=end", true, 2, 1),
+        ("&duration=1h", true, 2, 1),
+        ("&duration=15s", false, 2, 1),
+    ];
+    let mut recorders = Vec::new();
+    for (parameters, ..) in cases {
+        recorders.push(Recorder::start(&format!("{url}{parameters}")).await?);
+    }
+    let began = Instant::now();
+    for losses in 0..3 {
+        if losses > 0 {
+            lose(&there).await?;
+            // Five seconds until that is told, and some until it has come.
+            let told = Instant::now() + Duration::from_millis(6500);
+            while let Some(left) = told.checked_duration_since(Instant::now()) {
+                for recorder in &mut recorders {
+                    let _ = timeout(left.min(Duration::from_millis(20)), recorder.read()).await;
+                }
+            }
+        }
+        for ((parameters, stops, times, blocks), recorder) in cases.iter().zip(&mut recorders) {
+            if *times != losses {
+                continue;
+            }
+            match (parameters.contains("15s"), stops) {
+                (true, _) => {}
+                (_, true) => recorder.capture().stop().await?,
+                (_, false) => recorder.capture().close().await?,
+            }
+            while recorder.read().await?.is_none() {}
+            let context = format!("{parameters:?} {stops} {losses} {:?}", began.elapsed());
+            let file = folder.file("stream.pcapng");
+            fs::write(&file, recorder.stream())?;
+            let capinfos = output_of(Command::new("capinfos").arg(&file))?;
+            let entries = format!("Number of stat entries = {blocks}\n");
+            ensure!(capinfos.contains(&entries), "{context}: {capinfos}");
+            let recording = Recording::parse(recorder.stream())?;
+            let lost: u64 = recording.packets.iter().map(|packet| packet.dropped_before).sum();
+            assert_eq!(lost > 0, losses > 0, "{context}");
+            if *blocks == 1 {
+                assert_eq!(recording.statistics[0].dropped, lost, "{context}");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Each of those who share a capture has the statistics that it asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statistics_come_as_they_are_asked_for() -> anyhow::Result<()> {

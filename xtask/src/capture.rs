@@ -27,8 +27,8 @@ pub(crate) struct Args {
     /// End after this time, such as `10s`
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
-    /// Have statistics beside the final ones after each such time, such as `10s`; or `end` for none, even where packets
-    /// are lost, so that Wireshark shows the lost packets of the whole file
+    /// Have statistics beside the final ones after each such time, such as `10s`. Without this there are none, so that Wireshark
+    /// shows the lost packets of the whole file
     #[arg(long, value_name = "TIME|end")]
     statistics: Option<String>,
     /// Speak TLS with a server whose certificate is of a CA in this file, in PEM
@@ -39,12 +39,15 @@ pub(crate) struct Args {
 impl Args {
     /// The query, with the limits behind what is captured.
     fn query(&self) -> String {
+        // Ctrl-C asks for the end of the stream, and so for the final statistics.
+        let usual = Some("end".to_owned()).filter(|_| !self.target.contains("statistics="));
+        let statistics = self.statistics.clone().or(usual);
         let limits = [
             ("snaplen", &self.snaplen),
             ("packets", &self.packets),
             ("bytes", &self.bytes),
             ("duration", &self.duration),
-            ("statistics", &self.statistics),
+            ("statistics", &statistics),
         ];
         let given = limits
             .iter()
@@ -112,6 +115,18 @@ mod tests {
             cacert: None,
             duration: Some("1s".to_owned()),
         };
-        assert_eq!(args.query(), "netns=5&packets=%37&duration=%31%73");
+        let limits = "packets=%37&duration=%31%73";
+        assert_eq!(args.query(), format!("netns=5&{limits}&statistics=%65%6E%64"));
+        let seldom = Args {
+            statistics: Some("1h".to_owned()),
+            ..args
+        };
+        assert_eq!(seldom.query(), format!("netns=5&{limits}&statistics=%31%68"));
+        let written = Args {
+            target: "netns=5&statistics=1s".to_owned(),
+            statistics: None,
+            ..seldom
+        };
+        assert_eq!(written.query(), format!("netns=5&statistics=1s&{limits}"));
     }
 }

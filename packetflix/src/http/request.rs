@@ -173,6 +173,12 @@ impl CaptureRequest {
         let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
         // Presence alone counts: existing clients rely on it, whatever the value.
         let chaste = parameters.get(&CHASTE)?.is_some();
+        let limits = Limits {
+            packets: parameters.limit(&PACKETS, parse_packets)?,
+            bytes: parameters.limit(&BYTES, parse_size)?,
+            duration: parameters.limit(&DURATION, parse_duration)?,
+            max_duration: None,
+        };
         Ok(Self {
             target,
             selection,
@@ -185,15 +191,10 @@ impl CaptureRequest {
                 None | Some(0) => MAX_SNAPLEN,
                 Some(snaplen) => snaplen,
             },
-            limits: Limits {
-                packets: parameters.limit(&PACKETS, parse_packets)?,
-                bytes: parameters.limit(&BYTES, parse_size)?,
-                duration: parameters.limit(&DURATION, parse_duration)?,
-                max_duration: None,
-            },
             statistics: parameters
                 .limit(&STATISTICS, parse_statistics)?
-                .unwrap_or_default(),
+                .unwrap_or_else(|| limits.usual_statistics()),
+            limits,
         })
     }
 }
@@ -562,6 +563,12 @@ mod tests {
                 parse(&format!("netns=5&statistics={text}")).unwrap().statistics,
                 pace
             );
+        }
+        for limit in ["packets=1", "bytes=1MiB", "duration=1s"] {
+            let statistics = |more| parse(&format!("netns=5&{limit}{more}")).unwrap().statistics;
+            assert_eq!(statistics(""), StatisticsPace::AtEnd, "{limit}");
+            let each = StatisticsPace::Every(Duration::from_secs(1));
+            assert_eq!(statistics("&statistics=1s"), each, "{limit}");
         }
         for query in [
             "netns=5&snaplen=0",

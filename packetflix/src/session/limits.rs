@@ -22,11 +22,26 @@ pub(crate) struct Limits {
     pub(crate) max_duration: Option<Duration>,
 }
 
+impl Limits {
+    /// When statistics come, unless the client says so: what it has bounded is to come to its own end, and to have its
+    /// statistics there alone, as Wireshark wants them.
+    pub(crate) fn usual_statistics(&self) -> StatisticsPace {
+        match self {
+            Self {
+                packets: None,
+                bytes: None,
+                duration: None,
+                ..
+            } => StatisticsPace::OnLoss,
+            _ => StatisticsPace::AtEnd,
+        }
+    }
+}
+
 /// When a stream has statistics of an interface beside those at its end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StatisticsPace {
     /// Some seconds after packets were lost, for clients that leave without waiting for the end.
-    #[default]
     OnLoss,
     /// Never.
     AtEnd,
