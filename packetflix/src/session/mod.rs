@@ -131,6 +131,7 @@ impl SessionInfo<'_> {
                 link,
                 left_out: None,
                 note: None,
+                is_seen_by_tcx: false,
                 since: 0,
             })
         };
