@@ -3,22 +3,23 @@
 //!
 //! - `hoard mounts COUNT` has so many mounts with names of thousands of characters,
 //! - `hoard namespaces COUNT` has its network namespace mounted as often, at such names,
-//! - `hoard addresses COUNT` has so many addresses in the network namespace that it is started in,
+//! - `hoard addresses COUNT` has so many addresses in the network namespace that it is started in, on interfaces of its own,
 //! - `hoard hang PATH` has a file system at that path which never answers, until a line is read; then it has none,
 //! - `hoard hang-here PATH` has it in the mount namespace that it is started in.
 
 use std::{
+    fmt::Write as _,
     fs::File,
     io::{Read as _, Write as _},
     os::fd::AsRawFd as _,
     path::Path,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket},
 };
 
 /// Each is written as four characters in a list of mounts.
@@ -82,36 +83,27 @@ fn hoard(what: &str, count: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives the loopback device so many addresses.
-///
-/// Source: rtnetlink(7), `linux/rtnetlink.h` and `linux/if_addr.h`.
+/// Makes interfaces with so many addresses. They are down, so that there is no route to any of these.
 fn addresses(count: u32) -> anyhow::Result<()> {
-    const RTM_NEWADDR: u16 = 20;
-    const NLM_F_REQUEST_CREATE_EXCL: u16 = 0x601;
-    const AF_INET6: u8 = 10;
-    const IFA_F_NODAD: u8 = 2;
-    const IFA_LOCAL: u16 = 2;
+    /// Addresses of one interface: the kernel goes through all that it has for each that it is given.
+    const OF_ONE: u32 = 1000;
 
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::empty(),
-        SockProtocol::NetlinkRoute,
-    )?;
-    for number in 0..count {
-        let mut message = Vec::new();
-        message.extend(44u32.to_ne_bytes());
-        message.extend(RTM_NEWADDR.to_ne_bytes());
-        message.extend(NLM_F_REQUEST_CREATE_EXCL.to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend([AF_INET6, 128, IFA_F_NODAD, 0]);
-        message.extend(1u32.to_ne_bytes());
-        message.extend(20u16.to_ne_bytes());
-        message.extend(IFA_LOCAL.to_ne_bytes());
-        message.extend([0xfd; 12]);
-        message.extend(number.to_be_bytes());
-        send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
+    let name = |number: u32| format!("{}{}", ["a", "b"][number as usize % 2], number / 2);
+    let mut batch = String::new();
+    for pair in 0..count.div_ceil(2 * OF_ONE) {
+        writeln!(batch, "link add a{pair} type veth peer name b{pair}")?;
     }
+    for number in 0..count {
+        let [_, high, middle, low] = number.to_be_bytes();
+        let interface = name(number / OF_ONE);
+        writeln!(batch, "addr add 10.{high}.{middle}.{low}/32 dev {interface}")?;
+    }
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    ip.stdin.take().context("no input")?.write_all(batch.as_bytes())?;
+    ensure!(ip.wait()?.success(), "no addresses");
     Ok(())
 }
 
