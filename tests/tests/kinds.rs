@@ -158,6 +158,9 @@ impl Tcpdump {
                 "-Z",
                 "root",
                 "--immediate-mode",
+                // Of its own accord it has room for seven packets of an interface that is not Ethernet.
+                "-B",
+                "32768",
                 "-w",
             ])
             .arg(file)
@@ -204,12 +207,18 @@ async fn same(
     let tcpdump = Tcpdump::start(place, &file)?;
     traffic()?;
     let mut theirs = of_file(&file)?;
-    wait_until(pace::time(Duration::from_secs(5)), || {
+    wait_until(Duration::from_secs(5), || {
         std::thread::sleep(pace::time(Duration::from_millis(200)));
         let before = std::mem::replace(&mut theirs, of_file(&file)?);
         Ok(before == theirs && theirs.1.len() >= least)
     })
-    .with_context(|| format!("tcpdump sees too little on {interface}: {:02x?}", theirs.1))?;
+    .with_context(|| {
+        format!(
+            "tcpdump sees {} on {interface}: {:02x?}",
+            theirs.1.len(),
+            theirs.1
+        )
+    })?;
     drop(tcpdump);
     let count = theirs.1.len();
     let reading = recorder.read_until(|recording| of_stream(recording).len() >= count);
