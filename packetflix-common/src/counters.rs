@@ -87,8 +87,9 @@ pub struct InterfaceSettings {
     pub costs: RateCosts,
     /// Number of the interface in the capture, put into its records. Never used twice, unlike an index.
     pub interface_id: u32,
-    /// Not zero for a loopback device, whose packets pass twice: only the receiving side is captured.
-    pub loopback: u16,
+    /// Not zero for an interface that hands back what it is given, such as a loopback device: its packets pass twice, and only
+    /// the receiving side is captured.
+    pub hands_back: u16,
     /// Bytes before the network header: 14 for Ethernet, 0 for packets that begin with an IP header.
     pub network_offset: u16,
     /// Which filter its packets must pass: an [`InterfaceFilter`].
@@ -120,7 +121,7 @@ const _: () = {
     assert!(size_of::<InterfaceSettings>() == 32);
     assert!(offset_of!(InterfaceSettings, costs) == 0);
     assert!(offset_of!(InterfaceSettings, interface_id) == 16);
-    assert!(offset_of!(InterfaceSettings, loopback) == 20);
+    assert!(offset_of!(InterfaceSettings, hands_back) == 20);
     assert!(offset_of!(InterfaceSettings, network_offset) == 22);
     assert!(offset_of!(InterfaceSettings, filter) == 24);
     assert!(offset_of!(InterfaceSettings, snaplen) == 28);

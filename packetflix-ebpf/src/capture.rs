@@ -60,7 +60,7 @@ pub(crate) fn capture(context: &impl EbpfContext, skb: &SkBuff, direction: Direc
         }};
     }
 
-    if settings.loopback != 0 && matches!(direction, Direction::Outbound) {
+    if settings.hands_back != 0 && matches!(direction, Direction::Outbound) {
         return;
     }
     let len = u64::from(packet::len(skb));

@@ -17,7 +17,7 @@ use packetflix_common::{
     programs::{SOCKET, SOCKET_ENTRY, TC_EGRESS, TC_INGRESS},
 };
 
-use super::object::LoadError;
+use super::{link_types::hands_back, object::LoadError};
 use crate::{
     error::{chain, errno},
     netns::Link,
@@ -199,8 +199,8 @@ fn has_tcx() -> Result<bool, HookError> {
 }
 
 fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
-    // A loopback device hands back what it is given: one side sees it all.
-    let sides: &[_] = if link.loopback {
+    // One side sees it all.
+    let sides: &[_] = if hands_back(link) {
         &[(TC_INGRESS, TcxSide::Ingress)]
     } else {
         &[(TC_INGRESS, TcxSide::Ingress), (TC_EGRESS, TcxSide::Egress)]

@@ -15,7 +15,7 @@ use packetflix_common::{
 use super::{
     Tap, TapError, blocking,
     hook::{Attachment, HookError},
-    link_types::{link_type, network_offset},
+    link_types::{hands_back, link_type, network_offset},
     object::Entry,
 };
 use crate::{
@@ -251,7 +251,7 @@ impl Tap {
             settings: InterfaceSettings {
                 costs: self.rates.costs(),
                 interface_id: id,
-                loopback: u16::from(link.loopback),
+                hands_back: u16::from(hands_back(link)),
                 network_offset: network_offset(link_type),
                 filter: self.filters.number_of(link_type) as u32,
                 snaplen: self.snaplen.min(MAX_CAPTURED_LEN),

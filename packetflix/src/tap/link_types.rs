@@ -41,6 +41,12 @@ pub(super) fn link_type(link: &Link) -> Option<LinkType> {
     }
 }
 
+/// Whether an interface hands back what it is given, so that each packet passes twice and the receiving side sees all of
+/// them: a loopback device, and CAN (libpcap's `linux_check_direction`).
+pub(super) fn hands_back(link: &Link) -> bool {
+    link.loopback || link.hardware_type == arphrd::CAN
+}
+
 /// Where the network header begins in packets of a link type; nobody asks where there is none.
 pub(super) fn network_offset(link_type: LinkType) -> u16 {
     match link_type {
@@ -91,6 +97,14 @@ mod tests {
         // InfiniBand and others, whose headers cooked mode takes off.
         for left_out in [32, 24, 805, 825, 0xffff] {
             assert_eq!(link_type(&link(left_out, true)), None, "{left_out}");
+        }
+        for (hardware_type, loopback, expected) in [(772, true, true), (280, false, true), (1, false, false)]
+        {
+            let link = Link {
+                loopback,
+                ..link(hardware_type, true)
+            };
+            assert_eq!(hands_back(&link), expected, "{hardware_type}");
         }
         for many in [778, 823] {
             assert_eq!(link_type(&link(many, false)), None, "{many}");
