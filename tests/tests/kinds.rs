@@ -5,6 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::UdpSocket,
+    os::fd::AsRawFd as _,
     path::Path,
     process::{Child, Stdio},
     time::Duration,
@@ -12,13 +13,18 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::BindToDevice,
+        },
+    },
     unistd::Pid,
 };
 use packetflix_tests::{
     client::Recorder,
     folder::Folder,
-    hook::hooks,
+    hook::{hooks, tcx},
     namespace::{Namespace, output_of, run},
     pace,
     raw::{self, Tun},
@@ -73,8 +79,12 @@ impl Hosts {
     fn talk(&self) -> anyhow::Result<()> {
         let [ours, theirs] = [(&self.here, "10.8.0.1:700"), (&self.there, "10.8.0.2:700")]
             .map(|(host, address)| host.inside(|| UdpSocket::bind(address)));
-        let (ours, theirs) = (ours??, theirs??);
-        for socket in [&ours, &theirs] {
+        Self::talk_by(&ours??, &theirs??)
+    }
+
+    /// Sends the mark from one to the other and back.
+    fn talk_by(ours: &UdpSocket, theirs: &UdpSocket) -> anyhow::Result<()> {
+        for socket in [ours, theirs] {
             socket.set_read_timeout(Some(pace::time(Duration::from_secs(5))))?;
         }
         let mut mark = [0; MARK.len()];
@@ -523,6 +533,53 @@ async fn aggregate_is_seen(kind: &str) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bond_and_its_parts() -> anyhow::Result<()> {
     aggregate_is_seen("bond mode balance-rr miimon 100").await
+}
+
+/// A packet passes the VRF device as well as the interface in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vrf_and_what_is_in_it() -> anyhow::Result<()> {
+    let hosts = Hosts::new()?;
+    if made(&hosts.here, "link add k7 type vrf table 10")?.is_none() {
+        return Ok(());
+    }
+    hosts.here.ip(&["link", "set", "k7", "up"])?;
+    hosts.here.ip(&["link", "set", "va", "master", "k7"])?;
+    hosts.here.ip(&["address", "add", "10.8.0.1/24", "dev", "va"])?;
+    hosts.there.ip(&["address", "add", "10.8.0.2/24", "dev", "vb"])?;
+    let traffic = || {
+        let ours = hosts.here.inside(|| {
+            let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+            setsockopt(&socket, BindToDevice, &"k7".into())?;
+            bind(socket.as_raw_fd(), &SockaddrIn::new(10, 8, 0, 1, 700))?;
+            anyhow::Ok(UdpSocket::from(socket))
+        })??;
+        let theirs = hosts.there.inside(|| UdpSocket::bind("10.8.0.2:700"))??;
+        Hosts::talk_by(&ours, &theirs)
+    };
+    let link_type = same("socket", (&hosts.here, "k7"), 2 * TIMES, traffic).await?;
+    assert_eq!(link_type, 1);
+    let places = [(&hosts.here, "va"), (&hosts.there, "vb")];
+    assert_eq!(same_everywhere(&places, 2 * TIMES, traffic).await?, [1, 1]);
+    if tcx()?.is_none() {
+        return Ok(());
+    }
+    // Of the device itself, TCX sees nothing, and that is told.
+    let server = Server::start(&["--hook", "tcx"])?;
+    let url = server.url(&format!("netns={}", hosts.here.inode()?));
+    let recording = Recorder::start(&url).await?.finish().await?;
+    let told = recording
+        .interfaces
+        .iter()
+        .find(|interface| interface.name == "k7");
+    let told = &told.context("it is not described")?.options;
+    ensure!(told.contains("the packets of a VRF do not pass TCX"), "{told}");
+    let refused = Recorder::start(&format!("{url}&nif=k7")).await.err();
+    let refused = refused.context("not refused")?.to_string();
+    ensure!(
+        refused.starts_with("400 ") && refused.contains("VRF"),
+        "{refused}"
+    );
+    Ok(())
 }
 
 /// Without the service that sets its mode, it sends nothing; what is given to it is seen.

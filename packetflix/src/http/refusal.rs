@@ -291,6 +291,7 @@ impl From<TapError> for Refusal {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
             }
             TapError::UnknownLinkType { .. }
+            | TapError::NotSeen { .. }
             | TapError::TooManyInterfaces
             | TapError::Filter { .. }
             | TapError::Load(LoadError::Filter(_)) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),

@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(crate) has_one_peer: bool,
     /// Whether it is a loopback device.
     pub(crate) loopback: bool,
+    /// Whether it is a device of a VRF.
+    pub(crate) is_vrf: bool,
     /// Whether it is to be up, as whoever set it up said; what it then is may come a second later.
     pub(crate) is_set_up: bool,
     /// Whether the kernel calls it down; it may come up.
@@ -252,6 +254,10 @@ fn link_of(body: &[u8]) -> Option<Link> {
             libc::IFLA_IFALIAS => link.alias = readable(until_zero(value)),
             libc::IFLA_ADDRESS if link.hardware_type == libc::ARPHRD_ETHER => {
                 link.mac = value.try_into().ok();
+            }
+            libc::IFLA_LINKINFO => {
+                let is_vrf = |(kind, name)| kind == libc::IFLA_INFO_KIND && until_zero(name) == b"vrf";
+                link.is_vrf = attributes(value).any(is_vrf);
             }
             IFLA_PROP_LIST => {
                 let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);

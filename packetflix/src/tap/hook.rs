@@ -144,6 +144,12 @@ impl ChosenHook {
         }
     }
 
+    /// Why it sees nothing of an interface, if so.
+    pub(super) fn reason_against(self, link: &Link) -> Option<&'static str> {
+        (self == Self::Tcx && link.is_vrf)
+            .then_some("the packets of a VRF do not pass TCX, and --hook socket sees them")
+    }
+
     /// Loads the programs of this hook, which may have a client's filter in them.
     pub(super) fn load(self, programs: &mut Ebpf, has_filter: bool) -> Result<(), LoadError> {
         match self {

@@ -227,6 +227,8 @@ impl Tap {
                 "nothing is captured here: what its packets begin with is not known (hardware type {})",
                 link.hardware_type
             ))
+        } else if let Some(reason) = self.hook.reason_against(link) {
+            Some(format!("nothing is captured here: {reason}"))
         } else {
             let reason = known.and_then(|known| self.filters.reason_against(known));
             reason.map(|reason| {

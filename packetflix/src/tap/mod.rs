@@ -115,6 +115,14 @@ pub enum TapError {
         /// Those that exist.
         present: Vec<String>,
     },
+    /// The hook sees no packets of an interface that was asked for.
+    #[error("the packets of the network interface {name} cannot be captured: {reason}")]
+    NotSeen {
+        /// Its name.
+        name: String,
+        /// Why, and what sees them.
+        reason: &'static str,
+    },
     /// An interface was asked for whose packets begin with something that we do not know.
     #[error(
         "the packets of the network interface {name} cannot be captured: its hardware type {hardware_type} is not known"
@@ -301,6 +309,7 @@ impl Tap {
         check_filters(&filters, &wanted)?;
 
         let Loaded { object, hook, share } = blocking(|| loader.take(&filters, is_admin))?;
+        check_hook(hook, &selection, &wanted)?;
         let Object {
             mut programs,
             interfaces: entries,
@@ -442,6 +451,20 @@ impl fmt::Debug for Tap {
         f.debug_struct("Tap")
             .field("hook", &self.hook)
             .finish_non_exhaustive()
+    }
+}
+
+/// The hook sees each interface that was asked for.
+fn check_hook(hook: ChosenHook, selection: &InterfaceSelection, wanted: &[Link]) -> Result<(), TapError> {
+    let not_seen = wanted
+        .iter()
+        .find_map(|link| Some((link, hook.reason_against(link)?)));
+    match not_seen {
+        Some((link, reason)) if selection.is_by_name() => Err(TapError::NotSeen {
+            name: link.name.clone(),
+            reason,
+        }),
+        _ => Ok(()),
     }
 }
 
