@@ -63,6 +63,20 @@ unsafe extern "C" {
         netmask: u32,
     ) -> c_int;
     fn pcap_freecode(program: *mut RawProgram);
+    fn pcap_lib_version() -> *const c_char;
+}
+
+/// Major and minor version of libpcap; 0.0 if it does not say.
+pub(super) fn version() -> (u32, u32) {
+    // SAFETY: the call takes nothing, and gives a string that ends with a zero and stays as it is.
+    let told = unsafe { CStr::from_ptr(pcap_lib_version()) };
+    version_in(&told.to_string_lossy()).unwrap_or_default()
+}
+
+/// That of `libpcap version 1.10.3 (with TPACKET_V3)` or `libpcap version 1.11.0-PRE-GIT (64-bit time_t)`.
+fn version_in(told: &str) -> Option<(u32, u32)> {
+    let mut numbers = told.strip_prefix("libpcap version ")?.split(['.', '-', ' ']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Something that filters can be compiled for.
@@ -205,6 +219,23 @@ mod tests {
             program.iter().any(|i| (i.code, i.k) == (0x45, 0xff)),
             "{program:?}"
         );
+    }
+
+    #[test]
+    fn versions_are_read() {
+        for (told, version) in [
+            ("libpcap version 1.10.3 (with TPACKET_V3)", Some((1, 10))),
+            (
+                "libpcap version 1.11.0-PRE-GIT (64-bit time_t, with TPACKET_V3)",
+                Some((1, 11)),
+            ),
+            ("libpcap version 2.0", Some((2, 0))),
+            ("libpcap version one", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(told), version, "{told}");
+        }
+        assert!(version() >= (1, 8), "{:?}", version());
     }
 
     #[test]

@@ -15,6 +15,7 @@
 use std::{borrow::Cow, collections::HashSet, net::IpAddr, ops::Range, sync::LazyLock};
 
 use super::{
+    libpcap,
     lookup::{Found, Kind, Known, Lookup},
     resolver::MAX_NAMES,
     slips::slip,
@@ -606,8 +607,17 @@ impl Token {
 }
 
 pub(super) fn is_keyword(word: &str) -> bool {
+    static VERSION: LazyLock<(u32, u32)> = LazyLock::new(libpcap::version);
+    is_keyword_of(*VERSION, word)
+}
+
+/// Whether this is a word of the language of a libpcap of this version. What is none is looked up by it as a name.
+fn is_keyword_of(version: (u32, u32), word: &str) -> bool {
     static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
     SET.contains(word)
+        || LATER_KEYWORDS
+            .iter()
+            .any(|(since, later)| version >= *since && word == *later)
 }
 
 /// How many bytes from the beginning on are such.
@@ -806,6 +816,9 @@ pub(super) const KEYWORDS: &[&str] = &[
     "tcpflags", "tcp-fin", "tcp-syn", "tcp-rst", "tcp-push", "tcp-ack", "tcp-urg", "tcp-ece", "tcp-cwr",
 ];
 
+/// Words that came later, and since which libpcap.
+const LATER_KEYWORDS: [((u32, u32), &str); 2] = [((1, 11), "vxlan"), ((1, 11), "batadv")];
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -848,6 +861,25 @@ mod tests {
         ] {
             assert_eq!(checked(expression), Ok(expression.to_owned()));
         }
+    }
+
+    #[test]
+    fn words_of_later_libpcaps_are_words_there() {
+        for word in ["vxlan", "batadv"] {
+            assert!(!is_keyword_of((1, 10), word) && !is_keyword_of((0, 0), word));
+            assert!(is_keyword_of((1, 11), word) && is_keyword_of((2, 0), word));
+        }
+        for word in ["geneve", "pppoes", "vlan", "inbound", "ifindex"] {
+            assert!(is_keyword_of((1, 10), word) && is_keyword_of((1, 11), word));
+        }
+        assert!(!is_keyword_of((1, 11), "localhost"));
+        // The libpcap that is here would take a word that it does not know for a name.
+        let is_later = libpcap::version() >= (1, 11);
+        assert_eq!(checked("vxlan 7 and tcp").is_ok(), is_later);
+        let compiled = Handle::dead(LinkType::Ethernet)
+            .unwrap()
+            .compile(c"vxlan 7", u32::MAX);
+        assert_eq!(compiled.is_ok(), is_later);
     }
 
     #[test]

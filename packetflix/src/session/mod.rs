@@ -120,7 +120,7 @@ pub(crate) struct SessionInfo<'a> {
 
 impl SessionInfo<'_> {
     /// Whether the stream has room for packets, if it begins with these interfaces; to be asked before anything is attached to
-    /// them. What there is to say of interfaces that are left out is not known then.
+    /// them. What there is to say of interfaces that are left out, and of the hook, is not known then.
     ///
     /// # Errors
     /// When there is none.
