@@ -71,7 +71,9 @@ async fn each_token_may_do_what_its_scopes_say() -> anyhow::Result<()> {
          part {PART} discover capture:web(*)\n"
     );
     let tokens = folder.put_secret("tokens", &text)?;
-    let server = server_with(&tokens, &["--log-requests", "--log-headers"])?;
+    let account = folder.file("account");
+    let audit = format!("--audit-log={}", account.display());
+    let server = server_with(&tokens, &["--log-requests", "--log-headers", &audit])?;
 
     for token in [None, Some("unknown-0123456789abcdef"), Some("x")] {
         for path in [
@@ -143,8 +145,8 @@ async fn each_token_may_do_what_its_scopes_say() -> anyhow::Result<()> {
         (PART, &db_netns, 404),
         (PART, &identity(&db, &db_name)?, 404),
         (PART, &container(&json!({ "name": db_name })), 404),
-        // What it claims to be called is of no use,
-        (PART, &identity(&db, &web_name)?, 404),
+        // Somebody else's process is as one that has ended: the name decides, if it is one of theirs,
+        (PART, &identity(&db, &web_name)?, 101),
         (PART, &identity(&db, "web(1)")?, 404),
         (PART, &container(&db.identity()?), 404),
         // and it learns nothing of other names.
@@ -164,6 +166,21 @@ async fn each_token_may_do_what_its_scopes_say() -> anyhow::Result<()> {
         );
     }
     ensure!(!server.log().contains("0123456789abcdef"), "a token is logged");
+
+    // and what is captured is theirs.
+    let account = std::fs::read_to_string(&account)?;
+    let lines: Vec<Value> = account
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let of_db = lines.iter().find(|line| {
+        line["message"] == "capture started" && line["client"] == "part" && line["asked_pid"] == db.pid()
+    });
+    let of_db = of_db.context(account)?;
+    assert_eq!(
+        (&of_db["netns"], &of_db["name"]),
+        (&json!(web.netns()?), &json!(web_name))
+    );
     Ok(())
 }
 
