@@ -203,7 +203,7 @@ impl Bounded {
             .compare_exchange(BEGUN, AWAITED, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
             self.has_head_begun = false;
-            self.line = RequestLine::default();
+            self.line.begin_anew();
             let deadline = Instant::now() + self.patience.head;
             self.head.as_mut().reset(deadline);
         }

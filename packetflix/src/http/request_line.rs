@@ -26,6 +26,13 @@ pub(super) struct RequestLine {
 }
 
 impl RequestLine {
+    /// Another request is awaited. What has come of it already stays as it came.
+    pub(super) fn begin_anew(&mut self) {
+        if self.rest.is_empty() {
+            *self = Self::default();
+        }
+    }
+
     /// Reads from a stream: the line as it should be, and what follows as it is.
     pub(super) fn poll_read(
         &mut self,
@@ -109,6 +116,21 @@ mod tests {
         for at_once in [1, 2, 7, 10_000] {
             assert_eq!(read(stream, at_once).await, escaped);
         }
+    }
+
+    #[tokio::test]
+    async fn what_came_of_the_next_request_is_kept() {
+        let first = format!("GET /{} HTTP/1.1\r\n\r\n", "\"".repeat(300));
+        let stream = format!("{first}GET /healthz HTTP/1.1\r\n\r\n").into_bytes();
+        let escaped = first.replace('"', "%22");
+        let mut through = Through(RequestLine::default(), &stream);
+        let mut head = vec![0; escaped.len()];
+        through.read_exact(&mut head).await.unwrap();
+        assert_eq!(head, escaped.as_bytes());
+        through.0.begin_anew();
+        let mut next = Vec::new();
+        through.read_to_end(&mut next).await.unwrap();
+        assert_eq!(next, b"GET /healthz HTTP/1.1\r\n\r\n");
     }
 
     proptest! {
