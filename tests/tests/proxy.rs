@@ -149,6 +149,14 @@ fn echo(head: &Head, stream: Stream) -> anyhow::Result<()> {
 }
 
 fn open_websocket(server: &Server, path: &str) -> anyhow::Result<WebSocket<TcpStream>> {
+    open_websocket_with(server, path, None)
+}
+
+fn open_websocket_with(
+    server: &Server,
+    path: &str,
+    token: Option<&str>,
+) -> anyhow::Result<WebSocket<TcpStream>> {
     let stream = connect(server)?.into_inner();
     let url = format!("ws://127.0.0.1:{}{path}", server.port());
     let mut request = url.into_client_request()?;
@@ -156,6 +164,10 @@ fn open_websocket(server: &Server, path: &str) -> anyhow::Result<WebSocket<TcpSt
     request
         .headers_mut()
         .insert("origin", HeaderValue::try_from(own)?);
+    if let Some(token) = token {
+        let bearer = HeaderValue::try_from(format!("Bearer {token}"))?;
+        request.headers_mut().insert("authorization", bearer);
+    }
     let (mut socket, answer) = tungstenite::client(request, stream)?;
     ensure!(answer.headers()["x-service"] == "yes");
     ensure!(socket.read()? == Message::text("welcome"));
@@ -799,6 +811,61 @@ fn foreign_pages_open_no_websocket() -> anyhow::Result<()> {
         ensure!(body.contains("http://evil.example"), "{body}");
     }
     assert_eq!(upstream.heads(), []);
+    Ok(())
+}
+
+/// What a page of another site makes a browser send: a form, and what it fetches where browsers do not say where from.
+#[test]
+fn foreign_pages_reach_the_service_by_links_alone() -> anyhow::Result<()> {
+    let upstream = Upstream::start(tell)?;
+    let server = proxy_of(&upstream)?;
+    let navigation = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
+    let ask = |method: &str, headers: &str| {
+        let request = format!(
+            "{method} /discover/changed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{headers}\r\n"
+        );
+        exchange(&server, &request)?.0.status()
+    };
+    for (method, headers) in [
+        ("POST", &format!("{navigation}Origin: null\r\n")[..]),
+        ("POST", navigation),
+        ("POST", "Origin: http://evil.example\r\n"),
+        ("GET", "Origin: http://evil.example\r\n"),
+    ] {
+        assert_eq!(ask(method, headers)?, 403, "{method} {headers}");
+    }
+    assert_eq!(upstream.heads(), []);
+    assert_eq!(ask("GET", navigation)?, 200);
+    assert_eq!(ask("POST", "Origin: http://localhost\r\n")?, 200);
+    Ok(())
+}
+
+#[test]
+fn what_was_upgraded_ends_with_the_right_to_it() -> anyhow::Result<()> {
+    let (upstream, folder) = (Upstream::start(echo)?, Folder::new()?);
+    let (alice, bob) = ("alice-0123456789", "bob-0123456789abc");
+    let both = format!("alice {alice}\nbob {bob}\n");
+    let tokens = folder.put_secret("tokens", &both)?;
+    let server = Server::start(&[
+        "--proxy-discovery",
+        &format!("--gw-port={}", upstream.port()),
+        &format!("--token-file={}", tokens.display()),
+    ])?;
+    let open = |token| open_websocket_with(&server, "/discover/ws", Some(token));
+    let (mut of_alice, mut of_bob) = (open(alice)?, open(bob)?);
+    // She may have 32, and nobody else has fewer for that.
+    let others = (1..32).map(|_| open(alice)).collect::<Result<Vec<_>, _>>()?;
+    let refused = open(alice).err().context("not refused")?.to_string();
+    ensure!(refused.contains("429"), "{refused}");
+    drop(others);
+    for socket in [&mut of_alice, &mut of_bob] {
+        socket.send(Message::text("hello"))?;
+        ensure!(socket.read()? == Message::text("hello"));
+    }
+    folder.put_secret("tokens", &format!("bob {bob}\n"))?;
+    ensure!(of_alice.read().is_err());
+    of_bob.send(Message::text("still here"))?;
+    ensure!(of_bob.read()? == Message::text("still here"));
     Ok(())
 }
 

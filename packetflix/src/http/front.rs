@@ -23,7 +23,7 @@ use super::{
     connection::Client,
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
-    proxy::Proxy,
+    proxy::{Proxy, UseOfService},
     refusal::{Refusal, Sentence, instead_of_a_list},
     routes::{Routes, is_ours, is_public, routes},
 };
@@ -211,7 +211,8 @@ impl Front {
             // Whoever has it could come in with it.
             request.headers_mut().remove(header::AUTHORIZATION);
         }
-        proxy.answer(request, client, &self.app.refusals).await
+        let right = UseOfService::new(caller, Arc::clone(&self.access));
+        proxy.answer(request, client, right, &self.app.refusals).await
     }
 
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
@@ -225,10 +226,11 @@ impl Front {
         if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
             self.app.names.check(request.uri(), headers)?;
         }
-        check_site(headers, origins, is_proxied)?;
-        // The discovery service has pages of its own, and says itself who may read them. Captures that are refused for
-        // that are accounted for where they would begin.
-        if !is_proxied && request.uri().path() != "/capture" {
+        // The discovery service has pages of its own, to which links lead.
+        let is_page = is_proxied && [Method::GET, Method::HEAD].contains(request.method());
+        check_site(headers, origins, is_page)?;
+        // Captures that are refused for that are accounted for where they would begin.
+        if is_proxied || request.uri().path() != "/capture" {
             check_origin(headers, origins)?;
         }
         Ok(())

@@ -183,7 +183,7 @@ impl Drop for Permit {
 }
 
 /// One more, or how many there are if those are as many as may be.
-fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Result<(), usize> {
+pub(super) fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Result<(), usize> {
     match counts.get_mut(&key) {
         Some(count) if *count >= limit => return Err(*count),
         Some(count) => *count += 1,
@@ -196,7 +196,7 @@ fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Re
 }
 
 /// One less; those of whom there are none are not remembered.
-fn remove<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+pub(super) fn remove<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {

@@ -201,6 +201,7 @@ impl From<ProxyError> for Refusal {
             ProxyError::Unreachable { .. }
             | ProxyError::Answer { .. }
             | ProxyError::UnwantedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+            ProxyError::TooManyUpgradesOfOne(_) => StatusCode::TOO_MANY_REQUESTS,
             ProxyError::TooManyUpgrades => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::ConnectTimeout { .. } | ProxyError::AnswerTimeout { .. } => {
                 StatusCode::GATEWAY_TIMEOUT

@@ -2,10 +2,17 @@
 //! comes back, both streamed. Upgraded connections, such as WebSockets, are joined and not looked into.
 
 mod headers;
+mod right;
 
-pub(super) use self::headers::wanted_protocol;
+pub(super) use self::{headers::wanted_protocol, right::UseOfService};
 
-use std::{error::Error, io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -18,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::copy_bidirectional,
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -31,6 +38,7 @@ use super::{
     connection::Client,
     front::{AnswerBody, boxed},
     origin::{Origin, check_origin},
+    quotas::{add, remove},
     refusal::Refusal,
     refusal_log::RefusalLog,
     request::RequestError,
@@ -47,13 +55,16 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most upgraded connections at a time: they do not count as connections of ours any more.
 const MAX_UPGRADED: usize = 256;
 
+/// Most of them on one account.
+const MAX_UPGRADED_OF_ONE: usize = 32;
+
 /// Hands requests on to the discovery service.
 pub(super) struct Proxy {
     service: ServiceAddress,
     /// Whose pages may upgrade.
     origins: Vec<Origin>,
     limit: Duration,
-    upgrades: Arc<Semaphore>,
+    upgrades: Arc<Upgrades>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -87,6 +98,10 @@ pub(super) enum ProxyError {
     RequestBody(#[source] hyper::Error),
     #[error("no more upgraded connections may be proxied at the same time than {MAX_UPGRADED}")]
     TooManyUpgrades,
+    #[error(
+        "one account may have {MAX_UPGRADED_OF_ONE} upgraded connections proxied at the same time, and {0} has as many"
+    )]
+    TooManyUpgradesOfOne(Arc<str>),
     #[error(transparent)]
     Request(#[from] RequestError),
 }
@@ -95,7 +110,38 @@ pub(super) enum ProxyError {
 struct Upgrade {
     protocol: HeaderValue,
     client: OnUpgrade,
-    permit: OwnedSemaphorePermit,
+    place: UpgradePlace,
+}
+
+/// How many upgraded connections each account has.
+#[derive(Debug, Default)]
+struct Upgrades(Mutex<HashMap<Arc<str>, usize>>);
+
+/// The place of one of them; given back when dropped.
+#[derive(Debug)]
+struct UpgradePlace {
+    upgrades: Arc<Upgrades>,
+    account: Arc<str>,
+}
+
+impl Upgrades {
+    fn place(self: &Arc<Self>, account: Arc<str>) -> Result<UpgradePlace, ProxyError> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.values().sum::<usize>() >= MAX_UPGRADED {
+            return Err(ProxyError::TooManyUpgrades);
+        }
+        add(&mut counts, Arc::clone(&account), MAX_UPGRADED_OF_ONE)
+            .map_err(|_| ProxyError::TooManyUpgradesOfOne(Arc::clone(&account)))?;
+        let upgrades = Arc::clone(self);
+        Ok(UpgradePlace { upgrades, account })
+    }
+}
+
+impl Drop for UpgradePlace {
+    fn drop(&mut self) {
+        let mut counts = self.upgrades.0.lock().unwrap_or_else(PoisonError::into_inner);
+        remove(&mut counts, &self.account);
+    }
 }
 
 impl Proxy {
@@ -110,7 +156,7 @@ impl Proxy {
             service,
             origins,
             limit: SERVICE_TIMEOUT,
-            upgrades: Arc::new(Semaphore::new(MAX_UPGRADED)),
+            upgrades: Arc::default(),
             tasks,
             stop,
         }
@@ -121,9 +167,10 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         client: &Client,
+        right: UseOfService,
         refusals: &RefusalLog,
     ) -> Response<AnswerBody> {
-        match self.forward(request, client).await {
+        match self.forward(request, client, right).await {
             Ok(response) => response.map(boxed),
             Err(error) => {
                 let refusal = Refusal::from(error);
@@ -137,48 +184,58 @@ impl Proxy {
         &self,
         mut request: Request<B>,
         client: &Client,
+        right: UseOfService,
     ) -> Result<Response<Incoming>, ProxyError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let upgrade = self.wanted_upgrade(&mut request)?;
+        let upgrade = self.wanted_upgrade(&mut request, right.account())?;
         let (mut parts, body) = request.into_parts();
         let protocol = upgrade.as_ref().map(|upgrade| upgrade.protocol.clone());
         let length = body.size_hint().exact();
         headers::to_service(&mut parts, &self.service, client, protocol, length);
-        let mut response = self.exchange(Request::from_parts(parts, body)).await?;
+        let mut response = self
+            .exchange(Request::from_parts(parts, body), right.clone())
+            .await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgrade = upgrade.ok_or_else(|| ProxyError::UnwantedUpgrade {
                 service: self.service.clone(),
             })?;
-            self.join(upgrade, hyper::upgrade::on(&mut response));
+            self.join(upgrade, hyper::upgrade::on(&mut response), right);
         }
         headers::to_client(&mut response);
         Ok(response)
     }
 
     /// What it takes to upgrade the client's connection, if that is what the request is about.
-    fn wanted_upgrade<B>(&self, request: &mut Request<B>) -> Result<Option<Upgrade>, ProxyError> {
+    fn wanted_upgrade<B>(
+        &self,
+        request: &mut Request<B>,
+        account: Arc<str>,
+    ) -> Result<Option<Upgrade>, ProxyError> {
         let Some(protocol) = wanted_protocol(request) else {
             return Ok(None);
         };
         check_origin(request.headers(), &self.origins)?;
-        let permit = Arc::clone(&self.upgrades).try_acquire_owned();
         Ok(Some(Upgrade {
             protocol,
             client: hyper::upgrade::on(request),
-            permit: permit.map_err(|_| ProxyError::TooManyUpgrades)?,
+            place: self.upgrades.place(account)?,
         }))
     }
 
     /// Sends a request over a new connection, and waits for the head of the answer.
-    async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, ProxyError>
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        right: UseOfService,
+    ) -> Result<Response<Incoming>, ProxyError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let mut sender = self.connect().await?;
+        let mut sender = self.connect(right).await?;
         // The service may wait for the whole body, and that may take its time as long as it goes on.
         let (sent, last_sent) = watch::channel(Instant::now());
         let request = request.map(|body| {
@@ -202,8 +259,9 @@ impl Proxy {
         }
     }
 
-    /// Connects to the service. The connection ends when its one exchange is over, or either side leaves.
-    async fn connect<B>(&self) -> Result<SendRequest<B>, ProxyError>
+    /// Connects to the service. The connection ends when its one exchange is over, either side leaves, or the right to it is
+    /// lost.
+    async fn connect<B>(&self, right: UseOfService) -> Result<SendRequest<B>, ProxyError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -224,7 +282,7 @@ impl Proxy {
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.no_answer(error))?;
-        self.tasks.spawn(drive(connection, self.stop.clone()));
+        self.tasks.spawn(drive(connection, self.stop.clone(), right));
         Ok(sender)
     }
 
@@ -238,24 +296,25 @@ impl Proxy {
         }
     }
 
-    /// Joins the two connections, once both are upgraded, until both sides are done, or one is broken.
-    fn join(&self, upgrade: Upgrade, service: OnUpgrade) {
+    /// Joins the two connections, once both are upgraded, until both sides are done, one is broken, or the right to it is lost.
+    fn join(&self, upgrade: Upgrade, service: OnUpgrade, right: UseOfService) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let _permit = upgrade.permit;
+            let _place = upgrade.place;
             tokio::select! {
                 ended = copy_both_ways(upgrade.client, service) => match ended {
                     Ok((up, down)) => tracing::debug!(up, down, "a proxied connection ended"),
                     Err(error) => tracing::debug!(%error, "a proxied connection broke"),
                 },
                 () = stop.cancelled() => tracing::debug!("a proxied connection ends with the service"),
+                why = right.lost() => tracing::info!(reason = why, "a proxied connection loses its right"),
             }
         });
     }
 }
 
-/// Works on a connection to the service until all is exchanged, or we shut down.
-async fn drive<B>(connection: Connection<TokioIo<TcpStream>, B>, stop: CancellationToken)
+/// Works on a connection to the service until all is exchanged, the right to it is lost, or we shut down.
+async fn drive<B>(connection: Connection<TokioIo<TcpStream>, B>, stop: CancellationToken, right: UseOfService)
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -270,6 +329,7 @@ where
             tracing::debug!(%error, "a connection to the discovery service ended with an error");
         },
         () = stopped => {}
+        why = right.lost() => tracing::info!(reason = why, "a proxied answer loses its right"),
     }
 }
 
@@ -293,7 +353,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::http::caller::Peer;
+    use warp::http::HeaderMap;
+
+    use crate::{
+        access::Access,
+        http::caller::{Caller, Peer},
+    };
 
     const CLIENT: Client = Client {
         peer: Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7)),
@@ -311,6 +376,12 @@ mod tests {
         let mut proxy = Proxy::new(service, Vec::new(), TaskTracker::new(), CancellationToken::new());
         proxy.limit = limit;
         proxy
+    }
+
+    fn anybody() -> UseOfService {
+        let access = Access::open(None, false).unwrap();
+        let caller = Caller::identify(&access, &CLIENT, &HeaderMap::new(), None).unwrap();
+        UseOfService::new(caller, Arc::new(access))
     }
 
     async fn listen() -> (TcpListener, u16) {
@@ -331,7 +402,9 @@ mod tests {
     async fn service_that_does_not_answer_is_given_up() {
         let (_listener, port) = listen().await;
         let proxy = proxy(port, Duration::from_millis(50));
-        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), &CLIENT).await;
+        let error = proxy
+            .forward(Request::new(Empty::<Bytes>::new()), &CLIENT, anybody())
+            .await;
         let refusal = Refusal::from(error.unwrap_err());
         assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT);
         assert!(
@@ -358,7 +431,9 @@ mod tests {
             queued.push(stream);
         }
         let proxy = proxy(address.port(), Duration::from_millis(50));
-        let error = proxy.forward(Request::new(Empty::<Bytes>::new()), &CLIENT).await;
+        let error = proxy
+            .forward(Request::new(Empty::<Bytes>::new()), &CLIENT, anybody())
+            .await;
         let refusal = Refusal::from(error.unwrap_err());
         assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT, "{refusal:?}");
         assert!(
@@ -393,7 +468,7 @@ mod tests {
         let mut request = Request::new(StreamBody::new(Box::pin(frames)));
         *request.method_mut() = hyper::Method::POST;
         let proxy = proxy(port, Duration::from_millis(400));
-        let response = proxy.forward(request, &CLIENT).await.unwrap();
+        let response = proxy.forward(request, &CLIENT, anybody()).await.unwrap();
         assert_eq!(response.status(), StatusCode::NO_CONTENT);
     }
 
@@ -412,7 +487,7 @@ mod tests {
             });
             let request = Request::new(Full::new(Bytes::new()));
             let error = proxy(port, SERVICE_TIMEOUT)
-                .forward(request, &CLIENT)
+                .forward(request, &CLIENT, anybody())
                 .await
                 .unwrap_err();
             assert!(matches!(error, ProxyError::Answer { .. }), "{said}: {error}");
@@ -431,7 +506,7 @@ mod tests {
         });
         let request = Request::new(Empty::<Bytes>::new());
         let error = proxy(port, SERVICE_TIMEOUT)
-            .forward(request, &CLIENT)
+            .forward(request, &CLIENT, anybody())
             .await
             .unwrap_err();
         assert!(matches!(error, ProxyError::UnwantedUpgrade { .. }), "{error}");
@@ -441,17 +516,29 @@ mod tests {
     async fn upgraded_connections_are_bounded() {
         let (_listener, port) = listen().await;
         let proxy = proxy(port, Duration::from_millis(10));
-        let all = Arc::clone(&proxy.upgrades)
-            .acquire_many_owned(MAX_UPGRADED as u32)
-            .await
-            .unwrap();
-        let error = proxy.forward(websocket(), &CLIENT).await.unwrap_err();
+        let places = |account: &str, count| {
+            let account: Arc<str> = account.into();
+            let place = || proxy.upgrades.place(Arc::clone(&account)).unwrap();
+            std::iter::repeat_with(place).take(count).collect::<Vec<_>>()
+        };
+        let own = places("127.0.0.1", MAX_UPGRADED_OF_ONE);
+        let error = proxy.forward(websocket(), &CLIENT, anybody()).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "one account may have 32 upgraded connections proxied at the same time, and 127.0.0.1 has as many"
+        );
+        assert_eq!(Refusal::from(error).status, StatusCode::TOO_MANY_REQUESTS);
+        drop(own);
+        let all: Vec<_> = (0..MAX_UPGRADED / MAX_UPGRADED_OF_ONE)
+            .map(|n| places(&n.to_string(), MAX_UPGRADED_OF_ONE))
+            .collect();
+        let error = proxy.forward(websocket(), &CLIENT, anybody()).await.unwrap_err();
         assert!(matches!(error, ProxyError::TooManyUpgrades), "{error}");
         assert_eq!(Refusal::from(error).status, StatusCode::SERVICE_UNAVAILABLE);
         drop(all);
-        let error = proxy.forward(websocket(), &CLIENT).await.unwrap_err();
+        let error = proxy.forward(websocket(), &CLIENT, anybody()).await.unwrap_err();
         assert!(matches!(error, ProxyError::AnswerTimeout { .. }), "{error}");
-        assert_eq!(proxy.upgrades.available_permits(), MAX_UPGRADED);
+        assert!(proxy.upgrades.0.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -464,7 +551,7 @@ mod tests {
         request
             .headers_mut()
             .insert("origin", HeaderValue::from_static("http://evil.example"));
-        let error = proxy.forward(request, &CLIENT).await.unwrap_err();
+        let error = proxy.forward(request, &CLIENT, anybody()).await.unwrap_err();
         assert_eq!(Refusal::from(error).status, StatusCode::FORBIDDEN);
     }
 }
