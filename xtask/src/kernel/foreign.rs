@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use super::{apt::Archive, catalog::Architecture, fetch::folder};
 use crate::shell;
 
-/// Debian's release that the root is of. Its kernel is 6.1, but its programs know what later ones have.
+/// Debian's release that the root is of, whichever kernel is booted.
 const SUITE: &str = "bookworm";
 
 /// What the tests start and load, and what they are linked with.
@@ -118,13 +118,20 @@ pub(crate) fn cargo(architecture: Architecture, root: &Path) -> Command {
     let target = architecture.target();
     let compiler = format!("{}-gcc", architecture.gnu());
     let sysroot = format!("--sysroot={}", root.display());
+    // Where the compiler brings a C library of its own, that would come first, and may be newer than the root's.
+    let first = format!("-B{}/usr/lib/{}", root.display(), architecture.gnu());
     let of_target = target.replace('-', "_");
     let mut cargo = shell::cargo();
     cargo
         .env("CARGO_BUILD_TARGET", &target)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            format!("-Clinker={compiler}\u{1f}-Clink-arg={sysroot}"),
+            [
+                format!("-Clinker={compiler}"),
+                format!("-Clink-arg={sysroot}"),
+                format!("-Clink-arg={first}"),
+            ]
+            .join("\u{1f}"),
         )
         .env_remove("RUSTFLAGS")
         .env(format!("CC_{of_target}"), &compiler)
