@@ -29,7 +29,7 @@ pub mod programs {
     pub const SOCKET_ENTRY: &str = "socket_entry";
 }
 
-/// Names of the functions over whose bodies filters are written.
+/// Names of the functions in whose places filters are put.
 pub mod filters {
     /// For packets that begin with an Ethernet header.
     pub const ETHERNET: &str = "filter_ethernet";
@@ -51,6 +51,8 @@ pub mod maps {
     pub const OWN_CONNECTIONS: &str = "OWN_CONNECTIONS";
     /// Hash whose keys are [`OwnEndpoint`](crate::OwnEndpoint)s; their `u32` means nothing.
     pub const OWN_ENDPOINTS: &str = "OWN_ENDPOINTS";
+    /// Array of one [`Paid`](crate::Paid).
+    pub const PAID: &str = "PAID";
     /// Array of one program, [`SOCKET`](crate::programs::SOCKET).
     pub const SOCKET_PROGRAM: &str = "SOCKET_PROGRAM";
     /// The ring of aya-log, with the name aya-log gives it.

@@ -1,5 +1,5 @@
-//! The filters of a capture: functions without a meaning of their own, over whose bodies user space writes what it
-//! has translated before it loads the object.
+//! The filters of a capture: functions without a meaning of their own, in whose places user space puts what it has
+//! translated before it loads the programs.
 
 use core::arch::asm;
 
@@ -18,20 +18,18 @@ pub(crate) fn accepts(skb: &SkBuff, packet_type: u32, filter: u32) -> bool {
     }
 }
 
-/// Room for a filter: so many instructions, which no compiler looks into. The value is another in each filter, lest
-/// two functions of one body become one.
-macro_rules! room {
+/// The place of a filter: what no compiler looks into. The value is another in each filter, lest two functions of one
+/// body become one.
+macro_rules! place {
     ($skb:ident, $packet_type:ident, $value:literal) => {{
         let accepted: u64;
         // SAFETY: the instructions alter R0 alone. What user space puts in their place may alter every register: the
         // kernel keeps R6 to R9 for the caller of a function (`linux/bpf.h`, `BPF_CALL` of `BPF_PSEUDO_CALL`), R1 to R5
         // are named here, and nothing of this function is left to be done behind them. The kernel verifies all of it.
-        #[expect(unsafe_code, reason = "only assembly makes room")]
+        #[expect(unsafe_code, reason = "the compiler looks into all but assembly")]
         unsafe {
             asm!(
-                ".rept 4090",
                 concat!("r0 = ", $value),
-                ".endr",
                 inout("r1") $skb => _,
                 inout("r2") $packet_type => _,
                 out("r0") accepted,
@@ -50,7 +48,7 @@ macro_rules! room {
 #[expect(unsafe_code, reason = "user space finds the function by its name")]
 // SAFETY: no other symbol of the object has this name.
 pub extern "C" fn filter_ethernet(skb: *mut __sk_buff, packet_type: u32) -> u64 {
-    room!(skb, packet_type, "1")
+    place!(skb, packet_type, "1")
 }
 
 /// Filter for packets that begin with an IP header.
@@ -59,5 +57,5 @@ pub extern "C" fn filter_ethernet(skb: *mut __sk_buff, packet_type: u32) -> u64 
 #[expect(unsafe_code, reason = "user space finds the function by its name")]
 // SAFETY: no other symbol of the object has this name.
 pub extern "C" fn filter_raw(skb: *mut __sk_buff, packet_type: u32) -> u64 {
-    room!(skb, packet_type, "2")
+    place!(skb, packet_type, "2")
 }

@@ -106,13 +106,15 @@ mod tests {
         let attach = |source| HookError::Attach {
             program: "p",
             interface: "eth0".to_owned(),
-            source: Box::new(source),
+            source,
         };
+        let query = |source| HookError::Query(Box::new(source));
         let map = |source| LoadError::Map { name: "m", source };
-        let errors: [Box<dyn Error>; 6] = [
+        let errors: [Box<dyn Error>; 7] = [
             Box::new(kernel()),
-            Box::new(attach(ProgramError::TcError(TcError::IoError(kernel())))),
-            Box::new(attach(ProgramError::IOError(kernel()))),
+            Box::new(attach(kernel())),
+            Box::new(query(ProgramError::TcError(TcError::IoError(kernel())))),
+            Box::new(query(ProgramError::IOError(kernel()))),
             Box::new(HookError::Loopback(kernel())),
             Box::new(map(MapError::IoError(kernel()))),
             Box::new(LoadError::Object(Box::new(EbpfError::MapError(

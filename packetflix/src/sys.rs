@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "this is where the remaining libc calls live")]
 
+pub(crate) mod bpf;
+
 use std::{
     ffi::CStr,
     fs::File,
@@ -177,59 +179,6 @@ pub(crate) fn namespace_of_socket(socket: BorrowedFd<'_>) -> io::Result<OwnedFd>
     let namespace = unsafe { get_namespace(socket.as_raw_fd()) }?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
-}
-
-/// A side of an interface at which TCX programs run. The numbers are `BPF_TCX_…` of `linux/bpf.h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TcxSide {
-    /// What it receives.
-    Ingress = 46,
-    /// What it sends.
-    Egress = 47,
-}
-
-/// Attaches a program at the head of those of an interface in the calling thread's network namespace, until the descriptor
-/// is closed. Kernel 6.6.
-///
-/// # Errors
-/// `ENODEV` when there is no such interface, `ERANGE` when it takes no more programs.
-pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, side: TcxSide) -> io::Result<OwnedFd> {
-    const BPF_LINK_CREATE: libc::c_int = 28;
-    /// Before the program that is named, which is the first where none is.
-    const BPF_F_BEFORE: u32 = 1 << 3;
-
-    /// The part of `union bpf_attr` that this command reads of a TCX link.
-    #[repr(C)]
-    #[derive(Default)]
-    struct LinkCreate {
-        program: u32,
-        ifindex: u32,
-        attach_type: u32,
-        flags: u32,
-        relative: u32,
-        padding: u32,
-        expected_revision: u64,
-    }
-
-    let attributes = LinkCreate {
-        program: program.as_raw_fd() as u32,
-        ifindex,
-        attach_type: side as u32,
-        flags: BPF_F_BEFORE,
-        ..LinkCreate::default()
-    };
-    // SAFETY: the pointer and length are those of a live structure that is laid out as the kernel reads it, and has no
-    // pointers of its own.
-    let descriptor = Errno::result(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_CREATE,
-            &raw const attributes,
-            size_of::<LinkCreate>(),
-        )
-    })?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) })
 }
 
 /// A packet socket of the calling thread's network namespace that receives nothing until it is bound.

@@ -19,7 +19,7 @@ use crate::{
 pub fn traces(server: Option<&Server>, namespaces: &[&Namespace]) -> anyhow::Result<String> {
     let mut traces = String::new();
     if let Some(server) = server {
-        // Without numbers: a server keeps one object ready, which is another after each capture.
+        // Without numbers: a server keeps one object ready, which may be another after a capture.
         traces += &Objects::held_by(server.pid())?.kinds();
         traces += &format!("packet sockets: {}\n", packet_sockets_of(server.pid())?);
     }

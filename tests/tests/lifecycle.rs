@@ -100,6 +100,57 @@ async fn shutting_down_does_not_wait_for_a_client_that_stalls() -> anyhow::Resul
     Ok(())
 }
 
+/// The next one may be another client's, in a namespace where interfaces have the same numbers.
+#[tokio::test]
+async fn what_a_capture_has_loaded_serves_the_next_which_sees_nothing_of_it() -> anyhow::Result<()> {
+    const LEFT: [u8; 1400] = [0xa5; 1400];
+
+    for hook in hooks()? {
+        let (here, there) = Namespace::pair()?;
+        let (other, beyond) = Namespace::pair()?;
+        assert_eq!(here.ifindex("va")?, other.ifindex("va")?);
+        let server = Server::start(&["--hook", hook])?;
+        let loaded = Objects::held_by(server.pid())?;
+        let all = loaded.left()?;
+
+        // Much of it is still in the rings when its client is gone.
+        let stalled = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.flood(&raw::ethernet(0x88b5, &LEFT), 60_000, 14)?;
+        drop(stalled);
+
+        for (round, query) in ["", "&filter=ether%20proto%200x88b5", "", "&self=1"]
+            .into_iter()
+            .enumerate()
+        {
+            wait_until(Duration::from_secs(10), || {
+                let (_, running) = server.get("/captures")?;
+                Ok(running["captures"].as_array().is_some_and(Vec::is_empty))
+            })?;
+            let url = server.url(&format!("netns={}{query}", other.inode()?));
+            let mut recorder = Recorder::start(&url).await?;
+            let frame = frame(round as u8);
+            RawSocket::open(&beyond, "vb")?.send(&frame)?;
+            recorder
+                .read_until(|recording| recording.count(&frame) == 1)
+                .await?;
+            let recording = recorder.finish().await?;
+            recording.check_complete()?;
+            ensure!(!recording.has(&LEFT[..64]), "{hook}: packets of another capture");
+            let statistics = recording.final_statistics("va")?;
+            ensure!(
+                statistics.received < 1000,
+                "{hook}: counts of another capture: {statistics:?}"
+            );
+        }
+        ensure!(
+            loaded.left()? == all,
+            "{hook}: it was loaded anew:\n{}",
+            loaded.left()?
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
     for hook in hooks()? {

@@ -15,8 +15,13 @@ use packetflix_tests::{
     server::{Server, program},
 };
 
-/// `r0 = 1`, of which the room for a filter is made.
-const ROOM: [u8; 8] = [0xb7, 0, 0, 0, 1, 0, 0, 0];
+/// `r0 = 1; exit`, and `r0 = 2; exit`: the functions in whose places filters are put.
+const FUNCTIONS: [[u8; 8]; 4] = [
+    [0xb7, 0, 0, 0, 1, 0, 0, 0],
+    [0x95, 0, 0, 0, 0, 0, 0, 0],
+    [0xb7, 0, 0, 0, 2, 0, 0, 0],
+    [0x95, 0, 0, 0, 0, 0, 0, 0],
+];
 
 /// `r0 = r9`, where nothing was ever put into r9: verifiers answer EACCES.
 const FORBIDDEN: [u8; 8] = [0xbf, 0x90, 0, 0, 0, 0, 0, 0];
@@ -27,17 +32,13 @@ const FAULT: &str = "R9 !read_ok";
 /// The program that users start, but for one instruction of its eBPF object, which makes that invalid.
 fn with_invalid_object(folder: &Folder) -> anyhow::Result<PathBuf> {
     let mut bytes = fs::read(program("packetflix")?)?;
-    let long = ROOM.repeat(1000);
-    let rooms: Vec<usize> = bytes
-        .windows(long.len())
+    let functions = FUNCTIONS.as_flattened();
+    let mut places = bytes
+        .windows(functions.len())
         .enumerate()
-        .filter_map(|(at, window)| (window == long).then_some(at))
-        .collect();
-    let first = *rooms.first().context("no room for a filter")?;
-    ensure!(
-        rooms.windows(2).all(|two| two[1] - two[0] == ROOM.len()),
-        "not the only one"
-    );
+        .filter_map(|(at, window)| (window == functions).then_some(at));
+    let first = places.next().context("no place of a filter")?;
+    ensure!(places.next().is_none(), "not the only one");
     bytes[first..first + FORBIDDEN.len()].copy_from_slice(&FORBIDDEN);
     let file = folder.file("packetflix");
     fs::write(&file, bytes)?;

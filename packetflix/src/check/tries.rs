@@ -159,12 +159,12 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         is_fixed: true,
         ..config.tap.rings
     };
-    let loader = Loader::new(TapConfig {
+    let loader = Arc::new(Loader::new(TapConfig {
         hook,
         rings,
         rates: RateLimits::default(),
         log_programs: false,
-    });
+    }));
     let netns = Netns::fresh()?;
     let request = TapRequest {
         selection: InterfaceSelection::All,

@@ -45,6 +45,8 @@ static SEARCHES: Semaphore = Semaphore::const_new(4);
 
 /// Reads a tap.
 pub(super) struct Reader {
+    /// Dropped first: whatever becomes of the tap, its clients are told.
+    _end: End,
     netns: Arc<Netns>,
     tap: Tap,
     packets: Packets,
@@ -82,6 +84,10 @@ impl Reader {
     ) -> Self {
         metrics.tap_begun();
         let mut reader = Self {
+            _end: End {
+                shared: Arc::clone(&shared),
+                metrics: Arc::clone(&metrics),
+            },
             netns: Arc::new(netns),
             packets: Packets::new(tap.snaplen()),
             tap,
@@ -117,6 +123,7 @@ impl Reader {
         self.finish().await;
         self.count();
         self.shared.publish(|window| window.end(ended));
+        self.tap.close();
     }
 
     async fn capture(&mut self, commands: &mpsc::WeakSender<Command>) -> Result<Ended, CaptureError> {
@@ -557,7 +564,13 @@ fn next_turn() -> Instant {
     *FIRST + STATISTICS_INTERVAL * (turns as u32 + 1)
 }
 
-impl Drop for Reader {
+/// Tells that a tap has ended, however that comes.
+struct End {
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for End {
     fn drop(&mut self) {
         let cut_off = Ended::Failed("the capture was cut off".to_owned());
         self.shared.publish(|window| window.end(cut_off));

@@ -7,7 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
-    thread::{self, ScopedJoinHandle},
+    thread::{self, JoinHandle, ScopedJoinHandle},
 };
 
 use aya::{
@@ -49,7 +49,7 @@ impl CreatedRings {
         let spare = cpus.may_grow().then_some(SPARE_RING);
         let of_cpus = cpus.online.iter().map(|cpu| ring_of(*cpu));
         let places: Vec<u32> = spare.into_iter().chain(of_cpus).collect();
-        let rings = on_threads(&places, MapError::IoError, |place| {
+        let rings = on_threads(places, MapError::IoError, |place| {
             let ring = create_ring(size)?;
             put(&array, place, &ring)?;
             Ok((place, ring))
@@ -72,7 +72,10 @@ pub(super) fn array_of(programs: &Ebpf, name: &str) -> Result<OwnedFd, MapError>
 pub(super) struct CpuRings {
     merge: Merge<RingBuf<MapData>>,
     positions: Vec<RingPositions>,
-    ready: RingsReady,
+    /// Those that are not mapped.
+    created: Vec<(u32, MapData)>,
+    mapping: Mapping,
+    ready: Option<RingsReady>,
     share: RingShare,
     array: OwnedFd,
     /// Places of the rings in the array.
@@ -85,35 +88,140 @@ pub(super) struct CpuRings {
     has_told: bool,
 }
 
+/// Rings that are being mapped, by a thread that is waited for.
+#[derive(Default)]
+struct Mapping(Option<JoinHandle<Vec<Result<MappedRing, TapError>>>>);
+
+impl Mapping {
+    fn wait(&mut self) -> Vec<Result<MappedRing, TapError>> {
+        let mapped = self.0.take().map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        mapped.unwrap_or_default()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Whoever would have told of a panic has failed already.
+            let _ = thread.join();
+        }
+    }
+}
+
 impl CpuRings {
-    /// Maps rings into memory, to be read.
-    ///
-    /// # Errors
-    /// When there is no room for them.
-    pub(super) fn map(created: CreatedRings, share: RingShare) -> Result<Self, TapError> {
+    /// Rings that are not mapped into memory yet.
+    pub(super) fn new(created: CreatedRings, share: RingShare) -> Self {
         let CreatedRings { array, rings, cpus } = created;
-        let mut this = Self {
+        Self {
             merge: Merge::new(Vec::with_capacity(rings.len())),
             positions: Vec::with_capacity(rings.len()),
-            ready: RingsReady::new().map_err(TapError::Rings)?,
+            places: Vec::with_capacity(rings.len()),
+            created: rings,
+            mapping: Mapping::default(),
+            ready: None,
             share,
             array,
-            places: Vec::with_capacity(rings.len()),
             possible: cpus.possible,
             spare_seen: 0,
             has_told: false,
-        };
-        for (place, ring) in rings {
-            let mapped = MappedRing::map(place, ring, &this.ready)?;
-            this.add(mapped);
         }
-        Ok(this)
+    }
+
+    /// Begins to map those into memory that are not, to be read: for 64 MiB the kernel makes 32,768 entries of page tables.
+    ///
+    /// # Errors
+    /// When there is no thread or descriptor for that.
+    pub(super) fn begin_to_map(&mut self) -> Result<(), TapError> {
+        if self.ready.is_none() {
+            self.ready = Some(RingsReady::new().map_err(TapError::Rings)?);
+        }
+        if self.created.is_empty() {
+            return Ok(());
+        }
+        let created = std::mem::take(&mut self.created);
+        let map = move || {
+            let map = |(place, ring)| MappedRing::map(place, ring);
+            on_threads(created, TapError::Rings, map)
+        };
+        let thread = thread::Builder::new().spawn(map).map_err(TapError::Rings)?;
+        self.mapping = Mapping(Some(thread));
+        Ok(())
+    }
+
+    /// Waits until they are mapped.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub(super) fn wait_until_mapped(&mut self) -> Result<(), TapError> {
+        for ring in self.mapping.wait() {
+            let ring = ring?;
+            if let Some(ready) = &self.ready {
+                ready.add(&ring.ring).map_err(TapError::Rings)?;
+            }
+            self.add(ring);
+        }
+        Ok(())
+    }
+
+    /// Whether they are mapped.
+    pub(super) fn are_mapped(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Takes them out of our memory again, where they count as ours.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub(super) fn unmap(&mut self) -> Result<(), TapError> {
+        self.ready = None;
+        self.positions.clear();
+        for (ring, place) in self.merge.take().into_iter().zip(self.places.drain(..)) {
+            let descriptor = ring.as_fd().try_clone_to_owned().map_err(TapError::Rings)?;
+            drop(ring);
+            self.created
+                .push((place, MapData::from_fd(descriptor).map_err(failed)?));
+        }
+        Ok(())
+    }
+
+    /// Waits until no program runs any more that was attached when this was called, and forgets all that they have
+    /// delivered.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or a record is left.
+    pub(super) fn clear(&mut self) -> Result<(), TapError> {
+        if let (Some(ring), Some(place)) = (self.merge.rings().first(), self.places.first()) {
+            // To put a map into an array of maps waits for all programs that run (`maybe_wait_bpf_programs` of
+            // `kernel/bpf/syscall.c`): here it is the one that is there.
+            put(&self.array, *place, ring).map_err(failed)?;
+        }
+        self.merge.clear();
+        if self.positions.iter().any(|ring| ring.waiting() > 0) {
+            let left = io::Error::other("a program has not finished a record");
+            return Err(TapError::Rings(left));
+        }
+        self.has_told = false;
+        Ok(())
     }
 
     fn add(&mut self, ring: MappedRing) {
         self.merge.add(ring.ring);
         self.positions.push(ring.positions);
         self.places.push(ring.place);
+    }
+
+    /// Whether they are those of a capture of who administers the service.
+    pub(super) fn set_admin(&mut self, is_admin: bool) {
+        self.share.set_admin(is_admin);
+    }
+
+    /// What they have of the memory for rings.
+    pub(super) fn share(&self) -> &RingShare {
+        &self.share
     }
 
     /// Bytes of each ring.
@@ -130,7 +238,10 @@ impl CpuRings {
 
     /// Waits until a ring may have a record that was not there when it was last drained.
     pub(super) async fn filled(&self) -> io::Result<()> {
-        self.ready.wait().await
+        match &self.ready {
+            Some(ready) => ready.wait().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
@@ -174,8 +285,11 @@ impl CpuRings {
         let size = self.size();
         let Self { array, ready, .. } = &*self;
         // Nothing may be written to a ring that could not be read: the array comes last.
-        let grown = on_threads(places, TapError::Rings, |place| {
-            let ring = MappedRing::map(place, create_ring(size).map_err(failed)?, ready)?;
+        let grown = on_threads(places.to_vec(), TapError::Rings, |place| {
+            let ring = MappedRing::map(place, create_ring(size).map_err(failed)?)?;
+            if let Some(ready) = ready {
+                ready.add(&ring.ring).map_err(TapError::Rings)?;
+            }
             put(array, place, &ring.ring).map_err(failed)?;
             Ok(ring)
         });
@@ -200,9 +314,8 @@ struct MappedRing {
 }
 
 impl MappedRing {
-    fn map(place: u32, ring: MapData, ready: &RingsReady) -> Result<Self, TapError> {
+    fn map(place: u32, ring: MapData) -> Result<Self, TapError> {
         let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(failed)?;
-        ready.add(&ring).map_err(TapError::Rings)?;
         let positions = RingPositions::map(ring.as_fd()).map_err(TapError::Rings)?;
         Ok(Self {
             place,
@@ -226,9 +339,7 @@ fn create_ring(size: u32) -> Result<MapData, MapError> {
 
 /// Puts maps that others have, too, into an array, each at its place.
 pub(super) fn share(array: &OwnedFd, maps: &[(u32, OwnedFd)]) -> Result<(), MapError> {
-    let places: Vec<u32> = (0..maps.len() as u32).collect();
-    let shared = on_threads(&places, MapError::IoError, |number| {
-        let (place, map) = &maps[number as usize];
+    let shared = on_threads(maps.iter().collect(), MapError::IoError, |(place, map)| {
         let map = map.try_clone().map_err(MapError::IoError)?;
         put(array, *place, &MapData::from_fd(map)?)
     });
@@ -242,21 +353,25 @@ fn put<R: InnerMap>(array: &OwnedFd, place: u32, map: &R) -> Result<(), MapError
     array.set(place, map, 0)
 }
 
-/// Does `work` for each place, shared among threads. One result stands for all places of a thread that could not be had.
-fn on_threads<T: Send, E: Send>(
-    places: &[u32],
+/// Does `work` for each, shared among threads. One result stands for all those of a thread that could not be had.
+fn on_threads<I: Send, T: Send, E: Send>(
+    items: Vec<I>,
     no_thread: impl Fn(io::Error) -> E,
-    work: impl Fn(u32) -> Result<T, E> + Sync,
+    work: impl Fn(I) -> Result<T, E> + Sync,
 ) -> Vec<Result<T, E>> {
     let work = &work;
+    let each = items.len().div_ceil(MAX_THREADS).max(1);
+    let mut items = items.into_iter();
     thread::scope(|scope| {
-        let threads: Vec<_> = places
-            .chunks(places.len().div_ceil(MAX_THREADS))
-            .map(|places| {
-                let work = move || places.iter().map(|place| work(*place)).collect::<Vec<_>>();
-                thread::Builder::new().spawn_scoped(scope, work)
-            })
-            .collect();
+        let mut threads = Vec::new();
+        loop {
+            let part: Vec<I> = items.by_ref().take(each).collect();
+            if part.is_empty() {
+                break;
+            }
+            let work = move || part.into_iter().map(work).collect::<Vec<_>>();
+            threads.push(thread::Builder::new().spawn_scoped(scope, work));
+        }
         let done = threads.into_iter().flat_map(|thread| match thread {
             Ok(thread) => joined(thread),
             Err(error) => vec![Err(no_thread(error))],

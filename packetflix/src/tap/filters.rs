@@ -1,13 +1,11 @@
 //! What packets of a capture must pass, for each link type.
 
-use std::borrow::Cow;
-
 use packetflix_common::{
     InterfaceFilter,
     filters::{ETHERNET, RAW},
 };
 
-use super::patch::{self, Encoded, PatchError};
+use super::code::Encoded;
 use crate::{
     filter::{
         FilterError, Translated,
@@ -103,18 +101,13 @@ impl CaptureFilters {
         len(&self.ethernet).max(len(&self.raw))
     }
 
-    /// Writes the filters into a copy of the object, if there are any.
-    ///
-    /// # Errors
-    /// When there is no room for one.
-    pub(super) fn write_into<'a>(&self, object: &'a [u8]) -> Result<Cow<'a, [u8]>, PatchError> {
-        let mut object = Cow::Borrowed(object);
-        for (name, filter) in [(ETHERNET, &self.ethernet), (RAW, &self.raw)] {
-            if let LinkFilter::Program(program) = filter {
-                patch::write(object.to_mut(), name, program)?;
-            }
-        }
-        Ok(object)
+    /// Those that there are, by the functions of the object whose places they take.
+    pub(super) fn programs(&self) -> impl Iterator<Item = (&'static str, &[Encoded])> {
+        let filters = [(ETHERNET, &self.ethernet), (RAW, &self.raw)];
+        filters.into_iter().filter_map(|(name, filter)| match filter {
+            LinkFilter::Program(program) => Some((name, &**program)),
+            LinkFilter::All | LinkFilter::Impossible(_) => None,
+        })
     }
 }
 

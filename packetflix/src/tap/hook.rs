@@ -6,22 +6,21 @@ use std::{
     sync::OnceLock,
 };
 
-use aya::{
-    Ebpf,
-    maps::ProgramArray,
-    programs::{Program, ProgramError, SchedClassifier, SocketFilter, TcAttachType, tc::TcError},
-};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::{errno::Errno, net::if_::if_indextoname};
-use packetflix_common::{
-    maps::SOCKET_PROGRAM,
-    programs::{SOCKET, SOCKET_ENTRY, TC_EGRESS, TC_INGRESS},
-};
+use packetflix_common::programs::{SOCKET, TC_EGRESS, TC_INGRESS};
 
-use super::{link_types::hands_back, object::LoadError};
+use super::{
+    link_types::hands_back,
+    object::{LoadError, Object, Programs},
+};
 use crate::{
     error::{chain, errno},
     netns::Link,
-    sys::{self, TcxSide},
+    sys::{
+        self,
+        bpf::{self, ProgramType, TcxSide},
+    },
 };
 
 /// Most programs in each direction of an interface: one less than `BPF_MPROG_MAX` of `linux/bpf_mprog.h`.
@@ -76,7 +75,7 @@ pub enum HookError {
         interface: String,
         /// What the kernel said.
         #[source]
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// The packet socket could not be set up.
     #[error("the packet socket for {interface} could not be set up ({step})")]
@@ -91,14 +90,29 @@ pub enum HookError {
     },
 }
 
-/// Holds an interface's hook; dropping it detaches, and waits until no program runs any more.
+/// Holds an interface's hook; dropping it detaches, and waits until no program runs any more, unless a process that is just
+/// being started has a copy of the descriptor.
 pub(super) enum Attachment {
-    /// Links of one or both directions, kept for their drop.
-    Tcx { _links: Vec<OwnedFd> },
-    /// A socket whose filter captures, kept for its drop.
-    Socket { _socket: OwnedFd },
+    /// Links of one or both directions.
+    Tcx { links: Vec<OwnedFd> },
+    /// A socket whose filter captures.
+    Socket { socket: OwnedFd },
     /// None of its packets is wanted.
     Nothing,
+}
+
+impl Attachment {
+    /// Detaches, whoever has copies of the descriptors. A program may still be running.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it may still be attached then.
+    pub(super) fn end(self) -> io::Result<()> {
+        match self {
+            Self::Tcx { links } => links.iter().try_for_each(|link| bpf::detach_link(link.as_fd())),
+            Self::Socket { socket } => bpf::silence(socket.as_fd()),
+            Self::Nothing => Ok(()),
+        }
+    }
 }
 
 /// The hook that a tap uses.
@@ -150,47 +164,26 @@ impl ChosenHook {
             .then_some("the packets of a VRF do not pass TCX, and --hook socket sees them")
     }
 
-    /// Loads the programs of this hook, which may have a client's filter in them.
-    pub(super) fn load(self, programs: &mut Ebpf, has_filter: bool) -> Result<(), LoadError> {
+    /// The programs of this hook.
+    pub(super) fn programs(self) -> (&'static [&'static str], ProgramType) {
         match self {
-            Self::Tcx => {
-                for name in [TC_INGRESS, TC_EGRESS] {
-                    let program: &mut SchedClassifier = program(programs, name)?;
-                    let loaded = program.load();
-                    loaded.map_err(|error| LoadError::of_program(name, error, has_filter))?;
-                }
-                Ok(())
-            }
-            Self::Socket => load_socket(programs, has_filter),
+            Self::Tcx => (&[TC_INGRESS, TC_EGRESS], ProgramType::Classifier),
+            Self::Socket => (&[SOCKET], ProgramType::SocketFilter),
         }
     }
 
     /// Attaches to an interface of the calling thread's network namespace.
-    pub(super) fn attach(self, programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+    pub(super) fn attach(
+        self,
+        object: &Object,
+        programs: &Programs,
+        link: &Link,
+    ) -> Result<Attachment, HookError> {
         match self {
             Self::Tcx => attach_tcx(programs, link),
-            Self::Socket => attach_socket(programs, link),
+            Self::Socket => attach_socket(object, programs, link),
         }
     }
-}
-
-fn load_socket(programs: &mut Ebpf, has_filter: bool) -> Result<(), LoadError> {
-    let failed = |name| move |error| LoadError::of_program(name, error, has_filter);
-    let entry: &mut SocketFilter = program(programs, SOCKET_ENTRY)?;
-    entry.load().map_err(failed(SOCKET_ENTRY))?;
-    let socket: &mut SocketFilter = program(programs, SOCKET)?;
-    socket.load().map_err(failed(SOCKET))?;
-    let handle = socket.fd().and_then(|handle| Ok(handle.try_clone()?));
-    let handle = handle.map_err(failed(SOCKET))?;
-    let slot = programs
-        .map_mut(SOCKET_PROGRAM)
-        .ok_or(LoadError::Missing(SOCKET_PROGRAM))?;
-    ProgramArray::try_from(slot)
-        .and_then(|mut slot| slot.set(0, &handle, 0))
-        .map_err(|source| LoadError::Map {
-            name: SOCKET_PROGRAM,
-            source,
-        })
 }
 
 /// Asks for the programs on the loopback device, which every namespace has under the first index. A kernel without
@@ -204,7 +197,7 @@ fn has_tcx() -> Result<bool, HookError> {
     }
 }
 
-fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+fn attach_tcx(programs: &Programs, link: &Link) -> Result<Attachment, HookError> {
     // One side sees it all.
     let sides: &[_] = if hands_back(link) {
         &[(TC_INGRESS, TcxSide::Ingress)]
@@ -213,7 +206,7 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
     };
     let mut links = Vec::with_capacity(sides.len());
     for (name, side) in sides {
-        let failed = |error: ProgramError| match errno(&error) {
+        let failed = |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENODEV) => HookError::Gone {
                 name: link.name.clone(),
             },
@@ -223,20 +216,18 @@ fn attach_tcx(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError>
             _ => HookError::Attach {
                 program: name,
                 interface: link.name.clone(),
-                source: Box::new(error),
+                source,
             },
         };
-        let classifier: &mut SchedClassifier = program(programs, name)?;
-        let classifier = classifier.fd().map_err(failed)?;
         // By its index: its name may have changed since it was listed, and need be no text.
-        let attached = sys::attach_tcx(classifier.as_fd(), link.ifindex, *side);
-        links.push(attached.map_err(|error| failed(ProgramError::TcError(TcError::IoError(error))))?);
+        let attached = bpf::attach_tcx(programs.get(name)?, link.ifindex, *side);
+        links.push(attached.map_err(failed)?);
     }
-    Ok(Attachment::Tcx { _links: links })
+    Ok(Attachment::Tcx { links })
 }
 
 /// The filter is in place before the socket is bound, so that no packet is ever queued on it.
-fn attach_socket(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookError> {
+fn attach_socket(object: &Object, programs: &Programs, link: &Link) -> Result<Attachment, HookError> {
     let failed = |step| {
         move |source: io::Error| match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone {
@@ -250,39 +241,20 @@ fn attach_socket(programs: &mut Ebpf, link: &Link) -> Result<Attachment, HookErr
         }
     };
     let socket = sys::packet_socket().map_err(failed("open"))?;
-    attach_filter(programs, &socket).map_err(|error| HookError::Attach {
-        program: SOCKET,
-        interface: link.name.clone(),
-        source: Box::new(error),
-    })?;
-    sys::bind_packet_socket(socket.as_fd(), link.ifindex).map_err(failed("bind"))?;
-    Ok(Attachment::Socket { _socket: socket })
-}
-
-/// Attaches the program, or else what leads to it: a kernel attaches nothing to a packet socket that is longer than
-/// `net.core.optmem_max` (ENOMEM), which is 20 KiB before Linux 6.7, and a filter alone can be 32.
-fn attach_filter(programs: &mut Ebpf, socket: &OwnedFd) -> Result<(), ProgramError> {
-    let filter: &SocketFilter = loaded(programs, SOCKET)?;
-    match filter.attach(socket) {
-        Err(error) if errno(&error) == Some(Errno::ENOMEM) => {
-            let entry: &SocketFilter = loaded(programs, SOCKET_ENTRY)?;
-            entry.attach(socket)
+    let program = programs.get(SOCKET)?;
+    let attached = match bpf::attach_to_socket(program, socket.as_fd()) {
+        // A kernel attaches nothing to a packet socket that is longer than `net.core.optmem_max`, which is 20 KiB before
+        // Linux 6.7, and a filter alone can be 32: so it gets what leads to the program.
+        Err(error) if error.raw_os_error() == Some(Errno::ENOMEM as i32) => {
+            bpf::attach_to_socket(object.socket_entry()?, socket.as_fd())
         }
         attached => attached,
-    }
-}
-
-fn loaded<'a>(programs: &'a Ebpf, name: &str) -> Result<&'a SocketFilter, ProgramError> {
-    let program = programs.program(name).ok_or(ProgramError::NotLoaded)?;
-    program.try_into()
-}
-
-fn program<'a, P>(programs: &'a mut Ebpf, name: &'static str) -> Result<P, LoadError>
-where
-    P: TryFrom<&'a mut Program>,
-{
-    programs
-        .program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(LoadError::Missing(name))
+    };
+    attached.map_err(|source| HookError::Attach {
+        program: SOCKET,
+        interface: link.name.clone(),
+        source,
+    })?;
+    sys::bind_packet_socket(socket.as_fd(), link.ifindex).map_err(failed("bind"))?;
+    Ok(Attachment::Socket { socket })
 }

@@ -227,7 +227,7 @@ impl Tap {
                 "nothing is captured here: what its packets begin with is not known (hardware type {})",
                 link.hardware_type
             ))
-        } else if let Some(reason) = self.hook.reason_against(link) {
+        } else if let Some(reason) = self.object.hook.reason_against(link) {
             Some(format!("nothing is captured here: {reason}"))
         } else {
             let reason = known.and_then(|known| self.filters.reason_against(known));
@@ -265,7 +265,10 @@ impl Tap {
                 name: link.name.clone(),
                 source,
             })?;
-        let attachment = self.hook.attach(&mut self.programs, link).inspect_err(|_| {
+        let attached = self.object.hook.attach(&self.object, self.programs(), link);
+        let attachment = attached.inspect_err(|_| {
+            // Of two sides, one may have been attached to.
+            self.is_detached = false;
             self.remove_entry(link.ifindex);
         })?;
         if self.promiscuous
@@ -318,7 +321,7 @@ impl Tap {
     pub(crate) fn detach(&mut self, ifindex: u32) {
         if let Some(interface) = self.interfaces.get_mut(&ifindex) {
             let attachment = interface.attachment.take();
-            blocking(|| drop(attachment));
+            self.end(attachment.into_iter().collect());
         }
     }
 
@@ -329,7 +332,17 @@ impl Tap {
             .values_mut()
             .filter_map(|interface| interface.attachment.take())
             .collect();
-        blocking(|| drop(attachments));
+        self.end(attachments);
+    }
+
+    fn end(&mut self, attachments: Vec<Attachment>) {
+        let ends = || attachments.into_iter().map(Attachment::end).collect::<Vec<_>>();
+        for end in blocking(ends) {
+            if let Err(error) = end {
+                self.is_detached = false;
+                tracing::debug!(%error, "a program was detached by closing its descriptor alone");
+            }
+        }
     }
 
     /// Forgets a detached interface, and tells its last counts.
@@ -348,7 +361,7 @@ impl Tap {
         if !self.interfaces.get(&ifindex).is_some_and(is_captured) {
             return InterfaceCounters::default();
         }
-        match self.entries.get(&ifindex, 0) {
+        match self.object.entries.get(&ifindex, 0) {
             Ok(by_cpu) => by_cpu.iter().map(|entry| entry.0.counters).sum(),
             Err(error) => {
                 tracing::error!(ifindex, %error, "the counters of an interface could not be read");
@@ -426,11 +439,11 @@ impl Tap {
     fn insert_entry(&mut self, ifindex: u32, entry: Entry) -> Result<(), MapError> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
         let by_cpu = PerCpuValues::try_from(vec![entry; cpus]).map_err(MapError::IoError)?;
-        self.entries.insert(ifindex, by_cpu, 0)
+        self.object.entries.insert(ifindex, by_cpu, 0)
     }
 
     fn remove_entry(&mut self, ifindex: u32) {
-        if let Err(error) = self.entries.remove(&ifindex) {
+        if let Err(error) = self.object.entries.remove(&ifindex) {
             tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
         }
     }

@@ -1,20 +1,19 @@
-//! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object without
-//! filters is always ready, loaded, verified and with its rings.
+//! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object is always
+//! ready, loaded, verified and with its rings. One that a capture is done with is used again.
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, sleep_until},
+};
 
 use super::{
-    CaptureFilters, LoadError, TapConfig, TapError,
-    connections::Connections,
-    hook::ChosenHook,
-    memory::{RingMemory, RingShare},
+    LoadError, TapConfig, TapError, connections::Connections, hook::ChosenHook, memory::RingMemory,
     object::Object,
 };
 use crate::{
@@ -25,30 +24,46 @@ use crate::{
     sys,
 };
 
-/// How long the kernel may take to free an object.
-const FREEING: Duration = Duration::from_millis(200);
+/// Most objects that are ready: as many as captures in a row need, of which each ends as the next begins.
+const MAX_SPARES: usize = 4;
+
+/// How long loading an object may take whose memory another capture lacks.
+const LOADING: Duration = Duration::from_secs(1);
+
+/// For how long more than one is kept, and in our memory, since captures that come in a row come soon.
+const SURPLUS: Duration = Duration::from_secs(2);
 
 /// After how long loading an object is tried again that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Loads objects, and keeps one ready.
+/// Loads objects, and keeps one ready at least.
 pub(crate) struct Loader {
     config: TapConfig,
     memory: Arc<RingMemory>,
     /// The service's own, for the programs of all captures.
     connections: Arc<Connections>,
-    spare: Mutex<Option<Loaded>>,
-    /// Tells that the spare one may be missing.
+    spares: Mutex<Spares>,
+    /// Tells that a load which was begun has ended.
+    loaded: Condvar,
+    /// Tells that none may be ready, or that there is another.
     wanted: Notify,
     /// Why none could be loaded the last time.
     problem: Mutex<Option<String>>,
 }
 
+/// What is there for the next captures.
+#[derive(Default)]
+struct Spares {
+    /// Those that are ready, the longest first.
+    ready: Vec<Spare>,
+    /// Whether another is being loaded.
+    is_loading: bool,
+}
+
 /// A loaded object, whose programs wait to be attached.
-pub(super) struct Loaded {
-    pub(super) object: Object,
-    pub(super) hook: ChosenHook,
-    pub(super) share: RingShare,
+struct Spare {
+    object: Object,
+    since: Instant,
 }
 
 impl Loader {
@@ -57,7 +72,8 @@ impl Loader {
             memory: RingMemory::new(config.rings),
             config,
             connections: Arc::default(),
-            spare: Mutex::default(),
+            spares: Mutex::default(),
+            loaded: Condvar::new(),
             wanted: Notify::new(),
             problem: Mutex::new(Some(
                 "the service is starting: no eBPF object is loaded yet".to_owned(),
@@ -70,7 +86,7 @@ impl Loader {
         &self.connections
     }
 
-    /// The rings' memory: bytes in use, those of the object that is ready too, and the most that may be.
+    /// The rings' memory: bytes in use, those of objects that are ready too, and the most that may be.
     pub(crate) fn ring_memory(&self) -> (u64, u64) {
         (self.memory.taken(), self.config.rings.memory)
     }
@@ -109,15 +125,19 @@ impl Loader {
         self.wanted.notify_one();
     }
 
-    /// Loads an object whenever that is wanted, or failed a while ago. Never ends.
+    /// Loads an object whenever that is wanted, or failed a while ago, and lets go of those that are too many. Never ends.
     pub(crate) async fn keep_one_ready(self: &Arc<Self>) {
         loop {
             let has_failed = self.problem().is_some();
+            let surplus = self.surplus_until();
             tokio::select! {
                 () = self.wanted.notified() => {}
                 () = sleep(RETRY_INTERVAL), if has_failed => {}
+                () = sleep_until(surplus.unwrap_or_else(Instant::now).into()), if surplus.is_some() => {
+                    self.let_go_of_surplus().await;
+                }
             }
-            if !self.has_spare() {
+            if self.spares().ready.is_empty() {
                 self.make_ready().await;
             }
         }
@@ -128,13 +148,18 @@ impl Loader {
         let loader = Arc::clone(self);
         let load = move || {
             try_what_captures_take()?;
-            loader.load(&CaptureFilters::default(), false)
+            loader.load(false)
         };
-        match tokio::task::spawn_blocking(load).await {
-            Ok(Ok(loaded)) => {
-                self.set_problem(None);
-                drop(self.replace_spare(Some(loaded)));
-            }
+        self.spares().is_loading = true;
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let loaded = {
+            let mut spares = self.spares();
+            spares.is_loading = false;
+            loaded.map(|loaded| loaded.map(|object| spares.ready.push(Spare::new(object))))
+        };
+        self.loaded.notify_all();
+        match loaded {
+            Ok(Ok(())) => self.set_problem(None),
             // The captures that hold it did begin.
             Ok(Err(error @ TapError::RingMemory { .. })) => {
                 self.set_problem(None);
@@ -146,57 +171,97 @@ impl Loader {
         }
     }
 
-    fn has_spare(&self) -> bool {
-        self.spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some()
+    /// Keeps an object that was cleared after a capture, if it is of use for the next.
+    pub(super) fn keep(&self, mut object: Object) {
+        if !self.memory.would_give(object.rings.share()) {
+            return;
+        }
+        object.rings.set_admin(false);
+        let too_many = {
+            let ready = &mut self.spares().ready;
+            ready.push(Spare::new(object));
+            (ready.len() > MAX_SPARES).then(|| ready.remove(0))
+        };
+        drop(too_many);
+        self.wanted.notify_one();
     }
 
-    /// An object for a capture: the one that is ready, if it serves. Who administers the service may have the memory, too,
-    /// that is kept for that. Blocks for some tens of milliseconds if it must
-    /// load one. Runs in any network namespace.
+    /// Until when there are more than one in memory of ours, or in all.
+    fn surplus_until(&self) -> Option<Instant> {
+        let ready = &self.spares().ready;
+        let is_mapped = |spare: &Spare| spare.object.rings.are_mapped();
+        let first = ready
+            .first()
+            .filter(|first| ready.len() > 1 || is_mapped(first))?;
+        Some(first.since + SURPLUS)
+    }
+
+    /// Lets go of those that were not used for a while, but one, and of the memory that this one is mapped into.
+    async fn let_go_of_surplus(self: &Arc<Self>) {
+        let now = Instant::now();
+        let mut old = Vec::new();
+        let mut last = None;
+        {
+            let ready = &mut self.spares().ready;
+            while ready.first().is_some_and(|spare| spare.since + SURPLUS <= now) {
+                let spare = ready.remove(0);
+                if ready.is_empty() {
+                    last = Some(spare);
+                } else {
+                    old.push(spare);
+                }
+            }
+        }
+        let unmapped = tokio::task::spawn_blocking(move || {
+            drop(old);
+            last.map(|mut last| last.object.rings.unmap().map(|()| last))
+        });
+        match unmapped.await {
+            Ok(Some(Ok(last))) => self.spares().ready.insert(0, last),
+            Ok(Some(Err(error))) => tracing::debug!(%error, "an object that was ready is lost"),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "unmapping rings was cut off"),
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spares> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An object for a capture: one that is ready, if there is any. Who administers the service may have the memory, too,
+    /// that is kept for that. Blocks for some tens of milliseconds if it must load one. Runs in any network namespace.
     ///
     /// # Errors
     /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
-    pub(super) fn take(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
-        if filters.is_none()
-            && let Some(spare) = self.replace_spare(None)
-        {
-            return Ok(spare);
+    pub(super) fn take(&self, is_admin: bool) -> Result<Object, TapError> {
+        // The one that was used last: its memory is mapped.
+        let spare = self.spares().ready.pop();
+        if let Some(Spare { mut object, .. }) = spare {
+            object.rings.set_admin(is_admin);
+            return Ok(object);
         }
-        match self.load(filters, is_admin) {
-            // What is kept ready for the next one goes first.
-            Err(error) if is_scarcity(&error) && self.replace_spare(None).is_some() => {
-                self.load_when_freed(filters, is_admin)
-            }
+        match self.load(is_admin) {
+            // It may have gone into the one that is just being loaded.
+            Err(error) if is_scarcity(&error) => self.wait_for_spare(is_admin).ok_or(error),
             loaded => loaded,
         }
     }
 
-    /// Loads an object as soon as the kernel has back what was just let go of, which takes it a moment.
-    fn load_when_freed(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
-        let deadline = Instant::now() + FREEING;
-        loop {
-            match self.load(filters, is_admin) {
-                Err(error) if is_scarcity(&error) && Instant::now() < deadline => thread::sleep(FREEING / 10),
-                loaded => return loaded,
-            }
-        }
+    /// An object that is being loaded already, if that is done soon.
+    fn wait_for_spare(&self, is_admin: bool) -> Option<Object> {
+        let is_awaited = |spares: &mut Spares| spares.ready.is_empty() && spares.is_loading;
+        let waited = self.loaded.wait_timeout_while(self.spares(), LOADING, is_awaited);
+        let (mut spares, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut object = spares.ready.pop()?.object;
+        object.rings.set_admin(is_admin);
+        Some(object)
     }
 
-    fn load(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Loaded, TapError> {
+    fn load(&self, is_admin: bool) -> Result<Object, TapError> {
         let cpus = Cpus::look().map_err(LoadError::Cpus)?;
-        let mut share = self.memory.take(cpus.rings(), is_admin)?;
+        let share = self.memory.take(cpus.rings(), is_admin)?;
         let hook = ChosenHook::choose(self.config.hook)?;
-        let object = Object::load(&self.config, hook, filters, share.size, cpus, &self.connections)?;
-        share.settle();
-        Ok(Loaded { object, hook, share })
-    }
-
-    fn replace_spare(&self, spare: Option<Loaded>) -> Option<Loaded> {
-        let mut place = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut place, spare)
+        Ok(Object::load(&self.config, hook, share, cpus, &self.connections)?)
     }
 }
 
@@ -229,6 +294,13 @@ fn sentence_of(error: &TapError) -> String {
 /// Whether others hold what is missing.
 fn is_scarcity(error: &TapError) -> bool {
     matches!(error, TapError::RingMemory { .. } | TapError::Memory { .. }) || is_exhaustion(error)
+}
+
+impl Spare {
+    fn new(object: Object) -> Self {
+        let since = Instant::now();
+        Self { object, since }
+    }
 }
 
 #[cfg(test)]

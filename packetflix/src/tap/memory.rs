@@ -116,6 +116,20 @@ impl RingMemory {
         Ok(size)
     }
 
+    /// Whether anybody would get such a share now, were it given back, and no larger rings.
+    pub(super) fn would_give(&self, share: &RingShare) -> bool {
+        self.would_give_of(left(), share)
+    }
+
+    fn would_give_of(&self, left: u64, share: &RingShare) -> bool {
+        let own = total(share.size, share.rings);
+        let taken = self.used().all.saturating_sub(own) + self.config.kept(share.rings);
+        let free = self.config.memory.saturating_sub(taken);
+        let free = free.min(left.saturating_add(own));
+        let fitting = self.config.fitting(free, share.rings);
+        own <= free && fitting.is_some_and(|size| size <= share.size)
+    }
+
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,6 +140,11 @@ impl RingShare {
     pub(super) fn settle(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         self.memory.used().pending -= total(self.size, pending);
+    }
+
+    /// Whose it is, who may have what is kept for those who administer, or not.
+    pub(super) fn set_admin(&mut self, is_admin: bool) {
+        self.is_admin = is_admin;
     }
 
     /// Takes as much for so many more rings, which are to be of the same size.
@@ -312,5 +331,22 @@ mod tests {
         assert_eq!(used(&memory), (24 << 20, 0));
         drop(share);
         assert_eq!(used(&memory), (0, 0));
+    }
+
+    #[test]
+    fn a_share_is_kept_if_anybody_would_get_it() {
+        let memory = RingMemory::new(config(512 << 20, false));
+        let first = memory.take_of(u64::MAX, 2, false).unwrap();
+        assert!(memory.would_give_of(u64::MAX, &first));
+        let others: Vec<RingShare> = std::iter::from_fn(|| memory.take_of(u64::MAX, 2, false).ok()).collect();
+        let small = others.last().unwrap();
+        assert!(memory.would_give_of(u64::MAX, small));
+        // What is kept for those who administer is not for the next.
+        let kept = memory.take_of(u64::MAX, 2, true).unwrap();
+        assert!(!memory.would_give_of(u64::MAX, &kept));
+        // Rings of a time when memory was short.
+        let memory = RingMemory::new(config(512 << 20, false));
+        let small = memory.take_of(40 << 20, 2, false).unwrap();
+        assert!(!memory.would_give_of(u64::MAX, &small));
     }
 }

@@ -2,6 +2,7 @@
 //! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
 
 pub(crate) mod clock;
+mod code;
 mod connections;
 mod cpu_rings;
 mod filters;
@@ -12,7 +13,6 @@ mod loader;
 mod memory;
 mod object;
 mod own;
-mod patch;
 mod rates;
 mod refused;
 pub(crate) mod rings;
@@ -22,13 +22,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
-use aya::{Ebpf, maps::MapError};
-use packetflix_common::{MAX_INTERFACES, maps};
+use aya::maps::MapError;
+use packetflix_common::MAX_INTERFACES;
 use tokio::runtime::Handle;
-use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
@@ -39,27 +39,25 @@ pub(crate) use self::{
     own::OwnTraffic,
     rings::{Drained, Head, is_younger},
 };
-use self::{
-    cpu_rings::CpuRings,
-    hook::ChosenHook,
-    link_types::link_type,
-    loader::Loaded,
-    object::{CLOCK_SOURCE, InterfaceMap, Object},
-    own::OwnTrafficMap,
-    selection::{Selected, select},
-};
 pub use self::{
+    code::FilterLinkError,
     hook::{Hook, HookError},
     memory::RingConfig,
     object::LoadError,
     own::OwnError,
-    patch::PatchError,
     rates::RateLimits,
     refused::Refused,
     selection::InterfaceSelection,
 };
+use self::{
+    hook::ChosenHook,
+    link_types::link_type,
+    object::{CLOCK_SOURCE, Object, Programs},
+    selection::{Selected, select},
+};
 use crate::{
     capabilities::Capability,
+    error::chain,
     netns::{EnterError, Link, LinkWatch, Netns},
     pcapng::LinkType,
     sys,
@@ -240,14 +238,18 @@ pub(crate) struct TapRequest {
 pub(crate) struct Tap {
     // Dropped in this order: first the hooks, so that nothing runs any more when the rings go.
     interfaces: BTreeMap<u32, TappedInterface>,
-    programs: Ebpf,
-    entries: InterfaceMap,
-    own: OwnTrafficMap,
-    rings: CpuRings,
+    /// With the capture's filters, if it has any.
+    filtered: Option<Programs>,
+    object: Object,
+    /// Gets the object back.
+    loader: Arc<Loader>,
+    /// Whether it is certain that what was detached is.
+    is_detached: bool,
+    /// What the kernel had spent on the programs before.
+    used_before: ProgramUse,
     links: LinkWatch,
     /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
     control: OwnedFd,
-    hook: ChosenHook,
     clock: CaptureClock,
     selection: InterfaceSelection,
     /// Indexes of interfaces that were there at the beginning, and not wanted.
@@ -259,7 +261,6 @@ pub(crate) struct Tap {
     rates: RateLimits,
     promiscuous: bool,
     next_interface_id: u32,
-    _log: Option<AbortOnDropHandle<()>>,
 }
 
 /// What a tap waits for.
@@ -285,13 +286,17 @@ impl Tap {
     ///
     /// # Errors
     /// Whatever the kernel refuses; nothing is left behind then.
-    pub(crate) async fn open(netns: &Netns, request: TapRequest, loader: &Loader) -> Result<Self, TapError> {
+    pub(crate) async fn open(
+        netns: &Netns,
+        request: TapRequest,
+        loader: &Arc<Loader>,
+    ) -> Result<Self, TapError> {
         let tap = Self::set_up(netns, request, loader).await;
         loader.refill();
         tap
     }
 
-    async fn set_up(netns: &Netns, request: TapRequest, loader: &Loader) -> Result<Self, TapError> {
+    async fn set_up(netns: &Netns, request: TapRequest, loader: &Arc<Loader>) -> Result<Self, TapError> {
         let TapRequest {
             selection,
             filters,
@@ -308,31 +313,36 @@ impl Tap {
         } = selected;
         check_filters(&filters, &wanted)?;
 
-        let Loaded { object, hook, share } = blocking(|| loader.take(&filters, is_admin))?;
-        check_hook(hook, &selection, &wanted)?;
-        let Object {
-            mut programs,
-            interfaces: entries,
-            own: own_traffic,
-            rings,
-            clock,
-        } = object;
-        let rings = blocking(|| CpuRings::map(rings, share))?;
-        let log = if loader.config().log_programs {
-            Some(forward_logs(&mut programs)?)
-        } else {
-            None
+        let mut object = blocking(|| loader.take(is_admin))?;
+        if let Err(error) = check_hook(object.hook, &selection, &wanted) {
+            loader.keep(object);
+            return Err(error);
+        }
+        if loader.config().log_programs {
+            object.forward_logs()?;
+        }
+        // Goes on while all else is done.
+        object.rings.begin_to_map()?;
+        let filtered = match blocking(|| object.load_filtered(&filters)) {
+            Ok(filtered) => filtered,
+            Err(error) => {
+                // It was attached to nothing yet.
+                if blocking(|| object.rings.wait_until_mapped()).is_ok() {
+                    loader.keep(object);
+                }
+                return Err(error.into());
+            }
         };
         let mut tap = Self {
             interfaces: BTreeMap::new(),
-            programs,
-            entries,
-            own: own_traffic,
-            rings,
+            used_before: filtered.as_ref().unwrap_or(&object.unfiltered).usage(),
+            filtered,
+            clock: CaptureClock::new(object.clock).map_err(TapError::Clock)?,
+            object,
+            loader: Arc::clone(loader),
+            is_detached: true,
             links,
             control,
-            hook,
-            clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
             selection,
             unwanted,
             missing,
@@ -341,11 +351,45 @@ impl Tap {
             rates: loader.config().rates,
             promiscuous,
             next_interface_id: 0,
-            _log: log,
         };
         tap.add_own(&own)?;
         tap.begin(netns, wanted)?;
+        blocking(|| tap.object.rings.wait_until_mapped())?;
         Ok(tap)
+    }
+
+    /// Detaches from what is still attached to, and leaves what was loaded to the next capture, without a trace of this one.
+    pub(crate) fn close(mut self) {
+        self.detach_all();
+        let Self {
+            interfaces,
+            filtered,
+            mut object,
+            loader,
+            is_detached,
+            links,
+            control,
+            ..
+        } = self;
+        blocking(move || {
+            drop((interfaces, filtered, links, control));
+            if !is_detached {
+                tracing::debug!("the programs of a capture are not used again");
+                return;
+            }
+            match object.clear() {
+                Ok(()) => loader.keep(object),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "the programs of a capture are not used again");
+                }
+            }
+        });
+    }
+
+    /// Those that are attached.
+    fn programs(&self) -> &Programs {
+        self.filtered.as_ref().unwrap_or(&self.object.unfiltered)
     }
 
     /// Leaves out what is the service's own traffic on account of a client, from now on.
@@ -353,12 +397,12 @@ impl Tap {
     /// # Errors
     /// When there is no room for it, or the kernel refuses; all is as before then.
     pub(crate) fn add_own(&mut self, own: &OwnTraffic) -> Result<(), OwnError> {
-        self.own.add(own)
+        self.object.own.add(own)
     }
 
     /// A client has gone for which `own` was added: what no other needs is captured again.
     pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
-        self.own.remove(own);
+        self.object.own.remove(own);
     }
 
     /// Snapshot length in bytes.
@@ -368,23 +412,21 @@ impl Tap {
 
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
-        self.rings.size()
+        self.object.rings.size()
     }
 
     /// How full the fullest ring is, from 0 to 1.
     pub(crate) fn ring_fill(&self) -> f64 {
-        self.rings.fill()
+        self.object.rings.fill()
     }
 
     /// What the kernel has spent on the programs.
     pub(crate) fn program_use(&self) -> ProgramUse {
-        let programs = self.programs.programs();
-        // Those of the other hook are not loaded.
-        let known = programs.filter_map(|(_, program)| program.info().ok());
-        known.fold(ProgramUse::default(), |sum, info| ProgramUse {
-            time: sum.time + info.run_time(),
-            runs: sum.runs + info.run_count(),
-        })
+        let now = self.programs().usage();
+        ProgramUse {
+            time: now.time.saturating_sub(self.used_before.time),
+            runs: now.runs.saturating_sub(self.used_before.runs),
+        }
     }
 
     /// The records' clock.
@@ -407,26 +449,26 @@ impl Tap {
     pub(crate) async fn changed(&mut self, rings_too: bool) -> io::Result<TapChange> {
         tokio::select! {
             () = self.links.changed() => Ok(TapChange::Links),
-            ready = self.rings.filled(), if rings_too => ready.map(|()| TapChange::Rings),
+            ready = self.object.rings.filled(), if rings_too => ready.map(|()| TapChange::Rings),
         }
     }
 
     /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
     pub(crate) fn drain(&mut self, until: u64, take: impl FnMut(&[u8]) -> Head) -> Drained {
-        self.rings.drain(until, take)
+        self.object.rings.drain(until, take)
     }
 
     /// Gives rings to the CPUs that came online and have seen packets since.
     pub(crate) fn follow_cpus(&mut self) {
-        if self.rings.spare_is_used() {
+        if self.object.rings.spare_is_used() {
             let has_packets = self.cpus_with_packets();
-            blocking(|| self.rings.follow(&has_packets));
+            blocking(|| self.object.rings.follow(&has_packets));
         }
     }
 
     /// Whether its hook is TCX.
     pub(crate) fn uses_tcx(&self) -> bool {
-        self.hook == ChosenHook::Tcx
+        self.object.hook == ChosenHook::Tcx
     }
 
     /// Which of the possible CPUs have accepted packets of an interface that is captured.
@@ -435,7 +477,7 @@ impl Tap {
         for by_cpu in self
             .interfaces
             .keys()
-            .filter_map(|ifindex| self.entries.get(ifindex, 0).ok())
+            .filter_map(|ifindex| self.object.entries.get(ifindex, 0).ok())
         {
             has_packets.resize(by_cpu.len(), false);
             for (has, entry) in has_packets.iter_mut().zip(by_cpu.iter()) {
@@ -449,7 +491,7 @@ impl Tap {
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tap")
-            .field("hook", &self.hook)
+            .field("hook", &self.object.hook)
             .finish_non_exhaustive()
     }
 }
@@ -518,22 +560,6 @@ fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {
         source,
     })?;
     Ok((control, links))
-}
-
-/// Passes on what the programs log.
-fn forward_logs(programs: &mut Ebpf) -> Result<AbortOnDropHandle<()>, LoadError> {
-    let mut logger = aya_log::EbpfLogger::init(programs).map_err(|_| LoadError::Missing(maps::LOGS))?;
-    let watch = logger
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(sys::watch)
-        .map_err(LoadError::Logs)?;
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
-        while let Ok(mut guard) = watch.readable().await {
-            guard.clear_ready();
-            logger.flush();
-        }
-    })))
 }
 
 /// Does what blocks for a moment without holding up the runtime's other tasks.

@@ -1,30 +1,43 @@
-//! The eBPF object: loaded once per tap, with its maps taken out.
+//! The eBPF object: its maps, rings and programs, which serve one capture after the other.
 
 use std::{
     io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{LazyLock, Mutex, PoisonError},
     thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Map, MapData, MapError, PerCpuHashMap},
-    programs::{ProgramError, ProgramType},
+    maps::{Array, Map, MapData, MapError, PerCpuHashMap},
+    programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
 use nix::sys::utsname::{UtsName, uname};
-use packetflix_common::{InterfaceEntry, globals, maps};
+use packetflix_common::{
+    InterfaceEntry, Paid, globals, maps,
+    programs::{SOCKET, SOCKET_ENTRY},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    CaptureFilters, PatchError, TapConfig,
+    CaptureFilters, FilterLinkError, ProgramUse, TapConfig, TapError,
     clock::ClockSource,
+    code::{Code, descriptor_of},
     connections::Connections,
-    cpu_rings::{self, CreatedRings, joined},
+    cpu_rings::{self, CpuRings, CreatedRings, joined},
     hook::ChosenHook,
+    memory::RingShare,
     own::OwnTrafficMap,
     refused::Refused,
 };
-use crate::cpus::Cpus;
+use crate::{
+    cpus::Cpus,
+    sys::{
+        self,
+        bpf::{self, LoadFailure},
+    },
+};
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
 
@@ -52,6 +65,15 @@ pub(super) struct Entry(pub(super) InterfaceEntry);
 // SAFETY: `InterfaceEntry` is repr(C) of integers without padding, asserted where it is defined.
 unsafe impl aya::Pod for Entry {}
 
+/// A [`Paid`], as aya wants the value of a map.
+#[derive(Clone, Copy, Default)]
+#[repr(transparent)]
+struct Spent(Paid);
+
+#[expect(unsafe_code, reason = "aya copies map values as bytes")]
+// SAFETY: `Paid` is repr(C) of integers without padding.
+unsafe impl aya::Pod for Spent {}
+
 /// Why the object could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -68,7 +90,7 @@ pub enum LoadError {
         name: &'static str,
         /// What the kernel said.
         #[source]
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// A map is missing or was refused.
     #[error("the eBPF map {name} could not be set up")]
@@ -79,9 +101,9 @@ pub enum LoadError {
         #[source]
         source: MapError,
     },
-    /// A filter could not be written into it.
+    /// A filter could not be put into it.
     #[error(transparent)]
-    Filter(#[from] PatchError),
+    Filter(#[from] FilterLinkError),
     /// The object was not built from the source of this server.
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
@@ -96,96 +118,225 @@ pub enum LoadError {
 impl LoadError {
     /// Why a program could not be loaded. What the verifier finds is told from what rights, or another policy, forbid: both
     /// come with the same error numbers.
-    pub(super) fn of_program(name: &'static str, error: ProgramError, has_filter: bool) -> Self {
-        let source = match error {
-            ProgramError::LoadError {
-                io_error,
-                verifier_log,
-            } => match Refused::by_log(name, &verifier_log.to_string(), has_filter) {
-                Some(refused) => return refused.into(),
-                // Else it would repeat itself, and speak of a log that is none.
-                None => ProgramError::IOError(io_error),
+    pub(super) fn of_program(name: &'static str, failure: LoadFailure, has_filter: bool) -> Self {
+        match Refused::by_log(name, &failure.log, has_filter) {
+            Some(refused) => refused.into(),
+            None => Self::Program {
+                name,
+                source: failure.error,
             },
-            other => other,
-        };
-        Self::Program {
-            name,
-            source: Box::new(source),
         }
+    }
+
+    fn of_map(name: &'static str) -> impl Fn(MapError) -> Self {
+        move |source| Self::Map { name, source }
     }
 }
 
-/// The loaded object.
+/// Programs that are loaded, by their names.
+pub(super) struct Programs(Vec<(&'static str, OwnedFd)>);
+
+impl Programs {
+    /// The program of this name.
+    pub(super) fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        let found = self.0.iter().find(|(known, _)| *known == name);
+        let (_, program) = found.ok_or(LoadError::Missing(name))?;
+        Ok(program.as_fd())
+    }
+
+    /// What the kernel has spent on them.
+    pub(super) fn usage(&self) -> ProgramUse {
+        let known = self.0.iter();
+        let known = known.filter_map(|(_, program)| bpf::program_use(program.as_fd()).ok());
+        known.fold(ProgramUse::default(), |sum, (time, runs)| ProgramUse {
+            time: sum.time + time,
+            runs: sum.runs + runs,
+        })
+    }
+}
+
+/// The loaded object, which one capture uses at a time.
 pub(super) struct Object {
-    pub(super) programs: Ebpf,
-    pub(super) interfaces: InterfaceMap,
+    maps: Ebpf,
+    code: Code,
+    pub(super) hook: ChosenHook,
+    /// Those of a capture without filters.
+    pub(super) unfiltered: Programs,
+    socket_entry: Option<OwnedFd>,
+    pub(super) entries: InterfaceMap,
     pub(super) own: OwnTrafficMap,
-    pub(super) rings: CreatedRings,
+    spent: Array<MapData, Spent>,
+    pub(super) rings: CpuRings,
     pub(super) clock: ClockSource,
+    log: Option<AbortOnDropHandle<()>>,
 }
 
 impl Object {
-    /// Creates the maps and rings of `ring_size` bytes each for these CPUs, and loads the programs of a hook.
+    /// Creates the maps, and rings as the share has them, for these CPUs, and loads the programs of a hook.
     pub(super) fn load(
         config: &TapConfig,
         hook: ChosenHook,
-        filters: &CaptureFilters,
-        ring_size: u32,
+        mut share: RingShare,
         cpus: Cpus,
         connections: &Connections,
     ) -> Result<Self, LoadError> {
-        let object = filters.write_into(OBJECT)?;
         let clock = *CLOCK_SOURCE;
         let log_level = if config.log_programs { &LOG_DEBUG } else { &LOG_OFF };
-        let mut programs = LOADER
+        let mut made = LOADER
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .override_global(globals::CLOCK, clock.number(), true)
             .override_global(globals::PREEMPTIBLE, &*PREEMPTIBLE, true)
             .override_global(globals::LOG_LEVEL, log_level, true)
             .map_max_entries(maps::RINGS, cpu_rings::places(&cpus))
-            .load(&object)
+            .load(OBJECT)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
-        let failed = |source| LoadError::Map {
-            name: maps::RINGS,
-            source,
-        };
-        let array = cpu_rings::array_of(&programs, maps::RINGS).map_err(failed)?;
-        let not_own = |source| LoadError::Map {
-            name: maps::OWN_CONNECTIONS,
-            source,
-        };
-        let lists = cpu_rings::array_of(&programs, maps::OWN_CONNECTIONS).map_err(not_own)?;
-        let connections = connections.maps().map_err(not_own)?;
+        let failed = LoadError::of_map(maps::RINGS);
+        let not_own = LoadError::of_map(maps::OWN_CONNECTIONS);
+        let array = cpu_rings::array_of(&made, maps::RINGS).map_err(&failed)?;
+        let lists = cpu_rings::array_of(&made, maps::OWN_CONNECTIONS).map_err(&not_own)?;
+        let connections = connections.maps().map_err(&not_own)?;
         // All take some ten milliseconds, rings and connections by waiting.
         let (loaded, rings, shared) = thread::scope(|scope| {
-            let create = || CreatedRings::create(array, cpus, ring_size);
+            let create = || CreatedRings::create(array, cpus, share.size);
             let rings = thread::Builder::new().spawn_scoped(scope, create);
             let shared =
                 thread::Builder::new().spawn_scoped(scope, || cpu_rings::share(&lists, &connections));
-            let loaded = hook.load(&mut programs, !filters.is_none());
+            let loaded = Code::new(OBJECT, &made).and_then(|code| Loaded::load(code, hook, &made));
             let rings = rings.map_err(MapError::IoError).and_then(joined);
             (loaded, rings, shared.map_err(MapError::IoError).and_then(joined))
         });
-        loaded?;
+        let Loaded {
+            code,
+            unfiltered,
+            socket_entry,
+        } = loaded?;
         shared.map_err(not_own)?;
         let rings = rings.map_err(failed)?;
-        let interfaces = take_map(&mut programs, maps::INTERFACES)?
-            .try_into()
-            .map_err(|source| LoadError::Map {
-                name: maps::INTERFACES,
-                source,
-            })?;
-        let own = OwnTrafficMap::take(&mut programs)?;
+        share.settle();
         Ok(Self {
-            programs,
-            interfaces,
-            own,
-            rings,
+            entries: take_map(&mut made, maps::INTERFACES)?
+                .try_into()
+                .map_err(LoadError::of_map(maps::INTERFACES))?,
+            own: OwnTrafficMap::take(&mut made)?,
+            spent: take_map(&mut made, maps::PAID)?
+                .try_into()
+                .map_err(LoadError::of_map(maps::PAID))?,
+            maps: made,
+            code,
+            hook,
+            unfiltered,
+            socket_entry,
+            rings: CpuRings::new(rings, share),
             clock,
+            log: None,
         })
     }
+
+    /// Loads programs with the filters of a capture; none where there are no filters.
+    ///
+    /// # Errors
+    /// When a filter is too long, or the kernel refuses.
+    pub(super) fn load_filtered(&self, filters: &CaptureFilters) -> Result<Option<Programs>, LoadError> {
+        if filters.is_none() {
+            return Ok(None);
+        }
+        let programs = load(&self.code, self.hook, filters)?;
+        lead_to(&self.maps, self.hook, &programs)?;
+        Ok(Some(programs))
+    }
+
+    /// What leads to the program of a socket, where that is too long to be attached.
+    pub(super) fn socket_entry(&self) -> Result<BorrowedFd<'_>, LoadError> {
+        let entry = self.socket_entry.as_ref();
+        Ok(entry.ok_or(LoadError::Missing(SOCKET_ENTRY))?.as_fd())
+    }
+
+    /// Passes on what the programs log, from now on.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn forward_logs(&mut self) -> Result<(), LoadError> {
+        if self.log.is_some() {
+            return Ok(());
+        }
+        let init = aya_log::EbpfLogger::init(&mut self.maps);
+        let mut logger = init.map_err(|_| LoadError::Missing(maps::LOGS))?;
+        let watch = logger.as_fd().try_clone_to_owned().and_then(sys::watch);
+        let watch = watch.map_err(LoadError::Logs)?;
+        self.log = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Ok(mut guard) = watch.readable().await {
+                guard.clear_ready();
+                logger.flush();
+            }
+        })));
+        Ok(())
+    }
+
+    /// Makes it as it was when it was loaded, after a capture, when it is attached to nothing any more and its filtered
+    /// programs are gone: nothing of a capture may reach the next, which may be another client's. Blocks while a program
+    /// that was attached may still be running.
+    ///
+    /// # Errors
+    /// When something of the capture may be left. It must not be used again then.
+    pub(super) fn clear(&mut self) -> Result<(), TapError> {
+        lead_to(&self.maps, self.hook, &self.unfiltered)?;
+        let entries = LoadError::of_map(maps::INTERFACES);
+        let interfaces: Result<Vec<u32>, MapError> = self.entries.keys().collect();
+        for ifindex in interfaces.map_err(&entries)? {
+            self.entries.remove(&ifindex).map_err(&entries)?;
+        }
+        self.own.clear()?;
+        let spent = self.spent.set(0, Spent::default(), 0);
+        spent.map_err(LoadError::of_map(maps::PAID))?;
+        // Last, when nothing is written any more.
+        self.rings.clear()
+    }
+}
+
+/// What is loaded while the rings are made.
+struct Loaded {
+    code: Code,
+    unfiltered: Programs,
+    socket_entry: Option<OwnedFd>,
+}
+
+impl Loaded {
+    fn load(code: Code, hook: ChosenHook, made: &Ebpf) -> Result<Self, LoadError> {
+        let filters = CaptureFilters::default();
+        let unfiltered = load(&code, hook, &filters)?;
+        lead_to(made, hook, &unfiltered)?;
+        let socket_entry = match hook {
+            ChosenHook::Tcx => None,
+            ChosenHook::Socket => code
+                .load(&[SOCKET_ENTRY], bpf::ProgramType::SocketFilter, &filters)?
+                .pop(),
+        };
+        Ok(Self {
+            code,
+            unfiltered,
+            socket_entry,
+        })
+    }
+}
+
+fn load(code: &Code, hook: ChosenHook, filters: &CaptureFilters) -> Result<Programs, LoadError> {
+    let (names, kind) = hook.programs();
+    let programs = code.load(names, kind, filters)?;
+    Ok(Programs(names.iter().copied().zip(programs).collect()))
+}
+
+/// Has `socket_entry` lead to the program of a socket.
+fn lead_to(made: &Ebpf, hook: ChosenHook, programs: &Programs) -> Result<(), LoadError> {
+    if hook == ChosenHook::Tcx {
+        return Ok(());
+    }
+    let array = made.map(maps::SOCKET_PROGRAM).and_then(descriptor_of);
+    let array = array.ok_or(LoadError::Missing(maps::SOCKET_PROGRAM))?;
+    bpf::set_program(array, 0, programs.get(SOCKET)?)
+        .map_err(MapError::IoError)
+        .map_err(LoadError::of_map(maps::SOCKET_PROGRAM))
 }
 
 pub(super) fn take_map(programs: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {

@@ -117,6 +117,20 @@ impl OwnTrafficMap {
         }
     }
 
+    /// Nothing is own traffic any more, as in the beginning.
+    ///
+    /// # Errors
+    /// When the kernel refuses; something may be left then.
+    pub(super) fn clear(&mut self) -> Result<(), OwnError> {
+        self.uses = Uses::default();
+        self.write_ports().map_err(OwnError::Map)?;
+        let endpoints: Result<Vec<Key>, MapError> = self.endpoints.keys().collect();
+        for endpoint in endpoints.map_err(OwnError::Map)? {
+            self.endpoints.remove(&endpoint).map_err(OwnError::Map)?;
+        }
+        Ok(())
+    }
+
     fn write_ports(&mut self) -> Result<(), MapError> {
         self.ports.set(0, Ports(self.uses.ports()), 0)
     }
