@@ -192,8 +192,8 @@ fn capture_programs(bed: &Bed, rounds: u32) -> anyhow::Result<()> {
             for ((name, query, is_accepted), result) in cases.iter().zip(results) {
                 let (socket, pid) = (Arc::clone(&bed.socket), server.pid());
                 let (time, counts) = bed.with_packetflix(server, query, move || {
-                    flood(&socket, TIMED_PACKETS)?;
-                    time_per_run(pid, TIMED_PACKETS)
+                    let (time, ()) = time_per_run(pid, TIMED_PACKETS, || flood(&socket, TIMED_PACKETS))?;
+                    Ok(time)
                 })?;
                 counts
                     .expect(TIMED_PACKETS, *is_accepted)

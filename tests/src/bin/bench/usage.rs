@@ -1,6 +1,6 @@
 //! What processes and the machine have used.
 
-use std::{fs, time::Duration};
+use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use nix::{
@@ -149,12 +149,32 @@ pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
     Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
 }
 
-/// Nanoseconds per run of the program of this process that was run most often; to be asked while the kernel takes times.
+/// Nanoseconds per run of the program of this process that is run most often while `work` is done; to be asked while the
+/// kernel takes times.
 ///
 /// # Errors
-/// When it was not run `at_least` so often.
-pub(crate) fn time_per_run(pid: u32, at_least: u64) -> anyhow::Result<f64> {
+/// When it was not run `at_least` so often, or the work fails.
+pub(crate) fn time_per_run<T>(
+    pid: u32,
+    at_least: u64,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<(f64, T)> {
+    let before = runs(pid)?;
+    let done = work()?;
     let mut most = (0, 0);
+    for (program, (runs, time)) in runs(pid)? {
+        // One may have served earlier captures.
+        let (earlier, earlier_time) = before.get(&program).copied().unwrap_or_default();
+        most = most.max((runs - earlier, time - earlier_time));
+    }
+    let (runs, time) = most;
+    ensure!(runs >= at_least, "only {runs} runs");
+    Ok((time as f64 / runs as f64, done))
+}
+
+/// How often the programs of a process ran, and for how many nanoseconds, by their numbers.
+fn runs(pid: u32) -> anyhow::Result<HashMap<u64, (u64, u64)>> {
+    let mut programs = HashMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may just have been closed.
         let info = fs::read_to_string(entry?.path()).unwrap_or_default();
@@ -162,11 +182,11 @@ pub(crate) fn time_per_run(pid: u32, at_least: u64) -> anyhow::Result<f64> {
             let line = info.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|rest| rest.trim().parse::<u64>().ok())
         };
-        if let (Some(runs), Some(time)) = (number("run_cnt:"), number("run_time_ns:")) {
-            most = most.max((runs, time));
+        if let (Some(id), Some(runs), Some(time)) =
+            (number("prog_id:"), number("run_cnt:"), number("run_time_ns:"))
+        {
+            programs.insert(id, (runs, time));
         }
     }
-    let (runs, time) = most;
-    ensure!(runs >= at_least, "only {runs} runs");
-    Ok(time as f64 / runs as f64)
+    Ok(programs)
 }

@@ -31,13 +31,13 @@ const LOAD: Load = Load::new(2000, 64, Duration::from_secs(3600));
 const INTERFACE: u32 = 1;
 const PACKET: u32 = 6;
 
-/// Between two requests, in which the server makes itself ready for the next: clients do not come faster than that.
+/// Between two requests, in which the server makes itself ready for the next.
 const PAUSE: Duration = Duration::from_millis(200);
 
-const METHOD: &str = "60 requests in each round, a fifth of a second apart, while 2,000 packets of 64 bytes are sent in a second \
-    into the namespace, which has the loopback device and a virtual Ethernet device. packetflix is asked for all \
-    interfaces; the original, which takes one name, for the device that has traffic. The time begins with the TCP \
-    connection. The stand-in answers a request before it starts dumpcap.";
+const BESIDES: &str = "while 2,000 packets of 64 bytes are sent in a second into the namespace, which has the loopback device \
+    and a virtual Ethernet device. packetflix is asked for all interfaces; the original, which takes one name, for the \
+    device that has traffic. The time begins with the TCP connection. The stand-in answers a request before it starts \
+    dumpcap.";
 
 const FILTER: &str = "&filter=tcp%20port%2080%20or%20udp";
 
@@ -57,30 +57,51 @@ const FIRST: [FigureKind; 2] = [
 pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
     let lanes = Lanes::new(1)?;
     let _traffic = Traffic::start(lanes.sockets(1)?, LOAD);
-    for (name, title, rest) in [
+    let bare = "&names=0".to_owned();
+    let filter = format!("&names=0{FILTER}");
+    for (name, title, rest, pause) in [
+        ("start-bare", "Start without names or filter", &bare, PAUSE),
         (
-            "start-bare",
-            "Start without names or filter",
-            "&names=0".to_owned(),
+            "start-names",
+            "Start with names of addresses",
+            &String::new(),
+            PAUSE,
         ),
-        ("start-names", "Start with names of addresses", String::new()),
-        ("start-filter", "Start with a filter", format!("&names=0{FILTER}")),
-        ("start-both", "Start with names and a filter", FILTER.to_owned()),
+        ("start-filter", "Start with a filter", &filter, PAUSE),
+        (
+            "start-both",
+            "Start with names and a filter",
+            &FILTER.to_owned(),
+            PAUSE,
+        ),
+        ("start-row", "Start in a row", &bare, Duration::ZERO),
+        (
+            "start-row-filter",
+            "Start in a row, with a filter",
+            &filter,
+            Duration::ZERO,
+        ),
     ] {
-        let scenario = Scenario::new(name, title, METHOD, Some(contestant::REFERENCE));
+        let when = if pause.is_zero() {
+            "each as soon as the one before has its first packet and its connection is cut,"
+        } else {
+            "a fifth of a second apart,"
+        };
+        let method = format!("{REQUESTS} requests in each round, {when} {BESIDES}");
+        let scenario = Scenario::new(name, title, method, Some(contestant::REFERENCE));
         in_turns(report, scenario, rounds, |scenario, contestant| {
             let running = contestant.start()?;
             let interface = match contestant {
                 Contestant::Packetflix(_) => "",
                 Contestant::Original => RECEIVER,
             };
-            let path = running.path(&lanes.receivers[0], interface, &rest)?;
+            let path = running.path(&lanes.receivers[0], interface, rest)?;
             // The first request finds what later ones have in their caches.
             Times::of(&running, &path)?;
             let mut all = Vec::new();
             for _ in 0..REQUESTS {
                 check()?;
-                sleep(PAUSE);
+                sleep(pause);
                 all.push(Times::of(&running, &path)?);
             }
             for (figures, time) in [
