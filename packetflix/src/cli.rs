@@ -41,6 +41,10 @@ pub enum Verb {
         /// Tell it as JSON
         #[arg(long)]
         json: bool,
+        /// Only ask the service that runs, and was started with the same flags and variables, whether it lives; ends with 1
+        /// if it does not answer
+        #[arg(long, conflicts_with = "json")]
+        live: bool,
         /// How the service would be started.
         #[command(flatten)]
         args: Args,

@@ -46,7 +46,8 @@ fn main() -> ExitCode {
         }
     };
     let done = match verb {
-        Some(Verb::Check { json, args }) => report(&args, json),
+        Some(Verb::Check { live: true, args, .. }) => ask(&args),
+        Some(Verb::Check { json, args, .. }) => report(&args, json),
         None => serve(&args),
     };
     done.unwrap_or_else(|error| {
@@ -77,6 +78,16 @@ fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::from(u8::from(!report.captures)))
+}
+
+/// Asks the service that runs whether it lives.
+fn ask(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = Config::try_from(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(http::live(&config))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as

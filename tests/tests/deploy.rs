@@ -5,12 +5,17 @@ use std::{
     collections::BTreeSet,
     fs,
     net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use packetflix::capabilities::Capability;
 use packetflix_tests::{
     client::{Capture, Recorder, Refused},
@@ -187,6 +192,8 @@ async fn the_image_needs_the_listed_capabilities_and_no_others() -> anyhow::Resu
         ensure!(finding["state"] == "works", "{finding:#}");
     }
     captures_another_container(&deployment, &all, &[]).await?;
+    the_image_tells_what_it_is(&deployment)?;
+    its_health_is_looked_at(&deployment, &all)?;
     lets_nobody_in_from_outside(&deployment, &all)?;
 
     for Row { capability, sentence } in &rows {
@@ -247,6 +254,100 @@ impl Deployment {
         let host = format!("--host=unix://{}", self.docker.socket().display());
         output_of(Command::new("sh").args(["-c", "docker \"$0\" logs pf 2>&1", &host]))
     }
+}
+
+/// To people, to registries, and to those who look for known faults in libraries.
+fn the_image_tells_what_it_is(deployment: &Deployment) -> anyhow::Result<()> {
+    let inspect = |image: &str, what: &str| {
+        deployment
+            .docker
+            .run(&["image", "inspect", "--format", what, image])
+    };
+    let labels: Value = serde_json::from_str(&inspect(PACKETFLIX, "{{json .Config.Labels}}")?)?;
+    let label = |name: &str| {
+        labels[format!("org.opencontainers.image.{name}")]
+            .as_str()
+            .unwrap_or_default()
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((label("title"), label("version")), ("packetflix", version));
+    assert_eq!(label("licenses"), "MIT OR Apache-2.0");
+    ensure!(!label("description").is_empty(), "{labels}");
+    let revision = output_of(
+        Command::new("git")
+            .args(["rev-parse", "HEAD"])
+            .current_dir(root()),
+    )?;
+    ensure!(label("revision").starts_with(revision.trim()), "{labels}");
+    let tagged = inspect(&format!("{PACKETFLIX}:{version}"), "{{.Id}}")?;
+    assert_eq!(tagged, inspect(PACKETFLIX, "{{.Id}}")?);
+
+    let folder = std::env::temp_dir().join(format!("packetflix-image-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    deployment
+        .docker
+        .run(&["create", "--name", "files", PACKETFLIX])?;
+    for file in ["/packetflix", "/etc/os-release", "/var/lib/dpkg/status.d"] {
+        let copy = ["cp", &format!("files:{file}"), &folder.display().to_string()];
+        deployment.docker.run(&copy)?;
+    }
+    deployment.docker.run(&["rm", "files"])?;
+    for package in ["libc6", "libpcap0.8"] {
+        let status = fs::read_to_string(folder.join("status.d").join(package)).context(package)?;
+        for line in [
+            &format!("Package: {package}\n"),
+            "\nVersion: ",
+            "\nArchitecture: ",
+        ] {
+            ensure!(status.contains(line), "{package}: {status}");
+        }
+    }
+    ensure!(fs::read_to_string(folder.join("os-release"))?.contains("VERSION_ID="));
+    let sections = output_of(
+        Command::new("readelf")
+            .arg("--sections")
+            .arg(folder.join("packetflix")),
+    )?;
+    ensure!(
+        !sections.contains(".debug_info") && !sections.contains(".symtab"),
+        "{sections}"
+    );
+    Ok(fs::remove_dir_all(&folder)?)
+}
+
+/// The engine tells a service that answers from one that does not.
+fn its_health_is_looked_at(deployment: &Deployment, capabilities: &BTreeSet<String>) -> anyhow::Result<()> {
+    let often = [
+        "--health-interval",
+        "1s",
+        "--health-retries",
+        "1",
+        "--health-start-period",
+        "0s",
+    ];
+    deployment.serve(capabilities, &often)?;
+    let becomes = |state: &str| {
+        let health = ["inspect", "--format", "{{.State.Health.Status}}", "pf"];
+        wait_until(Duration::from_secs(40), || {
+            Ok(deployment.docker.run(&health)? == state)
+        })
+        .with_context(|| {
+            deployment
+                .docker
+                .run(&["inspect", "--format", "{{json .State.Health}}", "pf"])
+                .unwrap_or_default()
+        })
+    };
+    becomes("healthy")?;
+    let pid = deployment
+        .docker
+        .run(&["inspect", "--format", "{{.State.Pid}}", "pf"])?;
+    let pid = Pid::from_raw(pid.parse()?);
+    kill(pid, Signal::SIGSTOP)?;
+    becomes("unhealthy")?;
+    kill(pid, Signal::SIGCONT)?;
+    becomes("healthy")?;
+    deployment.stop()
 }
 
 /// A port that is published, if only on loopback, is one that all containers reach: so nothing is there by itself.
@@ -424,6 +525,65 @@ fn every_way_of_deployment_starts_closed_or_asks_for_tokens() -> anyhow::Result<
             env.contains(&tokens) && !json!(env).to_string().contains("OPEN"),
             "{folder}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_docker_without_its_plugin_for_builds_is_told_before_anything_is_built() -> anyhow::Result<()> {
+    let folder = std::env::temp_dir().join(format!("packetflix-buildx-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let docker = folder.join("docker");
+    fs::write(
+        &docker,
+        "#!/bin/sh\n[ \"$1\" = version ] && echo 28.2.2\nexit 1\n",
+    )?;
+    fs::set_permissions(&docker, fs::Permissions::from_mode(0o700))?;
+    let ran = Command::new(program("xtask")?)
+        .args(["image", "--tag", PACKETFLIX])
+        .env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH")?))
+        .output()?;
+    fs::remove_dir_all(&folder)?;
+    let said = String::from_utf8(ran.stderr)?;
+    ensure!(
+        !ran.status.success() && said.contains("apt-get install docker-buildx-plugin"),
+        "{said}"
+    );
+    ensure!(!said.contains("cargo"), "{said}");
+    Ok(())
+}
+
+/// What README says of ends and of who looks at it.
+#[test]
+fn manifests_let_captures_end_and_prometheus_in() -> anyhow::Result<()> {
+    for folder in ["base", "overlays/runtime-default", "overlays/ghostwire"] {
+        let objects = objects(folder, "1.37")?;
+        let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+        let packetflix = container(&objects, "packetflix")?;
+        for (probe, path) in [
+            ("startupProbe", "/healthz"),
+            ("livenessProbe", "/healthz"),
+            ("readinessProbe", "/readyz"),
+        ] {
+            assert_eq!(packetflix[probe]["httpGet"]["path"], path, "{folder}");
+        }
+        // The default of --shutdown-timeout is ten.
+        let pause = packetflix["lifecycle"]["preStop"]["sleep"]["seconds"]
+            .as_u64()
+            .context("no pause")?;
+        let spec = &of_kind("DaemonSet").context("no DaemonSet")?["spec"]["template"]["spec"];
+        let grace = spec["terminationGracePeriodSeconds"]
+            .as_u64()
+            .context("no time")?;
+        assert_eq!((pause, grace), (5, 30), "{folder}");
+
+        let policy = &of_kind("NetworkPolicy").context("no NetworkPolicy")?["spec"];
+        let prometheus = json!({
+            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "monitoring" } },
+            "podSelector": { "matchLabels": { "app.kubernetes.io/name": "prometheus" } },
+        });
+        let from = policy["ingress"][0]["from"].as_array().context("no rule")?;
+        ensure!(from.contains(&prometheus) && from.len() == 2, "{policy:#}");
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use packetflix_tests::{
     client::{Capture, Recorder},
     hook::hooks,
     metrics::Metrics,
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, program, wait_until},
@@ -442,6 +442,94 @@ async fn dashboard_names_only_what_is_counted() -> anyhow::Result<()> {
         .filter(|name| !used.contains(**name))
         .collect();
     ensure!(hidden.is_empty(), "{hidden:?} are shown nowhere");
+    Ok(())
+}
+
+#[tokio::test]
+async fn alerts_name_only_what_is_counted_and_fire_when_they_should() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let metrics = Metrics::of(&server)?;
+    // There when something has happened only: `dashboard_names_only_what_is_counted`.
+    let later = [
+        "packetflix_engine_problems_total",
+        "packetflix_captures_refused_total",
+    ];
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let alerts = fs::read_to_string(format!("{root}/deploy/prometheus/alerts.yaml"))?;
+    let expressions: Vec<&str> = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "))
+        .collect();
+    ensure!(expressions.len() > 5, "{alerts}");
+    for expression in expressions {
+        let mut counted = 0;
+        for (at, _) in expression
+            .match_indices("packetflix_")
+            .chain(expression.match_indices("process_"))
+        {
+            let rest = &expression[at..];
+            let end = rest.find(|one: char| !one.is_ascii_alphanumeric() && one != '_');
+            let (name, labels) = rest.split_at(end.unwrap_or(rest.len()));
+            counted += 1;
+            if later.contains(&name) {
+                continue;
+            }
+            ensure!(
+                metrics.names().contains(name),
+                "{name} is not counted: {expression}"
+            );
+            let labels = labels.strip_prefix('{').and_then(|labels| labels.split_once('}'));
+            let Some((label, values)) = labels.and_then(|(labels, _)| labels.split_once('=')) else {
+                continue;
+            };
+            // The job is not ours to name.
+            if label != "job" {
+                for value in values.trim_matches(['~', '"']).split('|') {
+                    metrics.get(&format!("{name}{{{label}=\"{value}\"}}"))?;
+                }
+            }
+        }
+        ensure!(counted > 0 || expression.starts_with("up{"), "{expression}");
+    }
+    let promtool = format!("{root}/target/tools/bin/promtool");
+    output_of(
+        Command::new(&promtool)
+            .args(["check", "rules", "deploy/prometheus/alerts.yaml"])
+            .current_dir(root),
+    )
+    .context("`cargo xtask test` installs promtool")?;
+    let fire = output_of(
+        Command::new(&promtool)
+            .args(["test", "rules", "tests/data/alerts.yaml"])
+            .current_dir(root),
+    );
+    fire.map(drop)
+}
+
+#[test]
+fn check_tells_whether_the_service_lives() -> anyhow::Result<()> {
+    let ask = |listen: &str| -> anyhow::Result<(bool, String)> {
+        let mut check = Command::new(program("packetflix")?);
+        let asked = check.args(["check", "--live", "--listen", listen]).output()?;
+        Ok((asked.status.success(), String::from_utf8(asked.stderr)?))
+    };
+    let folder = Folder::new("live")?;
+    let socket = format!("unix:{}", folder.0.join("socket").display());
+    let server = Server::start(&["--listen", "127.0.0.1:0", "--listen", &socket])?;
+    let address = format!("127.0.0.1:{}", server.port());
+    for listen in [&address, &socket, &format!("127.0.0.1:1,{address}")] {
+        assert_eq!(ask(listen)?, (true, String::new()), "{listen}");
+    }
+    let (lives, said) = ask("127.0.0.1:1")?;
+    ensure!(
+        !lives && said.contains("no service answers: 127.0.0.1:1: it cannot be connected to"),
+        "{said}"
+    );
+    // It takes connections, and answers nothing.
+    server.signal(Signal::SIGSTOP)?;
+    let (lives, said) = ask(&address)?;
+    ensure!(!lives && said.contains("does not answer in 3 s"), "{said}");
+    server.signal(Signal::SIGCONT)?;
     Ok(())
 }
 

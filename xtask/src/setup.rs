@@ -1,8 +1,8 @@
 //! What the project needs on a machine, and how to get it.
 
-use std::{path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::{
     kernel::Architecture,
@@ -70,7 +70,10 @@ const KERNEL_TOOLS: &[Tool] = &[
     ),
 ];
 
-const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin")];
+const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin"), Tool("strip", "binutils")];
+
+/// From this version on Docker's client builds by a plugin.
+const BUILDX: u32 = 23;
 
 const FUZZ_TOOLS: &[Tool] = &[
     Tool("ip", "iproute2"),
@@ -180,7 +183,39 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
     install_missing(TEST_TOOLS)?;
+    promtool()?;
     kubernetes_schemas()
+}
+
+/// What tries Prometheus' rules: the program alone, since its package starts a service where it is installed.
+fn promtool() -> anyhow::Result<()> {
+    const PROGRAM: &str = "usr/bin/promtool";
+    let own = root().join("target/tools/bin/promtool");
+    if own.is_file() {
+        return Ok(());
+    }
+    let by_hand = "missing: promtool, of Debian's package prometheus; it belongs to target/tools/bin";
+    ensure!(find_program("apt-get").is_some(), by_hand);
+    let folder = root().join("target/tools/prometheus");
+    fs::create_dir_all(&folder)?;
+    execute(
+        Command::new("apt-get")
+            .args(["download", "--quiet", "prometheus"])
+            .current_dir(&folder),
+    )
+    .context(by_hand)?;
+    let packed = fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
+    let package = packed
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|end| end == "deb"));
+    execute(
+        Command::new("dpkg-deb")
+            .arg("--extract")
+            .args([&package.context(by_hand)?, &folder]),
+    )?;
+    fs::create_dir_all(own.parent().context("a file without a folder")?)?;
+    fs::copy(folder.join(PROGRAM), &own)?;
+    Ok(fs::remove_dir_all(&folder)?)
 }
 
 /// The schemas of Kubernetes, and what compares manifests with them, in a Python of its own.
@@ -265,6 +300,37 @@ fn sysroot() -> anyhow::Result<PathBuf> {
 /// As [`test_tools`].
 pub(crate) fn image_tools() -> anyhow::Result<()> {
     install_missing(IMAGE_TOOLS)
+}
+
+/// An engine that builds images with BuildKit.
+///
+/// # Errors
+/// When there is no client of one, or it lacks its plugin; the sentence says what to install.
+pub(crate) fn image_builder() -> anyhow::Result<()> {
+    find_program("docker").context(
+        "docker is missing. On Debian or Ubuntu: sudo apt-get install --no-install-recommends docker.io; or make the files of \
+         the image alone, with --root FOLDER",
+    )?;
+    // Fails when nobody answers at the engine's socket, but tells the client's version all the same.
+    let version = Command::new("docker")
+        .args(["version", "--format", "{{.Client.Version}}"])
+        .output()
+        .context("docker cannot be started")?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let major = version
+        .trim()
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
+    let takes_plugin = major.is_some_and(|major| major >= BUILDX);
+    if takes_plugin && output_of(Command::new("docker").args(["buildx", "version"])).is_none() {
+        bail!(
+            "this docker ({}) builds images with the plugin buildx, which is missing: sudo apt-get install docker-buildx-plugin \
+             (Docker's own packages) or docker-buildx (Ubuntu, Debian 13); or see https://docs.docker.com/go/buildx/",
+            version.trim()
+        );
+    }
+    Ok(())
 }
 
 /// What the benchmarks need beside Rust.

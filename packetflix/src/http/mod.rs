@@ -12,6 +12,7 @@ mod health;
 mod host;
 mod judge;
 mod listen;
+mod live;
 mod log;
 mod origin;
 mod own;
@@ -31,6 +32,7 @@ mod websocket;
 pub use self::{
     host::{HostName, HostNameError},
     listen::{AddressError, ListenAddress, ListenError},
+    live::{NotLive, live},
     origin::{Origin, OriginError},
     server::{Doors, DoorsError, serve},
     tls::{TlsError, TlsFiles},

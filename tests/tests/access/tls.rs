@@ -1,12 +1,14 @@
 //! TLS, and the certificates of clients.
 
+use std::process::Command;
+
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     certificates::{Authority, Identity, Trust},
     client::{Capture, Recorder, Refused},
     folder::Folder,
-    namespace::Namespace,
-    server::Server,
+    namespace::{Namespace, output_of},
+    server::{Server, program},
 };
 
 use crate::{bearer, curl, sentence, server_with};
@@ -90,6 +92,15 @@ async fn certificates_let_in() -> anyhow::Result<()> {
     let error = get(&server, "/version", &foreign, None, &[]).unwrap_err();
     ensure!(error.to_string().contains("certificate"), "{error}");
     ensure!(server.get("/version").is_err(), "it speaks without TLS");
+    // Whoever looks whether it lives has no certificate.
+    let mut live = Command::new(program("packetflix")?);
+    live.args([
+        "check",
+        "--live",
+        "--listen",
+        &format!("127.0.0.1:{}", server.port()),
+    ]);
+    output_of(live.args(files))?;
 
     let url = format!(
         "wss://127.0.0.1:{}/capture?netns={}",
