@@ -364,6 +364,40 @@ async fn own_traffic_is_known_behind_translated_addresses() -> anyhow::Result<()
     Ok(())
 }
 
+/// Whoever is let in under a translated name chooses what passes for own traffic there.
+#[tokio::test]
+async fn own_traffic_of_one_is_hidden_from_no_other() -> anyhow::Result<()> {
+    let (house, desk) = Namespace::pair()?;
+    let (here, there) = Namespace::pair()?;
+    let mut inside = house.command("env");
+    inside.arg(packetflix_tests::server::program("packetflix")?);
+    let server = Server::start_by(&mut inside, &["--open-to-everyone"])?;
+    let connect = || desk.inside(|| std::net::TcpStream::connect(("10.9.1.1", server.port())));
+    let (others, own) = (connect()??, connect()??);
+    let SocketAddr::V4(from) = own.local_addr()? else {
+        anyhow::bail!("no address of IPv4");
+    };
+    let url = format!("ws://10.99.0.9:443/capture?netns={}&nif=va", here.inode()?);
+    let mut others = Recorder::over(others, &url).await?;
+    let mut own = Recorder::over(own, &url).await?;
+    let hidden = ipv4(6, 0x4000, 0, from, "10.77.0.1:443".parse()?);
+    let hidden = raw::ethernet(0x0800, &hidden);
+    let socket = RawSocket::open(&there, "vb")?;
+    socket.send(&hidden)?;
+    socket.send(&datagram(99))?;
+    for (recorder, count) in [(&mut others, 1), (&mut own, 0)] {
+        let mut seen = 0;
+        recorder
+            .read_until(|recording| {
+                seen = recording.count_on("va", false, &hidden);
+                recording.count_on("va", false, &datagram(99)) == 1
+            })
+            .await?;
+        assert_eq!(seen, count);
+    }
+    Ok(())
+}
+
 /// A TCP segment, or what passes for one, with as many words of IPv4 options.
 fn ipv4(protocol: u8, fragment: u16, options: u8, from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
     let payload = segment(from.port(), to.port());

@@ -296,16 +296,16 @@ impl App {
             },
             statistics: request.statistics,
         };
+        // Tomorrow, a name may be another's.
+        let is_alone = own.is_claimed || (self.filters.resolve_names && has_names(&request.filter));
         let key = CaptureKey {
             netns: netns.inode(),
             selection,
             filter: request.filter.clone(),
             snaplen: request.snaplen,
             with_own: request.with_own,
-            claimed: own.claimed,
             chaste: request.chaste,
-            // Tomorrow, a name may be another's.
-            alone: (self.filters.resolve_names && has_names(&request.filter)).then_some(attempt.id),
+            alone: is_alone.then_some(attempt.id),
         };
         let mut target = description.clone();
         if target.name.is_empty() {

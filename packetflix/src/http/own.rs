@@ -12,16 +12,24 @@ use super::{
     capture::{Handshake, LocalEnd},
     host::OwnNames,
 };
-use crate::{proc_fs::namespace_link, session::Claimed, tap::OwnTraffic};
+use crate::{proc_fs::namespace_link, tap::OwnTraffic};
 
 /// The service's own traffic.
 #[derive(Debug, Default)]
 pub(super) struct Own {
     pub(super) traffic: OwnTraffic,
-    /// What of it we have only on the word of this client: no other client's capture is to lack that.
-    pub(super) claimed: Option<Claimed>,
+    /// Some of it we have only on the word of this client: no other client's capture is to lack that.
+    pub(super) is_claimed: bool,
     /// What the stream says of that, or nothing.
     pub(super) comment: String,
+}
+
+/// Where a client says that it reaches us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Claimed {
+    /// The address, if it names one.
+    address: Option<IpAddr>,
+    port: u16,
 }
 
 impl Own {
@@ -65,7 +73,7 @@ impl Own {
         }
         Self {
             traffic,
-            claimed,
+            is_claimed: claimed.is_some(),
             comment,
         }
     }
@@ -160,7 +168,7 @@ mod tests {
             ("10.0.0.1", "10.0.0.1:5001"),
         ] {
             let own = find(host, local);
-            assert_eq!((own.claimed, &own.comment[..]), (None, ""), "{host} {local}");
+            assert_eq!((own.is_claimed, &own.comment[..]), (false, ""), "{host} {local}");
             assert_eq!(
                 (own.traffic.ports, own.traffic.endpoints.len()),
                 (vec![5001, 5002], 0)
@@ -188,7 +196,7 @@ mod tests {
             ("127.0.0.1:5001", "10.0.0.1:5001", 1),
         ] {
             let own = find(host, local);
-            assert!(own.claimed.is_some() && !own.comment.is_empty(), "{host} {local}");
+            assert!(own.is_claimed && !own.comment.is_empty(), "{host} {local}");
             assert_eq!(own.traffic.endpoints.len(), ends, "{host} {local}");
         }
     }

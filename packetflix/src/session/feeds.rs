@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -33,21 +32,11 @@ pub(crate) struct CaptureKey {
     pub(crate) snaplen: u32,
     /// With the service's own traffic.
     pub(crate) with_own: bool,
-    /// What is left out on the word of the clients alone, who are to have none but themselves to thank for it.
-    pub(crate) claimed: Option<Claimed>,
     /// Without promiscuous mode.
     pub(crate) chaste: bool,
-    /// The number of a capture that is not shared, since the same words may mean something else for others.
+    /// The number of a capture that is not shared: the same words may mean something else for others, or what it leaves out
+    /// is so on the word of its client alone.
     pub(crate) alone: Option<u64>,
-}
-
-/// Where clients say that they reach the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Claimed {
-    /// The address, if they name one.
-    pub(crate) address: Option<IpAddr>,
-    /// The port.
-    pub(crate) port: u16,
 }
 
 /// The feeds of all taps that run.

@@ -42,7 +42,7 @@ use self::{
     window::{Batch, Next, PacketCount},
 };
 pub(crate) use self::{
-    feeds::{CaptureKey, Claimed, Feeds, Joined},
+    feeds::{CaptureKey, Feeds, Joined},
     limits::{Limit, Limits, StatisticsPace, TooFewBytes},
     stream::SEVERAL_LINK_TYPES,
 };
