@@ -52,8 +52,8 @@ impl AddressBook {
     }
 
     /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
-    /// several others have is nobody's, for a wrong name is worse than none. Of other namespaces, those only that
-    /// `may_see` allows, which is told who is in each.
+    /// several others have is nobody's, for a wrong name is worse than none. Others are those only that `may_see` allows,
+    /// which is told who is in each: the rest neither give names nor take them away.
     pub(crate) fn seen_from(
         &self,
         netns: u64,
@@ -61,12 +61,11 @@ impl AddressBook {
     ) -> impl Iterator<Item = (IpAddr, &str)> {
         self.0.iter().filter_map(move |(address, owners)| {
             let own = owners.iter().find(|owner| owner.netns == netns);
-            let only = || match &owners[..] {
-                [only] => Some(only),
-                _ => None,
+            let only = || {
+                let mut seen = owners.iter().filter(|owner| may_see(&owner.occupants));
+                seen.next().filter(|_| seen.next().is_none())
             };
-            let owner = own.or_else(only)?;
-            (owner.netns == netns || may_see(&owner.occupants)).then_some((*address, &owner.name[..]))
+            Some((*address, &own.or_else(only)?.name[..]))
         })
     }
 }
@@ -118,8 +117,14 @@ mod tests {
         let targets = [
             target("init(1)", 1, true, &["192.0.2.1", "127.0.0.1", "fe80::1"]),
             target("web", 2, false, &["10.0.0.2", "10.9.9.9"]),
-            target("db", 3, false, &["10.0.0.3", "10.9.9.9", "2001:db8::3"]),
+            target(
+                "db",
+                3,
+                false,
+                &["10.0.0.3", "10.0.0.4", "10.9.9.9", "2001:db8::3"],
+            ),
             target("db-too", 3, false, &["10.0.0.3"]),
+            target("hidden", 4, false, &["10.0.0.4"]),
         ];
         let occupants = |names: &[&str]| {
             let occupant = |name: &&str| Occupant {
@@ -161,7 +166,7 @@ mod tests {
         };
         assert_eq!(seen(1), expected(&[]));
         assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
-        assert_eq!(seen(3), expected(&[("10.9.9.9", "db")]));
+        assert_eq!(seen(3), expected(&[("10.0.0.4", "db"), ("10.9.9.9", "db")]));
         // Who may see `db` alone sees nothing of what is called by that name and another.
         let seen: Vec<_> = book
             .seen_from(2, |inside| *inside == occupants(&["db"]))
@@ -169,6 +174,12 @@ mod tests {
         let own = ["10.0.0.2", "10.9.9.9"].map(|address| (address.parse().unwrap(), "web"));
         assert_eq!(seen, own);
         let seen = book.seen_from(2, |inside| *inside == occupants(&["db", "db-too"]));
-        assert_eq!(seen.count(), 4);
+        // Nor does it show whether what is hidden has an address that is seen.
+        let names: Vec<_> = seen.map(|(address, name)| (address.to_string(), name)).collect();
+        assert_eq!(
+            names[1..3],
+            [("10.0.0.3".to_owned(), "db"), ("10.0.0.4".to_owned(), "db")]
+        );
+        assert_eq!(names.len(), 5);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
 use hyper::upgrade::OnUpgrade;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -37,7 +37,7 @@ use super::{
     websocket,
 };
 use crate::{
-    access::{Access, Followed},
+    access::{Access, Followed, Rights},
     config::Config,
     discovery::{DiscoveredTarget, Discovery},
     filter::compile::{Options, excerpt, has_names},
@@ -262,7 +262,8 @@ impl App {
         }
         let mut permit = self.permit(&handshake)?;
 
-        let names = request.names.then(|| self.names(&handshake.caller));
+        let (rights, rights_by_now) = watch::channel(Arc::clone(handshake.caller.rights()));
+        let names = request.names.then(|| self.names(rights_by_now));
         let target = self.open_target(request.target, &handshake.caller).await?;
         permit.name_target(target.netns.inode())?;
         let own = if request.with_own {
@@ -345,8 +346,8 @@ impl App {
         let capture = self.captures.prepare(facts, stop.clone());
         let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
         let running = self.captures.begin(capture)?;
-        if let Some(names) = names {
-            session.tell_names(names);
+        if let Some((names, first)) = names {
+            session.tell_names(names, first);
         }
         if let Some(process) = meant {
             session.end_with(process);
@@ -363,6 +364,7 @@ impl App {
         let judge = Judge::new(
             Arc::clone(&self),
             caller,
+            rights,
             session.netns(),
             description.pid,
             running.capture(),
@@ -500,7 +502,7 @@ impl App {
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
     /// packets do not wait for them much longer: whatever comes later is told later.
-    fn names(&self, caller: &Caller) -> KnownNames {
+    fn names(&self, rights: watch::Receiver<Arc<Rights>>) -> (KnownNames, AbortOnDropHandle<()>) {
         let discovery = Arc::clone(&self.discovery);
         let names = discovery.addresses();
         let first = async move {
@@ -508,11 +510,8 @@ impl App {
                 tracing::debug!("the names of addresses will be told later");
             }
         };
-        KnownNames {
-            names,
-            rights: Arc::clone(caller.rights()),
-            first: AbortOnDropHandle::new(tokio::spawn(first.in_current_span())),
-        }
+        let first = AbortOnDropHandle::new(tokio::spawn(first.in_current_span()));
+        (KnownNames { names, rights }, first)
     }
 
     /// One more capture, if that many may run and the service does not end.

@@ -2,11 +2,14 @@
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{caller::Caller, capture::App};
 use crate::{
-    access::Verdict,
+    access::{Rights, Verdict},
     discovery::{Follower, Scan},
     sys,
     watch::Capture,
@@ -19,6 +22,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Judge {
     app: Arc<App>,
     caller: Caller,
+    /// What the caller may do by now, for those who act on it.
+    rights: watch::Sender<Arc<Rights>>,
     netns: u64,
     capture: Arc<Capture>,
     /// Scans, where it takes the names of targets to judge.
@@ -28,10 +33,11 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Judges a capture of the namespace `netns`, which was found by process `pid` if by any.
+    /// Judges a capture of the namespace `netns`, which was found by process `pid` if by any; `rights` follow the caller's.
     pub(super) fn new(
         app: Arc<App>,
         caller: Caller,
+        rights: watch::Sender<Arc<Rights>>,
         netns: u64,
         pid: Option<u32>,
         capture: Arc<Capture>,
@@ -41,6 +47,7 @@ impl Judge {
             process: pid.and_then(|pid| sys::pidfd(pid).ok().flatten()),
             app,
             caller,
+            rights,
             netns,
             capture,
         }
@@ -86,6 +93,7 @@ impl Judge {
         if is_same {
             return Ok(());
         }
+        self.rights.send_replace(Arc::clone(self.caller.rights()));
         let is_by_pattern = self.caller.rights().are_by_pattern();
         self.scans = is_by_pattern.then(|| self.app.discovery.scans());
         if is_by_pattern {

@@ -172,13 +172,12 @@ pub(crate) struct MeantTarget {
 }
 
 /// The names of addresses that a client is told.
+#[derive(Debug)]
 pub(crate) struct KnownNames {
     /// As they are known, and then as they change.
     pub(crate) names: watch::Receiver<Arc<AddressBook>>,
-    /// What the client may do, and so which of them it may be told.
-    pub(crate) rights: Arc<Rights>,
-    /// Ends when the first are known, or when they are not worth waiting for any longer.
-    pub(crate) first: AbortOnDropHandle<()>,
+    /// What the client may do by now, and so which of them it may be told.
+    pub(crate) rights: watch::Receiver<Arc<Rights>>,
 }
 
 /// One client's stream.
@@ -198,7 +197,7 @@ pub(crate) struct Session {
     told: Instant,
     due: Option<Instant>,
     names: Names,
-    known_names: Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>,
+    known_names: Option<KnownNames>,
     /// What was meant by a name or a process, until it has ended.
     meant: Option<MeantTarget>,
     /// What was meant, once it has ended.
@@ -294,10 +293,11 @@ impl Session {
     }
 
     /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
-    /// new before the packets that follow.
-    pub(crate) fn tell_names(&mut self, names: KnownNames) {
-        self.known_names = Some((names.names, names.rights));
-        self.first_names = Some(names.first);
+    /// new before the packets that follow. `first` ends when the first are known, or when they are not worth waiting for any
+    /// longer.
+    pub(crate) fn tell_names(&mut self, names: KnownNames, first: AbortOnDropHandle<()>) {
+        self.known_names = Some(names);
+        self.first_names = Some(first);
     }
 
     /// Ends with this target, which may be before its namespace does.
@@ -447,8 +447,9 @@ impl Session {
     }
 
     fn take_names(&mut self) {
-        if let Some((names, rights)) = &mut self.known_names {
+        if let Some(KnownNames { names, rights }) = &mut self.known_names {
             let names = Arc::clone(&names.borrow_and_update());
+            let rights = Arc::clone(&rights.borrow_and_update());
             let may_see = |occupants: &Occupants| rights.may_list(occupants);
             self.names.set(names.seen_from(self.netns, may_see));
         }
@@ -681,12 +682,14 @@ async fn first(names: &mut Option<AbortOnDropHandle<()>>) {
     }
 }
 
-/// Waits until there are other names; for ever where none are told.
-async fn changed(names: &mut Option<(watch::Receiver<Arc<AddressBook>>, Arc<Rights>)>) {
-    if let Some((names, _)) = names
-        && names.changed().await.is_ok()
-    {
-        return;
+/// Waits until there are other names, or other rights to know them; for ever where none are told.
+async fn changed(known: &mut Option<KnownNames>) {
+    let Some(KnownNames { names, rights }) = known else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        Ok(()) = names.changed() => {}
+        Ok(()) = rights.changed() => {}
+        else => std::future::pending().await,
     }
-    std::future::pending::<()>().await;
 }

@@ -1,6 +1,7 @@
 //! Rights end with their reason, and captures with their rights.
 
 use std::{
+    net::IpAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use packetflix_tests::{
     folder::Folder,
     namespace::{Namespace, run},
     process::{Sleeper, speak_in},
+    raw::{self, RawSocket},
     recording::Recording,
     server::Server,
 };
@@ -161,6 +163,68 @@ async fn captures_end_with_their_tokens() -> anyhow::Result<()> {
         assert_eq!((code, &reason[..]), (1008, words));
         goes_on(&mut admins, web.pid()).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_in_a_stream_follow_the_rights_of_its_token() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    // Addresses that no other namespace has, so that they are named.
+    let add = |address: &str| there.ip(&["address", "add", &format!("{address}/32"), "dev", "vb"]);
+    add("198.18.77.2")?;
+    let server = Guarded::start("web", &[])?;
+    let put = |scopes: &str| {
+        let lines = format!("admin {ADMIN} admin discover capture\npart {PART} {scopes}\n");
+        server.folder.put_secret("tokens", &lines)
+    };
+    let netns = format!("netns={}", here.inode()?);
+    let knows = |address: &str| {
+        let address: Result<IpAddr, _> = address.parse();
+        move |recording: &Recording| recording.names.iter().any(|name| Ok(name.address) == address)
+    };
+    put("")?;
+    let mut part = loop {
+        match server.record(PART, &netns).await {
+            Ok(part) => break part,
+            Err(error) => drop(error.downcast::<Refused>()?),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    part.read_until(knows("198.18.77.2"))
+        .await
+        .context("the first name")?;
+    let mut admins = server.record(ADMIN, &netns).await?;
+
+    let socket = RawSocket::open(&there, "vb")?;
+    let may_capture = format!("capture:{}", here.path().display());
+    let less = [may_capture.clone(), format!("discover {may_capture}")];
+    for (number, scopes) in less.iter().enumerate() {
+        put(scopes)?;
+        let wanted = if scopes.contains("discover") { 200 } else { 403 };
+        packetflix_tests::server::wait_until(Duration::from_secs(10), || {
+            let request = format!("GET /targets HTTP/1.1\r\nAuthorization: Bearer {PART}");
+            Ok(server.server.ask(&request)?.0.status()? == wanted)
+        })?;
+        std::thread::sleep(Duration::from_secs(2));
+        let new = format!("198.18.77.{}", 10 + number);
+        add(&new)?;
+        admins.read_until(knows(&new)).await.context(new.clone())?;
+        let frame = raw::ethernet(0x88b5, &[number as u8; 46]);
+        socket.send(&frame)?;
+        let mut is_known = false;
+        part.read_until(|recording| {
+            is_known = knows(&new)(recording);
+            recording.count_on("va", false, &frame) == 1
+        })
+        .await
+        .context("the packet")?;
+        ensure!(!is_known, "{scopes}");
+    }
+    // What may be known again is told, though nothing has changed but that.
+    put("")?;
+    part.read_until(|recording| knows("198.18.77.10")(recording) && knows("198.18.77.11")(recording))
+        .await
+        .context("names that are known again")?;
     Ok(())
 }
 
