@@ -386,12 +386,15 @@ impl App {
         let rights = caller.rights();
         if !rights.are_by_pattern() {
             let name = wanted.name.clone();
-            return match Target::open(wanted, &self.directory, rights).await {
-                Err(unknown @ TargetError::Unknown { .. }) => {
-                    Err(self.stopped_or(unknown, name).await.into())
-                }
-                opened => Ok(opened?),
+            let error = match Target::open(wanted, &self.directory, rights).await {
+                Ok(target) => return Ok(target),
+                Err(unknown @ TargetError::Unknown { .. }) => self.stopped_or(unknown, name).await,
+                Err(error) => error,
             };
+            return Err(match rights.may_discover() {
+                true => error.into(),
+                false => error.without_others().into(),
+            });
         }
         let name = wanted.full_name();
         let asked = match (&name[..], wanted.netns, wanted.pid) {

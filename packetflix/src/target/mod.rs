@@ -77,6 +77,7 @@ pub(crate) enum TargetError {
     #[error("there are several targets {name}: {}", list(matches))]
     Ambiguous {
         name: String,
+        /// None, where they may not be listed.
         matches: Vec<TargetDescription>,
     },
     #[error(
@@ -283,15 +284,44 @@ fn choose(
     }
 }
 
+impl TargetError {
+    /// The same for those who may not list targets: without others, how many there are, and what hides them.
+    pub(crate) fn without_others(self) -> Self {
+        let untold = |told: Vec<String>| match told.is_empty() {
+            true => told,
+            false => vec!["not everything could be looked at".to_owned()],
+        };
+        match self {
+            Self::Unknown { name, obstacles, .. } => Self::Unknown {
+                name,
+                others: Others::Untold,
+                obstacles: untold(obstacles),
+            },
+            Self::Ambiguous { name, .. } => Self::Ambiguous {
+                name,
+                matches: Vec::new(),
+            },
+            Self::Find(FindError::Incomplete { inode, unseen }) => Self::Find(FindError::Incomplete {
+                inode,
+                unseen: untold(unseen),
+            }),
+            about_what_was_asked_for => about_what_was_asked_for,
+        }
+    }
+}
+
 /// What there is, where what was meant is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Others {
-    /// How many are known.
-    known: usize,
-    /// Types of those that have the name.
-    of_other_types: Vec<String>,
-    /// Those that may have been meant.
-    nearest: Vec<String>,
+pub(crate) enum Others {
+    Known {
+        count: usize,
+        /// Types of those that have the name.
+        of_other_types: Vec<String>,
+        /// Those that may have been meant.
+        nearest: Vec<String>,
+    },
+    /// That is told to those only who may list them.
+    Untold,
 }
 
 impl Others {
@@ -300,8 +330,8 @@ impl Others {
         let names: Vec<String> = all.iter().map(|target| target.description.full_name()).collect();
         let same = all.iter().zip(&names).filter(|(_, other)| **other == name);
         let near = nearest(&name, names.iter().map(String::as_str), MAX_NEAREST);
-        Self {
-            known: all.len(),
+        Self::Known {
+            count: all.len(),
             of_other_types: same.map(|(target, _)| target.description.kind.clone()).collect(),
             nearest: near.into_iter().map(str::to_owned).collect(),
         }
@@ -310,17 +340,20 @@ impl Others {
 
 impl fmt::Display for Others {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            known,
+        let Self::Known {
+            count,
             of_other_types,
             nearest,
-        } = self;
+        } = self
+        else {
+            return f.write_str("which there are is told to those who may discover targets");
+        };
         match (&of_other_types[..], &nearest[..]) {
             (types @ [_, ..], _) => write!(f, "what has this name is of type {}", types.join(" and ")),
-            (_, []) => write!(f, "{known} others are known"),
+            (_, []) => write!(f, "{count} others are known"),
             (_, nearest) => write!(
                 f,
-                "{known} others are known, of which the nearest are {}",
+                "{count} others are known, of which the nearest are {}",
                 nearest.join(", ")
             ),
         }
@@ -345,6 +378,10 @@ fn and(clauses: &[String]) -> String {
 }
 
 fn list(targets: &[TargetDescription]) -> String {
+    if targets.is_empty() {
+        return "which is meant, a netns or pid tells; they are listed for those who may discover targets"
+            .to_owned();
+    }
     let mut sentence = String::new();
     for target in targets.iter().take(MAX_LISTED) {
         let separator = if sentence.is_empty() { "" } else { ", " };

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
     process::Command,
     time::Duration,
 };
@@ -11,6 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Capture, Recorder, Refused},
+    engine::FakeEngine,
     folder::Folder,
     namespace::Namespace,
     process::Sleeper,
@@ -180,6 +184,61 @@ async fn each_token_may_do_what_its_scopes_say() -> anyhow::Result<()> {
     assert_eq!(
         (&of_db["netns"], &of_db["name"]),
         (&json!(web.netns()?), &json!(web_name))
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn refusals_list_nothing_for_those_who_may_not_discover() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let text = format!("alice {ALICE}\nblind {BLIND} capture\n");
+    let tokens = folder.put_secret("tokens", &text)?;
+    // Two engines, each of which has one of the name, and one that is none.
+    let sleepers = [Sleeper::unshared()?, Sleeper::unshared()?];
+    let start = |number: usize| {
+        let containers = [("twin", sleepers[number].pid())];
+        FakeEngine::start(&folder.file(&format!("engine{number}")), &containers, &[])
+    };
+    let engines = [start(0)?, start(1)?];
+    let broken = folder.file("broken");
+    let _listener = UnixListener::bind(&broken)?;
+    let sockets = engines.iter().map(FakeEngine::socket).chain([&*broken]);
+    let flags: Vec<String> = sockets
+        .map(|socket| format!("--engine-socket={}", socket.display()))
+        .collect();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let server = server_with(&tokens, &flags)?;
+
+    let pid = format!("pid {}", sleepers[0].pid());
+    let ask = async |name: &str, token: &str| {
+        let query = format!(
+            "container={}",
+            percent_encoded(&json!({ "name": name }).to_string())
+        );
+        capture(&server, &query, token).await
+    };
+    let (status, words) = ask("twim", ALICE).await?;
+    let is_told = ["others are known", "twin", "broken"].map(|word| words.contains(word));
+    assert_eq!((status, is_told), (404, [true; 3]), "{words}");
+    assert_eq!(
+        ask("twim", BLIND).await?,
+        (
+            404,
+            "there is no target twim; which there are is told to those who may discover targets; not everything \
+             could be looked at"
+                .to_owned()
+        )
+    );
+    let (status, words) = ask("twin", ALICE).await?;
+    ensure!(status == 409 && words.contains(&pid), "{status} {words}");
+    assert_eq!(
+        ask("twin", BLIND).await?,
+        (
+            409,
+            "there are several targets twin: which is meant, a netns or pid tells; they are listed for those who may \
+             discover targets"
+                .to_owned()
+        )
     );
     Ok(())
 }
