@@ -82,7 +82,7 @@ impl Authority {
         )?;
         output_of(
             Command::new("openssl")
-                .args(["req", "-newkey", "ec", "-nodes", "-subj", subject])
+                .args(["req", "-newkey", "ec", "-nodes", "-utf8", "-subj", subject])
                 .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout"])
                 .arg(&issued.key)
                 .arg("-out")

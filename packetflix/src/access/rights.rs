@@ -59,8 +59,11 @@ impl Occupants {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ScopeError {
     /// There is no such scope.
-    #[error("{0} is no scope: there are discover, capture, capture:PATTERN and admin")]
+    #[error("{0} is no scope: there are discover, capture, capture:PATTERN, admin and none")]
     Unknown(String),
+    /// Nothing and something.
+    #[error("none stands alone, or is left out where there are other scopes")]
+    NoneBesideOthers,
     /// The pattern of a scope cannot be used.
     #[error("{scope}: {source}")]
     Pattern {
@@ -94,9 +97,11 @@ impl Rights {
 
     /// Reads scopes; without any, these are the ordinary rights.
     pub(crate) fn parse<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Result<Self, ScopeError> {
-        let mut scopes = scopes.into_iter().peekable();
-        if scopes.peek().is_none() {
-            return Ok(Self::ORDINARY);
+        let scopes: Vec<&str> = scopes.into_iter().collect();
+        match scopes[..] {
+            [] => return Ok(Self::ORDINARY),
+            ["none"] => return Ok(Self::NONE),
+            _ => {}
         }
         let mut rights = Self::NONE;
         for scope in scopes {
@@ -104,6 +109,7 @@ impl Rights {
                 None if scope == "discover" => rights.discover = true,
                 None if scope == "capture" => rights.capture = Captures::Everything,
                 None if scope == "admin" => rights.administer = true,
+                None if scope == "none" => return Err(ScopeError::NoneBesideOthers),
                 Some(("capture", pattern)) => {
                     let pattern = pattern.parse().map_err(|source| ScopeError::Pattern {
                         scope: scope.to_owned(),
@@ -206,6 +212,7 @@ mod tests {
             ("capture", false, true, false),
             ("capture:web", false, true, false),
             ("admin", false, false, true),
+            ("none", false, false, false),
             ("admin discover capture", true, true, true),
         ] {
             let rights = rights(scopes);
@@ -215,6 +222,9 @@ mod tests {
         }
         assert_eq!(rights("admin discover capture"), Rights::ALL);
         assert_eq!(rights("capture:a capture"), rights("capture capture:a"));
+        for both in [["none", "admin"], ["capture", "none"], ["none", "none"]] {
+            assert_eq!(Rights::parse(both), Err(ScopeError::NoneBesideOthers));
+        }
         for wrong in [
             "Capture",
             "capture:",

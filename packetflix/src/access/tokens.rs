@@ -10,12 +10,16 @@ use super::{
     file::{self, FileError},
     rights::{Rights, ScopeError},
 };
+use crate::text::is_shown;
 
 /// Bytes of a digest.
 pub(super) const DIGEST_LEN: usize = ring::digest::SHA256_OUTPUT_LEN;
 
 /// Stands in the place of a token for the client certificate of that name.
 const CERTIFICATE: &str = "cert";
+
+/// Stands in the place of a certificate's name for all that have no line of their own.
+const ALL_OTHERS: &str = "*";
 
 /// Most lines that say something.
 const MAX_LINES: usize = 4096;
@@ -31,6 +35,15 @@ const MAX_TOKEN_LEN: usize = 1024;
 pub(crate) struct Tokens {
     holders: Vec<Holder>,
     certificates: HashMap<Arc<str>, Arc<Rights>>,
+    /// What is said of all other certificates.
+    other_certificates: Option<Arc<Rights>>,
+}
+
+/// The name at the beginning of a line.
+#[derive(Debug, PartialEq, Eq)]
+struct Name {
+    name: String,
+    is_quoted: bool,
 }
 
 /// One who has a token.
@@ -72,6 +85,14 @@ pub enum LineError {
     /// There is only a name.
     #[error("it has no token: a line is NAME TOKEN [SCOPE…]")]
     NoToken,
+    /// A quotation mark has no other.
+    #[error(
+        "the name is no text in quotation marks with a blank behind them; \\\" and \\\\ in it stand for \" and \\"
+    )]
+    Quotes,
+    /// Nobody would see it.
+    #[error("the name is empty, or has a character that is not shown")]
+    HiddenName,
     /// Names are for logs.
     #[error("the name has more than {MAX_NAME_LEN} bytes")]
     LongName,
@@ -120,22 +141,27 @@ impl Tokens {
 
     fn take_line(&mut self, line: &[u8]) -> Result<(), LineError> {
         let line = std::str::from_utf8(line).map_err(|_| LineError::NoText)?.trim();
-        let mut words = line.split_whitespace();
-        let Some(name) = words.next().filter(|name| !name.starts_with('#')) else {
+        if line.is_empty() || line.starts_with('#') {
             return Ok(());
-        };
+        }
+        let (Name { name, is_quoted }, rest) = Name::take(line)?;
+        let mut words = rest.split_whitespace();
         let token = words.next().ok_or(LineError::NoToken)?;
         if name.len() > MAX_NAME_LEN {
             return Err(LineError::LongName);
         }
-        let name: Arc<str> = name.into();
         if token == CERTIFICATE {
             let rights = Arc::new(Rights::parse(words)?);
-            return match self.certificates.insert(name, rights) {
+            let before = match name == ALL_OTHERS && !is_quoted {
+                true => self.other_certificates.replace(rights),
+                false => self.certificates.insert(name.into(), rights),
+            };
+            return match before {
                 Some(_) => Err(LineError::Repeated),
                 None => Ok(()),
             };
         }
+        let name: Arc<str> = name.into();
         check(token)?;
         let rights = Arc::new(Rights::parse(words)?);
         let digest = digest_of(token.as_bytes());
@@ -150,7 +176,7 @@ impl Tokens {
 
     /// How many lines say something.
     pub(crate) fn len(&self) -> usize {
-        self.holders.len() + self.certificates.len()
+        self.holders.len() + self.certificates.len() + usize::from(self.other_certificates.is_some())
     }
 
     /// Whose token this is. Takes the same time for any token of that length, known or not.
@@ -169,9 +195,49 @@ impl Tokens {
         found
     }
 
-    /// What is said of a client certificate of this name.
+    /// What is said of a client certificate of this name, be it of all that have no line.
     pub(crate) fn certificate(&self, name: &str) -> Option<&Arc<Rights>> {
-        self.certificates.get(name)
+        let own = self.certificates.get(name);
+        own.or(self.other_certificates.as_ref())
+    }
+}
+
+impl Name {
+    /// Takes the name from the beginning of a line: a word, or anything in quotation marks.
+    fn take(line: &str) -> Result<(Self, &str), LineError> {
+        let (name, rest) = match line.strip_prefix('"') {
+            Some(quoted) => unquote(quoted)?,
+            None => {
+                let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+                (name.to_owned(), rest)
+            }
+        };
+        if name.is_empty() || !name.chars().all(is_shown) {
+            return Err(LineError::HiddenName);
+        }
+        let is_quoted = line.starts_with('"');
+        Ok((Self { name, is_quoted }, rest))
+    }
+}
+
+/// What stands before the next quotation mark, and behind it.
+fn unquote(quoted: &str) -> Result<(String, &str), LineError> {
+    let mut name = String::new();
+    let mut rest = quoted.chars();
+    loop {
+        match rest.next().ok_or(LineError::Quotes)? {
+            '"' => break,
+            '\\' => match rest.next() {
+                Some(escaped @ ('"' | '\\')) => name.push(escaped),
+                _ => return Err(LineError::Quotes),
+            },
+            character => name.push(character),
+        }
+    }
+    let rest = rest.as_str();
+    match rest.is_empty() || rest.starts_with(char::is_whitespace) {
+        true => Ok((name, rest)),
+        false => Err(LineError::Quotes),
     }
 }
 
@@ -238,6 +304,28 @@ mod tests {
     }
 
     #[test]
+    fn any_name_of_a_certificate_can_have_a_line() {
+        let text = "\"Alice Example\" cert admin\n\"#root\"\tcert discover\r\n\"a \\\" \\\\\" cert capture\n\
+                    \"*\" cert none\n* cert capture:shop/*\n";
+        let tokens = Tokens::parse(text.as_bytes()).unwrap();
+        assert_eq!(tokens.len(), 5);
+        let rights = |scopes: &str| Rights::parse(scopes.split_whitespace()).unwrap();
+        for (name, scopes) in [
+            ("Alice Example", "admin"),
+            ("#root", "discover"),
+            (r#"a " \"#, "capture"),
+            ("*", "none"),
+            ("Alice", "capture:shop/*"),
+            ("", "capture:shop/*"),
+        ] {
+            assert_eq!(**tokens.certificate(name).unwrap(), rights(scopes), "{name}");
+        }
+        // A comment is none the less.
+        let tokens = Tokens::parse(b"#root cert admin\n\"alice\" cert none\n").unwrap();
+        assert!(tokens.certificate("#root").is_none() && tokens.certificate("alice").is_some());
+    }
+
+    #[test]
     fn lines_that_cannot_be_used_are_named() {
         for (line, error) in [
             ("alice", LineError::NoToken),
@@ -246,6 +334,16 @@ mod tests {
             (&format!("alice {}", "x".repeat(1025)), LineError::LongToken),
             (&format!("{} {TOKEN}", "x".repeat(65)), LineError::LongName),
             (&format!("alice {TOKEN}%"), LineError::TokenCharacter),
+            (&format!("\"Alice Example {TOKEN}"), LineError::Quotes),
+            (&format!("\"Alice\"Example {TOKEN}"), LineError::Quotes),
+            (&format!(r#""Alice\x20Example" {TOKEN}"#), LineError::Quotes),
+            ("\"Alice Example\"", LineError::NoToken),
+            (&format!("\"\" {TOKEN}"), LineError::HiddenName),
+            (&format!("eve\u{202e}x {TOKEN}"), LineError::HiddenName),
+            (
+                &format!("alice {TOKEN} none capture"),
+                LineError::Scope(ScopeError::NoneBesideOthers),
+            ),
             (&format!("alice {TOKEN}=x"), LineError::TokenCharacter),
             (
                 &format!("alice {TOKEN} read"),
@@ -257,6 +355,8 @@ mod tests {
         for repeated in [
             format!("a {TOKEN}\nb {TOKEN} admin"),
             "a cert\na cert admin".to_owned(),
+            "* cert\n* cert admin".to_owned(),
+            "a cert\n\"a\" cert admin".to_owned(),
         ] {
             let error = Tokens::parse(repeated.as_bytes()).unwrap_err();
             assert!(

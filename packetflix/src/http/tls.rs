@@ -25,7 +25,10 @@ use tokio_rustls::{
 };
 use webpki::EndEntityCert;
 
-use crate::access::{FileError, Followed, Reloaded, read_public, read_secret};
+use crate::{
+    access::{FileError, Followed, Reloaded, read_public, read_secret},
+    text::is_shown,
+};
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -273,8 +276,7 @@ fn name_in(certificate: &CertificateDer<'_>) -> Arc<str> {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else {
         return UNNAMED.into();
     };
-    let is_usable =
-        |name: &&str| (1..=MAX_NAME_LEN).contains(&name.len()) && !name.contains(char::is_control);
+    let is_usable = |name: &&str| (1..=MAX_NAME_LEN).contains(&name.len()) && name.chars().all(is_shown);
     let subject = common_name(certificate.subject());
     let name = subject.or_else(|| certificate.valid_dns_names().next());
     name.filter(is_usable).unwrap_or(UNNAMED).into()

@@ -124,3 +124,38 @@ async fn certificates_let_in() -> anyhow::Result<()> {
     }
     server.wait_for_log("caller=\"carol\"")
 }
+
+#[test]
+fn certificates_of_any_name_are_told_apart() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "authority")?;
+    let own = authority.issue("server", "/CN=localhost")?;
+    let lines = "\"Alice Example\" cert discover\n\"#root\" cert admin\n* cert none\n";
+    let tokens = folder.put_secret("tokens", lines)?;
+    let files = [
+        format!("--tls-cert={}", own.certificate.display()),
+        format!("--tls-key={}", own.key.display()),
+        format!("--tls-client-ca={}", authority.certificate().display()),
+    ];
+    let server = server_with(&tokens, &files.each_ref().map(String::as_str))?;
+    for (file, name, shown, targets, captures) in [
+        ("alice", "Alice Example", "Alice Example", 200, 403),
+        ("root", "#root", "#root", 403, 200),
+        ("bob", "Bob Example", "Bob Example", 403, 403),
+        // A mark that reorders the text around it.
+        ("eve", "x\u{202e}eve", "unnamed", 403, 403),
+    ] {
+        let client = authority.issue(file, &format!("/CN={name}"))?;
+        for (path, wanted, right) in [
+            ("/targets", targets, "discover targets"),
+            ("/captures", captures, "administer the service"),
+        ] {
+            let (status, body) = get(&server, path, &authority, Some(&client), &[])?;
+            assert_eq!(status, wanted, "{name} {path} {body}");
+            if wanted == 403 {
+                assert_eq!(sentence(&body)?, format!("{shown} may not {right}"));
+            }
+        }
+    }
+    Ok(())
+}
