@@ -110,6 +110,40 @@ async fn a_stream_that_is_too_short_is_accounted_for_once() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn what_a_client_wrote_is_repeated_up_to_a_bound() -> anyhow::Result<()> {
+    let (folder, namespace) = (Folder::new()?, Namespace::new()?);
+    let path = folder.file("audit.log");
+    let server = Server::start(&["--audit-log", text(&path)?])?;
+    let interfaces = (0..3000).map(|number| format!("q{number}"));
+    let interfaces: Vec<String> = ["lo".to_owned()].into_iter().chain(interfaces).collect();
+    let container = json!({
+        "name": namespace.path(),
+        "network-interfaces": interfaces,
+    });
+    let filter = format!("tcp{}port+80", "+".repeat(4000));
+    let url = server.url(&format!("names=0&filter={filter}"));
+    let headers = [("clustershark-container", &container.to_string()[..])];
+    let recorder = Recorder::of(Capture::open(&url, &headers).await?).await?;
+
+    let (_, list) = server.get("/captures")?;
+    let capture = &list["captures"][0];
+    ensure!(capture.to_string().len() < 4096, "{capture}");
+    let shown = capture["network-interfaces"]
+        .as_array()
+        .context("no interfaces")?;
+    assert_eq!(shown[..2], [json!("lo"), json!("q0")]);
+    assert_eq!(capture["more-network-interfaces"], 3001 - shown.len());
+    let filter = capture["filter"].as_str().context("no filter")?;
+    ensure!(filter.starts_with("tcp ") && filter.ends_with('…'), "{filter}");
+
+    recorder.finish().await?;
+    for line in lines(&path, 2)? {
+        ensure!(line.to_string().len() < 4096, "{line}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn who_ends_captures_and_who_is_not_let_in_is_accounted_for() -> anyhow::Result<()> {
     let folder = Folder::new()?;
     let path = folder.file("audit.log");

@@ -1,6 +1,6 @@
 //! `/captures`: who captures what, for those who operate the service, and how they end a capture.
 
-use std::time::UNIX_EPOCH;
+use std::{borrow::Cow, time::UNIX_EPOCH};
 
 use serde::Serialize;
 use warp::{
@@ -18,6 +18,10 @@ use crate::watch::{Amount, Capture};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
+
+/// Most bytes that are shown of a word of a client's, and of its list of interfaces: the words of all captures are repeated with
+/// each list.
+const MAX_SHOWN: usize = 1024;
 
 /// All captures that run; there are never more than may run.
 #[derive(Serialize)]
@@ -38,8 +42,11 @@ struct Listed<'a> {
     /// Absent when all are captured, also those that come later.
     #[serde(skip_serializing_if = "Option::is_none")]
     network_interfaces: Option<&'a [String]>,
+    /// How many more there are than are shown.
+    #[serde(skip_serializing_if = "is_none")]
+    more_network_interfaces: usize,
     #[serde(skip_serializing_if = "str::is_empty")]
-    filter: &'a str,
+    filter: Cow<'a, str>,
     /// Seconds since 1970, UTC.
     started_at: f64,
     /// Seconds.
@@ -64,11 +71,11 @@ struct Client<'a> {
 #[derive(Serialize)]
 struct Target<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
+    name: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
-    r#type: &'a str,
+    r#type: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
-    prefix: &'a str,
+    prefix: Cow<'a, str>,
     netns: u64,
 }
 
@@ -146,6 +153,8 @@ impl<'a> Listed<'a> {
             lost_by_client,
         } = capture.amount();
         let rates = capture.rates();
+        let names = facts.selection.names();
+        let first = names.map_or(0, first_of);
         let since_1970 = capture.begun().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             id: facts.id,
@@ -155,13 +164,14 @@ impl<'a> Listed<'a> {
                 address: &facts.client.address,
             },
             target: Target {
-                name: &facts.target.name,
-                r#type: &facts.target.kind,
-                prefix: &facts.target.prefix,
+                name: shown(&facts.target.name),
+                r#type: shown(&facts.target.kind),
+                prefix: shown(&facts.target.prefix),
                 netns: facts.netns,
             },
-            network_interfaces: facts.selection.names(),
-            filter: &facts.filter,
+            network_interfaces: names.map(|names| &names[..first]),
+            more_network_interfaces: names.map_or(0, |names| names.len() - first),
+            filter: shown(&facts.filter),
             started_at: since_1970.as_secs_f64(),
             duration: capture.duration().as_secs_f64(),
             packets,
@@ -174,4 +184,27 @@ impl<'a> Listed<'a> {
             },
         }
     }
+}
+
+/// A word of a client's, or its beginning and an ellipsis.
+fn shown(word: &str) -> Cow<'_, str> {
+    match word.len() {
+        0..=MAX_SHOWN => word.into(),
+        _ => format!("{}…", &word[..word.floor_char_boundary(MAX_SHOWN)]).into(),
+    }
+}
+
+/// How many of these names are shown.
+fn first_of(names: &[String]) -> usize {
+    let mut len = 0;
+    let is_shown = |name: &&String| {
+        len += name.len();
+        len <= MAX_SHOWN
+    };
+    names.iter().take_while(is_shown).count()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }

@@ -102,7 +102,7 @@ struct Facts<'a> {
     name: &'a str,
     r#type: &'a str,
     prefix: &'a str,
-    names: &'a [String],
+    names: Vec<&'a str>,
     /// As the client has it.
     #[serde(flatten)]
     asked: Asked<'a>,
@@ -122,7 +122,7 @@ struct Asked<'a> {
 struct Started<'a> {
     #[serde(flatten)]
     facts: Facts<'a>,
-    interfaces: String,
+    interfaces: &'a str,
     filter: &'a str,
 }
 
@@ -234,9 +234,10 @@ impl Audit {
     pub(super) fn started(&self, capture: &Capture) -> Result<(), Unaccounted> {
         let of = capture.facts();
         let names = of.selection.names().map(|names| names.join("/"));
+        let interfaces = names.unwrap_or_else(|| "all".to_owned());
         let started = Started {
             facts: Facts::of(capture),
-            interfaces: names.unwrap_or_else(|| "all".to_owned()),
+            interfaces: start_of(&interfaces),
             filter: start_of(&of.filter),
         };
         match self.write("capture started", started) {
@@ -256,7 +257,7 @@ impl Audit {
             lost_in_kernel: amount.lost_in_kernel,
             lost_by_client: amount.lost_by_client,
             end: end.name(),
-            reason,
+            reason: start_of(reason),
         };
         self.note("capture ended", ended);
     }
@@ -407,7 +408,7 @@ impl<'a> Facts<'a> {
             name: start_of(name),
             r#type: start_of(kind),
             prefix: start_of(prefix),
-            names: &names[..names.len().min(MAX_NAMES)],
+            names: names.iter().take(MAX_NAMES).map(|name| start_of(name)).collect(),
             asked: Asked::of(&of.asked),
             netns: of.netns,
         }
