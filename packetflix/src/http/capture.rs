@@ -39,7 +39,7 @@ use super::{
 use crate::{
     access::{Access, Followed, Rights},
     config::Config,
-    discovery::{DiscoveredTarget, Discovery},
+    discovery::{DiscoveredTarget, Discovery, Scan},
     filter::compile::{Options, excerpt, has_names},
     line_bounds::{LineBounds, WINDOW},
     netns::{FindError, Netns},
@@ -416,13 +416,15 @@ impl App {
         }
         let opened = Target::open(wanted, &self.directory, rights).await;
         let scan = self.discovery.scan_now().await?;
-        let target = opened.map_err(|error| hidden(error, caller, &asked, scan.is_partial))?;
+        let target = opened.map_err(|error| hidden(error, caller, &asked, &scan))?;
         let netns = target.netns.inode();
-        caller.may_capture(scan.occupants(netns), &asked)?;
-        match scan.have_left(netns) {
-            true => Err(caller.is_unsure_of(&asked).into()),
-            false => Ok(target),
+        let allowed = caller.may_capture(scan.occupants(netns), &asked);
+        // What is not theirs is refused as what is not there.
+        if scan.have_left(netns) || (allowed.is_err() && scan.is_cut) {
+            return Err(caller.is_unsure_of(&asked).into());
         }
+        allowed?;
+        Ok(target)
     }
 
     /// What is to be said of a target that is unknown: its container may be there without running.
@@ -552,21 +554,25 @@ impl App {
     }
 }
 
-/// What a caller is told who may capture some targets only, where a target could not be opened: nothing of others.
-fn hidden(error: TargetError, caller: &Caller, asked: &str, is_partial: bool) -> Refusal {
+/// What a caller is told who may capture some targets only, where a target could not be opened: nothing of others. Whether a
+/// process is there that may not be looked at, the kernel tells us, and nobody else: what the scan lacks decides.
+fn hidden(error: TargetError, caller: &Caller, asked: &str, scan: &Scan) -> Refusal {
     match error {
         // What becomes of a discovery service is the same for all targets.
         error @ (TargetError::Nothing | TargetError::Directory(_)) => error.into(),
         TargetError::Find(
             FindError::Denied { .. } | FindError::Exhausted { .. } | FindError::Incomplete { .. },
         )
-        | TargetError::Unreadable(_)
         | TargetError::Busy
         | TargetError::CutOff => caller.is_unsure_of(asked).into(),
-        TargetError::Unknown { .. } | TargetError::NotFoundAgain { .. } if is_partial => {
+        TargetError::Unknown { .. } | TargetError::NotFoundAgain { .. } if scan.is_partial => {
             caller.is_unsure_of(asked).into()
         }
-        TargetError::Find(FindError::NotFound { .. })
+        TargetError::Unreadable(_) | TargetError::Stale(_) if scan.is_cut => {
+            caller.is_unsure_of(asked).into()
+        }
+        TargetError::Unreadable(_)
+        | TargetError::Find(FindError::NotFound { .. })
         | TargetError::Stale(_)
         | TargetError::NotFoundAgain { .. }
         | TargetError::Unknown { .. }

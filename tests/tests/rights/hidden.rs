@@ -1,11 +1,14 @@
 //! What somebody learns of others who may capture some targets only.
 
+use std::process::Command;
+
 use anyhow::ensure;
 use packetflix_tests::{
     engine::FakeEngine,
     folder::Folder,
     hoard::Hoard,
-    process::{Sleeper, WORDS, speak_in},
+    process::{Sleeper, WORDS, speak_in, starttime_of},
+    server::program,
 };
 use serde_json::json;
 
@@ -112,5 +115,30 @@ async fn what_is_not_theirs_is_not_there_where_not_everything_is_looked_at() -> 
         );
     }
     ensure!(server.status(ADMIN, "netns=4026000001").await?.0 == 504);
+    Ok(())
+}
+
+/// Whoever asks for processes by their numbers and start times does not learn which there are, whether the service may look at
+/// them or not.
+#[tokio::test]
+async fn processes_that_may_not_be_looked_at_are_not_there() -> anyhow::Result<()> {
+    let db = Sleeper::unshared()?;
+    let mut all = Command::new(program("packetflix")?);
+    // Then our own processes may not be looked at either, since they have more rights.
+    let mut less = Command::new("setpriv");
+    less.arg("--bounding-set=-sys_ptrace").arg(program("packetflix")?);
+    for (command, wanted) in [(&mut all, 404), (&mut less, 503)] {
+        let server = Guarded::start_by(command, "web", &[])?;
+        for pid in [1, db.pid()] {
+            let starttime = starttime_of(pid)?;
+            let mut told = Vec::new();
+            for starttime in [starttime, starttime + 1] {
+                let process = container(&json!({ "pid": pid, "starttime": starttime }));
+                told.push(server.status(PART, &process).await?);
+            }
+            assert_eq!(told[0], told[1], "{pid}");
+            assert_eq!(told[0].0, wanted, "{told:?}");
+        }
+    }
     Ok(())
 }

@@ -6,13 +6,13 @@ mod occupants;
 mod running;
 mod shares;
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use anyhow::Context as _;
 use packetflix_tests::{
     client::{Capture, Recorder, Refused},
     folder::Folder,
-    server::{Server, percent_encoded},
+    server::{Server, percent_encoded, program},
 };
 use serde_json::{Value, json};
 
@@ -37,13 +37,18 @@ impl Guarded {
 
     /// Starts it with these flags.
     fn start_with(pattern: &str, more: &[String]) -> anyhow::Result<Self> {
+        Self::start_by(&mut Command::new(program("packetflix")?), pattern, more)
+    }
+
+    /// Starts it by a command that ends with the program's name.
+    fn start_by(command: &mut Command, pattern: &str, more: &[String]) -> anyhow::Result<Self> {
         let folder = Folder::new()?;
         let text = format!("admin {ADMIN} admin discover capture\npart {PART} discover capture:{pattern}\n");
         let tokens = folder.put_secret("tokens", &text)?;
         let mut flags = vec![format!("--token-file={}", tokens.display())];
         flags.extend_from_slice(more);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let server = Server::start(&flags)?;
+        let server = Server::start_by(command, &flags)?;
         Ok(Self { server, folder })
     }
 
