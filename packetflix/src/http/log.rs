@@ -2,12 +2,16 @@
 
 use std::time::Instant;
 
-use warp::http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
+use warp::http::{HeaderMap, Method, Request, StatusCode};
 
 use crate::config::Config;
 
-/// Headers whose values are never logged.
-const SECRET: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+/// Words in the names of headers whose values are never logged: of tokens and cookies, whatever they are called, and where the
+/// address of a page may have one in its query.
+const SECRET: [&str; 7] = ["auth", "cookie", "token", "key", "secret", "protocol", "referer"];
+
+/// Most bytes that are logged of the path and of the headers of a request.
+const MAX_LEN: usize = 4096;
 
 /// A request that is logged once it is answered.
 pub(super) struct RequestLog {
@@ -22,7 +26,7 @@ impl RequestLog {
     pub(super) fn begin<B>(config: &Config, request: &Request<B>) -> Option<Self> {
         (config.log_requests || config.log_headers).then(|| Self {
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            path: request.uri().path().chars().take(MAX_LEN).collect(),
             headers: config.log_headers.then(|| loggable(request.headers())),
             begun: Instant::now(),
         })
@@ -42,19 +46,22 @@ impl RequestLog {
 }
 
 fn loggable(headers: &HeaderMap) -> String {
-    headers
-        .iter()
-        .map(|(name, value)| {
-            let hidden = SECRET.contains(name);
-            let value = if hidden {
-                "(hidden)".into()
-            } else {
-                String::from_utf8_lossy(value.as_bytes())
-            };
-            format!("{name}: {value}")
-        })
-        .collect::<Vec<_>>()
-        .join("; ")
+    let mut all = String::new();
+    for (name, value) in headers {
+        let hidden = SECRET.iter().any(|word| name.as_str().contains(word));
+        let value = if hidden {
+            "(hidden)".into()
+        } else {
+            String::from_utf8_lossy(value.as_bytes())
+        };
+        if all.len() + name.as_str().len() + value.len() > MAX_LEN {
+            all += "; (more)";
+            break;
+        }
+        let separator = if all.is_empty() { "" } else { "; " };
+        all += &format!("{separator}{name}: {value}");
+    }
+    all
 }
 
 #[cfg(test)]
@@ -66,10 +73,29 @@ mod tests {
     #[test]
     fn secrets_are_not_logged() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer abc"));
-        headers.insert(header::HOST, HeaderValue::from_static("here"));
+        headers.insert("host", HeaderValue::from_static("here"));
+        for name in [
+            "authorization",
+            "cookie",
+            "referer",
+            "sec-websocket-protocol",
+            "x-api-key",
+            "x-forwarded-authorization",
+        ] {
+            headers.insert(name, HeaderValue::from_static("Bearer abc"));
+        }
         let logged = loggable(&headers);
-        assert!(logged.contains("host: here"));
-        assert!(!logged.contains("abc"));
+        assert!(logged.contains("host: here"), "{logged}");
+        assert!(!logged.contains("abc"), "{logged}");
+    }
+
+    #[test]
+    fn lines_are_bounded() {
+        let mut headers = HeaderMap::new();
+        for name in ["a", "b", "c"] {
+            headers.insert(name, HeaderValue::from_maybe_shared(vec![b'x'; 3000]).unwrap());
+        }
+        let logged = loggable(&headers);
+        assert!(logged.len() < MAX_LEN && logged.ends_with("; (more)"), "{logged}");
     }
 }
