@@ -4,6 +4,7 @@
 //! (`session`) ─► WebSocket ([`http`]). `ARCHITECTURE.md` has the whole picture.
 
 pub mod access;
+mod allowance;
 pub mod capabilities;
 pub mod check;
 pub mod cli;

@@ -1,13 +1,23 @@
 //! Interfaces with names of all kinds, and what becomes of captures when interfaces change or cannot be captured.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Command, time::Duration};
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    os::unix::ffi::OsStrExt as _,
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix::filter::native::{self, Arithmetic, Instruction, R0};
 use packetflix_tests::{
     bpf_run::{Place, Program, ProgramType},
-    client::{Capture, Recorder, refusal},
+    client::{Capture, Piece, Recorder, refusal},
+    folder::Folder,
     namespace::{Namespace, output_of, run},
+    pace,
     process::Sleeper,
     raw::{self, RawSocket, Tun},
     recording::Recording,
@@ -170,6 +180,126 @@ async fn renamed_interface_goes_on_under_its_new_name() -> anyhow::Result<()> {
         assert_eq!((new.delivered, new.dropped, new.received), (6, 0, 6), "{hook}");
         ensure!(!server.log().contains("ERROR"), "{hook}: {}", server.log());
     }
+    Ok(())
+}
+
+/// Renames several links of a namespace all the time, each by a program of its own; gives what they are called at last.
+fn rename_for(namespace: &Namespace, links: usize, time: Duration) -> anyhow::Result<Vec<String>> {
+    const NAMES: usize = 2000;
+
+    let folder = Folder::new()?;
+    let end = Instant::now() + time;
+    let rename = |number: usize| {
+        let (first, batch) = (format!("q{number}x0"), folder.file(&number.to_string()));
+        namespace.ip(&[
+            "link",
+            "add",
+            &first,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &format!("w{number}"),
+        ])?;
+        let mut lines = String::new();
+        for name in 1..=NAMES {
+            writeln!(
+                lines,
+                "link set q{number}x{} name q{number}x{}",
+                name - 1,
+                name % NAMES
+            )?;
+        }
+        std::fs::write(&batch, lines)?;
+        while Instant::now() < end {
+            namespace.ip(&["-batch", batch.to_str().context("no text")?])?;
+        }
+        let last = format!("last{number}");
+        namespace.ip(&["link", "set", &first, "name", &last])?;
+        Ok(last)
+    };
+    thread::scope(|scope| {
+        let renaming: Vec<_> = (0..links)
+            .map(|number| scope.spawn(move || rename(number)))
+            .collect();
+        let renaming = renaming.into_iter();
+        renaming
+            .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+/// Reads until a packet comes that ends so; keeps all in `stream`.
+async fn read_until_packet(capture: &mut Capture, stream: &mut Vec<u8>, end: &[u8]) -> anyhow::Result<()> {
+    loop {
+        match capture.next().await? {
+            Piece::Data(data) => {
+                stream.extend_from_slice(&data);
+                if data.windows(end.len()).any(|bytes| bytes == end) {
+                    return Ok(());
+                }
+            }
+            Piece::Closed(code, reason) => anyhow::bail!("ended with {code} {reason}"),
+        }
+    }
+}
+
+/// Whoever has root's rights in a namespace can rename links thousands of times a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn captures_go_on_while_links_are_renamed_all_the_time() -> anyhow::Result<()> {
+    const STORM: Duration = Duration::from_secs(40);
+    let patience = pace::time(Duration::from_secs(10));
+
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let (mut first, mut stream) = (Capture::open(&url, &[]).await?, Vec::new());
+    let socket = RawSocket::open(&there, "vb")?;
+    let here = Arc::new(here);
+    let renamed = Arc::clone(&here);
+    let storm = tokio::task::spawn_blocking(move || rename_for(&renamed, 3, STORM));
+    let (mut sent, mut longest) = (0, Duration::ZERO);
+    while !storm.is_finished() && sent < u8::MAX {
+        let begin = Instant::now();
+        socket.send(&frame(sent))?;
+        let end = [sent; 46];
+        tokio::time::timeout(patience, read_until_packet(&mut first, &mut stream, &end))
+            .await
+            .with_context(|| format!("packet {sent} does not arrive"))??;
+        longest = longest.max(begin.elapsed());
+        if sent % 16 == 8 {
+            // Whoever asks for the same meanwhile gets it in time, too.
+            let joins = async {
+                let mut second = Capture::open(&url, &[]).await?;
+                socket.send(&frame(u8::MAX))?;
+                read_until_packet(&mut second, &mut Vec::new(), &[u8::MAX; 46]).await
+            };
+            tokio::time::timeout(patience, joins)
+                .await
+                .context("a second client is not served")??;
+        }
+        sent += 1;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let begin = Instant::now();
+    first.stop().await?;
+    while let Piece::Data(data) = first.next().await? {
+        stream.extend_from_slice(&data);
+    }
+    let ended = begin.elapsed();
+    let recording = Recording::parse(&stream)?;
+    recording.check_complete()?;
+    for number in 0..sent {
+        assert_eq!(recording.count_on("va", false, &frame(number)), 1, "{number}");
+    }
+    eprintln!(
+        "{sent} packets, each within {longest:.1?}, and {} descriptions; the end within {ended:.1?}",
+        recording.interfaces.len(),
+    );
+    storm.await??;
+    server.stop()?;
+    ensure!(!server.log().contains("not everything ended in time"));
+    ensure!(!server.log().contains("ERROR"), "{}", server.log());
     Ok(())
 }
 

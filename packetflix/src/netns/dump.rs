@@ -59,7 +59,7 @@ pub(super) fn links_here(bounds: Bounds) -> io::Result<Links> {
     let mut listing = Listing::default();
     let has_room = |listing: &Listing| {
         let (links, addresses) = listing.len();
-        links <= bounds.links && addresses <= bounds.addresses && Instant::now() < deadline
+        links <= bounds.links && addresses <= bounds.addresses
     };
     let mut is_cut = false;
     // A list that is left before its end ends with its socket, so that it must be the last.
@@ -70,8 +70,8 @@ pub(super) fn links_here(bounds: Bounds) -> io::Result<Links> {
                 kind,
                 sequence,
                 &mut listing,
+                deadline,
                 has_room,
-                &mut |_| (),
             )?;
             is_cut = dumped == Dumped::InPart;
         }

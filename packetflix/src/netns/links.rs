@@ -5,15 +5,16 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use nix::libc;
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::sleep_until};
 
 use super::netlink::{
     self, ADDRESS_HEADER_LEN, LINK_HEADER_LEN, Message, attributes, half, messages, number,
 };
-use crate::{sys, text::readable};
+use crate::{allowance::Allowance, sys, text::readable};
 
 /// Names beside the name that a link may have, in a list. Kernel 5.5, `linux/if_link.h`.
 const IFLA_PROP_LIST: u16 = 52;
@@ -21,6 +22,16 @@ const IFLA_ALT_IFNAME: u16 = 53;
 
 /// `IF_OPER_DOWN` of `linux/if.h`.
 const OPERATIONALLY_DOWN: u8 = 2;
+
+/// How long the links of a namespace may take to be listed: who has root's rights there can have it take any time.
+const LIST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a look at links costs of the time that there is for looks, at least, and times that it took: packets wait meanwhile.
+const LOOK_COST: Duration = Duration::from_millis(100);
+const LOOK_SHARE: u32 = 5;
+
+/// How much time for looks is saved up, for links that come one after the other.
+const SAVED_FOR_LOOKS: Duration = Duration::from_secs(1);
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,10 +86,14 @@ impl Link {
 ///
 /// A change is only a reason to list again, so that none that is missed does harm.
 pub(crate) struct LinkWatch {
-    socket: AsyncFd<OwnedFd>,
+    /// Hears of changes, and is asked for nothing.
+    hearing: AsyncFd<OwnedFd>,
+    /// Is asked, and hears of nothing.
+    asking: OwnedFd,
     /// Of the last request.
     sequence: u32,
     heard: Heard,
+    looks: Allowance,
     room: Vec<u8>,
 }
 
@@ -92,34 +107,46 @@ struct Heard {
 }
 
 impl LinkWatch {
-    /// Opens the netlink socket in the calling thread's network namespace, where it stays. The thread must
-    /// be in the context of a tokio runtime, on which the socket is served.
+    /// Opens netlink sockets in the calling thread's network namespace, where they stay. The thread must
+    /// be in the context of a tokio runtime, on which one of them is served.
     ///
     /// # Errors
-    /// When the socket cannot be opened.
+    /// When they cannot be opened.
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self {
-            socket: sys::watch(netlink::open(true)?)?,
+            hearing: sys::watch(netlink::open(true)?)?,
+            asking: netlink::open(false)?,
             sequence: 0,
             heard: Heard::default(),
+            looks: Allowance::new(SAVED_FOR_LOOKS),
             room: Vec::new(),
         })
     }
 
-    /// Waits until a link was added, removed or altered since the last time. May be dropped while it waits.
+    /// Waits until a link was added, removed or altered since the last time, and until it is time for a look where links
+    /// keep changing. May be dropped while it waits.
     pub(crate) async fn changed(&mut self) {
         loop {
-            if std::mem::take(&mut self.heard.has_changed) {
+            let due = self.looks.due();
+            if self.heard.has_changed && due <= Instant::now() {
+                self.heard.has_changed = false;
                 return;
             }
-            let Ok(mut ready) = self.socket.readable().await else {
-                // Without a runtime nothing will ever change.
-                return std::future::pending().await;
-            };
-            match netlink::receive(ready.get_inner().as_fd(), &mut self.room) {
-                Ok(Some(datagram)) => messages(datagram).for_each(|message| self.heard.take_in(&Ok(message))),
-                Ok(None) => ready.clear_ready(),
-                Err(error) => self.heard.take_in(&Err(error)),
+            tokio::select! {
+                () = sleep_until(due.into()), if self.heard.has_changed => {}
+                ready = self.hearing.readable() => {
+                    let Ok(mut ready) = ready else {
+                        // Without a runtime nothing will ever change.
+                        return std::future::pending().await;
+                    };
+                    match netlink::receive(ready.get_inner().as_fd(), &mut self.room) {
+                        Ok(Some(datagram)) => {
+                            messages(datagram).for_each(|message| self.heard.take_in(&Ok(message)));
+                        }
+                        Ok(None) => ready.clear_ready(),
+                        Err(error) => self.heard.take_in(&Err(error)),
+                    }
+                }
             }
         }
     }
@@ -128,25 +155,44 @@ impl LinkWatch {
     /// a link of that index is another one.
     ///
     /// # Errors
-    /// When the kernel does not answer as it should.
+    /// When the kernel does not answer as it should, or in time.
     pub(crate) fn list_with_removed(&mut self, socket: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Vec<u32>)> {
-        let links = self.list(socket)?;
-        // The kernel's answer and its messages come through one socket in the order in which they were sent:
-        // whatever was removed before the links were listed has been told by now.
-        Ok((links, std::mem::take(&mut self.heard.removed)))
+        let began = Instant::now();
+        let listed = self.list_between(socket, began + LIST_PATIENCE);
+        self.looks.spend(LOOK_COST.max(began.elapsed() * LOOK_SHARE));
+        Ok((listed?, std::mem::take(&mut self.heard.removed)))
+    }
+
+    /// Lists the links, and hears of all that happened before that.
+    fn list_between(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Vec<Link>> {
+        self.hear(deadline)?;
+        // What is heard from here on may have happened after the list.
+        self.heard.has_changed = false;
+        let links = self.list_until(socket, deadline)?;
+        // The kernel tells that a link was removed before it lists another, or none, in its place.
+        self.hear(deadline)?;
+        Ok(links)
+    }
+
+    fn hear(&mut self, deadline: Instant) -> io::Result<()> {
+        let Self { hearing, heard, .. } = self;
+        netlink::drain(hearing.get_ref().as_fd(), deadline, |said| heard.take_in(said))
     }
 
     /// All links with their addresses, in the order of their indexes. `socket` is any socket of the
     /// namespace.
     ///
     /// # Errors
-    /// When the kernel does not answer as it should.
+    /// When the kernel does not answer as it should, or in time.
     pub(crate) fn list(&mut self, socket: BorrowedFd<'_>) -> io::Result<Vec<Link>> {
-        let Self { heard, sequence, .. } = self;
-        let netlink = self.socket.get_ref().as_fd();
-        let listing = netlink::list(netlink, sequence, |said| heard.take_in(said))?;
+        self.list_until(socket, Instant::now() + LIST_PATIENCE)
+    }
+
+    fn list_until(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Vec<Link>> {
+        let listing = netlink::list(self.asking.as_fd(), &mut self.sequence, deadline)?;
         let mut links = listing.finish();
-        for link in &mut links {
+        // Each asks the driver, for which the kernel may have one wait.
+        for link in links.iter_mut().take_while(|_| Instant::now() < deadline) {
             link.speed = sys::interface_speed(socket, &link.raw_name);
         }
         Ok(links)

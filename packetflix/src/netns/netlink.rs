@@ -6,6 +6,7 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    time::Instant,
 };
 
 use nix::{
@@ -32,9 +33,6 @@ pub(super) const ADDRESS_HEADER_LEN: usize = 8;
 /// What is asked for of links, and `RTEXT_FILTER_SKIP_STATS`: statistics are most of what the kernel would tell. Kernel 4.4.
 const IFLA_EXT_MASK: u16 = 29;
 const SKIP_STATISTICS: u32 = 1 << 3;
-
-/// The kernel says nothing for longer than this only where something is wrong with it.
-const PATIENCE: u16 = 5_000;
 
 /// How often a list is asked for that changed while it was told.
 const TRIES: usize = 3;
@@ -127,29 +125,53 @@ pub(super) fn receive<'a>(socket: BorrowedFd<'_>, room: &'a mut Vec<u8>) -> io::
     }
 }
 
-/// All links with their addresses. What else was said meanwhile is handed to `hear`. `sequence` counts the requests.
+/// All links with their addresses, of a socket that hears of nothing: where its buffer is full of what happens, the kernel
+/// refuses what is asked of it, and has no room to say so. `sequence` counts the requests.
 ///
 /// # Errors
-/// When the kernel does not answer as it should.
-pub(super) fn list(
-    socket: BorrowedFd<'_>,
-    sequence: &mut u32,
-    mut hear: impl FnMut(&io::Result<Message<'_>>),
-) -> io::Result<Listing> {
-    for _ in 0..TRIES {
+/// When the kernel does not answer as it should, or not until the deadline.
+pub(super) fn list(socket: BorrowedFd<'_>, sequence: &mut u32, deadline: Instant) -> io::Result<Listing> {
+    // There is no new list before the end of one that was given up.
+    drain(socket, deadline, |_| ())?;
+    for attempt in 1..=TRIES {
         let mut listing = Listing::default();
-        let mut is_of_one_time = true;
-        for kind in [libc::RTM_GETADDR, libc::RTM_GETLINK] {
+        let mut dump_all = |kind| {
             *sequence += 1;
-            let dumped = dump(socket, kind, *sequence, &mut listing, |_| true, &mut hear)?;
-            is_of_one_time &= dumped == Dumped::AsOfOneTime;
-        }
-        if is_of_one_time {
+            match dump(socket, kind, *sequence, &mut listing, deadline, |_| true)? {
+                Dumped::InPart => Err(io::Error::from(io::ErrorKind::TimedOut)),
+                dumped => Ok(dumped == Dumped::AsOfOneTime),
+            }
+        };
+        let links_are_whole = dump_all(libc::RTM_GETLINK)?;
+        let addresses_are_whole = dump_all(libc::RTM_GETADDR)?;
+        // Whoever changes addresses all the time gets those of about that time.
+        if links_are_whole && (addresses_are_whole || attempt == TRIES) {
             return Ok(listing);
         }
     }
     let why = "the network interfaces change faster than they can be listed";
     Err(io::Error::new(io::ErrorKind::Interrupted, why))
+}
+
+/// Receives all that there is, and hands it to `hear`.
+///
+/// # Errors
+/// When there is always more until the deadline, or the kernel does not say what there is.
+pub(super) fn drain(
+    socket: BorrowedFd<'_>,
+    deadline: Instant,
+    mut hear: impl FnMut(&io::Result<Message<'_>>),
+) -> io::Result<()> {
+    let mut room = Vec::new();
+    while Instant::now() < deadline {
+        match receive(socket, &mut room) {
+            Ok(Some(datagram)) => messages(datagram).for_each(|message| hear(&Ok(message))),
+            Ok(None) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => hear(&Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// What a list amounts to.
@@ -159,11 +181,11 @@ pub(super) enum Dumped {
     AsOfOneTime,
     /// It has all, and some may be missing or twice in it, since something changed meanwhile.
     Changing,
-    /// There was no room for more.
+    /// There was no room or no time for more.
     InPart,
 }
 
-/// Asks for all objects of a kind, and takes them in for as long as there is room.
+/// Asks for all objects of a kind, and takes them in for as long as there is room, and until the deadline.
 ///
 /// # Errors
 /// When the kernel does not answer as it should.
@@ -172,31 +194,19 @@ pub(super) fn dump(
     kind: u16,
     sequence: u32,
     listing: &mut Listing,
+    deadline: Instant,
     has_room: impl Fn(&Listing) -> bool,
-    hear: &mut impl FnMut(&io::Result<Message<'_>>),
 ) -> io::Result<Dumped> {
     send(socket.as_raw_fd(), &request(kind, sequence), MsgFlags::empty())?;
     let mut room = Vec::new();
     let mut dumped = Dumped::AsOfOneTime;
-    loop {
-        let datagram = match receive(socket, &mut room) {
-            Ok(Some(datagram)) => datagram,
-            Ok(None) => {
-                wait(socket)?;
-                continue;
-            }
-            // Of what happens, not of the answer, which waits until there is room.
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                hear(&Err(error));
-                continue;
-            }
-            Err(error) => return Err(error),
+    while has_room(listing) && Instant::now() < deadline {
+        let Some(datagram) = receive(socket, &mut room)? else {
+            wait(socket, deadline)?;
+            continue;
         };
-        for message in messages(datagram) {
-            if message.sequence != sequence {
-                hear(&Ok(message));
-                continue;
-            }
+        // Others are the end of a list that was given up.
+        for message in messages(datagram).filter(|message| message.sequence == sequence) {
             if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
                 dumped = Dumped::Changing;
             }
@@ -206,16 +216,15 @@ pub(super) fn dump(
                 _ => listing.add(&message),
             }
         }
-        if !has_room(listing) {
-            return Ok(Dumped::InPart);
-        }
     }
+    Ok(Dumped::InPart)
 }
 
-fn wait(socket: BorrowedFd<'_>) -> io::Result<()> {
+/// Waits until there is something to receive, until the deadline at most.
+fn wait(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
     let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
-    match poll(&mut polled, PollTimeout::from(PATIENCE)) {
-        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+    match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -251,7 +260,7 @@ fn refusal(body: &[u8]) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
+    use std::{os::fd::AsFd as _, time::Duration};
 
     use proptest::prelude::*;
 
@@ -260,7 +269,8 @@ mod tests {
     #[test]
     fn lists_the_links_of_this_namespace() {
         let socket = open(false).unwrap();
-        let links = list(socket.as_fd(), &mut 0, |_| ()).unwrap().finish();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let links = list(socket.as_fd(), &mut 0, deadline).unwrap().finish();
         let loopback = links.iter().find(|link| link.name == "lo").unwrap();
         assert!(loopback.loopback && loopback.ifindex == 1);
     }
