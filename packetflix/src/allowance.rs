@@ -20,7 +20,14 @@ impl Allowance {
 
     /// When there is something to spend.
     pub(crate) fn due(&self) -> Instant {
-        self.spent_until.checked_sub(self.saved).unwrap_or(self.spent_until)
+        self.spent_until
+            .checked_sub(self.saved)
+            .unwrap_or(self.spent_until)
+    }
+
+    /// Whether there is something to spend now.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due() <= Instant::now()
     }
 
     /// Spends so much.

@@ -161,7 +161,10 @@ impl Reader {
                         }
                         // Whoever asked may have left meanwhile.
                         Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
-                        Command::Settle { since, .. } => self.settle = self.settle.max(Some(since)),
+                        Command::Settle { since, .. } => {
+                            self.tell_names(|_| true);
+                            self.settle = self.settle.max(Some(since));
+                        }
                         Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands) {
                             // Whoever asked may have left meanwhile, and so leaves the feed.
                             let _ = reply.send(subscription);
@@ -246,6 +249,7 @@ impl Reader {
 
     fn take_changes(&mut self) -> Result<(), LinksError> {
         let LinkChanges { gone, renamed, new } = self.tap.link_changes()?;
+        self.tell_names(|ifindex| gone.contains(&ifindex));
         for ifindex in gone {
             self.tap.detach(ifindex);
             self.leaving.push((ifindex, self.tap.clock().now()));
@@ -260,7 +264,7 @@ impl Reader {
 
     /// Tries again what has failed.
     fn try_again(&mut self) {
-        if self.links_due {
+        if self.links_due || self.tap.has_untold() {
             self.follow_links();
         }
         match self.tap.retry(&self.netns) {
@@ -313,6 +317,14 @@ impl Reader {
         self.tap.begin_anew(ifindex);
         self.gone += 1;
         self.statistics_due = true;
+    }
+
+    /// Tells names that were not told yet, however shortly before their interfaces had others: nothing comes later.
+    fn tell_names(&mut self, is_meant: impl Fn(u32) -> bool) {
+        for ifindex in self.tap.take_untold(is_meant) {
+            self.begin_anew(ifindex);
+        }
+        self.describe_new();
     }
 
     /// Describes the interfaces anew that there are, and those that have joined since the last time.
@@ -495,6 +507,7 @@ impl Reader {
     /// Detaches, and publishes all that was captured until then, with the final statistics, as long as there is
     /// someone to take it.
     async fn finish(&mut self) {
+        self.tell_names(|_| true);
         self.tap.detach_all();
         let now = self.tap.clock().now();
         let interfaces = self.tap.interfaces();

@@ -19,6 +19,7 @@ use super::{
     object::Entry,
 };
 use crate::{
+    allowance::Allowance,
     error,
     netns::{EnterError, Link, Netns},
     pcapng::LinkType,
@@ -29,6 +30,15 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+/// How often an interface gets another name in a stream, and how much of that is saved up. Each is kept for as long as the
+/// capture runs, and whoever has root's rights in the namespace can rename links thousands of times a second.
+const RENAME_COST: Duration = Duration::from_secs(10);
+const SAVED_FOR_RENAMES: Duration = Duration::from_secs(80);
+
+/// How often a tap warns of interfaces, and how much of that is saved up: anybody there can have any number come and go.
+const WARNING_COST: Duration = Duration::from_secs(1);
+pub(super) const SAVED_FOR_WARNINGS: Duration = Duration::from_secs(64);
+
 /// An interface that a tap captures, or would.
 pub(crate) struct TappedInterface {
     /// Its number in the capture, from 0, never used again.
@@ -37,8 +47,11 @@ pub(crate) struct TappedInterface {
     pub(crate) since: u64,
     /// What its packets begin with.
     pub(crate) link_type: LinkType,
-    /// What was last known of it.
+    /// What was last known of it, and what it was called when its name was last told.
     pub(crate) link: Link,
+    /// What is known of it since, where it has another name that was not told yet.
+    untold: Option<Link>,
+    renames: Allowance,
     /// Why none of its packets is captured, if so.
     pub(crate) left_out: Option<LeftOut>,
     /// `None` when it is being detached.
@@ -205,6 +218,8 @@ impl Tap {
             since,
             link_type,
             link: link.clone(),
+            untold: None,
+            renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out,
             attachment: Some(attachment),
         }))
@@ -274,6 +289,7 @@ impl Tap {
         if self.promiscuous
             && !link.loopback
             && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
+            && self.may_warn()
         {
             tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
         }
@@ -282,7 +298,9 @@ impl Tap {
 
     /// Takes note of an interface; gives what stood in its place.
     fn add(&mut self, interface: TappedInterface) -> Option<TappedInterface> {
-        if let Some(LeftOut { reason, .. }) = &interface.left_out {
+        if let Some(LeftOut { reason, .. }) = &interface.left_out
+            && self.may_warn()
+        {
             tracing::warn!(
                 interface = interface.link.name,
                 reason,
@@ -302,9 +320,20 @@ impl Tap {
             since: self.clock.now(),
             link_type: others.or(known).unwrap_or(LinkType::Ethernet),
             link,
+            untold: None,
+            renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out: Some(left_out),
             attachment: Some(Attachment::Nothing),
         });
+    }
+
+    /// Whether there may be one more warning.
+    fn may_warn(&mut self) -> bool {
+        let may = self.warnings.is_due();
+        if may {
+            self.warnings.spend(WARNING_COST);
+        }
+        may
     }
 
     /// Captured interfaces by their index, and those that are left out.
@@ -378,6 +407,27 @@ impl Tap {
         }
     }
 
+    /// Whether an interface has a name that is to be told now.
+    pub(crate) fn has_untold(&self) -> bool {
+        let mut interfaces = self.interfaces.values();
+        interfaces.any(|interface| interface.untold.is_some() && interface.renames.is_due())
+    }
+
+    /// Takes note of names that were not told yet, of interfaces that are meant by their index; gives the indexes of those
+    /// that have one.
+    pub(crate) fn take_untold(&mut self, is_meant: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut renamed = Vec::new();
+        for (ifindex, interface) in self.interfaces.iter_mut().filter(|(index, _)| is_meant(**index)) {
+            if let Some(link) = interface.untold.take()
+                && interface.attachment.is_some()
+            {
+                interface.link = link;
+                renamed.push(*ifindex);
+            }
+        }
+        renamed
+    }
+
     /// Compares the interfaces that there are with those that are captured.
     ///
     /// # Errors
@@ -408,9 +458,16 @@ impl Tap {
                 gone.push(link.ifindex);
                 continue;
             }
-            if interface.link.raw_name != link.raw_name {
+            let is_renamed = interface.link.raw_name != link.raw_name;
+            if is_renamed && !interface.renames.is_due() {
+                interface.untold = Some(link.clone());
+                continue;
+            }
+            if is_renamed {
+                interface.renames.spend(RENAME_COST);
                 renamed.push(link.ifindex);
             }
+            interface.untold = None;
             interface.link = link.clone();
         }
         self.unwanted.retain(|index| !removed.contains(index));
@@ -424,10 +481,11 @@ impl Tap {
     }
 
     /// Whether whoever asks the same now would get the interfaces that are captured: one that was asked for by its name may
-    /// have another now.
+    /// have another now, and one whose name is not told yet would have a wrong one.
     pub(crate) fn is_as_asked(&self) -> bool {
+        let is_wanted = |one: &TappedInterface| one.left_out.is_some() || self.selection.wants(&one.link);
         let mut captured = self.interfaces.values();
-        captured.all(|interface| interface.left_out.is_some() || self.selection.wants(&interface.link))
+        captured.all(|interface| interface.untold.is_none() && is_wanted(interface))
     }
 
     /// Names that the request's list of the target's interfaces has, and nothing else.

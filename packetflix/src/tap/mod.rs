@@ -56,6 +56,7 @@ use self::{
     selection::{Selected, select},
 };
 use crate::{
+    allowance::Allowance,
     capabilities::Capability,
     error::chain,
     netns::{EnterError, Link, LinkWatch, Netns},
@@ -261,6 +262,8 @@ pub(crate) struct Tap {
     rates: RateLimits,
     promiscuous: bool,
     next_interface_id: u32,
+    /// Those of interfaces.
+    warnings: Allowance,
 }
 
 /// What a tap waits for.
@@ -351,6 +354,7 @@ impl Tap {
             rates: loader.config().rates,
             promiscuous,
             next_interface_id: 0,
+            warnings: Allowance::new(interfaces::SAVED_FOR_WARNINGS),
         };
         tap.add_own(&own)?;
         tap.begin(netns, wanted)?;
