@@ -32,6 +32,7 @@ mod sys;
 pub mod tap;
 mod target;
 mod text;
+mod turns;
 mod units;
 mod watch;
 

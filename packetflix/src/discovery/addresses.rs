@@ -135,6 +135,7 @@ mod tests {
         };
         let scan = Scan {
             at: std::time::SystemTime::now(),
+            holders: [].into(),
             occupants: [
                 (1, occupants(&["init(1)"])),
                 (2, occupants(&["web"])),

@@ -152,6 +152,8 @@ pub(crate) struct Scan {
     left: HashSet<u64>,
     /// Whether there may be processes in any namespace that were not seen.
     pub(crate) is_cut: bool,
+    /// Who holds each network namespace, by its inode number.
+    pub(crate) holders: HashMap<u64, Vec<Holder>>,
     /// Whether that is so, or an engine of the host did not tell everything: there may be containers of any name.
     pub(crate) is_partial: bool,
 }
@@ -309,6 +311,12 @@ impl Discovery {
         let targets = last.targets.iter();
         let mut found = targets.filter(|one| one.namespace.inode == netns && one.full_name() == name);
         found.next().map(|one| one.images().to_vec()).unwrap_or_default()
+    }
+
+    /// Who held a network namespace, given by its inode number, in the last scan. Waits for nothing.
+    pub(crate) fn known_holders(&self, netns: u64) -> Vec<Holder> {
+        let known = self.scans.last().and_then(|scan| scan.holders.get(&netns).cloned());
+        known.unwrap_or_default()
     }
 
     /// The state of a container that does not run, such as `exited`, if an engine knows one of this name or identifier.
@@ -512,6 +520,7 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
         occupants: found.occupants,
         left: found.left,
         is_cut: found.is_cut,
+        holders: found.holders,
         is_partial: found.is_partial,
     };
     (scan, known)
@@ -522,6 +531,7 @@ struct FoundTargets {
     targets: Vec<DiscoveredTarget>,
     occupants: HashMap<u64, Occupants>,
     left: HashSet<u64>,
+    holders: HashMap<u64, Vec<Holder>>,
     gaps: Vec<Gap>,
     is_cut: bool,
     is_partial: bool,
@@ -560,7 +570,7 @@ fn targets(
         .get(1)
         .and_then(|process| process.netns)
         .unwrap_or(FIRST_NAMESPACE);
-    let namespaces = namespaces(&pids, &table, host, &mut gaps);
+    let (namespaces, holders) = namespaces(&pids, &table, host, &mut gaps);
     let mut targets = assemble::assemble(&found, &table, &namespaces);
     formerly.look_at(&mut targets);
     let mut census = Census {
@@ -586,6 +596,7 @@ fn targets(
         targets,
         occupants,
         left,
+        holders,
         gaps,
         is_cut,
         is_partial,
@@ -593,13 +604,13 @@ fn targets(
     (found, Known { running, formerly })
 }
 
-/// All network namespaces that a process or a bind mount holds.
+/// All network namespaces that a process or a bind mount holds, and who does.
 fn namespaces(
     pids: &[u32],
     table: &ProcessTable,
     host: u64,
     gaps: &mut Vec<Gap>,
-) -> HashMap<u64, Arc<Namespace>> {
+) -> (HashMap<u64, Arc<Namespace>>, HashMap<u64, Vec<Holder>>) {
     let mut holders = table.holders();
     let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
     let mut named_by_host = HashSet::new();
@@ -620,26 +631,24 @@ fn namespaces(
         }
     }
     gaps.extend(lists.unseen.into_iter().map(Gap::Place));
-    let LinksOf { links, unseen } = links_of(holders).unwrap_or_else(|error| {
+    let LinksOf { links, unseen } = links_of(&holders).unwrap_or_else(|error| {
         let problem = chain(&error) + &Capability::SysAdmin.blame(&error);
         gaps.push(Gap::Interfaces { problem });
         LinksOf::default()
     });
     let of_one = |(place, problem)| Gap::InterfacesOf { place, problem };
     gaps.extend(unseen.into_iter().map(of_one));
-    links
-        .into_iter()
-        .map(|(inode, links)| {
-            let namespace = Namespace {
-                inode,
-                is_host: inode == host,
-                links,
-                mounts: mounted.remove(&inode).unwrap_or_default(),
-                is_named_by_host: named_by_host.contains(&inode),
-            };
-            (inode, Arc::new(namespace))
-        })
-        .collect()
+    let namespaces = links.into_iter().map(|(inode, links)| {
+        let namespace = Namespace {
+            inode,
+            is_host: inode == host,
+            links,
+            mounts: mounted.remove(&inode).unwrap_or_default(),
+            is_named_by_host: named_by_host.contains(&inode),
+        };
+        (inode, Arc::new(namespace))
+    });
+    (namespaces.collect(), holders)
 }
 
 /// All processes; those first whose mounts are the host's.

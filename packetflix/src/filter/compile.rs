@@ -2,7 +2,7 @@
 //!
 //! libpcap is a compiler in C of which nobody promises that it withstands those who mean ill, the expression comes from
 //! the network, and the server has the host's powers. So each expression is compiled by a short-lived process with
-//! next to no rights (`child.rs`), of which few run at the same time (`turns.rs`), and none for long. What became of it is
+//! next to no rights (`child.rs`), of which few run at the same time (`crate::turns`), and none for long. What became of it is
 //! kept for a while (`cache.rs`). Names, where they may be looked up at all, are numbers by then (`resolver.rs`).
 
 use std::{
@@ -30,9 +30,12 @@ use super::{
     classic::{Instruction, MAX_INSTRUCTIONS},
     names::{self, Names, Refused},
     resolver,
-    turns::{Busy, Turns},
 };
-use crate::{capabilities::Capability, pcapng::LinkType};
+use crate::{
+    capabilities::Capability,
+    pcapng::LinkType,
+    turns::{Busy, TurnBounds, Turns},
+};
 
 /// Bytes that an expression has at most.
 pub const MAX_LEN: usize = 64 << 10;
@@ -41,6 +44,14 @@ pub const MAX_LEN: usize = 64 << 10;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The same when it has to wait for others: until the kernel makes a network namespace.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
+/// How many processes there are.
+const TURNS: TurnBounds = TurnBounds {
+    at_once: 4,
+    of_one: 2,
+    waiting_of_one: 128,
+    waiting: 512,
+    patience: Duration::from_secs(20),
+};
 /// Bytes of an answer: the longest program is a seventh of that.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -156,7 +167,7 @@ pub async fn compile(
     link_type: LinkType,
     options: &Options,
 ) -> Result<Vec<Instruction>, CompileError> {
-    static TURNS: LazyLock<Arc<Turns>> = LazyLock::new(Arc::default);
+    static COMPILERS: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(TURNS));
     static KNOWN: LazyLock<Cache> = LazyLock::new(Cache::default);
 
     if expression.len() > MAX_LEN {
@@ -170,7 +181,7 @@ pub async fn compile(
         return Err(syntax("it holds a zero byte".to_owned()));
     }
     let take_turn = async || {
-        let turn = TURNS.take(&options.account).await;
+        let turn = COMPILERS.take(&options.account).await;
         turn.map_err(|Busy| CompileError::Busy)
     };
     let mut turn = None;

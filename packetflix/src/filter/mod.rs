@@ -14,7 +14,6 @@ pub mod native;
 mod resolver;
 mod slips;
 mod translate;
-mod turns;
 
 pub use child::answer_if_asked;
 pub use translate::{TranslateError, translate, translate_to_function};

@@ -386,7 +386,7 @@ impl App {
         let rights = caller.rights();
         if !rights.are_by_pattern() {
             let name = wanted.name.clone();
-            let error = match Target::open(wanted, &self.directory, rights).await {
+            let error = match Target::open(wanted, &self.directory, rights, &caller.account()).await {
                 Ok(target) => return Ok(target),
                 Err(unknown @ TargetError::Unknown { .. }) => self.stopped_or(unknown, name).await,
                 Err(error) => error,
@@ -414,7 +414,7 @@ impl App {
             }
             caller.may_capture(scan.occupants(netns), &asked)?;
         }
-        let opened = Target::open(wanted, &self.directory, rights).await;
+        let opened = Target::open(wanted, &self.directory, rights, &caller.account()).await;
         let scan = self.discovery.scan_now().await?;
         let target = opened.map_err(|error| hidden(error, caller, &asked, &scan))?;
         let netns = target.netns.inode();

@@ -290,7 +290,7 @@ impl Holder {
     ///
     /// # Errors
     /// When what it lies behind does not answer.
-    fn open(&self, inode: u64) -> Result<io::Result<OwnedFd>, Missed> {
+    pub(super) fn open(&self, inode: u64) -> Result<io::Result<OwnedFd>, Missed> {
         match self {
             Self::Process { .. } | Self::Thread { .. } | Self::Descriptor { .. } | Self::Socket { .. } => {
                 Ok(self.open_unwatched(inode))

@@ -81,6 +81,18 @@ impl Netns {
         })
     }
 
+    /// Opens the namespace of this number, if one of these has it still. Blocks, for a bounded time.
+    pub(crate) fn held_by(holders: Vec<Holder>, inode: u64) -> Option<Self> {
+        let opened = |holder: Holder| Some((holder.open(inode).ok()?.ok()?, holder));
+        let (descriptor, holder) = holders.into_iter().find_map(opened)?;
+        Some(Self {
+            descriptor,
+            inode,
+            process: None,
+            holder: Mutex::new(holder),
+        })
+    }
+
     /// Opens the namespace of a process, if that is the process that was meant, and is where it was meant to be.
     ///
     /// # Errors
@@ -243,16 +255,16 @@ enum Visit {
 ///
 /// # Errors
 /// When no namespace may be entered.
-pub(crate) fn links_of(holders: HashMap<u64, Vec<Holder>>) -> Result<LinksOf, EnterError> {
+pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, EnterError> {
     let mut users = Users::default();
     // On threads of its own, since they end in other namespaces than they began in.
     let mut lookout = Lookout::new(|(inode, holder, owner)| visit(inode, &holder, owner));
     let mut all = LinksOf::default();
     // One that cannot be entered says nothing of the others.
     let mut not_entered = None;
-    for (inode, holders) in holders {
-        let visits = holders.into_iter().map(|holder| {
-            let place = match &holder {
+    for (&inode, holders) in holders {
+        let visits = holders.iter().map(|holder| {
+            let place = match holder {
                 Holder::Process { pid }
                 | Holder::Thread { pid, .. }
                 | Holder::Descriptor { pid, .. }
@@ -262,7 +274,7 @@ pub(crate) fn links_of(holders: HashMap<u64, Vec<Holder>>) -> Result<LinksOf, En
                 },
                 Holder::Mount { files, .. } => *files,
             };
-            (place.owner, lookout.look(place, (inode, holder, place.owner)))
+            (place.owner, lookout.look(place, (inode, holder.clone(), place.owner)))
         });
         // One may have left meanwhile, and others not.
         let Some((owner, looked)) = visits

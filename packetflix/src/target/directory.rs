@@ -6,6 +6,7 @@ use super::{DiscoveryService, ServiceError, TargetDescription};
 use crate::{
     access::{Rights, Verdict},
     discovery::{Discovery, LateScan, Scan, Trust},
+    netns::Holder,
 };
 
 /// Knows the targets of this host.
@@ -66,6 +67,16 @@ impl Directory {
                 })
             }
             Self::Own(discovery) => Ok(known_in(&*discovery.scan_now().await?, rights)),
+        }
+    }
+}
+
+impl Directory {
+    /// Who held a namespace when targets were last looked for, so that it need not be searched for.
+    pub(super) fn holders(&self, netns: u64) -> Vec<Holder> {
+        match self {
+            Self::Service(_) => Vec::new(),
+            Self::Own(discovery) => discovery.known_holders(netns),
         }
     }
 }

@@ -7,10 +7,9 @@ mod service;
 
 use std::{
     fmt::{self, Write as _},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
-
-use tokio::{sync::Semaphore, time::timeout};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::service::fuzzing;
@@ -24,13 +23,19 @@ use crate::{
     access::Rights,
     nearest::nearest,
     netns::{FindError, Netns, ProcessError, ProcessIdentity},
+    turns::{Busy, TurnBounds, Turns},
 };
 
-/// Searches of the whole host for namespaces by their numbers, at the same time.
-static SEARCHES: Semaphore = Semaphore::const_new(8);
-
-/// How long a search waits for its turn.
-const TURN_PATIENCE: Duration = Duration::from_secs(10);
+/// Searches of the whole host for namespaces by their numbers.
+static SEARCHES: LazyLock<Arc<Turns>> = LazyLock::new(|| {
+    Turns::new(TurnBounds {
+        at_once: 8,
+        of_one: 2,
+        waiting_of_one: 64,
+        waiting: 256,
+        patience: Duration::from_secs(10),
+    })
+});
 
 /// Most targets that are named which may have been meant.
 const MAX_NEAREST: usize = 3;
@@ -114,7 +119,7 @@ enum Claim {
 
 impl Target {
     /// Opens the namespace that is meant: the one that `wanted` claims, if the claim still holds, else the one that
-    /// the directory has for the name, and shows to somebody with these rights.
+    /// the directory has for the name, and shows to somebody with these rights. A search takes a turn of `account`.
     ///
     /// # Errors
     /// When it cannot be had, or may be another one than was meant.
@@ -122,25 +127,26 @@ impl Target {
         wanted: TargetDescription,
         directory: &Directory,
         rights: &Rights,
+        account: &Arc<str>,
     ) -> Result<Self, TargetError> {
         let claim = Claim::of(&wanted);
         if wanted.name.is_empty() {
             return match claim {
                 Claim::Nothing => Err(TargetError::Nothing),
-                claim => Self::open_claimed(claim, wanted).await,
+                claim => Self::open_claimed(claim, wanted, directory, account).await,
             };
         }
         // A namespace's number alone says nothing: it may have passed to another. Nor is a process looked at for somebody
         // to whom it may not even be known: what is listed for them decides.
         let is_known = matches!(claim, Claim::Process(_)) && !rights.are_by_pattern();
         if !is_known {
-            return Self::look_up(wanted, directory, rights).await;
+            return Self::look_up(wanted, directory, rights, account).await;
         }
-        match Self::open_claimed(claim, wanted.clone()).await {
+        match Self::open_claimed(claim, wanted.clone(), directory, account).await {
             Err(TargetError::Stale(stale)) => {
                 tracing::debug!(name = wanted.name, reason = %stale, "the target is stale and looked up");
                 let name = wanted.full_name();
-                match Self::look_up(wanted, directory, rights).await {
+                match Self::look_up(wanted, directory, rights, account).await {
                     Err(TargetError::Unknown { .. }) => Err(TargetError::NotFoundAgain { name, stale }),
                     found => found,
                 }
@@ -149,12 +155,21 @@ impl Target {
         }
     }
 
-    async fn open_claimed(claim: Claim, description: TargetDescription) -> Result<Self, TargetError> {
+    async fn open_claimed(
+        claim: Claim,
+        description: TargetDescription,
+        directory: &Directory,
+        account: &Arc<str>,
+    ) -> Result<Self, TargetError> {
         // A search goes on when the client that wanted it has left, and so does its turn.
         let turn = match claim {
-            Claim::Namespace(_) => {
-                let turn = timeout(TURN_PATIENCE, SEARCHES.acquire()).await;
-                turn.map_err(|_| TargetError::Busy)?.ok()
+            Claim::Namespace(inode) => {
+                let holders = directory.holders(inode);
+                if let Some(netns) = blocking(move || Netns::held_by(holders, inode)).await? {
+                    return Ok(Self { netns, description });
+                }
+                let turn = SEARCHES.take(account).await;
+                Some(turn.map_err(|Busy| TargetError::Busy)?)
             }
             Claim::Process(_) | Claim::Nothing => None,
         };
@@ -162,9 +177,7 @@ impl Target {
             let _turn = turn;
             claim.open()
         };
-        let netns = tokio::task::spawn_blocking(opening)
-            .await
-            .map_err(|_| TargetError::CutOff)??;
+        let netns = blocking(opening).await??;
         Ok(Self { netns, description })
     }
 
@@ -173,6 +186,7 @@ impl Target {
         wanted: TargetDescription,
         directory: &Directory,
         rights: &Rights,
+        account: &Arc<str>,
     ) -> Result<Self, TargetError> {
         let KnownTargets { targets, obstacles } = directory.targets(rights).await?;
         let found = choose(&wanted, &targets, obstacles)?;
@@ -185,13 +199,18 @@ impl Target {
             cluster: wanted.cluster,
             ..found
         };
-        Self::open_claimed(claim, description)
+        Self::open_claimed(claim, description, directory, account)
             .await
             .map_err(|error| match error {
                 TargetError::Stale(source) => TargetError::Ended { name, source },
                 error => error,
             })
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TargetError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| TargetError::CutOff)
 }
 
 impl Claim {

@@ -4,6 +4,8 @@
 //! - `hoard mounts COUNT` has so many mounts with names of thousands of characters,
 //! - `hoard namespaces COUNT` has its network namespace mounted as often, at such names,
 //! - `hoard addresses COUNT` has so many addresses in the network namespace that it is started in, on interfaces of its own,
+//! - `hoard altnames LINKS NAMES` has so many pairs of links there, each of which has so many other names,
+//! - `hoard descriptors COUNT` has a file open so often, without namespaces of its own,
 //! - `hoard hang PATH` has a file system at that path which never answers, until a line is read; then it has none,
 //! - `hoard hang-here PATH` has it in the mount namespace that it is started in.
 
@@ -31,15 +33,24 @@ const DEPTH: usize = 13;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(|argument| &argument[..]).collect();
-    if arguments.first() != Some(&"hang-here") {
+    if !matches!(arguments.first(), Some(&"hang-here" | &"descriptors")) {
         unshare(CloneFlags::CLONE_NEWNS).context("no mount namespace")?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
     }
+    let mut open = Vec::new();
     let hanging = match arguments[..] {
+        ["descriptors", count] => {
+            let file = File::open("/dev/null")?;
+            for _ in 0..count.parse::<usize>()? {
+                open.push(file.try_clone()?);
+            }
+            None
+        }
         ["mounts", count] => hoard("/proc/self/ns/uts", count.parse()?).map(|()| None)?,
         ["namespaces", count] => hoard("/proc/self/ns/net", count.parse()?).map(|()| None)?,
         ["addresses", count] => addresses(count.parse()?).map(|()| None)?,
+        ["altnames", links, names] => altnames(links.parse()?, names.parse()?).map(|()| None)?,
         ["hang" | "hang-here", path] => Some(hang(path)?),
         _ => bail!("see the source for how this is called"),
     };
@@ -104,6 +115,30 @@ fn addresses(count: u32) -> anyhow::Result<()> {
         .spawn()?;
     ip.stdin.take().context("no input")?.write_all(batch.as_bytes())?;
     ensure!(ip.wait()?.success(), "no addresses");
+    Ok(())
+}
+
+/// Makes pairs of links, and gives each other names that are as long as they may be.
+fn altnames(links: usize, names: usize) -> anyhow::Result<()> {
+    const LEN: usize = 126;
+
+    let mut lines = String::new();
+    for link in 0..links {
+        writeln!(lines, "link add a{link} type veth peer name b{link}")?;
+        for (end, name) in ["a", "b"]
+            .into_iter()
+            .flat_map(|end| (0..names).map(move |name| (end, name)))
+        {
+            let name = format!("{end}{link}-{name}-");
+            writeln!(lines, "link property add dev {end}{link} altname {name:x<LEN$}")?;
+        }
+    }
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    ip.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
+    ensure!(ip.wait()?.success(), "no other names");
     Ok(())
 }
 

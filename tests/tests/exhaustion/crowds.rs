@@ -8,14 +8,15 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 use packetflix_tests::{
-    client::Refused,
+    client::{Capture, Refused},
     control_group::ControlGroup,
     engine::{FakeEngine, UserFolder, as_user, program_called},
     folder::Folder,
     hoard::Hoard,
     namespace::Namespace,
+    pace,
     process::{Sleeper, capture_is_of, netns_of},
-    server::Server,
+    server::{Server, program},
 };
 use serde_json::json;
 
@@ -27,7 +28,7 @@ const NOWHERE: &str = "netns=4026000001";
 /// Waits for a refusal; gives its status, its sentence, and how long it took.
 async fn refused(server: &Server, query: &str) -> anyhow::Result<(u16, String, Duration)> {
     let begin = Instant::now();
-    match packetflix_tests::client::Capture::open(&server.url(query), &[]).await {
+    match Capture::open(&server.url(query), &[]).await {
         Ok(_) => anyhow::bail!("{query} was not refused"),
         Err(error) => {
             let refused: Refused = error.downcast()?;
@@ -75,6 +76,57 @@ async fn mounts_of_a_user_take_neither_memory_nor_time_from_others() -> anyhow::
     // The list is complete again.
     let (status, sentence, took) = refused(&server, NOWHERE).await?;
     ensure!(status == 404, "{status} {sentence} {took:?}");
+    has_not_panicked(&server)
+}
+
+/// A user's open files make each search take its time, and one account has many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn searches_of_one_account_keep_no_other_waiting() -> anyhow::Result<()> {
+    const GREEDY: &str = "greedy-0123456789abcdef";
+    const OTHER: &str = "other-0123456789abcdef";
+
+    let hoards = (0..24)
+        .map(|_| {
+            let mut command = as_user("setpriv");
+            command.args(["prlimit", "--nofile=18100"]).arg(program("hoard")?);
+            Hoard::start(&mut command, &["descriptors", "18000"])
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let namespace = Namespace::new()?;
+    let folder = Folder::new()?;
+    let lines = format!("greedy {GREEDY} discover capture\nother {OTHER}\n");
+    let tokens = folder.put_secret("tokens", &lines)?;
+    let server = Server::start(&["--token-file", tokens.to_str().context("no text")?])?;
+    let open = |url: String, token: &'static str| async move {
+        let begin = Instant::now();
+        let authorization = format!("Bearer {token}");
+        let opened = Capture::open(&url, &[("authorization", &authorization)]).await;
+        (opened, begin.elapsed())
+    };
+    let greedy: Vec<_> = (0..24)
+        .map(|number| {
+            let url = server.url(&format!("netns={}", 4_026_000_001_u64 + number));
+            tokio::spawn(async move { open(url, GREEDY).await.1 })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let by_name = server.url_of(&json!({ "name": namespace.path() }), "");
+    let (named, by_name) = open(by_name, OTHER).await;
+    named?;
+    let (searched, by_number) = open(server.url(NOWHERE), OTHER).await;
+    let refused: Refused = searched.err().context("not refused")?.downcast()?;
+    ensure!(refused.status == 504, "{refused}");
+    ensure!(
+        greedy.iter().any(|one| !one.is_finished()),
+        "all of the other searches came first"
+    );
+    for one in &greedy {
+        one.abort();
+    }
+    eprintln!("beside 24 searches: by name after {by_name:.1?}, a search of its own {by_number:.1?}");
+    ensure!(by_name < pace::time(Duration::from_secs(3)), "{by_name:?}");
+    ensure!(by_number < pace::time(Duration::from_secs(5)), "{by_number:?}");
+    drop(hoards);
     has_not_panicked(&server)
 }
 

@@ -1,4 +1,4 @@
-//! Whose turn it is: filters are compiled by a few processes at a time, and nobody's keep those of others waiting.
+//! Whose turn it is, where only a few may do something at a time: nobody's turns keep those of others waiting.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,19 +8,26 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-/// How many there are at the same time.
-const AT_ONCE: usize = 4;
-/// How many of them may be one's own.
-const OF_ONE: usize = 2;
-/// How many may wait, of one and in all.
-const WAITING_OF_ONE: usize = 128;
-const WAITING: usize = 512;
-/// How long one waits: longer than those that are before may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How many turns there are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TurnBounds {
+    /// At the same time.
+    pub(crate) at_once: usize,
+    /// How many of them may be one's own.
+    pub(crate) of_one: usize,
+    /// How many may wait, of one and in all.
+    pub(crate) waiting_of_one: usize,
+    pub(crate) waiting: usize,
+    /// How long one waits: longer than those that are before may take.
+    pub(crate) patience: Duration,
+}
 
 /// Gives turns: to those who wait one after the other, and to each of them in the order in which they came.
-#[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<State>);
+#[derive(Debug)]
+pub(crate) struct Turns {
+    bounds: TurnBounds,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -32,7 +39,7 @@ struct State {
 
 /// One's turn, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(crate) struct Turn {
     /// Where it is given back; `None` for one that nobody has got.
     turns: Option<Arc<Turns>>,
     whose: Arc<str>,
@@ -40,17 +47,22 @@ pub(super) struct Turn {
 
 /// Too many are before, or for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Busy;
+pub(crate) struct Busy;
 
 impl Turns {
+    pub(crate) fn new(bounds: TurnBounds) -> Arc<Self> {
+        let state = Mutex::default();
+        Arc::new(Self { bounds, state })
+    }
+
     /// Waits for a turn of `whose`.
     ///
     /// # Errors
     /// When too many wait already, or it takes too long.
-    pub(super) async fn take(self: &Arc<Self>, whose: &Arc<str>) -> Result<Turn, Busy> {
-        let turn = self.lock().wait(whose)?;
+    pub(crate) async fn take(self: &Arc<Self>, whose: &Arc<str>) -> Result<Turn, Busy> {
+        let turn = self.lock().wait(whose, &self.bounds)?;
         self.give();
-        match timeout(PATIENCE, turn).await {
+        match timeout(self.bounds.patience, turn).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(Busy),
         }
@@ -59,7 +71,7 @@ impl Turns {
     /// Gives the turns that there are to be had.
     fn give(self: &Arc<Self>) {
         let mut state = self.lock();
-        while let Some((whose, waiting)) = state.next() {
+        while let Some((whose, waiting)) = state.next(&self.bounds) {
             let turns = Some(Arc::clone(self));
             // Whoever has given up is passed over.
             if let Err(mut turn) = waiting.send(Turn { turns, whose }) {
@@ -70,12 +82,12 @@ impl Turns {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn wait(&mut self, whose: &Arc<str>) -> Result<oneshot::Receiver<Turn>, Busy> {
+    fn wait(&mut self, whose: &Arc<str>, bounds: &TurnBounds) -> Result<oneshot::Receiver<Turn>, Busy> {
         for (_, waiting) in &mut self.waiting {
             waiting.retain(|waiting| !waiting.is_closed());
         }
@@ -83,7 +95,7 @@ impl State {
         let all: usize = self.waiting.iter().map(|(_, waiting)| waiting.len()).sum();
         let known = self.waiting.iter().position(|(who, _)| who == whose);
         let own = known.map_or(0, |at| self.waiting[at].1.len());
-        if all >= WAITING || own >= WAITING_OF_ONE {
+        if all >= bounds.waiting || own >= bounds.waiting_of_one {
             return Err(Busy);
         }
         let (sender, turn) = oneshot::channel();
@@ -97,11 +109,11 @@ impl State {
     }
 
     /// Who gets the next turn, if there is one.
-    fn next(&mut self) -> Option<(Arc<str>, oneshot::Sender<Turn>)> {
-        if self.running >= AT_ONCE {
+    fn next(&mut self, bounds: &TurnBounds) -> Option<(Arc<str>, oneshot::Sender<Turn>)> {
+        if self.running >= bounds.at_once {
             return None;
         }
-        let may = |(who, _): &(Arc<str>, _)| self.running_of.get(who).is_none_or(|own| *own < OF_ONE);
+        let may = |(who, _): &(Arc<str>, _)| self.running_of.get(who).is_none_or(|own| *own < bounds.of_one);
         let at = self.waiting.iter().position(may)?;
         let (who, mut waiting) = self.waiting.remove(at)?;
         let next = waiting.pop_front()?;
@@ -139,6 +151,15 @@ mod tests {
 
     use super::*;
 
+    const OF_ONE: usize = 2;
+    const BOUNDS: TurnBounds = TurnBounds {
+        at_once: 4,
+        of_one: OF_ONE,
+        waiting_of_one: 128,
+        waiting: 512,
+        patience: Duration::from_secs(20),
+    };
+
     type Waiting<'a> = BoxFuture<'a, Result<Turn, Busy>>;
 
     fn wait<'a>(turns: &'a Arc<Turns>, whose: &'a Arc<str>) -> Waiting<'a> {
@@ -152,7 +173,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_all_of_another() {
-        let turns = Arc::new(Turns::default());
+        let turns = Turns::new(BOUNDS);
         let [many, few, late] = ["many", "few", "late"].map(Arc::<str>::from);
         let mut of_many: Vec<_> = (0..40).map(|_| wait(&turns, &many)).collect();
         let mut running: Vec<Turn> = of_many.iter_mut().filter_map(come).collect();
@@ -173,11 +194,11 @@ mod tests {
 
     #[tokio::test]
     async fn there_is_an_end_to_waiting() {
-        let turns = Arc::new(Turns::default());
+        let turns = Turns::new(BOUNDS);
         let whose: Vec<Arc<str>> = (0..10).map(|who| format!("{who}").into()).collect();
         let mut waiting = Vec::new();
         for who in &whose {
-            for _ in 0..WAITING_OF_ONE + OF_ONE {
+            for _ in 0..BOUNDS.waiting_of_one + OF_ONE {
                 let mut one = wait(&turns, who);
                 if let Some(turn) = one.as_mut().now_or_never() {
                     waiting.push((one, Some(turn)));
@@ -187,7 +208,7 @@ mod tests {
             }
         }
         let refused = waiting.iter().filter(|(_, turn)| matches!(turn, Some(Err(Busy))));
-        assert_eq!(refused.count(), waiting.len() - WAITING - AT_ONCE);
+        assert_eq!(refused.count(), waiting.len() - BOUNDS.waiting - BOUNDS.at_once);
         let mut one_more = wait(&turns, &whose[0]);
         assert!(matches!(one_more.as_mut().now_or_never(), Some(Err(Busy))));
         // Those who give up make room.
