@@ -315,7 +315,10 @@ impl Discovery {
 
     /// Who held a network namespace, given by its inode number, in the last scan. Waits for nothing.
     pub(crate) fn known_holders(&self, netns: u64) -> Vec<Holder> {
-        let known = self.scans.last().and_then(|scan| scan.holders.get(&netns).cloned());
+        let known = self
+            .scans
+            .last()
+            .and_then(|scan| scan.holders.get(&netns).cloned());
         known.unwrap_or_default()
     }
 

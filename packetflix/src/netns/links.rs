@@ -23,6 +23,9 @@ const IFLA_ALT_IFNAME: u16 = 53;
 /// `IF_OPER_DOWN` of `linux/if.h`.
 const OPERATIONALLY_DOWN: u8 = 2;
 
+/// Most other names of a link that are taken: whoever has root's rights in a namespace can give one thousands.
+const MAX_ALTNAMES: usize = 16;
+
 /// How long the links of a namespace may take to be listed: who has root's rights there can have it take any time.
 const LIST_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -79,6 +82,13 @@ impl Link {
         self.name == name
             || self.raw_name == name.as_bytes()
             || self.altnames.iter().any(|altname| altname == name)
+    }
+
+    /// Bytes that it takes, without its addresses.
+    fn size(&self) -> usize {
+        let names = self.altnames.iter().map(|name| size_of::<String>() + name.len());
+        let altnames: usize = names.sum();
+        size_of::<Self>() + self.name.len() + self.raw_name.len() + self.alias.len() + altnames
     }
 }
 
@@ -224,13 +234,24 @@ impl Heard {
 pub(super) struct Listing {
     links: Vec<Link>,
     addresses: HashMap<u32, Vec<LinkAddress>>,
+    /// What the links take.
+    bytes: usize,
+    /// Whether a link has more names than are taken.
+    pub(super) is_cut: bool,
 }
 
 impl Listing {
     /// Takes in what the kernel says of a link or an address.
     pub(super) fn add(&mut self, message: &Message<'_>) {
         match message.kind {
-            libc::RTM_NEWLINK => self.links.extend(link_of(message.body)),
+            libc::RTM_NEWLINK => {
+                if let Some(mut link) = link_of(message.body) {
+                    self.is_cut |= link.altnames.len() > MAX_ALTNAMES;
+                    link.altnames.truncate(MAX_ALTNAMES);
+                    self.bytes += link.size();
+                    self.links.push(link);
+                }
+            }
             libc::RTM_NEWADDR => {
                 if let Some((ifindex, address)) = address_of(message.body) {
                     self.addresses.entry(ifindex).or_default().push(address);
@@ -240,9 +261,11 @@ impl Listing {
         }
     }
 
-    /// How many links and addresses there are so far.
-    pub(super) fn len(&self) -> (usize, usize) {
-        (self.links.len(), self.addresses.values().map(Vec::len).sum())
+    /// How many links and addresses there are so far, and how many bytes that is.
+    pub(super) fn size(&self) -> (usize, usize, usize) {
+        let addresses = self.addresses.values().map(Vec::len).sum();
+        let bytes = self.bytes + addresses * size_of::<LinkAddress>();
+        (self.links.len(), addresses, bytes)
     }
 
     /// All links with their addresses, in the order of their indexes.
@@ -308,7 +331,8 @@ fn link_of(body: &[u8]) -> Option<Link> {
             IFLA_PROP_LIST => {
                 let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
                 let names = names.map(|(_, name)| readable(until_zero(name)));
-                link.altnames.extend(names);
+                // One more, which tells that there are.
+                link.altnames.extend(names.take(MAX_ALTNAMES + 1));
             }
             _ => {}
         }

@@ -15,11 +15,13 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
     thread,
+    time::Duration,
 };
 
 use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::stat::fstat,
+    time::{ClockId, clock_gettime},
 };
 
 pub use find::FindError;
@@ -258,7 +260,11 @@ enum Visit {
 pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, EnterError> {
     let mut users = Users::default();
     // On threads of its own, since they end in other namespaces than they began in.
-    let mut lookout = Lookout::new(|(inode, holder, owner)| visit(inode, &holder, owner));
+    let mut lookout = Lookout::new(|(inode, holder, owner)| {
+        let began = cpu_time();
+        (visit(inode, &holder, owner), cpu_time().saturating_sub(began))
+    });
+    let mut spent = dump::Spent::default();
     let mut all = LinksOf::default();
     // One that cannot be entered says nothing of the others.
     let mut not_entered = None;
@@ -274,7 +280,20 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
                 },
                 Holder::Mount { files, .. } => *files,
             };
-            (place.owner, lookout.look(place, (inode, holder.clone(), place.owner)))
+            if !spent.has_left(place.owner) {
+                let why = "others in the same hands are too many, or took too long";
+                return (place.owner, Ok(Ok(Visit::Failed(io::Error::other(why)))));
+            }
+            let looked = lookout.look(place, (inode, holder.clone(), place.owner));
+            let looked = looked.map(|(visited, time)| {
+                let bytes = match &visited {
+                    Ok(Visit::Listed(links)) => links.bytes,
+                    _ => 0,
+                };
+                spent.add(place.owner, dump::Cost { time, bytes });
+                visited
+            });
+            (place.owner, looked)
         });
         // One may have left meanwhile, and others not.
         let Some((owner, looked)) = visits
@@ -291,7 +310,9 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
             }
             Ok(Ok(visited)) => match visited {
                 Visit::Gone => continue,
-                Visit::Listed(dump::Links { links, is_cut: false }) => (links, None),
+                Visit::Listed(dump::Links {
+                    links, is_cut: false, ..
+                }) => (links, None),
                 Visit::Listed(dump::Links { links, .. }) => {
                     (links, Some("there are more than are taken".to_owned()))
                 }
@@ -310,6 +331,11 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
         Some(error) if all.unseen.len() == all.links.len() => Err(error),
         _ => Ok(all),
     }
+}
+
+/// What the calling thread has taken of the time of CPUs, which others that run have no part in.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Lists the links of one namespace.

@@ -224,7 +224,10 @@ pub(super) fn dump(
 fn wait(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let mut polled = [PollFd::new(socket, PollFlags::POLLIN)];
-    match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+    match poll(
+        &mut polled,
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+    ) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

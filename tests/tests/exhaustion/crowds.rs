@@ -219,6 +219,64 @@ fn addresses_of_a_user_are_listed_up_to_a_bound() -> anyhow::Result<()> {
 }
 
 #[test]
+fn other_names_of_links_of_a_user_are_listed_up_to_a_bound() -> anyhow::Result<()> {
+    const NAMESPACES: usize = 10;
+    const TAKEN: usize = 16;
+
+    let hoards: Vec<Hoard> = std::thread::scope(|scope| {
+        let making: Vec<_> = (0..NAMESPACES)
+            .map(|_| scope.spawn(|| Hoard::of_user(&["altnames", "40", "80"])))
+            .collect();
+        let made = making.into_iter();
+        made.map(|one| {
+            one.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+        .collect::<Result<_, _>>()
+    })?;
+    let sleeper = Sleeper::unshared()?;
+    let group = ControlGroup::with_memory(128 << 20)?;
+    let server = Server::start_by(&mut group.server()?, &[])?;
+    let begin = Instant::now();
+    let (_, details) = server.get("/targets")?;
+    let took = begin.elapsed();
+    let targets = details["targets"].as_array().context("no list")?;
+    let theirs = hoards
+        .iter()
+        .map(|hoard| netns_of(hoard.pid()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (mut names, mut looked_at) = (0, 0);
+    for target in targets {
+        if !theirs.iter().any(|netns| target["netns"] == *netns) {
+            continue;
+        }
+        let interfaces = target["network-interfaces"].as_array().context("no interfaces")?;
+        looked_at += usize::from(!interfaces.is_empty());
+        for interface in interfaces {
+            let altnames = interface["altnames"].as_array().map_or(0, Vec::len);
+            ensure!(altnames <= TAKEN, "{interface}");
+            names += altnames;
+        }
+    }
+    let peak = group.peak()? >> 20;
+    eprintln!(
+        "{NAMESPACES} namespaces with 80 links and 6,400 other names each: a scan took {took:.1?} and has {names} of \
+         {looked_at} namespaces, and {peak} MiB"
+    );
+    ensure!(looked_at > 0 && names >= TAKEN);
+    let all_but_one = format!("{} more of user 65533", NAMESPACES - 1);
+    ensure!(has_gap(&details, &all_but_one), "{:?}", gaps(&details));
+    ensure!(peak < 64, "{peak} MiB");
+    ensure!(took < Duration::from_secs(3), "{took:?}");
+    // Those of others are all there.
+    let netns = sleeper.netns()?;
+    let other = targets.iter().find(|target| target["netns"] == netns);
+    let other = other.context("another's namespace is not listed")?;
+    assert_eq!(other["network-interfaces"][0]["name"], "lo");
+    has_not_panicked(&server)
+}
+
+#[test]
 fn engines_of_a_user_are_asked_up_to_a_bound_wherever_they_listen() -> anyhow::Result<()> {
     let (folder, users) = (Folder::new()?, UserFolder::new()?);
     let sleeper = Sleeper::unshared()?;
