@@ -5,6 +5,7 @@ mod answers;
 mod caller;
 mod capture;
 mod captures;
+mod chain;
 mod connection;
 mod filter;
 mod front;

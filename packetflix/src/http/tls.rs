@@ -25,6 +25,7 @@ use tokio_rustls::{
 };
 use webpki::EndEntityCert;
 
+use super::chain::BoundedVerifier;
 use crate::{
     access::{FileError, Followed, Reloaded, read_public, read_secret},
     text::is_shown,
@@ -231,7 +232,7 @@ fn client_verifier(
     if let Some(path) = crl {
         builder = builder.with_crls(revocation_lists(path)?);
     }
-    Ok(builder.build()?)
+    Ok(Arc::new(BoundedVerifier(builder.build()?)))
 }
 
 fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {

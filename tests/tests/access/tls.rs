@@ -1,6 +1,11 @@
 //! TLS, and the certificates of clients.
 
-use std::process::Command;
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
@@ -15,7 +20,7 @@ use crate::{bearer, curl, sentence, server_with};
 
 const ALICE: &str = "alice-0123456789abcdef";
 
-fn text(path: &std::path::Path) -> anyhow::Result<&str> {
+fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("no text")
 }
 
@@ -157,5 +162,63 @@ fn certificates_of_any_name_are_told_apart() -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Certificates of nobody's CA, which could all have issued one another, would be tried in every order.
+#[tokio::test]
+async fn chains_that_take_long_to_verify_are_refused_unverified() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "authority")?;
+    let foreign = Authority::new(folder.path(), "foreign")?;
+    let own = authority.issue("server", "/CN=localhost")?;
+    let carol = authority.issue("carol", "/CN=carol")?;
+    let mallory = foreign.issue("mallory", "/CN=mallory")?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let files = [
+        "--tls-cert",
+        text(&own.certificate)?,
+        "--tls-key",
+        text(&own.key)?,
+        "--tls-client-ca",
+        text(authority.certificate())?,
+        "--debug",
+    ];
+    let server = server_with(&tokens, &files)?;
+    let with = |who: &Identity, others: &[&Path]| {
+        let mut chain = fs::read(&who.certificate)?;
+        for other in others {
+            chain.extend(fs::read(other)?);
+        }
+        let name = format!("chain-of-{}", others.len());
+        anyhow::Ok(Identity {
+            certificate: folder.put_secret(&name, str::from_utf8(&chain)?)?,
+            key: who.key.clone(),
+        })
+    };
+    let same: Vec<Authority> = (0..8)
+        .map(|number| {
+            let place = folder.path().join(number.to_string());
+            fs::create_dir(&place)?;
+            Authority::new(&place, "foreign")
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let mut others: Vec<&Path> = same.iter().map(Authority::certificate).collect();
+    others.extend([&*own.certificate; 100]);
+    for (who, others, words) in [
+        (&mallory, &others[..], "this one showed 109"),
+        // Who is trusted is no reason to look at them.
+        (&carol, &others[..9], "this one showed 10"),
+        (&mallory, &others[..7], "are of one subject"),
+    ] {
+        let chain = with(who, others)?;
+        let begun = Instant::now();
+        let error = get(&server, "/version", &authority, Some(&chain), &[]).unwrap_err();
+        ensure!(error.to_string().contains("curl"), "{error}");
+        server.wait_for_log(words)?;
+        ensure!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+    let usual = with(&carol, &[authority.certificate()])?;
+    assert_eq!(get(&server, "/targets", &authority, Some(&usual), &[])?.0, 200);
     Ok(())
 }
