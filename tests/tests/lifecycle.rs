@@ -12,7 +12,9 @@ use packetflix_tests::{
     bpf_objects::Objects,
     client::{Capture, Recorder},
     hook::hooks,
+    metrics::Metrics,
     namespace::Namespace,
+    pace,
     raw::{self, RawSocket},
     server::{Server, wait_until},
     traces::{traces, traces_before, wait_for_traces},
@@ -122,9 +124,9 @@ async fn what_a_capture_has_loaded_serves_the_next_which_sees_nothing_of_it() ->
             .into_iter()
             .enumerate()
         {
-            wait_until(Duration::from_secs(10), || {
-                let (_, running) = server.get("/captures")?;
-                Ok(running["captures"].as_array().is_some_and(Vec::is_empty))
+            // What it has loaded is there again; else the next one takes what is kept beside it.
+            wait_until(pace::time(Duration::from_secs(10)), || {
+                Ok(Metrics::of(&server)?.count("packetflix_taps")? == 0)
             })?;
             let url = server.url(&format!("netns={}{query}", other.inode()?));
             let mut recorder = Recorder::start(&url).await?;
