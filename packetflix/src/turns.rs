@@ -15,7 +15,7 @@ pub(crate) struct TurnBounds {
     pub(crate) at_once: usize,
     /// How many of them may be one's own.
     pub(crate) of_one: usize,
-    /// How many may wait, of one and in all.
+    /// How much may wait, of one and in all: in the measure of what is said when a turn is asked for.
     pub(crate) waiting_of_one: usize,
     pub(crate) waiting: usize,
     /// How long one waits: longer than those that are before may take.
@@ -34,7 +34,13 @@ struct State {
     running: usize,
     running_of: HashMap<Arc<str>, usize>,
     /// Those who wait; who had a turn goes to the end.
-    waiting: VecDeque<(Arc<str>, VecDeque<oneshot::Sender<Turn>>)>,
+    waiting: VecDeque<(Arc<str>, VecDeque<Waiting>)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    turn: oneshot::Sender<Turn>,
+    weight: usize,
 }
 
 /// One's turn, until it is dropped.
@@ -55,12 +61,12 @@ impl Turns {
         Arc::new(Self { bounds, state })
     }
 
-    /// Waits for a turn of `whose`.
+    /// Waits for a turn of `whose`, who weighs so much among those who wait: one, or bytes of memory.
     ///
     /// # Errors
-    /// When too many wait already, or it takes too long.
-    pub(crate) async fn take(self: &Arc<Self>, whose: &Arc<str>) -> Result<Turn, Busy> {
-        let turn = self.lock().wait(whose, &self.bounds)?;
+    /// When too much waits already, or it takes too long.
+    pub(crate) async fn take(self: &Arc<Self>, whose: &Arc<str>, weight: usize) -> Result<Turn, Busy> {
+        let turn = self.lock().wait(whose, weight, &self.bounds)?;
         self.give();
         match timeout(self.bounds.patience, turn).await {
             Ok(Ok(turn)) => Ok(turn),
@@ -74,7 +80,7 @@ impl Turns {
         while let Some((whose, waiting)) = state.next(&self.bounds) {
             let turns = Some(Arc::clone(self));
             // Whoever has given up is passed over.
-            if let Err(mut turn) = waiting.send(Turn { turns, whose }) {
+            if let Err(mut turn) = waiting.turn.send(Turn { turns, whose }) {
                 turn.turns = None;
                 state.leave(&turn.whose);
             }
@@ -87,29 +93,35 @@ impl Turns {
 }
 
 impl State {
-    fn wait(&mut self, whose: &Arc<str>, bounds: &TurnBounds) -> Result<oneshot::Receiver<Turn>, Busy> {
+    fn wait(
+        &mut self,
+        whose: &Arc<str>,
+        weight: usize,
+        bounds: &TurnBounds,
+    ) -> Result<oneshot::Receiver<Turn>, Busy> {
         for (_, waiting) in &mut self.waiting {
-            waiting.retain(|waiting| !waiting.is_closed());
+            waiting.retain(|waiting| !waiting.turn.is_closed());
         }
         self.waiting.retain(|(_, waiting)| !waiting.is_empty());
-        let all: usize = self.waiting.iter().map(|(_, waiting)| waiting.len()).sum();
+        let all: usize = self.waiting.iter().map(|(_, waiting)| weight_of(waiting)).sum();
         let known = self.waiting.iter().position(|(who, _)| who == whose);
-        let own = known.map_or(0, |at| self.waiting[at].1.len());
-        if all >= bounds.waiting || own >= bounds.waiting_of_one {
+        let own = known.map_or(0, |at| weight_of(&self.waiting[at].1));
+        if all + weight > bounds.waiting || own + weight > bounds.waiting_of_one {
             return Err(Busy);
         }
         let (sender, turn) = oneshot::channel();
+        let waiting = Waiting { turn: sender, weight };
         match known {
-            Some(at) => self.waiting[at].1.push_back(sender),
+            Some(at) => self.waiting[at].1.push_back(waiting),
             None => self
                 .waiting
-                .push_back((Arc::clone(whose), VecDeque::from([sender]))),
+                .push_back((Arc::clone(whose), VecDeque::from([waiting]))),
         }
         Ok(turn)
     }
 
     /// Who gets the next turn, if there is one.
-    fn next(&mut self, bounds: &TurnBounds) -> Option<(Arc<str>, oneshot::Sender<Turn>)> {
+    fn next(&mut self, bounds: &TurnBounds) -> Option<(Arc<str>, Waiting)> {
         if self.running >= bounds.at_once {
             return None;
         }
@@ -136,6 +148,10 @@ impl State {
     }
 }
 
+fn weight_of(waiting: &VecDeque<Waiting>) -> usize {
+    waiting.iter().map(|waiting| waiting.weight).sum()
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(turns) = self.turns.take() {
@@ -160,14 +176,14 @@ mod tests {
         patience: Duration::from_secs(20),
     };
 
-    type Waiting<'a> = BoxFuture<'a, Result<Turn, Busy>>;
+    type Future<'a> = BoxFuture<'a, Result<Turn, Busy>>;
 
-    fn wait<'a>(turns: &'a Arc<Turns>, whose: &'a Arc<str>) -> Waiting<'a> {
-        turns.take(whose).boxed()
+    fn wait<'a>(turns: &'a Arc<Turns>, whose: &'a Arc<str>) -> Future<'a> {
+        turns.take(whose, 1).boxed()
     }
 
     /// The turn, if it has come.
-    fn come(waiting: &mut Waiting<'_>) -> Option<Turn> {
+    fn come(waiting: &mut Future<'_>) -> Option<Turn> {
         waiting.as_mut().now_or_never().map(Result::unwrap)
     }
 
@@ -220,5 +236,29 @@ mod tests {
         );
         let state = turns.lock();
         assert_eq!((state.running, state.running_of.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_by_its_weight() {
+        let turns = Turns::new(BOUNDS);
+        let [long, short, other] = ["long", "short", "other"].map(Arc::<str>::from);
+        let mut of_long = [wait(&turns, &long), wait(&turns, &long)];
+        let mut of_short = [wait(&turns, &short), wait(&turns, &short)];
+        let running: Vec<_> = of_long.iter_mut().chain(&mut of_short).filter_map(come).collect();
+        assert_eq!(running.len(), BOUNDS.at_once);
+        let take = |who, weight| {
+            let mut waiting = Box::pin(turns.take(who, weight));
+            let now = waiting.as_mut().now_or_never();
+            now.is_none().then_some(waiting)
+        };
+        let first = take(&long, 100);
+        assert!(first.is_some() && take(&long, 29).is_none());
+        let second = take(&long, 28);
+        assert!(second.is_some() && take(&long, 1).is_none());
+        // Others have their own.
+        let third = take(&other, 128);
+        assert!(third.is_some() && take(&short, 129).is_none());
+        drop(first);
+        assert!(take(&long, 100).is_some());
     }
 }

@@ -326,6 +326,7 @@ fn names_are_looked_up_by_a_process_without_rights() -> anyhow::Result<()> {
     ] {
         ensure!(status.lines().any(|found| found == line), "{line}: {status}");
     }
+    assert_eq!(fs::read_to_string(folder.join("oom_score_adj"))?.trim(), "1000");
     ensure!(fs::read(folder.join("environ"))?.is_empty());
     assert_eq!(fs::read_dir(folder.join("fd"))?.count(), 3);
     let mut input = child.stdin.take().context("no input")?;
@@ -445,7 +446,6 @@ fn compiler_has_no_rights() -> anyhow::Result<()> {
         let limits = fs::read_to_string(folder.join("limits"))?;
         for (resource, bound) in [
             ("Max cpu time", "5"),
-            ("Max address space", "536870912"),
             ("Max open files", "0"),
             ("Max processes", "0"),
             ("Max file size", "0"),
@@ -455,6 +455,19 @@ fn compiler_has_no_rights() -> anyhow::Result<()> {
             let soft = line.and_then(|line| line.split_whitespace().next());
             ensure!(soft == Some(bound), "{resource}: {limits}");
         }
+        let space = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max address space"));
+        let space: u64 = space
+            .context("no bound")?
+            .split_whitespace()
+            .next()
+            .context("none")?
+            .parse()?;
+        let used = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let used: u64 = used.context("no size")?.trim().trim_end_matches(" kB").parse()?;
+        ensure!(space <= (used << 10) + (128 << 20), "{space} of {used} KiB");
+        assert_eq!(fs::read_to_string(folder.join("oom_score_adj"))?.trim(), "1000");
         ensure!(fs::read(folder.join("environ"))?.is_empty());
         // Input, output and errors; with VLAN tags, what libpcap captures with in a namespace of its own as well.
         let descriptors = fs::read_dir(folder.join("fd"))?.count();
@@ -542,6 +555,7 @@ async fn hostile_expressions_end() -> anyhow::Result<()> {
                         | CompileError::Timeout
                         | CompileError::TooManyInstructions(_)
                         | CompileError::TooLong(_)
+                        | CompileError::Memory(_)
                 ),
                 "{beginning}: {error:?}"
             );

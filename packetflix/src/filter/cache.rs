@@ -14,11 +14,12 @@ const MAX_SIZE: usize = 4 << 20;
 /// Most of them for one: expressions may be long, and make short programs.
 const MAX_ENTRY: usize = MAX_SIZE / 16;
 
-/// What decides what becomes of an expression. Names are numbers in it by then.
+/// What decides what becomes of an expression.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     program: PathBuf,
-    expression: String,
+    /// Names are numbers in it by then.
+    pub(super) expression: String,
     link_type: u16,
     netmask: u32,
 }
@@ -35,10 +36,10 @@ struct Entries {
 }
 
 impl Key {
-    pub(super) fn new(options: &Options, expression: &str, link_type: LinkType, netmask: u32) -> Self {
+    pub(super) fn new(options: &Options, expression: String, link_type: LinkType, netmask: u32) -> Self {
         Self {
             program: options.program.clone(),
-            expression: expression.to_owned(),
+            expression,
             link_type: link_type as u16,
             netmask,
         }
@@ -59,7 +60,7 @@ impl Cache {
     /// Keeps what became of an expression, unless that depends on the moment.
     pub(super) fn put(&self, key: &Key, answer: &Answer) {
         let size = size_of_entry(key, answer);
-        if size > MAX_ENTRY || matches!(answer, Answer::Failed { .. }) {
+        if size > MAX_ENTRY || matches!(answer, Answer::OutOfMemory | Answer::Failed { .. }) {
             return;
         }
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +89,7 @@ fn size_of_entry(key: &Key, answer: &Answer) -> usize {
     let said = match answer {
         Answer::Program(program) => size_of_val(&program[..]),
         Answer::Refused(message) => message.len(),
-        Answer::TooLarge(_) | Answer::Failed { .. } => 0,
+        Answer::TooLarge(_) | Answer::OutOfMemory | Answer::Failed { .. } => 0,
     };
     OVERHEAD + key.expression.len() + said
 }
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     fn key(expression: &str) -> Key {
-        Key::new(&Options::default(), expression, LinkType::Ethernet, 0)
+        Key::new(&Options::default(), expression.to_owned(), LinkType::Ethernet, 0)
     }
 
     #[test]
@@ -130,10 +131,11 @@ mod tests {
             sentence: String::new(),
         };
         cache.put(&key("a"), &failed);
+        cache.put(&key("a"), &Answer::OutOfMemory);
         cache.put(&key(&"x".repeat(MAX_ENTRY)), &Answer::TooLarge(5000));
         assert!(cache.get(&key("a")).is_none() && cache.0.lock().unwrap().known.is_empty());
         cache.put(&key("a"), &Answer::Refused("no".to_owned()));
-        let other = Key::new(&Options::default(), "a", LinkType::Raw, 0);
+        let other = Key::new(&Options::default(), "a".to_owned(), LinkType::Raw, 0);
         assert!(cache.get(&key("a")).is_some() && cache.get(&other).is_none());
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{CString, OsString},
+    fs,
     io::{self, Read as _, Write as _},
     process::ExitCode,
 };
@@ -16,11 +17,11 @@ use nix::{
         prctl::{set_dumpable, set_no_new_privs},
         resource::Resource,
     },
-    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
+    unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{classic::MAX_INSTRUCTIONS, libpcap::Handle, resolver};
+use super::{bounds::Bounds, classic::MAX_INSTRUCTIONS, libpcap::Handle, resolver};
 use crate::{
     capabilities::Capability,
     pcapng::LinkType,
@@ -30,10 +31,10 @@ use crate::{
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
 
-/// Bounds of the process: seconds of its CPU time, with one more until it is
-/// killed, and bytes of its memory. libpcap takes one and a half for three hundred hosts.
+/// Seconds of the process's CPU time, with one more until it is killed. libpcap takes one and a half for three hundred hosts.
 const CPU_SECONDS: u64 = 5;
-const ADDRESS_SPACE: u64 = 512 << 20;
+/// What libpcap says when it is out of memory.
+const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "malloc", "calloc"];
 /// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
 const NOBODY: u32 = 65534;
 
@@ -75,6 +76,8 @@ pub(super) enum Answer {
     Program(Vec<(u16, u8, u8, u32)>),
     /// So many instructions.
     TooLarge(usize),
+    /// There is not so much memory for a filter.
+    OutOfMemory,
     /// What libpcap says against the expression.
     Refused(String),
     /// What could not be done before the expression was read, and why: the kernel's error number or a sentence.
@@ -172,18 +175,22 @@ impl From<Failure> for Answer {
     }
 }
 
-/// The first that a helper does: it has nothing but its standard descriptors, and bounds of time and memory.
-pub(super) fn begin() -> Result<(), Failure> {
+/// The first that a helper does: it has nothing but its standard descriptors, and bounds of time and memory: of this, `room`
+/// bytes beside what it has by now.
+pub(super) fn begin(room: u64) -> Result<(), Failure> {
     #[expect(unsafe_code, reason = "closes what this process may have inherited")]
     // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
     // ones, which stay open.
     let closed = unsafe { sys::close_inherited_descriptors() };
     closed.map_err(Failure::of("inherited descriptors could not be closed"))?;
-    bound_resources().map_err(Failure::of("resources could not be bounded (setrlimit)"))
+    offer_to_be_ended().map_err(Failure::of(
+        "the process could not be made the first to be ended for want of memory (oom_score_adj)",
+    ))?;
+    bound_resources(room).map_err(Failure::of("resources could not be bounded (setrlimit)"))
 }
 
 fn answer(order: Order) -> Result<Answer, Failure> {
-    begin()?;
+    begin(Bounds::current().room)?;
     let handle = open(order)?;
     give_up_rights(0)?;
     sys::allow_system_calls_only(&SYSTEM_CALLS.map(SystemCall::any))
@@ -198,15 +205,37 @@ fn answer(order: Order) -> Result<Answer, Failure> {
     Ok(match handle.compile(&expression, order.netmask) {
         Ok(program) if program.len() > MAX_INSTRUCTIONS => Answer::TooLarge(program.len()),
         Ok(program) => Answer::Program(program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect()),
+        Err(sentence) if OUT_OF_MEMORY.contains(&&*sentence) => Answer::OutOfMemory,
         Err(sentence) => Answer::Refused(sentence),
     })
 }
 
-fn bound_resources() -> io::Result<()> {
+/// When the machine, or the control group, is out of memory, the kernel is to end this process and not the server.
+///
+/// Source: `Documentation/filesystems/proc.rst`, `oom_score_adj`.
+fn offer_to_be_ended() -> io::Result<()> {
+    // The files of a process that may not be traced, as when the program has capabilities of its own, are root's.
+    set_dumpable(true)?;
+    fs::write("/proc/self/oom_score_adj", "1000")
+}
+
+/// Bytes of this process's address space.
+///
+/// Source: `Documentation/filesystems/proc.rst`, `statm`.
+fn address_space() -> io::Result<u64> {
+    let told = fs::read_to_string("/proc/self/statm")?;
+    let pages = told.split(' ').next().and_then(|pages| pages.parse::<u64>().ok());
+    let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|bytes| u64::try_from(bytes).ok());
+    let bytes = pages.zip(page).map(|(pages, page)| pages * page);
+    bytes.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn bound_resources(room: u64) -> io::Result<()> {
+    let space = address_space()? + room;
     sys::lower_limit(Resource::RLIMIT_CORE, 0, 0)?;
     sys::lower_limit(Resource::RLIMIT_FSIZE, 0, 0)?;
     sys::lower_limit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
-    sys::lower_limit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;
+    sys::lower_limit(Resource::RLIMIT_AS, space, space)?;
     set_dumpable(false)?;
     Ok(())
 }

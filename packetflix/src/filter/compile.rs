@@ -25,6 +25,7 @@ use tokio::{
 
 pub use super::resolver::LookUpError;
 use super::{
+    bounds::Bounds,
     cache::{Cache, Key},
     child::{Answer, Order},
     classic::{Instruction, MAX_INSTRUCTIONS},
@@ -34,24 +35,20 @@ use super::{
 use crate::{
     capabilities::Capability,
     pcapng::LinkType,
-    turns::{Busy, TurnBounds, Turns},
+    turns::{Busy, Turns},
 };
 
 /// Bytes that an expression has at most.
 pub const MAX_LEN: usize = 64 << 10;
 
+/// So often an expression is in memory while it waits, in the request and what was made of it; and what comes to that.
+const COPIES: usize = 4;
+const OVERHEAD: usize = 8 << 10;
+
 /// How long a process may take, by the clock.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The same when it has to wait for others: until the kernel makes a network namespace.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
-/// How many processes there are.
-const TURNS: TurnBounds = TurnBounds {
-    at_once: 4,
-    of_one: 2,
-    waiting_of_one: 128,
-    waiting: 512,
-    patience: Duration::from_secs(20),
-};
 /// Bytes of an answer: the longest program is a seventh of that.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -126,6 +123,17 @@ pub enum CompileError {
     /// It takes too long to compile.
     #[error("compiling the filter took too long")]
     Timeout,
+    /// It takes too much memory to compile.
+    #[error(
+        "compiling the filter takes more memory than the {} MiB that there are for one here: make it smaller",
+        .0 >> 20
+    )]
+    Memory(u64),
+    /// The process was ended from outside.
+    #[error(
+        "the kernel has ended the process that compiled the filter, as it does for want of memory: try again later"
+    )]
+    Killed,
     /// Too many others are being compiled.
     #[error("too many filters are being compiled")]
     Busy,
@@ -167,7 +175,7 @@ pub async fn compile(
     link_type: LinkType,
     options: &Options,
 ) -> Result<Vec<Instruction>, CompileError> {
-    static COMPILERS: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(TURNS));
+    static COMPILERS: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(Bounds::current().turns()));
     static KNOWN: LazyLock<Cache> = LazyLock::new(Cache::default);
 
     if expression.len() > MAX_LEN {
@@ -181,7 +189,9 @@ pub async fn compile(
         return Err(syntax("it holds a zero byte".to_owned()));
     }
     let take_turn = async || {
-        let turn = COMPILERS.take(&options.account).await;
+        let turn = COMPILERS
+            .take(&options.account, COPIES * expression.len() + OVERHEAD)
+            .await;
         turn.map_err(|Busy| CompileError::Busy)
     };
     let mut turn = None;
@@ -202,7 +212,7 @@ pub async fn compile(
     let netmask = options
         .netmask
         .map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets()));
-    let key = Key::new(options, &checked, link_type, netmask);
+    let key = Key::new(options, checked.into_owned(), link_type, netmask);
     let answer = match KNOWN.get(&key) {
         Some(answer) => answer,
         None => {
@@ -214,7 +224,7 @@ pub async fn compile(
             match KNOWN.get(&key) {
                 Some(answer) => answer,
                 None => {
-                    let answer = compile_anew(&checked, link_type, netmask, options).await?;
+                    let answer = compile_anew(&key.expression, link_type, netmask, options).await?;
                     KNOWN.put(&key, &answer);
                     answer
                 }
@@ -227,6 +237,7 @@ pub async fn compile(
             .map(|(code, jt, jf, k)| Instruction { code, jt, jf, k })
             .collect()),
         Answer::TooLarge(instructions) => Err(CompileError::TooManyInstructions(instructions)),
+        Answer::OutOfMemory => Err(CompileError::Memory(Bounds::current().room)),
         Answer::Refused(message) => Err(syntax(message)),
         Answer::Failed {
             step,
@@ -336,12 +347,13 @@ async fn end(child: &mut Child) {
 }
 
 fn understand(status: ExitStatus, answer: &[u8]) -> Result<Answer, CompileError> {
-    let out_of_time = [Signal::SIGXCPU, Signal::SIGKILL].map(|signal| Some(signal as i32));
-    if out_of_time.contains(&status.signal()) {
-        return Err(CompileError::Timeout);
-    }
-    if !status.success() {
-        return Err(CompileError::Child(io::Error::other(status.to_string())));
+    match status.signal().map(Signal::try_from) {
+        Some(Ok(Signal::SIGXCPU)) => return Err(CompileError::Timeout),
+        Some(Ok(Signal::SIGKILL)) => return Err(CompileError::Killed),
+        _ if !status.success() => {
+            return Err(CompileError::Child(io::Error::other(status.to_string())));
+        }
+        _ => {}
     }
     serde_json::from_slice(answer).map_err(|error| CompileError::Child(error.into()))
 }

@@ -3,6 +3,7 @@
 //!
 //! The translation is pure: of Linux it knows the numbers of the two instruction sets and of `struct __sk_buff`.
 
+mod bounds;
 mod cache;
 mod child;
 pub mod classic;
@@ -15,6 +16,7 @@ mod resolver;
 mod slips;
 mod translate;
 
+pub(crate) use bounds::memory_of_compilers;
 pub use child::answer_if_asked;
 pub use translate::{TranslateError, translate, translate_to_function};
 

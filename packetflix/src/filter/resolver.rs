@@ -27,6 +27,8 @@ pub(super) const MAX_NAMES: usize = 32;
 
 /// Descriptors that looking a name up may take at once.
 const DESCRIPTORS: u64 = 16;
+/// Bytes of memory that it may take: libraries of the resolver, and the machine's tables.
+const ROOM: u64 = 64 << 20;
 /// How long all of them may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -159,7 +161,7 @@ pub(super) fn answer() -> Answer {
 }
 
 fn prepare_and_look_up() -> Result<Answer, Failure> {
-    child::begin()?;
+    child::begin(ROOM)?;
     child::give_up_rights(DESCRIPTORS)?;
     sys::allow_system_calls_only(SYSTEM_CALLS)
         .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;

@@ -264,7 +264,9 @@ impl From<FilterError> for Refusal {
                 }
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            FilterError::Compile(CompileError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            FilterError::Compile(CompileError::Busy | CompileError::Killed) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             FilterError::Compile(
                 CompileError::TooLong(_)
                 | CompileError::Syntax { .. }
@@ -272,7 +274,8 @@ impl From<FilterError> for Refusal {
                 | CompileError::Protochain
                 | CompileError::LookUp(LookUpError::TooMany | LookUpError::Timeout)
                 | CompileError::TooManyInstructions(_)
-                | CompileError::Timeout,
+                | CompileError::Timeout
+                | CompileError::Memory(_),
             )
             | FilterError::Translate(_) => StatusCode::BAD_REQUEST,
         };

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{MIN_RING_SIZE, TapError};
-use crate::memory;
+use crate::{filter, memory};
 
 /// A capture gets at most this part of what is left, so that those that come later get something, too: there is room
 /// for more than a hundred whatever the memory, unless it is less than their smallest rings take.
@@ -17,6 +17,9 @@ const MOST_KEPT: u64 = 4;
 /// So many bytes of memory stay for the programs and for all that is not rings: the kernel refuses a ring when there is no
 /// more memory, but for most other things it ends a process.
 const RESERVE: u64 = 8 << 20;
+
+/// Compilers of filters get this part of what is left at most, where they may take more.
+const SHARE_OF_COMPILERS: u64 = 4;
 
 /// How large rings are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,9 +206,11 @@ fn total(size: u32, rings: u32) -> u64 {
     u64::from(size) * u64::from(rings)
 }
 
-/// Bytes of memory that there are for rings.
+/// Bytes of memory that there are for rings: at least three quarters of what is left beside [`RESERVE`], and all of it but for
+/// what compiling filters may take.
 fn left() -> u64 {
-    memory::left().saturating_sub(RESERVE)
+    let left = memory::left().saturating_sub(RESERVE);
+    left - filter::memory_of_compilers().min(left / SHARE_OF_COMPILERS)
 }
 
 impl Drop for RingShare {

@@ -168,7 +168,7 @@ impl Target {
                 if let Some(netns) = blocking(move || Netns::held_by(holders, inode)).await? {
                     return Ok(Self { netns, description });
                 }
-                let turn = SEARCHES.take(account).await;
+                let turn = SEARCHES.take(account, 1).await;
                 Some(turn.map_err(|Busy| TargetError::Busy)?)
             }
             Claim::Process(_) | Claim::Nothing => None,

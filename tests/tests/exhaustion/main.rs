@@ -3,6 +3,7 @@
 
 mod answers;
 mod crowds;
+mod filters;
 mod hanging;
 
 use anyhow::bail;

@@ -55,7 +55,7 @@ fn has_not_panicked(server: &Server) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
-    let group = ControlGroup::with_memory(160 << 20)?;
+    let group = ControlGroup::with_memory(192 << 20)?;
     let rings = ["--ring-size", "32MiB", "--ring-memory", "8GiB"];
     let server = Server::start_by(&mut group.server()?, &rings)?;
     let inode = here.inode()?;
@@ -66,7 +66,7 @@ async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
         "{refused}"
     );
     eprintln!(
-        "{} captures of 64 MiB in a group of 160 MiB, then: {refused}",
+        "{} captures of 64 MiB in a group of 192 MiB, then: {refused}",
         open.len()
     );
     // What was kept ready for the second was given to it.
