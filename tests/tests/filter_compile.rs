@@ -398,7 +398,7 @@ async fn one_account_keeps_no_other_waiting() -> anyhow::Result<()> {
     // What is known takes no time.
     ensure!(first.is_ok(), "{first:?}");
     let begun = Instant::now();
-    let again = compile(&slow(0), LinkType::Ethernet, &other).await?;
+    let again = compile(&slow(0), LinkType::Ethernet, &greedy).await?;
     ensure!(
         begun.elapsed() < Duration::from_millis(200),
         "{:?}",

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{child::Answer, compile::Options};
@@ -14,10 +14,12 @@ const MAX_SIZE: usize = 4 << 20;
 /// Most of them for one: expressions may be long, and make short programs.
 const MAX_ENTRY: usize = MAX_SIZE / 16;
 
-/// What decides what becomes of an expression.
+/// What decides what becomes of an expression, and who has asked for it: how long an answer takes tells nobody what others
+/// look for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     program: PathBuf,
+    account: Arc<str>,
     /// Names are numbers in it by then.
     pub(super) expression: String,
     link_type: u16,
@@ -39,6 +41,7 @@ impl Key {
     pub(super) fn new(options: &Options, expression: String, link_type: LinkType, netmask: u32) -> Self {
         Self {
             program: options.program.clone(),
+            account: Arc::clone(&options.account),
             expression,
             link_type: link_type as u16,
             netmask,
@@ -137,5 +140,17 @@ mod tests {
         cache.put(&key("a"), &Answer::Refused("no".to_owned()));
         let other = Key::new(&Options::default(), "a".to_owned(), LinkType::Raw, 0);
         assert!(cache.get(&key("a")).is_some() && cache.get(&other).is_none());
+    }
+
+    #[test]
+    fn nobody_learns_what_others_have_asked_for() {
+        let [one, another] = ["one", "another"].map(|account| Options {
+            account: account.into(),
+            ..Options::default()
+        });
+        let key = |options| Key::new(options, "a".to_owned(), LinkType::Ethernet, 0);
+        let cache = Cache::default();
+        cache.put(&key(&one), &Answer::TooLarge(5000));
+        assert!(cache.get(&key(&one)).is_some() && cache.get(&key(&another)).is_none());
     }
 }
