@@ -41,7 +41,8 @@ async fn namespace_of_a_process_alone_is_found_and_ends_with_it() -> anyhow::Res
     let link = format!("/proc/{}/ns/net", process.id());
     let ours = std::fs::read_link("/proc/self/ns/net")?;
     wait_until(Duration::from_secs(5), || {
-        Ok(std::fs::read_link(&link).is_ok_and(|theirs| theirs != ours))
+        let is_sleep = std::fs::read(format!("/proc/{}/comm", process.id()))? == b"sleep\n";
+        Ok(is_sleep && std::fs::read_link(&link).is_ok_and(|theirs| theirs != ours))
     })?;
     let inode = inode_of_link(&link)?;
     let server = Server::start(&[])?;
