@@ -44,6 +44,9 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
         None if all => Architecture::ALL.to_vec(),
         None => vec![Architecture::own()?],
     };
+    let core = if choice.core { " --core" } else { "" };
+    let name = choice.name.map(|name| format!(" {name}")).unwrap_or_default();
+    let command = format!("cargo xtask test --kernel all{core}{name}");
     let mut runs = Vec::new();
     for architecture in architectures {
         setup::kernel_tools(architecture)?;
@@ -88,17 +91,15 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
                 architecture,
                 report,
             });
+            // The page is that of the whole matrix, as far as it has come.
+            if all && choice.architecture.is_none() {
+                report::write(&runs, &command)?;
+            }
         }
         std::fs::remove_dir_all(&set_aside)?;
     }
     for run in &runs {
         eprintln!("kernel {}", run.summary());
-    }
-    // The page is that of the whole matrix.
-    if all && choice.architecture.is_none() {
-        let core = if choice.core { " --core" } else { "" };
-        let name = choice.name.map(|name| format!(" {name}")).unwrap_or_default();
-        report::write(&runs, &format!("cargo xtask test --kernel all{core}{name}"))?;
     }
     let failures: Vec<String> = runs
         .iter()

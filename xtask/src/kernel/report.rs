@@ -104,8 +104,12 @@ pub(crate) fn write(runs: &[Run], command: &str) -> anyhow::Result<()> {
 }
 
 fn page(runs: &[Run], command: &str) -> String {
-    let mut areas: Vec<&str> = AREAS.iter().map(|area| area.name).collect();
-    areas.dedup();
+    let mut areas: Vec<&str> = Vec::new();
+    for area in AREAS {
+        if !areas.contains(&area.name) {
+            areas.push(area.name);
+        }
+    }
     let mut page = introduction(command);
     let _ = writeln!(&mut page, "\n| kernel | hook | {} |", areas.join(" | "));
     let _ = writeln!(&mut page, "|---|---|{}", "---:|".repeat(areas.len()));
