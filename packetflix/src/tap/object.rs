@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
     sync::{LazyLock, Mutex, PoisonError},
     thread,
 };
@@ -52,6 +55,15 @@ static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     loader.btf(None);
     Mutex::new(loader)
 });
+
+/// Whether there are as many descriptors as an object takes. Where they run out within aya, a map is refused as if it were wrong
+/// (EINVAL).
+fn check_descriptors() -> io::Result<()> {
+    const TAKEN: usize = 24;
+
+    let descriptors: io::Result<Vec<_>> = (0..TAKEN).map(|_| UnixDatagram::unbound()).collect();
+    descriptors.map(drop)
+}
 
 /// How user space sees an interface's entry: one per CPU.
 pub(super) type InterfaceMap = PerCpuHashMap<MapData, u32, Entry>;
@@ -110,6 +122,9 @@ pub enum LoadError {
     /// What the programs log could not be read.
     #[error("the log of the eBPF programs could not be read")]
     Logs(#[source] io::Error),
+    /// There are too few descriptors.
+    #[error("the eBPF object needs descriptors")]
+    Descriptors(#[source] io::Error),
     /// The number of CPUs is not known.
     #[error("the number of CPUs could not be read")]
     Cpus(#[source] io::Error),
@@ -180,6 +195,7 @@ impl Object {
         cpus: Cpus,
         connections: &Connections,
     ) -> Result<Self, LoadError> {
+        check_descriptors().map_err(LoadError::Descriptors)?;
         let clock = *CLOCK_SOURCE;
         let log_level = if config.log_programs { &LOG_DEBUG } else { &LOG_OFF };
         let mut made = LOADER
