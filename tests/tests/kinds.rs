@@ -582,33 +582,6 @@ async fn vrf_and_what_is_in_it() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Without the service that sets its mode, it sends nothing; what is given to it is seen.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn team() -> anyhow::Result<()> {
-    let here = Namespace::new()?;
-    if made(&here, "link add k7 type team")?.is_none() {
-        return Ok(());
-    }
-    here.ip(&["address", "add", "10.8.0.1/24", "dev", "k7"])?;
-    here.ip(&["link", "set", "k7", "up"])?;
-    here.ip(&[
-        "neighbor",
-        "add",
-        "10.8.0.2",
-        "lladdr",
-        "02:00:00:00:00:02",
-        "dev",
-        "k7",
-    ])?;
-    let traffic = || {
-        let socket = here.inside(|| UdpSocket::bind("10.8.0.1:700"))??;
-        (0..TIMES).try_for_each(|_| socket.send_to(MARK, "10.8.0.2:700").map(drop))?;
-        Ok(())
-    };
-    assert_eq!(same_everywhere(&[(&here, "k7")], TIMES, traffic).await?, [1]);
-    Ok(())
-}
-
 /// Frames of CAN FD are told by a flag, which tcpdump of Debian 12 takes away and later ones set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vcan() -> anyhow::Result<()> {
