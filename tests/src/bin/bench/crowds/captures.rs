@@ -20,7 +20,7 @@ const METHOD: &str = "Each capture is of a namespace of its own with a pair of v
     of 64 bytes are sent in a second, for 2 seconds, in turn into all namespaces. CPU and memory are those of all \
     processes of the contestant; \"told as dropped\" is what the streams themselves say.";
 
-pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, rounds: u32, _part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(100)?;
     for count in [1, 10, 100] {
         let title = match count {

@@ -20,7 +20,7 @@ const METHOD: &str = "All clients send the same request for one interface of one
     64 bytes are sent in a second, for 3 seconds. Each client should have each packet. The number of program runs per \
     packet tells whether the kernel works once for all clients, or once for each.";
 
-pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, rounds: u32, _part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(1)?;
     for count in [1, 10, 100] {
         let title = match count {

@@ -35,7 +35,7 @@ const MAPS: FigureKind = less("memory of eBPF maps", "MiB");
 const MAPS_EACH: FigureKind = less("memory of eBPF maps per capture", "KiB");
 const START: FigureKind = less("time to start all captures", "ms");
 
-pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, rounds: u32, _part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(100)?;
     for (name, title, count, is_one) in [
         ("idle-0", "No capture", 0, false),

@@ -35,11 +35,13 @@ const SCENARIOS: &[(&str, Measure)] = &[
     ("start", start::run),
 ];
 
-type Measure = fn(&mut Report, u32) -> anyhow::Result<()>;
+/// Takes the number of rounds, and what is to be in the names of scenarios.
+type Measure = fn(&mut Report, u32, &str) -> anyhow::Result<()>;
 
 pub(crate) fn run(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let part = args.scenario.as_deref().unwrap_or_default();
-    let chosen = |name: &str| name.contains(part);
+    // `start-row` is one of those of `start`.
+    let chosen = |name: &str| name.contains(part) || part.starts_with(&format!("{name}-"));
     ensure!(
         SCENARIOS.iter().any(|(name, _)| chosen(name)),
         "there is no scenario {part}: there is {}",
@@ -49,7 +51,7 @@ pub(crate) fn run(args: &Args, report: &mut Report) -> anyhow::Result<()> {
     let _names = Folder::mount()?;
     let _taken = take_run_times().context("the kernel takes no times")?;
     for (name, measure) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
-        measure(report, args.rounds(ROUNDS)).with_context(|| (*name).to_owned())?;
+        measure(report, args.rounds(ROUNDS), part).with_context(|| (*name).to_owned())?;
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ const SLOW_LOST: FigureKind = less("lost by the slow client", "%");
 const SLOW_TOLD: FigureKind = plain("told as dropped to the slow client", "packets");
 const SLOW_ACCOUNTED: FigureKind = more("accounted for to the slow client", "%");
 
-pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, rounds: u32, _part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(1)?;
     let scenario = Scenario::new(
         "slow",

@@ -54,7 +54,7 @@ const FIRST: [FigureKind; 2] = [
     less("until the first packet, p99", "ms"),
 ];
 
-pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
+pub(crate) fn run(report: &mut Report, rounds: u32, part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(1)?;
     let _traffic = Traffic::start(lanes.sockets(1)?, LOAD);
     let bare = "&names=0".to_owned();
@@ -82,6 +82,9 @@ pub(crate) fn run(report: &mut Report, rounds: u32) -> anyhow::Result<()> {
             Duration::ZERO,
         ),
     ] {
+        if !name.contains(part) {
+            continue;
+        }
         let when = if pause.is_zero() {
             "each as soon as the one before has its first packet and its connection is cut,"
         } else {
