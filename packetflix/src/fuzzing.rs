@@ -7,8 +7,8 @@ pub use crate::{
     http::fuzzing::{container, request},
     http_client::fuzzing::answer,
     proc_fs::fuzzing::proc,
+    resolve::fuzzing::mobyshark,
     session::fuzzing::record,
-    target::fuzzing::mobyshark,
 };
 
 #[cfg(test)]

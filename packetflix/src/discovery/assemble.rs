@@ -15,7 +15,7 @@ use super::{
     trust::{Authority, Trust},
     workload::{Workload, WorkloadKind},
 };
-use crate::{proc_fs::Stat, target};
+use crate::{description::full_name, proc_fs::Stat};
 
 /// Processes of one namespace that are listed, where nothing else is known of it.
 const MAX_LEADERS: usize = 16;
@@ -194,7 +194,7 @@ impl Running {
     /// Its name as people write it, with its prefix.
     pub(super) fn full_name(&self) -> String {
         let (_, name) = self.workload.title(self.authority.runs_pods());
-        target::full_name(&self.prefix, &name)
+        full_name(&self.prefix, &name)
     }
 
     /// Whose word its name is.

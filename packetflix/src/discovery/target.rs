@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::{trust::Trust, workload::PodName};
 use crate::{
+    description::{Aliases, TargetDescription, full_name},
     netns::Link,
-    target::{self, Aliases, TargetDescription},
 };
 
 /// A container, pod, process or bind mount with its network namespace.
@@ -72,7 +72,7 @@ pub(crate) struct WorkloadFacts {
 impl DiscoveredTarget {
     /// Its name as people write it, with its prefix.
     pub(crate) fn full_name(&self) -> String {
-        target::full_name(&self.prefix, &self.name)
+        full_name(&self.prefix, &self.name)
     }
 
     /// Its images, as its engine tells them.

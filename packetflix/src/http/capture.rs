@@ -39,10 +39,12 @@ use super::{
 use crate::{
     access::{Access, Followed, Rights},
     config::Config,
+    description::TargetDescription,
     discovery::{DiscoveredTarget, Discovery, Scan},
     filter::compile::{Options, excerpt, has_names},
     line_bounds::{LineBounds, WINDOW},
     netns::{FindError, Netns},
+    resolve::{Directory, DiscoveryService, Target, TargetError},
     session::{
         CaptureKey, Feeds, Joined, KnownNames, Limits, MeantTarget, SEVERAL_LINK_TYPES, Session, SessionInfo,
     },
@@ -51,7 +53,6 @@ use crate::{
         CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest,
         look_at_interfaces,
     },
-    target::{Directory, DiscoveryService, Target, TargetDescription, TargetError},
     watch::{Attempt, Audit, CaptureEnd, CaptureFacts, Captures, Found, Load, Metrics, RunningCapture},
 };
 

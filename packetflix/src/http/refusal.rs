@@ -26,9 +26,9 @@ use crate::{
         compile::{CompileError, LookUpError},
     },
     netns::FindError,
+    resolve::{DirectoryError, ServiceProblem, TargetError},
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
-    target::{DirectoryError, ServiceProblem, TargetError},
     watch::Unaccounted,
 };
 

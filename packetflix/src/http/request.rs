@@ -6,11 +6,11 @@ use packetflix_common::MAX_INTERFACES;
 use warp::http::HeaderMap;
 
 use crate::{
+    description::TargetDescription,
     nearest::nearest,
     pcapng::SNAPLEN as MAX_SNAPLEN,
     session::{Limits, StatisticsPace},
     tap::InterfaceSelection,
-    target::TargetDescription,
     units::{parse_duration, parse_size},
 };
 

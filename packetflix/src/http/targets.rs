@@ -15,7 +15,7 @@ use super::{answers::Kind, caller::Caller, capture::App, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
-    target::Directory,
+    resolve::Directory,
 };
 
 /// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.

@@ -48,11 +48,11 @@ pub(crate) use self::{
 };
 use crate::{
     access::{Occupants, Rights},
+    description::TargetDescription,
     discovery::AddressBook,
     netns::Link,
     pcapng::{DROPCOUNT_LEN, EncodedPacket, LinkType, MIN_PACKET_LEN},
     tap::RateLimits,
-    target::TargetDescription,
     watch::Capture,
 };
 

@@ -11,12 +11,12 @@ use super::{
     window::PacketCount,
 };
 use crate::{
+    description::TargetDescription,
     pcapng::{
         CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, LinkType,
         MAX_STATISTICS_LEN, SectionHeader,
     },
     tap::RateLimits,
-    target::TargetDescription,
 };
 
 /// What the section header tells.

@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::{
 };
 
 use super::{AuditFileError, Capture, CaptureEnd, ClientFacts, Metrics, audit_file::AuditFile};
-use crate::{error, target::TargetDescription};
+use crate::{description::TargetDescription, error};
 
 /// What all lines have as their target.
 const AUDIT: &str = "packetflix::audit";

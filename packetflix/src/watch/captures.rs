@@ -13,7 +13,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Audit, Found, Metrics, Unaccounted};
-use crate::{tap::InterfaceSelection, target::TargetDescription};
+use crate::{description::TargetDescription, tap::InterfaceSelection};
 
 /// How many readings of the counts are kept for the rates, one a second.
 const READINGS: usize = 5;

@@ -21,7 +21,7 @@ const BIND_MOUNT: &str = "bindmount";
 
 /// What `wanted` means of `target`, if it means it by another name than its own: the host, a container by its identifier or
 /// the beginning of it, and a namespace by its mount, even while processes are in it.
-pub(super) fn known_as(wanted: &TargetDescription, target: &TargetDescription) -> Option<TargetDescription> {
+pub(crate) fn known_as(wanted: &TargetDescription, target: &TargetDescription) -> Option<TargetDescription> {
     if target.prefix != wanted.prefix || target.netns.is_none() {
         return None;
     }

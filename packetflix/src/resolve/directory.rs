@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{DiscoveryService, ServiceError, TargetDescription};
+use super::{DiscoveryService, ServiceError};
 use crate::{
     access::{Rights, Verdict},
+    description::TargetDescription,
     discovery::{Discovery, LateScan, Scan, Trust},
     netns::Holder,
 };

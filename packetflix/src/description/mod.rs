@@ -1,8 +1,10 @@
 //! A target as GhostWire lists it and clients send it back.
 
+mod aliases;
+
 use serde::Deserialize;
 
-use super::alias::Aliases;
+pub(crate) use self::aliases::{Aliases, known_as};
 use crate::json::{null_as_default, zero_as_none};
 
 /// What is known of a target. Zero, an empty text and an empty list count as absent, since clients written in Go

@@ -6,9 +6,9 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::TargetDescription;
 use crate::{
     config::ServiceAddress,
+    description::TargetDescription,
     http_client::{Connection, RequestError},
 };
 

@@ -1,7 +1,5 @@
 //! From what a client says of a target to the one namespace that it means.
 
-mod alias;
-mod description;
 mod directory;
 mod service;
 
@@ -14,13 +12,12 @@ use std::{
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
-    alias::Aliases,
-    description::{TargetDescription, full_name},
     directory::{Directory, DirectoryError, KnownTarget, KnownTargets},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::{
     access::Rights,
+    description::{TargetDescription, known_as},
     nearest::nearest,
     netns::{FindError, Netns, ProcessError, ProcessIdentity},
     turns::{Busy, TurnBounds, Turns},
@@ -267,8 +264,8 @@ fn choose(
         (name, prefix) == (&wanted.name, &wanted.prefix) && netns.is_some()
     };
     let named: Vec<KnownTarget> = all.iter().filter(has_name).cloned().collect();
-    let known_as = |target: &KnownTarget| {
-        let description = alias::known_as(wanted, &target.description)?;
+    let as_known = |target: &KnownTarget| {
+        let description = known_as(wanted, &target.description)?;
         let target = target.clone();
         Some(KnownTarget {
             description,
@@ -276,7 +273,7 @@ fn choose(
         })
     };
     let mut matches = match &named[..] {
-        [] => all.iter().filter_map(known_as).collect(),
+        [] => all.iter().filter_map(as_known).collect(),
         _ => named,
     };
     matches.retain(|target| wanted.kind.is_empty() || target.description.kind == wanted.kind);
