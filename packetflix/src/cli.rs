@@ -9,7 +9,7 @@ use clap::{
 };
 
 use crate::{
-    logging::LogFormat,
+    logging::{LogConfig, LogFormat},
     nearest::nearest,
     tap::Hook,
     units::{parse_duration, parse_size},
@@ -304,6 +304,17 @@ fn is_of_service(name: &str, value: &str) -> bool {
         || ["tcp://", "udp://", "sctp://"]
             .iter()
             .any(|scheme| value.starts_with(scheme))
+}
+
+impl Args {
+    /// What is logged, and how.
+    #[must_use]
+    pub fn log(&self) -> LogConfig {
+        LogConfig {
+            format: self.log_format,
+            debug: self.debug,
+        }
+    }
 }
 
 /// What is wrong with the flags, as a sentence that begins with the variable that says so, if one does.

@@ -20,6 +20,7 @@ pub mod http;
 mod http_client;
 mod json;
 mod line_bounds;
+mod line_writer;
 pub mod logging;
 mod lookout;
 mod memory;

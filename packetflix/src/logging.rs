@@ -15,7 +15,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::{cli::Args, watch::write_line};
+use crate::line_writer::write_line;
 
 /// What the lines of the log look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -26,10 +26,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// What the lines look like.
+    pub format: LogFormat,
+    /// Whether our own debugging is logged too.
+    pub debug: bool,
+}
+
 /// Sets the log up for the whole process, on standard error.
-pub fn init(args: &Args) {
+pub fn init(config: LogConfig) {
     tracing_subscriber::registry()
-        .with(log(args.log_format).with_filter(what_is_logged(args.debug)))
+        .with(log(config.format).with_filter(what_is_logged(config.debug)))
         .init();
 }
 

@@ -65,7 +65,7 @@ fn complain(sentence: &str) {
 /// Says what works on this machine.
 fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     if args.debug {
-        logging::init(args);
+        logging::init(args.log());
     }
     let config = Config::try_from(args)?;
     let _ = packetflix::raise_limits();
@@ -93,7 +93,7 @@ fn ask(args: &Args) -> anyhow::Result<ExitCode> {
 /// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
 /// a line of that.
 fn serve(args: &Args) -> anyhow::Result<ExitCode> {
-    logging::init(args);
+    logging::init(args.log());
     match run(args) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if args.log_format == LogFormat::Json => {

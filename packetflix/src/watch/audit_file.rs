@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, Metadata, OpenOptions},
-    io::{self, Write},
+    io,
     os::{
         fd::{AsFd as _, AsRawFd as _},
         unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -12,6 +12,8 @@ use std::{
 };
 
 use nix::{errno::Errno, libc};
+
+use crate::line_writer::write_line;
 
 /// Stands for standard output.
 const OUTPUT: &str = "-";
@@ -168,27 +170,6 @@ impl AuditFile {
     }
 }
 
-/// Writes a line with its end. Where only a part of it could be written, the next one begins with the end of that.
-///
-/// # Errors
-/// When not all of it could be written.
-pub(crate) fn write_line(out: &mut impl Write, is_torn: &mut bool, line: &[u8]) -> io::Result<()> {
-    let whole = [if *is_torn { &b"\n"[..] } else { b"" }, line].concat();
-    let mut rest = &whole[..];
-    while !rest.is_empty() {
-        match out.write(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                *is_torn = rest[written - 1] != b'\n';
-                rest = &rest[written..];
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 /// Whether a file has something behind the end of its last line, as one who was interrupted has left it.
 fn ends_within_a_line(file: &File, metadata: &Metadata) -> bool {
     let Some(at) = metadata.size().checked_sub(1) else {
@@ -304,41 +285,5 @@ mod tests {
         assert_eq!(&read[..len], b"one\n");
         drop(reader);
         assert!(matches!(log.write(b"lost\n"), Err(AuditFileError::NoReader(_))));
-    }
-
-    #[test]
-    fn a_line_that_was_torn_is_not_continued() {
-        /// Takes so many bytes, and then no more until it is told otherwise.
-        struct Disk(Vec<u8>, usize);
-        impl Write for Disk {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let len = bytes.len().min(self.1 - self.0.len());
-                self.0.extend(&bytes[..len]);
-                if len == 0 {
-                    Err(Errno::ENOSPC.into())
-                } else {
-                    Ok(len)
-                }
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-
-        let (mut disk, mut is_torn) = (Disk(Vec::new(), 7), false);
-        write_line(&mut disk, &mut is_torn, b"one\n").unwrap();
-        for _ in 0..2 {
-            let error = write_line(&mut disk, &mut is_torn, b"second\n").unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        }
-        assert!(is_torn);
-        disk.1 = 100;
-        write_line(&mut disk, &mut is_torn, b"third\n").unwrap();
-        write_line(&mut disk, &mut is_torn, b"fourth\n").unwrap();
-        assert_eq!(disk.0, b"one\nsec\nthird\nfourth\n");
-        assert_eq!(
-            write_line(&mut io::sink(), &mut is_torn, b"").map_err(|error| error.kind()),
-            Ok(())
-        );
     }
 }

@@ -11,7 +11,6 @@ mod process;
 pub use self::audit_file::AuditFileError;
 pub(crate) use self::{
     audit::{Attempt, Audit, Found, Refused, Unaccounted},
-    audit_file::write_line,
     captures::{Amount, Capture, CaptureEnd, CaptureFacts, Captures, ClientFacts, RunningCapture},
     manager::ServiceManager,
     metrics::{Load, Metrics},
