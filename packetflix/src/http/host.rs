@@ -3,43 +3,16 @@
 //! A page that somebody looks at may come from a name that its owner lets lead to our address (DNS rebinding). Then the
 //! browser takes us for where the page came from, and only the name in `Host` tells that it is none of ours.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::net::IpAddr;
 
 use warp::http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
 
 use super::request::RequestError;
+use crate::config::HostName;
 
 /// Where machines have their own names (hosts(5)).
 const HOSTS: &str = "/etc/hosts";
 const LOCALHOST: &str = "localhost";
-
-/// A name of a host, in small letters and without the dot of the root.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostName(String);
-
-/// Why something is no name of a host.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0} is no name of a host: write each name alone, without scheme, port or *")]
-pub struct HostNameError(String);
-
-impl FromStr for HostName {
-    type Err = HostNameError;
-
-    fn from_str(text: &str) -> Result<Self, HostNameError> {
-        let name = text.strip_suffix('.').unwrap_or(text);
-        let is_usable = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if name.is_empty() || !name.bytes().all(is_usable) {
-            return Err(HostNameError(text.to_owned()));
-        }
-        Ok(Self(name.to_ascii_lowercase()))
-    }
-}
-
-impl fmt::Display for HostName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The names that are ours.
 #[derive(Clone, Debug)]
@@ -178,13 +151,6 @@ mod tests {
     fn a_machine_without_a_name_has_none() {
         let names = OwnNames::new("", "127.0.0.1 localhost\n::1\n", &[]);
         assert!(names.have("localhost") && !names.have("") && !names.have("desk"));
-    }
-
-    #[test]
-    fn names_are_named_one_by_one() {
-        for wrong in ["", "*", "*.example", "http://x", "x:80", "a b", "."] {
-            assert!(wrong.parse::<HostName>().is_err(), "{wrong}");
-        }
     }
 
     proptest! {

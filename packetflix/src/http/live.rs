@@ -17,9 +17,8 @@ use tokio_rustls::{
     },
 };
 
-use super::ListenAddress;
 use crate::{
-    config::Config,
+    config::{Config, ListenAddress},
     error::chain,
     http_client::{Connection, RequestError},
 };

@@ -31,12 +31,10 @@ mod tls;
 mod websocket;
 
 pub use self::{
-    host::{HostName, HostNameError},
-    listen::{AddressError, ListenAddress, ListenError},
+    listen::ListenError,
     live::{NotLive, live},
-    origin::{Origin, OriginError},
     server::{Doors, DoorsError, serve},
-    tls::{TlsError, TlsFiles},
+    tls::TlsError,
 };
 
 pub use crate::watch::AuditFileError;

@@ -28,6 +28,7 @@ use webpki::EndEntityCert;
 use super::chain::BoundedVerifier;
 use crate::{
     access::{FileError, Followed, Reloaded, read_public, read_secret},
+    config::TlsFiles,
     text::is_shown,
 };
 
@@ -41,19 +42,6 @@ const PROTOCOL: &[u8] = b"http/1.1";
 const UNNAMED: &str = "unnamed";
 /// Most bytes of a client's name.
 const MAX_NAME_LEN: usize = 64;
-
-/// The files that TLS takes, all in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The server's certificate, and those between it and its CA.
-    pub certificate: PathBuf,
-    /// The key of the certificate.
-    pub key: PathBuf,
-    /// Certificates of CAs whose clients are let in.
-    pub client_ca: Option<PathBuf>,
-    /// Revocation lists of these CAs.
-    pub client_crl: Option<PathBuf>,
-}
 
 /// Why TLS cannot be spoken with these files.
 #[derive(Debug, thiserror::Error)]

@@ -37,14 +37,17 @@ use warp::{
 use super::{
     connection::Client,
     front::{AnswerBody, boxed},
-    origin::{Origin, check_origin},
+    origin::check_origin,
     quotas::{add, remove},
     refusal::Refusal,
     refusal_log::RefusalLog,
     request::RequestError,
     tcp::keep_prompt_and_alive,
 };
-use crate::{config::ServiceAddress, error};
+use crate::{
+    config::{Origin, ServiceAddress},
+    error,
+};
 
 /// How long the service may take to be reached, and again to begin its answer.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,13 +1,21 @@
 //! Configuration that was checked: what the flags amount to on this machine.
 
+mod host;
+mod listen;
+mod origin;
+
 use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 use packetflix_common::MAX_OWN_PORTS;
 
+pub use self::{
+    host::{HostName, HostNameError},
+    listen::{AddressError, ListenAddress},
+    origin::{Origin, OriginError},
+};
 use crate::{
     cli::Args,
     cpus::Cpus,
-    http::{AddressError, HostName, HostNameError, ListenAddress, Origin, OriginError, TlsFiles},
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
 };
@@ -87,6 +95,19 @@ pub struct Quotas {
     pub per_client: usize,
     /// Of one network namespace.
     pub per_target: usize,
+}
+
+/// The files that TLS takes, all in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its CA.
+    pub certificate: PathBuf,
+    /// The key of the certificate.
+    pub key: PathBuf,
+    /// Certificates of CAs whose clients are let in.
+    pub client_ca: Option<PathBuf>,
+    /// Revocation lists of these CAs.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// Where a service listens.
