@@ -6,6 +6,8 @@
 pub mod access;
 mod allowance;
 pub mod capabilities;
+mod capture_end;
+mod captures;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -25,17 +27,18 @@ pub mod logging;
 mod lookout;
 mod memory;
 pub mod merging;
+mod metrics;
 mod nearest;
 pub mod netns;
 pub mod pcapng;
 mod proc_fs;
 mod resolve;
+mod service_manager;
 mod session;
 mod sys;
 pub mod tap;
 mod text;
 mod turns;
 mod units;
-mod watch;
 
 pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_state};

@@ -11,6 +11,7 @@ use crate::{
     discovery::{Discovery, EngineReport, Gap},
     error::chain,
     filter::compile::{CompileError, Options, compile},
+    metrics::Metrics,
     netns::{Netns, ProcessIdentity},
     pcapng::{LinkType, SNAPLEN},
     proc_fs::{namespace_link, numbers_in, proc_path},
@@ -18,7 +19,6 @@ use crate::{
         CaptureFilters, ClockSource, Hook, HookError, InterfaceSelection, Loader, MIN_RING_SIZE, OwnTraffic,
         RateLimits, RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
     },
-    watch::Metrics,
 };
 
 /// The loopback device has the first index of every network namespace.

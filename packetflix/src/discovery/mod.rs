@@ -67,10 +67,10 @@ use crate::{
     error::{chain, wants},
     line_bounds::{LineBounds, WINDOW},
     lookout::{Kind, Owner, Place},
+    metrics::Metrics,
     netns::{Holder, LinksOf, MountLists, View, links_of},
     proc_fs::numbers_in,
     sys,
-    watch::Metrics,
 };
 
 /// How long a scan is good enough for those who only want to see.

@@ -11,7 +11,7 @@ use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 use super::{connection::Client, proxy, tls::ClientCertificate};
 use crate::{
     access::{Access, AccessError, Basis, Credentials, Identity, Occupants, Rights, Verdict},
-    watch::ClientFacts,
+    captures::ClientFacts,
 };
 
 /// The parameter of a query that may hold a token.

@@ -38,11 +38,14 @@ use super::{
 };
 use crate::{
     access::{Access, Followed, Rights},
+    capture_end::CaptureEnd,
+    captures::{Attempt, Audit, CaptureFacts, Captures, Found, RunningCapture},
     config::Config,
     description::TargetDescription,
     discovery::{DiscoveredTarget, Discovery, Scan},
     filter::compile::{Options, excerpt, has_names},
     line_bounds::{LineBounds, WINDOW},
+    metrics::{Load, Metrics},
     netns::{FindError, Netns},
     resolve::{Directory, DiscoveryService, Target, TargetError},
     session::{
@@ -53,7 +56,6 @@ use crate::{
         CaptureFilters, InterfaceSelection, LoadError, Loader, OwnTraffic, Tap, TapError, TapRequest,
         look_at_interfaces,
     },
-    watch::{Attempt, Audit, CaptureEnd, CaptureFacts, Captures, Found, Load, Metrics, RunningCapture},
 };
 
 /// How long the packets of a capture wait for the names of addresses.

@@ -14,7 +14,7 @@ use super::{
     origin::check_origin,
     refusal::Refusal,
 };
-use crate::watch::{Amount, Capture};
+use crate::captures::{Amount, Capture};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;

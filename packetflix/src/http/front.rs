@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     access::Access,
+    captures::Refused,
     line_bounds::{LineBounds, WINDOW},
-    watch::Refused,
 };
 
 /// Most bytes of a path with its query. The head of a request may have little more, but an answer is better than a bare

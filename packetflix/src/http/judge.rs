@@ -10,9 +10,9 @@ use tokio::{
 use super::{caller::Caller, capture::App};
 use crate::{
     access::{Rights, Verdict},
+    captures::Capture,
     discovery::{Follower, Scan},
     sys,
-    watch::Capture,
 };
 
 /// How often it is looked whether a caller would still be let in.

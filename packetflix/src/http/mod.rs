@@ -37,7 +37,7 @@ pub use self::{
     tls::TlsError,
 };
 
-pub use crate::watch::AuditFileError;
+pub use crate::captures::AuditFileError;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use request::fuzzing;

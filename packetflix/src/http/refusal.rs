@@ -19,6 +19,7 @@ use super::{
 use crate::{
     access::AccessError,
     capabilities::Capability,
+    captures::Unaccounted,
     discovery::LateScan,
     error,
     filter::{
@@ -29,7 +30,6 @@ use crate::{
     resolve::{DirectoryError, ServiceProblem, TargetError},
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
-    watch::Unaccounted,
 };
 
 /// Most bytes of a sentence: it may name a value that is as long as a request can be.

@@ -23,10 +23,12 @@ use super::{
 };
 use crate::{
     access::{Access, TokenFileError},
+    captures::{Audit, AuditFileError},
     config::{Config, ServiceAddress},
     line_bounds::WINDOW,
+    metrics::Metrics,
+    service_manager::ServiceManager,
     tap::Connections,
-    watch::{Audit, AuditFileError, Metrics, ServiceManager},
 };
 
 /// How long a client may take for the head of its only request when the service is shutting down.

@@ -19,8 +19,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    capture_end::CaptureEnd,
+    captures::RunningCapture,
     session::{Ended, Session},
-    watch::{CaptureEnd, RunningCapture},
 };
 
 /// Most bytes of a frame that a client may send; all that it has to say are control frames.

@@ -12,9 +12,9 @@ use super::{
     window::{Cursor, Next, Window},
 };
 use crate::{
+    metrics::Metrics,
     netns::Netns,
     tap::{OwnTraffic, Tap},
-    watch::Metrics,
 };
 
 /// Most clients that wait to join, or for statistics.

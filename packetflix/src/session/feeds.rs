@@ -14,9 +14,10 @@ use super::{
     limits::TooFewBytes,
 };
 use crate::{
+    captures::Capture,
+    metrics::Metrics,
     netns::Netns,
     tap::{InterfaceSelection, OwnTraffic, Tap},
-    watch::{Capture, Metrics},
 };
 
 /// What makes two captures the same.

@@ -48,12 +48,12 @@ pub(crate) use self::{
 };
 use crate::{
     access::{Occupants, Rights},
+    captures::Capture,
     description::TargetDescription,
     discovery::AddressBook,
     netns::Link,
     pcapng::{DROPCOUNT_LEN, EncodedPacket, LinkType, MIN_PACKET_LEN},
     tap::RateLimits,
-    watch::Capture,
 };
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{
     error,
+    metrics::Metrics,
     netns::{EnterError, Netns},
     tap::{Drained, LinkChanges, OwnTraffic, ProgramUse, Tap, TapChange, TappedInterface},
-    watch::Metrics,
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.

@@ -12,8 +12,8 @@ use tracing_subscriber::fmt::{
     time::{FormatTime as _, SystemTime},
 };
 
-use super::{AuditFileError, Capture, CaptureEnd, ClientFacts, Metrics, audit_file::AuditFile};
-use crate::{description::TargetDescription, error};
+use super::{AuditFileError, Capture, ClientFacts, audit_file::AuditFile};
+use crate::{capture_end::CaptureEnd, description::TargetDescription, error, metrics::Metrics};
 
 /// What all lines have as their target.
 const AUDIT: &str = "packetflix::audit";

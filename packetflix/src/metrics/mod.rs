@@ -3,6 +3,8 @@
 //! Nothing is counted by packet: readers add up what a batch or a second brought. What the kernel counted is added while
 //! its tap lives, so that the sums stay when that is gone.
 
+mod process;
+
 use std::{sync::atomic::AtomicU64, time::Duration};
 
 use packetflix_common::InterfaceCounters;
@@ -12,8 +14,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{CaptureEnd, process::ProcessCollector};
-use crate::access::FileAge;
+use self::process::ProcessCollector;
+use crate::{access::FileAge, capture_end::CaptureEnd};
 
 /// Bounds of the buckets of delays, in seconds: a lone packet takes one to two milliseconds.
 const DELAYS: [f64; 13] = [
@@ -299,7 +301,7 @@ impl Metrics {
     }
 
     /// A client's capture has ended.
-    pub(super) fn ended(&self, end: CaptureEnd) {
+    pub(crate) fn ended(&self, end: CaptureEnd) {
         self.ended.get_or_create_owned(&[("reason", end.name())]).inc();
     }
 

@@ -1,4 +1,7 @@
-//! Who captures what: the list of captures that run, and what each amounts to.
+//! Who captures what: the list of captures that run, what each amounts to, and the account of them (`audit.rs`).
+
+mod audit;
+mod audit_file;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,8 +15,11 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Audit, Found, Metrics, Unaccounted};
-use crate::{description::TargetDescription, tap::InterfaceSelection};
+pub(crate) use self::audit::{Attempt, Audit, Found, Refused, Unaccounted};
+pub use self::audit_file::AuditFileError;
+use crate::{
+    capture_end::CaptureEnd, description::TargetDescription, metrics::Metrics, tap::InterfaceSelection,
+};
 
 /// How many readings of the counts are kept for the rates, one a second.
 const READINGS: usize = 5;
@@ -108,33 +114,6 @@ pub(crate) struct Rates {
     pub(crate) packets: f64,
     /// Bytes.
     pub(crate) bytes: f64,
-}
-
-/// Why a capture has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CaptureEnd {
-    /// The client closed.
-    Closed,
-    /// The client left without a word, stalled, or answered no ping.
-    ClientGone,
-    /// The client did not speak WebSocket.
-    ProtocolError,
-    /// The service shuts down.
-    Shutdown,
-    /// The stream is as long as it may be.
-    Limit,
-    /// The namespace has ended.
-    NamespaceGone,
-    /// The target has ended, and its namespace may be there all the same.
-    TargetGone,
-    /// An operator ended it.
-    Operator,
-    /// Whoever captured may do so no more.
-    Revoked,
-    /// It could not go on.
-    Failed,
-    /// It was cut off, when it did not end in time.
-    CutOff,
 }
 
 /// A capture on the list. When it is dropped, it has ended, and is on the list no more.
@@ -311,40 +290,6 @@ impl Reading {
         Rates {
             packets: rate(packets, self.packets),
             bytes: rate(bytes, self.bytes),
-        }
-    }
-}
-
-impl CaptureEnd {
-    /// All of them.
-    pub(super) const ALL: [Self; 11] = [
-        Self::Closed,
-        Self::ClientGone,
-        Self::ProtocolError,
-        Self::Shutdown,
-        Self::Limit,
-        Self::NamespaceGone,
-        Self::TargetGone,
-        Self::Operator,
-        Self::Revoked,
-        Self::Failed,
-        Self::CutOff,
-    ];
-
-    /// Its name for programs.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::ClientGone => "client_gone",
-            Self::ProtocolError => "protocol_error",
-            Self::Shutdown => "shutdown",
-            Self::Limit => "limit",
-            Self::NamespaceGone => "namespace_gone",
-            Self::TargetGone => "target_gone",
-            Self::Operator => "operator",
-            Self::Revoked => "revoked",
-            Self::Failed => "failed",
-            Self::CutOff => "cut_off",
         }
     }
 }
