@@ -4,17 +4,18 @@ use std::{env::consts, process::Command};
 
 use crate::{
     build_ebpf::{build_ebpf, ebpf_cargo},
-    setup,
+    documents, setup,
     shell::{cargo, execute, root},
 };
 
-/// Checks formatting, the lints of all crates, and licences and sources of the dependencies.
+/// Checks formatting, the links of the documents, the lints of all crates, and licences and sources of the dependencies.
 ///
 /// # Errors
 /// At the first check that fails.
 pub(crate) fn lint() -> anyhow::Result<()> {
     execute(cargo().args(["fmt", "--all", "--check"]))?;
     execute(cargo().args(["fmt", "--manifest-path=fuzz/Cargo.toml", "--check"]))?;
+    documents::check_links()?;
     setup::libraries()?;
     build_ebpf()?;
     execute(

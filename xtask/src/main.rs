@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod capture;
+mod documents;
 mod fuzz;
 mod image;
 mod kernel;
@@ -36,7 +37,7 @@ enum Verb {
     Bench(bench::Args),
     /// Look for inputs that fail: filter expressions on their way into the kernel, and whatever else is parsed
     Fuzz(fuzz::Args),
-    /// Check formatting, lints of the host and eBPF crates, and dependencies
+    /// Check formatting, lints of the host and eBPF crates, links of the documents, and dependencies
     Lint,
     /// Run the tests of a plan: what a kernel under test does
     #[command(hide = true)]
