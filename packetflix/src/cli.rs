@@ -51,16 +51,17 @@ pub enum Verb {
     },
 }
 
-/// Flags, each also as an environment variable.
+/// Flags, each also as an environment variable. `docs/flags.md` has a table of them, which `cargo xtask docs` makes from here.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// TCP port to listen on, over IPv4 and IPv6: at all addresses if those who come are asked who they are
-    /// (--token-file, --tls-client-ca) or --open-to-everyone says that they are not, else at those of loopback only
+    /// TCP port, over IPv4 and IPv6. It is open at all addresses if callers have to show a token or a certificate
+    /// (--token-file, --tls-client-ca), or if --open-to-everyone is given; else on loopback only. 0 takes any free port,
+    /// which the log names
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001, value_parser = parse_port)]
     pub port: u16,
 
-    /// Where to listen instead: HOST:PORT, HOST (at the port of --port), [ADDRESS]:PORT, or unix:/PATH;
-    /// may be given more than once, in the variable separated by commas
+    /// Where to listen instead: HOST:PORT, HOST (at --port), [ADDRESS]:PORT or unix:/PATH. [::] is all addresses. May be
+    /// given more than once, with seven TCP ports at most; in the variable, separated by commas
     #[arg(
         long,
         env = "PACKETFLIX_LISTEN",
@@ -69,7 +70,7 @@ pub struct Args {
     )]
     pub listen: Vec<String>,
 
-    /// File of those who may use the service, a line each: NAME TOKEN [SCOPE…]; followed when it changes
+    /// File of those who may use the service, a line each: NAME TOKEN [SCOPE…]. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
@@ -77,19 +78,19 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_ALLOW_QUERY_TOKEN", value_parser = parse_switch)]
     pub allow_query_token: bool,
 
-    /// Certificate with which TLS is spoken, and those between it and its CA, in PEM; followed when it changes
+    /// Certificate with which TLS is spoken, and those between it and its CA, in PEM. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 
-    /// Key of that certificate, in PEM
+    /// Key of that certificate, in PEM. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// Certificates of CAs whose clients may use the service, in PEM
+    /// Certificates of CAs, in PEM: let clients in that show a certificate of one of them. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Revocation lists of these CAs, in PEM: a current one of each; followed when it changes
+    /// Revocation lists of these CAs, in PEM: a current one of each. It is followed when it changes
     #[arg(
         long,
         env = "PACKETFLIX_TLS_CLIENT_CRL",
@@ -98,8 +99,8 @@ pub struct Args {
     )]
     pub tls_client_crl: Option<PathBuf>,
 
-    /// Origin whose pages may use the service from within a browser, such as https://tools.example; may be given more
-    /// than once, in the variable separated by commas
+    /// Origin whose pages may use the service from within a browser, such as https://tools.example. May be given more
+    /// than once; in the variable, separated by commas
     #[arg(
         long,
         env = "PACKETFLIX_ALLOW_ORIGIN",
@@ -109,7 +110,7 @@ pub struct Args {
     pub allow_origin: Vec<String>,
 
     /// Name under which clients that show neither token nor certificate may reach the service, beside localhost, this
-    /// machine's own names and all addresses; may be given more than once, in the variable separated by commas
+    /// machine's own names and all addresses. May be given more than once; in the variable, separated by commas
     #[arg(
         long,
         env = "PACKETFLIX_ALLOW_HOST",
@@ -122,7 +123,8 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_OPEN_TO_EVERYONE", value_parser = parse_switch)]
     pub open_to_everyone: bool,
 
-    /// How many connections there may be from one address (a /64 of IPv6) at the same time, beside captures
+    /// How many connections there may be from one address (a /64 of IPv6) at the same time, beside its captures; more are
+    /// answered with 429
     #[arg(
         long,
         env = "PACKETFLIX_MAX_CONNECTIONS_PER_ADDRESS",
@@ -136,22 +138,29 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
     pub hook: Hook,
 
-    /// Size of the ring of each CPU that is online, for each capture (KiB and MiB are understood); by default 64 MiB
-    /// shared among these, at least 1 MiB and at most 32 MiB each, and less when --ring-memory gets scarce
-    #[arg(long, env = "PACKETFLIX_RING_SIZE", value_parser = parse_size)]
+    /// Size of one ring: a power of two from 512 KiB to 1 GiB (KiB, MiB and GiB are understood). A capture has a ring for
+    /// each CPU that is online, and one more where further CPUs may come. By default these share 64 MiB, 1 to 32 MiB each,
+    /// and less when --ring-memory gets scarce
+    #[arg(long, env = "PACKETFLIX_RING_SIZE", value_name = "SIZE", value_parser = parse_size)]
     pub ring_size: Option<u64>,
 
-    /// Most memory of the rings of all captures together; by default an eighth of what the machine, or the control
-    /// group of this process, has
-    #[arg(long, env = "PACKETFLIX_RING_MEMORY", value_parser = parse_size)]
+    /// Most memory of the rings of all captures together. A sixteenth of it is kept for callers with the scope admin. By
+    /// default it is an eighth of what the machine, or the control group of this process, has
+    #[arg(long, env = "PACKETFLIX_RING_MEMORY", value_name = "SIZE", value_parser = parse_size)]
     pub ring_memory: Option<u64>,
 
-    /// How many captures may run at the same time
-    #[arg(long, env = "PACKETFLIX_MAX_CAPTURES", default_value_t = 128)]
+    /// How many captures may run at the same time. One of sixteen is kept for callers with the scope admin, as of those of a
+    /// namespace
+    #[arg(
+        long,
+        env = "PACKETFLIX_MAX_CAPTURES",
+        value_name = "COUNT",
+        default_value_t = 128
+    )]
     pub max_captures: u16,
 
-    /// How many captures one client may have at the same time; a client is an IPv4 address, or the /64 prefix of an
-    /// IPv6 address
+    /// How many captures one client may have at the same time. A client is an IPv4 address, or the /64 prefix of an IPv6
+    /// address, so that all behind one proxy are one; and it is the name of a token or certificate, wherever that is
     #[arg(
         long,
         env = "PACKETFLIX_MAX_CAPTURES_PER_CLIENT",
@@ -169,34 +178,35 @@ pub struct Args {
     )]
     pub max_captures_per_target: u16,
 
-    /// How long a capture may take (ms, s, m and h are understood); by default for ever
+    /// How long a capture may take, such as 8h (ms, s, m and h are understood). By default it is for ever
     #[arg(long, env = "PACKETFLIX_MAX_DURATION", value_name = "DURATION", value_parser = parse_duration)]
     pub max_duration: Option<Duration>,
 
-    /// How many packets a capture may have in a second, on all its interfaces; more are dropped in the kernel, and
-    /// counted as dropped; by default any number
+    /// How many packets a capture may have in a second, on all its interfaces, and as many at once after a pause. More are
+    /// dropped in the kernel, and counted as dropped. By default it is any number
     #[arg(long, env = "PACKETFLIX_MAX_PACKET_RATE", value_name = "COUNT", value_parser = value_parser!(u64).range(1..))]
     pub max_packet_rate: Option<u64>,
 
-    /// How many bytes of packets a capture may have in a second (KiB, MiB and GiB are understood); packets over that are
-    /// dropped in the kernel, and counted as dropped; by default any number
+    /// How many bytes of packets a capture may have in a second, such as 100MiB, of what snaplen= leaves of them (KiB, MiB
+    /// and GiB are understood). Packets over that are dropped in the kernel, and counted as dropped. By default it is any
+    /// number
     #[arg(long, env = "PACKETFLIX_MAX_BYTE_RATE", value_name = "SIZE", value_parser = parse_size)]
     pub max_byte_rate: Option<u64>,
 
     /// Seconds after which a client that takes nothing, or answers no ping, is given up
-    #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", default_value = "120", value_parser = parse_seconds)]
+    #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = parse_seconds)]
     pub client_timeout: Duration,
 
     /// Seconds that captures and connections get to end when the service is shut down
-    #[arg(long, env = "PACKETFLIX_SHUTDOWN_TIMEOUT", default_value = "10", value_parser = parse_seconds)]
+    #[arg(long, env = "PACKETFLIX_SHUTDOWN_TIMEOUT", value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     pub shutdown_timeout: Duration,
 
-    /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]; without this, --gw-port
+    /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]. Without this, --gw-port
     /// and --proxy-discovery, packetflix finds the targets itself
     #[arg(long, env = "PACKETFLIX_DISCOVERY_SERVICE", value_name = "HOST")]
     pub discovery_service: Option<String>,
 
-    /// TCP port of the discovery service [default: 5000]
+    /// TCP port of the discovery service [default: 5000]. The service does not start where that is its own port
     #[arg(long, env = "PACKETFLIX_GW_PORT", value_name = "PORT")]
     pub gw_port: Option<u16>,
 
@@ -204,8 +214,8 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY", value_parser = parse_switch)]
     pub proxy_discovery: bool,
 
-    /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places; may be
-    /// given more than once, in the variable separated by commas
+    /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places. May be
+    /// given more than once; in the variable, separated by commas
     #[arg(
         long,
         env = "PACKETFLIX_ENGINE_SOCKET",
@@ -224,11 +234,11 @@ pub struct Args {
     pub debug: bool,
 
     /// What the lines of the log look like
-    #[arg(long, env = "PACKETFLIX_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "PACKETFLIX_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
-    /// File to append an account of every capture to, a JSON object in each line: who, what, how much; `-` is standard
-    /// output
+    /// File to append an account of every capture to, a JSON object in each line: who, what, how much. A - stands for
+    /// standard output
     #[arg(long, env = "PACKETFLIX_AUDIT_LOG", value_name = "FILE")]
     pub audit_log: Option<PathBuf>,
 
@@ -380,6 +390,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documents;
 
     #[test]
     fn switches_are_written_in_many_ways() {
@@ -429,5 +440,55 @@ mod tests {
     #[test]
     fn flags_are_consistent() {
         Command::command().debug_assert();
+    }
+
+    #[test]
+    fn documents_have_all_flags() {
+        let mut command = Command::command();
+        command.build();
+        let head = ["flag", "variable", "default", "meaning"];
+        documents::check("flags.md", "flags", &head, &rows(&command));
+        let check = command.find_subcommand("check").unwrap();
+        let of_check: Vec<Vec<String>> = rows(check)
+            .into_iter()
+            .filter(|row| row[1].is_empty() && !row[0].contains("--help"))
+            .map(|row| vec![row[0].clone(), row[3].clone()])
+            .collect();
+        documents::check("flags.md", "check", &["flag", "meaning"], &of_check);
+    }
+
+    /// A row for each flag of a command.
+    fn rows(command: &clap::Command) -> Vec<Vec<String>> {
+        let flags = command.get_arguments().filter(|flag| !flag.is_positional());
+        flags.map(row).collect()
+    }
+
+    fn row(flag: &clap::Arg) -> Vec<String> {
+        let takes_value = flag.get_action().takes_values();
+        let code = |text: String| format!("`{text}`");
+        let short = flag.get_short().map(|letter| format!("-{letter}"));
+        let value = flag.get_value_names().filter(|_| takes_value);
+        let long = flag.get_long().map(|name| match value {
+            Some(value) => format!("--{name} {}", value[0]),
+            None => format!("--{name}"),
+        });
+        let names: Vec<String> = short.into_iter().chain(long).map(code).collect();
+        let variable = flag
+            .get_env()
+            .map(|name| code(name.to_string_lossy().into_owned()));
+        let default = flag.get_default_values().first().filter(|_| takes_value);
+        let mut meaning = flag.get_help().unwrap_or_default().to_string();
+        for value in flag.get_possible_values().iter().filter(|_| takes_value) {
+            let said = value.get_help().unwrap_or_default();
+            meaning.push_str(&format!("<br>`{}`: {said}", value.get_name()));
+        }
+        vec![
+            names.join(", "),
+            variable.unwrap_or_default(),
+            default
+                .map(|value| code(value.to_string_lossy().into_owned()))
+                .unwrap_or_default(),
+            meaning,
+        ]
     }
 }

@@ -14,6 +14,8 @@ pub mod config;
 mod cpus;
 mod description;
 mod discovery;
+#[cfg(test)]
+mod documents;
 mod error;
 pub mod filter;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,4 +1,4 @@
-//! What `cargo xtask lint` asks of documents: that each of their links leads somewhere.
+//! `cargo xtask docs`, and what `cargo xtask lint` asks of documents: that each of their links leads somewhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,10 +8,28 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::shell::root;
+use crate::{
+    build_ebpf::build_ebpf,
+    setup,
+    shell::{cargo, execute, root},
+};
 
 /// Folders whose files may name a page as `docs/PAGE.md`, beside the pages themselves.
 const SOURCES: [&str; 2] = ["deploy", "packetflix"];
+
+/// Writes the tables in `docs/` anew that are made from the program. The tests that compare them do it.
+///
+/// # Errors
+/// When something does not build, or a page lacks the marks between which its table stands.
+pub(crate) fn docs() -> anyhow::Result<()> {
+    setup::libraries()?;
+    build_ebpf()?;
+    execute(
+        cargo()
+            .args(["test", "--package=packetflix", "--lib", "documents_"])
+            .env("UPDATE_DOCS", "1"),
+    )
+}
 
 /// Checks that each relative link of the documents leads to a file, and each `#anchor` to a heading.
 ///

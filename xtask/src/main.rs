@@ -37,6 +37,8 @@ enum Verb {
     Bench(bench::Args),
     /// Look for inputs that fail: filter expressions on their way into the kernel, and whatever else is parsed
     Fuzz(fuzz::Args),
+    /// Write the tables in docs/ anew that are made from the program: of flags, and of metrics
+    Docs,
     /// Check formatting, lints of the host and eBPF crates, links of the documents, and dependencies
     Lint,
     /// Run the tests of a plan: what a kernel under test does
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
         Verb::Fuzz(args) => fuzz::fuzz(&args),
+        Verb::Docs => documents::docs(),
         Verb::Lint => lint::lint(),
         Verb::Guest => kernel::guest(),
     };

@@ -371,9 +371,10 @@ fn histogram(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documents;
 
-    #[test]
-    fn tells_what_was_counted() {
+    /// Something of each kind.
+    fn counted() -> String {
         let metrics = Metrics::new();
         metrics.tap_begun();
         metrics.kernel_counted(&InterfaceCounters {
@@ -398,7 +399,7 @@ mod tests {
         metrics.refused(404);
         metrics.ended(CaptureEnd::Operator);
         metrics.audit_line_lost();
-        let text = metrics.render(&Load {
+        metrics.render(&Load {
             captures: 3,
             ring_memory: 1 << 20,
             ring_memory_limit: 1 << 30,
@@ -407,7 +408,12 @@ mod tests {
                 age: Duration::from_millis(1500),
                 behind: Duration::from_secs(7),
             }],
-        });
+        })
+    }
+
+    #[test]
+    fn tells_what_was_counted() {
+        let text = counted();
         for line in [
             "packetflix_captures 3",
             "packetflix_taps 1",
@@ -445,5 +451,55 @@ mod tests {
         }
         assert!(text.ends_with("# EOF\n"));
         assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+    }
+
+    #[test]
+    fn documents_have_all_metrics() {
+        let text = counted();
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            match words[..] {
+                ["#", "HELP", name, help] => {
+                    rows.push(vec![
+                        name.to_owned(),
+                        String::new(),
+                        String::new(),
+                        help.to_owned(),
+                    ]);
+                }
+                ["#", "TYPE", _, kind] => {
+                    let row = rows.last_mut().unwrap();
+                    row[1] = kind.to_owned();
+                    row[0].push_str(match kind {
+                        "counter" => "_total",
+                        "info" => "_info",
+                        _ => "",
+                    });
+                }
+                ["#", ..] => {}
+                _ => rows.last_mut().unwrap()[2] = labels(line),
+            }
+        }
+        rows.sort_by_key(|row| row[0].starts_with("process_"));
+        for row in &mut rows {
+            row[0] = format!("`{}`", row[0]);
+            row[3] = row[3].trim_end_matches('.').to_owned();
+        }
+        let head = ["metric", "type", "label", "meaning"];
+        documents::check("metrics.md", "metrics", &head, &rows);
+    }
+
+    /// Names of the labels of a sample, but for the bounds of buckets.
+    fn labels(sample: &str) -> String {
+        let names = sample
+            .split(['{', ','])
+            .skip(1)
+            .filter_map(|label| label.split_once("=\""));
+        let names = names.map(|(name, _)| name).filter(|&name| name != "le");
+        names
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
