@@ -138,7 +138,7 @@ pub struct Args {
     #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
     pub hook: Hook,
 
-    /// Size of one ring: a power of two from 512 KiB to 1 GiB (KiB, MiB and GiB are understood). A capture has a ring for
+    /// Size of one ring, such as 4MiB: a power of two from 512 KiB to 1 GiB (KiB, MiB and GiB are understood). A capture has a ring for
     /// each CPU that is online, and one more where further CPUs may come. By default these share 64 MiB, 1 to 32 MiB each,
     /// and less when --ring-memory gets scarce
     #[arg(long, env = "PACKETFLIX_RING_SIZE", value_name = "SIZE", value_parser = parse_size)]

@@ -1,5 +1,5 @@
 //! The image, the manifests and the unit, as they are deployed: without root, on a read-only file system, with the
-//! capabilities that README lists and no others.
+//! capabilities that `docs/deployment.md` lists and no others.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 /// Name of the image that is tested.
 const PACKETFLIX: &str = "localhost/packetflix-under-test";
 
-/// A row of README's table of capabilities.
+/// A row of the documents' table of capabilities.
 struct Row {
     capability: String,
     /// What the service says without it.
@@ -45,9 +45,9 @@ fn read(path: &str) -> anyhow::Result<String> {
     fs::read_to_string(root().join(path)).with_context(|| path.to_owned())
 }
 
-fn capabilities_of_readme() -> anyhow::Result<Vec<Row>> {
-    let readme = read("README.md")?;
-    let rows = readme.lines().filter_map(|line| line.strip_prefix("| CAP_"));
+fn listed_capabilities() -> anyhow::Result<Vec<Row>> {
+    let page = read("docs/deployment.md")?;
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| CAP_"));
     rows.map(|row| {
         let cells: Vec<&str> = row.split(" | ").collect();
         let [name, _, without] = cells[..] else {
@@ -181,7 +181,7 @@ fn finding<'a>(report: &'a Value, subject: &str) -> anyhow::Result<&'a Value> {
 
 #[tokio::test]
 async fn the_image_needs_the_listed_capabilities_and_no_others() -> anyhow::Result<()> {
-    let rows = capabilities_of_readme()?;
+    let rows = listed_capabilities()?;
     let all = names(&rows);
     assert_eq!(all, Capability::ALL.map(|one| one.name().to_owned()).into());
     let deployment = Deployment::new()?;
@@ -213,7 +213,7 @@ async fn the_image_needs_the_listed_capabilities_and_no_others() -> anyhow::Resu
         let address = deployment.serve(&without, &[])?;
         let netns = format!("netns={}", deployment.netns);
         let vlan = format!("{netns}&filter=vlan%205");
-        // What it costs is what README says, and no more.
+        // What it costs is what the table says, and no more.
         let unseen = needed || capability == "CAP_SYS_PTRACE";
         for (query, refused) in [
             (&netns, unseen),
@@ -437,7 +437,7 @@ fn the_profile_allows_no_other_namespaces(deployment: &Deployment) -> anyhow::Re
 
 #[test]
 fn ambient_capabilities_do_as_well_where_new_privileges_are_forbidden() -> anyhow::Result<()> {
-    let rows = capabilities_of_readme()?;
+    let rows = listed_capabilities()?;
     let capabilities: String = rows
         .iter()
         .map(|row| row.capability.replace("CAP_", ",+").to_lowercase())
@@ -479,7 +479,7 @@ fn ambient_capabilities_do_as_well_where_new_privileges_are_forbidden() -> anyho
 
 #[test]
 fn every_way_of_deployment_gives_the_capabilities_of_the_table() -> anyhow::Result<()> {
-    let all = names(&capabilities_of_readme()?);
+    let all = names(&listed_capabilities()?);
     let unit = read("deploy/systemd/packetflix.service")?;
     for setting in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
         let line = unit.lines().find_map(|line| line.strip_prefix(setting));
@@ -553,7 +553,7 @@ fn a_docker_without_its_plugin_for_builds_is_told_before_anything_is_built() -> 
     Ok(())
 }
 
-/// What README says of ends and of who looks at it.
+/// What `docs/operation.md` says of ends and of who looks at it.
 #[test]
 fn manifests_let_captures_end_and_prometheus_in() -> anyhow::Result<()> {
     for folder in ["base", "overlays/runtime-default", "overlays/ghostwire"] {
@@ -590,7 +590,7 @@ fn manifests_let_captures_end_and_prometheus_in() -> anyhow::Result<()> {
 
 #[test]
 fn manifests_are_what_kubernetes_takes() -> anyhow::Result<()> {
-    let all = names(&capabilities_of_readme()?);
+    let all = names(&listed_capabilities()?);
     // The oldest that its makers keep, and the newest that the schemas are there for.
     for version in ["1.30", "1.37"] {
         let base = container(&objects("base", version)?, "packetflix")?;
