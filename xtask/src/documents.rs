@@ -243,6 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn forges_run_what_a_change_has_to_pass() {
+        let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+        let commands = |text: &str| -> Vec<String> {
+            let lines = text.lines().map(|line| line.trim().trim_start_matches("- run: "));
+            let lines = lines.filter(|line| line.starts_with("cargo xtask "));
+            lines.map(str::to_owned).collect()
+        };
+        let needed = commands(&read(".ci/run"));
+        assert!(!needed.is_empty());
+        assert_eq!(commands(&read(".github/workflows/ci.yml")), needed);
+    }
+
+    #[test]
     fn our_links_lead_somewhere() {
         check_links().unwrap();
     }
