@@ -1,4 +1,14 @@
 //! From a packet to a record in the ring of this CPU.
+//!
+//! The interface is looked up by its index in a per-CPU hash, where its entry has all that depends on the request: the number
+//! of the interface in the capture, where the network header of its packets begins, its filter, the snapshot length, what its
+//! packets cost of the rates, and the counters. So one loaded object serves any request, and an interface without an entry is
+//! not captured, whatever a program is attached to.
+//!
+//! A packet is counted as seen; own traffic is rejected; the filter is asked; it is counted as accepted; the rates are asked;
+//! the time is taken; its facts are read; the smallest of fourteen size classes is reserved in the ring of this CPU (the
+//! verifier wants a constant); and `bpf_skb_load_bytes` writes the packet into it: one copy. Loss is told in the counters and
+//! in the next record of the same interface and CPU.
 
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 

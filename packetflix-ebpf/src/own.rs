@@ -1,4 +1,7 @@
 //! The service's own traffic: a capture would feed on itself if it had that.
+//!
+//! That must cost the others little: a packet that is not IP is let go for its `__sk_buff.protocol`, one that is not TCP after
+//! a load of its IP header with the ports behind it, and connections are looked up only for a packet with our port.
 
 use aya_ebpf::programs::sk_buff::SkBuff;
 use packetflix_common::{MAX_OWN_PORTS, OwnConnection, OwnEndpoint, OwnPorts};

@@ -1,4 +1,8 @@
 //! The bounds of a capture's rates. They hold before a packet is copied, and so protect the host.
+//!
+//! The time is that of CLOCK_MONOTONIC, which never steps. A tap keeps until when it has paid, one for all its CPUs and
+//! interfaces, and can spend what it saved in the last second. Paying is an atomic addition, which every kernel has: what
+//! several CPUs let pass in the same moment is made up for by what passes later.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use packetflix_common::{Paid, RateCosts};

@@ -1,4 +1,8 @@
 //! What is read from files and read again when they change.
+//!
+//! Files are looked at by polling what `stat` says, through links: that is the same for a write, a rename and the links of
+//! Kubernetes, and takes no descriptor that would follow the wrong file. A change counts once a file stayed the same between
+//! two looks, so that no half of a file is taken for all of it.
 
 use std::{
     error::Error,

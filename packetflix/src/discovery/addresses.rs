@@ -1,4 +1,8 @@
 //! Which target an address belongs to.
+//!
+//! A session subscribes to the address book of a scan. While anyone does, scans are repeated, with a hundred times as much rest
+//! as a scan took. An address that several namespaces have is told in its own only. Wireshark takes a Name Resolution Block
+//! anywhere and from its place on, so that new names are written before the packets that follow them.
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -1,4 +1,7 @@
 //! Which processes may be containers that no engine has told of.
+//!
+//! An engine that did not tell everything, or a place that was not looked at, is a doubt about the processes that might be
+//! spoken of there, as long as nobody has. A pattern grants nothing where there is one.
 
 use std::{collections::HashSet, io};
 

@@ -1,4 +1,6 @@
 //! What a scan could not look at.
+//!
+//! `/targets` and the log tell it, those of one user and kind as one.
 
 use std::{
     collections::HashMap,

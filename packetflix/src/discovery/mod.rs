@@ -1,5 +1,29 @@
 //! The discovery of targets on this host: what container engines run, processes with a network namespace of their
 //! own, mounted namespaces, and the host itself.
+//!
+//! A scan is: find sockets (`sockets.rs`, and by the processes of engines `listeners.rs`); ask the host's engines at once, and
+//! of others some at a time, each for at most a second (`engines.rs`, `docker.rs`, `cri.rs`); read the process table
+//! (`processes.rs`); list bind mounts, and the links of every namespace (`netns`); put it together (`assemble.rs`, pure but for
+//! PID numbers of other PID namespaces).
+//!
+//! # Nothing that an engine says is taken on trust
+//!
+//! Anyone in a container can put a socket at a well-known place. It is found by `openat2` within that container's root and
+//! connected to through its handle. Answers are bounded in bytes, count and time (`bounded.rs`, `budget.rs`). A pidfd holds the
+//! process that listens (`peer.rs`), which has to live before and after it was asked. `trust.rs` says of whom it may speak.
+//! What it says is translated from its PID namespace. Sockets that the operator named are asked first, then the host's.
+//!
+//! A process of which an engine has spoken is that one's for as long as it lives, whether the engine is there or not, unless
+//! one that is trusted more speaks of it. PIDs that an engine told are kept for as long as the process with that start time
+//! lives, so that later scans ask for the list alone.
+//!
+//! # What others have in their hands is looked at from a distance
+//!
+//! A path in a mount namespace may lead to a file system that never answers. A list of mounts may be of any length, and so may
+//! a namespace's list of addresses. Such looks are taken by `lookout.rs`. Each place has an owner: the host, a container, a
+//! user namespace or a user. Each owner has a bound of time in a round, and of threads that may be lost. Lists are read in
+//! pieces, up to bounds of count and time (`netns/views.rs`, `netns/dump.rs`). What was not looked at, or not to its end, is a
+//! `Gap`. A search that ends without all having been seen says so, and does not say that there is nothing.
 
 mod addresses;
 mod assemble;

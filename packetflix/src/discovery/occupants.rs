@@ -1,4 +1,8 @@
 //! Who is in each network namespace: all whose packets a capture of it would have.
+//!
+//! Those are each container with a process in it, and each process that is in no container and whose parent is elsewhere. A
+//! process is in the container that it descends from, or whose PID namespace or control group it shares: that is found for all
+//! processes in one walk. A name counts where it comes from someone to whom the namespace belongs.
 
 use std::{
     cell::OnceCell,

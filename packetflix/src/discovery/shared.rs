@@ -1,4 +1,8 @@
 //! One look at a time, for all who want one.
+//!
+//! A scan is a task of its own, which nobody ends by leaving and nobody doubles. Who waits for one gets the next that began
+//! after it asked. After one there is a rest of the time that it took, so that those who want scans again and again make do
+//! with half of a CPU. One that takes longer than ten seconds makes the service unready.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

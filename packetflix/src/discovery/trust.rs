@@ -1,4 +1,16 @@
 //! Which engine may speak of which processes.
+//!
+//! That follows from who listens and from where the socket was found:
+//!
+//! - at a place of root's in the host's mount namespace: of all processes
+//! - in a known container: of those below its first process
+//! - in a PID namespace below ours: of those in it
+//! - a user's: of those in user namespaces of that user
+//! - else of nobody
+//!
+//! A socket that was found by a process may be called what that process likes. So only that process itself is heard there, and
+//! the socket has to be its user's. It has no more to say than at a well-known place, and lists of sockets, where a path may
+//! hold whole lines, say nothing but where to ask.
 
 use std::io;
 

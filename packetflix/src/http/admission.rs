@@ -1,4 +1,8 @@
 //! How many connections there may be at a time, in all and from one address.
+//!
+//! Connections are bounded before anything is read, and none waits for another's permit. Where there are too many, the one goes
+//! that is missed least (`Place::reluctance`). Where none can, whoever is one too many is told so by a task of its own, of
+//! which there are few. A place proves its worth when a caller that is let in asks for what is not for everyone.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},

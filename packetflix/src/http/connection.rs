@@ -1,4 +1,7 @@
 //! A client's connection, and how long it may take for what.
+//!
+//! The bounds are in the stream below hyper, which knows by the answers whether a head is awaited, and so can say 408, which
+//! hyper does not. An upgraded connection leaves these bounds for those of captures.
 
 use std::{
     io,

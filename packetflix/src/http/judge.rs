@@ -1,4 +1,7 @@
 //! Judges captures that run: rights end with their reason, and captures with their rights.
+//!
+//! A capture is judged for as long as it runs: by each scan, at once when the process ends by which its namespace was found,
+//! and each second by what its caller rests on: the token's digest, or the certificate, which is verified anew.
 
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 

@@ -2,6 +2,11 @@
 //! and one that cannot be read takes nothing with it.
 //!
 //! Source: `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`, `linux/if_addr.h`.
+//!
+//! rtnetlink is spoken directly, since a library that wants text loses the whole list with one such name. Events are only a
+//! reason to list again. They come through one socket, and lists through another: where the first is full of events, an answer
+//! would be lost with them. All events are read after a list, and the kernel tells that an interface is gone before it lists
+//! another with its index: so that one is told from the old.
 
 use std::{
     io,

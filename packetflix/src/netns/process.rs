@@ -2,6 +2,10 @@
 //!
 //! PIDs and the inode numbers of namespaces are used again soon. What is used again never has the same start time,
 //! and an open descriptor keeps its namespace's number from being given away.
+//!
+//! So the process is held with a pidfd; its start time and the link of its namespace are checked, the namespace is opened, the
+//! descriptor's number is checked, start time and link are checked again, and at last that the process has not ended. Then one
+//! and the same process was in that namespace before and after it was opened.
 
 use std::{
     io,

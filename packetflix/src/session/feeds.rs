@@ -1,4 +1,14 @@
 //! Which captures run, so that clients who ask for the same share one.
+//!
+//! The first to ask makes the tap. Whoever asks for the same meanwhile waits for that and joins. One who comes late gets a
+//! section header of its own, the descriptions of all interfaces that the tap has had (packets refer to them by their place, so
+//! that those that are gone must be there, too; when there are more than 64 of these, it gets a tap of its own), the names, and
+//! from then on the same batches as everyone. Its statistics begin with it: what was counted before is subtracted.
+//!
+//! They ask for the same where these agree: namespace, interfaces, filter (as it is written, and without names that others are asked for), snapshot length,
+//! promiscuous mode, with or without the service's own traffic. Clients who say in `Host` that they reach the service elsewhere
+//! than where their connection ends share with nobody, lest one could hide other people's traffic from others: what is left out
+//! for them, they have chosen.
 
 use std::{
     collections::HashMap,

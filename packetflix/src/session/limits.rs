@@ -1,4 +1,11 @@
 //! Where a client's stream ends although there is more to capture.
+//!
+//! A client's limits are nothing to others of its tap. A batch that goes beyond them is cut at the end of a block: a slice, no
+//! copy. Each packet tells how many of its interface and CPU were lost before it, and batches come with those sums, so that the
+//! last statistics have what was lost up to the cut, and not what was lost while the end was written. How many were rejected up
+//! to there nobody knows, but how many were by now. Of `bytes=`, room for the final statistics is kept. Names, and the
+//! statistics before those, that have no room are left out; the first packet or interface that has none is the end. Time is a
+//! task of its own that stops the session, so that a client that takes nothing does not outstay it.
 
 use std::{fmt, time::Duration};
 

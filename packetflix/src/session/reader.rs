@@ -1,5 +1,15 @@
 //! The one task that reads a tap: it turns records into batches as fast as the fastest client takes them, follows the
 //! interfaces, keeps the statistics, and knows why it ended.
+//!
+//! One descriptor (an epoll of all rings) tells when there is something new. The kernel signals only a reader that has caught
+//! up, so that one that drains, sleeps a millisecond and drains again is not woken per packet, while a lone packet waits for
+//! that millisecond only. Where packets trickle, the pause grows to four milliseconds, but no longer than it takes to fill a
+//! ring. States: idle (the kernel tells), coalescing (the pause), due (as soon as a client waits for packets), drained: idle,
+//! or coalescing again.
+//!
+//! Our own descriptors keep a namespace alive, so that its end is not an event. Once a second it is looked up, beside the
+//! reader's own work, whether the process, thread, bind mount, descriptor or socket through which it was found still holds it.
+//! That searches anew when it is gone, and rests ten times as long as it took.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,10 @@
 //! What is known of a tap's interfaces: what they are, and what became of their packets.
+//!
+//! An Interface Statistics Block speaks of the packets that the stream accounts for up to its place: `isb_usrdeliv` is the
+//! number of that interface's packets before it, `isb_ifdrop` those known to be lost, `isb_filteraccept` their sum. Packets in
+//! the rings come with the next block. The last block of an interface (it has `isb_endtime`) follows its detachment and a
+//! complete drain. Its accepted count is the kernel's own, and should it differ from what the stream says, the log has an
+//! error.
 
 use crate::{
     netns::Link,

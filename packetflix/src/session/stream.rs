@@ -1,4 +1,7 @@
 //! A client's own blocks: what stands in its stream beside the packets, and what it has accounted for.
+//!
+//! The section header goes out at once. Only packets are kept back, for a tenth of a second or 64 KiB at most, for the names
+//! that Wireshark wants to know before them.
 
 use std::sync::{Arc, LazyLock};
 

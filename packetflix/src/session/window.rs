@@ -1,5 +1,9 @@
 //! What the reader of a tap has published and its clients have yet to take: one queue for all of them, bounded in
 //! bytes, with a place in it for each.
+//!
+//! The fastest client sets the pace: the reader makes the next batch when any client has taken all there are. Those that lag
+//! have 4 MiB of batches to lag in. One that lags further loses the oldest of them: alone, and the next packet of its stream
+//! tells so (a copy of it, since others share it). Slower clients hold up neither the reader nor the kernel.
 
 use std::{
     collections::{BTreeSet, VecDeque},

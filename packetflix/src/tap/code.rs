@@ -2,6 +2,10 @@
 //!
 //! aya makes the maps. Programs it loads once, as they stand in the object; ours are loaded anew for each filter, over the
 //! same maps.
+//!
+//! The object has a function per link type that means nothing. A filter takes its place before the programs are linked, so that
+//! it costs no more than the call that is there anyway. An interface's entry says which of the filters its packets must pass.
+//! Packets that get the header of cooked mode in user space pass the one for raw IP, and those of other link types none.
 
 use std::{
     collections::HashSet,

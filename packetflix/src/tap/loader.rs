@@ -1,5 +1,12 @@
 //! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object is always
 //! ready, loaded, verified and with its rings. One that a capture is done with is used again.
+//!
+//! A capture then has to find its namespace, list the links and attach. Beside that its rings are mapped into memory, and with
+//! a filter its programs are loaded, which are no longer than the filter makes them.
+//!
+//! When a capture ends, the next one gets its object, so that those that come in a row do not wait for memory to be cleared,
+//! nor for grace periods. Four may so be ready. After two seconds one is left, and that is unmapped again, so that a server at
+//! rest has no more than it had at its start.
 
 use std::{
     io,

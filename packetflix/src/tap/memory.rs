@@ -1,4 +1,10 @@
 //! What the rings of all captures may take together.
+//!
+//! Rings are by default 64 MiB for a capture: a reader on a busy machine may have to wait for 20 ms, in which one CPU receives
+//! 32 MB at 13 Gbit/s. All rings together have a bound (`--ring-memory`). A capture gets at most a sixteenth of what is left,
+//! so that rings get smaller, and the last ones are refused, before the machine suffers. A sixteenth is kept for those who may
+//! administer. Nor does a capture get more than the machine or the control group has left at that moment, less 8 MiB: the
+//! kernel refuses a ring that there is no memory for, but ends a process that is short of it for a program or a stack.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,9 @@
 //! The eBPF object: its maps, rings and programs, which serve one capture after the other.
+//!
+//! Nothing of a capture may reach the next, which may be somebody else's. When an object is cleared, programs are detached
+//! explicitly, since the child of a fork has a copy of each descriptor until it executes something else. Then all entries and
+//! all that is own traffic are removed, and what was spent of the rates. It is waited until no program runs that was attached,
+//! and then the rings are emptied. An object of which one of these steps has failed is not used again.
 
 use std::{
     io,

@@ -1,5 +1,14 @@
 //! Leaves the service's own traffic out of a capture, which would feed on itself otherwise: what is own stands in maps
 //! that the programs look into, and may change while they run.
+//!
+//! `OWN_PORTS`, an array of one list of eight ports, says what is looked at more closely. `OWN_CONNECTIONS` has the TCP
+//! connections that were accepted, by both ends and in both directions: two hashes that all captures share, one for the
+//! service's own network namespace and one without loopback for all others. `OWN_ENDPOINTS`, a hash of addresses with their
+//! ports, is for clients whose connection does not end where they say that they reach us: addresses are translated, and what
+//! they name or themselves at either end is own traffic, of their captures.
+//!
+//! So programs do not depend on who captures. Who needs each port and endpoint is counted here. An endpoint is added before its
+//! port, and a port stays in its slot for as long as it is needed, since programs read meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},

@@ -1,4 +1,7 @@
 //! How much a capture may have in a second.
+//!
+//! They hold in the kernel, where a packet over them costs the host a look at the clock and no copy. A rate is the same for all
+//! captures, so that a bucket for each tap is a bucket for each of its clients.
 
 use std::fmt;
 

@@ -1,4 +1,12 @@
 //! The rings of all CPUs, read as one stream in the order of the timestamps.
+//!
+//! They are merged with a heap of the rings' oldest records: O(log rings) when the ring changes, O(1) while it does not.
+//! Records of the last half millisecond stay in their rings until the next turn: another CPU may still be writing an older one.
+//! A record whose CPU is held up for longer than that comes late, and is not lost. Should the clock be set back by more than a
+//! second, what is stamped with the old time is not held until that comes again.
+//!
+//! A ring's records are in the order of their timestamps, since the time is taken before room is reserved. With PREEMPT_RT, and
+//! in the spare ring, another program may come between, whose record then precedes one that is a little older.
 
 use std::{
     cmp::Reverse,
