@@ -380,3 +380,63 @@ fn home_program(name: &str) -> Option<PathBuf> {
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))?;
     Some(cargo_home.join("bin").join(name)).filter(|file| file.is_file())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+    use super::*;
+
+    /// What the server's build script says in a checkout that has just been made, with this program for the linker.
+    fn build_script_says(folder: &Path, linker: &Path) -> anyhow::Result<String> {
+        let script = folder.join("build-script");
+        execute(
+            Command::new("rustc")
+                .args(["--edition=2024", "packetflix/build.rs", "-o"])
+                .arg(&script)
+                .current_dir(root()),
+        )?;
+        let said = output_of(
+            Command::new(script)
+                .envs([
+                    ("CARGO_CFG_TARGET_ARCH", "x86_64"),
+                    ("HOST", "same"),
+                    ("TARGET", "same"),
+                ])
+                .env("CARGO_MANIFEST_DIR", folder.join("packetflix"))
+                .env("OUT_DIR", folder)
+                .env("RUSTC_LINKER", linker),
+        );
+        said.context("the build script failed")
+    }
+
+    #[test]
+    fn build_script_says_what_a_fresh_checkout_lacks() -> anyhow::Result<()> {
+        let folder = std::env::temp_dir().join(format!("packetflix-fresh-{}", std::process::id()));
+        fs::create_dir(&folder)?;
+        let linker = folder.join("linker");
+        fs::write(
+            &linker,
+            "#!/bin/bash\nexec cc \"${@/-lpcap/-lpcap-that-is-not-there}\"\n",
+        )?;
+        fs::set_permissions(&linker, fs::Permissions::from_mode(0o755))?;
+        let with_all = build_script_says(&folder, Path::new("cc"))?;
+        let without = build_script_says(&folder, &linker)?;
+        let with_none = build_script_says(&folder, Path::new("/nowhere/cc"))?;
+        fs::remove_dir_all(&folder)?;
+        for said in [&with_all, &without, &with_none] {
+            assert!(said.contains("cargo::error=no eBPF object at "), "{said}");
+            assert!(said.contains("run `cargo xtask build-ebpf`"), "{said}");
+        }
+        assert!(
+            without.contains("cargo::error=the linker finds no libpcap: install libpcap-dev "),
+            "{without}"
+        );
+        // Without a linker, libpcap is not what is missing.
+        assert!(
+            !with_all.contains("libpcap") && !with_none.contains("libpcap"),
+            "{with_none}"
+        );
+        Ok(())
+    }
+}
