@@ -328,13 +328,10 @@ impl App {
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
-        if request.limits.bytes.is_some() {
-            info.check_interfaces(look_at_interfaces(&netns, &key.selection)?)?;
-        }
         let stop = self.stop.child_token();
         // The namespace is held open, so that its number is nobody else's.
         let (joined, found) = tokio::join!(
-            self.join_or_begin(facts.id, key, netns, own.traffic, &handshake.caller),
+            self.join_or_begin(&info, facts.id, key, netns, own.traffic, &handshake.caller),
             self.found(&facts, &info.holder)
         );
         let joined = joined?;
@@ -441,9 +438,10 @@ impl App {
         }
     }
 
-    /// Joins the capture if it runs, or begins it, with the number `id`.
+    /// Joins the capture if it runs, or begins it, with the number `id`, if the stream that `info` tells of has room for packets.
     async fn join_or_begin(
         &self,
+        info: &SessionInfo<'_>,
         id: u64,
         key: CaptureKey,
         netns: Netns,
@@ -457,6 +455,10 @@ impl App {
         let filters = CaptureFilters::build(&key.filter, &self.filters_for(caller.account()))
             .await
             .map_err(|error| about_filter(error.into(), &key.filter, None))?;
+        if info.limits.bytes.is_some() {
+            let interfaces = look_at_interfaces(&netns, &key.selection, &filters, &self.loader)?;
+            info.check_interfaces(interfaces)?;
+        }
         let instructions = filters.instructions();
         let request = TapRequest {
             selection: key.selection,

@@ -51,9 +51,8 @@ use crate::{
     captures::Capture,
     description::TargetDescription,
     discovery::AddressBook,
-    netns::Link,
-    pcapng::{DROPCOUNT_LEN, EncodedPacket, LinkType, MIN_PACKET_LEN},
-    tap::RateLimits,
+    pcapng::{DROPCOUNT_LEN, EncodedPacket, MIN_PACKET_LEN},
+    tap::{ForeseenInterface, RateLimits},
 };
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
@@ -120,18 +119,25 @@ pub(crate) struct SessionInfo<'a> {
 
 impl SessionInfo<'_> {
     /// Whether the stream has room for packets, if it begins with these interfaces; to be asked before anything is attached to
-    /// them. What there is to say of interfaces that are left out, and of the hook, is not known then.
+    /// them.
     ///
     /// # Errors
     /// When there is none.
-    pub(crate) fn check_interfaces(&self, interfaces: Vec<(Link, LinkType)>) -> Result<(), TooFewBytes> {
-        let described = |(link, link_type)| {
+    pub(crate) fn check_interfaces(&self, interfaces: Vec<ForeseenInterface>) -> Result<(), TooFewBytes> {
+        let described = |foreseen| {
+            let ForeseenInterface {
+                link,
+                link_type,
+                left_out,
+                note,
+                is_seen_by_tcx,
+            } = foreseen;
             Arc::new(TapInterface {
                 link_type,
                 link,
-                left_out: None,
-                note: None,
-                is_seen_by_tcx: false,
+                left_out,
+                note,
+                is_seen_by_tcx,
                 since: 0,
             })
         };

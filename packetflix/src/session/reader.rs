@@ -341,12 +341,6 @@ impl Reader {
     fn describe_new(&mut self) {
         let mut interfaces: Vec<&TappedInterface> = self.tap.interfaces().collect();
         interfaces.sort_by_key(|interface| interface.id);
-        let missing = self.tap.missing().join(", ");
-        let missing = (!missing.is_empty()).then(|| {
-            format!(
-                "the list of the target's interfaces in the request has others that were not there: {missing}"
-            )
-        });
         let mut window = self.shared.window();
         for interface in interfaces {
             let described = TapInterface {
@@ -356,7 +350,7 @@ impl Reader {
                     .left_out
                     .as_ref()
                     .map(|left_out| left_out.reason.clone()),
-                note: missing.clone().filter(|_| interface.id == 0),
+                note: self.tap.note().filter(|_| interface.id == 0).map(str::to_owned),
                 is_seen_by_tcx: self.tap.uses_tcx(),
                 since: interface.since,
             };

@@ -13,8 +13,8 @@ use packetflix_common::{
 };
 
 use super::{
-    Tap, TapError, blocking,
-    hook::{Attachment, HookError},
+    CaptureFilters, InterfaceSelection, Tap, TapError, blocking,
+    hook::{Attachment, ChosenHook, HookError},
     link_types::{hands_back, link_type, network_offset},
     object::Entry,
 };
@@ -56,6 +56,20 @@ pub(crate) struct TappedInterface {
     pub(crate) left_out: Option<LeftOut>,
     /// `None` when it is being detached.
     attachment: Option<Attachment>,
+}
+
+/// An interface with which a capture would begin, as far as that is known before it does.
+#[derive(Debug)]
+pub(crate) struct ForeseenInterface {
+    pub(crate) link: Link,
+    /// What its packets begin with.
+    pub(crate) link_type: LinkType,
+    /// Why none of its packets would be captured, if so.
+    pub(crate) left_out: Option<String>,
+    /// What there is to say of the capture at its description.
+    pub(crate) note: Option<String>,
+    /// Whether TCX would show its packets.
+    pub(crate) is_seen_by_tcx: bool,
 }
 
 /// Why nothing is captured of an interface.
@@ -225,38 +239,10 @@ impl Tap {
         }))
     }
 
-    /// What the packets of an interface begin with, and why they are not captured for good, if so; nothing if nobody wants
-    /// to know.
     fn judge(&self, link: &Link) -> Option<(LinkType, Option<LeftOut>)> {
-        let known = link_type(link);
-        let reason = if !self.selection.wants(link) {
-            if !self.selection.tells_of(link) {
-                return None;
-            }
-            Some(
-                "nothing is captured here: the list of the target's interfaces in the request does not name it"
-                    .to_owned(),
-            )
-        } else if known.is_none() {
-            Some(format!(
-                "nothing is captured here: what its packets begin with is not known (hardware type {})",
-                link.hardware_type
-            ))
-        } else if let Some(reason) = self.object.hook.reason_against(link) {
-            Some(format!("nothing is captured here: {reason}"))
-        } else {
-            let reason = known.and_then(|known| self.filters.reason_against(known));
-            reason.map(|reason| {
-                format!("nothing is captured here, since the filter cannot be applied: {reason}")
-            })
-        };
-        // Without packets it needs no kind of its own, and readers on libpcap want all of them to be the same.
         let others = self.interfaces.values().next().map(|first| first.link_type);
-        let link_type = match (&reason, known) {
-            (None, Some(known)) => known,
-            (_, known) => others.or(known).unwrap_or(LinkType::Ethernet),
-        };
-        Some((link_type, reason.map(LeftOut::for_good)))
+        let judged = judge(link, &self.selection, self.object.hook, &self.filters, others);
+        judged.map(|(link_type, reason)| (link_type, reason.map(LeftOut::for_good)))
     }
 
     fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<Attachment, TapError> {
@@ -488,9 +474,9 @@ impl Tap {
         captured.all(|interface| interface.untold.is_none() && is_wanted(interface))
     }
 
-    /// Names that the request's list of the target's interfaces has, and nothing else.
-    pub(crate) fn missing(&self) -> &[String] {
-        &self.missing
+    /// What there was to say of the request's list of the target's interfaces.
+    pub(crate) fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// The same entry for every CPU.
@@ -505,6 +491,68 @@ impl Tap {
             tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
         }
     }
+}
+
+/// What the packets of an interface begin with, and why they are not captured for good, if so; nothing if nobody wants to know.
+/// The first of the capture's other interfaces is of the type `others`.
+fn judge(
+    link: &Link,
+    selection: &InterfaceSelection,
+    hook: ChosenHook,
+    filters: &CaptureFilters,
+    others: Option<LinkType>,
+) -> Option<(LinkType, Option<String>)> {
+    let known = link_type(link);
+    let reason = if !selection.wants(link) {
+        if !selection.tells_of(link) {
+            return None;
+        }
+        Some(
+            "nothing is captured here: the list of the target's interfaces in the request does not name it"
+                .to_owned(),
+        )
+    } else if known.is_none() {
+        Some(format!(
+            "nothing is captured here: what its packets begin with is not known (hardware type {})",
+            link.hardware_type
+        ))
+    } else if let Some(reason) = hook.reason_against(link) {
+        Some(format!("nothing is captured here: {reason}"))
+    } else {
+        let reason = known.and_then(|known| filters.reason_against(known));
+        reason.map(|reason| format!("nothing is captured here, since the filter cannot be applied: {reason}"))
+    };
+    // Without packets it needs no kind of its own, and readers on libpcap want all of them to be the same.
+    let link_type = match (&reason, known) {
+        (None, Some(known)) => known,
+        (_, known) => others.or(known).unwrap_or(LinkType::Ethernet),
+    };
+    Some((link_type, reason))
+}
+
+/// How a capture would begin with these links.
+pub(super) fn foresee(
+    links: Vec<Link>,
+    selection: &InterfaceSelection,
+    hook: ChosenHook,
+    filters: &CaptureFilters,
+    mut note: Option<String>,
+) -> Vec<ForeseenInterface> {
+    let mut foreseen: Vec<ForeseenInterface> = Vec::new();
+    for link in links {
+        let first = foreseen.iter().min_by_key(|one| one.link.ifindex);
+        let others = first.map(|first| first.link_type);
+        if let Some((link_type, left_out)) = judge(&link, selection, hook, filters, others) {
+            foreseen.push(ForeseenInterface {
+                link,
+                link_type,
+                left_out,
+                note: note.take(),
+                is_seen_by_tcx: hook == ChosenHook::Tcx,
+            });
+        }
+    }
+    foreseen
 }
 
 /// Whether the next interface would be refused likewise: for want of a right, of memory, or of descriptors.

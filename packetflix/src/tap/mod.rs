@@ -34,7 +34,7 @@ pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
     connections::{Connections, OpenConnection},
     filters::CaptureFilters,
-    interfaces::{LinkChanges, TappedInterface},
+    interfaces::{ForeseenInterface, LinkChanges, TappedInterface},
     loader::Loader,
     own::OwnTraffic,
     rings::{Drained, Head, is_younger},
@@ -51,6 +51,7 @@ pub use self::{
 };
 use self::{
     hook::ChosenHook,
+    interfaces::foresee,
     link_types::link_type,
     object::{CLOCK_SOURCE, Object, Programs},
     selection::{Selected, select},
@@ -60,7 +61,6 @@ use crate::{
     capabilities::Capability,
     error::chain,
     netns::{EnterError, Link, LinkWatch, Netns},
-    pcapng::LinkType,
     sys,
 };
 
@@ -255,8 +255,8 @@ pub(crate) struct Tap {
     selection: InterfaceSelection,
     /// Indexes of interfaces that were there at the beginning, and not wanted.
     unwanted: BTreeSet<u32>,
-    /// Names of the selection that none had at the beginning.
-    missing: Vec<String>,
+    /// What there was to say of the selection at the beginning.
+    note: Option<String>,
     filters: CaptureFilters,
     snaplen: u32,
     rates: RateLimits,
@@ -312,7 +312,7 @@ impl Tap {
         let Selected {
             links: wanted,
             unwanted,
-            missing,
+            note,
         } = selected;
         check_filters(&filters, &wanted)?;
 
@@ -348,7 +348,7 @@ impl Tap {
             control,
             selection,
             unwanted,
-            missing,
+            note,
             filters,
             snaplen,
             rates: loader.config().rates,
@@ -544,13 +544,12 @@ fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkW
 pub(crate) fn look_at_interfaces(
     netns: &Netns,
     selection: &InterfaceSelection,
-) -> Result<Vec<(Link, LinkType)>, TapError> {
-    let (.., Selected { links, .. }) = look(netns, selection)?;
-    let of_type = |link: Link| {
-        let link_type = link_type(&link).unwrap_or(LinkType::Ethernet);
-        (link, link_type)
-    };
-    Ok(links.into_iter().map(of_type).collect())
+    filters: &CaptureFilters,
+    loader: &Loader,
+) -> Result<Vec<ForeseenInterface>, TapError> {
+    let (.., Selected { links, note, .. }) = look(netns, selection)?;
+    let hook = ChosenHook::choose(loader.config().hook)?;
+    Ok(foresee(links, selection, hook, filters, note))
 }
 
 fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {

@@ -22,8 +22,8 @@ pub(super) struct Selected {
     pub(super) links: Vec<Link>,
     /// Indexes of those that are not.
     pub(super) unwanted: BTreeSet<u32>,
-    /// Names of a list that none has.
-    pub(super) missing: Vec<String>,
+    /// What there is to say of a list with names that none has.
+    pub(super) note: Option<String>,
 }
 
 impl InterfaceSelection {
@@ -77,10 +77,16 @@ pub(super) fn select(present: Vec<Link>, selection: &InterfaceSelection) -> Resu
         return Err(TapError::NoInterface);
     }
     let unwanted = unwanted.iter().map(|link| link.ifindex).collect();
+    let note = (!missing.is_empty()).then(|| {
+        let missing = missing.join(", ");
+        format!(
+            "the list of the target's interfaces in the request has others that were not there: {missing}"
+        )
+    });
     Ok(Selected {
         links,
         unwanted,
-        missing,
+        note,
     })
 }
 
