@@ -19,6 +19,7 @@ use packetflix_tests::{
     hook::hooks,
     metrics::Metrics,
     namespace::{Namespace, output_of},
+    process::Sleeper,
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, program, wait_until},
@@ -307,6 +308,44 @@ async fn operator_ends_a_capture_and_its_stream_is_whole() -> anyhow::Result<()>
         metrics.count("packetflix_captures_ended_total{reason=\"closed\"}")?,
         1
     );
+    Ok(())
+}
+
+/// A client may call what it captures what it likes.
+#[tokio::test]
+async fn captures_are_told_with_what_is_found_in_their_namespace() -> anyhow::Result<()> {
+    let sleeper = Sleeper::unshared_as("secret", &[])?;
+    let server = Server::start(&["--log-format", "json"])?;
+    let mut asked = sleeper.identity()?;
+    asked["name"] = json!("innocent");
+    asked["type"] = json!("docker");
+    let recorder = Recorder::start(&server.url_of(&asked, "")).await?;
+    let name = format!("secret({})", sleeper.pid());
+    let found = json!({ "name": name, "type": "proc", "names": [name] });
+    let mut running = Vec::new();
+    wait_until(PATIENCE, || {
+        running = captures(&server)?;
+        Ok(running.iter().all(|one| one["found"].is_object()))
+    })?;
+    let netns = sleeper.netns()?;
+    let target = json!({ "name": "innocent", "type": "docker", "netns": netns });
+    assert_eq!((&running[0]["target"], &running[0]["found"]), (&target, &found));
+    recorder.finish().await?;
+    server.wait_for_log("\"ended\"")?;
+    let log = server.log();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    for (message, told) in [("started", "innocent"), ("found there", &name)] {
+        let line = lines.iter().find(|line| line["message"] == message);
+        let line = line.with_context(|| format!("{message}: {log}"))?;
+        assert_eq!(
+            (&line["name"], &line["span"]["id"]),
+            (&json!(told), &json!(1)),
+            "{log}"
+        );
+    }
     Ok(())
 }
 

@@ -70,6 +70,22 @@ pub(crate) struct Found {
     pub(crate) names: Vec<String>,
 }
 
+impl Found {
+    const fn nothing() -> Self {
+        Self {
+            name: String::new(),
+            kind: String::new(),
+            prefix: String::new(),
+            names: Vec::new(),
+        }
+    }
+
+    /// As many names as are told.
+    pub(crate) fn first_names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().take(MAX_NAMES).map(|name| start_of(name))
+    }
+}
+
 /// A request that was not let through.
 #[derive(Debug)]
 pub(crate) struct Refused<'a> {
@@ -393,22 +409,19 @@ impl Book {
 
 impl<'a> Facts<'a> {
     fn of(capture: &'a Capture) -> Self {
+        static NOTHING: Found = Found::nothing();
+
         let of = capture.facts();
-        let Found {
-            name,
-            kind,
-            prefix,
-            names,
-        } = &of.found;
+        let found = capture.found().unwrap_or(&NOTHING);
         Self {
             id: of.id,
             tap: of.tap,
             client: start_of(&of.client.name),
             address: &of.client.address,
-            name: start_of(name),
-            r#type: start_of(kind),
-            prefix: start_of(prefix),
-            names: names.iter().take(MAX_NAMES).map(|name| start_of(name)).collect(),
+            name: start_of(&found.name),
+            r#type: start_of(&found.kind),
+            prefix: start_of(&found.prefix),
+            names: found.first_names().collect(),
             asked: Asked::of(&of.asked),
             netns: of.netns,
         }

@@ -36,6 +36,7 @@ pub(crate) struct Captures {
 #[derive(Debug)]
 pub(crate) struct Capture {
     facts: CaptureFacts,
+    found: OnceLock<Found>,
     begun: SystemTime,
     since: Instant,
     amounts: Amounts,
@@ -69,8 +70,6 @@ pub(crate) struct CaptureFacts {
     pub(crate) target: TargetDescription,
     /// The same, in the words of the client alone.
     pub(crate) asked: TargetDescription,
-    /// The same, as the discovery has it; for the account of captures only.
-    pub(crate) found: Found,
     /// Inode number of the namespace.
     pub(crate) netns: u64,
     /// Which interfaces.
@@ -139,6 +138,7 @@ impl Captures {
         let now = Instant::now();
         Arc::new(Capture {
             facts,
+            found: OnceLock::new(),
             begun: SystemTime::now(),
             since: now,
             amounts: Amounts::default(),
@@ -197,6 +197,16 @@ impl Capture {
     /// What is known of it from its beginning.
     pub(crate) fn facts(&self) -> &CaptureFacts {
         &self.facts
+    }
+
+    /// What is captured, as the discovery has it, once that is known.
+    pub(crate) fn found(&self) -> Option<&Found> {
+        self.found.get()
+    }
+
+    /// The discovery has found this in the namespace; the first time counts.
+    pub(crate) fn set_found(&self, found: Found) {
+        let _ = self.found.set(found);
     }
 
     /// When it began.
@@ -340,7 +350,6 @@ mod tests {
             client: ClientFacts::default(),
             target: TargetDescription::namespace(5),
             asked: TargetDescription::namespace(5),
-            found: Found::default(),
             netns: 5,
             selection: InterfaceSelection::All,
             filter: String::new(),

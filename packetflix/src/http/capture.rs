@@ -1,6 +1,7 @@
 //! `/capture`: from a handshake to a session that streams.
 
 use std::{
+    future::pending,
     net::SocketAddr,
     sync::{
         Arc,
@@ -10,8 +11,12 @@ use std::{
 };
 
 use fastwebsockets::upgrade::{UpgradeFut, is_upgrade_request, upgrade};
+use futures_util::future::OptionFuture;
 use hyper::upgrade::OnUpgrade;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -39,7 +44,7 @@ use super::{
 use crate::{
     access::{Access, Followed, Rights},
     capture_end::CaptureEnd,
-    captures::{Attempt, Audit, CaptureFacts, Captures, Found, RunningCapture},
+    captures::{Attempt, Audit, Capture, CaptureFacts, Captures, Found, RunningCapture},
     config::Config,
     description::TargetDescription,
     discovery::{DiscoveredTarget, Discovery, Scan},
@@ -63,6 +68,9 @@ const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a capture that is accounted for waits for what the discovery finds in its namespace.
 const FOUND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// After how long that is looked for where nobody waits for it. Captures that are over by then cost no look at the host.
+const FOUND_AFTER: Duration = Duration::from_secs(1);
 
 /// Lines of the account, in a while, for captures that are refused to one account of callers.
 const ACCOUNTED_LINES: u64 = 50;
@@ -323,20 +331,20 @@ impl App {
             client: attempt.client.clone(),
             target,
             asked: attempt.target.clone(),
-            found: Found::default(),
             netns: key.netns,
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
         let stop = self.stop.child_token();
         // The namespace is held open, so that its number is nobody else's.
+        let (opened, holder) = (Instant::now(), info.holder.clone());
+        let accounted = OptionFuture::from(self.audit.is_kept().then(|| self.found(&facts, &holder, opened)));
         let (joined, found) = tokio::join!(
             self.join_or_begin(&info, facts.id, key, netns, own.traffic, &handshake.caller),
-            self.found(&facts, &info.holder)
+            accounted
         );
         let joined = joined?;
         facts.tap = joined.tap();
-        facts.found = found;
         if joined.has_several_link_types() {
             switching
                 .headers_mut()
@@ -344,6 +352,9 @@ impl App {
         }
         // Until it is sure that there is a stream, nothing has begun.
         let capture = self.captures.prepare(facts, stop.clone());
+        if let Some(found) = found {
+            capture.set_found(found);
+        }
         let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
         let running = self.captures.begin(capture)?;
         if let Some((names, first)) = names {
@@ -369,10 +380,12 @@ impl App {
             description.pid,
             running.capture(),
         );
+        let capture = running.capture();
         let streaming = async move {
             tokio::select! {
-                () = app.stream(upgraded, session, running, stop, permit) => {}
+                () = Arc::clone(&app).stream(upgraded, session, running, stop, permit) => {}
                 () = judge.watch() => {}
+                () = app.tell_found(&capture, &holder, opened) => {}
             }
         };
         self.tasks.spawn(streaming.instrument(span));
@@ -480,19 +493,16 @@ impl App {
         Ok(slot.begin(id, netns, tap, own))
     }
 
-    /// What the discovery finds in the namespace that `facts` are of, for the account of captures; without that, nothing is
-    /// looked for. `holder` is who holds it, as far as the kernel tells.
-    async fn found(&self, facts: &CaptureFacts, holder: &(String, &'static str)) -> Found {
-        if !self.audit.is_kept() {
-            return Found::default();
-        }
+    /// What the discovery finds in the namespace that `facts` are of, which was open at `opened`. `holder` is who holds it, as
+    /// far as the kernel tells.
+    async fn found(&self, facts: &CaptureFacts, holder: &(String, &'static str), opened: Instant) -> Found {
         let mut found = Found {
             name: holder.0.clone(),
             kind: holder.1.to_owned(),
             ..Found::default()
         };
-        let Ok(Ok(scan)) = timeout(FOUND_TIMEOUT, self.discovery.scan_now()).await else {
-            tracing::debug!("what is captured is accounted for without the names that the discovery has");
+        let Ok(Ok(scan)) = timeout(FOUND_TIMEOUT, self.discovery.since(opened)).await else {
+            tracing::debug!("what is captured is told without the names that the discovery has");
             return found;
         };
         let there: Vec<&DiscoveredTarget> = scan.targets_in(facts.netns).collect();
@@ -508,6 +518,24 @@ impl App {
             found.prefix.clone_from(&target.prefix);
         }
         found
+    }
+
+    /// Logs what the discovery finds in the namespace of a capture, whatever its client calls it. Never ends.
+    async fn tell_found(&self, capture: &Capture, holder: &(String, &'static str), opened: Instant) {
+        if capture.found().is_none() {
+            sleep(FOUND_AFTER).await;
+            capture.set_found(self.found(capture.facts(), holder, opened).await);
+        }
+        if let Some(found) = capture.found() {
+            tracing::info!(
+                name = found.name,
+                kind = found.kind,
+                prefix = found.prefix,
+                names = found.first_names().collect::<Vec<_>>().join(", "),
+                "found there"
+            );
+        }
+        pending::<()>().await;
     }
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its

@@ -14,7 +14,7 @@ use super::{
     origin::check_origin,
     refusal::Refusal,
 };
-use crate::captures::{Amount, Capture};
+use crate::captures::{Amount, Capture, Found};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
@@ -39,6 +39,9 @@ struct Listed<'a> {
     tap: u64,
     client: Client<'a>,
     target: Target<'a>,
+    /// Absent until it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<FoundTarget<'a>>,
     /// Absent when all are captured, also those that come later.
     #[serde(skip_serializing_if = "Option::is_none")]
     network_interfaces: Option<&'a [String]>,
@@ -77,6 +80,16 @@ struct Target<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     prefix: Cow<'a, str>,
     netns: u64,
+}
+
+/// What the discovery has found in the namespace, whatever the client calls it.
+#[derive(Serialize)]
+struct FoundTarget<'a> {
+    name: Cow<'a, str>,
+    r#type: Cow<'a, str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    prefix: Cow<'a, str>,
+    names: Vec<&'a str>,
 }
 
 /// Packets that were accepted and are not in the stream.
@@ -169,6 +182,7 @@ impl<'a> Listed<'a> {
                 prefix: shown(&facts.target.prefix),
                 netns: facts.netns,
             },
+            found: capture.found().map(FoundTarget::of),
             network_interfaces: names.map(|names| &names[..first]),
             more_network_interfaces: names.map_or(0, |names| names.len() - first),
             filter: shown(&facts.filter),
@@ -182,6 +196,17 @@ impl<'a> Listed<'a> {
                 kernel: lost_in_kernel,
                 slow_client: lost_by_client,
             },
+        }
+    }
+}
+
+impl<'a> FoundTarget<'a> {
+    fn of(found: &'a Found) -> Self {
+        Self {
+            name: shown(&found.name),
+            r#type: shown(&found.kind),
+            prefix: shown(&found.prefix),
+            names: found.first_names().collect(),
         }
     }
 }
