@@ -51,7 +51,7 @@ async fn nothing_but_a_close_follows_the_clients_close() -> anyhow::Result<()> {
     for hook in ["tcx", "socket"] {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
-        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}&names=0", here.inode()?))).await?;
         let socket = RawSocket::open(&there, "vb")?;
         socket.send(&frame(1))?;
         recorder.read_until(|recording| recording.has(&frame(1))).await?;
