@@ -35,6 +35,7 @@ pub mod netns;
 pub mod pcapng;
 mod proc_fs;
 mod resolve;
+mod service;
 mod service_manager;
 mod session;
 mod sys;

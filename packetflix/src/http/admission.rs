@@ -21,11 +21,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 
-use super::{
-    caller::{ClientId, Peer},
-    connection::Exchange,
-    refusal::plain_answer,
-};
+use super::{connection::Exchange, refusal::plain_answer};
+use crate::service::{ClientId, Peer};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
 const MAX_CONNECTIONS: usize = 1024;

@@ -30,12 +30,10 @@ use warp::{
 
 use super::{
     answers::Answers,
-    caller::{Caller, ClientId},
     host::OwnNames,
     judge::Judge,
     origin::check_origin,
     own::Own,
-    quotas::{Permit, Permits},
     refusal::Refusal,
     refusal_log::RefusalLog,
     request::{CaptureRequest, RequestError, select},
@@ -53,6 +51,7 @@ use crate::{
     metrics::{Load, Metrics},
     netns::{FindError, Netns},
     resolve::{Directory, DiscoveryService, Target, TargetError},
+    service::{Caller, ClientId, Permit, Permits},
     session::{
         CaptureKey, Feeds, Joined, KnownNames, Limits, MeantTarget, SEVERAL_LINK_TYPES, Session, SessionInfo,
     },

@@ -24,10 +24,11 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{
-    admission::Place, caller::Peer, refusal::plain_answer, request_line::RequestLine, tls::ClientCertificate,
+use super::{admission::Place, refusal::plain_answer, request_line::RequestLine};
+use crate::{
+    service::{Certificate, Peer},
+    tap::OpenConnection,
 };
-use crate::tap::OpenConnection;
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,7 @@ pub(super) struct Client {
     /// Our end of the connection, if that has an address.
     pub(super) local: Option<SocketAddr>,
     /// The certificate that it has shown, which was trusted then.
-    pub(super) certificate: Option<ClientCertificate>,
+    pub(super) certificate: Option<Arc<dyn Certificate>>,
     /// Whether it speaks TLS.
     pub(super) is_encrypted: bool,
     /// Its place among the connections that there may be, if these are bounded.

@@ -7,10 +7,11 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{caller::Caller, capture::App, refusal::Refusal};
+use super::{capture::App, refusal::Refusal};
 use crate::{
     filter::{Translated, classic, native},
     pcapng::LinkType,
+    service::Caller,
 };
 
 /// The programs of an expression, an instruction per line.

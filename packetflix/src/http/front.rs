@@ -18,9 +18,9 @@ use warp::{
 
 use super::{
     admission::TurnedAway,
-    caller::{Caller, ClientId, Peer, take_query_token},
     capture::{App, LocalEnd},
     connection::Client,
+    credentials::{identify, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
@@ -31,6 +31,7 @@ use crate::{
     access::Access,
     captures::Refused,
     line_bounds::{LineBounds, WINDOW},
+    service::{Caller, ClientId, Peer},
 };
 
 /// Most bytes of a path with its query. The head of a request may have little more, but an answer is better than a bare
@@ -243,7 +244,7 @@ impl Front {
         client: &Client,
         token: Option<&[u8]>,
     ) -> Result<Caller, Refusal> {
-        let caller = Caller::identify(&self.access, client, request.headers(), token)?;
+        let caller = identify(&self.access, client, request.headers(), token)?;
         if let Some(place) = client.place.as_ref().filter(|_| !is_public(request.uri().path())) {
             place.prove();
         }

@@ -7,7 +7,8 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{caller::Caller, capture::App, refusal::Refusal};
+use super::{capture::App, refusal::Refusal};
+use crate::service::Caller;
 
 /// Media type of OpenMetrics (its specification 1.0, section 4.1).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

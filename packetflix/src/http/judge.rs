@@ -10,11 +10,12 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{caller::Caller, capture::App};
+use super::capture::App;
 use crate::{
     access::{Rights, Verdict},
     captures::Capture,
     discovery::{Follower, Scan},
+    service::Caller,
     sys,
 };
 

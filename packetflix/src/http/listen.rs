@@ -14,8 +14,7 @@ use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::caller::Peer;
-use crate::config::ListenAddress;
+use crate::{config::ListenAddress, service::Peer};
 
 const BACKLOG: i32 = 1024;
 

@@ -2,11 +2,11 @@
 
 mod admission;
 mod answers;
-mod caller;
 mod capture;
 mod captures;
 mod chain;
 mod connection;
+mod credentials;
 mod filter;
 mod front;
 mod health;
@@ -18,7 +18,6 @@ mod log;
 mod origin;
 mod own;
 mod proxy;
-mod quotas;
 mod refusal;
 mod refusal_log;
 mod request;

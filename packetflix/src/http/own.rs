@@ -135,7 +135,7 @@ mod tests {
     use warp::http::HeaderValue;
 
     use super::*;
-    use crate::http::caller::Caller;
+    use crate::service::Caller;
 
     fn handshake(host: &str, local: &str) -> Handshake {
         let mut headers = HeaderMap::new();

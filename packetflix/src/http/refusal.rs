@@ -9,13 +9,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{
-    admission::TurnedAway,
-    caller::{Forbidden, Hidden},
-    proxy::ProxyError,
-    quotas::QuotaError,
-    request::RequestError,
-};
+use super::{admission::TurnedAway, proxy::ProxyError, request::RequestError};
 use crate::{
     access::AccessError,
     capabilities::Capability,
@@ -28,6 +22,7 @@ use crate::{
     },
     netns::FindError,
     resolve::{DirectoryError, ServiceProblem, TargetError},
+    service::{Forbidden, Hidden, QuotaError},
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
 };

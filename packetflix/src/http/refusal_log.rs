@@ -1,10 +1,10 @@
 //! What the log says of those who are refused: so much of each, and how many more there were.
 
-use super::{
-    caller::{ClientId, Peer},
-    refusal::Refusal,
+use super::refusal::Refusal;
+use crate::{
+    line_bounds::{LineBounds, WINDOW},
+    service::{ClientId, Peer},
 };
-use crate::line_bounds::{LineBounds, WINDOW};
 
 /// Lines of each client in a while.
 const LINES: u64 = 50;

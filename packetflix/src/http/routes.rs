@@ -13,12 +13,12 @@ use warp::{
 };
 
 use super::{
-    caller::Caller,
     capture::{App, Handshake, LocalEnd},
     captures, filter, health,
     refusal::Refusal,
     targets,
 };
+use crate::service::Caller;
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
 const PATHS: [&str; 9] = [

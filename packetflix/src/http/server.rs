@@ -13,7 +13,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     admission::{Admission, Admitted},
-    caller::Peer,
     capture::{App, Fixtures},
     connection::{Bounded, Client, Exchange},
     front::Front,
@@ -27,6 +26,7 @@ use crate::{
     config::{Config, ServiceAddress},
     line_bounds::WINDOW,
     metrics::Metrics,
+    service::Peer,
     service_manager::ServiceManager,
     tap::Connections,
 };

@@ -11,11 +11,12 @@ use std::{
 use serde::Serialize;
 use warp::{http::StatusCode, reply::Response};
 
-use super::{answers::Kind, caller::Caller, capture::App, refusal::Refusal};
+use super::{answers::Kind, capture::App, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
     resolve::Directory,
+    service::Caller,
 };
 
 /// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.

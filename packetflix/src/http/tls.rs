@@ -29,6 +29,7 @@ use super::chain::BoundedVerifier;
 use crate::{
     access::{FileError, Followed, Reloaded, read_public, read_secret},
     config::TlsFiles,
+    service::Certificate,
     text::is_shown,
 };
 
@@ -90,21 +91,19 @@ struct Setup {
 }
 
 /// A certificate that a client has shown, with those between it and its CA.
-#[derive(Clone)]
-pub(super) struct ClientCertificate {
+struct ClientCertificate {
     name: Arc<str>,
     chain: Arc<[CertificateDer<'static>]>,
     setup: Arc<Reloaded<Setup>>,
 }
 
-impl ClientCertificate {
-    /// The name of its subject.
-    pub(super) fn name(&self) -> &str {
+impl Certificate for ClientCertificate {
+    fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it is to be trusted now, by the files as they are now. A connection, and a capture, may be older than that.
-    pub(super) fn is_trusted(&self) -> bool {
+    /// By the files as they are now.
+    fn is_trusted(&self) -> bool {
         let setup = self.setup.current();
         let (Some(verifier), Some((own, between))) = (&setup.verifier, self.chain.split_first()) else {
             return false;
@@ -166,15 +165,17 @@ impl Tls {
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
-    ) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), HandshakeError> {
+    ) -> Result<(TlsStream<TcpStream>, Option<Arc<dyn Certificate>>), HandshakeError> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.0.current().config));
         let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
         let (_, connection) = stream.get_ref();
         let certificates = connection.peer_certificates().unwrap_or_default();
-        let certificate = certificates.first().map(|own| ClientCertificate {
-            name: name_in(own),
-            chain: certificates.iter().map(|one| one.clone().into_owned()).collect(),
-            setup: Arc::clone(&self.0),
+        let certificate = certificates.first().map(|own| -> Arc<dyn Certificate> {
+            Arc::new(ClientCertificate {
+                name: name_in(own),
+                chain: certificates.iter().map(|one| one.clone().into_owned()).collect(),
+                setup: Arc::clone(&self.0),
+            })
         });
         Ok((stream, certificate))
     }

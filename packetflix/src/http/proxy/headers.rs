@@ -180,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::http::caller::Peer;
+    use crate::service::Peer;
 
     fn client(address: &str) -> Client {
         Client {

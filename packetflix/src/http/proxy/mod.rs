@@ -38,7 +38,6 @@ use super::{
     connection::Client,
     front::{AnswerBody, boxed},
     origin::check_origin,
-    quotas::{add, remove},
     refusal::Refusal,
     refusal_log::RefusalLog,
     request::RequestError,
@@ -47,6 +46,7 @@ use super::{
 use crate::{
     config::{Origin, ServiceAddress},
     error,
+    service::{add, remove},
 };
 
 /// How long the service may take to be reached, and again to begin its answer.
@@ -358,10 +358,7 @@ mod tests {
     use super::*;
     use warp::http::HeaderMap;
 
-    use crate::{
-        access::Access,
-        http::caller::{Caller, Peer},
-    };
+    use crate::{access::Access, http::credentials::identify, service::Peer};
 
     const CLIENT: Client = Client {
         peer: Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7)),
@@ -383,7 +380,7 @@ mod tests {
 
     fn anybody() -> UseOfService {
         let access = Access::open(None, false).unwrap();
-        let caller = Caller::identify(&access, &CLIENT, &HeaderMap::new(), None).unwrap();
+        let caller = identify(&access, &CLIENT, &HeaderMap::new(), None).unwrap();
         UseOfService::new(caller, Arc::new(access))
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use crate::{access::Access, http::caller::Caller};
+use crate::{access::Access, service::Caller};
 
 /// How often it is looked whether a caller would still be let in.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -11,7 +11,7 @@ use crate::config::Quotas;
 
 /// Why no more captures may run.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum QuotaError {
+pub(crate) enum QuotaError {
     #[error(
         "no more captures may run at the same time than {limit} (--max-captures{}), and those are running \
          (clients: {clients})", said_of_kept(*kept)
@@ -53,7 +53,7 @@ pub(super) enum QuotaError {
 
 /// The captures that run, or are about to.
 #[derive(Debug)]
-pub(super) struct Permits {
+pub(crate) struct Permits {
     quotas: Quotas,
     running: Mutex<Running>,
 }
@@ -68,7 +68,7 @@ struct Running {
 
 /// The place of one capture among those that may run; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(crate) struct Permit {
     permits: Arc<Permits>,
     client: ClientId,
     account: Arc<str>,
@@ -94,7 +94,7 @@ fn said_of_kept(count: usize) -> String {
 }
 
 impl Permits {
-    pub(super) fn new(quotas: Quotas) -> Arc<Self> {
+    pub(crate) fn new(quotas: Quotas) -> Arc<Self> {
         Arc::new(Self {
             quotas,
             running: Mutex::default(),
@@ -105,7 +105,7 @@ impl Permits {
     ///
     /// # Errors
     /// When there are as many as may be, in all, of this client, or on this account.
-    pub(super) fn permit(
+    pub(crate) fn permit(
         self: &Arc<Self>,
         client: ClientId,
         account: Arc<str>,
@@ -157,7 +157,7 @@ impl Permit {
     ///
     /// # Errors
     /// When there are as many as may be.
-    pub(super) fn name_target(&mut self, netns: u64) -> Result<(), QuotaError> {
+    pub(crate) fn name_target(&mut self, netns: u64) -> Result<(), QuotaError> {
         let (limit, kept) = places(self.permits.quotas.per_target, self.is_admin);
         add(&mut self.permits.lock().by_target, netns, limit).map_err(|running| QuotaError::Target {
             limit,
@@ -183,7 +183,7 @@ impl Drop for Permit {
 }
 
 /// One more, or how many there are if those are as many as may be.
-pub(super) fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Result<(), usize> {
+pub(crate) fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: usize) -> Result<(), usize> {
     match counts.get_mut(&key) {
         Some(count) if *count >= limit => return Err(*count),
         Some(count) => *count += 1,
@@ -196,7 +196,7 @@ pub(super) fn add<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: K, limit: u
 }
 
 /// One less; those of whom there are none are not remembered.
-pub(super) fn remove<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+pub(crate) fn remove<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {

@@ -1,0 +1,142 @@
+//! What a request shows of who sends it: a token in a header or in the query, beside what its connection shows.
+
+use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
+
+use super::{connection::Client, proxy};
+use crate::{
+    access::{Access, AccessError},
+    service::{Caller, Shown},
+};
+
+/// The parameter of a query that may hold a token.
+const TOKEN_PARAMETER: &str = "token";
+
+/// Who sends a request with these headers over a connection of `client`; `token` came in its query.
+///
+/// # Errors
+/// When they are not let in.
+pub(super) fn identify(
+    access: &Access,
+    client: &Client,
+    headers: &HeaderMap,
+    token: Option<&[u8]>,
+) -> Result<Caller, AccessError> {
+    let shown = Shown {
+        peer: client.peer,
+        token: bearer(headers).or(token),
+        certificate: client.certificate.as_ref(),
+    };
+    Caller::identify(access, shown)
+}
+
+/// The token that a header holds (RFC 6750, section 2.1). What is there and is none, is a wrong one.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then_some(token.trim_ascii())
+}
+
+/// Takes tokens out of the request's query, so that nothing that follows can pass them on or log them. Gives one if
+/// there is one only, and the request is for an upgrade: browsers let a page set headers for all others.
+pub(super) fn take_query_token<B>(request: &mut Request<B>) -> Option<Vec<u8>> {
+    let is_upgrade = proxy::wanted_protocol(request).is_some();
+    let (uri, mut tokens) = without_tokens(request.uri())?;
+    *request.uri_mut() = uri;
+    let token = tokens.pop()?;
+    let other = if tokens.is_empty() { token } else { Vec::new() };
+    is_upgrade.then_some(other)
+}
+
+/// The same without tokens, and these; `None` where there are none.
+fn without_tokens(uri: &Uri) -> Option<(Uri, Vec<Vec<u8>>)> {
+    let (mut kept, mut tokens) = (Vec::new(), Vec::new());
+    for pair in uri.query()?.split('&') {
+        match token_in(pair) {
+            Some(token) => tokens.push(token.into_bytes()),
+            None => kept.push(pair),
+        }
+    }
+    if tokens.is_empty() {
+        return None;
+    }
+    let path = uri.path();
+    let path = match &kept[..] {
+        [] => path.to_owned(),
+        kept => format!("{path}?{}", kept.join("&")),
+    };
+    let mut parts = uri.clone().into_parts();
+    // Part of what was valid is valid.
+    parts.path_and_query =
+        Some(PathAndQuery::try_from(path).unwrap_or_else(|_| PathAndQuery::from_static("/")));
+    Some((Uri::from_parts(parts).unwrap_or_default(), tokens))
+}
+
+fn token_in(pair: &str) -> Option<String> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(pair).ok()?;
+    let (_, token) = pairs.into_iter().find(|(name, _)| name == TOKEN_PARAMETER)?;
+    Some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use warp::http::HeaderValue;
+
+    use super::*;
+
+    fn request(uri: &str, is_upgrade: bool) -> Request<()> {
+        let mut request = Request::builder().uri(uri);
+        if is_upgrade {
+            request = request
+                .header("connection", "Upgrade")
+                .header("upgrade", "websocket");
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn tokens_come_in_a_header() {
+        for (value, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Bearer ", Some("")),
+            ("Basic abc", None),
+            ("Bearer", None),
+            ("Bearerabc", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            assert_eq!(bearer(&headers), token.map(str::as_bytes), "{value}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn tokens_in_the_query_go_no_further() {
+        for (uri, rest, token) in [
+            ("/capture?netns=5&token=abc", "/capture?netns=5", "abc"),
+            ("/capture?token=abc", "/capture", "abc"),
+            (
+                "/capture?%74oken=a%2Bc&netns=%35&x",
+                "/capture?netns=%35&x",
+                "a+c",
+            ),
+            ("/capture?token=abc&token=abc", "/capture", ""),
+            ("/capture?token", "/capture", ""),
+            ("http://here/x?a=%zz&token=abc", "http://here/x?a=%zz", "abc"),
+        ] {
+            for is_upgrade in [true, false] {
+                let mut request = request(uri, is_upgrade);
+                let taken = take_query_token(&mut request);
+                assert_eq!(request.uri().to_string(), rest, "{uri}");
+                assert_eq!(taken, is_upgrade.then(|| token.as_bytes().to_vec()), "{uri}");
+            }
+        }
+        for uri in ["/capture", "/capture?tokens=abc&Token=x", "/token=abc", "*"] {
+            let mut request = request(uri, true);
+            assert_eq!(take_query_token(&mut request), None);
+            assert_eq!(request.uri().to_string(), uri);
+        }
+    }
+}
