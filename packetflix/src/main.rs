@@ -13,6 +13,7 @@ use packetflix::{
     config::Config,
     http,
     logging::{self, LogFormat},
+    service::App,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -112,7 +113,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     check::log_what_does_not_work(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let doors = http::Doors::open(&config).await?;
+        let server = http::Server::bind(App::build(Arc::new(config))?).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let shutdown = async move || {
@@ -121,7 +122,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        http::serve(doors, Arc::new(config), shutdown).await;
+        server.serve(shutdown).await;
         anyhow::Ok(())
     })?;
     // Whatever still blocks a thread after the drain is not waited for.

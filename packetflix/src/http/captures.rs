@@ -9,11 +9,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{
-    capture::{App, Handshake},
-    origin::check_origin,
-    refusal::Refusal,
-};
+use super::{api::Api, capture::Handshake, origin::check_origin, refusal::Refusal};
 use crate::captures::{Amount, Capture, Found};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
@@ -101,11 +97,11 @@ struct Dropped {
 }
 
 /// All captures that run.
-pub(super) fn list(app: &App, handshake: &Handshake) -> Response {
-    if let Err(refusal) = check_right(app, handshake) {
+pub(super) fn list(api: &Api, handshake: &Handshake) -> Response {
+    if let Err(refusal) = check_right(api, handshake) {
         return refusal.into_response();
     }
-    let captures = app.captures.list();
+    let captures = api.app.captures.list();
     let list = List {
         version: VERSION,
         captures: captures.iter().map(|capture| Listed::of(capture)).collect(),
@@ -114,18 +110,18 @@ pub(super) fn list(app: &App, handshake: &Handshake) -> Response {
 }
 
 /// One capture: shown, or ended.
-pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -> Response {
+pub(super) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
     if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
         let sentence = format!("a capture is read with GET and ended with DELETE, not with {method}");
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence);
         return reply::with_header(refusal, header::ALLOW, "GET, HEAD, DELETE").into_response();
     }
-    if let Err(refusal) = check_right(app, handshake) {
+    if let Err(refusal) = check_right(api, handshake) {
         return refusal.into_response();
     }
     let number = id.parse().ok();
     let answer = if *method == Method::DELETE {
-        let is_ended = number.is_some_and(|id| app.captures.end(id));
+        let is_ended = number.is_some_and(|id| api.app.captures.end(id));
         let status = if is_ended {
             tracing::info!(
                 id,
@@ -136,11 +132,12 @@ pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -
         } else {
             StatusCode::NOT_FOUND
         };
-        app.audit
+        api.app
+            .audit
             .end_asked(id, &handshake.caller.facts(), status.as_u16());
         is_ended.then(|| status.into_response())
     } else {
-        let captures = app.captures.list();
+        let captures = api.app.captures.list();
         let capture = captures.iter().find(|one| Some(one.facts().id) == number);
         capture.map(|capture| reply::json(&Listed::of(capture)).into_response())
     };
@@ -151,8 +148,8 @@ pub(super) fn one(app: &App, method: &Method, id: &str, handshake: &Handshake) -
 }
 
 /// Whether whoever asks may see, and end, the captures of others.
-fn check_right(app: &App, handshake: &Handshake) -> Result<(), Refusal> {
-    check_origin(&handshake.headers, &app.config.allowed_origins)?;
+fn check_right(api: &Api, handshake: &Handshake) -> Result<(), Refusal> {
+    check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
     Ok(handshake.caller.may_administer()?)
 }
 

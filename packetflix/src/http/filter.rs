@@ -7,7 +7,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{capture::App, refusal::Refusal};
+use super::{api::Api, refusal::Refusal};
 use crate::{
     filter::{Translated, classic, native},
     pcapng::LinkType,
@@ -34,7 +34,7 @@ const LINK_TYPES: [(&str, &str, LinkType); 2] = [
 ];
 
 /// Compiles the expression `expr` of the query for the link type `linktype`, Ethernet unless it is given.
-pub(super) async fn show(app: &App, query: &str, caller: &Caller) -> Result<Response, Refusal> {
+pub(super) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     let refused = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
         .map_err(|error| refused(format!("the query cannot be read: {error}")))?;
@@ -58,7 +58,7 @@ pub(super) async fn show(app: &App, query: &str, caller: &Caller) -> Result<Resp
         .into_iter()
         .find(|(name, number, _)| *name == wanted || *number == wanted)
         .ok_or_else(|| refused(format!("linktype={wanted} is neither ethernet (1) nor raw (101)")))?;
-    let options = app.filters_for(caller.account());
+    let options = api.app.filters_for(caller.account());
     let Translated { classic, native } = Translated::compile(expression, link_type, &options).await?;
     let lines = |listing: String| listing.lines().map(str::to_owned).collect();
     let programs = Programs {

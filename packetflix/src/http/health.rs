@@ -7,23 +7,21 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{capture::App, refusal::Refusal};
+use super::{api::Api, refusal::Refusal};
 use crate::service::Caller;
 
 /// Media type of OpenMetrics (its specification 1.0, section 4.1).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All counts.
-pub(super) fn metrics(app: &App, caller: &Caller) -> Response {
+pub(super) fn metrics(api: &Api, caller: &Caller) -> Response {
     if let Err(forbidden) = caller.may_see_metrics() {
         return Refusal::from(forbidden).into_response();
     }
-    reply::with_header(
-        app.metrics.render(&app.load()),
-        header::CONTENT_TYPE,
-        OPEN_METRICS,
-    )
-    .into_response()
+    let mut load = api.app.load();
+    let certificates = api.certificates.as_ref();
+    load.files.extend(certificates.map(|files| files.age()));
+    reply::with_header(api.app.metrics.render(&load), header::CONTENT_TYPE, OPEN_METRICS).into_response()
 }
 
 /// That there is an answer says that the service lives.
@@ -32,8 +30,8 @@ pub(super) fn alive() -> Response {
 }
 
 /// Whether captures can begin.
-pub(super) fn ready(app: &App) -> Response {
-    match app.problem() {
+pub(super) fn ready(api: &Api) -> Response {
+    match api.app.problem() {
         Some(problem) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
         None => reply::json(&json!({ "status": "ready" })).into_response(),
     }

@@ -2,21 +2,21 @@
 
 mod admission;
 mod answers;
+mod api;
 mod capture;
 mod captures;
 mod chain;
+mod claimed;
 mod connection;
 mod credentials;
+mod endpoint;
 mod filter;
-mod front;
 mod health;
 mod host;
-mod judge;
 mod listen;
 mod live;
 mod log;
 mod origin;
-mod own;
 mod proxy;
 mod refusal;
 mod refusal_log;
@@ -32,11 +32,9 @@ mod websocket;
 pub use self::{
     listen::ListenError,
     live::{NotLive, live},
-    server::{Doors, DoorsError, serve},
+    server::{Server, ServerError},
     tls::TlsError,
 };
-
-pub use crate::captures::AuditFileError;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use request::fuzzing;

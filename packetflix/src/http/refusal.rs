@@ -18,11 +18,11 @@ use crate::{
     error,
     filter::{
         FilterError,
-        compile::{CompileError, LookUpError},
+        compile::{CompileError, LookUpError, excerpt},
     },
     netns::FindError,
     resolve::{DirectoryError, ServiceProblem, TargetError},
-    service::{Forbidden, Hidden, QuotaError},
+    service::{Forbidden, Hidden, QuotaError, StartError},
     session::TooFewBytes,
     tap::{HookError, LoadError, TapError},
 };
@@ -306,4 +306,43 @@ impl From<TapError> for Refusal {
             | TapError::Clock(_) => Self::by_kernel(&error, error.needs()),
         }
     }
+}
+
+impl From<StartError> for Refusal {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::ShuttingDown | StartError::Unaccountable(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            StartError::Unaccounted(error) => error.into(),
+            StartError::Quota(error) => error.into(),
+            StartError::Hidden(error) => error.into(),
+            StartError::Target(error) => error.into(),
+            StartError::Late(error) => error.into(),
+            StartError::Interfaces(error) => RequestError::from(error).into(),
+            StartError::TooFewBytes(error) => error.into(),
+            StartError::Filter(error) => error.into(),
+            StartError::Tap(error) => error.into(),
+            StartError::AboutFilter {
+                expression,
+                instructions,
+                source,
+            } => about_filter((*source).into(), &expression, instructions),
+        }
+    }
+}
+
+/// A refusal that may be owed to the filter: it names the expression, and how large that became.
+fn about_filter(mut refusal: Refusal, expression: &str, instructions: Option<usize>) -> Refusal {
+    let excerpt = excerpt(expression);
+    if !refusal.sentence.contains(&*excerpt) {
+        refusal.sentence = format!("filter \"{excerpt}\": {}", refusal.sentence);
+    }
+    if let Some(instructions) = instructions {
+        refusal.sentence = format!(
+            "{} (the filter has {instructions} eBPF instructions)",
+            refusal.sentence
+        );
+    }
+    refusal
 }

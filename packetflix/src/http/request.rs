@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use packetflix_common::MAX_INTERFACES;
 use warp::http::HeaderMap;
 
 use crate::{
     description::TargetDescription,
     nearest::nearest,
     pcapng::SNAPLEN as MAX_SNAPLEN,
+    service::{CaptureRequest, TooManyInterfaces, select},
     session::{Limits, StatisticsPace},
     tap::InterfaceSelection,
     units::{parse_duration, parse_size},
@@ -78,29 +78,6 @@ struct Parameter {
     header: Option<&'static str>,
 }
 
-/// A capture that a client wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CaptureRequest {
-    /// What is to be captured.
-    pub(super) target: TargetDescription,
-    /// Which interfaces; `None` leaves it to the target.
-    pub(super) selection: Option<InterfaceSelection>,
-    /// The filter, or empty.
-    pub(super) filter: String,
-    /// With the service's own traffic.
-    pub(super) with_own: bool,
-    /// Without promiscuous mode.
-    pub(super) chaste: bool,
-    /// With the names of known targets.
-    pub(super) names: bool,
-    /// Snapshot length in bytes.
-    pub(super) snaplen: u32,
-    /// Where the stream ends at the latest.
-    pub(super) limits: Limits,
-    /// When there are statistics beside the final ones.
-    pub(super) statistics: StatisticsPace,
-}
-
 /// Why a request cannot be served.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RequestError {
@@ -146,8 +123,8 @@ pub(super) enum RequestError {
     Container(String),
     #[error("netns={0} is not the inode number of a network namespace")]
     Netns(String),
-    #[error("{0} interfaces are named, and {MAX_INTERFACES} is the most")]
-    TooManyInterfaces(usize),
+    #[error(transparent)]
+    TooManyInterfaces(#[from] TooManyInterfaces),
     #[error("{0}={1} is neither 0 nor 1")]
     Switch(&'static str, String),
     #[error("{name}={value} cannot be used: {hint}")]
@@ -158,45 +135,43 @@ pub(super) enum RequestError {
     },
 }
 
-impl CaptureRequest {
-    /// Reads the request for a capture. Headers that we do not know are ignored; parameters are not.
-    pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, RequestError> {
-        let parameters = Parameters::parse(query, headers)?;
-        let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
-        let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
-        let target = match (container, netns) {
-            (None, None) => return Err(RequestError::NoTarget),
-            (Some(_), Some(_)) => return Err(RequestError::TwoTargets),
-            (Some(container), None) => parse_container(container)?,
-            (None, Some(netns)) => TargetDescription::namespace(parse_netns(netns)?),
-        };
-        let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
-        // Presence alone counts: existing clients rely on it, whatever the value.
-        let chaste = parameters.get(&CHASTE)?.is_some();
-        let limits = Limits {
-            packets: parameters.limit(&PACKETS, parse_packets)?,
-            bytes: parameters.limit(&BYTES, parse_size)?,
-            duration: parameters.limit(&DURATION, parse_duration)?,
-            max_duration: None,
-        };
-        Ok(Self {
-            target,
-            selection,
-            filter: parameters.get(&FILTER)?.unwrap_or_default().trim().to_owned(),
-            with_own: parameters.switch(&SELF, false)?,
-            chaste,
-            names: parameters.switch(&NAMES, true)?,
-            // None is asked for by 0, as of tcpdump.
-            snaplen: match parameters.limit(&SNAPLEN, parse_snaplen)? {
-                None | Some(0) => MAX_SNAPLEN,
-                Some(snaplen) => snaplen,
-            },
-            statistics: parameters
-                .limit(&STATISTICS, parse_statistics)?
-                .unwrap_or_else(|| limits.usual_statistics()),
-            limits,
-        })
-    }
+/// Reads the request for a capture. Headers that we do not know are ignored; parameters are not.
+pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, RequestError> {
+    let parameters = Parameters::parse(query, headers)?;
+    let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
+    let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
+    let target = match (container, netns) {
+        (None, None) => return Err(RequestError::NoTarget),
+        (Some(_), Some(_)) => return Err(RequestError::TwoTargets),
+        (Some(container), None) => parse_container(container)?,
+        (None, Some(netns)) => TargetDescription::namespace(parse_netns(netns)?),
+    };
+    let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
+    // Presence alone counts: existing clients rely on it, whatever the value.
+    let chaste = parameters.get(&CHASTE)?.is_some();
+    let limits = Limits {
+        packets: parameters.limit(&PACKETS, parse_packets)?,
+        bytes: parameters.limit(&BYTES, parse_size)?,
+        duration: parameters.limit(&DURATION, parse_duration)?,
+        max_duration: None,
+    };
+    Ok(CaptureRequest {
+        target,
+        selection,
+        filter: parameters.get(&FILTER)?.unwrap_or_default().trim().to_owned(),
+        with_own: parameters.switch(&SELF, false)?,
+        chaste,
+        names: parameters.switch(&NAMES, true)?,
+        // None is asked for by 0, as of tcpdump.
+        snaplen: match parameters.limit(&SNAPLEN, parse_snaplen)? {
+            None | Some(0) => MAX_SNAPLEN,
+            Some(snaplen) => snaplen,
+        },
+        statistics: parameters
+            .limit(&STATISTICS, parse_statistics)?
+            .unwrap_or_else(|| limits.usual_statistics()),
+        limits,
+    })
 }
 
 /// The end of a sentence that names what may have been meant.
@@ -243,20 +218,7 @@ fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
 }
 
 fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
-    select(text.split('/').map(str::to_owned).collect())
-}
-
-/// Interfaces by their names, `all` and `any` alone being all, as nothing is.
-pub(super) fn select(mut names: Vec<String>) -> Result<InterfaceSelection, RequestError> {
-    names.retain(|name| !name.is_empty());
-    names.sort_unstable();
-    names.dedup();
-    match &names[..] {
-        [] => Ok(InterfaceSelection::All),
-        [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
-        _ if names.len() > MAX_INTERFACES as usize => Err(RequestError::TooManyInterfaces(names.len())),
-        _ => Ok(InterfaceSelection::Named(names)),
-    }
+    Ok(select(text.split('/').map(str::to_owned).collect())?)
 }
 
 /// The parameters of a query, beside the headers.
@@ -329,6 +291,7 @@ impl<'a> Parameters<'a> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
     use bytes::BytesMut;
+    use packetflix_common::MAX_INTERFACES;
     use warp::http::{HeaderName, HeaderValue};
 
     use super::{super::refusal::Refusal, *};
@@ -349,9 +312,7 @@ pub(crate) mod fuzzing {
         }
         let refusals = [
             crate::http::origin::check_origin(&headers, &[]).err(),
-            CaptureRequest::parse(&query, &headers)
-                .map(|request| check(&request))
-                .err(),
+            parse(&query, &headers).map(|request| check(&request)).err(),
         ];
         for refusal in refusals.into_iter().flatten() {
             let Refusal { status, sentence } = refusal.into();
@@ -400,6 +361,7 @@ pub(crate) mod fuzzing {
 mod tests {
     use std::collections::BTreeSet;
 
+    use packetflix_common::MAX_INTERFACES;
     use proptest::prelude::*;
     use serde_json::Value;
     use warp::http::{HeaderName, HeaderValue};
@@ -419,7 +381,7 @@ mod tests {
     }
 
     fn parse(query: &str) -> Result<CaptureRequest, RequestError> {
-        CaptureRequest::parse(query, &HeaderMap::new())
+        super::parse(query, &HeaderMap::new())
     }
 
     fn named(names: &[&str]) -> Option<InterfaceSelection> {
@@ -474,7 +436,7 @@ mod tests {
             assert!(parse(query).unwrap().chaste, "{query}");
         }
         assert!(
-            CaptureRequest::parse("netns=5", &headers(&[("clustershark-chaste", "")]))
+            super::parse("netns=5", &headers(&[("clustershark-chaste", "")]))
                 .unwrap()
                 .chaste
         );
@@ -484,9 +446,7 @@ mod tests {
     fn headers_win_over_the_query() {
         let headers = headers(&[("clustershark-nif", "eth1")]);
         assert_eq!(
-            CaptureRequest::parse("netns=5&nif=eth0", &headers)
-                .unwrap()
-                .selection,
+            super::parse("netns=5&nif=eth0", &headers).unwrap().selection,
             named(&["eth1"])
         );
     }
@@ -531,15 +491,15 @@ mod tests {
             assert_eq!(parse(query), Err(error), "{query}");
         }
         let filter = headers(&[("clustershark-filter", " udp ")]);
-        let request = CaptureRequest::parse("netns=5&filter=tcp&self=1", &filter).unwrap();
+        let request = super::parse("netns=5&filter=tcp&self=1", &filter).unwrap();
         assert_eq!((&request.filter[..], request.with_own), ("udp", true));
         let many = (0..=MAX_INTERFACES)
             .map(|n| format!("i{n}"))
             .collect::<Vec<_>>()
             .join("/");
         assert_eq!(
-            parse(&format!("netns=5&nif={many}")),
-            Err(TooManyInterfaces(4097))
+            parse(&format!("netns=5&nif={many}")).map_err(|error| error.to_string()),
+            Err("4097 interfaces are named, and 4096 is the most".to_owned())
         );
     }
 
@@ -614,7 +574,7 @@ mod tests {
         assert_eq!(request.target.name, "web");
         assert_eq!((request.target.netns, request.names), (None, false));
         let header = headers(&[("clustershark-container", r#"{"name":"db"}"#)]);
-        let request = CaptureRequest::parse("container=%7B%7D", &header).unwrap();
+        let request = super::parse("container=%7B%7D", &header).unwrap();
         assert_eq!(request.target.name, "db");
         for (text, words) in [
             ("web", "line 1 column 1"),
@@ -659,7 +619,7 @@ mod tests {
                 let name: HeaderName = name.parse().unwrap();
                 headers.append(name, HeaderValue::from_static("1"));
             }
-            let parsed = CaptureRequest::parse("netns=5", &headers);
+            let parsed = super::parse("netns=5", &headers);
             assert!(matches!(parsed, Err(RequestError::Repeated(found)) if found == name));
         }
     }
@@ -671,7 +631,7 @@ mod tests {
             if let Ok(value) = HeaderValue::from_bytes(&nif) {
                 headers.insert("clustershark-nif", value);
             }
-            let _ = CaptureRequest::parse(&query, &headers);
+            let _ = super::parse(&query, &headers);
         }
 
         #[test]

@@ -1,6 +1,6 @@
 //! Which request goes where.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use hyper::upgrade::OnUpgrade;
 use serde_json::json;
@@ -13,7 +13,8 @@ use warp::{
 };
 
 use super::{
-    capture::{App, Handshake, LocalEnd},
+    api::Api,
+    capture::{self, Handshake, LocalEnd},
     captures, filter, health,
     refusal::Refusal,
     targets,
@@ -53,14 +54,13 @@ pub(super) fn is_public(path: &str) -> bool {
 }
 
 /// All routes, with every answer, the refusals too, as a response.
-pub(super) fn routes(app: Arc<App>) -> Routes {
+pub(super) fn routes(api: Arc<Api>) -> Routes {
     let query = warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) });
     warp::method()
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional::<OnUpgrade>())
-        .and(warp::ext::optional::<SocketAddr>())
         .and(warp::ext::optional::<LocalEnd>())
         .and(warp::ext::optional::<Caller>())
         .then(
@@ -69,22 +69,20 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
                   query,
                   headers,
                   on_upgrade: Option<OnUpgrade>,
-                  peer,
                   local,
                   caller: Option<Caller>| {
-                let app = Arc::clone(&app);
+                let api = Arc::clone(&api);
                 // A HEAD is answered without what a GET would begin.
                 let on_upgrade = on_upgrade.filter(|_| method == Method::GET);
                 async move {
                     route(
-                        app,
+                        api,
                         &method,
                         &path,
                         Handshake {
                             query,
                             headers,
                             on_upgrade,
-                            peer,
                             local,
                             caller: caller.unwrap_or_else(|| Caller::nobody(None)),
                         },
@@ -96,9 +94,9 @@ pub(super) fn routes(app: Arc<App>) -> Routes {
         .boxed()
 }
 
-async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Handshake) -> Response {
+async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Handshake) -> Response {
     if let Some(id) = path.as_str().strip_prefix(CAPTURES) {
-        return captures::one(&app, method, id, &handshake);
+        return captures::one(&api, method, id, &handshake);
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
         let sentence = format!("{} is read with GET, not {method}", path.as_str());
@@ -106,21 +104,23 @@ async fn route(app: Arc<App>, method: &Method, path: &FullPath, handshake: Hands
     }
     match path.as_str() {
         "/version" => version(),
-        "/targets" => targets::details(&app, &handshake.caller)
+        "/targets" => targets::details(&api, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
-        "/mobyshark" | "/discover/mobyshark" => targets::list(&app, &handshake.caller)
+        "/mobyshark" | "/discover/mobyshark" => targets::list(&api, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
-        "/filter" => filter::show(&app, &handshake.query, &handshake.caller)
+        "/filter" => filter::show(&api, &handshake.query, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
-        "/captures" => captures::list(&app, &handshake),
-        "/metrics" => health::metrics(&app, &handshake.caller),
+        "/captures" => captures::list(&api, &handshake),
+        "/metrics" => health::metrics(&api, &handshake.caller),
         "/healthz" => health::alive(),
-        "/readyz" => health::ready(&app),
+        "/readyz" => health::ready(&api),
         "/openapi.json" => openapi(),
-        "/capture" => app.capture(handshake).await.unwrap_or_else(Reply::into_response),
+        "/capture" => capture::capture(&api, handshake)
+            .await
+            .unwrap_or_else(Reply::into_response),
         unknown => {
             let sentence = format!(
                 "there is nothing at {unknown}: see /capture, /captures, /targets, /filter, /version, /metrics, \

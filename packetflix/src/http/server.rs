@@ -9,24 +9,21 @@ use tokio::{
     net::lookup_host,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::{Admission, Admitted},
-    capture::{App, Fixtures},
+    api::Api,
     connection::{Bounded, Client, Exchange},
-    front::Front,
+    endpoint::Endpoint,
     listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
 use crate::{
-    access::{Access, TokenFileError},
-    captures::{Audit, AuditFileError},
-    config::{Config, ServiceAddress},
+    config::ServiceAddress,
     line_bounds::WINDOW,
-    metrics::Metrics,
-    service::Peer,
+    service::{App, Peer},
     service_manager::ServiceManager,
     tap::Connections,
 };
@@ -43,27 +40,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long the start waits for the address of the discovery service.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where clients come in: the sockets, and what is asked of those who do.
-pub struct Doors {
+/// The sockets that the service listens at, and what speaks TLS there.
+pub struct Server {
+    app: Arc<App>,
     listeners: Vec<Listener>,
-    access: Arc<Access>,
     tls: Option<Tls>,
-    metrics: Arc<Metrics>,
-    audit: Arc<Audit>,
 }
 
-/// Why clients cannot come in.
+/// Why clients cannot connect.
 #[derive(Debug, thiserror::Error)]
-pub enum DoorsError {
-    /// Nobody could show a token.
-    #[error(transparent)]
-    Tokens(#[from] TokenFileError),
+pub enum ServerError {
     /// Nothing could be encrypted.
     #[error("TLS cannot be spoken")]
     Tls(#[from] TlsError),
-    /// Nothing could be accounted for.
-    #[error(transparent)]
-    Audit(#[from] AuditFileError),
     /// Nobody could connect.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -75,36 +64,26 @@ pub enum DoorsError {
     Loop(ServiceAddress),
 }
 
-impl Doors {
-    /// Reads tokens and certificates, and opens the account of captures and the listening sockets.
+impl Server {
+    /// Reads the certificates and opens the listening sockets. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When something cannot be used, or an address is taken or not allowed.
-    pub async fn open(config: &Config) -> Result<Self, DoorsError> {
-        let client_ca = config.tls.as_ref().and_then(|files| files.client_ca.as_ref());
-        let access = Access::open(config.token_file.as_ref(), client_ca.is_some())?;
-        let tls = config.tls.as_ref().map(Tls::open).transpose()?;
-        let metrics = Arc::new(Metrics::new());
-        let audit = Audit::open(
-            config.audit_log.as_deref(),
-            config.audit_required,
-            Arc::clone(&metrics),
-        )?;
-        let doors = Self {
-            metrics,
-            audit: Arc::new(audit),
+    /// When a file cannot be used, or an address is taken or not allowed.
+    pub async fn bind(app: App) -> Result<Self, ServerError> {
+        let config = Arc::clone(&app.config);
+        let server = Self {
+            tls: config.tls.as_ref().map(Tls::open).transpose()?,
             listeners: listen(&config.listen, config.is_closed)?,
-            access: Arc::new(access),
-            tls,
+            app: Arc::new(app),
         };
         match &config.discovery_service {
-            Some(service) if doors.lead_to(service).await => Err(DoorsError::Loop(service.clone())),
-            _ => Ok(doors),
+            Some(service) if server.is_reached_at(service).await => Err(ServerError::Loop(service.clone())),
+            _ => Ok(server),
         }
     }
 
     /// Whether a service that is to be asked is this one, as far as its name is known by now.
-    async fn lead_to(&self, service: &ServiceAddress) -> bool {
+    async fn is_reached_at(&self, service: &ServiceAddress) -> bool {
         let known = timeout(LOOKUP_TIMEOUT, lookup_host((&*service.host, service.port))).await;
         let Ok(Ok(addresses)) = known else {
             return false;
@@ -118,90 +97,70 @@ impl Doors {
     fn tcp_addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().filter_map(Listener::tcp_address).collect()
     }
-}
 
-/// Serves those who come in until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
-/// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
-pub async fn serve(doors: Doors, config: Arc<Config>, mut shutdown: impl AsyncFnMut()) {
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    let patience = config.shutdown_timeout;
-    let listening = doors.tcp_addresses();
-    let Doors {
-        listeners,
-        access,
-        tls,
-        metrics,
-        audit,
-    } = doors;
-    let files = access.files().into_iter().chain(tls.as_ref().map(Tls::files));
-    let files = files.collect();
-    let app = Arc::new(App::new(
-        config,
-        Fixtures {
-            access,
-            listening,
-            files,
-            metrics,
-            audit,
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        },
-    ));
-    let manager = ServiceManager::from_environment();
-    let hall = Arc::new(Hall {
-        admission: Admission::new(app.config.max_connections_per_address),
-        connections: Arc::clone(app.loader.connections()),
-        front: Front::new(&app),
-        tls,
-    });
-    tokio::select! {
-        () = shutdown() => {}
-        () = accept_everywhere(&listeners, &hall, &app) => {}
-        () = stay_ready(&listeners, &hall, &app, &manager) => {}
-        () = stay_in_touch(&app, &manager) => {}
-        () = hall.follow_files() => {}
-        () = hall.forget_connections() => {}
-        () = app.discovery.follow() => {}
-        () = tell_the_rest(&app, &hall.front) => {}
-    }
+    /// Serves clients until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
+    /// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
+    pub async fn serve(self, mut shutdown: impl AsyncFnMut()) {
+        let listening = self.tcp_addresses();
+        let Self { app, listeners, tls } = self;
+        let patience = app.config.shutdown_timeout;
+        let manager = ServiceManager::from_environment();
+        let certificates = tls.as_ref().map(Tls::files);
+        let api = Arc::new(Api::new(Arc::clone(&app), listening, certificates));
+        let context = Arc::new(ConnectionContext {
+            admission: Admission::new(app.config.max_connections_per_address),
+            connections: Arc::clone(app.loader.connections()),
+            endpoint: Endpoint::new(&api),
+            tls,
+        });
+        tokio::select! {
+            () = shutdown() => {}
+            () = accept_everywhere(&listeners, &context, &app) => {}
+            () = stay_ready(&listeners, &context, &app, &manager) => {}
+            () = stay_in_touch(&app, &manager) => {}
+            () = context.follow_certificates() => {}
+            () = app.maintain() => {}
+            () = tell_the_rest(&api, &context.endpoint) => {}
+        }
 
-    tracing::info!(captures = app.captures.count(), "shutting down");
-    stop.cancel();
-    tasks.close();
-    manager.stopping(patience, &status(&app));
-    tokio::select! {
-        drained = timeout(patience, tasks.wait()) => if drained.is_err() {
-            tracing::warn!(tasks = tasks.len(), "not everything ended in time");
-        },
-        () = shutdown() => tracing::warn!(tasks = tasks.len(), "a second signal: what still runs is cut off"),
-        // Whoever asks meanwhile is told that the service is not ready.
-        () = accept_everywhere(&listeners, &hall, &app) => {}
-        () = stay_in_touch(&app, &manager) => {}
+        tracing::info!(captures = app.captures.count(), "shutting down");
+        app.stop.cancel();
+        app.tasks.close();
+        manager.stopping(patience, &status(&app));
+        tokio::select! {
+            drained = timeout(patience, app.tasks.wait()) => if drained.is_err() {
+                tracing::warn!(tasks = app.tasks.len(), "not everything ended in time");
+            },
+            () = shutdown() => tracing::warn!(tasks = app.tasks.len(), "a second signal: what still runs is cut off"),
+            // Whoever asks meanwhile is told that the service is not ready.
+            () = accept_everywhere(&listeners, &context, &app) => {}
+            () = stay_in_touch(&app, &manager) => {}
+        }
+        app.tell_the_rest();
+        api.tell_the_rest();
+        context.endpoint.tell_the_rest();
     }
-    app.tell_the_rest();
-    hall.front.tell_the_rest();
 }
 
 /// Tells again and again what lines of the log were left out. Never ends.
-async fn tell_the_rest(app: &App, front: &Front) {
+async fn tell_the_rest(api: &Api, endpoint: &Endpoint) {
     loop {
         sleep(WINDOW).await;
-        app.tell_the_rest();
-        front.tell_the_rest();
+        api.tell_the_rest();
+        endpoint.tell_the_rest();
     }
 }
 
 /// What all connections share.
-struct Hall {
+struct ConnectionContext {
     admission: Arc<Admission>,
     connections: Arc<Connections>,
-    front: Front,
+    endpoint: Endpoint,
     tls: Option<Tls>,
 }
 
-impl Hall {
-    /// Says where the doors are, and if they stand open.
+impl ConnectionContext {
+    /// Logs where the service listens, and whether nobody is asked who they are.
     fn announce(&self, listeners: &[Listener], is_closed: bool) {
         for listener in listeners {
             let tls = self.tls.is_some() && listener.tcp_address().is_some();
@@ -214,7 +173,7 @@ impl Hall {
             );
         }
         let mut addresses = listeners.iter().filter_map(Listener::tcp_address);
-        if self.front.access.is_open()
+        if self.endpoint.access.is_open()
             && let Some(address) = addresses.find(|address| is_reachable(address.ip()))
         {
             tracing::warn!(
@@ -226,31 +185,25 @@ impl Hall {
         }
     }
 
-    /// Forgets connections of ours that have ended; never ends.
-    async fn forget_connections(&self) {
-        loop {
-            sleep(Connections::LINGER).await;
-            self.connections.sweep();
+    /// Follows the certificates; never ends.
+    async fn follow_certificates(&self) {
+        match &self.tls {
+            Some(tls) => tls.follow().await,
+            None => std::future::pending().await,
         }
-    }
-
-    /// Follows tokens and certificates; never ends.
-    async fn follow_files(&self) {
-        let certificates = async {
-            match &self.tls {
-                Some(tls) => tls.follow().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::join!(self.front.access.follow(), certificates);
     }
 }
 
 /// Keeps an object ready for the next capture, and tells when the first one is: the first capture has no longer to wait
 /// than others. Never ends.
-async fn stay_ready(listeners: &[Listener], hall: &Hall, app: &App, manager: &ServiceManager) {
+async fn stay_ready(
+    listeners: &[Listener],
+    context: &ConnectionContext,
+    app: &App,
+    manager: &ServiceManager,
+) {
     app.loader.make_ready().await;
-    hall.announce(listeners, app.config.is_closed);
+    context.announce(listeners, app.config.is_closed);
     manager.ready(&status(app));
     app.loader.keep_one_ready().await;
 }
@@ -277,23 +230,28 @@ fn status(app: &App) -> String {
     }
 }
 
-async fn accept_everywhere(listeners: &[Listener], hall: &Arc<Hall>, app: &App) {
-    join_all(listeners.iter().map(|listener| accept_all(listener, hall, app))).await;
+async fn accept_everywhere(listeners: &[Listener], context: &Arc<ConnectionContext>, app: &App) {
+    join_all(
+        listeners
+            .iter()
+            .map(|listener| accept_all(listener, context, app)),
+    )
+    .await;
 }
 
-async fn accept_all(listener: &Listener, hall: &Arc<Hall>, app: &App) {
+async fn accept_all(listener: &Listener, context: &Arc<ConnectionContext>, app: &App) {
     loop {
         match listener.accept().await {
             Ok((accepted, peer)) => {
-                let hall = Arc::clone(hall);
+                let context = Arc::clone(context);
                 let stop = app.stop.clone();
                 let exchange = Exchange::new();
-                match hall.admission.admit(peer, exchange.clone()) {
+                match context.admission.admit(peer, exchange.clone()) {
                     Ok(admitted) => {
                         app.tasks.spawn(async move {
                             let place = Arc::clone(admitted.place());
                             tokio::select! {
-                                () = welcome(accepted, peer, admitted, exchange, hall, stop) => {}
+                                () = serve_accepted(accepted, peer, admitted, exchange, context, stop) => {}
                                 () = place.turned_out() => tracing::debug!(%peer, "a connection is turned out"),
                             }
                         });
@@ -303,9 +261,9 @@ async fn accept_all(listener: &Listener, hall: &Arc<Hall>, app: &App) {
                         app.tasks.spawn(async move {
                             match accepted {
                                 // It expects TLS, and a handshake is too much to do for those who are not let in.
-                                Accepted::Tcp(_) if hall.tls.is_some() => {}
-                                Accepted::Tcp(stream) => hall.admission.turn_away(stream, why).await,
-                                Accepted::Unix(stream) => hall.admission.turn_away(stream, why).await,
+                                Accepted::Tcp(_) if context.tls.is_some() => {}
+                                Accepted::Tcp(stream) => context.admission.turn_away(stream, why).await,
+                                Accepted::Unix(stream) => context.admission.turn_away(stream, why).await,
                             }
                         });
                     }
@@ -320,12 +278,12 @@ async fn accept_all(listener: &Listener, hall: &Arc<Hall>, app: &App) {
 }
 
 /// Serves one connection, after the handshake if it speaks TLS.
-async fn welcome(
+async fn serve_accepted(
     accepted: Accepted,
     peer: Peer,
     admitted: Admitted,
     exchange: Exchange,
-    hall: Arc<Hall>,
+    context: Arc<ConnectionContext>,
     stop: CancellationToken,
 ) {
     let mut client = Client {
@@ -335,13 +293,13 @@ async fn welcome(
         is_encrypted: false,
         place: Some(Arc::clone(admitted.place())),
     };
-    let stream = match (accepted, &hall.tls) {
+    let stream = match (accepted, &context.tls) {
         (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone(), None),
         (Accepted::Tcp(stream), tls) => {
             keep_prompt_and_alive(&stream);
             client.local = stream.local_addr().ok();
             let ends = client.local.zip(peer.address());
-            let own = ends.map(|(local, peer)| hall.connections.open(local, peer));
+            let own = ends.map(|(local, peer)| context.connections.open(local, peer));
             if let Some(tls) = tls {
                 client.is_encrypted = true;
                 let shaken = tokio::select! {
@@ -363,7 +321,7 @@ async fn welcome(
             }
         }
     };
-    serve_connection(stream, Arc::new(client), exchange, hall, stop).await;
+    serve_connection(stream, Arc::new(client), exchange, context, stop).await;
     drop(admitted);
 }
 
@@ -371,15 +329,15 @@ async fn serve_connection(
     stream: Bounded,
     client: Arc<Client>,
     exchange: Exchange,
-    hall: Arc<Hall>,
+    context: Arc<ConnectionContext>,
     stop: CancellationToken,
 ) {
     let peer = client.peer;
     let service = service_fn(move |request: Request<Incoming>| {
-        let (hall, client) = (Arc::clone(&hall), Arc::clone(&client));
+        let (context, client) = (Arc::clone(&context), Arc::clone(&client));
         let answering = exchange.answer();
         async move {
-            let response = hall.front.answer(request, &client).await?;
+            let response = context.endpoint.answer(request, &client).await?;
             let status = response.status();
             Ok::<_, std::convert::Infallible>(response.map(|body| answering.finish_with(status, body)))
         }

@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use warp::{http::StatusCode, reply::Response};
 
-use super::{answers::Kind, capture::App, refusal::Refusal};
+use super::{answers::Kind, api::Api, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
@@ -131,15 +131,15 @@ struct ContainerDetails<'a> {
 }
 
 /// `/mobyshark`. With a discovery service beside us, the list is there.
-pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal> {
+pub(super) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
-    if let Directory::Service(_) = app.directory {
+    if let Directory::Service(_) = api.app.directory {
         let sentence =
             "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
         return Err(Refusal::new(StatusCode::NOT_FOUND, sentence));
     }
-    let scan = app.discovery.recent().await?;
-    tell(app, &scan, Kind::Mobyshark, caller, || MobysharkList {
+    let scan = api.app.discovery.recent().await?;
+    tell(api, &scan, Kind::Mobyshark, caller, || MobysharkList {
         metadata: Metadata {
             creator: "packetflix",
             creator_id: "packetflix",
@@ -150,23 +150,23 @@ pub(super) async fn list(app: &App, caller: &Caller) -> Result<Response, Refusal
 }
 
 /// `/targets`.
-pub(super) async fn details(app: &App, caller: &Caller) -> Result<Response, Refusal> {
+pub(super) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
-    let scan = app.discovery.recent().await?;
-    tell(app, &scan, Kind::Targets, caller, || {
-        Details::new(&scan, &app.config.node_name, caller)
+    let scan = api.app.discovery.recent().await?;
+    tell(api, &scan, Kind::Targets, caller, || {
+        Details::new(&scan, &api.app.config.node_name, caller)
     })
 }
 
 /// Tells what a scan found to all with the same rights in the same words.
 fn tell<T: Serialize>(
-    app: &App,
+    api: &Api,
     scan: &Arc<Scan>,
     kind: Kind,
     caller: &Caller,
     make: impl FnOnce() -> T,
 ) -> Result<Response, Refusal> {
-    app.answers
+    api.answers
         .tell(scan, kind, caller.rights(), make)
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }

@@ -36,7 +36,7 @@ use warp::{
 
 use super::{
     connection::Client,
-    front::{AnswerBody, boxed},
+    endpoint::{AnswerBody, boxed},
     origin::check_origin,
     refusal::Refusal,
     refusal_log::RefusalLog,

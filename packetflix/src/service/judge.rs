@@ -10,12 +10,11 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::capture::App;
+use super::{App, Caller};
 use crate::{
     access::{Rights, Verdict},
     captures::Capture,
     discovery::{Follower, Scan},
-    service::Caller,
     sys,
 };
 
@@ -23,7 +22,7 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A capture that runs, and on whose behalf.
-pub(super) struct Judge {
+pub(crate) struct Judge {
     app: Arc<App>,
     caller: Caller,
     /// What the caller may do by now, for those who act on it.
@@ -38,7 +37,7 @@ pub(super) struct Judge {
 
 impl Judge {
     /// Judges a capture of the namespace `netns`, which was found by process `pid` if by any; `rights` follow the caller's.
-    pub(super) fn new(
+    pub(crate) fn new(
         app: Arc<App>,
         caller: Caller,
         rights: watch::Sender<Arc<Rights>>,
@@ -58,7 +57,7 @@ impl Judge {
     }
 
     /// Ends the capture as soon as its caller may not have it any more; never ends before that.
-    pub(super) async fn watch(mut self) {
+    pub(crate) async fn watch(mut self) {
         let why = self.reason().await;
         tracing::info!(reason = why, "a capture loses its right");
         self.capture.revoke(why);

@@ -18,7 +18,8 @@ use warp::{
 
 use super::{
     admission::TurnedAway,
-    capture::{App, LocalEnd},
+    api::Api,
+    capture::LocalEnd,
     connection::Client,
     credentials::{identify, take_query_token},
     log::RequestLog,
@@ -67,8 +68,8 @@ impl Asked {
 pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
 /// The service behind every connection.
-pub(super) struct Front {
-    app: Arc<App>,
+pub(super) struct Endpoint {
+    api: Arc<Api>,
     pub(super) access: Arc<Access>,
     routes: Routes,
     proxy: Option<Proxy>,
@@ -76,17 +77,18 @@ pub(super) struct Front {
     accounted: LineBounds<ClientId>,
 }
 
-impl Front {
-    pub(super) fn new(app: &Arc<App>) -> Self {
+impl Endpoint {
+    pub(super) fn new(api: &Arc<Api>) -> Self {
+        let app = &api.app;
         let service = app.config.discovery_service.clone();
         let origins = app.config.allowed_origins.clone();
         let proxy = service
             .filter(|_| app.config.proxy_discovery)
             .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
         Self {
-            app: Arc::clone(app),
             access: Arc::clone(&app.access),
-            routes: routes(Arc::clone(app)),
+            routes: routes(Arc::clone(api)),
+            api: Arc::clone(api),
             proxy,
             accounted: LineBounds::new(ACCOUNTED_LINES),
         }
@@ -96,7 +98,7 @@ impl Front {
     pub(super) fn tell_the_rest(&self) {
         for (client, count) in self.accounted.take_the_rest() {
             let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
-            self.app.audit.more_refused(&client, count, WINDOW.as_secs());
+            self.api.app.audit.more_refused(&client, count, WINDOW.as_secs());
         }
     }
 
@@ -108,13 +110,13 @@ impl Front {
     ) -> Result<Response<AnswerBody>, Infallible> {
         let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
         // Only where a query may have a token is it ours to take out of what is the discovery service's.
-        let allows_token = self.app.config.allow_query_token;
+        let allows_token = self.api.app.config.allow_query_token;
         let token = if allows_token || proxy.is_none() {
             take_query_token(&mut request).filter(|_| allows_token)
         } else {
             None
         };
-        let log = RequestLog::begin(&self.app.config, &request);
+        let log = RequestLog::begin(&self.api.app.config, &request);
         let asked = Asked::of(&request);
         let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
@@ -128,7 +130,7 @@ impl Front {
             let body = instead_of_a_list(response.status(), &sentence).to_string();
             *response.body_mut() = boxed(Full::from(body));
         }
-        self.app.metrics.answered(response.status().as_u16());
+        self.api.app.metrics.answered(response.status().as_u16());
         if let Some(log) = log {
             log.end(response.status());
         }
@@ -142,7 +144,7 @@ impl Front {
         client: &Client,
         token: Option<&[u8]>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        let origins = &self.app.config.allowed_origins;
+        let origins = &self.api.app.config.allowed_origins;
         if let Some(answer) = answer_preflight::<_, Empty<Bytes>>(&request, origins) {
             return Ok(answer.map(boxed));
         }
@@ -164,9 +166,6 @@ impl Front {
                 let name = Name(caller.name().into());
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
-                if let Some(peer) = client.peer.address() {
-                    extensions.insert(peer);
-                }
                 if let Some(local) = client.local {
                     extensions.insert(LocalEnd(local));
                 }
@@ -213,7 +212,7 @@ impl Front {
             request.headers_mut().remove(header::AUTHORIZATION);
         }
         let right = UseOfService::new(caller, Arc::clone(&self.access));
-        proxy.answer(request, client, right, &self.app.refusals).await
+        proxy.answer(request, client, right, &self.api.refusals).await
     }
 
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
@@ -222,10 +221,10 @@ impl Front {
         if client.place.as_ref().is_some_and(|place| place.is_reserved()) {
             return Err(TurnedAway::Full.into());
         }
-        let origins = &self.app.config.allowed_origins;
+        let origins = &self.api.app.config.allowed_origins;
         let headers = request.headers();
         if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
-            self.app.names.check(request.uri(), headers)?;
+            self.api.names.check(request.uri(), headers)?;
         }
         // The discovery service has pages of its own, to which links lead.
         let is_page = is_proxied && [Method::GET, Method::HEAD].contains(request.method());
@@ -264,7 +263,7 @@ impl Front {
         if is_capture || !self.accounted.allow(&ClientId::new(client.peer.ip())) {
             return;
         }
-        self.app.audit.not_let_in(&Refused {
+        self.api.app.audit.not_let_in(&Refused {
             client: name.map_or("", |name| &name.0),
             address: client.peer.to_string(),
             method: asked.method.as_str(),
@@ -276,7 +275,7 @@ impl Front {
 
     /// Refuses what does not get as far as our routes or the discovery service.
     fn refuse(&self, refusal: Refusal, client: &Client) -> Response<AnswerBody> {
-        self.app.refusals.not_let_in(client.peer, &refusal);
+        self.api.refusals.not_let_in(client.peer, &refusal);
         refusal.into_response().map(boxed)
     }
 }

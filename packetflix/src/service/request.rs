@@ -1,0 +1,50 @@
+//! What is asked for when a capture is.
+
+use packetflix_common::MAX_INTERFACES;
+
+use crate::{
+    description::TargetDescription,
+    session::{Limits, StatisticsPace},
+    tap::InterfaceSelection,
+};
+
+/// A capture that a client wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CaptureRequest {
+    /// What is to be captured.
+    pub(crate) target: TargetDescription,
+    /// Which interfaces; `None` leaves it to the target.
+    pub(crate) selection: Option<InterfaceSelection>,
+    /// The filter, or empty.
+    pub(crate) filter: String,
+    /// With the service's own traffic.
+    pub(crate) with_own: bool,
+    /// Without promiscuous mode.
+    pub(crate) chaste: bool,
+    /// With the names of known targets.
+    pub(crate) names: bool,
+    /// Snapshot length in bytes.
+    pub(crate) snaplen: u32,
+    /// Where the stream ends at the latest.
+    pub(crate) limits: Limits,
+    /// When there are statistics beside the final ones.
+    pub(crate) statistics: StatisticsPace,
+}
+
+/// More interfaces are named than a capture can have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0} interfaces are named, and {MAX_INTERFACES} is the most")]
+pub(crate) struct TooManyInterfaces(usize);
+
+/// Interfaces by their names, `all` and `any` alone being all, as nothing is.
+pub(crate) fn select(mut names: Vec<String>) -> Result<InterfaceSelection, TooManyInterfaces> {
+    names.retain(|name| !name.is_empty());
+    names.sort_unstable();
+    names.dedup();
+    match &names[..] {
+        [] => Ok(InterfaceSelection::All),
+        [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
+        _ if names.len() > MAX_INTERFACES as usize => Err(TooManyInterfaces(names.len())),
+        _ => Ok(InterfaceSelection::Named(names)),
+    }
+}

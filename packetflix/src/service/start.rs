@@ -1,0 +1,458 @@
+//! From a request to a capture that runs.
+
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::future::OptionFuture;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::Instrument as _;
+
+use super::{
+    App, Caller, ClientId, Peer, Permit, StartError, TooManyInterfaces,
+    judge::Judge,
+    own::{Claimed, Own},
+    request::{CaptureRequest, select},
+};
+use crate::{
+    access::Rights,
+    captures::{Capture, CaptureFacts, Found, RunningCapture},
+    description::TargetDescription,
+    discovery::{DiscoveredTarget, Scan},
+    filter::compile::has_names,
+    netns::{FindError, Netns},
+    resolve::{Directory, Target, TargetError},
+    session::{CaptureKey, Joined, KnownNames, Limits, MeantTarget, Session, SessionInfo},
+    sys,
+    tap::{
+        CaptureFilters, InterfaceSelection, LoadError, OwnTraffic, Tap, TapError, TapRequest,
+        look_at_interfaces,
+    },
+};
+
+/// How long the packets of a capture wait for the names of addresses.
+const NAMES_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// How long a capture that is accounted for waits for what the discovery finds in its namespace.
+const FOUND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// After how long that is looked for where nobody waits for it. Captures that are over by then cost no look at the host.
+const FOUND_AFTER: Duration = Duration::from_secs(1);
+
+/// Who asks for a capture, and from where.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    pub(crate) caller: Caller,
+    /// Where the service listens.
+    pub(crate) listening: Arc<[SocketAddr]>,
+    pub(crate) claimed: Option<Claimed>,
+}
+
+/// A capture that runs, and whose packets wait for their client.
+pub(crate) struct Started {
+    session: Session,
+    running: RunningCapture,
+    judge: Judge,
+    app: Arc<App>,
+    holder: (String, &'static str),
+    opened: Instant,
+    stop: CancellationToken,
+    permit: Permit,
+    /// Its interfaces have several link types.
+    pub(crate) has_several_link_types: bool,
+}
+
+impl Started {
+    /// Lets `deliver` hand it to its client, for as long as that may have it. The place among the captures that may run is
+    /// given back when all is over.
+    pub(crate) async fn deliver<D: Future<Output = ()>>(
+        self,
+        deliver: impl FnOnce(Session, RunningCapture, CancellationToken) -> D,
+    ) {
+        let Self {
+            session,
+            running,
+            judge,
+            app,
+            holder,
+            opened,
+            stop,
+            permit,
+            has_several_link_types: _,
+        } = self;
+        let capture = running.capture();
+        tokio::select! {
+            () = deliver(session, running, stop) => {}
+            () = judge.watch() => {}
+            () = app.tell_found(&capture, &holder, opened) => {}
+        }
+        drop(permit);
+    }
+}
+
+impl App {
+    /// Starts the capture number `id`.
+    ///
+    /// # Errors
+    /// When there is none; nothing of it is left then.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        id: u64,
+        request: CaptureRequest,
+        asker: Asker,
+    ) -> Result<Started, StartError> {
+        let Asker {
+            caller,
+            listening,
+            claimed,
+        } = asker;
+        if let Some(problem) = self.audit.problem() {
+            return Err(StartError::Unaccountable(problem));
+        }
+        let mut permit = self.permit(&caller)?;
+
+        let (rights, rights_by_now) = watch::channel(Arc::clone(caller.rights()));
+        let names = request.names.then(|| self.names(rights_by_now));
+        let asked = request.target.clone();
+        let target = self.open_target(request.target, &caller).await?;
+        permit.name_target(target.netns.inode())?;
+        let own = if request.with_own {
+            Own::default()
+        } else {
+            let peer = caller.peer().and_then(Peer::address);
+            Own::find(target.netns.inode(), &listening, peer, claimed)
+        };
+        let Target {
+            mut netns,
+            mut description,
+        } = target;
+        let selection = as_wished(request.selection, &description)?;
+        if description.images.is_empty() {
+            description.images = self
+                .discovery
+                .known_images(netns.inode(), &description.full_name());
+        }
+        let info = SessionInfo {
+            netns: netns.inode(),
+            holder: netns.name_and_type(),
+            description: &description,
+            node_name: &self.config.node_name,
+            chaste: request.chaste,
+            filter: &request.filter,
+            left_out: &own.comment,
+            snaplen: request.snaplen,
+            rates: self.config.tap.rates,
+            limits: Limits {
+                max_duration: self.config.max_duration,
+                ..request.limits.clone()
+            },
+            statistics: request.statistics,
+        };
+        // Tomorrow, a name may be another's.
+        let is_alone = own.is_claimed || (self.filters.resolve_names && has_names(&request.filter));
+        let key = CaptureKey {
+            netns: netns.inode(),
+            selection,
+            filter: request.filter.clone(),
+            snaplen: request.snaplen,
+            with_own: request.with_own,
+            chaste: request.chaste,
+            alone: is_alone.then_some(id),
+        };
+        let mut target = description.clone();
+        if target.name.is_empty() {
+            let (name, kind) = info.holder.clone();
+            (target.name, target.kind) = (name, kind.to_owned());
+        }
+        let meant = meant_target(&mut netns, &target);
+        let mut facts = CaptureFacts {
+            id,
+            tap: id,
+            client: caller.facts(),
+            target,
+            asked,
+            netns: key.netns,
+            selection: key.selection.clone(),
+            filter: request.filter.clone(),
+        };
+        let stop = self.stop.child_token();
+        // The namespace is held open, so that its number is nobody else's.
+        let (opened, holder) = (Instant::now(), info.holder.clone());
+        let accounted = OptionFuture::from(self.audit.is_kept().then(|| self.found(&facts, &holder, opened)));
+        let (joined, found) = tokio::join!(
+            self.join_or_begin(&info, facts.id, key, netns, own.traffic, &caller),
+            accounted
+        );
+        let joined = joined?;
+        facts.tap = joined.tap();
+        let has_several_link_types = joined.has_several_link_types();
+        // Until it is sure that there is a stream, nothing has begun.
+        let capture = self.captures.prepare(facts, stop.clone());
+        if let Some(found) = found {
+            capture.set_found(found);
+        }
+        let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
+        let running = self.captures.begin(capture)?;
+        if let Some((names, first)) = names {
+            session.tell_names(names, first);
+        }
+        if let Some(process) = meant {
+            session.end_with(process);
+        }
+        tracing::info!(
+            netns = session.netns(),
+            name = description.full_name(),
+            caller = caller.name(),
+            "started"
+        );
+
+        let judge = Judge::new(
+            Arc::clone(self),
+            caller,
+            rights,
+            session.netns(),
+            description.pid,
+            running.capture(),
+        );
+        Ok(Started {
+            session,
+            running,
+            judge,
+            app: Arc::clone(self),
+            holder,
+            opened,
+            stop,
+            permit,
+            has_several_link_types,
+        })
+    }
+
+    /// Opens the target, if the caller may capture it. What that is called is not the caller's to say: a caller whose
+    /// captures are bound to patterns is judged by who is in the namespace that is open already, in a scan that began
+    /// after that, so that its number cannot have passed to another.
+    async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, StartError> {
+        let rights = caller.rights();
+        if !rights.are_by_pattern() {
+            let name = wanted.name.clone();
+            let error = match Target::open(wanted, &self.directory, rights, &caller.account()).await {
+                Ok(target) => return Ok(target),
+                Err(unknown @ TargetError::Unknown { .. }) => self.stopped_or(unknown, name).await,
+                Err(error) => error,
+            };
+            return Err(match rights.may_discover() {
+                true => error.into(),
+                false => error.without_others().into(),
+            });
+        }
+        let name = wanted.full_name();
+        let asked = match (&name[..], wanted.netns, wanted.pid) {
+            ("", Some(netns), _) => format!("network namespace {netns}"),
+            ("", None, Some(pid)) => format!("process {pid}"),
+            ("", None, None) => return Err(TargetError::Nothing.into()),
+            (name, ..) => format!("target {name}"),
+        };
+        if !name.is_empty() {
+            caller.may_ask_for(&name, &asked)?;
+        }
+        // Before it is searched for: how long that takes would tell whether it is there.
+        if let Some(netns) = wanted.netns_alone() {
+            let scan = self.discovery.scan_now().await?;
+            if scan.is_cut {
+                return Err(caller.is_unsure_of(&asked).into());
+            }
+            caller.may_capture(scan.occupants(netns), &asked)?;
+        }
+        let opened = Target::open(wanted, &self.directory, rights, &caller.account()).await;
+        let scan = self.discovery.scan_now().await?;
+        let target = opened.map_err(|error| hidden(error, caller, &asked, &scan))?;
+        let netns = target.netns.inode();
+        let allowed = caller.may_capture(scan.occupants(netns), &asked);
+        // What is not theirs is refused as what is not there.
+        if scan.have_left(netns) || (allowed.is_err() && scan.is_cut) {
+            return Err(caller.is_unsure_of(&asked).into());
+        }
+        allowed?;
+        Ok(target)
+    }
+
+    /// What is to be said of a target that is unknown: its container may be there without running.
+    async fn stopped_or(&self, unknown: TargetError, name: String) -> TargetError {
+        if let Directory::Service(_) = self.directory {
+            return unknown;
+        }
+        match self.discovery.state_at_rest(&name).await {
+            Some(state) => TargetError::Stopped { name, state },
+            None => unknown,
+        }
+    }
+
+    /// Joins the capture if it runs, or begins it, with the number `id`, if the stream that `info` tells of has room for packets.
+    async fn join_or_begin(
+        &self,
+        info: &SessionInfo<'_>,
+        id: u64,
+        key: CaptureKey,
+        netns: Netns,
+        own: OwnTraffic,
+        caller: &Caller,
+    ) -> Result<Joined, StartError> {
+        let slot = self.feeds.slot(key.clone()).await;
+        if let Some(joined) = slot.join(&own).await {
+            return Ok(joined);
+        }
+        let filters = CaptureFilters::build(&key.filter, &self.filters_for(caller.account()))
+            .await
+            .map_err(|error| StartError::Filter(error).about_filter(&key.filter, None))?;
+        if info.limits.bytes.is_some() {
+            let interfaces = look_at_interfaces(&netns, &key.selection, &filters, &self.loader)?;
+            info.check_interfaces(interfaces)?;
+        }
+        let instructions = filters.instructions();
+        let request = TapRequest {
+            selection: key.selection,
+            filters,
+            own: own.clone(),
+            snaplen: key.snaplen,
+            promiscuous: !key.chaste,
+            is_admin: caller.rights().may_administer(),
+        };
+        let tap = Tap::open(&netns, request, &self.loader)
+            .await
+            .map_err(|error| match error {
+                TapError::Load(LoadError::Program { .. }) => {
+                    StartError::Tap(error).about_filter(&key.filter, Some(instructions))
+                }
+                TapError::Load(LoadError::Filter(_)) => {
+                    StartError::Tap(error).about_filter(&key.filter, None)
+                }
+                error => error.into(),
+            })?;
+        Ok(slot.begin(id, netns, tap, own))
+    }
+
+    /// What the discovery finds in the namespace that `facts` are of, which was open at `opened`. `holder` is who holds it, as
+    /// far as the kernel tells.
+    async fn found(&self, facts: &CaptureFacts, holder: &(String, &'static str), opened: Instant) -> Found {
+        let mut found = Found {
+            name: holder.0.clone(),
+            kind: holder.1.to_owned(),
+            ..Found::default()
+        };
+        let Ok(Ok(scan)) = timeout(FOUND_TIMEOUT, self.discovery.since(opened)).await else {
+            tracing::debug!("what is captured is told without the names that the discovery has");
+            return found;
+        };
+        let there: Vec<&DiscoveredTarget> = scan.targets_in(facts.netns).collect();
+        found.names = there.iter().map(|target| target.full_name()).collect();
+        let asked = facts.asked.full_name();
+        let is_meant = |target: &&&DiscoveredTarget| {
+            let process = target.process.map(|process| process.pid);
+            target.full_name() == asked || (process.is_some() && process == facts.asked.pid)
+        };
+        if let Some(target) = there.iter().find(is_meant).or_else(|| there.first()) {
+            found.name.clone_from(&target.name);
+            target.kind.clone_into(&mut found.kind);
+            found.prefix.clone_from(&target.prefix);
+        }
+        found
+    }
+
+    /// Logs what the discovery finds in the namespace of a capture, whatever its client calls it. Never ends.
+    async fn tell_found(&self, capture: &Capture, holder: &(String, &'static str), opened: Instant) {
+        if capture.found().is_none() {
+            sleep(FOUND_AFTER).await;
+            capture.set_found(self.found(capture.facts(), holder, opened).await);
+        }
+        if let Some(found) = capture.found() {
+            tracing::info!(
+                name = found.name,
+                kind = found.kind,
+                prefix = found.prefix,
+                names = found.first_names().collect::<Vec<_>>().join(", "),
+                "found there"
+            );
+        }
+        pending::<()>().await;
+    }
+
+    /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
+    /// packets do not wait for them much longer: whatever comes later is told later.
+    fn names(&self, rights: watch::Receiver<Arc<Rights>>) -> (KnownNames, AbortOnDropHandle<()>) {
+        let discovery = Arc::clone(&self.discovery);
+        let names = discovery.addresses();
+        let first = async move {
+            if timeout(NAMES_TIMEOUT, discovery.recent()).await.is_err() {
+                tracing::debug!("the names of addresses will be told later");
+            }
+        };
+        let first = AbortOnDropHandle::new(tokio::spawn(first.in_current_span()));
+        (KnownNames { names, rights }, first)
+    }
+
+    /// One more capture, if that many may run and the service does not end.
+    fn permit(&self, caller: &Caller) -> Result<Permit, StartError> {
+        if self.stop.is_cancelled() {
+            return Err(StartError::ShuttingDown);
+        }
+        let client = ClientId::new(caller.peer().and_then(Peer::ip));
+        let is_admin = caller.rights().may_administer();
+        Ok(self.permits.permit(client, caller.account(), is_admin)?)
+    }
+}
+
+/// What a caller is told who may capture some targets only, where a target could not be opened: nothing of others. Whether a
+/// process is there that may not be looked at, the kernel tells us, and nobody else: what the scan lacks decides.
+fn hidden(error: TargetError, caller: &Caller, asked: &str, scan: &Scan) -> StartError {
+    match error {
+        // What becomes of a discovery service is the same for all targets.
+        error @ (TargetError::Nothing | TargetError::Directory(_)) => error.into(),
+        TargetError::Find(
+            FindError::Denied { .. } | FindError::Exhausted { .. } | FindError::Incomplete { .. },
+        )
+        | TargetError::Busy
+        | TargetError::CutOff => caller.is_unsure_of(asked).into(),
+        TargetError::Unknown { .. } | TargetError::NotFoundAgain { .. } if scan.is_partial => {
+            caller.is_unsure_of(asked).into()
+        }
+        TargetError::Unreadable(_) | TargetError::Stale(_) if scan.is_cut => {
+            caller.is_unsure_of(asked).into()
+        }
+        TargetError::Unreadable(_)
+        | TargetError::Find(FindError::NotFound { .. })
+        | TargetError::Stale(_)
+        | TargetError::NotFoundAgain { .. }
+        | TargetError::Unknown { .. }
+        | TargetError::Stopped { .. }
+        | TargetError::Ambiguous { .. }
+        | TargetError::Successor { .. }
+        | TargetError::Ended { .. } => caller.has_no(asked).into(),
+    }
+}
+
+/// What was meant by a name or a process, as far as the kernel can tell when it ends.
+fn meant_target(netns: &mut Netns, target: &TargetDescription) -> Option<MeantTarget> {
+    let process = sys::watch(netns.take_process()?);
+    let process = process.inspect_err(|error| tracing::warn!(%error, "the target's end is not noticed"));
+    Some(MeantTarget {
+        name: target.full_name(),
+        process: process.ok()?,
+    })
+}
+
+/// Which interfaces are wanted. The list that a request has of its target's interfaces says what its client knew of them,
+/// and so does `nif`, where a client just hands that list back.
+fn as_wished(
+    asked: Option<InterfaceSelection>,
+    target: &TargetDescription,
+) -> Result<InterfaceSelection, TooManyInterfaces> {
+    let listed = match select(target.interfaces.clone())? {
+        InterfaceSelection::Named(names) => InterfaceSelection::Listed(names),
+        all => all,
+    };
+    Ok(match asked {
+        Some(asked) if asked.names().is_none() || asked.names() != listed.names() => asked,
+        _ => listed,
+    })
+}
