@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 
-use super::{connection::Exchange, refusal::plain_answer};
+use super::{connection::Exchange, plain_answer::plain_answer};
 use crate::service::{ClientId, Peer};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
@@ -296,7 +296,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::http::refusal::instead_of_a_list;
+    use crate::http::plain_answer::instead_of_a_list;
 
     fn peer(address: &str) -> Peer {
         Peer::Tcp(SocketAddr::new(address.parse().unwrap(), 7))

@@ -24,7 +24,7 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{admission::Place, refusal::plain_answer, request_line::RequestLine};
+use super::{admission::Place, plain_answer::plain_answer, request_line::RequestLine};
 use crate::{
     service::{Certificate, Peer},
     tap::OpenConnection,

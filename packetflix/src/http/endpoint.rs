@@ -24,8 +24,9 @@ use super::{
     credentials::{identify, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
+    plain_answer::instead_of_a_list,
     proxy::{Proxy, UseOfService},
-    refusal::{Refusal, Sentence, instead_of_a_list},
+    refusal::{Refusal, Sentence},
     routes::{Routes, is_ours, is_public, routes},
 };
 use crate::{

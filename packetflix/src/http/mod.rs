@@ -11,12 +11,15 @@ mod connection;
 mod credentials;
 mod endpoint;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod health;
 mod host;
 mod listen;
 mod live;
 mod log;
 mod origin;
+mod plain_answer;
 mod proxy;
 mod refusal;
 mod refusal_log;
@@ -35,6 +38,3 @@ pub use self::{
     server::{Server, ServerError},
     tls::TlsError,
 };
-
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use request::fuzzing;

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use warp::{
     Reply,
     http::{HeaderValue, StatusCode, header},
@@ -64,17 +64,6 @@ impl Refusal {
     }
 }
 
-/// The body of a refusal for those who read it without a look at the status, as GhostWire's clients do: to them an object without
-/// a list is an empty list, and people would see a host without targets.
-///
-/// `containers` is no list, so that whoever wants one fails. Go tells of what it cannot read but the kind, unless it is a
-/// number: so those who take names of members in any case, as it does, come upon the status first, where a whole number would
-/// have to be.
-pub(super) fn instead_of_a_list(status: StatusCode, sentence: &str) -> Value {
-    let status = f64::from(status.as_u16());
-    json!({ "Containers": [{ "netns": status }], "containers": sentence, "error": sentence })
-}
-
 /// The sentence of a refusal, in the extensions of the response that has it.
 #[derive(Clone, Debug)]
 pub(super) struct Sentence(pub(super) String);
@@ -105,16 +94,6 @@ impl Reply for Refusal {
         }
         response
     }
-}
-
-/// A whole answer for those whose request is not read, or not to its end, and who may want a list.
-pub(super) fn plain_answer(status: StatusCode, sentence: &str) -> Vec<u8> {
-    let body = instead_of_a_list(status, sentence).to_string();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
 }
 
 impl From<TurnedAway> for Refusal {

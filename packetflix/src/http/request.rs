@@ -174,6 +174,12 @@ pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, 
     })
 }
 
+/// Names of the headers that are read.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn headers_that_count() -> impl Iterator<Item = &'static str> {
+    PARAMETERS.iter().filter_map(|parameter| parameter.header)
+}
+
 /// The end of a sentence that names what may have been meant.
 fn or_meant(nearest: Option<&str>) -> String {
     nearest.map_or_else(
@@ -209,7 +215,7 @@ fn parse_statistics(text: &str) -> Result<StatisticsPace, String> {
     }
 }
 
-fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
+pub(super) fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
     // A list would be taken for the members in their order.
     if text.trim_start().starts_with('[') {
         return Err(RequestError::Container("it is a list".to_owned()));
@@ -285,75 +291,6 @@ impl<'a> Parameters<'a> {
             Some("0") => Ok(false),
             Some(other) => Err(RequestError::Switch(parameter.name, other.to_owned())),
         }
-    }
-}
-
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fuzzing {
-    use bytes::BytesMut;
-    use packetflix_common::MAX_INTERFACES;
-    use warp::http::{HeaderName, HeaderValue};
-
-    use super::{super::refusal::Refusal, *};
-    use crate::pcapng::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader};
-
-    /// A query in the first line, and values of headers in those that follow.
-    pub fn request(data: &[u8]) {
-        let mut lines = data.split(|byte| *byte == b'\n');
-        let query = String::from_utf8_lossy(lines.next().unwrap_or_default());
-        let names = PARAMETERS.iter().filter_map(|parameter| parameter.header);
-        let names: Vec<&str> = names.chain(["origin", "host"]).collect();
-        let mut headers = HeaderMap::new();
-        for (line, name) in lines.zip(names.iter().cycle()).take(20) {
-            // An empty line is a header that is not there.
-            if let (false, Ok(value)) = (line.is_empty(), HeaderValue::from_bytes(line)) {
-                headers.append(HeaderName::from_static(name), value);
-            }
-        }
-        let refusals = [
-            crate::http::origin::check_origin(&headers, &[]).err(),
-            parse(&query, &headers).map(|request| check(&request)).err(),
-        ];
-        for refusal in refusals.into_iter().flatten() {
-            let Refusal { status, sentence } = refusal.into();
-            assert!(
-                status.is_client_error() && !sentence.is_empty(),
-                "{status} {sentence}"
-            );
-        }
-    }
-
-    fn check(request: &CaptureRequest) {
-        if let Some(InterfaceSelection::Named(names)) = &request.selection {
-            assert!((1..=MAX_INTERFACES as usize).contains(&names.len()) && names.is_sorted());
-        }
-        assert_eq!(request.filter, request.filter.trim());
-        let TargetDescription { netns, pid, .. } = request.target;
-        assert!(netns != Some(0) && pid != Some(0));
-    }
-
-    /// The JSON of a target, which becomes part of the section header.
-    pub fn container(data: &[u8]) {
-        let Ok(target) = parse_container(&String::from_utf8_lossy(data)) else {
-            return;
-        };
-        let mut header = BytesMut::new();
-        SectionHeader {
-            hardware: "",
-            os: "",
-            application: "",
-            comment: CaptureComment {
-                container_name: &target.full_name(),
-                container_type: &target.kind,
-                node_name: &target.node_name,
-                cluster_uid: &target.cluster.uid,
-                filter: &target.prefix,
-                chaste: true,
-            },
-        }
-        .encode(&mut header);
-        assert!(header.len() <= MAX_SECTION_HEADER_LEN && header.len().is_multiple_of(4));
-        let _ = select(target.interfaces);
     }
 }
 
