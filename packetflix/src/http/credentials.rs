@@ -2,7 +2,7 @@
 
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
-use super::{connection::Client, proxy};
+use super::{proxy, transport::connection::Client};
 use crate::{
     access::{Access, AccessError},
     service::{Caller, Shown},

@@ -17,17 +17,17 @@ use warp::{
 };
 
 use super::{
-    admission::TurnedAway,
     api::Api,
-    capture::LocalEnd,
-    connection::Client,
+    api::capture::LocalEnd,
+    api::plain_answer::instead_of_a_list,
+    api::refusal::{Refusal, Sentence},
+    api::routes::{Routes, is_ours, is_public, routes},
     credentials::{identify, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
-    plain_answer::instead_of_a_list,
     proxy::{Proxy, UseOfService},
-    refusal::{Refusal, Sentence},
-    routes::{Routes, is_ours, is_public, routes},
+    transport::admission::TurnedAway,
+    transport::connection::Client,
 };
 use crate::{
     access::Access,

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use warp::http::{HeaderMap, HeaderValue, Uri, header, uri::Authority};
 
-use super::request::RequestError;
+use super::api::request::RequestError;
 use crate::config::HostName;
 
 /// Where machines have their own names (hosts(5)).

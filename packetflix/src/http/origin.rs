@@ -5,7 +5,7 @@ use warp::http::{
     header::{self, HeaderName},
 };
 
-use super::request::RequestError;
+use super::api::request::RequestError;
 use crate::config::Origin;
 
 /// What browsers say of where the page is that a request comes from (Fetch Metadata, section 2).

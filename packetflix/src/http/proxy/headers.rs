@@ -5,7 +5,7 @@ use warp::http::{
     uri::PathAndQuery,
 };
 
-use crate::{config::ServiceAddress, http::connection::Client};
+use crate::{config::ServiceAddress, http::transport::connection::Client};
 
 /// Where the discovery service is to be found here.
 const PREFIX: &str = "/discover";

@@ -35,13 +35,13 @@ use warp::{
 };
 
 use super::{
-    connection::Client,
+    api::refusal::Refusal,
+    api::refusal_log::RefusalLog,
+    api::request::RequestError,
     endpoint::{AnswerBody, boxed},
     origin::check_origin,
-    refusal::Refusal,
-    refusal_log::RefusalLog,
-    request::RequestError,
-    tcp::keep_prompt_and_alive,
+    transport::connection::Client,
+    transport::tcp::keep_prompt_and_alive,
 };
 use crate::{
     config::{Origin, ServiceAddress},

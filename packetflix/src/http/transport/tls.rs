@@ -81,7 +81,7 @@ pub enum TlsError {
 }
 
 /// What speaks TLS with clients.
-pub(super) struct Tls(Arc<Reloaded<Setup>>);
+pub(crate) struct Tls(Arc<Reloaded<Setup>>);
 
 /// What the files amount to.
 struct Setup {
@@ -125,7 +125,7 @@ impl fmt::Debug for ClientCertificate {
 
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub(crate) enum HandshakeError {
     #[error("the TLS handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Slow(#[from] Elapsed),
     #[error("the TLS handshake failed")]
@@ -137,7 +137,7 @@ impl Tls {
     ///
     /// # Errors
     /// When TLS cannot be spoken with them.
-    pub(super) fn open(files: &TlsFiles) -> Result<Self, TlsError> {
+    pub(crate) fn open(files: &TlsFiles) -> Result<Self, TlsError> {
         let paths = [&files.certificate, &files.key]
             .into_iter()
             .chain(&files.client_ca)
@@ -149,12 +149,12 @@ impl Tls {
     }
 
     /// The files, to tell how old what was read of them is.
-    pub(super) fn files(&self) -> Arc<dyn Followed> {
+    pub(crate) fn files(&self) -> Arc<dyn Followed> {
         Arc::clone(&self.0) as Arc<dyn Followed>
     }
 
     /// Follows the files; never ends.
-    pub(super) async fn follow(&self) {
+    pub(crate) async fn follow(&self) {
         Arc::clone(&self.0).follow().await;
     }
 
@@ -162,7 +162,7 @@ impl Tls {
     ///
     /// # Errors
     /// When it fails, or takes too long.
-    pub(super) async fn accept(
+    pub(crate) async fn accept(
         &self,
         stream: TcpStream,
     ) -> Result<(TlsStream<TcpStream>, Option<Arc<dyn Certificate>>), HandshakeError> {

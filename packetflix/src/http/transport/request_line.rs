@@ -17,7 +17,7 @@ const PIECE: usize = 4 * 1024;
 
 /// The first line of a request, in which `"`, `<` and `>` are escaped, as they should have been.
 #[derive(Debug, Default)]
-pub(super) struct RequestLine {
+pub(crate) struct RequestLine {
     /// How many bytes of it have come.
     len: usize,
     has_ended: bool,
@@ -27,14 +27,14 @@ pub(super) struct RequestLine {
 
 impl RequestLine {
     /// Another request is awaited. What has come of it already stays as it came.
-    pub(super) fn begin_anew(&mut self) {
+    pub(crate) fn begin_anew(&mut self) {
         if self.rest.is_empty() {
             *self = Self::default();
         }
     }
 
     /// Reads from a stream: the line as it should be, and what follows as it is.
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &mut self,
         stream: Pin<&mut (impl AsyncRead + ?Sized)>,
         context: &mut Context<'_>,

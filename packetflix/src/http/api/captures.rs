@@ -9,8 +9,11 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{api::Api, capture::Handshake, origin::check_origin, refusal::Refusal};
-use crate::captures::{Amount, Capture, Found};
+use super::{Api, capture::Handshake, refusal::Refusal};
+use crate::{
+    captures::{Amount, Capture, Found},
+    http::origin::check_origin,
+};
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
@@ -97,7 +100,7 @@ struct Dropped {
 }
 
 /// All captures that run.
-pub(super) fn list(api: &Api, handshake: &Handshake) -> Response {
+pub(crate) fn list(api: &Api, handshake: &Handshake) -> Response {
     if let Err(refusal) = check_right(api, handshake) {
         return refusal.into_response();
     }
@@ -110,7 +113,7 @@ pub(super) fn list(api: &Api, handshake: &Handshake) -> Response {
 }
 
 /// One capture: shown, or ended.
-pub(super) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
+pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
     if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
         let sentence = format!("a capture is read with GET and ended with DELETE, not with {method}");
         let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence);

@@ -101,7 +101,7 @@ struct Peer {
 
 /// Sends what `session` has to say until either side ends it, of which `stop` tells the session; then closes the
 /// connection.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     socket: WebSocket<TokioIo<Upgraded>>,
     mut session: Session,
     running: RunningCapture,

@@ -7,14 +7,14 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{api::Api, refusal::Refusal};
+use super::{Api, refusal::Refusal};
 use crate::service::Caller;
 
 /// Media type of OpenMetrics (its specification 1.0, section 4.1).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All counts.
-pub(super) fn metrics(api: &Api, caller: &Caller) -> Response {
+pub(crate) fn metrics(api: &Api, caller: &Caller) -> Response {
     if let Err(forbidden) = caller.may_see_metrics() {
         return Refusal::from(forbidden).into_response();
     }
@@ -25,12 +25,12 @@ pub(super) fn metrics(api: &Api, caller: &Caller) -> Response {
 }
 
 /// That there is an answer says that the service lives.
-pub(super) fn alive() -> Response {
+pub(crate) fn alive() -> Response {
     reply::json(&json!({ "status": "alive" })).into_response()
 }
 
 /// Whether captures can begin.
-pub(super) fn ready(api: &Api) -> Response {
+pub(crate) fn ready(api: &Api) -> Response {
     match api.app.problem() {
         Some(problem) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
         None => reply::json(&json!({ "status": "ready" })).into_response(),

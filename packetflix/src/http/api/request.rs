@@ -80,7 +80,7 @@ struct Parameter {
 
 /// Why a request cannot be served.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     #[error("a page of {origin} may not capture here: its origin is not {host}")]
     ForeignOrigin { origin: String, host: String },
     #[error(
@@ -136,7 +136,7 @@ pub(super) enum RequestError {
 }
 
 /// Reads the request for a capture. Headers that we do not know are ignored; parameters are not.
-pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, RequestError> {
+pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, RequestError> {
     let parameters = Parameters::parse(query, headers)?;
     let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
     let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
@@ -176,7 +176,7 @@ pub(super) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, 
 
 /// Names of the headers that are read.
 #[cfg(any(test, feature = "fuzzing"))]
-pub(super) fn headers_that_count() -> impl Iterator<Item = &'static str> {
+pub(crate) fn headers_that_count() -> impl Iterator<Item = &'static str> {
     PARAMETERS.iter().filter_map(|parameter| parameter.header)
 }
 
@@ -215,7 +215,7 @@ fn parse_statistics(text: &str) -> Result<StatisticsPace, String> {
     }
 }
 
-pub(super) fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
+pub(crate) fn parse_container(text: &str) -> Result<TargetDescription, RequestError> {
     // A list would be taken for the members in their order.
     if text.trim_start().starts_with('[') {
         return Err(RequestError::Container("it is a list".to_owned()));

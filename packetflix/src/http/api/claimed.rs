@@ -4,12 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use warp::http::{HeaderMap, header, uri::Authority};
 
-use super::host::OwnNames;
+use crate::http::host::OwnNames;
 use crate::service::Claimed;
 
 /// Where the client says that it reaches us, if that is not where its connection ends. A name that is our own is no other
 /// place; of others it is not known where they lead.
-pub(super) fn claimed_by(headers: &HeaderMap, local: SocketAddr, names: &OwnNames) -> Option<Claimed> {
+pub(crate) fn claimed_by(headers: &HeaderMap, local: SocketAddr, names: &OwnNames) -> Option<Claimed> {
     let (host, asked) = asked_endpoint(headers)?;
     let ip = local.ip().to_canonical();
     let is_direct = asked.port == local.port()

@@ -24,7 +24,8 @@ use tokio::{
 };
 use warp::http::StatusCode;
 
-use super::{admission::Place, plain_answer::plain_answer, request_line::RequestLine};
+use super::{admission::Place, request_line::RequestLine};
+use crate::http::api::plain_answer::plain_answer;
 use crate::{
     service::{Certificate, Peer},
     tap::OpenConnection,
@@ -46,26 +47,26 @@ const PATIENCE: Patience = Patience {
 
 /// What is known of a client before it says anything.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
-    pub(super) peer: Peer,
+pub(crate) struct Client {
+    pub(crate) peer: Peer,
     /// Our end of the connection, if that has an address.
-    pub(super) local: Option<SocketAddr>,
+    pub(crate) local: Option<SocketAddr>,
     /// The certificate that it has shown, which was trusted then.
-    pub(super) certificate: Option<Arc<dyn Certificate>>,
+    pub(crate) certificate: Option<Arc<dyn Certificate>>,
     /// Whether it speaks TLS.
-    pub(super) is_encrypted: bool,
+    pub(crate) is_encrypted: bool,
     /// Its place among the connections that there may be, if these are bounded.
-    pub(super) place: Option<Arc<Place>>,
+    pub(crate) place: Option<Arc<Place>>,
 }
 
 /// A stream of bytes, both ways.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// What a connection is about, as those know who answer its requests.
 #[derive(Clone, Debug)]
-pub(super) struct Exchange(Arc<State>);
+pub(crate) struct Exchange(Arc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -87,7 +88,7 @@ const ANSWERED: u8 = 2;
 const UPGRADED: u8 = 3;
 
 impl Exchange {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(State {
             now: AtomicU8::new(BEGUN),
             reader: AtomicWaker::new(),
@@ -96,13 +97,13 @@ impl Exchange {
     }
 
     /// Whether a request is answered at the moment, to the last byte, or was with a change to another protocol.
-    pub(super) fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         let is_answered = matches!(self.0.now.load(Ordering::Relaxed), ANSWERED | UPGRADED);
         is_answered || self.0.is_stalled.load(Ordering::Relaxed)
     }
 
     /// The head of a request has come. It is answered until what this gives is dropped.
-    pub(super) fn answer(&self) -> Answering {
+    pub(crate) fn answer(&self) -> Answering {
         self.0.now.store(ANSWERED, Ordering::Relaxed);
         Answering(self.clone())
     }
@@ -110,11 +111,11 @@ impl Exchange {
 
 /// A request that is answered.
 #[derive(Debug)]
-pub(super) struct Answering(Exchange);
+pub(crate) struct Answering(Exchange);
 
 impl Answering {
     /// The answer is one with a body, after which the next request is awaited, or the last of this protocol.
-    pub(super) fn finish_with<B>(self, status: StatusCode, body: B) -> AnswerBody<B> {
+    pub(crate) fn finish_with<B>(self, status: StatusCode, body: B) -> AnswerBody<B> {
         let Self(Exchange(state)) = &self;
         if status == StatusCode::SWITCHING_PROTOCOLS {
             state.now.store(UPGRADED, Ordering::Relaxed);
@@ -138,7 +139,7 @@ impl Drop for Answering {
 }
 
 /// The body of an answer, which is under way for as long as this is there.
-pub(super) struct AnswerBody<B> {
+pub(crate) struct AnswerBody<B> {
     body: B,
     _answering: Answering,
 }
@@ -165,7 +166,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
 
 /// A connection that ends when its client takes too long: with a 408 if the head of a request has begun, and silently
 /// where there is nothing to answer.
-pub(super) struct Bounded {
+pub(crate) struct Bounded {
     stream: Box<dyn Stream>,
     /// Says that its packets are our own, for as long as there may be any.
     _own: Option<OpenConnection>,
@@ -181,7 +182,7 @@ pub(super) struct Bounded {
 }
 
 impl Bounded {
-    pub(super) fn new(stream: Box<dyn Stream>, exchange: Exchange, own: Option<OpenConnection>) -> Self {
+    pub(crate) fn new(stream: Box<dyn Stream>, exchange: Exchange, own: Option<OpenConnection>) -> Self {
         Self {
             stream,
             _own: own,

@@ -11,15 +11,15 @@ const LINES: u64 = 50;
 
 /// Logs refusals, and bounds how many lines that takes.
 #[derive(Debug)]
-pub(super) struct RefusalLog(LineBounds<ClientId>);
+pub(crate) struct RefusalLog(LineBounds<ClientId>);
 
 impl RefusalLog {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(LineBounds::new(LINES))
     }
 
     /// Logs that `peer` was not let in, unless enough is said of it already.
-    pub(super) fn not_let_in(&self, peer: Peer, refusal: &Refusal) {
+    pub(crate) fn not_let_in(&self, peer: Peer, refusal: &Refusal) {
         if self.is_worth_a_line(Some(peer)) {
             let status = refusal.status.as_u16();
             tracing::info!(%peer, status, reason = refusal.sentence, "not let in");
@@ -28,7 +28,7 @@ impl RefusalLog {
 
     /// Logs in the current span that a capture of `peer` was refused, unless enough is said of it already. The address of
     /// one who was let in is for the account of captures only.
-    pub(super) fn refused(&self, peer: Option<Peer>, refusal: &Refusal) {
+    pub(crate) fn refused(&self, peer: Option<Peer>, refusal: &Refusal) {
         if self.is_worth_a_line(peer) {
             let status = refusal.status.as_u16();
             tracing::info!(status, reason = refusal.sentence, "refused");
@@ -36,7 +36,7 @@ impl RefusalLog {
     }
 
     /// Logs that the discovery service has not answered a request of `peer`, unless enough is said of it already.
-    pub(super) fn not_proxied(&self, peer: Peer, refusal: &Refusal) {
+    pub(crate) fn not_proxied(&self, peer: Peer, refusal: &Refusal) {
         if self.is_worth_a_line(Some(peer)) {
             let status = refusal.status.as_u16();
             tracing::info!(status, reason = refusal.sentence, "not proxied");
@@ -48,7 +48,7 @@ impl RefusalLog {
     }
 
     /// Logs how many refusals had no line since the last time.
-    pub(super) fn tell_the_rest(&self) {
+    pub(crate) fn tell_the_rest(&self) {
         for (client, count) in self.0.take_the_rest() {
             let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
             tracing::info!(

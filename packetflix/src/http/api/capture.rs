@@ -11,10 +11,8 @@ use warp::{
     reply::Response,
 };
 
-use super::{
-    api::Api, claimed::claimed_by, origin::check_origin, refusal::Refusal, request, request::RequestError,
-    websocket,
-};
+use super::{Api, claimed::claimed_by, refusal::Refusal, request, request::RequestError, websocket};
+use crate::http::origin::check_origin;
 use crate::{
     capture_end::CaptureEnd,
     captures::Attempt,
@@ -28,20 +26,20 @@ const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
 
 /// Our end of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LocalEnd(pub(super) SocketAddr);
+pub(crate) struct LocalEnd(pub(crate) SocketAddr);
 
 /// A request for a capture, as it came.
-pub(super) struct Handshake {
-    pub(super) query: String,
-    pub(super) headers: HeaderMap,
-    pub(super) on_upgrade: Option<OnUpgrade>,
-    pub(super) local: Option<LocalEnd>,
+pub(crate) struct Handshake {
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) on_upgrade: Option<OnUpgrade>,
+    pub(crate) local: Option<LocalEnd>,
     /// Who asks, and what they may do.
-    pub(super) caller: Caller,
+    pub(crate) caller: Caller,
 }
 
 /// Starts a capture and answers the handshake, or says why not.
-pub(super) async fn capture(api: &Api, handshake: Handshake) -> Result<Response, Refusal> {
+pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response, Refusal> {
     let id = api.app.next_id();
     let span = tracing::info_span!("capture", id);
     let mut attempt = Attempt {

@@ -13,7 +13,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_retries(6);
 
 /// Sends what is written at once, and notices a peer that vanishes.
-pub(super) fn keep_prompt_and_alive(stream: &TcpStream) {
+pub(crate) fn keep_prompt_and_alive(stream: &TcpStream) {
     if let Err(error) = set_options(&SockRef::from(stream)) {
         tracing::debug!(%error, "an option of a connection could not be set");
     }

@@ -48,7 +48,7 @@ impl From<Excess> for Error {
 /// Whoever reaches the port may show any certificates. webpki tries each that could have issued another, in every order, up
 /// to six levels: what is beyond the bounds is refused before it begins.
 #[derive(Debug)]
-pub(super) struct BoundedVerifier(pub(super) Arc<dyn ClientCertVerifier>);
+pub(crate) struct BoundedVerifier(pub(crate) Arc<dyn ClientCertVerifier>);
 
 fn check_bounds(own: &CertificateDer<'_>, between: &[CertificateDer<'_>]) -> Result<(), Excess> {
     let count = 1 + between.len();

@@ -21,7 +21,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 
-use super::{connection::Exchange, plain_answer::plain_answer};
+use super::connection::Exchange;
+use crate::http::api::plain_answer::plain_answer;
 use crate::service::{ClientId, Peer};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
@@ -43,7 +44,7 @@ const MAX_FAREWELLS: usize = 64;
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lets connections in.
-pub(super) struct Admission {
+pub(crate) struct Admission {
     per_address: usize,
     farewells: Arc<Semaphore>,
     present: Mutex<Present>,
@@ -65,7 +66,7 @@ struct Present {
 
 /// What is known of a connection that was let in.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     client: Option<ClientId>,
     is_reserved: bool,
     exchange: Exchange,
@@ -77,7 +78,7 @@ pub(super) struct Place {
 }
 
 /// A connection that was let in, until it is dropped.
-pub(super) struct Admitted {
+pub(crate) struct Admitted {
     admission: Arc<Admission>,
     number: u64,
     place: Arc<Place>,
@@ -85,7 +86,7 @@ pub(super) struct Admitted {
 
 /// Why a connection is not let in.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum TurnedAway {
+pub(crate) enum TurnedAway {
     #[error("there are {MAX_CONNECTIONS} connections already: try again in a moment")]
     Full,
     #[error("there are {most} connections from {client} already, and no more are let in")]
@@ -94,19 +95,19 @@ pub(super) enum TurnedAway {
 
 impl Place {
     /// Somebody who is let in asks for what is not for everyone.
-    pub(super) fn prove(&self) {
+    pub(crate) fn prove(&self) {
         static ASKED: AtomicU64 = AtomicU64::new(1);
         self.proven
             .store(ASKED.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether it is one for what everyone may ask, and nothing else.
-    pub(super) fn is_reserved(&self) -> bool {
+    pub(crate) fn is_reserved(&self) -> bool {
         self.is_reserved
     }
 
     /// Waits until the connection has to end: another needs the place, or it has shown nothing for too long.
-    pub(super) async fn turned_out(&self) {
+    pub(crate) async fn turned_out(&self) {
         self.turned_out_after(UNPROVEN_TIMEOUT).await;
     }
 
@@ -184,7 +185,7 @@ impl Present {
 }
 
 impl Admission {
-    pub(super) fn new(per_address: usize) -> Arc<Self> {
+    pub(crate) fn new(per_address: usize) -> Arc<Self> {
         Arc::new(Self {
             per_address,
             farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)),
@@ -196,7 +197,7 @@ impl Admission {
     ///
     /// # Errors
     /// When none can go.
-    pub(super) fn admit(self: &Arc<Self>, peer: Peer, exchange: Exchange) -> Result<Admitted, TurnedAway> {
+    pub(crate) fn admit(self: &Arc<Self>, peer: Peer, exchange: Exchange) -> Result<Admitted, TurnedAway> {
         let client = peer.ip().map(|address| ClientId::new(Some(address)));
         let mut present = self.lock();
         let mut is_reserved = false;
@@ -248,7 +249,7 @@ impl Admission {
     }
 
     /// Tells a client why it is not let in, unless too many are told already.
-    pub(super) async fn turn_away(&self, stream: impl AsyncRead + AsyncWrite + Unpin, why: TurnedAway) {
+    pub(crate) async fn turn_away(&self, stream: impl AsyncRead + AsyncWrite + Unpin, why: TurnedAway) {
         let Ok(_permit) = self.farewells.try_acquire() else {
             return;
         };
@@ -265,13 +266,13 @@ impl Drop for Admitted {
 
 impl Admitted {
     /// What is known of it.
-    pub(super) fn place(&self) -> &Arc<Place> {
+    pub(crate) fn place(&self) -> &Arc<Place> {
         &self.place
     }
 }
 
 impl TurnedAway {
-    pub(super) fn status(self) -> StatusCode {
+    pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::Full => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -296,7 +297,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::http::plain_answer::instead_of_a_list;
+    use crate::http::api::plain_answer::instead_of_a_list;
 
     fn peer(address: &str) -> Peer {
         Peer::Tcp(SocketAddr::new(address.parse().unwrap(), 7))

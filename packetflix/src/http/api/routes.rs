@@ -13,7 +13,7 @@ use warp::{
 };
 
 use super::{
-    api::Api,
+    Api,
     capture::{self, Handshake, LocalEnd},
     captures, filter, health,
     refusal::Refusal,
@@ -41,20 +41,20 @@ const CAPTURES: &str = "/captures/";
 const PUBLIC: [&str; 3] = ["/version", "/healthz", "/readyz"];
 
 /// All routes, as a filter that never rejects.
-pub(super) type Routes = BoxedFilter<(Response,)>;
+pub(crate) type Routes = BoxedFilter<(Response,)>;
 
 /// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
-pub(super) fn is_ours(path: &str) -> bool {
+pub(crate) fn is_ours(path: &str) -> bool {
     PATHS.contains(&path) || path.starts_with(CAPTURES)
 }
 
 /// Whether everyone may know what is at a path.
-pub(super) fn is_public(path: &str) -> bool {
+pub(crate) fn is_public(path: &str) -> bool {
     PUBLIC.contains(&path)
 }
 
 /// All routes, with every answer, the refusals too, as a response.
-pub(super) fn routes(api: Arc<Api>) -> Routes {
+pub(crate) fn routes(api: Arc<Api>) -> Routes {
     let query = warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) });
     warp::method()
         .and(warp::path::full())

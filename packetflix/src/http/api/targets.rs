@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use warp::{http::StatusCode, reply::Response};
 
-use super::{answers::Kind, api::Api, refusal::Refusal};
+use super::{Api, answers::Kind, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
@@ -131,7 +131,7 @@ struct ContainerDetails<'a> {
 }
 
 /// `/mobyshark`. With a discovery service beside us, the list is there.
-pub(super) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
+pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     if let Directory::Service(_) = api.app.directory {
         let sentence =
@@ -150,7 +150,7 @@ pub(super) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
 }
 
 /// `/targets`.
-pub(super) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
+pub(crate) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     let scan = api.app.discovery.recent().await?;
     tell(api, &scan, Kind::Targets, caller, || {

@@ -7,7 +7,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{api::Api, refusal::Refusal};
+use super::{Api, refusal::Refusal};
 use crate::{
     filter::{Translated, classic, native},
     pcapng::LinkType,
@@ -34,7 +34,7 @@ const LINK_TYPES: [(&str, &str, LinkType); 2] = [
 ];
 
 /// Compiles the expression `expr` of the query for the link type `linktype`, Ethernet unless it is given.
-pub(super) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
+pub(crate) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     let refused = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
         .map_err(|error| refused(format!("the query cannot be read: {error}")))?;

@@ -45,13 +45,13 @@ pub enum ListenError {
 
 /// A socket that is listened at.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
 /// What has been accepted.
-pub(super) enum Accepted {
+pub(crate) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -61,7 +61,7 @@ impl Listener {
     ///
     /// # Errors
     /// When there can be none, for want of descriptors for one.
-    pub(super) async fn accept(&self) -> io::Result<(Accepted, Peer)> {
+    pub(crate) async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -76,7 +76,7 @@ impl Listener {
     }
 
     /// Address and port, of a TCP socket.
-    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
             Self::Unix(..) => None,
@@ -101,7 +101,7 @@ impl fmt::Display for Listener {
 ///
 /// # Errors
 /// When one is taken, not allowed, or not known; or when others could reach it who may not.
-pub(super) fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Vec<Listener>, ListenError> {
+pub(crate) fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     for address in addresses {
         match listen_at(address, only_here) {
@@ -234,7 +234,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 /// The file of a Unix socket, removed when dropped, if it still is the same.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -264,12 +264,12 @@ impl Drop for SocketFile {
 }
 
 /// Whether others than this host may reach an address.
-pub(super) fn is_reachable(address: IpAddr) -> bool {
+pub(crate) fn is_reachable(address: IpAddr) -> bool {
     !address.to_canonical().is_loopback()
 }
 
 /// Whether a connection to `address` comes to a socket that listens at `our`.
-pub(super) fn leads_to(address: SocketAddr, our: SocketAddr) -> bool {
+pub(crate) fn leads_to(address: SocketAddr, our: SocketAddr) -> bool {
     let to = match address.ip().to_canonical() {
         IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

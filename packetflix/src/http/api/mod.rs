@@ -1,27 +1,44 @@
 //! What all requests share.
 
+pub(crate) mod answers;
+pub(crate) mod capture;
+pub(crate) mod captures;
+pub(crate) mod claimed;
+pub(crate) mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+pub(crate) mod health;
+pub(crate) mod plain_answer;
+pub(crate) mod refusal;
+pub(crate) mod refusal_log;
+pub(crate) mod request;
+pub(crate) mod routes;
+pub(crate) mod targets;
+pub(crate) mod websocket;
+
 use std::{net::SocketAddr, sync::Arc};
 
-use super::{answers::Answers, host::OwnNames, refusal_log::RefusalLog};
+use self::{answers::Answers, refusal_log::RefusalLog};
+use crate::http::host::OwnNames;
 use crate::{access::Followed, service::App};
 
 /// The service, and what answering over HTTP takes beside it.
-pub(super) struct Api {
-    pub(super) app: Arc<App>,
+pub(crate) struct Api {
+    pub(crate) app: Arc<App>,
     /// What the service may be called.
-    pub(super) names: OwnNames,
+    pub(crate) names: OwnNames,
     /// The TCP addresses that are listened at.
-    pub(super) listening: Arc<[SocketAddr]>,
+    pub(crate) listening: Arc<[SocketAddr]>,
     /// The files of TLS, which are followed.
-    pub(super) certificates: Option<Arc<dyn Followed>>,
+    pub(crate) certificates: Option<Arc<dyn Followed>>,
     /// Tells of those who are refused.
-    pub(super) refusals: RefusalLog,
+    pub(crate) refusals: RefusalLog,
     /// Lists of targets that are told.
-    pub(super) answers: Answers,
+    pub(crate) answers: Answers,
 }
 
 impl Api {
-    pub(super) fn new(
+    pub(crate) fn new(
         app: Arc<App>,
         listening: Vec<SocketAddr>,
         certificates: Option<Arc<dyn Followed>>,
@@ -37,7 +54,7 @@ impl Api {
     }
 
     /// Logs, where lines are bounded, what had none since the last time.
-    pub(super) fn tell_the_rest(&self) {
+    pub(crate) fn tell_the_rest(&self) {
         self.refusals.tell_the_rest();
     }
 }

@@ -30,14 +30,14 @@ const MAX_KEPT: usize = 16;
 
 /// What an answer tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Mobyshark,
     Targets,
 }
 
 /// The answers that are kept, and those under way.
 #[derive(Debug)]
-pub(super) struct Answers {
+pub(crate) struct Answers {
     state: Mutex<State>,
     /// Most bytes of all of them.
     most: usize,
@@ -75,7 +75,7 @@ impl Answer {
 
 impl Answers {
     /// With bounds that suit the memory that there is.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let most = usize::try_from(memory::usable() / SHARE).unwrap_or(MAX_UNREAD);
         Self::within(most.clamp(MIN_UNREAD, MAX_UNREAD))
     }
@@ -88,7 +88,7 @@ impl Answers {
     }
 
     /// The answer on a subject to whoever has these rights: made by `make`, unless it is there already.
-    pub(super) fn tell<S: Send + Sync + 'static, T: Serialize>(
+    pub(crate) fn tell<S: Send + Sync + 'static, T: Serialize>(
         &self,
         subject: &Arc<S>,
         kind: Kind,

@@ -13,13 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::{Admission, Admitted},
-    api::Api,
     connection::{Bounded, Client, Exchange},
-    endpoint::Endpoint,
     listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
+use crate::http::{api::Api, endpoint::Endpoint};
 use crate::{
     config::ServiceAddress,
     line_bounds::WINDOW,

@@ -5,10 +5,10 @@ use packetflix_common::MAX_INTERFACES;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
-    origin::check_origin,
     refusal::Refusal,
     request::{headers_that_count, parse, parse_container},
 };
+use crate::http::origin::check_origin;
 use crate::{
     description::TargetDescription,
     pcapng::{CaptureComment, MAX_SECTION_HEADER_LEN, SectionHeader},

@@ -9,13 +9,13 @@ use warp::http::StatusCode;
 /// `containers` is no list, so that whoever wants one fails. Go tells of what it cannot read but the kind, unless it is a
 /// number: so those who take names of members in any case, as it does, come upon the status first, where a whole number would
 /// have to be.
-pub(super) fn instead_of_a_list(status: StatusCode, sentence: &str) -> Value {
+pub(crate) fn instead_of_a_list(status: StatusCode, sentence: &str) -> Value {
     let status = f64::from(status.as_u16());
     json!({ "Containers": [{ "netns": status }], "containers": sentence, "error": sentence })
 }
 
 /// A whole answer for those whose request is not read, or not to its end, and who may want a list.
-pub(super) fn plain_answer(status: StatusCode, sentence: &str) -> Vec<u8> {
+pub(crate) fn plain_answer(status: StatusCode, sentence: &str) -> Vec<u8> {
     let body = instead_of_a_list(status, sentence).to_string();
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -9,7 +9,8 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{admission::TurnedAway, proxy::ProxyError, request::RequestError};
+use super::request::RequestError;
+use crate::http::{proxy::ProxyError, transport::admission::TurnedAway};
 use crate::{
     access::AccessError,
     capabilities::Capability,
@@ -32,13 +33,13 @@ const MAX_SENTENCE_LEN: usize = 1024;
 
 /// An answer that says why there is no capture, or nothing else that was asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) sentence: String,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) sentence: String,
 }
 
 impl Refusal {
-    pub(super) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
         let mut sentence = sentence.into();
         if sentence.len() > MAX_SENTENCE_LEN {
             sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE_LEN));
@@ -66,7 +67,7 @@ impl Refusal {
 
 /// The sentence of a refusal, in the extensions of the response that has it.
 #[derive(Clone, Debug)]
-pub(super) struct Sentence(pub(super) String);
+pub(crate) struct Sentence(pub(crate) String);
 
 impl Reply for Refusal {
     fn into_response(self) -> Response {
