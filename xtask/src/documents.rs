@@ -137,7 +137,9 @@ fn links_of(text: &str) -> Vec<String> {
     for line in prose(text) {
         // Each second part is code.
         let words: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
-        for part in words.split("](").skip(1) {
+        let defined = words.strip_prefix('[').and_then(|rest| rest.split_once("]: "));
+        let inline = words.split("](").skip(1);
+        for part in inline.chain(defined.map(|(_, link)| link)) {
             let link = part.split([')', ' ']).next().unwrap_or_default();
             if !link.contains("://") && !link.starts_with("mailto:") {
                 links.push(link.to_owned());
@@ -206,8 +208,8 @@ mod tests {
 
     #[test]
     fn links_are_found_outside_of_code() {
-        let text = "See [a](a.md), ![b](b.svg) and [c](../c.md#d).\n[e](https://e.example/) `[f](f.md)` [g](#g)\n```\n[h](h.md)\n```";
-        assert_eq!(links_of(text), ["a.md", "b.svg", "../c.md#d", "#g"]);
+        let text = "See [a](a.md), ![b](b.svg) and [c](../c.md#d).\n[e](https://e.example/) `[f](f.md)` [g](#g)\n```\n[h](h.md)\n```\n[i]: i.md";
+        assert_eq!(links_of(text), ["a.md", "b.svg", "../c.md#d", "#g", "i.md"]);
         let source = "//! See `docs/stream.md#losses`, and docs/hooks.md.\n# docs/README and mydocs/x.md";
         assert_eq!(mentions_in(source), ["docs/stream.md#losses", "docs/hooks.md"]);
     }
