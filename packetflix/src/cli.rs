@@ -38,7 +38,7 @@ pub enum Verb {
     /// Try what captures take on this machine, and say what works, what does not, what that costs, and what to do;
     /// ends with 1 if captures cannot work
     Check {
-        /// Tell it as JSON
+        /// Report as JSON
         #[arg(long)]
         json: bool,
         /// Only ask the service that runs, and was started with the same flags and variables, whether it lives; ends with 1

@@ -191,7 +191,7 @@ impl Metrics {
             engine_problems: plain(
                 registry,
                 "engine_problems",
-                "Scans in which an engine did not tell what it runs, by its socket",
+                "Scans in which an engine did not say what it runs, by its socket",
             ),
             requests: plain(registry, "http_requests", "Requests that were answered"),
             refused: plain(
