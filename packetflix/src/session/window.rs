@@ -157,6 +157,7 @@ impl Window {
         while self.len > MAX_WINDOW_LEN && self.batches.len() > 1 {
             self.pass_one();
         }
+        self.let_pass();
     }
 
     /// Takes the next batch of a client.
@@ -244,6 +245,8 @@ impl Window {
     fn pass_one(&mut self) {
         if let Some(Waiting { batch, .. }) = self.batches.pop_front() {
             self.first += 1;
+            // Those that it waited for may have left without it: whoever joins then waits for what is behind it.
+            self.furthest = self.furthest.max(self.first);
             self.len -= batch.packets.len();
             add(&mut self.passed, &batch.counts);
         }
@@ -315,6 +318,26 @@ mod tests {
         assert_eq!(seen_early.delivered, [3, 4]);
         assert_eq!(seen_late.delivered, [0, 4]);
         assert_eq!((window.len, window.batches.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_joins_as_the_last_leaves_waits_for_nothing_of_theirs() {
+        let mut window = Window::default();
+        let first = window.join();
+        window.publish(batch(10, 0, 3));
+        window.leave(&first);
+        let second = window.join();
+        assert!(window.has_room());
+        // The reader may have been about to publish more when the last one left.
+        window.leave(&second);
+        window.publish(batch(10, 0, 4));
+        let mut third = window.join();
+        assert!(window.has_room());
+        window.publish(batch(10, 0, 5));
+        let mut seen = Seen::default();
+        while seen.take(&mut window, &mut third) {}
+        assert_eq!((seen.delivered, seen.lost), ([5, 0], [0, 0]));
+        assert!(window.has_room());
     }
 
     #[test]
