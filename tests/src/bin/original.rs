@@ -26,9 +26,9 @@ fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?.port());
     for stream in listener.incoming() {
-        let stream = stream?;
+        // One client's failure, before it was accepted too, is not the others'.
         thread::spawn(move || {
-            if let Err(error) = serve(stream) {
+            if let Err(error) = stream.map_err(Into::into).and_then(serve) {
                 eprintln!("original: {error:#}");
             }
         });

@@ -2,14 +2,19 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    net::TcpStream,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     namespace::Namespace,
-    server::{Server, program},
+    server::{Server, program, wait_until},
 };
+
+/// How long the stand-in may take to listen.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +76,29 @@ impl Contestant {
                     .spawn()?;
                 let mut port = String::new();
                 BufReader::new(child.stdout.take().context("no output")?).read_line(&mut port)?;
-                Ok(Running::Original(child, port.trim_end().parse()?))
+                let port = port.trim_end().parse().context("the stand-in tells no port")?;
+                let mut running = Running::Original(child, port);
+                running.wait_until_listening()?;
+                Ok(running)
             }
         }
     }
 }
 
 impl Running {
+    /// Waits until a connection to it is taken.
+    fn wait_until_listening(&mut self) -> anyhow::Result<()> {
+        let port = self.port();
+        wait_until(PATIENCE, || {
+            if let Self::Original(child, _) = self {
+                let ended = child.try_wait()?;
+                ensure!(ended.is_none(), "it has ended: {ended:?}");
+            }
+            Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
+        })
+        .with_context(|| format!("the stand-in does not listen at port {port}"))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Packetflix(server) => server.pid(),
