@@ -123,26 +123,15 @@ impl Netns {
             unshare(CloneFlags::CLONE_NEWNET)?;
             // Without the right to do so it stays down.
             let _ = sys::set_interface_up(c"lo");
-            let descriptor = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
-            let inode = fstat(&descriptor)?.st_ino;
-            Ok((descriptor, inode))
+            Self::of_thread()
         };
-        let (descriptor, inode) = thread::scope(|scope| {
+        thread::scope(|scope| {
             let maker = thread::Builder::new().spawn_scoped(scope, make);
             maker
                 .map_err(EnterError::Thread)?
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 .map_err(EnterError::Unshare)
-        })?;
-        let holder = Holder::Process {
-            pid: std::process::id(),
-        };
-        Ok(Self {
-            descriptor,
-            inode,
-            process: None,
-            holder: Mutex::new(holder),
         })
     }
 
@@ -151,18 +140,17 @@ impl Netns {
     /// # Errors
     /// When `/proc` does not show it.
     pub(crate) fn own() -> Result<Self, EnterError> {
-        let open = || {
-            let descriptor = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
-            let inode = fstat(&descriptor)?.st_ino;
-            Ok((descriptor, inode))
-        };
-        let (descriptor, inode) = open().map_err(EnterError::Setns)?;
+        Self::of_thread().map_err(EnterError::Setns)
+    }
+
+    fn of_thread() -> io::Result<Self> {
+        let descriptor = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
         let holder = Holder::Process {
             pid: std::process::id(),
         };
         Ok(Self {
+            inode: fstat(&descriptor)?.st_ino,
             descriptor,
-            inode,
             process: None,
             holder: Mutex::new(holder),
         })
