@@ -40,6 +40,18 @@ fn get(
     curl(&[&arguments[..], more].concat())
 }
 
+/// Flags for a server with this identity, which lets in by the authority's certificates.
+fn tls<'a>(own: &'a Identity, authority: &'a Authority) -> anyhow::Result<[&'a str; 6]> {
+    Ok([
+        "--tls-cert",
+        text(&own.certificate)?,
+        "--tls-key",
+        text(&own.key)?,
+        "--tls-client-ca",
+        text(authority.certificate())?,
+    ])
+}
+
 #[tokio::test]
 async fn certificates_let_in() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
@@ -51,15 +63,7 @@ async fn certificates_let_in() -> anyhow::Result<()> {
     let eve = authority.issue("eve", "/CN=eve")?;
     let stranger = foreign.issue("stranger", "/CN=carol")?;
     let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\neve cert discover\n"))?;
-    let files = [
-        "--tls-cert",
-        text(&own.certificate)?,
-        "--tls-key",
-        text(&own.key)?,
-        "--tls-client-ca",
-        text(authority.certificate())?,
-    ];
-    let server = server_with(&tokens, &files)?;
+    let server = server_with(&tokens, &tls(&own, &authority)?)?;
     ensure!(server.log().contains("tls=true"), "{}", server.log());
     ensure!(!server.log().contains("NOBODY IS ASKED"), "{}", server.log());
 
@@ -105,7 +109,7 @@ async fn certificates_let_in() -> anyhow::Result<()> {
         "--listen",
         &format!("127.0.0.1:{}", server.port()),
     ]);
-    output_of(live.args(files))?;
+    output_of(live.args(tls(&own, &authority)?))?;
 
     let url = format!(
         "wss://127.0.0.1:{}/capture?netns={}",
@@ -175,16 +179,7 @@ async fn chains_that_take_long_to_verify_are_refused_unverified() -> anyhow::Res
     let carol = authority.issue("carol", "/CN=carol")?;
     let mallory = foreign.issue("mallory", "/CN=mallory")?;
     let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
-    let files = [
-        "--tls-cert",
-        text(&own.certificate)?,
-        "--tls-key",
-        text(&own.key)?,
-        "--tls-client-ca",
-        text(authority.certificate())?,
-        "--debug",
-    ];
-    let server = server_with(&tokens, &files)?;
+    let server = server_with(&tokens, &[&tls(&own, &authority)?[..], &["--debug"]].concat())?;
     let with = |who: &Identity, others: &[&Path]| {
         let mut chain = fs::read(&who.certificate)?;
         for other in others {
