@@ -357,6 +357,108 @@ async fn names_that_change_all_the_time_are_told_now_and_then_and_the_last_alway
     Ok(())
 }
 
+/// Makes links, waits until all clients are told of them, deletes them, and waits until all have their final statistics.
+async fn come_and_go(
+    namespace: &Namespace,
+    clients: &mut [Recorder],
+    links: usize,
+    batch: &str,
+    packet: &[u8],
+) -> anyhow::Result<()> {
+    let known: Vec<usize> = clients
+        .iter()
+        .map(|one| blocks(one.stream(), DESCRIPTION))
+        .collect();
+    namespace.ip(&["-batch", batch])?;
+    for (client, known) in clients.iter_mut().zip(known) {
+        read_until_blocks(client, DESCRIPTION, known + links).await?;
+    }
+    namespace.ip(&["link", "set", "w0", "up"])?;
+    namespace.ip(&["link", "set", "q0", "up"])?;
+    RawSocket::open(namespace, "q0")?.send(packet)?;
+    namespace.ip(&["link", "delete", "group", "7"])?;
+    for client in clients {
+        let described = blocks(client.stream(), DESCRIPTION);
+        // All but those of the interfaces that stay.
+        read_until_blocks(client, STATISTICS, described - 2).await?;
+    }
+    Ok(())
+}
+
+const DESCRIPTION: u32 = 1;
+const STATISTICS: u32 = 5;
+
+/// How many blocks of a type a stream has.
+fn blocks(mut stream: &[u8], kind: u32) -> usize {
+    let mut count = 0;
+    while let Some((head, _)) = stream.split_first_chunk::<8>() {
+        let [kind_here, len] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| head[at + byte])));
+        count += usize::from(kind_here == kind);
+        stream = &stream[len as usize..];
+    }
+    count
+}
+
+async fn read_until_blocks(client: &mut Recorder, kind: u32, count: usize) -> anyhow::Result<()> {
+    while blocks(client.stream(), kind) < count {
+        let come = blocks(client.stream(), kind);
+        let piece = client.read().await;
+        if let Some((code, reason)) =
+            piece.with_context(|| format!("{come} of {count} blocks of type {kind}"))?
+        {
+            anyhow::bail!("ended with {code} {reason}");
+        }
+    }
+    Ok(())
+}
+
+/// Whoever has root's rights in a namespace can make and delete links by the thousand, for as long as a capture runs.
+#[tokio::test]
+async fn what_is_gone_is_forgotten_once_all_clients_have_its_statistics() -> anyhow::Result<()> {
+    const PAIRS: usize = 100;
+    let rounds = pace::sample(24) as u8;
+
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}&statistics=end", here.inode()?));
+    let mut clients = [Recorder::start(&url).await?, Recorder::start(&url).await?];
+    let folder = Folder::new()?;
+    let batch = folder.file("links");
+    let lines = (0..PAIRS).map(|one| format!("link add q{one} group 7 type veth peer name w{one} group 7\n"));
+    std::fs::write(&batch, lines.collect::<String>())?;
+    let batch = batch.to_str().context("no text")?;
+    let mut before = 0;
+    for round in 0..rounds {
+        // What the allocator keeps for what comes at once is there after some.
+        if round == rounds / 4 {
+            before = server.status("VmRSS")?;
+        }
+        come_and_go(&here, &mut clients, 2 * PAIRS, batch, &frame(round))
+            .await
+            .with_context(|| server.log())?;
+    }
+    let grown = server.status("VmRSS")?.saturating_sub(before);
+    let gone = usize::from(rounds - rounds / 4) * 2 * PAIRS;
+    eprintln!("{grown} KiB more after {gone} links");
+    for client in clients {
+        let recording = client.finish().await?;
+        for round in 0..rounds {
+            assert_eq!(recording.count_on("q0", true, &frame(round)), 1, "{round}");
+            assert_eq!(recording.count_on("w0", false, &frame(round)), 1, "{round}");
+        }
+    }
+    // Who comes late is not told of all that.
+    let late = Recorder::start(&url).await?.finish().await?;
+    assert_eq!(late.interfaces.len(), 2);
+    ensure!(!server.log().contains("ERROR"), "{}", server.log());
+    // To keep each took 1560 bytes.
+    ensure!(
+        grown * 1024 < gone as u64 * 400,
+        "{grown} KiB more after {gone} links"
+    );
+    Ok(())
+}
+
 /// An interface that got the name is what is meant from then on.
 #[tokio::test]
 async fn name_means_whoever_has_it_now() -> anyhow::Result<()> {

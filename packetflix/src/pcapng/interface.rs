@@ -24,7 +24,7 @@ const FILTER_IS_TEXT: u8 = 0;
 const NANOSECONDS: u8 = 9;
 
 /// Most addresses that are told of one interface: a host may have thousands.
-const MAX_ADDRESSES: usize = 64;
+pub const MAX_ADDRESSES: usize = 64;
 
 /// Most bytes of a filter that are told: an expression may be long, and each interface has it.
 const MAX_FILTER_LEN: usize = 4096;

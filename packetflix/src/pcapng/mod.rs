@@ -11,7 +11,7 @@ mod packet;
 mod section;
 mod statistics;
 
-pub use interface::{InterfaceAddress, InterfaceDescription, LinkType};
+pub use interface::{InterfaceAddress, InterfaceDescription, LinkType, MAX_ADDRESSES};
 pub use names::{HostName, NameResolution};
 pub use packet::{
     CookedHeader, DROPCOUNT_LEN, EncodedPacket, EnhancedPacket, MIN_PACKET_LEN, Offloads, PacketDirection,

@@ -1,6 +1,10 @@
 //! A tap with all its clients: one reader publishes what it captures, and each client takes that at its own pace.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -9,7 +13,7 @@ use tracing::Instrument as _;
 use super::{
     reader::Reader,
     statistics::{Statistics, TapInterface, Written},
-    window::{Cursor, Next, Window},
+    window::{Next, Window},
 };
 use crate::{
     metrics::Metrics,
@@ -61,7 +65,8 @@ pub(super) struct Subscription {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     published: watch::Receiver<()>,
-    cursor: Cursor,
+    /// Its number.
+    client: u64,
     own: OwnTraffic,
     /// What was before the client joined, and is not its own.
     pub(super) before: Statistics,
@@ -91,7 +96,7 @@ impl Feed {
             clock: *tap.clock(),
             taken: 0,
             written: Written::default(),
-            interfaces: Vec::new(),
+            interfaces: BTreeMap::new(),
         };
         let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue, metrics);
         let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
@@ -146,10 +151,10 @@ impl Subscription {
             shared: Arc::clone(shared),
             commands: commands.clone(),
             published: shared.published.subscribe(),
-            cursor: window.join(),
+            client: window.join(),
             own,
             before,
-            interfaces: window.interfaces().to_vec(),
+            interfaces: window.interfaces(0..window.described()).unwrap_or_default(),
         }
     }
 
@@ -162,7 +167,7 @@ impl Subscription {
     pub(super) async fn next(&mut self) -> Next {
         loop {
             self.published.borrow_and_update();
-            let next = self.shared.window().take(&mut self.cursor);
+            let next = self.shared.window().take(self.client);
             match next {
                 Next::Nothing => {}
                 Next::Batch {
@@ -178,15 +183,15 @@ impl Subscription {
         }
     }
 
-    /// All interfaces as they are known now, in the order of their descriptions.
-    pub(super) fn interfaces(&self) -> Vec<Arc<TapInterface>> {
-        self.shared.window().interfaces().to_vec()
+    /// The interfaces at these places of their descriptions, as they are known now; `None` when this client is cut off.
+    pub(super) fn interfaces(&self, places: Range<usize>) -> Option<Vec<Arc<TapInterface>>> {
+        self.shared.window().interfaces(places)
     }
 
     /// Asks for statistics as soon as all that was captured until `since` is published, before it leaves.
     pub(super) async fn settle(&self, since: u64) {
         // Without a reader the end is published.
-        let client = self.cursor.client;
+        let client = self.client;
         let _ = self.commands.send(Command::Settle { client, since }).await;
     }
 
@@ -200,7 +205,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.shared.window().leave(&self.cursor);
+        self.shared.window().leave(self.client);
         self.shared.left().push(std::mem::take(&mut self.own));
         self.shared.taken.notify_one();
     }

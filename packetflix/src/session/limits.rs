@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::window::PacketCount;
+use super::window::{MAX_DESCRIPTIONS, PacketCount};
 use crate::pcapng::EncodedPacket;
 
 /// What a client gets at most; `None` is any amount.
@@ -64,6 +64,8 @@ pub(crate) enum Limit {
     Duration(Duration),
     /// The operator's.
     MaxDuration(Duration),
+    /// Descriptions of interfaces that are kept for a client.
+    Untold,
 }
 
 /// Not even what every stream begins and ends with can be sent.
@@ -87,6 +89,10 @@ impl Limits {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Untold => write!(
+                f,
+                "interfaces come and go faster than the client takes what is told of them:                  {MAX_DESCRIPTIONS} wait for it"
+            ),
             Self::Packets(1) => f.write_str("the limit of 1 packet is reached"),
             Self::Packets(packets) => write!(f, "the limit of {packets} packets is reached"),
             Self::Bytes(bytes) => write!(f, "the limit of {bytes} bytes is reached"),

@@ -37,7 +37,7 @@ use self::{
     limits::{Timer, beginning},
     names::Names,
     packets::MAX_BATCH_LEN,
-    statistics::{InterfaceCounts, Statistics, TapInterface},
+    statistics::{Statistics, TapInterface},
     stream::{Stream, StreamInfo, Which},
     window::{Batch, Next, PacketCount},
 };
@@ -142,7 +142,7 @@ impl SessionInfo<'_> {
             })
         };
         let interfaces: Vec<_> = interfaces.into_iter().map(described).collect();
-        let mut stream = Stream::begin(&self.stream(), &[], 0);
+        let mut stream = Stream::begin(&self.stream(), &BTreeMap::new(), 0);
         stream.describe(0, &interfaces);
         let beginning_len = stream.blocks().len() as u64;
         self.check_room(beginning_len + stream.end_len())
@@ -251,7 +251,7 @@ struct Left {
 impl Session {
     /// Begins a stream with its section header and the descriptions of all interfaces.
     fn new(
-        subscription: Subscription,
+        mut subscription: Subscription,
         info: SessionInfo<'_>,
         stop: CancellationToken,
         capture: Arc<Capture>,
@@ -263,7 +263,7 @@ impl Session {
         let beginning_len = beginning.as_ref().map_or(0, Bytes::len) as u64;
         let bytes = info.limits.bytes.unwrap_or(u64::MAX);
         info.check_room(beginning_len + stream.end_len())?;
-        let described = subscription.interfaces.len();
+        let described = mem::take(&mut subscription.interfaces).len();
         let mut session = Self {
             netns: info.netns,
             described: 0,
@@ -436,10 +436,11 @@ impl Session {
         self.known.taken = now
             .as_ref()
             .map_or_else(|| self.known.clock.now(), |now| now.taken);
-        let now = now.iter().flat_map(|now| &now.interfaces);
-        for (known, now) in self.known.interfaces.iter_mut().zip(now) {
-            known.rejected = now.rejected;
-            known.end = now.end;
+        for (place, now) in now.iter().flat_map(|now| &now.interfaces) {
+            if let Some(known) = self.known.interfaces.get_mut(place) {
+                known.rejected = now.rejected;
+                known.end = now.end;
+            }
         }
         self.stream.write_statistics(&self.known, Which::All, 0);
         self.put_blocks();
@@ -480,6 +481,7 @@ impl Session {
             Next::Batch { batch, lost, .. } => self.pass_on(&batch, &lost),
             Next::End(Ended::Stopped) => self.ended = Some(self.stopped()),
             Next::End(ended) => self.ended = Some(ended),
+            Next::CutOff => self.reached = Some(Limit::Untold),
             Next::Nothing => {}
         }
     }
@@ -487,9 +489,12 @@ impl Session {
     /// Puts a batch into the stream, or as much of it as the limits allow.
     fn pass_on(&mut self, batch: &Batch, lost: &[PacketCount]) {
         if self.described < batch.interfaces {
-            let interfaces = self.subscription.interfaces();
-            self.stream
-                .describe(self.described, &interfaces[..batch.interfaces]);
+            let new = self.described..batch.interfaces;
+            let Some(interfaces) = self.subscription.interfaces(new) else {
+                self.reached = Some(Limit::Untold);
+                return;
+            };
+            self.stream.describe(self.described, &interfaces);
             if self.stream.blocks().len() as u64 > self.room() {
                 self.stream.forget(self.described);
                 self.reached = self.limits.bytes.map(Limit::Bytes);
@@ -512,6 +517,8 @@ impl Session {
             let which = if is_end { Which::All } else { Which::Ended };
             self.stream.write_statistics(&self.known, which, 0);
             self.put_blocks();
+            let stream = &self.stream;
+            self.untold.retain(|place, _| stream.is_open(*place as usize));
             self.capture.lost_in_kernel(self.stream.lost_in_kernel());
             if is_end {
                 self.ended = Some(self.stopped());
@@ -559,10 +566,11 @@ impl Session {
 
     /// So many interfaces are described; of those that no statistics have told of, nothing has become of any packet yet.
     fn know_described(&mut self, described: usize) {
+        for place in self.described..described {
+            let counts = self.known.interfaces.entry(place);
+            counts.or_default();
+        }
         self.described = described;
-        self.known
-            .interfaces
-            .resize(described, InterfaceCounts::default());
     }
 
     /// Puts the packets of a batch into the stream; tells whether that is all of them.

@@ -21,10 +21,10 @@ pub struct Packets {
     batch: BytesMut,
     /// Snapshot length in bytes.
     snaplen: u32,
-    /// By the interface's number in the tap; `None` for one that vanished before it had joined.
-    interfaces: Vec<Option<Interface>>,
-    /// Places of the interfaces that have packets in the batch.
-    touched: Vec<usize>,
+    /// In the order of their numbers in the tap, without those that vanished before they had joined, and those that are gone.
+    interfaces: Vec<Interface>,
+    /// Numbers of the interfaces that have packets in the batch.
+    touched: Vec<u32>,
     described: usize,
     /// When the first packet of the batch was captured, on the records' clock.
     oldest: u64,
@@ -34,6 +34,8 @@ pub struct Packets {
 
 #[derive(Clone, Copy, Debug)]
 struct Interface {
+    /// Its number in the tap.
+    id: u32,
     framing: Framing,
     /// Place of its description.
     place: usize,
@@ -80,11 +82,8 @@ impl Packets {
 
     /// Takes note of one whose packets are framed.
     pub(super) fn describe_framed(&mut self, id: u32, link_type: LinkType, framing: Framing) {
-        let id = id as usize;
-        if self.interfaces.len() <= id {
-            self.interfaces.resize(id + 1, None);
-        }
-        self.interfaces[id] = Some(Interface {
+        let interface = Interface {
+            id,
             framing,
             place: self.described,
             link_type,
@@ -92,8 +91,29 @@ impl Packets {
             told_lost: 0,
             in_batch: 0,
             told_in_batch: 0,
-        });
+        };
+        match find(&self.interfaces, id) {
+            Ok(index) => self.interfaces[index] = interface,
+            Err(index) => self.interfaces.insert(index, interface),
+        }
         self.described += 1;
+    }
+
+    /// An interface goes on under the next description.
+    pub(super) fn describe_anew(&mut self, id: u32) {
+        if let Ok(index) = find(&self.interfaces, id) {
+            let Interface {
+                framing, link_type, ..
+            } = self.interfaces[index];
+            self.describe_framed(id, link_type, framing);
+        }
+    }
+
+    /// An interface is gone: no more of its packets come, and the last are taken.
+    pub(super) fn forget(&mut self, id: u32) {
+        if let Ok(index) = find(&self.interfaces, id) {
+            self.interfaces.remove(index);
+        }
     }
 
     /// How many interfaces are described.
@@ -103,7 +123,7 @@ impl Packets {
 
     /// What was written of an interface, if it is described.
     pub(super) fn of_interface(&self, id: u32) -> Option<Written> {
-        let interface = self.interfaces.get(id as usize)?.as_ref()?;
+        let interface = &self.interfaces[find(&self.interfaces, id).ok()?];
         Some(Written {
             place: interface.place,
             delivered: interface.delivered,
@@ -118,14 +138,14 @@ impl Packets {
             tracing::error!(len = record.len(), "a record is shorter than it says");
             return Head::Remove;
         };
-        let interface = self.interfaces.get_mut(header.interface_id as usize);
-        let Some(interface) = interface.and_then(Option::as_mut) else {
+        let Ok(index) = find(&self.interfaces, header.interface_id) else {
             tracing::debug!(
                 ?header,
                 "a packet is of an interface that vanished before it had joined"
             );
             return Head::Remove;
         };
+        let interface = &mut self.interfaces[index];
         let framing = interface.framing;
         let data = framing.data(&header, data);
         let packet = EnhancedPacket {
@@ -157,7 +177,7 @@ impl Packets {
         }
         packet.encode(&mut self.batch);
         if interface.in_batch == 0 {
-            self.touched.push(header.interface_id as usize);
+            self.touched.push(header.interface_id);
         }
         interface.in_batch += 1;
         interface.delivered += 1;
@@ -177,7 +197,8 @@ impl Packets {
             interfaces, touched, ..
         } = self;
         let counts = touched.drain(..).filter_map(|id| {
-            let interface = interfaces[id].as_mut()?;
+            let index = find(interfaces, id).ok()?;
+            let interface = &mut interfaces[index];
             Some(PacketCount {
                 interface: interface.place,
                 packets: std::mem::take(&mut interface.in_batch),
@@ -189,6 +210,16 @@ impl Packets {
             self.last_len = self.batch.len();
         }
         (self.batch.split().freeze(), counts)
+    }
+}
+
+/// The place of an interface's number, or where it would be.
+fn find(interfaces: &[Interface], id: u32) -> Result<usize, usize> {
+    // As long as none is gone, they stand at their numbers.
+    let index = id as usize;
+    match interfaces.get(index) {
+        Some(interface) if interface.id == id => Ok(index),
+        _ => interfaces.binary_search_by_key(&id, |interface| interface.id),
     }
 }
 
@@ -209,6 +240,33 @@ fn reception(header: &RecordHeader) -> Reception {
         (PacketDirection::Inbound, 2) => Reception::Multicast,
         (PacketDirection::Inbound, 3) => Reception::Promiscuous,
         (PacketDirection::Inbound, _) => Reception::Unspecified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_found_by_their_numbers_whichever_are_gone() {
+        let mut packets = Packets::new(100);
+        let places = |packets: &Packets| [0, 1, 2, 3, 9].map(|id| Some(packets.of_interface(id)?.place));
+        for id in [0, 1, 3] {
+            packets.describe_framed(id, LinkType::LinuxSll, Framing::Cooked { hardware_type: 778 });
+        }
+        assert_eq!(places(&packets), [Some(0), Some(1), None, Some(2), None]);
+        packets.forget(1);
+        packets.describe(9, LinkType::Ethernet);
+        assert_eq!(places(&packets), [Some(0), None, None, Some(2), Some(3)]);
+        packets.describe_anew(3);
+        packets.forget(0);
+        packets.forget(0);
+        assert_eq!(places(&packets), [None, None, None, Some(4), Some(3)]);
+        // Its packets begin as they did.
+        assert_eq!(
+            packets.interfaces[0].framing,
+            Framing::Cooked { hardware_type: 778 }
+        );
     }
 }
 

@@ -12,7 +12,7 @@
 //! That searches anew when it is gone, and rests ten times as long as it took.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     sync::{Arc, LazyLock},
     time::Duration,
@@ -47,7 +47,8 @@ const MERGE_WINDOW: u64 = 500_000;
 /// How often statistics are published, and the namespace and the clocks looked at.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most interfaces that are gone which one who comes late is told of. With more, it gets a tap of its own.
+/// Most interfaces that are gone which one who comes late is told of. With more, it gets a tap of its own, and they are
+/// forgotten once every client has their final statistics.
 const MAX_GONE: usize = 64;
 
 /// Looks for who still holds a namespace, at the same time: each may have to search the whole host.
@@ -62,12 +63,13 @@ pub(super) struct Reader {
     packets: Packets,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    /// What has become of the packets of each interface, in the order of their descriptions.
-    counts: Vec<InterfaceCounts>,
+    /// What has become of the packets of each interface, by the place of its description.
+    counts: BTreeMap<usize, InterfaceCounts>,
     /// The counts that were last published; `None` when the next are wanted whatever they say.
-    published: Option<Vec<InterfaceCounts>>,
+    published: Option<BTreeMap<usize, InterfaceCounts>>,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
+    /// How many descriptions there are of what is gone, forgotten or not.
     gone: usize,
     has_let_go: bool,
     /// Whether the interfaces could not be looked at, which is tried again.
@@ -78,8 +80,8 @@ pub(super) struct Reader {
     /// Statistics are wanted when all that was captured until then is published.
     settle: Option<u64>,
     metrics: Arc<Metrics>,
-    /// What the metrics have of each interface, in the order of their descriptions.
-    told: Vec<InterfaceCounters>,
+    /// What the metrics have of each interface, by its number in the tap.
+    told: HashMap<u32, InterfaceCounters>,
     /// What they have of the programs.
     told_of_programs: ProgramUse,
 }
@@ -103,7 +105,7 @@ impl Reader {
             tap,
             shared,
             commands,
-            counts: Vec::new(),
+            counts: BTreeMap::new(),
             published: None,
             leaving: Vec::new(),
             gone: 0,
@@ -113,7 +115,7 @@ impl Reader {
             statistics_due: false,
             settle: None,
             metrics,
-            told: Vec::new(),
+            told: HashMap::new(),
             told_of_programs: ProgramUse::default(),
         };
         reader.describe_new();
@@ -157,6 +159,7 @@ impl Reader {
                     self.tap.follow_cpus();
                     held.look(&self.netns);
                     self.try_again();
+                    self.forget_gone();
                     self.count();
                     self.statistics_due = true;
                     rings = RingsState::Due;
@@ -292,16 +295,38 @@ impl Reader {
     /// The description of an interface that was left out is not its own any more.
     fn end_of(&mut self, left_out: &TappedInterface) {
         if let Some(written) = self.packets.of_interface(left_out.id) {
-            self.counts[written.place].end = Some(self.tap.clock().now());
+            let counts = self.counts.entry(written.place).or_default();
+            counts.end = Some(self.tap.clock().now());
             self.gone += 1;
             self.statistics_due = true;
+            self.forget(left_out.id);
+        }
+    }
+
+    /// Nothing more comes of an interface, and nothing of it waits to be published.
+    fn forget(&mut self, id: u32) {
+        self.packets.forget(id);
+        self.told.remove(&id);
+        self.earlier.remove(&id);
+    }
+
+    /// Forgets what became of interfaces that are gone, once every client knows it.
+    fn forget_gone(&mut self) {
+        if self.gone <= MAX_GONE {
+            return;
+        }
+        for place in self.shared.window().release() {
+            self.counts.remove(&place);
+            if let Some(published) = &mut self.published {
+                published.remove(&place);
+            }
         }
     }
 
     /// An interface goes on under another name: what was written of it so far is all of the old one, and what was lost
     /// since then is told with the new one.
     fn begin_anew(&mut self, ifindex: u32) {
-        let Some((id, link_type)) = self.tap.interface(ifindex).map(|one| (one.id, one.link_type)) else {
+        let Some(id) = self.tap.interface(ifindex).map(|interface| interface.id) else {
             return;
         };
         let Some(written) = self.packets.of_interface(id) else {
@@ -320,10 +345,8 @@ impl Reader {
         earlier.delivered += counts.delivered;
         earlier.dropped += counts.dropped;
         earlier.rejected = rejected;
-        self.counts[written.place] = counts;
-        self.counts.push(InterfaceCounts::default());
-        self.told.push(self.told[written.place]);
-        self.packets.describe(id, link_type);
+        self.counts.insert(written.place, counts);
+        self.packets.describe_anew(id);
         self.tap.begin_anew(ifindex);
         self.gone += 1;
         self.statistics_due = true;
@@ -343,17 +366,8 @@ impl Reader {
         interfaces.sort_by_key(|interface| interface.id);
         let mut window = self.shared.window();
         for interface in interfaces {
-            let described = TapInterface {
-                link_type: interface.link_type,
-                link: interface.link.clone(),
-                left_out: interface
-                    .left_out
-                    .as_ref()
-                    .map(|left_out| left_out.reason.clone()),
-                note: self.tap.note().filter(|_| interface.id == 0).map(str::to_owned),
-                is_seen_by_tcx: self.tap.uses_tcx(),
-                since: interface.since,
-            };
+            let note = self.tap.note().filter(|_| interface.id == 0).map(str::to_owned);
+            let described = TapInterface::of(interface, note, self.tap.uses_tcx());
             let place = self
                 .packets
                 .of_interface(interface.id)
@@ -362,8 +376,6 @@ impl Reader {
                 let framing = Framing::of(interface.link_type, interface.link.hardware_type);
                 self.packets
                     .describe_framed(interface.id, interface.link_type, framing);
-                self.counts.push(InterfaceCounts::default());
-                self.told.push(InterfaceCounters::default());
             }
             window.describe(place, described);
         }
@@ -385,7 +397,7 @@ impl Reader {
             },
             is_all: drained == Drained::Empty,
         };
-        self.let_go(written);
+        let left = self.let_go(written);
         if self.settle.is_some_and(|since| written.reaches(since)) {
             self.settle = None;
             self.published = None;
@@ -394,6 +406,9 @@ impl Reader {
         let statistics = self.due_statistics(written);
         let oldest = self.packets.oldest();
         let (packets, counts) = self.packets.take();
+        for id in left {
+            self.forget(id);
+        }
         let len = packets.len();
         self.metrics.captured(packets_in(&counts), len);
         if !packets.is_empty() || statistics.is_some() {
@@ -409,8 +424,8 @@ impl Reader {
         (drained, len)
     }
 
-    /// Takes the final counts of interfaces that left before all that is written.
-    fn let_go(&mut self, written: Written) {
+    /// Takes the final counts of interfaces that left before all that is written; gives their numbers in the tap.
+    fn let_go(&mut self, written: Written) -> Vec<u32> {
         let Self {
             leaving,
             tap,
@@ -421,6 +436,7 @@ impl Reader {
             earlier,
             ..
         } = self;
+        let mut left = Vec::new();
         for (ifindex, since) in leaving.extract_if(.., |(_, since)| written.reaches(*since)) {
             let Some((interface, counters)) = tap.remove(ifindex) else {
                 continue;
@@ -431,8 +447,9 @@ impl Reader {
             let Some(written) = packets.of_interface(interface.id) else {
                 continue;
             };
-            tell(metrics, &mut told[written.place], counters);
-            let earlier = earlier.remove(&interface.id).unwrap_or_default();
+            left.push(interface.id);
+            tell(metrics, told.entry(interface.id).or_default(), counters);
+            let earlier = earlier.get(&interface.id).copied().unwrap_or_default();
             let delivered = earlier.delivered + written.delivered;
             let dropped = counters.accepted.saturating_sub(delivered);
             if delivered != counters.delivered || dropped != counters.dropped() {
@@ -444,14 +461,16 @@ impl Reader {
                 );
             }
             let rejected = counters.seen.saturating_sub(counters.accepted);
-            counts[written.place] = InterfaceCounts {
+            let last = InterfaceCounts {
                 delivered: written.delivered,
                 dropped: dropped.saturating_sub(earlier.dropped),
                 told_lost: written.told_lost,
                 rejected: rejected.saturating_sub(earlier.rejected),
                 end: Some(since),
             };
+            counts.insert(written.place, last);
         }
+        left
     }
 
     /// Statistics, if it is time for them and they say something new.
@@ -470,9 +489,13 @@ impl Reader {
     /// Tells the metrics what the kernel has counted since the last time, and how full the rings are.
     fn count(&mut self) {
         for interface in self.tap.interfaces() {
-            if let Some(written) = self.packets.of_interface(interface.id) {
+            if self.packets.of_interface(interface.id).is_some() {
                 let counters = self.tap.counters(interface.link.ifindex);
-                tell(&self.metrics, &mut self.told[written.place], counters);
+                tell(
+                    &self.metrics,
+                    self.told.entry(interface.id).or_default(),
+                    counters,
+                );
             }
         }
         let used = self.tap.program_use();
@@ -492,13 +515,14 @@ impl Reader {
             let counters = self.tap.counters(interface.link.ifindex);
             let earlier = self.earlier.get(&interface.id).copied().unwrap_or_default();
             let rejected = counters.seen.saturating_sub(counters.accepted);
-            self.counts[written.place] = InterfaceCounts {
+            let counts = InterfaceCounts {
                 delivered: written.delivered,
                 dropped: counters.dropped().saturating_sub(earlier.dropped),
                 told_lost: written.told_lost,
                 rejected: rejected.saturating_sub(earlier.rejected),
                 end: None,
             };
+            self.counts.insert(written.place, counts);
         }
         Statistics {
             clock: *self.tap.clock(),

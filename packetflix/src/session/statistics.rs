@@ -6,10 +6,12 @@
 //! complete drain. Its accepted count is the kernel's own, and should it differ from what the stream says, the log has an
 //! error.
 
+use std::collections::BTreeMap;
+
 use crate::{
     netns::Link,
-    pcapng::LinkType,
-    tap::{CaptureClock, is_younger},
+    pcapng::{LinkType, MAX_ADDRESSES},
+    tap::{CaptureClock, TappedInterface, is_younger},
 };
 
 /// An interface of a tap, as it is described.
@@ -29,6 +31,36 @@ pub(super) struct TapInterface {
     pub(super) since: u64,
 }
 
+impl TapInterface {
+    /// As much of an interface as is told, with a note.
+    pub(super) fn of(interface: &TappedInterface, note: Option<String>, is_seen_by_tcx: bool) -> Self {
+        let Link {
+            name,
+            raw_name,
+            alias,
+            addresses,
+            ..
+        } = &interface.link;
+        let link = Link {
+            name: name.clone(),
+            raw_name: raw_name.clone(),
+            alias: alias.clone(),
+            altnames: Vec::new(),
+            addresses: addresses.iter().take(MAX_ADDRESSES).copied().collect(),
+            ..interface.link
+        };
+        let left_out = interface.left_out.as_ref();
+        Self {
+            link_type: interface.link_type,
+            link,
+            left_out: left_out.map(|left_out| left_out.reason.clone()),
+            note,
+            is_seen_by_tcx,
+            since: interface.since,
+        }
+    }
+}
+
 /// What became of the packets of each interface since it joined, as of a place in the stream.
 #[derive(Clone, Debug)]
 pub(super) struct Statistics {
@@ -38,8 +70,8 @@ pub(super) struct Statistics {
     pub(super) taken: u64,
     /// Which packets stand before this place.
     pub(super) written: Written,
-    /// In the order of the descriptions.
-    pub(super) interfaces: Vec<InterfaceCounts>,
+    /// By the places of their descriptions: all interfaces that there are, and those that are gone and were not let go yet.
+    pub(super) interfaces: BTreeMap<usize, InterfaceCounts>,
 }
 
 /// How far a stream has come.

@@ -3,7 +3,10 @@
 //! The section header goes out at once. Only packets are kept back, for a tenth of a second or 64 KiB at most, for the names
 //! that Wireshark wants to know before them.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::{Bytes, BytesMut};
 use nix::sys::utsname::uname;
@@ -56,8 +59,10 @@ const SEEN_BY_TCX: &str = "the hook is TCX: what is sent is shown before the que
 #[derive(Debug)]
 pub(super) struct Stream {
     blocks: BytesMut,
-    /// In the order of their descriptions.
-    interfaces: Vec<Interface>,
+    /// By the places of their descriptions, those without final statistics.
+    interfaces: BTreeMap<usize, Interface>,
+    /// Packets of those that have them.
+    done: Sums,
     /// When the client joined, in nanoseconds of the records' clock.
     since: u64,
     /// The link type of the first interface.
@@ -89,8 +94,24 @@ struct Interface {
     dropped: u64,
     /// The counts last written: received, delivered and dropped.
     told: [u64; 3],
-    /// Whether its final statistics were written.
-    is_done: bool,
+}
+
+/// Packets of several interfaces.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    delivered: u64,
+    dropped: u64,
+    lost: u64,
+}
+
+impl Sums {
+    fn with(self, interface: &Interface) -> Self {
+        Self {
+            delivered: self.delivered + interface.delivered,
+            dropped: self.dropped + interface.dropped,
+            lost: self.lost + interface.lost,
+        }
+    }
 }
 
 /// Which interfaces' statistics are written, beside the final ones of those that have left.
@@ -108,7 +129,11 @@ pub(super) enum Which {
 
 impl Stream {
     /// Begins with the section header. What `before` tells is not this client's.
-    pub(super) fn begin(info: &StreamInfo<'_>, before: &[InterfaceCounts], since: u64) -> Self {
+    pub(super) fn begin(
+        info: &StreamInfo<'_>,
+        before: &BTreeMap<usize, InterfaceCounts>,
+        since: u64,
+    ) -> Self {
         let TargetDescription {
             name, kind, cluster, ..
         } = info.description;
@@ -136,14 +161,18 @@ impl Stream {
             },
         }
         .encode(&mut blocks);
-        let interfaces = before.iter().map(|before| Interface {
-            before: *before,
-            told_lost: before.told_lost,
-            ..Interface::default()
+        let interfaces = before.iter().map(|(place, before)| {
+            let interface = Interface {
+                before: *before,
+                told_lost: before.told_lost,
+                ..Interface::default()
+            };
+            (*place, interface)
         });
         Self {
             blocks,
             interfaces: interfaces.collect(),
+            done: Sums::default(),
             since,
             link_type: None,
             belongs_to: belongs_to(container_name, container_type, &info.description.images),
@@ -156,13 +185,10 @@ impl Stream {
 
     /// Describes the interfaces from the place `from` on.
     pub(super) fn describe(&mut self, from: usize, interfaces: &[Arc<TapInterface>]) {
-        for (place, interface) in interfaces.iter().enumerate().skip(from) {
-            if self.interfaces.len() <= place {
-                self.interfaces.resize(place + 1, Interface::default());
-            }
+        for (place, interface) in (from..).zip(interfaces) {
             let (since, bounds) = (self.since, self.bounds());
             let first = *self.link_type.get_or_insert(interface.link_type);
-            let state = &mut self.interfaces[place];
+            let state = self.interfaces.entry(place).or_default();
             state.start = interface.since.max(since);
             let sentences = [
                 match &interface.left_out {
@@ -224,20 +250,24 @@ impl Stream {
 
     /// Takes back the descriptions from the place `from` on, and whatever else is not taken yet.
     pub(super) fn forget(&mut self, from: usize) {
-        self.interfaces.truncate(from);
+        self.interfaces.split_off(&from);
         self.blocks.clear();
     }
 
     /// Bytes of the final statistics that are still to come, at most.
     pub(super) fn end_len(&self) -> u64 {
-        let to_come = self.interfaces.iter().filter(|interface| !interface.is_done);
-        (to_come.count() * MAX_STATISTICS_LEN) as u64
+        (self.interfaces.len() * MAX_STATISTICS_LEN) as u64
+    }
+
+    /// Whether an interface is described, and has no final statistics yet.
+    pub(super) fn is_open(&self, place: usize) -> bool {
+        self.interfaces.contains_key(&place)
     }
 
     /// Takes account of packets that follow in the stream.
     pub(super) fn deliver(&mut self, counts: &[PacketCount]) {
         for count in counts {
-            if let Some(interface) = self.interfaces.get_mut(count.interface) {
+            if let Some(interface) = self.interfaces.get_mut(&count.interface) {
                 interface.delivered += count.packets;
                 interface.told_lost += count.told_lost;
             }
@@ -247,7 +277,7 @@ impl Stream {
     /// Takes account of packets that the client took too late.
     pub(super) fn lose(&mut self, counts: &[PacketCount]) {
         for count in counts {
-            if let Some(interface) = self.interfaces.get_mut(count.interface) {
+            if let Some(interface) = self.interfaces.get_mut(&count.interface) {
                 interface.lost += count.packets;
                 interface.told_lost += count.told_lost;
             }
@@ -256,7 +286,10 @@ impl Stream {
 
     /// Takes account of what has become of all packets.
     pub(super) fn account(&mut self, statistics: &Statistics) {
-        for (interface, counts) in self.interfaces.iter_mut().zip(&statistics.interfaces) {
+        for (place, interface) in &mut self.interfaces {
+            let Some(counts) = statistics.interfaces.get(place) else {
+                continue;
+            };
             // The packets may know more than these statistics, if those are of a place before them.
             let by_kernel = counts.dropped.max(interface.told_lost);
             interface.dropped = by_kernel.saturating_sub(interface.before.dropped) + interface.lost;
@@ -265,7 +298,7 @@ impl Stream {
 
     /// Whether losses are known that no statistics have told.
     pub(super) fn has_untold_losses(&self) -> bool {
-        let mut open = self.interfaces.iter().filter(|interface| !interface.is_done);
+        let mut open = self.interfaces.values();
         open.any(|interface| interface.dropped > interface.told[2])
     }
 
@@ -277,11 +310,16 @@ impl Stream {
     pub(super) fn write_statistics(&mut self, statistics: &Statistics, which: Which, room: u64) {
         self.account(statistics);
         let Statistics { clock, taken, .. } = statistics;
-        for (place, (interface, counts)) in self.interfaces.iter_mut().zip(&statistics.interfaces).enumerate()
-        {
-            if interface.is_done {
-                continue;
-            }
+        let Self {
+            interfaces,
+            blocks,
+            done,
+            ..
+        } = self;
+        interfaces.retain(|place, interface| {
+            let Some(counts) = statistics.interfaces.get(place) else {
+                return true;
+            };
             let end = counts.end.or((which == Which::All).then_some(*taken));
             // One that was gone when the client joined has its end then.
             let end = end.map(|end| end.max(interface.start));
@@ -293,14 +331,13 @@ impl Stream {
                 Which::Lossy => interface.dropped > interface.told[2],
                 Which::Changed => interface.told != told,
             };
-            let has_room = (self.blocks.len() + MAX_STATISTICS_LEN) as u64 <= room;
+            let has_room = (blocks.len() + MAX_STATISTICS_LEN) as u64 <= room;
             if end.is_none() && !(is_wanted && has_room) {
-                continue;
+                return true;
             }
             interface.told = told;
-            interface.is_done = end.is_some();
             InterfaceStatistics {
-                interface_id: place as u32,
+                interface_id: *place as u32,
                 timestamp: clock.realtime(end.unwrap_or(*taken)),
                 start: clock.realtime(interface.start),
                 end: end.map(|end| clock.realtime(end)),
@@ -309,8 +346,12 @@ impl Stream {
                 delivered: interface.delivered,
                 dropped: interface.dropped,
             }
-            .encode(&mut self.blocks);
-        }
+            .encode(blocks);
+            if end.is_some() {
+                *done = done.with(interface);
+            }
+            end.is_none()
+        });
     }
 
     /// The blocks to add others to.
@@ -323,18 +364,22 @@ impl Stream {
         (!self.blocks.is_empty()).then(|| self.blocks.split().freeze())
     }
 
+    fn sums(&self) -> Sums {
+        self.interfaces.values().fold(self.done, Sums::with)
+    }
+
     /// Packets delivered and lost on all interfaces, as far as it is known.
     pub(super) fn totals(&self) -> Totals {
-        Totals {
-            delivered: self.interfaces.iter().map(|one| one.delivered).sum(),
-            dropped: self.interfaces.iter().map(|one| one.dropped).sum(),
-        }
+        let Sums {
+            delivered, dropped, ..
+        } = self.sums();
+        Totals { delivered, dropped }
     }
 
     /// Packets that the kernel lost on all interfaces, as far as it is known.
     pub(super) fn lost_in_kernel(&self) -> u64 {
-        let lost = self.interfaces.iter();
-        lost.map(|one| one.dropped.saturating_sub(one.lost)).sum()
+        let sums = self.sums();
+        sums.dropped.saturating_sub(sums.lost)
     }
 }
 

@@ -6,19 +6,25 @@
 //! tells so (a copy of it, since others share it). Slower clients hold up neither the reader nor the kernel.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use packetflix_common::MAX_INTERFACES;
 
 use super::{
     Ended,
-    statistics::{Statistics, TapInterface},
+    statistics::{InterfaceCounts, Statistics, TapInterface},
 };
 
 /// Most bytes that wait for clients that lag behind the fastest one. One that lags further loses what is older.
 pub(super) const MAX_WINDOW_LEN: usize = 4 << 20;
+
+/// Most descriptions that are kept, of interfaces that are gone for the most part, until each client has their final
+/// statistics. A client that holds back more gets no further.
+pub(super) const MAX_DESCRIPTIONS: usize = 3 * MAX_INTERFACES as usize;
 
 /// Packets, encoded once for all clients, and what is known at their end.
 #[derive(Debug, Default)]
@@ -52,6 +58,14 @@ struct Sum {
     told_lost: u64,
 }
 
+impl Batch {
+    /// Bytes that it takes for as long as it waits.
+    fn len(&self) -> usize {
+        let interfaces = self.statistics.iter().map(|one| one.interfaces.len());
+        self.packets.len() + interfaces.sum::<usize>() * size_of::<InterfaceCounts>()
+    }
+}
+
 /// The queue, the interfaces that its packets are of, and how it ended.
 #[derive(Debug, Default)]
 pub(super) struct Window {
@@ -60,17 +74,23 @@ pub(super) struct Window {
     first: u64,
     /// Bytes of all batches.
     len: usize,
-    /// Packets of each interface in batches that are gone.
-    passed: Vec<Sum>,
+    /// Packets of each interface in batches that are gone, by the place of its description.
+    passed: BTreeMap<usize, Sum>,
     /// Packets of each interface that were published.
-    published: Vec<Sum>,
+    published: BTreeMap<usize, Sum>,
     /// The number up to which the fastest client has taken batches.
     furthest: u64,
-    clients: BTreeSet<u64>,
+    /// By their numbers.
+    clients: BTreeMap<u64, Place>,
     /// The number that the next client gets.
     next_client: u64,
-    /// All interfaces that there were, in the order of their descriptions.
-    interfaces: Vec<Arc<TapInterface>>,
+    /// The interfaces that there are, and those that are gone of which somebody has yet to be told, by the places of their
+    /// descriptions.
+    interfaces: BTreeMap<usize, Arc<TapInterface>>,
+    /// The place of the next description.
+    described: usize,
+    /// Of those that are gone, the first batch with the final statistics.
+    ended: BTreeMap<usize, u64>,
     end: Option<Ended>,
 }
 
@@ -83,12 +103,13 @@ struct Waiting {
 
 /// A client's place in the queue.
 #[derive(Debug)]
-pub(super) struct Cursor {
-    /// Number of the client.
-    pub(super) client: u64,
+struct Place {
+    /// Number of its next batch.
     next: u64,
+    /// The batch before which it knows all statistics.
+    known: u64,
     /// Packets of each interface before that place.
-    accounted: Vec<Sum>,
+    accounted: BTreeMap<usize, Sum>,
 }
 
 /// The next of the queue for a client.
@@ -106,26 +127,31 @@ pub(super) enum Next {
     Nothing,
     /// There will be none.
     End(Ended),
+    /// There are none any more for this client, which held too many descriptions back.
+    CutOff,
 }
 
 impl Window {
-    /// Adds a client, which gets what is published from now on.
-    pub(super) fn join(&mut self) -> Cursor {
+    /// Adds a client, which gets what is published from now on; gives its number.
+    pub(super) fn join(&mut self) -> u64 {
         let client = self.next_client;
         self.next_client += 1;
-        self.clients.insert(client);
-        Cursor {
-            client,
+        let place = Place {
             next: self.published_until(),
+            known: self.published_until(),
             accounted: self.published.clone(),
-        }
+        };
+        self.clients.insert(client, place);
+        client
     }
 
-    /// Removes a client.
-    pub(super) fn leave(&mut self, cursor: &Cursor) {
-        self.clients.remove(&cursor.client);
-        let taken = self.index(cursor).unwrap_or(0);
-        for waiting in self.batches.range_mut(taken..) {
+    /// Removes a client, if that is not cut off.
+    pub(super) fn leave(&mut self, client: u64) {
+        let Some(place) = self.clients.remove(&client) else {
+            return;
+        };
+        let to_take = index(self.first, place.next);
+        for waiting in self.batches.range_mut(to_take..) {
             waiting.takers -= 1;
         }
         self.let_pass();
@@ -138,7 +164,7 @@ impl Window {
 
     /// Whether a client is the only one.
     pub(super) fn is_alone(&self, client: u64) -> bool {
-        self.clients.len() == 1 && self.clients.contains(&client)
+        self.clients.len() == 1 && self.clients.contains_key(&client)
     }
 
     /// Whether the fastest client has taken everything: the next batch is for it to wait for.
@@ -149,7 +175,12 @@ impl Window {
     /// Adds a batch. Makes room for it by the oldest ones if it must, which clients that have yet to take them lose.
     pub(super) fn publish(&mut self, batch: Batch) {
         add(&mut self.published, &batch.counts);
-        self.len += batch.packets.len();
+        let number = self.published_until();
+        let statistics = batch.statistics.iter().flat_map(|one| &one.interfaces);
+        for (place, _) in statistics.filter(|(_, counts)| counts.end.is_some()) {
+            self.ended.entry(*place).or_insert(number);
+        }
+        self.len += batch.len();
         self.batches.push_back(Waiting {
             batch: Arc::new(batch),
             takers: self.clients.len(),
@@ -161,20 +192,28 @@ impl Window {
     }
 
     /// Takes the next batch of a client.
-    pub(super) fn take(&mut self, cursor: &mut Cursor) -> Next {
-        let (index, lost) = match self.index(cursor) {
-            Some(index) => (index, Vec::new()),
-            None => (0, self.skip(cursor)),
+    pub(super) fn take(&mut self, client: u64) -> Next {
+        let Some(place) = self.clients.get_mut(&client) else {
+            return Next::CutOff;
         };
-        let Some(waiting) = self.batches.get_mut(index) else {
+        let lost = if place.next < self.first {
+            place.skip(self.first, &self.passed)
+        } else {
+            Vec::new()
+        };
+        let Some(waiting) = self.batches.get_mut(index(self.first, place.next)) else {
             return self.end.clone().map_or(Next::Nothing, Next::End);
         };
         waiting.takers -= 1;
         let batch = Arc::clone(&waiting.batch);
-        cursor.next += 1;
-        add(&mut cursor.accounted, &batch.counts);
-        let is_furthest = cursor.next > self.furthest;
-        self.furthest = self.furthest.max(cursor.next);
+        place.next += 1;
+        if batch.statistics.is_some() {
+            place.known = place.next;
+        }
+        add(&mut place.accounted, &batch.counts);
+        let next = place.next;
+        let is_furthest = next > self.furthest;
+        self.furthest = self.furthest.max(next);
         self.let_pass();
         Next::Batch {
             batch,
@@ -183,18 +222,61 @@ impl Window {
         }
     }
 
-    /// All interfaces that there were, in the order of their descriptions.
-    pub(super) fn interfaces(&self) -> &[Arc<TapInterface>] {
-        &self.interfaces
+    /// The interfaces at these places of their descriptions; `None` when some were let go, as only happens before a client
+    /// that is cut off.
+    pub(super) fn interfaces(&self, places: Range<usize>) -> Option<Vec<Arc<TapInterface>>> {
+        let interfaces = self.interfaces.range(places.clone());
+        let interfaces: Vec<_> = interfaces.map(|(_, interface)| Arc::clone(interface)).collect();
+        (interfaces.len() == places.len()).then_some(interfaces)
+    }
+
+    /// The place of the next description.
+    pub(super) fn described(&self) -> usize {
+        self.described
     }
 
     /// Describes the interface at `place` anew, or one more behind the last.
     pub(super) fn describe(&mut self, place: Option<usize>, interface: TapInterface) {
-        let interface = Arc::new(interface);
-        match place.and_then(|place| self.interfaces.get_mut(place)) {
-            Some(known) => *known = interface,
-            None => self.interfaces.push(interface),
+        let place = place.unwrap_or_else(|| {
+            self.described += 1;
+            self.described - 1
+        });
+        self.interfaces.insert(place, Arc::new(interface));
+    }
+
+    /// Lets interfaces go that are gone, once each client has their final statistics; gives the places of their descriptions.
+    /// Clients that hold too many back are cut off, those that lag most first.
+    pub(super) fn release(&mut self) -> Vec<usize> {
+        let mut released = self.release_told();
+        while self.interfaces.len() > MAX_DESCRIPTIONS
+            && let Some(slowest) = self.slowest()
+        {
+            self.leave(slowest);
+            released.extend(self.release_told());
         }
+        released
+    }
+
+    /// The client that has yet to be told most of what there is to tell.
+    fn slowest(&self) -> Option<u64> {
+        let slowest = self.clients.iter().min_by_key(|(_, place)| place.known);
+        slowest.map(|(client, _)| *client)
+    }
+
+    fn release_told(&mut self) -> Vec<usize> {
+        let known = self.clients.values().map(|place| place.known).min();
+        let is_told = |number: u64| known.is_none_or(|known| number < known);
+        let told = self.ended.extract_if(.., |_, number| is_told(*number));
+        let told: Vec<usize> = told.map(|(place, _)| place).collect();
+        for place in &told {
+            self.interfaces.remove(place);
+            self.published.remove(place);
+            self.passed.remove(place);
+            for client in self.clients.values_mut() {
+                client.accounted.remove(place);
+            }
+        }
+        told
     }
 
     /// Ends the queue; the first end counts.
@@ -205,34 +287,6 @@ impl Window {
     /// The number that the next batch gets.
     pub(super) fn published_until(&self) -> u64 {
         self.first + self.batches.len() as u64
-    }
-
-    /// Place of a client's next batch in the queue, which may be its end; `None` when that batch is gone.
-    fn index(&self, cursor: &Cursor) -> Option<usize> {
-        cursor
-            .next
-            .checked_sub(self.first)
-            .and_then(|index| usize::try_from(index).ok())
-    }
-
-    /// Moves a client that lags behind to the oldest batch, and tells what it has lost by that.
-    fn skip(&self, cursor: &mut Cursor) -> Vec<PacketCount> {
-        let accounted = cursor
-            .accounted
-            .iter()
-            .copied()
-            .chain(std::iter::repeat(Sum::default()));
-        let passed = self.passed.iter().zip(accounted).enumerate();
-        let lost = passed.filter(|(_, (passed, accounted))| passed.packets > accounted.packets);
-        let lost = lost.map(|(interface, (passed, accounted))| PacketCount {
-            interface,
-            packets: passed.packets - accounted.packets,
-            told_lost: passed.told_lost - accounted.told_lost,
-        });
-        let lost = lost.collect();
-        cursor.next = self.first;
-        cursor.accounted.clone_from(&self.passed);
-        lost
     }
 
     /// Lets those of the oldest batches go that everyone has taken.
@@ -247,20 +301,41 @@ impl Window {
             self.first += 1;
             // Those that it waited for may have left without it: whoever joins then waits for what is behind it.
             self.furthest = self.furthest.max(self.first);
-            self.len -= batch.packets.len();
+            self.len -= batch.len();
             add(&mut self.passed, &batch.counts);
         }
     }
 }
 
+impl Place {
+    /// Moves to the oldest batch that there is, before which so much has passed; tells what is lost by that.
+    fn skip(&mut self, first: u64, passed: &BTreeMap<usize, Sum>) -> Vec<PacketCount> {
+        let sums = passed.iter().map(|(interface, passed)| {
+            let accounted = self.accounted.get(interface).copied().unwrap_or_default();
+            PacketCount {
+                interface: *interface,
+                packets: passed.packets - accounted.packets,
+                told_lost: passed.told_lost - accounted.told_lost,
+            }
+        });
+        let lost = sums.filter(|lost| lost.packets > 0).collect();
+        self.next = first;
+        self.accounted.clone_from(passed);
+        lost
+    }
+}
+
+/// Place of a batch in a queue that begins with the batch `first`; the beginning for one that is gone.
+fn index(first: u64, number: u64) -> usize {
+    number.saturating_sub(first) as usize
+}
+
 /// Adds counts to the sums by interface.
-fn add(sums: &mut Vec<Sum>, counts: &[PacketCount]) {
+fn add(sums: &mut BTreeMap<usize, Sum>, counts: &[PacketCount]) {
     for count in counts {
-        if sums.len() <= count.interface {
-            sums.resize(count.interface + 1, Sum::default());
-        }
-        sums[count.interface].packets += count.packets;
-        sums[count.interface].told_lost += count.told_lost;
+        let sum = sums.entry(count.interface).or_default();
+        sum.packets += count.packets;
+        sum.told_lost += count.told_lost;
     }
 }
 
@@ -269,6 +344,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        netns::Link,
+        pcapng::LinkType,
+        session::statistics::Written,
+        tap::{CaptureClock, ClockSource},
+    };
 
     fn batch(len: usize, interface: usize, packets: u64) -> Batch {
         Batch {
@@ -290,8 +371,8 @@ mod tests {
     }
 
     impl Seen {
-        fn take(&mut self, window: &mut Window, cursor: &mut Cursor) -> bool {
-            let Next::Batch { batch, lost, .. } = window.take(cursor) else {
+        fn take(&mut self, window: &mut Window, client: u64) -> bool {
+            let Next::Batch { batch, lost, .. } = window.take(client) else {
                 return false;
             };
             for count in &batch.counts {
@@ -307,14 +388,14 @@ mod tests {
     #[test]
     fn everyone_gets_what_was_published_since_they_joined() {
         let mut window = Window::default();
-        let mut early = window.join();
+        let early = window.join();
         window.publish(batch(10, 0, 3));
-        let mut late = window.join();
+        let late = window.join();
         window.publish(batch(10, 1, 4));
         let (mut seen_early, mut seen_late) = (Seen::default(), Seen::default());
-        while seen_early.take(&mut window, &mut early) {}
+        while seen_early.take(&mut window, early) {}
         assert_eq!(window.len, 10);
-        while seen_late.take(&mut window, &mut late) {}
+        while seen_late.take(&mut window, late) {}
         assert_eq!(seen_early.delivered, [3, 4]);
         assert_eq!(seen_late.delivered, [0, 4]);
         assert_eq!((window.len, window.batches.len()), (0, 0));
@@ -325,17 +406,17 @@ mod tests {
         let mut window = Window::default();
         let first = window.join();
         window.publish(batch(10, 0, 3));
-        window.leave(&first);
+        window.leave(first);
         let second = window.join();
         assert!(window.has_room());
         // The reader may have been about to publish more when the last one left.
-        window.leave(&second);
+        window.leave(second);
         window.publish(batch(10, 0, 4));
-        let mut third = window.join();
+        let third = window.join();
         assert!(window.has_room());
         window.publish(batch(10, 0, 5));
         let mut seen = Seen::default();
-        while seen.take(&mut window, &mut third) {}
+        while seen.take(&mut window, third) {}
         assert_eq!((seen.delivered, seen.lost), ([5, 0], [0, 0]));
         assert!(window.has_room());
     }
@@ -343,27 +424,27 @@ mod tests {
     #[test]
     fn the_fastest_client_sets_the_pace() {
         let mut window = Window::default();
-        let (mut fast, mut slow) = (window.join(), window.join());
+        let (fast, slow) = (window.join(), window.join());
         assert!(window.has_room());
         window.publish(batch(10, 0, 1));
         assert!(!window.has_room());
-        assert!(matches!(window.take(&mut fast), Next::Batch { .. }));
+        assert!(matches!(window.take(fast), Next::Batch { .. }));
         assert!(window.has_room());
-        assert!(matches!(window.take(&mut slow), Next::Batch { .. }));
-        assert!(matches!(window.take(&mut slow), Next::Nothing));
+        assert!(matches!(window.take(slow), Next::Batch { .. }));
+        assert!(matches!(window.take(slow), Next::Nothing));
     }
 
     #[test]
     fn a_client_that_lags_loses_the_oldest_and_knows_how_much() {
         let mut window = Window::default();
-        let (mut fast, mut slow) = (window.join(), window.join());
+        let (fast, slow) = (window.join(), window.join());
         let (mut seen_fast, mut seen_slow) = (Seen::default(), Seen::default());
         for number in 0..10 {
             window.publish(batch(MAX_WINDOW_LEN / 4, number % 2, 1));
-            assert!(seen_fast.take(&mut window, &mut fast));
+            assert!(seen_fast.take(&mut window, fast));
             assert!(window.len <= MAX_WINDOW_LEN);
         }
-        while seen_slow.take(&mut window, &mut slow) {}
+        while seen_slow.take(&mut window, slow) {}
         assert_eq!(seen_fast.lost, [0, 0]);
         assert_eq!((seen_slow.delivered, seen_slow.lost), ([2, 2], [3, 3]));
     }
@@ -371,23 +452,109 @@ mod tests {
     #[test]
     fn the_end_comes_behind_the_last_batch() {
         let mut window = Window::default();
-        let mut client = window.join();
+        let client = window.join();
         window.publish(batch(10, 0, 1));
         window.end(Ended::Stopped);
         window.end(Ended::NamespaceGone(1));
-        assert!(matches!(window.take(&mut client), Next::Batch { .. }));
-        assert!(matches!(window.take(&mut client), Next::End(Ended::Stopped)));
+        assert!(matches!(window.take(client), Next::Batch { .. }));
+        assert!(matches!(window.take(client), Next::End(Ended::Stopped)));
     }
 
     #[test]
     fn a_client_that_leaves_holds_nothing_back() {
         let mut window = Window::default();
-        let (mut here, gone) = (window.join(), window.join());
+        let (here, gone) = (window.join(), window.join());
         window.publish(batch(10, 0, 1));
-        assert!(matches!(window.take(&mut here), Next::Batch { .. }));
+        assert!(matches!(window.take(here), Next::Batch { .. }));
         assert_eq!(window.len, 10);
-        window.leave(&gone);
+        window.leave(gone);
         assert_eq!((window.len, window.clients()), (0, 1));
+    }
+
+    fn interface() -> TapInterface {
+        TapInterface {
+            link_type: LinkType::Ethernet,
+            link: Link::default(),
+            left_out: None,
+            note: None,
+            is_seen_by_tcx: false,
+            since: 0,
+        }
+    }
+
+    /// Has one more interface come and go, of which a packet was captured.
+    fn come_and_go(window: &mut Window) -> usize {
+        let place = window.described();
+        window.describe(None, interface());
+        window.publish(batch(100, place, 1));
+        let counts = InterfaceCounts {
+            end: Some(1),
+            ..InterfaceCounts::default()
+        };
+        let statistics = Statistics {
+            clock: CaptureClock::new(ClockSource::Tai).unwrap(),
+            taken: 1,
+            written: Written::default(),
+            interfaces: BTreeMap::from([(place, counts)]),
+        };
+        window.publish(Batch {
+            interfaces: place + 1,
+            statistics: Some(Arc::new(statistics)),
+            ..Batch::default()
+        });
+        place
+    }
+
+    #[test]
+    fn what_is_gone_is_let_go_once_each_client_has_its_final_statistics() {
+        let mut window = Window::default();
+        window.describe(None, interface());
+        let (one, other) = (window.join(), window.join());
+        for _ in 0..100 {
+            let place = come_and_go(&mut window);
+            for (client, rest) in [(one, vec![]), (other, vec![place])] {
+                assert!(window.release().is_empty());
+                assert!(window.interfaces(place..place + 1).is_some());
+                assert!(matches!(window.take(client), Next::Batch { .. }));
+                assert!(window.release().is_empty());
+                assert!(matches!(window.take(client), Next::Batch { .. }));
+                assert_eq!(window.release(), rest);
+            }
+            let Window {
+                passed,
+                published,
+                interfaces,
+                ended,
+                clients,
+                ..
+            } = &window;
+            let kept = [passed.len(), published.len(), interfaces.len(), ended.len()];
+            assert_eq!(kept, [0, 0, 1, 0]);
+            assert!(clients.values().all(|place| place.accounted.is_empty()));
+        }
+        // Places are not used again.
+        assert_eq!(window.described(), 101);
+    }
+
+    #[test]
+    fn a_client_that_holds_too_much_of_what_is_gone_is_cut_off() {
+        let mut window = Window::default();
+        let (fast, slow) = (window.join(), window.join());
+        let mut released = 0;
+        for _ in 0..=MAX_DESCRIPTIONS {
+            assert_eq!((released, window.clients()), (0, 2));
+            come_and_go(&mut window);
+            while let Next::Batch { .. } = window.take(fast) {}
+            released += window.release().len();
+        }
+        assert_eq!((released, window.clients()), (MAX_DESCRIPTIONS + 1, 1));
+        assert_eq!((window.len, window.batches.len()), (0, 0));
+        assert!(matches!(window.take(slow), Next::CutOff));
+        assert!(window.interfaces(0..1).is_none());
+        window.leave(slow);
+        // The other goes on.
+        come_and_go(&mut window);
+        assert!(matches!(window.take(fast), Next::Batch { lost, .. } if lost.is_empty()));
     }
 
     proptest! {
@@ -396,18 +563,18 @@ mod tests {
         fn nothing_is_lost_uncounted(steps in proptest::collection::vec((0usize..4, 0usize..4, 1usize..4), 1..200)) {
             let mut window = Window::default();
             let mut published = [0; 2];
-            let mut clients: Vec<(Cursor, Seen, [u64; 2])> = Vec::new();
+            let mut clients: Vec<(u64, Seen, [u64; 2])> = Vec::new();
             for (what, which, size) in steps {
                 match what {
                     0 if clients.len() < 4 => clients.push((window.join(), Seen::default(), published)),
                     1 if clients.len() > 1 => {
-                        let (cursor, ..) = clients.swap_remove(which % clients.len());
-                        window.leave(&cursor);
+                        let (client, ..) = clients.swap_remove(which % clients.len());
+                        window.leave(client);
                     }
                     2 if !clients.is_empty() => {
                         let at = which % clients.len();
-                        let (cursor, seen, _) = &mut clients[at];
-                        seen.take(&mut window, cursor);
+                        let (client, seen, _) = &mut clients[at];
+                        seen.take(&mut window, *client);
                     }
                     _ => {
                         window.publish(batch(size * MAX_WINDOW_LEN / 8, which % 2, size as u64));
@@ -417,8 +584,8 @@ mod tests {
                 prop_assert_eq!(window.clients(), clients.len());
                 prop_assert_eq!(window.len, window.batches.iter().map(|one| one.batch.packets.len()).sum::<usize>());
             }
-            for (mut cursor, mut seen, before) in clients {
-                while seen.take(&mut window, &mut cursor) {}
+            for (client, mut seen, before) in clients {
+                while seen.take(&mut window, client) {}
                 for interface in 0..2 {
                     let accounted = seen.delivered[interface] + seen.lost[interface];
                     prop_assert_eq!(accounted, published[interface] - before[interface]);

@@ -30,6 +30,9 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+/// Most interfaces that are known of a tap: one more than it holds, which tells that there are more.
+const MAX_KNOWN: usize = MAX_INTERFACES as usize + 1;
+
 /// How often an interface gets another name in a stream, and how much of that is saved up. Each is kept for as long as the
 /// capture runs, and whoever has root's rights in the namespace can rename links thousands of times a second.
 const RENAME_COST: Duration = Duration::from_secs(10);
@@ -134,7 +137,7 @@ impl Tap {
     pub(super) fn begin(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), TapError> {
         let join = || {
             let mut first = None;
-            for link in links {
+            for link in links.into_iter().take(MAX_KNOWN) {
                 match self.join_one(&link) {
                     Ok(joined) => drop(joined.map(|interface| self.add(interface))),
                     Err(error) if self.selection.is_by_name() || is_of_everything(&error) => {
@@ -246,8 +249,8 @@ impl Tap {
     }
 
     fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<Attachment, TapError> {
-        let captured = self.interfaces.values().filter(|one| one.left_out.is_none());
-        if captured.count() >= MAX_INTERFACES as usize {
+        let others = self.interfaces.keys().filter(|index| **index != link.ifindex);
+        if others.count() >= MAX_INTERFACES as usize {
             return Err(TapError::TooManyInterfaces);
         }
         let entry = Entry(InterfaceEntry {
@@ -462,7 +465,8 @@ impl Tap {
             let has_come = self.selection.tells_of(link) && !self.unwanted.contains(&link.ifindex);
             (has_come || self.selection.wants(link)) && !self.interfaces.contains_key(&link.ifindex)
         };
-        let new = present.into_iter().filter(is_new).collect();
+        let room = MAX_KNOWN.saturating_sub(self.interfaces.len());
+        let new = present.into_iter().filter(is_new).take(room).collect();
         Ok(LinkChanges { gone, renamed, new })
     }
 

@@ -144,7 +144,9 @@ pub enum TapError {
         reason: String,
     },
     /// More than one tap holds.
-    #[error("a capture holds at most {MAX_INTERFACES} interfaces")]
+    #[error(
+        "a capture holds at most {MAX_INTERFACES} interfaces, and those that come beyond that are not told of until others have gone"
+    )]
     TooManyInterfaces,
     /// Other captures need the memory.
     #[error(
