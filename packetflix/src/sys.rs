@@ -205,6 +205,21 @@ pub(crate) fn bind_packet_socket(socket: BorrowedFd<'_>, ifindex: u32) -> io::Re
     socket2::SockRef::from(&socket).bind(&address)
 }
 
+/// The index of the interface to which a packet socket is bound; -1 when that was removed, whoever has the index then.
+///
+/// # Errors
+/// When it is no packet socket.
+pub(crate) fn index_of_packet_socket(socket: BorrowedFd<'_>) -> io::Result<i32> {
+    let address = socket2::SockRef::from(&socket).local_addr()?;
+    if i32::from(address.family()) != libc::AF_PACKET {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut storage = address.as_storage();
+    // SAFETY: all bit patterns are valid for a `sockaddr_ll`, as which the kernel has filled it by its family.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    Ok(address.sll_ifindex)
+}
+
 /// Switches an interface to promiscuous mode, for as long as `socket` is open.
 ///
 /// # Errors

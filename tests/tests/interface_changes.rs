@@ -459,6 +459,44 @@ async fn what_is_gone_is_forgotten_once_all_clients_have_its_statistics() -> any
     Ok(())
 }
 
+/// Where the buffer of the socket that hears of changes is full, the kernel does not tell that an interface was removed.
+#[tokio::test]
+async fn interface_that_has_anothers_index_is_told_apart_though_nothing_was_heard() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        recorder.read_until(|recording| recording.has(&frame(1))).await?;
+        let index = here.ifindex("va")?.to_string();
+        server.signal(Signal::SIGSTOP)?;
+        let folder = Folder::new()?;
+        let batch = folder.file("aliases");
+        let lines = (0..5000).map(|number| format!("link set lo alias {number:0200}\n"));
+        std::fs::write(&batch, lines.collect::<String>())?;
+        here.ip(&["-batch", batch.to_str().context("no text")?])?;
+        here.ip(&["link", "delete", "va"])?;
+        let peer = ["type", "veth", "peer", "name", "vb", "netns", there.name()];
+        here.ip(&[&["link", "add", "va", "index", &index][..], &peer].concat())?;
+        here.ip(&["link", "set", "va", "up"])?;
+        there.ip(&["link", "set", "vb", "up"])?;
+        server.signal(Signal::SIGCONT)?;
+        recorder
+            .read_until(|recording| recording.interfaces.len() == 3)
+            .await
+            .with_context(|| hook.to_owned())?;
+        RawSocket::open(&there, "vb")?.send(&frame(2))?;
+        recorder.read_until(|recording| recording.has(&frame(2))).await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.interfaces[2].name, "va", "{hook}");
+        let packets = recording.packets.iter().filter(|one| one.data.len() == 60);
+        let of: Vec<usize> = packets.map(|packet| packet.interface).collect();
+        assert_eq!(of, [1, 2], "{hook}");
+        assert_eq!(recording.final_statistics("va")?.delivered, 1, "{hook}");
+    }
+    Ok(())
+}
+
 /// An interface that got the name is what is meant from then on.
 #[tokio::test]
 async fn name_means_whoever_has_it_now() -> anyhow::Result<()> {

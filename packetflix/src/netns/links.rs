@@ -94,7 +94,7 @@ impl Link {
 
 /// Asks the kernel for the links of one namespace, and is told when they change.
 ///
-/// A change is only a reason to list again, so that none that is missed does harm.
+/// A change is only a reason to list again. Where some are missed, what has another's index now has to be found out otherwise.
 pub(crate) struct LinkWatch {
     /// Hears of changes, and is asked for nothing.
     hearing: AsyncFd<OwnedFd>,
@@ -107,11 +107,22 @@ pub(crate) struct LinkWatch {
     room: Vec<u8>,
 }
 
+/// The links as they are, and what was heard before.
+pub(crate) struct Look {
+    pub(crate) links: Vec<Link>,
+    /// Indexes of interfaces that were removed since the last look: a link of that index is another one.
+    pub(crate) removed: Vec<u32>,
+    /// Whether others may have been removed, of which nothing was heard.
+    pub(crate) has_missed: bool,
+}
+
 /// What was said of links since the last time.
 #[derive(Default)]
 struct Heard {
     /// Whether one was added, removed or altered.
     has_changed: bool,
+    /// Whether something was said that could not be heard.
+    has_missed: bool,
     /// Indexes of interfaces that were removed: another may have taken the index before we list again.
     removed: Vec<u32>,
 }
@@ -161,16 +172,19 @@ impl LinkWatch {
         }
     }
 
-    /// All links as they are now, and the indexes of the interfaces that were removed since the last call:
-    /// a link of that index is another one.
+    /// All links as they are now, and what was heard since the last look.
     ///
     /// # Errors
     /// When the kernel does not answer as it should, or in time.
-    pub(crate) fn list_with_removed(&mut self, socket: BorrowedFd<'_>) -> io::Result<(Vec<Link>, Vec<u32>)> {
+    pub(crate) fn look(&mut self, socket: BorrowedFd<'_>) -> io::Result<Look> {
         let began = Instant::now();
         let listed = self.list_between(socket, began + LIST_PATIENCE);
         self.looks.spend(LOOK_COST.max(began.elapsed() * LOOK_SHARE));
-        Ok((listed?, std::mem::take(&mut self.heard.removed)))
+        Ok(Look {
+            links: listed?,
+            removed: std::mem::take(&mut self.heard.removed),
+            has_missed: std::mem::take(&mut self.heard.has_missed),
+        })
     }
 
     /// Lists the links, and hears of all that happened before that.
@@ -215,6 +229,7 @@ impl Heard {
         let Ok(message) = said else {
             // The socket's buffer was too small for all that happened: a look at everything is due.
             self.has_changed = true;
+            self.has_missed = true;
             return;
         };
         let is_of_link = message.body.first() == Some(&(libc::AF_UNSPEC as u8));

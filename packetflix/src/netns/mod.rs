@@ -28,7 +28,7 @@ pub use find::FindError;
 pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
-pub(crate) use links::{Link, LinkWatch};
+pub(crate) use links::{Link, LinkWatch, Look};
 use process::OpenNamespace;
 pub(crate) use process::has_ended;
 pub use process::{ProcessError, ProcessIdentity};

@@ -3,7 +3,7 @@
 use std::{
     ffi::CStr,
     io,
-    mem::{size_of, size_of_val, zeroed},
+    mem::{size_of, zeroed},
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     time::Duration,
 };
@@ -209,6 +209,41 @@ pub(crate) fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
 /// # Errors
 /// When `program` is none.
 pub(crate) fn program_use(program: BorrowedFd<'_>) -> io::Result<(Duration, u64)> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: bpf_prog_info = unsafe { zeroed() };
+    // SAFETY: the pointers of the information are null, and the kernel writes nothing through those.
+    unsafe { information(program, &mut info) }?;
+    Ok((Duration::from_nanos(info.run_time_ns), info.run_cnt))
+}
+
+/// The index of the interface to which a TCX program is attached by a link; 0 when that was removed. Kernel 6.6.
+///
+/// # Errors
+/// When `link` is none.
+pub(crate) fn index_of_tcx_link(link: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The beginning of `struct bpf_link_info`, for a link of TCX.
+    #[repr(C)]
+    #[derive(Default)]
+    struct TcxLinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        padding: u32,
+        interface: u32,
+        attach_type: u32,
+    }
+
+    let mut info = TcxLinkInfo::default();
+    // SAFETY: all of it are integers.
+    unsafe { information(link, &mut info) }?;
+    Ok(info.interface)
+}
+
+/// Has the kernel tell what it knows of a program or link.
+///
+/// # Safety
+/// `info` is laid out as the beginning of what the kernel has for such a descriptor, and any pointers in it may be written through.
+unsafe fn information<T>(of: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     /// The part of `union bpf_attr` that this command reads.
     #[repr(C)]
     struct InfoByFd {
@@ -217,17 +252,15 @@ pub(crate) fn program_use(program: BorrowedFd<'_>) -> io::Result<(Duration, u64)
         info: u64,
     }
 
-    // SAFETY: all fields are integers, for which zero is a value.
-    let mut info: bpf_prog_info = unsafe { zeroed() };
     let mut attributes = InfoByFd {
-        descriptor: program.as_raw_fd() as u32,
-        len: size_of_val(&info) as u32,
-        info: (&raw mut info) as u64,
+        descriptor: of.as_raw_fd() as u32,
+        len: size_of::<T>() as u32,
+        info: (&raw mut *info) as u64,
     };
-    // SAFETY: the attributes are laid out as the kernel reads them, and point to so many bytes, which it writes; the
-    // pointers of the information itself are null, and it writes nothing through those.
+    // SAFETY: the attributes are laid out as the kernel reads them, and point to so many bytes, which it writes; the rest is
+    // what the caller promises.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    Ok((Duration::from_nanos(info.run_time_ns), info.run_cnt))
+    Ok(())
 }
 
 /// Puts a program into an array of programs.

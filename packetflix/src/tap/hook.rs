@@ -113,6 +113,21 @@ impl Attachment {
             Self::Nothing => Ok(()),
         }
     }
+
+    /// Whether its interface is there still: one that is removed lets go of links and sockets, whoever has its index then.
+    pub(super) fn holds(&self) -> bool {
+        match self {
+            Self::Tcx { links } => {
+                let holds =
+                    |link: &OwnedFd| bpf::index_of_tcx_link(link.as_fd()).is_ok_and(|index| index != 0);
+                links.iter().all(holds)
+            }
+            Self::Socket { socket } => {
+                sys::index_of_packet_socket(socket.as_fd()).is_ok_and(|index| index > 0)
+            }
+            Self::Nothing => true,
+        }
+    }
 }
 
 /// The hook that a tap uses.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     allowance::Allowance,
     error,
-    netns::{EnterError, Link, Netns},
+    netns::{EnterError, Link, Look, Netns},
     pcapng::LinkType,
     sys,
 };
@@ -423,7 +423,14 @@ impl Tap {
     /// When they cannot be listed.
     pub(crate) fn link_changes(&mut self) -> Result<LinkChanges, io::Error> {
         let Self { links, control, .. } = self;
-        let (present, removed) = blocking(|| links.list_with_removed(control.as_fd()))?;
+        let Look {
+            links: present,
+            mut removed,
+            has_missed,
+        } = blocking(|| links.look(control.as_fd()))?;
+        if has_missed {
+            removed.extend(self.removed_unheard());
+        }
         let mut gone: Vec<u32> = self
             .interfaces
             .values()
@@ -468,6 +475,14 @@ impl Tap {
         let room = MAX_KNOWN.saturating_sub(self.interfaces.len());
         let new = present.into_iter().filter(is_new).take(room).collect();
         Ok(LinkChanges { gone, renamed, new })
+    }
+
+    /// Indexes of interfaces that were removed, whoever has them now.
+    fn removed_unheard(&self) -> impl Iterator<Item = u32> {
+        self.interfaces.iter().filter_map(|(index, interface)| {
+            let attachment = interface.attachment.as_ref()?;
+            (!attachment.holds()).then_some(*index)
+        })
     }
 
     /// Whether whoever asks the same now would get the interfaces that are captured: one that was asked for by its name may
