@@ -224,29 +224,78 @@ async fn flood_of_frames_takes_no_memory_and_nothing_from_others() -> anyhow::Re
     Ok(())
 }
 
-/// Beside those of `lifecycle.rs`.
+/// Beside those of `lifecycle.rs`; by the sections of RFC 6455.
 #[tokio::test]
 async fn frames_that_nobody_may_send_end_the_capture_of_who_sends_them() -> anyhow::Result<()> {
     let flooded = Flooded::new()?;
-    for (name, garbage) in [
-        ("a long ping", client_frame(0x89, &[0; 126])),
-        ("a ping in fragments", client_frame(0x09, &[])),
-        ("an opcode that is none", client_frame(0x83, &[])),
-        ("a reserved bit", client_frame(0xc2, &[])),
+    let frames = |frames: &[(u8, &[u8])]| {
+        let frames = frames.iter().map(|(head, payload)| client_frame(*head, payload));
+        frames.collect::<Vec<_>>().concat()
+    };
+    let long_close = [&[0x03, 0xe8][..], &[b'x'; 124]].concat();
+    for (name, garbage, expected) in [
+        ("a ping without a mask (5.1)", vec![0x89, 0], 1002),
+        ("a text without a mask", [&[0x81, 4][..], b"stop"].concat(), 1002),
+        ("a close without a mask", vec![0x88, 0], 1002),
+        ("a reserved bit (5.2)", frames(&[(0xc2, &[])]), 1002),
+        ("an opcode that is none", frames(&[(0x83, &[])]), 1002),
         (
             "a message of a megabyte",
             [&[0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0][..], &[0; 4]].concat(),
+            1002,
+        ),
+        ("a continuation of nothing (5.4)", frames(&[(0x80, b"x")]), 1002),
+        (
+            "a message within another",
+            frames(&[(0x01, b"a"), (0x82, b"b")]),
+            1002,
+        ),
+        ("a long ping (5.5)", frames(&[(0x89, &[0; 126])]), 1002),
+        ("a long pong", frames(&[(0x8a, &[0; 126])]), 1002),
+        ("a long close", frames(&[(0x88, &long_close)]), 1002),
+        ("a ping in fragments", frames(&[(0x09, &[])]), 1002),
+        ("half a code (5.5.1)", frames(&[(0x88, &[3])]), 1002),
+        (
+            "a code that is none (7.4)",
+            frames(&[(0x88, &[0x03, 0xed])]),
+            1002,
+        ),
+        (
+            "a reason that is no text",
+            frames(&[(0x88, b"\x03\xe8\xff")]),
+            1007,
+        ),
+        ("a text that is none (8.1)", frames(&[(0x81, b"\xff")]), 1007),
+        (
+            "a text in fragments that is none",
+            frames(&[(0x01, b"\xe2\x82"), (0x80, b"x")]),
+            1007,
+        ),
+        (
+            "a text that ends within a character",
+            frames(&[(0x01, b"a"), (0x80, b"\xe2\x82")]),
+            1007,
         ),
     ] {
         let (recorder, mut stream) = flooded.client().await?;
         stream.write_all(&garbage)?;
         let (recording, code, reason) = recorder.read_to_end().await.with_context(|| name.to_owned())?;
         ensure!(
-            code == 1002 && reason.starts_with("not WebSocket: "),
+            code == expected && reason.starts_with("not WebSocket: "),
             "{name}: {code} {reason}"
         );
         ensure!(!recording.interfaces.is_empty());
     }
+    // What may come in fragments may, with other frames in between.
+    let (recorder, mut stream) = flooded.client().await?;
+    let text = [
+        (0x01, &b"st\xe2\x82"[..]),
+        (0x89, b"ping"),
+        (0x00, b"\xac"),
+        (0x80, b"op"),
+    ];
+    stream.write_all(&frames(&text))?;
+    recorder.finish().await?;
     Ok(())
 }
 

@@ -42,8 +42,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The text message with which a client asks for the rest of the stream and its end.
 const STOP: &[u8] = b"stop";
 
-/// Most bytes of a close frame's reason (RFC 6455, section 5.5).
-const MAX_REASON_LEN: usize = 123;
+/// Most bytes of a control frame (RFC 6455, section 5.5), and so of a close frame's reason.
+const MAX_CONTROL_LEN: usize = 125;
+const MAX_REASON_LEN: usize = MAX_CONTROL_LEN - 2;
 
 /// Why a stream has ended whose client closed.
 const CLOSED_BY_CLIENT: &str = "closed by the client";
@@ -51,6 +52,7 @@ const CLOSED_BY_CLIENT: &str = "closed by the client";
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
 const PROTOCOL_ERROR: u16 = 1002;
+const NOT_TEXT: u16 = 1007;
 const NOT_ALLOWED: u16 = 1008;
 const FAILED: u16 = 1011;
 
@@ -65,8 +67,8 @@ enum Event {
     /// It wants what was captured until now, the final statistics, and then the end.
     Stop,
     Close,
-    /// It broke the protocol; holds how.
-    Garbage(String),
+    /// It broke the protocol.
+    Garbage(Fault),
     /// The connection is gone; holds how.
     Gone(String),
 }
@@ -75,8 +77,16 @@ enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ClientEnd {
     Closed,
-    Garbage(String),
+    Garbage(Fault),
     Gone(String),
+}
+
+/// How a client broke the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fault {
+    /// The close code for that.
+    code: u16,
+    what: String,
 }
 
 /// The connection.
@@ -278,7 +288,7 @@ impl Peer {
                 None
             }
             Some(Event::Close) => Some(ClientEnd::Closed),
-            Some(Event::Garbage(what)) => Some(ClientEnd::Garbage(what)),
+            Some(Event::Garbage(fault)) => Some(ClientEnd::Garbage(fault)),
             Some(Event::Gone(how)) => Some(ClientEnd::Gone(how)),
             None => Some(ClientEnd::Gone("the connection is gone".to_owned())),
         };
@@ -311,13 +321,16 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
     reader.set_auto_close(false);
     reader.set_auto_pong(false);
     reader.set_max_message_size(MAX_CLIENT_FRAME_LEN);
+    let mut grammar = Grammar::default();
     loop {
         // Nothing is sent on the client's behalf: both automatisms are off.
         let frame = reader
             .read_frame(&mut |_| async { Ok::<_, WebSocketError>(()) })
             .await;
+        let frame = frame.map(|mut frame| (grammar.check(&mut frame), frame));
         let event = match frame {
-            Ok(frame) => match frame.opcode {
+            Ok((Err(fault), _)) => Event::Garbage(fault),
+            Ok((Ok(()), frame)) => match frame.opcode {
                 OpCode::Ping => Event::Ping(Bytes::copy_from_slice(&frame.payload)),
                 OpCode::Pong => Event::Pong,
                 OpCode::Close => Event::Close,
@@ -326,7 +339,7 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
             },
             Err(WebSocketError::UnexpectedEOF) => Event::Gone("it left without a close".to_owned()),
             Err(WebSocketError::IoError(error)) => Event::Gone(error.to_string()),
-            Err(error) => Event::Garbage(error.to_string()),
+            Err(error) => Event::Garbage(error.into()),
         };
         let last = !matches!(event, Event::Ping(_) | Event::Pong | Event::Stop);
         if events.send(event).await.is_err() || last {
@@ -335,15 +348,111 @@ async fn read(mut reader: Reader, events: mpsc::Sender<Event>) {
     }
 }
 
+/// What the library lets pass of what RFC 6455 forbids.
+#[derive(Debug, Default)]
+struct Grammar {
+    /// The message whose first frame has come, and not yet its last.
+    message: Option<Message>,
+}
+
+#[derive(Debug)]
+enum Message {
+    /// With the bytes of a character that is not complete yet.
+    Text(Vec<u8>),
+    Binary,
+}
+
+impl Grammar {
+    /// Checks a frame of a client, whose payload is unmasked.
+    fn check(&mut self, frame: &mut Frame<'_>) -> Result<(), Fault> {
+        // The library tells by the head alone whether it was masked.
+        let mut head = [0; 16];
+        frame.fmt_head(&mut head);
+        if head[1] & 0x80 == 0 {
+            return Err(Fault::of("a frame is not masked"));
+        }
+        match frame.opcode {
+            OpCode::Close | OpCode::Ping | OpCode::Pong if frame.payload.len() > MAX_CONTROL_LEN => {
+                Err(Fault::of("a control frame is too large"))
+            }
+            OpCode::Close => check_close(&frame.payload),
+            OpCode::Ping | OpCode::Pong => Ok(()),
+            OpCode::Text | OpCode::Binary | OpCode::Continuation => self.check_data(frame),
+        }
+    }
+
+    fn check_data(&mut self, frame: &Frame<'_>) -> Result<(), Fault> {
+        let mut message = match (self.message.take(), frame.opcode) {
+            (None, OpCode::Text) => Message::Text(Vec::new()),
+            (None, OpCode::Binary) => Message::Binary,
+            (Some(message), OpCode::Continuation) => message,
+            (None, _) => return Err(Fault::of("a frame continues no message")),
+            (Some(_), _) => return Err(Fault::of("a message begins within another")),
+        };
+        if let Message::Text(begun) = &mut message {
+            begun.extend_from_slice(&frame.payload);
+            let (complete, rest) = match str::from_utf8(begun) {
+                Ok(_) => (begun.len(), 0),
+                Err(error) => (error.valid_up_to(), error.error_len().unwrap_or(0)),
+            };
+            if rest > 0 || (frame.fin && complete < begun.len()) {
+                return Err(Fault::of_text());
+            }
+            begun.drain(..complete);
+        }
+        self.message = (!frame.fin).then_some(message);
+        Ok(())
+    }
+}
+
+/// Checks what a close frame says, if anything (RFC 6455, sections 5.5.1 and 7.4; the registry of IANA has 1012 to 1014).
+fn check_close(payload: &[u8]) -> Result<(), Fault> {
+    let Some((code, reason)) = payload.split_first_chunk() else {
+        return match payload {
+            [] => Ok(()),
+            _ => Err(Fault::of("a close frame has half a code")),
+        };
+    };
+    match u16::from_be_bytes(*code) {
+        1000..=1003 | 1007..=1014 | 3000..=4999 => {}
+        code => return Err(Fault::of(&format!("a close frame has the code {code}"))),
+    }
+    str::from_utf8(reason).map(drop).map_err(|_| Fault::of_text())
+}
+
+impl Fault {
+    fn of(what: &str) -> Self {
+        Self {
+            code: PROTOCOL_ERROR,
+            what: what.to_owned(),
+        }
+    }
+
+    fn of_text() -> Self {
+        WebSocketError::InvalidUTF8.into()
+    }
+}
+
+impl From<WebSocketError> for Fault {
+    fn from(error: WebSocketError) -> Self {
+        let code = match error {
+            WebSocketError::InvalidUTF8 => NOT_TEXT,
+            _ => PROTOCOL_ERROR,
+        };
+        Self {
+            code,
+            what: error.to_string(),
+        }
+    }
+}
+
 /// The close code, kind and reason of an end: the client's own comes first, since the session ends in its wake.
 fn close_reason(client: &Peer, session: &Ended) -> (u16, CaptureEnd, String) {
     let (code, end, mut reason) = match (client.end.as_ref(), session) {
         (Some(ClientEnd::Closed), _) => (NORMAL, CaptureEnd::Closed, CLOSED_BY_CLIENT.to_owned()),
-        (Some(ClientEnd::Garbage(what)), _) => (
-            PROTOCOL_ERROR,
-            CaptureEnd::ProtocolError,
-            format!("not WebSocket: {what}"),
-        ),
+        (Some(ClientEnd::Garbage(Fault { code, what })), _) => {
+            (*code, CaptureEnd::ProtocolError, format!("not WebSocket: {what}"))
+        }
         (Some(ClientEnd::Gone(how)), _) => (
             NORMAL,
             CaptureEnd::ClientGone,
@@ -397,7 +506,8 @@ mod tests {
         let clients = [
             None,
             Some(ClientEnd::Closed),
-            Some(ClientEnd::Garbage("ü".repeat(200))),
+            Some(ClientEnd::Garbage(Fault::of(&"ü".repeat(200)))),
+            Some(ClientEnd::Garbage(Fault::of_text())),
             Some(ClientEnd::Gone("x".repeat(200))),
         ];
         let sessions = [
@@ -411,7 +521,7 @@ mod tests {
         for end in &clients {
             for session in &sessions {
                 let (code, _, reason) = close_reason(&peer(end.clone(), false), session);
-                assert!([1000, 1001, 1002, 1011].contains(&code));
+                assert!([1000, 1001, 1002, 1007, 1011].contains(&code));
                 assert!(!reason.is_empty() && reason.len() <= MAX_REASON_LEN);
             }
         }
