@@ -53,6 +53,12 @@ impl Occupants {
             is_complete,
         }
     }
+
+    /// How many names are known.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.occupants.len()
+    }
 }
 
 /// Why a word is no scope.

@@ -638,6 +638,51 @@ mod tests {
         }
     }
 
+    /// Each process may be in any of the containers, and in each namespace there may be one.
+    #[test]
+    fn containers_that_share_a_pid_namespace_are_known_up_to_a_bound() {
+        const FIRST: u32 = 5_200_000;
+        const LOST: u32 = FIRST + 1000;
+        const SHARED: u64 = 77;
+
+        for (count, verdict) in [
+            (64, Verdict::Allowed),
+            (65, Verdict::Unsure),
+            (500, Verdict::Unsure),
+        ] {
+            let pids = FIRST..FIRST + count;
+            let workloads = pids.clone().map(|pid| container(&format!("web-{pid}"), pid));
+            let engines = [engine(DOCKERD, 0, workloads.collect())];
+            let mut processes = processes();
+            let containers: Vec<_> = pids.clone().map(|pid| (pid, DOCKERD, 50, 200)).collect();
+            processes.extend(table(&containers));
+            // Whose parents have ended, in namespaces of their own.
+            let lost: Vec<_> = (0..300)
+                .map(|one| (LOST + one, HOST, 60, 1000 + u64::from(one)))
+                .collect();
+            processes.extend(table(&lost));
+            for pid in pids.chain(lost.iter().map(|one| one.0)) {
+                processes.put_into_pid_namespace(pid, SHARED);
+            }
+            let found = find_processes(&engines, &processes, [], |_| Ok(Vec::new()));
+            assert_eq!(found.running.len(), count as usize);
+            let census = Census {
+                found: &found,
+                table: &processes,
+                namespaces: &namespaces(&[100]),
+                host: 100,
+                is_cut: false,
+            };
+            let occupants = census.take(|_| Ok(Vec::new()));
+            let rights = Rights::parse(["capture:web-*"]).unwrap();
+            for (_, _, _, netns) in lost {
+                let occupants = &occupants[&netns];
+                assert_eq!(rights.may_capture(occupants), verdict, "{count}");
+                assert_eq!(occupants.len(), 64);
+            }
+        }
+    }
+
     #[test]
     fn names_say_who_has_given_them() {
         let named = |authority, workload| running(authority, workload).full_name();

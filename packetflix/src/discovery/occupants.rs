@@ -28,6 +28,10 @@ use crate::{
     sys,
 };
 
+/// Most containers that a process is taken to be in, where several share its PID namespace: whoever makes them chooses their
+/// number, and that of the processes. Where there are more, who is there is in doubt.
+const MAX_AROUND: usize = 64;
+
 /// What is known of who is where.
 pub(super) struct Census<'a> {
     pub(super) found: &'a Found,
@@ -54,22 +58,23 @@ impl Census<'_> {
             });
             let owner = OnceCell::new();
             let owner = || *owner.get_or_init(|| self.owner_of(inode, &pids));
-            let names = self.names(inode, &pids, owner, &containers);
-            (inode, Occupants::new(names, !self.is_cut && !is_doubtful))
+            let (names, is_all) = self.names(inode, &pids, owner, &containers);
+            let is_complete = is_all && !self.is_cut && !is_doubtful;
+            (inode, Occupants::new(names, is_complete))
         });
         occupants.collect()
     }
 
-    /// The names of all who are in a namespace.
+    /// The names of those who are in a namespace, and whether these are all.
     fn names(
         &self,
         inode: u64,
         pids: &[u32],
         owner: impl Fn() -> Option<u32> + Copy,
         containers: &Containers<'_>,
-    ) -> BTreeSet<Occupant> {
+    ) -> (BTreeSet<Occupant>, bool) {
         let is_host = inode == self.host;
-        let mut names = BTreeSet::new();
+        let (mut names, mut is_all) = (BTreeSet::new(), true);
         for &pid in pids {
             let around = match containers.ancestor(pid) {
                 Some(running) => vec![running],
@@ -77,7 +82,8 @@ impl Census<'_> {
                 None if is_host => continue,
                 None => containers.around(pid),
             };
-            names.extend(around.iter().map(|running| Occupant {
+            is_all &= around.len() <= MAX_AROUND;
+            names.extend(around.iter().take(MAX_AROUND).map(|running| Occupant {
                 name: running.full_name(),
                 is_self_chosen: match running.authority() {
                     Authority::Host | Authority::Container { .. } => false,
@@ -100,7 +106,7 @@ impl Census<'_> {
                 is_self_chosen: !namespace.is_named_by_host,
             }));
         }
-        names
+        (names, is_all)
     }
 
     /// A process by the name that it has given itself. That says what it is where root has started it, or where there is
@@ -168,7 +174,8 @@ impl<'a> Containers<'a> {
     }
 
     /// The containers that a process without such an ancestor is in, which was started there from outside, or has lost its
-    /// parent: those whose PID namespace it shares, or whose control group it is in.
+    /// parent: those whose PID namespace it shares, or whose control group it is in. Of those beyond the bound, one tells that
+    /// there are some.
     fn around(&self, pid: u32) -> Vec<&'a Running> {
         let beside = self.table.pid_namespace(pid).and_then(|namespace| {
             let by_namespace = self.by_pid_namespace.get_or_init(|| {
@@ -178,7 +185,10 @@ impl<'a> Containers<'a> {
                     if let Some(namespace) =
                         namespace.filter(|number| *number != self.table.own_pid_namespace())
                     {
-                        all.entry(namespace).or_default().push(running);
+                        let beside = all.entry(namespace).or_default();
+                        if beside.len() <= MAX_AROUND {
+                            beside.push(running);
+                        }
                     }
                 }
                 all

@@ -77,6 +77,13 @@ impl ProcessTable {
         }
     }
 
+    /// Has a process be in a PID namespace of this number.
+    #[cfg(test)]
+    pub(super) fn put_into_pid_namespace(&mut self, pid: u32, number: u64) {
+        let process = self.processes.get_mut(&pid);
+        process.expect("it is in the table").pid_namespace = OnceCell::from(Some(number));
+    }
+
     /// Number of our own PID namespace.
     pub(super) fn own_pid_namespace(&self) -> u64 {
         self.own_pid_namespace
