@@ -1,17 +1,44 @@
 //! What people call a target that is listed under another name.
 
+use std::{borrow::Cow, iter};
+
 use super::TargetDescription;
 
 /// What a target is known by beside its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Aliases {
     /// Where its namespace is mounted.
-    pub(crate) mounts: Vec<String>,
+    pub(crate) mounts: Vec<MountName>,
     /// Its identifier, if it is a container.
     pub(crate) id: Option<String>,
     /// Whether its namespace is the host's.
     pub(crate) is_host: bool,
 }
+
+/// A path at which a namespace is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountName {
+    pub(crate) path: String,
+    /// Whether the host has it there, where only root mounts.
+    pub(crate) is_hosts: bool,
+}
+
+/// What a word says of a target that has another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alias {
+    /// It is the host.
+    Host,
+    /// Its identifier begins so.
+    Id,
+    /// Its namespace is mounted there.
+    Mount {
+        /// By the host.
+        is_hosts: bool,
+    },
+}
+
+/// The word for the host's namespace.
+pub(crate) const HOST: &str = "host";
 
 /// The least that is taken for the beginning of an identifier: less may be a name that is misspelt.
 const MIN_ID_LEN: usize = 4;
@@ -19,44 +46,67 @@ const MIN_ID_LEN: usize = 4;
 /// Kind of a target that is known by its mount.
 const BIND_MOUNT: &str = "bindmount";
 
-/// What `wanted` means of `target`, if it means it by another name than its own: the host, a container by its identifier or
-/// the beginning of it, and a namespace by its mount, even while processes are in it.
-pub(crate) fn known_as(wanted: &TargetDescription, target: &TargetDescription) -> Option<TargetDescription> {
-    if target.prefix != wanted.prefix || target.netns.is_none() {
-        return None;
-    }
-    let is_of_kind = |kind: &str| wanted.kind.is_empty() || wanted.kind == kind;
+/// What `wanted` means of `target`, where it means it by another name than its own: the host, a container by its identifier or
+/// the beginning of it, and a namespace by its mount, even while processes are in it. Each comes with what the word says: they
+/// are not all to be trusted alike.
+pub(crate) fn known_as(
+    wanted: &TargetDescription,
+    target: &TargetDescription,
+) -> impl Iterator<Item = (TargetDescription, Alias)> {
+    let is_meant = target.prefix == wanted.prefix && target.netns.is_some();
+    let is_of_kind = |kind: &str| is_meant && (wanted.kind.is_empty() || wanted.kind == kind);
     let Aliases { mounts, id, is_host } = &target.aliases;
-    let mount = mounts.iter().find(|mount| is_mount(mount, &wanted.name));
-    if let Some(mount) = mount.filter(|_| is_of_kind(BIND_MOUNT)) {
+    let mounted = mounts.iter().filter(|mount| is_mount(&mount.path, &wanted.name));
+    let mount = mounted.max_by_key(|mount| mount.is_hosts);
+    let mount = mount.filter(|_| is_of_kind(BIND_MOUNT)).map(|mount| {
         // It is meant whoever is in it.
-        return Some(TargetDescription {
-            name: mount.clone(),
+        let description = TargetDescription {
+            name: mount.path.clone(),
             kind: BIND_MOUNT.to_owned(),
             pid: None,
             starttime: None,
             ..target.clone()
-        });
-    }
-    let is_host = *is_host && wanted.name == "host";
+        };
+        let is_hosts = mount.is_hosts;
+        (description, Alias::Mount { is_hosts })
+    });
+    let is_host = *is_host && wanted.name == HOST;
     let is_its = id.as_ref().is_some_and(|id| is_beginning(&wanted.name, id));
-    ((is_host || is_its) && is_of_kind(&target.kind)).then(|| target.clone())
+    let itself = [(is_host, Alias::Host), (is_its, Alias::Id)].map(|(is_known, alias)| {
+        let is_known = is_known && is_of_kind(&target.kind);
+        is_known.then(|| (target.clone(), alias))
+    });
+    mount.into_iter().chain(itself.into_iter().flatten())
 }
 
-/// Whether a namespace that is mounted there may be called so: by the path, or by its file where `ip netns` and engines
-/// have theirs.
+/// What a namespace that is mounted there may be called: by the path, and by its file where `ip netns` and engines have theirs.
+pub(crate) fn words_of_mount(mount: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let file = mount
+        .rsplit_once('/')
+        .filter(|(folder, _)| folder.ends_with("/netns"));
+    let file = file.map(|(_, file)| Cow::Borrowed(file));
+    iter::once(usual(mount)).chain(file)
+}
+
 fn is_mount(mount: &str, name: &str) -> bool {
-    let path = |path: &str| path.replacen("/var/run/", "/run/", 1);
-    match mount.rsplit_once('/') {
-        _ if path(mount) == path(name) => true,
-        Some((folder, file)) => file == name && folder.ends_with("/netns"),
-        None => false,
-    }
+    let name = usual(name);
+    words_of_mount(mount).any(|word| word == name)
+}
+
+/// A path in the words of today.
+pub(crate) fn usual(path: &str) -> Cow<'_, str> {
+    path.strip_prefix("/var/run/")
+        .map_or(Cow::Borrowed(path), |rest| format!("/run/{rest}").into())
+}
+
+/// Whether a word may stand for the identifiers that begin with it, and how these begin then.
+pub(crate) fn as_beginning(word: &str) -> Option<String> {
+    let is_hex = word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (word.len() >= MIN_ID_LEN && is_hex).then(|| word.to_ascii_lowercase())
 }
 
 fn is_beginning(name: &str, id: &str) -> bool {
-    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    name.len() >= MIN_ID_LEN && is_hex && id.starts_with(&name.to_ascii_lowercase())
+    as_beginning(name).is_some_and(|beginning| id.starts_with(&beginning))
 }
 
 #[cfg(test)]
@@ -77,7 +127,10 @@ mod tests {
 
     fn found(name: &str, kind: &str) -> Vec<(String, Option<u32>)> {
         let of = |mount: &str, id: Option<&str>, is_host| Aliases {
-            mounts: vec![mount.to_owned()],
+            mounts: vec![MountName {
+                path: mount.to_owned(),
+                is_hosts: true,
+            }],
             id: id.map(str::to_owned),
             is_host,
         };
@@ -97,8 +150,8 @@ mod tests {
             target("ping(7)", "proc", 3, of("/run/netns/demo", None, false)),
         ];
         let wanted = target(name, kind, 0, Aliases::default());
-        let matches = all.iter().filter_map(|target| known_as(&wanted, target));
-        matches.map(|target| (target.name, target.pid)).collect()
+        let matches = all.iter().flat_map(|target| known_as(&wanted, target));
+        matches.map(|(target, _)| (target.name, target.pid)).collect()
     }
 
     #[test]

@@ -4,7 +4,9 @@ mod aliases;
 
 use serde::Deserialize;
 
-pub(crate) use self::aliases::{Aliases, known_as};
+pub(crate) use self::aliases::{
+    Alias, Aliases, HOST, MountName, as_beginning, known_as, usual, words_of_mount,
+};
 use crate::json::{null_as_default, zero_as_none};
 
 /// What is known of a target. Zero, an empty text and an empty list count as absent, since clients written in Go

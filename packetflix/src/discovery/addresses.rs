@@ -102,14 +102,12 @@ mod tests {
             name: name.to_owned(),
             kind: "proc",
             trust: Trust::Others,
-            has_anothers_name: false,
             prefix: String::new(),
             namespace: Arc::new(Namespace {
                 inode: netns,
                 is_host,
                 links: vec![link],
                 mounts: Vec::new(),
-                is_named_by_host: false,
             }),
             process: None,
             workload: None,
@@ -139,6 +137,7 @@ mod tests {
         };
         let scan = Scan {
             at: std::time::SystemTime::now(),
+            formerly: Arc::default(),
             holders: [].into(),
             occupants: [
                 (1, occupants(&["init(1)"])),

@@ -269,7 +269,6 @@ fn workloads<'a>(
         let target = DiscoveredTarget {
             kind: kind.as_str(),
             trust: running.authority.trust(),
-            has_anothers_name: false,
             prefix: running.prefix.clone(),
             namespace: Arc::clone(namespace),
             process: Some(FirstProcess {
@@ -323,8 +322,12 @@ fn process(pid: u32, table: &ProcessTable, namespace: &Arc<Namespace>) -> Option
     Some(DiscoveredTarget {
         name: format!("{}({pid})", stat.name),
         kind: "proc",
-        trust: Trust::Others,
-        has_anothers_name: false,
+        // Its number is nobody's else; what comes before that is its own word.
+        trust: if table.is_roots(pid) {
+            Trust::Host
+        } else {
+            Trust::Others
+        },
         prefix: String::new(),
         namespace: Arc::clone(namespace),
         process: Some(FirstProcess {
@@ -336,15 +339,15 @@ fn process(pid: u32, table: &ProcessTable, namespace: &Arc<Namespace>) -> Option
 }
 
 fn mounted(namespace: &Arc<Namespace>) -> Option<DiscoveredTarget> {
+    let mount = namespace.mounts.first()?;
     Some(DiscoveredTarget {
-        name: namespace.mounts.first()?.display().to_string(),
+        name: mount.path.display().to_string(),
         kind: "bindmount",
-        trust: if namespace.is_named_by_host {
+        trust: if mount.is_hosts {
             Trust::Host
         } else {
             Trust::Others
         },
-        has_anothers_name: false,
         prefix: String::new(),
         namespace: Arc::clone(namespace),
         process: None,
@@ -358,7 +361,7 @@ mod tests {
     use crate::{
         access::{Rights, Verdict},
         discovery::{
-            Problem, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin,
+            Problem, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin, target::Mount,
             workload::PodName,
         },
         lookout::{Kind, Owner, Place},
@@ -434,9 +437,11 @@ mod tests {
         let namespace = |&inode| Namespace {
             inode,
             is_host: inode == 100,
-            is_named_by_host: true,
             links: Vec::new(),
-            mounts: vec![format!("/run/netns/{inode}").into()],
+            mounts: vec![Mount {
+                path: format!("/run/netns/{inode}").into(),
+                is_hosts: true,
+            }],
         };
         inodes
             .iter()

@@ -62,9 +62,10 @@ use tokio::{
 
 pub(crate) use self::{
     addresses::AddressBook,
+    formerly::Formerly,
     gap::Gap,
     shared::{Follower, LateScan},
-    target::{DiscoveredTarget, Namespace},
+    target::{DiscoveredTarget, Mount, Namespace},
     trust::Trust,
     workload::PodName,
 };
@@ -76,7 +77,6 @@ pub(crate) mod fuzzing {
 use self::{
     assemble::Running,
     engines::Engine,
-    formerly::Formerly,
     gap::together,
     occupants::Census,
     processes::ProcessTable,
@@ -155,8 +155,8 @@ struct Last {
 struct Known {
     /// What ran.
     running: Vec<Running>,
-    /// Whose names were whose.
-    formerly: Formerly,
+    /// Words that mean what is the host's.
+    formerly: Arc<Formerly>,
 }
 
 /// What there was at one time.
@@ -176,6 +176,8 @@ pub(crate) struct Scan {
     left: HashSet<u64>,
     /// Whether there may be processes in any namespace that were not seen.
     pub(crate) is_cut: bool,
+    /// Words that mean what is the host's, or meant it.
+    pub(crate) formerly: Arc<Formerly>,
     /// Who holds each network namespace, by its inode number.
     pub(crate) holders: HashMap<u64, Vec<Holder>>,
     /// Whether that is so, or an engine of the host did not tell everything: there may be containers of any name.
@@ -547,6 +549,7 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
         occupants: found.occupants,
         left: found.left,
         is_cut: found.is_cut,
+        formerly: Arc::clone(&known.formerly),
         holders: found.holders,
         is_partial: found.is_partial,
     };
@@ -598,8 +601,8 @@ fn targets(
         .and_then(|process| process.netns)
         .unwrap_or(FIRST_NAMESPACE);
     let (namespaces, holders) = namespaces(&pids, &table, host, &mut gaps);
-    let mut targets = assemble::assemble(&found, &table, &namespaces);
-    formerly.look_at(&mut targets);
+    let targets = assemble::assemble(&found, &table, &namespaces);
+    Arc::make_mut(&mut formerly).look_at(&targets);
     let mut census = Census {
         found: &found,
         table: &table,
@@ -639,21 +642,24 @@ fn namespaces(
     gaps: &mut Vec<Gap>,
 ) -> (HashMap<u64, Arc<Namespace>>, HashMap<u64, Vec<Holder>>) {
     let mut holders = table.holders();
-    let mut mounted: HashMap<u64, Vec<PathBuf>> = HashMap::new();
-    let mut named_by_host = HashSet::new();
+    let mut mounted: HashMap<u64, Vec<Mount>> = HashMap::new();
     let mut lists = MountLists::new(View::all(pids));
     for (inode, holder) in lists.by_ref().flatten() {
         if let Holder::Mount { pid, path, .. } = &holder {
-            let paths = mounted.entry(inode).or_default();
-            // Theirs come first.
-            if [1, process::id()].contains(pid) {
-                named_by_host.insert(inode);
-            }
-            if paths.len() < MAX_MOUNTS {
+            let mounts = mounted.entry(inode).or_default();
+            if mounts.len() < MAX_MOUNTS {
                 holders.entry(inode).or_default().push(holder.clone());
             }
-            if paths.len() < MAX_PATHS && !paths.contains(path) {
-                paths.push(path.clone());
+            let is_hosts = [1, process::id()].contains(pid);
+            let has_room = mounts.len() < MAX_PATHS;
+            match mounts.iter_mut().find(|mount| mount.path == *path) {
+                Some(mount) => mount.is_hosts |= is_hosts,
+                // The host's come before those of others.
+                None if has_room => mounts.push(Mount {
+                    path: path.clone(),
+                    is_hosts,
+                }),
+                None => {}
             }
         }
     }
@@ -666,12 +672,13 @@ fn namespaces(
     let of_one = |(place, problem)| Gap::InterfacesOf { place, problem };
     gaps.extend(unseen.into_iter().map(of_one));
     let namespaces = links.into_iter().map(|(inode, links)| {
+        let mut mounts = mounted.remove(&inode).unwrap_or_default();
+        mounts.sort_by_key(|mount| !mount.is_hosts);
         let namespace = Namespace {
             inode,
             is_host: inode == host,
             links,
-            mounts: mounted.remove(&inode).unwrap_or_default(),
-            is_named_by_host: named_by_host.contains(&inode),
+            mounts,
         };
         (inode, Arc::new(namespace))
     });

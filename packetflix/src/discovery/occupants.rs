@@ -101,9 +101,9 @@ impl Census<'_> {
             names.extend(first.and_then(|pid| self.by_own_name(*pid, || None)));
         }
         if let (true, Some(namespace)) = (pids.is_empty(), self.namespaces.get(&inode)) {
-            names.extend(namespace.mounts.first().map(|path| Occupant {
-                name: path.display().to_string(),
-                is_self_chosen: !namespace.is_named_by_host,
+            names.extend(namespace.mounts.first().map(|mount| Occupant {
+                name: mount.path.display().to_string(),
+                is_self_chosen: !mount.is_hosts,
             }));
         }
         (names, is_all)

@@ -106,6 +106,11 @@ impl ProcessTable {
         users_of(pid)
     }
 
+    /// Whether root has started it on the host, and not in a container.
+    pub(super) fn is_roots(&self, pid: u32) -> bool {
+        self.user_of(pid) == Some(0) && self.pid_namespace(pid) == Some(self.own_pid_namespace)
+    }
+
     /// All processes, by their network namespaces, the lowest PID first.
     pub(super) fn by_namespace(&self) -> HashMap<u64, Vec<u32>> {
         let mut all: HashMap<u64, Vec<u32>> = HashMap::new();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::{trust::Trust, workload::PodName};
 use crate::{
-    description::{Aliases, TargetDescription, full_name},
+    description::{Aliases, MountName, TargetDescription, full_name},
     netns::Link,
 };
 
@@ -18,8 +18,6 @@ pub(crate) struct DiscoveredTarget {
     pub(crate) kind: &'static str,
     /// How far its name is trusted.
     pub(crate) trust: Trust,
-    /// Whether a target that was trusted more has had this name.
-    pub(crate) has_anothers_name: bool,
     /// Names of the containers around its engine, from the outermost, joined by slashes.
     pub(crate) prefix: String,
     /// Its network namespace.
@@ -39,10 +37,17 @@ pub(crate) struct Namespace {
     pub(crate) is_host: bool,
     /// Its network interfaces.
     pub(crate) links: Vec<Link>,
-    /// Where it is mounted.
-    pub(crate) mounts: Vec<PathBuf>,
-    /// Whether the first of these is in the host's mount namespace or in ours, where only root mounts.
-    pub(crate) is_named_by_host: bool,
+    /// Where it is mounted, the host's own first.
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// Where a network namespace is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// The path.
+    pub(crate) path: PathBuf,
+    /// Whether it is in the host's mount namespace or in ours, where only root mounts.
+    pub(crate) is_hosts: bool,
 }
 
 /// The first process of a target.
@@ -81,9 +86,12 @@ impl DiscoveredTarget {
     }
 
     fn aliases(&self) -> Aliases {
-        let mounts = self.namespace.mounts.iter();
+        let mounts = self.namespace.mounts.iter().map(|mount| MountName {
+            path: mount.path.display().to_string(),
+            is_hosts: mount.is_hosts,
+        });
         Aliases {
-            mounts: mounts.map(|mount| mount.display().to_string()).collect(),
+            mounts: mounts.collect(),
             id: self.workload.as_ref().map(|facts| facts.id.clone()),
             is_host: self.namespace.is_host,
         }

@@ -6,7 +6,7 @@ use super::{DiscoveryService, ServiceError};
 use crate::{
     access::{Rights, Verdict},
     description::TargetDescription,
-    discovery::{Discovery, LateScan, Scan, Trust},
+    discovery::{Discovery, Formerly, LateScan, Scan, Trust},
     netns::Holder,
 };
 
@@ -24,6 +24,8 @@ pub(crate) enum Directory {
 pub(crate) struct KnownTargets {
     /// All targets.
     pub(crate) targets: Vec<KnownTarget>,
+    /// Words that have meant something of the host's.
+    pub(crate) formerly: Arc<Formerly>,
     /// Sentences on why there may be more.
     pub(crate) obstacles: Vec<String>,
 }
@@ -34,8 +36,6 @@ pub(crate) struct KnownTarget {
     pub(crate) description: TargetDescription,
     /// How far its name is trusted.
     pub(crate) trust: Trust,
-    /// Whether one that was trusted more has had the name.
-    pub(crate) has_anothers_name: bool,
 }
 
 /// Why the targets are not known.
@@ -60,10 +60,10 @@ impl Directory {
                 let known = |description| KnownTarget {
                     description,
                     trust: Trust::Host,
-                    has_anothers_name: false,
                 };
                 Ok(KnownTargets {
                     targets: targets.into_iter().map(known).collect(),
+                    formerly: Arc::default(),
                     obstacles: Vec::new(),
                 })
             }
@@ -95,12 +95,12 @@ fn known_in(scan: &Scan, rights: &Rights) -> KnownTargets {
     let known = own.map(|target| KnownTarget {
         description: target.description(),
         trust: target.trust,
-        has_anothers_name: target.has_anothers_name,
     });
     // What is missing is none of their business, unless all is.
     let gaps = scan.gaps.iter().filter(|_| !rights.are_by_pattern());
     KnownTargets {
         targets: known.collect(),
+        formerly: Arc::clone(&scan.formerly),
         obstacles: gaps.map(ToString::to_string).collect(),
     }
 }

@@ -17,7 +17,8 @@ pub(crate) use self::{
 };
 use crate::{
     access::Rights,
-    description::{TargetDescription, known_as},
+    description::{Alias, TargetDescription, known_as},
+    discovery::Trust,
     nearest::nearest,
     netns::{FindError, Netns, ProcessError, ProcessIdentity},
     turns::{Busy, TurnBounds, Turns},
@@ -185,8 +186,7 @@ impl Target {
         rights: &Rights,
         account: &Arc<str>,
     ) -> Result<Self, TargetError> {
-        let KnownTargets { targets, obstacles } = directory.targets(rights).await?;
-        let found = choose(&wanted, &targets, obstacles)?;
+        let found = choose(&wanted, directory.targets(rights).await?)?;
         let name = wanted.full_name();
         let claim = Claim::of(&found);
         let description = TargetDescription {
@@ -248,52 +248,79 @@ impl Claim {
     }
 }
 
-/// The one target among all that has the wanted name and prefix, and is of the wanted type; else the one that is known by
-/// that name. When that leaves several namespaces, how far their names are trusted decides; when it does not, it is an
-/// error, since either could be meant.
-fn choose(
-    wanted: &TargetDescription,
-    all: &[KnownTarget],
-    obstacles: Vec<String>,
-) -> Result<TargetDescription, TargetError> {
-    let name = wanted.full_name();
-    let has_name = |target: &&KnownTarget| {
-        let TargetDescription {
-            name, prefix, netns, ..
-        } = &target.description;
-        (name, prefix) == (&wanted.name, &wanted.prefix) && netns.is_some()
-    };
-    let named: Vec<KnownTarget> = all.iter().filter(has_name).cloned().collect();
-    let as_known = |target: &KnownTarget| {
-        let description = known_as(wanted, &target.description)?;
-        let target = target.clone();
-        Some(KnownTarget {
+/// A target that a word may mean.
+struct Candidate {
+    description: TargetDescription,
+    /// How far the word is trusted that it has.
+    trust: Trust,
+    /// Whether the word is its own name.
+    is_own_name: bool,
+}
+
+impl Candidate {
+    /// What `wanted` may mean of a target, by its name and by what else it is known as.
+    fn all(wanted: &TargetDescription, target: &KnownTarget) -> impl Iterator<Item = Self> {
+        let KnownTarget { description, trust } = target;
+        let trust = *trust;
+        let has_name = (&description.name, &description.prefix) == (&wanted.name, &wanted.prefix)
+            && description.netns.is_some();
+        let is_of_kind = wanted.kind.is_empty() || description.kind == wanted.kind;
+        let by_name = (has_name && is_of_kind).then(|| Self {
+            description: description.clone(),
+            trust,
+            is_own_name: true,
+        });
+        let otherwise = known_as(wanted, description).map(move |(description, alias)| Self {
             description,
-            ..target
-        })
-    };
-    let mut matches = match &named[..] {
-        [] => all.iter().filter_map(as_known).collect(),
-        _ => named,
-    };
-    matches.retain(|target| wanted.kind.is_empty() || target.description.kind == wanted.kind);
+            trust: match alias {
+                Alias::Host | Alias::Mount { is_hosts: true } => Trust::Host,
+                Alias::Mount { is_hosts: false } => Trust::Others,
+                Alias::Id => trust,
+            },
+            is_own_name: false,
+        });
+        by_name.into_iter().chain(otherwise)
+    }
+}
+
+/// The one target that is meant, of the wanted type, among all that have the wanted name or are known by it. When that leaves
+/// several namespaces, how far that word is trusted decides, and then whether it is their own name; when that does not, it is
+/// an error, since either could be meant.
+fn choose(wanted: &TargetDescription, known: KnownTargets) -> Result<TargetDescription, TargetError> {
+    let KnownTargets {
+        targets: all,
+        formerly,
+        obstacles,
+    } = known;
+    let name = wanted.full_name();
+    let mut candidates: Vec<Candidate> = all
+        .iter()
+        .flat_map(|target| Candidate::all(wanted, target))
+        .collect();
     // Whose process is described is meant, whoever else has the name.
-    if let Some(meant) = matches.iter().find(|target| is_described(wanted, target)) {
+    if let Some(meant) = candidates
+        .iter()
+        .find(|candidate| is_described(wanted, &candidate.description))
+    {
         return Ok(meant.description.clone());
     }
-    let most = matches.iter().map(|target| target.trust).max();
-    matches.retain(|target| Some(target.trust) == most);
-    if !is_one_namespace(&matches) {
-        let matches = matches.into_iter().map(|target| target.description).collect();
+    let weight = |candidate: &Candidate| (candidate.trust, candidate.is_own_name);
+    let most = candidates.iter().map(weight).max();
+    candidates.retain(|candidate| Some(weight(candidate)) == most);
+    if !is_one_namespace(&candidates) {
+        let matches = candidates.into_iter().map(|candidate| candidate.description);
+        let matches = matches.collect();
         return Err(TargetError::Ambiguous { name, matches });
     }
     // Of several in one namespace, one whose process can be checked.
-    matches.sort_by_key(|target| target.description.pid.is_none());
-    match matches.into_iter().next() {
-        Some(target) if target.has_anothers_name => Err(TargetError::Successor { name }),
-        Some(target) => Ok(target.description),
+    candidates.sort_by_key(|candidate| candidate.description.pid.is_none());
+    match candidates.into_iter().next() {
+        Some(found) if found.trust != Trust::Host && formerly.has(&name) => {
+            Err(TargetError::Successor { name })
+        }
+        Some(found) => Ok(found.description),
         None => Err(TargetError::Unknown {
-            others: Others::of(wanted, all),
+            others: Others::of(wanted, &all),
             name,
             obstacles,
         }),
@@ -377,13 +404,13 @@ impl fmt::Display for Others {
 }
 
 /// Whether a target has the process that a description has.
-fn is_described(wanted: &TargetDescription, target: &KnownTarget) -> bool {
+fn is_described(wanted: &TargetDescription, target: &TargetDescription) -> bool {
     let process = |description: &TargetDescription| (description.pid, description.starttime);
-    wanted.pid.is_some() && process(wanted) == process(&target.description)
+    wanted.pid.is_some() && process(wanted) == process(target)
 }
 
-fn is_one_namespace(targets: &[KnownTarget]) -> bool {
-    let mut pairs = targets.windows(2);
+fn is_one_namespace(candidates: &[Candidate]) -> bool {
+    let mut pairs = candidates.windows(2);
     pairs.all(|pair| pair[0].description.netns == pair[1].description.netns)
 }
 

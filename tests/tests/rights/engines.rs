@@ -30,10 +30,15 @@ struct Stranger(Child);
 impl Stranger {
     /// Runs `script`, in which `$ENGINE` becomes an engine at Docker's place there.
     fn start(unshared: &[&str], script: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--kill-child"]).args(unshared);
+        Self::start_by(command, script)
+    }
+
+    /// Does so by a command that has the mounts.
+    fn start_by(mut command: Command, script: &str) -> anyhow::Result<Self> {
         let script = format!("mount -t tmpfs none /run || exit; {script}");
-        let mut child = Command::new("unshare")
-            .args(["--mount", "--kill-child"])
-            .args(unshared)
+        let mut child = command
             .args(["sh", "-c", &script])
             .env("ENGINE", program("fake-engine")?)
             .stdin(Stdio::null())
@@ -224,6 +229,60 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
     let mut meant = own.identity()?;
     meant["name"] = json!("web");
     capture_is_of(&server, &meant, "", own.pid()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn words_for_what_is_the_hosts_mean_nothing_of_users() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let users = UserFolder::new()?;
+    let as_users = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let unshared = ["unshare", "--user", "--net", "--map-root-user", "sh", "-c"];
+    let script = ["ip link set lo up && exec \"$@\"", "sh"];
+    let by = [&["setpriv"], &as_users[..], &unshared, &script].concat();
+    let own = [(); 3].map(|()| Sleeper::unshared_as("own", &by));
+    let own: Vec<Sleeper> = own.into_iter().collect::<Result<_, _>>()?;
+    // Root's: a container whose identifier begins with `beef0`, and a namespace that is mounted and has a process in it.
+    let mut real = Sleeper::unshared()?;
+    let namespace = Namespace::new()?;
+    let inside = Sleeper::inside(&namespace)?;
+    let engine = FakeEngine::start(&folder.file("engine"), &[("beef", real.pid())], &[])?;
+    // The user's engine and mounts have all of that for names.
+    let path = namespace.path().display().to_string();
+    let name = namespace.name().to_owned();
+    let words = ["host", "beef0", &name[..], &path[..]];
+    let containers: Vec<(&str, u32)> = words.into_iter().zip(own.iter().map(Sleeper::pid)).collect();
+    let liar = FakeEngine::start_of_user(&users.file("engine"), &containers, &[])?;
+    let mut mounts = as_user("setpriv");
+    mounts.args(["unshare", "--user", "--map-root-user", "--mount", "--net"]);
+    let mount = format!(
+        "mkdir /run/netns && : >{path} && mount --bind /proc/self/ns/net {path} && echo ready && \
+         exec unshare --net sleep 60"
+    );
+    let _mounts = Stranger::start_by(mounts, &mount)?;
+    let sockets =
+        [liar.socket(), engine.socket()].map(|socket| format!("--engine-socket={}", socket.display()));
+    let server = Server::start(&[&sockets[0], &sockets[1]])?;
+
+    let meant = [std::process::id(), real.pid(), inside.pid(), inside.pid()];
+    for (word, pid) in words.into_iter().zip(meant) {
+        let query = "&nif=lo&filter=udp+port+9";
+        capture_is_of(&server, &json!({ "name": word }), query, pid)
+            .await
+            .with_context(|| format!("{word}: {:?}", server.targets()))?;
+    }
+    // Nor do they once what they meant is gone.
+    real.end()?;
+    drop(inside);
+    drop(namespace);
+    for word in &words[1..] {
+        let url = server.url_of(&json!({ "name": word }), "");
+        let (status, sentence) = packetflix_tests::client::refusal(&server, &url, &[]).await?;
+        ensure!(
+            status == 409 && sentence.contains("was not started by an engine of the host"),
+            "{word}: {status} {sentence}"
+        );
+    }
     Ok(())
 }
 

@@ -251,7 +251,7 @@ impl<'a> TargetDetails<'a> {
             mounts: namespace
                 .mounts
                 .iter()
-                .map(|path| path.to_string_lossy())
+                .map(|mount| mount.path.to_string_lossy())
                 .collect(),
             pod: facts.and_then(|facts| facts.pod.as_ref()),
             container: facts.map(|facts| ContainerDetails {
