@@ -4,11 +4,11 @@ use std::{env::consts, process::Command};
 
 use crate::{
     build_ebpf::{build_ebpf, ebpf_cargo},
-    documents, setup,
+    documents, rooms, setup,
     shell::{cargo, execute, root},
 };
 
-/// Checks formatting, the links of the documents, the lints of all crates, and licences and sources of the dependencies.
+/// Checks formatting, the links of the documents, the rooms of the server, the lints of all crates, and licences and sources of the dependencies.
 ///
 /// # Errors
 /// At the first check that fails.
@@ -16,6 +16,7 @@ pub(crate) fn lint() -> anyhow::Result<()> {
     execute(cargo().args(["fmt", "--all", "--check"]))?;
     execute(cargo().args(["fmt", "--manifest-path=fuzz/Cargo.toml", "--check"]))?;
     documents::check_links()?;
+    rooms::check()?;
     setup::libraries()?;
     build_ebpf()?;
     execute(
