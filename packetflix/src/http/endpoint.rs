@@ -19,8 +19,9 @@ use warp::{
 use super::{
     api::Api,
     api::capture::LocalEnd,
+    api::code::Code,
     api::plain_answer::instead_of_a_list,
-    api::refusal::{Refusal, Sentence},
+    api::refusal::Refusal,
     api::routes::{Routes, is_ours, is_public, routes},
     credentials::{identify, take_query_token},
     log::RequestLog,
@@ -127,8 +128,8 @@ impl Endpoint {
         self.account(&asked, client, &response);
         // Wherever clients believe that the service is.
         let wants_list = asked.path.ends_with("/mobyshark");
-        if wants_list && let Some(Sentence(sentence)) = response.extensions_mut().remove() {
-            let body = instead_of_a_list(response.status(), &sentence).to_string();
+        if wants_list && let Some(Refusal { code, sentence }) = response.extensions_mut().remove() {
+            let body = instead_of_a_list(code, &sentence).to_string();
             *response.body_mut() = boxed(Full::from(body));
         }
         self.api.app.metrics.answered(response.status().as_u16());
@@ -256,7 +257,7 @@ impl Endpoint {
     fn account(&self, asked: &Asked, client: &Client, response: &Response<AnswerBody>) {
         let status = response.status();
         let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
-        let (Some(Sentence(reason)), true) = (response.extensions().get(), refused) else {
+        let (Some(Refusal { sentence: reason, .. }), true) = (response.extensions().get(), refused) else {
             return;
         };
         let name = response.extensions().get::<Name>();
@@ -287,7 +288,7 @@ fn check_url(uri: &Uri) -> Result<(), Refusal> {
         return Ok(());
     }
     let sentence = format!("the URL has {len} bytes, and {MAX_URL_LEN} is the most");
-    Err(Refusal::new(StatusCode::URI_TOO_LONG, sentence))
+    Err(Refusal::new(Code::UrlTooLong, sentence))
 }
 
 /// What our routes take.
@@ -299,11 +300,11 @@ fn check_bounds<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
         Some(len) => {
             let sentence =
                 format!("the body has {len} bytes, where none is taken, and {MAX_BODY_LEN} is the most");
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
+            Err(Refusal::new(Code::BodyTooLarge, sentence))
         }
         None => {
             let sentence = "the body does not say how long it is, and none is taken";
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence))
+            Err(Refusal::new(Code::BodyTooLarge, sentence))
         }
     }
 }
@@ -311,7 +312,7 @@ fn check_bounds<B: Body>(request: &Request<B>) -> Result<(), Refusal> {
 /// The refusal of a CONNECT: it has no path that could be ours or the service's, and warp cannot take it.
 fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
     let sentence = format!("no tunnel is opened to {to}, nor to anywhere else");
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
+    Refusal::new(Code::MethodNotAllowed, sentence)
         .into_response()
         .map(boxed)
 }
@@ -319,7 +320,7 @@ fn no_tunnel(to: &Uri) -> Response<AnswerBody> {
 /// The refusal of a request for a host and port, which is what a CONNECT asks for. warp panics without a path.
 fn no_path(uri: &Uri) -> Response<AnswerBody> {
     let sentence = format!("{uri} has no path that could be asked for");
-    Refusal::new(StatusCode::BAD_REQUEST, sentence)
+    Refusal::new(Code::RequestInvalid, sentence)
         .into_response()
         .map(boxed)
 }

@@ -52,7 +52,7 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
     let started = started.instrument(span.clone()).await;
     if let Err(refusal) = &started {
         span.in_scope(|| api.refusals.refused(peer, refusal));
-        let status = refusal.status.as_u16();
+        let status = refusal.status().as_u16();
         api.app.refused(&attempt, &account, status, &refusal.sentence);
     }
     started

@@ -9,7 +9,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::{Api, capture::Handshake, refusal::Refusal};
+use super::{Api, capture::Handshake, code::Code, refusal::Refusal};
 use crate::{
     captures::{Amount, Capture, Found},
     http::origin::check_origin,
@@ -116,7 +116,7 @@ pub(crate) fn list(api: &Api, handshake: &Handshake) -> Response {
 pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
     if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
         let sentence = format!("a capture is read with GET and ended with DELETE, not with {method}");
-        let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence);
+        let refusal = Refusal::new(Code::MethodNotAllowed, sentence);
         return reply::with_header(refusal, header::ALLOW, "GET, HEAD, DELETE").into_response();
     }
     if let Err(refusal) = check_right(api, handshake) {
@@ -146,7 +146,7 @@ pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -
     };
     answer.unwrap_or_else(|| {
         let sentence = format!("no capture {id} is running: see /captures");
-        Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
+        Refusal::new(Code::CaptureUnknown, sentence).into_response()
     })
 }
 

@@ -3,11 +3,10 @@
 use serde::Serialize;
 use warp::{
     Reply as _,
-    http::StatusCode,
     reply::{self, Response},
 };
 
-use super::{Api, refusal::Refusal};
+use super::{Api, code::Code, refusal::Refusal};
 use crate::{
     filter::{Translated, classic, native},
     pcapng::LinkType,
@@ -35,14 +34,15 @@ const LINK_TYPES: [(&str, &str, LinkType); 2] = [
 
 /// Compiles the expression `expr` of the query for the link type `linktype`, Ethernet unless it is given.
 pub(crate) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
-    let refused = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
+    let invalid = |sentence: String| Refusal::new(Code::ParameterInvalid, sentence);
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
-        .map_err(|error| refused(format!("the query cannot be read: {error}")))?;
+        .map_err(|error| invalid(format!("the query cannot be read: {error}")))?;
     if let Some((name, _)) = pairs.iter().find(|(name, _)| !PARAMETERS.contains(&&name[..])) {
-        return Err(refused(format!(
-            "there is no parameter {name}; there are {}",
-            PARAMETERS.join(" and ")
-        )));
+        let known = PARAMETERS.join(" and ");
+        return Err(Refusal::new(
+            Code::ParameterUnknown,
+            format!("there is no parameter {name}; there are {known}"),
+        ));
     }
     let find = |name: &str| {
         let mut values = pairs.iter().filter(|(found, _)| found == name);
@@ -51,13 +51,14 @@ pub(crate) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Resp
     let expression = find("expr")
         .filter(|expression| !expression.is_empty())
         .ok_or_else(|| {
-            refused("no expression is given: /filter?expr=EXPRESSION&linktype=ethernet".to_owned())
+            let sentence = "no expression is given: /filter?expr=EXPRESSION&linktype=ethernet";
+            Refusal::new(Code::ParameterMissing, sentence)
         })?;
     let wanted = find("linktype").unwrap_or("ethernet");
     let (linktype, _, link_type) = LINK_TYPES
         .into_iter()
         .find(|(name, number, _)| *name == wanted || *number == wanted)
-        .ok_or_else(|| refused(format!("linktype={wanted} is neither ethernet (1) nor raw (101)")))?;
+        .ok_or_else(|| invalid(format!("linktype={wanted} is neither ethernet (1) nor raw (101)")))?;
     let options = api.app.filters_for(caller.account());
     let Translated { classic, native } = Translated::compile(expression, link_type, &options).await?;
     let lines = |listing: String| listing.lines().map(str::to_owned).collect();

@@ -33,7 +33,8 @@ pub fn request(data: &[u8]) {
         parse(&query, &headers).map(|request| check(&request)).err(),
     ];
     for refusal in refusals.into_iter().flatten() {
-        let Refusal { status, sentence } = refusal.into();
+        let refusal: Refusal = refusal.into();
+        let (status, sentence) = (refusal.status(), refusal.sentence);
         assert!(
             status.is_client_error() && !sentence.is_empty(),
             "{status} {sentence}"

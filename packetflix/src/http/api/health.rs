@@ -3,11 +3,11 @@
 use serde_json::json;
 use warp::{
     Reply as _,
-    http::{StatusCode, header},
+    http::header,
     reply::{self, Response},
 };
 
-use super::{Api, refusal::Refusal};
+use super::{Api, code::Code, refusal::Refusal};
 use crate::service::Caller;
 
 /// Media type of OpenMetrics (its specification 1.0, section 4.1).
@@ -32,7 +32,7 @@ pub(crate) fn alive() -> Response {
 /// Whether captures can begin.
 pub(crate) fn ready(api: &Api) -> Response {
     match api.app.problem() {
-        Some(problem) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
+        Some(problem) => Refusal::new(Code::NotReady, problem).into_response(),
         None => reply::json(&json!({ "status": "ready" })).into_response(),
     }
 }

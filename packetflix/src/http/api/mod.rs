@@ -4,6 +4,7 @@ pub(crate) mod answers;
 pub(crate) mod capture;
 pub(crate) mod captures;
 pub(crate) mod claimed;
+pub(crate) mod code;
 pub(crate) mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

@@ -9,7 +9,7 @@ use warp::{
     reply::{self, Response},
 };
 
-use super::request::RequestError;
+use super::{code::Code, request::RequestError};
 use crate::http::{proxy::ProxyError, transport::admission::TurnedAway};
 use crate::{
     access::AccessError,
@@ -32,27 +32,31 @@ use crate::{
 const MAX_SENTENCE_LEN: usize = 1024;
 
 /// An answer that says why there is no capture, or nothing else that was asked for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    pub(crate) status: StatusCode,
+    pub(crate) code: Code,
     pub(crate) sentence: String,
 }
 
 impl Refusal {
-    pub(crate) fn new(status: StatusCode, sentence: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, sentence: impl Into<String>) -> Self {
         let mut sentence = sentence.into();
         if sentence.len() > MAX_SENTENCE_LEN {
             sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE_LEN));
             sentence.push('…');
         }
-        Self { status, sentence }
+        Self { code, sentence }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.code.status()
     }
 
     /// The kernel refused something that took `capability`, or descriptors or memory that it has no more of.
     fn by_kernel(error: &(dyn Error + 'static), capability: Capability) -> Self {
         Self::for_want(error).unwrap_or_else(|| {
             let sentence = error::chain(error) + &capability.blame(error);
-            Self::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)
+            Self::new(Code::KernelRefused, sentence)
         })
     }
 
@@ -60,36 +64,34 @@ impl Refusal {
     fn for_want(error: &(dyn Error + 'static)) -> Option<Self> {
         error::is_exhaustion(error).then(|| {
             let sentence = error::chain(error) + ": other captures, or other programs, have to end first";
-            Self::new(StatusCode::TOO_MANY_REQUESTS, sentence)
+            Self::new(Code::ResourcesExhausted, sentence)
         })
     }
 }
 
-/// The sentence of a refusal, in the extensions of the response that has it.
-#[derive(Clone, Debug)]
-pub(crate) struct Sentence(pub(crate) String);
-
 impl Reply for Refusal {
     fn into_response(self) -> Response {
-        let body = reply::json(&json!({ "error": self.sentence }));
-        let mut response = reply::with_status(body, self.status).into_response();
-        response.extensions_mut().insert(Sentence(self.sentence));
-        if self.status == StatusCode::UPGRADE_REQUIRED {
+        let status = self.status();
+        let body = reply::json(&json!({ "error": self.sentence, "code": self.code.name() }));
+        let mut response = reply::with_status(body, status).into_response();
+        // Its body may have to be another one, and it may have to be accounted for.
+        response.extensions_mut().insert(self);
+        if status == StatusCode::UPGRADE_REQUIRED {
             let headers = response.headers_mut();
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             let headers = response.headers_mut();
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
             // What is not read would have to be, before the next request could be.
             let headers = response.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+        if status == StatusCode::METHOD_NOT_ALLOWED {
             let headers = response.headers_mut();
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
@@ -99,131 +101,128 @@ impl Reply for Refusal {
 
 impl From<TurnedAway> for Refusal {
     fn from(error: TurnedAway) -> Self {
-        Self::new(error.status(), error.to_string())
+        Self::new(error.code(), error.to_string())
     }
 }
 
 impl From<AccessError> for Refusal {
     fn from(error: AccessError) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, error.to_string())
+        Self::new(Code::NotAuthenticated, error.to_string())
     }
 }
 
 impl From<Forbidden> for Refusal {
     fn from(error: Forbidden) -> Self {
-        Self::new(StatusCode::FORBIDDEN, error.to_string())
+        Self::new(Code::Forbidden, error.to_string())
     }
 }
 
 impl From<Hidden> for Refusal {
     fn from(error: Hidden) -> Self {
-        let status = match error {
-            Hidden::Nothing { .. } => StatusCode::NOT_FOUND,
-            Hidden::Unsure { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        let code = match error {
+            Hidden::Nothing { .. } => Code::TargetUnknown,
+            Hidden::Unsure { .. } => Code::TargetUnsure,
         };
-        Self::new(status, error.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
 impl From<RequestError> for Refusal {
     fn from(error: RequestError) -> Self {
-        let status = match error {
-            RequestError::ForeignOrigin { .. }
-            | RequestError::ForeignHost { .. }
-            | RequestError::CrossSite => StatusCode::FORBIDDEN,
-            RequestError::NoUpgrade | RequestError::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
+        let code = match error {
+            RequestError::ForeignOrigin { .. } | RequestError::CrossSite => Code::ForeignOrigin,
+            RequestError::ForeignHost { .. } => Code::ForeignHost,
+            RequestError::NoUpgrade | RequestError::WebSocketVersion => Code::UpgradeRequired,
+            RequestError::NoWebSocketKey => Code::RequestInvalid,
+            RequestError::Header(_) | RequestError::RepeatedHeader(_) => Code::HeaderInvalid,
+            RequestError::Repeated(_) => Code::ParameterRepeated,
+            RequestError::Unknown { .. } => Code::ParameterUnknown,
+            RequestError::NoTarget => Code::TargetMissing,
             RequestError::Query(_)
-            | RequestError::Header(_)
-            | RequestError::Repeated(_)
-            | RequestError::RepeatedHeader(_)
-            | RequestError::Unknown { .. }
-            | RequestError::NoTarget
             | RequestError::TwoTargets
             | RequestError::Container(_)
             | RequestError::Switch(..)
             | RequestError::Netns(_)
             | RequestError::Limit { .. }
-            | RequestError::TooManyInterfaces(_)
-            | RequestError::NoWebSocketKey => StatusCode::BAD_REQUEST,
+            | RequestError::TooManyInterfaces(_) => Code::ParameterInvalid,
         };
-        Self::new(status, error.to_string())
+        Self::new(code, error.to_string())
     }
 }
 
 impl From<QuotaError> for Refusal {
     fn from(error: QuotaError) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+        Self::new(Code::QuotaExceeded, error.to_string())
     }
 }
 
 impl From<Unaccounted> for Refusal {
     fn from(error: Unaccounted) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        Self::new(Code::AuditUnavailable, error.to_string())
     }
 }
 
 impl From<TooFewBytes> for Refusal {
     fn from(error: TooFewBytes) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+        Self::new(Code::LimitTooSmall, error.to_string())
     }
 }
 
 impl From<ProxyError> for Refusal {
     fn from(error: ProxyError) -> Self {
-        let status = match error {
+        let code = match error {
             ProxyError::Request(error) => return error.into(),
-            ProxyError::RequestBody(_) => StatusCode::BAD_REQUEST,
+            ProxyError::RequestBody(_) => Code::RequestInvalid,
             ProxyError::Unreachable { .. }
             | ProxyError::Answer { .. }
-            | ProxyError::UnwantedUpgrade { .. } => StatusCode::BAD_GATEWAY,
-            ProxyError::TooManyUpgradesOfOne(_) => StatusCode::TOO_MANY_REQUESTS,
-            ProxyError::TooManyUpgrades => StatusCode::SERVICE_UNAVAILABLE,
-            ProxyError::ConnectTimeout { .. } | ProxyError::AnswerTimeout { .. } => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            | ProxyError::UnwantedUpgrade { .. } => Code::DiscoveryFailed,
+            ProxyError::TooManyUpgradesOfOne(_) => Code::QuotaExceeded,
+            ProxyError::TooManyUpgrades => Code::ServiceFull,
+            ProxyError::ConnectTimeout { .. } | ProxyError::AnswerTimeout { .. } => Code::DiscoveryTimeout,
         };
-        Self::new(status, error::chain(&error))
+        Self::new(code, error::chain(&error))
     }
 }
 
 impl From<TargetError> for Refusal {
     fn from(error: TargetError) -> Self {
-        let status = match &error {
-            TargetError::Nothing => StatusCode::BAD_REQUEST,
-            TargetError::Unknown { .. } | TargetError::Stopped { .. } => StatusCode::NOT_FOUND,
+        let code = match &error {
+            TargetError::Nothing => Code::TargetMissing,
+            TargetError::Unknown { .. } => Code::TargetUnknown,
+            TargetError::Stopped { .. } => Code::TargetStopped,
+            TargetError::Ambiguous { .. } => Code::TargetAmbiguous,
             TargetError::Stale(_)
             | TargetError::NotFoundAgain { .. }
-            | TargetError::Ambiguous { .. }
             | TargetError::Successor { .. }
-            | TargetError::Ended { .. } => StatusCode::CONFLICT,
+            | TargetError::Ended { .. } => Code::TargetStale,
             TargetError::Unreadable(_) => return Self::by_kernel(&error, Capability::SysPtrace),
-            TargetError::CutOff => StatusCode::INTERNAL_SERVER_ERROR,
-            TargetError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            TargetError::CutOff => Code::Internal,
+            TargetError::Busy => Code::ServiceBusy,
             TargetError::Directory(DirectoryError::Service(service)) => match service.problem {
-                ServiceProblem::Slow(_) => StatusCode::GATEWAY_TIMEOUT,
-                _ => StatusCode::BAD_GATEWAY,
+                ServiceProblem::Slow(_) => Code::DiscoveryTimeout,
+                _ => Code::DiscoveryFailed,
             },
-            TargetError::Directory(DirectoryError::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
-            TargetError::Find(FindError::NotFound { .. }) => StatusCode::NOT_FOUND,
-            TargetError::Find(FindError::Incomplete { .. }) => StatusCode::GATEWAY_TIMEOUT,
-            TargetError::Find(FindError::Denied { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            TargetError::Directory(DirectoryError::Late(_)) => Code::DiscoveryTimeout,
+            TargetError::Find(FindError::NotFound { .. }) => Code::TargetUnknown,
+            TargetError::Find(FindError::Incomplete { .. }) => Code::DiscoveryTimeout,
+            TargetError::Find(FindError::Denied { .. }) => Code::KernelRefused,
             TargetError::Find(FindError::Exhausted { .. }) => {
                 return Self::by_kernel(&error, Capability::SysPtrace);
             }
         };
-        Self::new(status, error::chain(&error))
+        Self::new(code, error::chain(&error))
     }
 }
 
 impl From<LateScan> for Refusal {
     fn from(error: LateScan) -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
+        Self::new(Code::DiscoveryTimeout, error.to_string())
     }
 }
 
 impl From<FilterError> for Refusal {
     fn from(error: FilterError) -> Self {
-        let status = match &error {
+        let code = match &error {
             FilterError::Compile(CompileError::Setup {
                 needs: Some(needs), ..
             }) => {
@@ -237,11 +236,9 @@ impl From<FilterError> for Refusal {
                 if let Some(refusal) = Self::for_want(&error) {
                     return refusal;
                 }
-                StatusCode::INTERNAL_SERVER_ERROR
+                Code::Internal
             }
-            FilterError::Compile(CompileError::Busy | CompileError::Killed) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            FilterError::Compile(CompileError::Busy | CompileError::Killed) => Code::ServiceBusy,
             FilterError::Compile(
                 CompileError::TooLong(_)
                 | CompileError::Syntax { .. }
@@ -252,9 +249,9 @@ impl From<FilterError> for Refusal {
                 | CompileError::Timeout
                 | CompileError::Memory(_),
             )
-            | FilterError::Translate(_) => StatusCode::BAD_REQUEST,
+            | FilterError::Translate(_) => Code::FilterInvalid,
         };
-        Self::new(status, error::chain(&error))
+        Self::new(code, error::chain(&error))
     }
 }
 
@@ -262,19 +259,20 @@ impl From<TapError> for Refusal {
     fn from(error: TapError) -> Self {
         match &error {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
-                Self::new(StatusCode::NOT_FOUND, error.to_string())
+                Self::new(Code::InterfaceUnknown, error.to_string())
             }
             TapError::RingMemory { .. }
             | TapError::Memory { .. }
             | TapError::Hook(HookError::Full { .. }) => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+                Self::new(Code::ResourcesExhausted, error.to_string())
             }
-            TapError::UnknownLinkType { .. }
-            | TapError::NotSeen { .. }
-            | TapError::TooManyInterfaces
-            | TapError::Filter { .. }
-            | TapError::Load(LoadError::Filter(_)) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
-            TapError::Hook(HookError::Gone { .. }) => Self::new(StatusCode::NOT_FOUND, error.to_string()),
+            TapError::UnknownLinkType { .. } | TapError::NotSeen { .. } | TapError::TooManyInterfaces => {
+                Self::new(Code::InterfaceUnusable, error.to_string())
+            }
+            TapError::Filter { .. } | TapError::Load(LoadError::Filter(_)) => {
+                Self::new(Code::FilterInvalid, error.to_string())
+            }
+            TapError::Hook(HookError::Gone { .. }) => Self::new(Code::InterfaceUnknown, error.to_string()),
             TapError::Enter(_)
             | TapError::Socket { .. }
             | TapError::List(_)
@@ -291,9 +289,8 @@ impl From<TapError> for Refusal {
 impl From<StartError> for Refusal {
     fn from(error: StartError) -> Self {
         match error {
-            StartError::ShuttingDown | StartError::Unaccountable(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-            }
+            StartError::ShuttingDown => Self::new(Code::ShuttingDown, error.to_string()),
+            StartError::Unaccountable(_) => Self::new(Code::AuditUnavailable, error.to_string()),
             StartError::Unaccounted(error) => error.into(),
             StartError::Quota(error) => error.into(),
             StartError::Hidden(error) => error.into(),

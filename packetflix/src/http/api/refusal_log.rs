@@ -21,7 +21,7 @@ impl RefusalLog {
     /// Logs that `peer` was not let in, unless enough is said of it already.
     pub(crate) fn not_let_in(&self, peer: Peer, refusal: &Refusal) {
         if self.is_worth_a_line(Some(peer)) {
-            let status = refusal.status.as_u16();
+            let status = refusal.status().as_u16();
             tracing::info!(%peer, status, reason = refusal.sentence, "not let in");
         }
     }
@@ -30,7 +30,7 @@ impl RefusalLog {
     /// one who was let in is for the account of captures only.
     pub(crate) fn refused(&self, peer: Option<Peer>, refusal: &Refusal) {
         if self.is_worth_a_line(peer) {
-            let status = refusal.status.as_u16();
+            let status = refusal.status().as_u16();
             tracing::info!(status, reason = refusal.sentence, "refused");
         }
     }
@@ -38,7 +38,7 @@ impl RefusalLog {
     /// Logs that the discovery service has not answered a request of `peer`, unless enough is said of it already.
     pub(crate) fn not_proxied(&self, peer: Peer, refusal: &Refusal) {
         if self.is_worth_a_line(Some(peer)) {
-            let status = refusal.status.as_u16();
+            let status = refusal.status().as_u16();
             tracing::info!(status, reason = refusal.sentence, "not proxied");
         }
     }

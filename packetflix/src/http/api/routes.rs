@@ -7,7 +7,7 @@ use serde_json::json;
 use warp::{
     Filter, Reply,
     filters::BoxedFilter,
-    http::{Method, StatusCode, header},
+    http::{Method, header},
     path::FullPath,
     reply::Response,
 };
@@ -15,7 +15,9 @@ use warp::{
 use super::{
     Api,
     capture::{self, Handshake, LocalEnd},
-    captures, filter, health,
+    captures,
+    code::Code,
+    filter, health,
     refusal::Refusal,
     targets,
 };
@@ -100,7 +102,7 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
         let sentence = format!("{} is read with GET, not {method}", path.as_str());
-        return Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence).into_response();
+        return Refusal::new(Code::MethodNotAllowed, sentence).into_response();
     }
     match path.as_str() {
         "/version" => version(),
@@ -126,7 +128,7 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
                 "there is nothing at {unknown}: see /capture, /captures, /targets, /filter, /version, /metrics, \
                  /healthz, /readyz and /openapi.json"
             );
-            Refusal::new(StatusCode::NOT_FOUND, sentence).into_response()
+            Refusal::new(Code::PathUnknown, sentence).into_response()
         }
     }
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use serde::Serialize;
-use warp::{http::StatusCode, reply::Response};
+use warp::reply::Response;
 
-use super::{Api, answers::Kind, refusal::Refusal};
+use super::{Api, answers::Kind, code::Code, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
@@ -136,7 +136,7 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
     if let Directory::Service(_) = api.app.directory {
         let sentence =
             "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, sentence));
+        return Err(Refusal::new(Code::PathUnknown, sentence));
     }
     let scan = api.app.discovery.recent().await?;
     tell(api, &scan, Kind::Mobyshark, caller, || MobysharkList {
@@ -168,7 +168,7 @@ fn tell<T: Serialize>(
 ) -> Result<Response, Refusal> {
     api.answers
         .tell(scan, kind, caller.rights(), make)
-        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        .map_err(|error| Refusal::new(Code::Internal, error.to_string()))
 }
 
 /// The targets that a caller may know of.

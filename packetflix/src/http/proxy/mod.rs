@@ -406,7 +406,7 @@ mod tests {
             .forward(Request::new(Empty::<Bytes>::new()), &CLIENT, anybody())
             .await;
         let refusal = Refusal::from(error.unwrap_err());
-        assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(refusal.status(), StatusCode::GATEWAY_TIMEOUT);
         assert!(
             refusal.sentence.contains(&format!("127.0.0.1:{port}")),
             "{refusal:?}"
@@ -435,7 +435,7 @@ mod tests {
             .forward(Request::new(Empty::<Bytes>::new()), &CLIENT, anybody())
             .await;
         let refusal = Refusal::from(error.unwrap_err());
-        assert_eq!(refusal.status, StatusCode::GATEWAY_TIMEOUT, "{refusal:?}");
+        assert_eq!(refusal.status(), StatusCode::GATEWAY_TIMEOUT, "{refusal:?}");
         assert!(
             refusal.sentence.contains("was not reached within 50ms"),
             "{refusal:?}"
@@ -491,7 +491,7 @@ mod tests {
                 .await
                 .unwrap_err();
             assert!(matches!(error, ProxyError::Answer { .. }), "{said}: {error}");
-            assert_eq!(Refusal::from(error).status, StatusCode::BAD_GATEWAY);
+            assert_eq!(Refusal::from(error).status(), StatusCode::BAD_GATEWAY);
         }
     }
 
@@ -527,14 +527,14 @@ mod tests {
             error.to_string(),
             "one account may have 32 upgraded connections proxied at the same time, and 127.0.0.1 has as many"
         );
-        assert_eq!(Refusal::from(error).status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(Refusal::from(error).status(), StatusCode::TOO_MANY_REQUESTS);
         drop(own);
         let all: Vec<_> = (0..MAX_UPGRADED / MAX_UPGRADED_OF_ONE)
             .map(|n| places(&n.to_string(), MAX_UPGRADED_OF_ONE))
             .collect();
         let error = proxy.forward(websocket(), &CLIENT, anybody()).await.unwrap_err();
         assert!(matches!(error, ProxyError::TooManyUpgrades), "{error}");
-        assert_eq!(Refusal::from(error).status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(Refusal::from(error).status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(all);
         let error = proxy.forward(websocket(), &CLIENT, anybody()).await.unwrap_err();
         assert!(matches!(error, ProxyError::AnswerTimeout { .. }), "{error}");
@@ -552,6 +552,6 @@ mod tests {
             .headers_mut()
             .insert("origin", HeaderValue::from_static("http://evil.example"));
         let error = proxy.forward(request, &CLIENT, anybody()).await.unwrap_err();
-        assert_eq!(Refusal::from(error).status, StatusCode::FORBIDDEN);
+        assert_eq!(Refusal::from(error).status(), StatusCode::FORBIDDEN);
     }
 }

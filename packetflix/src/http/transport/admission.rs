@@ -19,10 +19,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use warp::http::StatusCode;
 
 use super::connection::Exchange;
-use crate::http::api::plain_answer::plain_answer;
+use crate::http::api::{code::Code, plain_answer::plain_answer};
 use crate::service::{ClientId, Peer};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
@@ -272,10 +271,10 @@ impl Admitted {
 }
 
 impl TurnedAway {
-    pub(crate) fn status(self) -> StatusCode {
+    pub(crate) fn code(self) -> Code {
         match self {
-            Self::Full => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Full => Code::ServiceFull,
+            Self::TooMany { .. } => Code::TooManyConnections,
         }
     }
 }
@@ -284,7 +283,7 @@ impl TurnedAway {
 /// be reset, and the answer with it.
 async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, why: TurnedAway) -> std::io::Result<()> {
     stream
-        .write_all(&plain_answer(why.status(), &why.to_string()))
+        .write_all(&plain_answer(why.code(), &why.to_string()))
         .await?;
     stream.shutdown().await?;
     let mut said = [0; 4096];
@@ -331,7 +330,7 @@ mod tests {
             why.to_string(),
             "there are 2 connections from 192.0.2.1 already, and no more are let in"
         );
-        assert_eq!(why.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(why.code(), Code::TooManyConnections);
         assert!(admit(&admission, peer("192.0.2.2"), false).is_ok());
         // A network of IPv6 is one client.
         let _held = ["2001:db8::1", "2001:db8::2"].map(|address| {
@@ -437,7 +436,7 @@ mod tests {
         let said = told.await.unwrap();
         assert!(said.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{said}");
         let sentence = "there are 1024 connections already: try again in a moment";
-        let body = instead_of_a_list(StatusCode::SERVICE_UNAVAILABLE, sentence);
+        let body = instead_of_a_list(Code::ServiceFull, sentence);
         assert!(said.ends_with(&format!("\r\n\r\n{body}")), "{said}");
     }
 }

@@ -22,10 +22,11 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
+
 use warp::http::StatusCode;
 
 use super::{admission::Place, request_line::RequestLine};
-use crate::http::api::plain_answer::plain_answer;
+use crate::http::api::{code::Code, plain_answer::plain_answer};
 use crate::{
     service::{Certificate, Peer},
     tap::OpenConnection,
@@ -220,7 +221,7 @@ impl Bounded {
             "the head of the request did not come within {:?}",
             self.patience.head
         );
-        let answer = plain_answer(StatusCode::REQUEST_TIMEOUT, &sentence);
+        let answer = plain_answer(Code::HeadTimeout, &sentence);
         let _ = Pin::new(&mut self.stream).poll_write(context, &answer);
         let _ = Pin::new(&mut self.stream).poll_flush(context);
     }
