@@ -246,10 +246,10 @@ async fn pod_that_docker_runs_for_kubernetes_is_one_target() -> anyhow::Result<(
         ])?;
         docker_pid(&docker, name)
     };
-    let sandbox = run("k8s_POD_cart-0_shop_0", "--network=bridge")?;
+    let sandbox = run("k8s_POD_cart-0_shop_3b5e-11_0", "--network=bridge")?;
     run(
-        "k8s_app_cart-0_shop_0",
-        "--network=container:k8s_POD_cart-0_shop_0",
+        "k8s_app_cart-0_shop_3b5e-11_0",
+        "--network=container:k8s_POD_cart-0_shop_3b5e-11_0",
     )?;
     let server = server_with(&[&docker.socket()])?;
     is_listed_and_captured(&server, "shop/cart-0", "pod", "", sandbox).await?;

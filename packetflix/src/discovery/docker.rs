@@ -60,7 +60,7 @@ impl DockerError {
 struct Summary {
     id: Text<128>,
     #[serde(default)]
-    names: Texts<16, 256>,
+    names: Texts<16, 512>,
     #[serde(default)]
     image: Text<1024>,
     #[serde(default)]
@@ -233,7 +233,6 @@ fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
         left_out,
         ..
     } = summary.labels;
-    let pod = pod_of(&labels);
     // A container that is linked from another has further names, such as `/other/alias`.
     let own_name = summary
         .names
@@ -241,6 +240,7 @@ fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
         .iter()
         .map(|name| name.trim_start_matches('/'))
         .find(|name| !name.is_empty() && !name.contains('/'));
+    let pod = own_name.and_then(|name| pod_of(name, &labels));
     Workload {
         kind: engine,
         name: own_name.unwrap_or(&summary.id.0).to_owned(),
@@ -255,18 +255,70 @@ fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
     }
 }
 
-/// The pod that Kubernetes says a container belongs to.
-fn pod_of(labels: &BTreeMap<String, String>) -> Option<PodName> {
+/// The pod that Kubernetes says a container belongs to. Labels may be the image's, and so the word of whoever made that: they
+/// count where the container has the name that a kubelet makes for it.
+fn pod_of(name: &str, labels: &BTreeMap<String, String>) -> Option<PodName> {
     let label = |name| labels.get(name).filter(|value| !value.is_empty()).cloned();
-    Some(PodName {
+    let pod = PodName {
         namespace: label(POD_NAMESPACE_LABEL)?,
         name: label(POD_NAME_LABEL)?,
-    })
+    };
+    is_kubelets(name, &pod).then_some(pod)
+}
+
+/// Whether a kubelet makes this name for a container of a pod: `k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT`, and a random word
+/// behind it where that is taken.
+fn is_kubelets(name: &str, pod: &PodName) -> bool {
+    match name.split('_').collect::<Vec<_>>()[..] {
+        ["k8s", container, name, namespace, uid, attempt, ref random @ ..] => {
+            !container.is_empty()
+                && (name, namespace) == (&pod.name[..], &pod.namespace[..])
+                && !uid.is_empty()
+                && attempt.parse::<u32>().is_ok()
+                && random.len() <= 1
+        }
+        _ => false,
+    }
 }
 
 /// An identifier becomes part of a path.
 fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_make_a_pod_where_the_name_is_a_kubelets() {
+        let labels = [(POD_NAME_LABEL, "web-1"), (POD_NAMESPACE_LABEL, "shop")];
+        let labels = labels
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        for name in [
+            "k8s_POD_web-1_shop_3b5e-11_0",
+            "k8s_cart_web-1_shop_3b5e-11_17",
+            "k8s_cart_web-1_shop_3b5e-11_17_5e1f0c22",
+        ] {
+            let pod = pod_of(name, &labels);
+            assert_eq!(pod.map(|pod| pod.full()), Some("shop/web-1".to_owned()), "{name}");
+        }
+        for name in [
+            "db",
+            "web-1",
+            "k8s_POD_web-1_shop",
+            "k8s_POD_web-2_shop_3b5e-11_0",
+            "k8s_POD_web-1_bank_3b5e-11_0",
+            "k8s_POD_web-1_shop_3b5e-11_x",
+            "k8s_POD_web-1_shop__0",
+            "k8s__web-1_shop_3b5e-11_0",
+            "k8s_POD_web-1_shop_3b5e-11_0_a_b",
+        ] {
+            assert_eq!(pod_of(name, &labels), None, "{name}");
+        }
+        assert_eq!(pod_of("k8s_POD_web-1_shop_3b5e-11_0", &BTreeMap::new()), None);
+    }
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -99,10 +99,10 @@ fn answer(
         return Ok(());
     }
     let path = head.line.split(' ').nth(1).context("no path")?;
-    let named = |id: &str| containers.iter().find(|(name, _)| format!("{name}0id") == id);
+    let named = |id: &str| containers.iter().find(|(name, _)| id_of(name) == id);
     let is_asked_for = |variable: &str| {
         let name = std::env::var(variable).ok();
-        name.is_some_and(|name| path.contains(&format!("/{name}0id/")))
+        name.is_some_and(|name| path.contains(&format!("/{}/", id_of(&name))))
     };
     if is_asked_for("FAKE_ENGINE_HANGS_FOR") {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
@@ -140,8 +140,14 @@ fn answer(
     Ok(())
 }
 
+/// The identifier of a container of this name.
+fn id_of(name: &str) -> String {
+    let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!("{letters}0id")
+}
+
 fn summary(name: &str) -> Value {
     let labels = std::env::var("FAKE_ENGINE_LABELS").ok();
     let labels: Option<Value> = labels.and_then(|labels| serde_json::from_str(&labels).ok());
-    json!({ "Id": format!("{name}0id"), "Names": [format!("/{name}")], "Image": "fake", "Labels": labels, "State": "running" })
+    json!({ "Id": id_of(name), "Names": [format!("/{name}")], "Image": "fake", "Labels": labels, "State": "running" })
 }

@@ -168,13 +168,14 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
         "ip link set lo up && exec \"$@\"",
         "sh",
     ];
-    let own = Sleeper::unshared_as("own", &as_user)?;
+    let [own, pod] = [(); 2].map(|()| Sleeper::unshared_as("own", &as_user));
+    let (own, pod) = (own?, pod?);
     let mut real = Sleeper::unshared()?;
     let engine = FakeEngine::start(&folder.file("engine"), &[("web", real.pid())], &[])?;
     let labels = json!({ "io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "shop" });
     let liar = FakeEngine::start_of_user(
         &users.file("engine"),
-        &[("web", own.pid())],
+        &[("web", own.pid()), ("k8s_POD_web-0_shop_1_0", pod.pid())],
         &[("FAKE_ENGINE_LABELS", &labels.to_string())],
     )?;
     let sockets =
@@ -229,6 +230,30 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
     let mut meant = own.identity()?;
     meant["name"] = json!("web");
     capture_is_of(&server, &meant, "", own.pid()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn labels_of_an_image_make_no_pod() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let (container, pod) = (Sleeper::unshared()?, Sleeper::unshared()?);
+    // Both have the labels that an image can give to all its containers; one has a kubelet's name.
+    let labels = json!({ "io.kubernetes.pod.name": "web-1", "io.kubernetes.pod.namespace": "shop" });
+    let containers = [
+        ("db", container.pid()),
+        ("k8s_POD_web-1_shop_3b5e-11_0", pod.pid()),
+    ];
+    let labels = [("FAKE_ENGINE_LABELS", &labels.to_string()[..])];
+    let engine = FakeEngine::start(&folder.file("engine"), &containers, &labels)?;
+    let server = Guarded::start("shop/*", &[engine.socket()])?;
+    capture_of(&server, "db", &container).await?;
+    capture_of(&server, "shop/web-1", &pod).await?;
+    ensure!(server.targets(PART)? == [("shop/web-1".to_owned(), pod.netns()?)]);
+    ensure!(server.status(PART, &named("shop/web-1")).await?.0 == 101);
+    for query in [named("db"), format!("netns={}", container.netns()?)] {
+        let (status, sentence) = server.status(PART, &query).await?;
+        ensure!(status == 404, "{query}: {status} {sentence}");
+    }
     Ok(())
 }
 
