@@ -3,14 +3,18 @@
 //! A session subscribes to the address book of a scan. While anyone does, scans are repeated, with a hundred times as much rest
 //! as a scan took. An address that several namespaces have is told in its own only. Wireshark takes a Name Resolution Block
 //! anywhere and from its place on, so that new names are written before the packets that follow them.
+//!
+//! A user may give any address to a namespace of their own, and any name to what is in there. So what users say is told within
+//! their own namespaces only.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::Scan;
+use super::{Scan, target::DiscoveredTarget, trust::Trust};
 use crate::access::Occupants;
 
 /// Names of the addresses of all targets. Several namespaces may have the same address.
@@ -21,6 +25,8 @@ pub(crate) struct AddressBook(BTreeMap<IpAddr, Vec<Owner>>);
 struct Owner {
     netns: u64,
     name: String,
+    /// Whether the address and the name are true elsewhere: they are not a user's own word.
+    is_known_elsewhere: bool,
     /// All who are in the namespace.
     occupants: Arc<Occupants>,
 }
@@ -30,10 +36,10 @@ impl AddressBook {
     pub(super) fn new(scan: &Scan, host: &str) -> Self {
         let mut book = Self::default();
         let mut seen = HashSet::new();
-        // Of several targets in one namespace, a pod or container gives it its name.
-        let (processes, containers): (Vec<_>, Vec<_>) =
-            scan.targets.iter().partition(|target| target.workload.is_none());
-        for target in containers.into_iter().chain(processes) {
+        // Of several targets in one namespace, a pod or container gives it its name, and the one that is trusted most.
+        let mut targets: Vec<&DiscoveredTarget> = scan.targets.iter().collect();
+        targets.sort_by_key(|target| (target.workload.is_none(), Reverse(target.trust)));
+        for target in targets {
             let namespace = &target.namespace;
             if !seen.insert(namespace.inode) {
                 continue;
@@ -43,11 +49,16 @@ impl AddressBook {
             } else {
                 target.full_name()
             };
+            let is_known_elsewhere = match target.workload {
+                Some(_) => target.trust > Trust::Others,
+                None => namespace.is_roots,
+            };
             let occupants = Arc::new(scan.occupants(namespace.inode).cloned().unwrap_or_default());
             for address in namespace.addresses() {
                 book.0.entry(address).or_default().push(Owner {
                     netns: namespace.inode,
                     name: name.clone(),
+                    is_known_elsewhere,
                     occupants: Arc::clone(&occupants),
                 });
             }
@@ -56,8 +67,8 @@ impl AddressBook {
     }
 
     /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
-    /// several others have is nobody's, for a wrong name is worse than none. Others are those only that `may_see` allows,
-    /// which is told who is in each: the rest neither give names nor take them away.
+    /// several others have is nobody's, for a wrong name is worse than none. Others are those only that are no user's, and that
+    /// `may_see` allows, which is told who is in each: the rest neither give names nor take them away.
     pub(crate) fn seen_from(
         &self,
         netns: u64,
@@ -66,7 +77,8 @@ impl AddressBook {
         self.0.iter().filter_map(move |(address, owners)| {
             let own = owners.iter().find(|owner| owner.netns == netns);
             let only = || {
-                let mut seen = owners.iter().filter(|owner| may_see(&owner.occupants));
+                let others = owners.iter().filter(|owner| owner.is_known_elsewhere);
+                let mut seen = others.filter(|owner| may_see(&owner.occupants));
                 seen.next().filter(|_| seen.next().is_none())
             };
             Some((*address, &own.or_else(only)?.name[..]))
@@ -79,9 +91,12 @@ mod tests {
     use super::*;
     use crate::{
         access::Occupant,
-        discovery::{DiscoveredTarget, Namespace, Trust},
+        discovery::Namespace,
         netns::{Link, LinkAddress},
     };
+
+    /// A namespace that is a user's own.
+    const USERS: u64 = 5;
 
     fn target(name: &str, netns: u64, is_host: bool, addresses: &[&str]) -> DiscoveredTarget {
         let addresses = addresses
@@ -106,6 +121,7 @@ mod tests {
             namespace: Arc::new(Namespace {
                 inode: netns,
                 is_host,
+                is_roots: netns != USERS,
                 links: vec![link],
                 mounts: Vec::new(),
             }),
@@ -127,6 +143,7 @@ mod tests {
             ),
             target("db-too", 3, false, &["10.0.0.3"]),
             target("hidden", 4, false, &["10.0.0.4"]),
+            target("users", USERS, false, &["10.0.0.2", "93.184.216.34"]),
         ];
         let occupants = |names: &[&str]| {
             let occupant = |name: &&str| Occupant {
@@ -171,6 +188,15 @@ mod tests {
         assert_eq!(seen(1), expected(&[]));
         assert_eq!(seen(2), expected(&[("10.9.9.9", "web")]));
         assert_eq!(seen(3), expected(&[("10.0.0.4", "db"), ("10.9.9.9", "db")]));
+        // What a user says is told to nobody else, and takes nothing away.
+        let users = seen(USERS);
+        for named in [
+            ("10.0.0.2", "users"),
+            ("93.184.216.34", "users"),
+            ("10.0.0.3", "db"),
+        ] {
+            assert!(users.contains(&(named.0.to_owned(), named.1)), "{users:?}");
+        }
         // Who may see `db` alone sees nothing of what is called by that name and another.
         let seen: Vec<_> = book
             .seen_from(2, |inside| *inside == occupants(&["db"]))

@@ -438,6 +438,7 @@ mod tests {
             inode,
             is_host: inode == 100,
             links: Vec::new(),
+            is_roots: true,
             mounts: vec![Mount {
                 path: format!("/run/netns/{inode}").into(),
                 is_hosts: true,

@@ -92,7 +92,7 @@ use crate::{
     line_bounds::{LineBounds, WINDOW},
     lookout::{Kind, Owner, Place},
     metrics::Metrics,
-    netns::{Holder, LinksOf, MountLists, View, links_of},
+    netns::{Holder, LinksOf, MountLists, View, Visited, links_of},
     proc_fs::numbers_in,
     sys,
 };
@@ -664,14 +664,14 @@ fn namespaces(
         }
     }
     gaps.extend(lists.unseen.into_iter().map(Gap::Place));
-    let LinksOf { links, unseen } = links_of(&holders).unwrap_or_else(|error| {
+    let LinksOf { visited, unseen } = links_of(&holders).unwrap_or_else(|error| {
         let problem = chain(&error) + &Capability::SysAdmin.blame(&error);
         gaps.push(Gap::Interfaces { problem });
         LinksOf::default()
     });
     let of_one = |(place, problem)| Gap::InterfacesOf { place, problem };
     gaps.extend(unseen.into_iter().map(of_one));
-    let namespaces = links.into_iter().map(|(inode, links)| {
+    let namespaces = visited.into_iter().map(|(inode, Visited { links, is_roots })| {
         let mut mounts = mounted.remove(&inode).unwrap_or_default();
         mounts.sort_by_key(|mount| !mount.is_hosts);
         let namespace = Namespace {
@@ -692,6 +692,7 @@ fn process_ids() -> Vec<u32> {
     pids.sort_unstable_by_key(|pid| (*pid != 1, *pid != own, *pid));
     pids
 }
+            is_roots,
 
 /// The PIDs of those that still are the same processes, by the engine's socket.
 fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {

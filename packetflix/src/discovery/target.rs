@@ -35,6 +35,8 @@ pub(crate) struct Namespace {
     pub(crate) inode: u64,
     /// Whether the host's first process is in it.
     pub(crate) is_host: bool,
+    /// Whether it belongs to root, and nobody else may give it addresses.
+    pub(crate) is_roots: bool,
     /// Its network interfaces.
     pub(crate) links: Vec<Link>,
     /// Where it is mounted, the host's own first.

@@ -227,17 +227,29 @@ impl Netns {
 /// The links of many namespaces.
 #[derive(Debug, Default)]
 pub(crate) struct LinksOf {
-    /// By the number of the namespace, of each that is still held; none where they could not be listed.
-    pub(crate) links: HashMap<u64, Vec<Link>>,
+    /// By the number of the namespace, of each that is still held.
+    pub(crate) visited: HashMap<u64, Visited>,
     /// Of which namespaces they are not known, or not all, and why.
     pub(crate) unseen: Vec<(Place, String)>,
+}
+
+/// What a visit to a namespace has found.
+#[derive(Debug, Default)]
+pub(crate) struct Visited {
+    /// None where they could not be listed.
+    pub(crate) links: Vec<Link>,
+    /// Whether it belongs to root, and nobody else may give it addresses.
+    pub(crate) is_roots: bool,
 }
 
 /// What became of a visit to a namespace.
 enum Visit {
     /// Who was to lead there holds it no more.
     Gone,
-    Listed(dump::Links),
+    Listed {
+        links: dump::Links,
+        is_roots: bool,
+    },
     Failed(io::Error),
 }
 
@@ -275,7 +287,7 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
             let looked = lookout.look(place, (inode, holder.clone(), place.owner));
             let looked = looked.map(|(visited, time)| {
                 let bytes = match &visited {
-                    Ok(Visit::Listed(links)) => links.bytes,
+                    Ok(Visit::Listed { links, .. }) => links.bytes,
                     _ => 0,
                 };
                 spent.add(place.owner, dump::Cost { time, bytes });
@@ -290,25 +302,26 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
         else {
             continue;
         };
-        let (links, unseen) = match looked {
+        let (visited, unseen) = match looked {
             Ok(Err(error)) => {
-                let unseen = (Vec::new(), Some(chain(&error)));
+                let unseen = (Visited::default(), Some(chain(&error)));
                 not_entered.get_or_insert(error);
                 unseen
             }
             Ok(Ok(visited)) => match visited {
                 Visit::Gone => continue,
-                Visit::Listed(dump::Links {
-                    links, is_cut: false, ..
-                }) => (links, None),
-                Visit::Listed(dump::Links { links, .. }) => {
-                    (links, Some("there are more than are taken".to_owned()))
+                Visit::Listed {
+                    links: dump::Links { links, is_cut, .. },
+                    is_roots,
+                } => {
+                    let unseen = is_cut.then(|| "there are more than are taken".to_owned());
+                    (Visited { links, is_roots }, unseen)
                 }
-                Visit::Failed(error) => (Vec::new(), Some(error.to_string())),
+                Visit::Failed(error) => (Visited::default(), Some(error.to_string())),
             },
-            Err(missed) => (Vec::new(), Some(missed.to_string())),
+            Err(missed) => (Visited::default(), Some(missed.to_string())),
         };
-        all.links.insert(inode, links);
+        all.visited.insert(inode, visited);
         let place = Place {
             owner,
             kind: Kind::Interfaces(inode),
@@ -316,7 +329,7 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
         all.unseen.extend(unseen.map(|unseen| (place, unseen)));
     }
     match not_entered {
-        Some(error) if all.unseen.len() == all.links.len() => Err(error),
+        Some(error) if all.unseen.len() == all.visited.len() => Err(error),
         _ => Ok(all),
     }
 }
@@ -333,9 +346,10 @@ fn visit(inode: u64, holder: &Holder, owner: Owner) -> Result<Visit, EnterError>
         Err(error) if is_exhaustion(&error) => return Ok(Visit::Failed(error)),
         Err(_) => return Ok(Visit::Gone),
     };
+    let is_roots = sys::owner_of_namespace(descriptor.as_fd()).is_ok_and(|user| user == 0);
     setns(descriptor, CloneFlags::CLONE_NEWNET).map_err(|error| EnterError::Setns(error.into()))?;
     Ok(match dump::links_here(dump::Bounds::of(owner)) {
-        Ok(links) => Visit::Listed(links),
+        Ok(links) => Visit::Listed { links, is_roots },
         Err(error) => Visit::Failed(error),
     })
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    net::IpAddr,
     os::{
         fd::OwnedFd,
         unix::{fs::MetadataExt as _, net::UnixListener},
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
+    client::Recorder,
     engine::{FakeEngine, USER, UserFolder, as_user, program_called},
     folder::Folder,
     namespace::Namespace,
@@ -253,6 +255,58 @@ async fn labels_of_an_image_make_no_pod() -> anyhow::Result<()> {
     for query in [named("db"), format!("netns={}", container.netns()?)] {
         let (status, sentence) = server.status(PART, &query).await?;
         ensure!(status == 404, "{query}: {status} {sentence}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn users_name_addresses_in_their_own_namespaces_only() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let users = UserFolder::new()?;
+    // A user has the address of root's container, and one of somebody in the network.
+    let (here, there) = Namespace::pair()?;
+    let real = Sleeper::inside(&there)?;
+    let addresses = "ip link set lo up && ip link add br0 type bridge && ip address add 10.9.1.2/32 dev br0 && \
+                     ip address add 203.0.113.7/32 dev br0 && exec \"$@\"";
+    let as_user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "unshare",
+        "--user",
+        "--net",
+        "--map-root-user",
+        "sh",
+        "-c",
+        addresses,
+        "sh",
+    ];
+    let own = Sleeper::unshared_as("own", &as_user)?;
+    let engine = FakeEngine::start(&folder.file("engine"), &[("shop-db", real.pid())], &[])?;
+    let liar = FakeEngine::start_of_user(&users.file("engine"), &[("payroll-db", own.pid())], &[])?;
+    let sockets =
+        [engine.socket(), liar.socket()].map(|socket| format!("--engine-socket={}", socket.display()));
+    let server = Server::start(&[&sockets[0], &sockets[1]])?;
+    server.target("payroll-db")?;
+    for (netns, known, unknown) in [
+        (here.inode()?, ("10.9.1.2", "shop-db"), Some("203.0.113.7")),
+        (own.netns()?, ("203.0.113.7", "payroll-db"), None),
+    ] {
+        let mut recorder = Recorder::start(&server.url(&format!("netns={netns}"))).await?;
+        let known: (IpAddr, &str) = (known.0.parse()?, known.1);
+        recorder
+            .read_until(|recording| {
+                recording
+                    .names
+                    .iter()
+                    .any(|name| (name.address, &name.name[..]) == known)
+            })
+            .await?;
+        let recording = recorder.finish().await?;
+        let is_named = |address| recording.name_of(address, usize::MAX).is_some();
+        let unknown: Option<IpAddr> = unknown.map(str::parse).transpose()?;
+        ensure!(!unknown.is_some_and(is_named), "{:?}", recording.names);
     }
     Ok(())
 }
