@@ -150,7 +150,7 @@ impl Found {
             let pid = numbers.translate(workload.pid);
             let process = pid.and_then(|pid| Some((pid, table.get(pid)?)));
             let Some((pid, process)) = process.filter(|(pid, _)| may_speak_of(*pid)) else {
-                tracing::debug!(container = workload.name, pid = workload.pid, engine = %engine.path.display(),
+                tracing::debug!(container = workload.name, pid = workload.pid, engine = ?engine.path,
                     "a container is left out: its process is not there, or not the engine's");
                 continue;
             };

@@ -26,6 +26,7 @@ use crate::{
     error::{self, is_exhaustion},
     lookout::{Owner, Place},
 };
+    text::readable,
 
 /// How long an engine gets for all that it tells.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -197,7 +198,8 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) 
                 _ => String::new(),
             };
             Some(Problem {
-                sentence: error::chain(&error) + &blame,
+                // It may have the engine's own words.
+                sentence: readable(error::chain(&error).as_bytes()) + &blame,
                 remedy: error.remedy(),
             })
         }

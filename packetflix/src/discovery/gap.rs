@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     mem::{Discriminant, discriminant},
+    os::unix::ffi::OsStrExt as _,
     path::PathBuf,
 };
 
@@ -12,6 +13,7 @@ use crate::{
     capabilities::Capability,
     lookout::{Kind, Owner, Place},
     netns::Unseen,
+    text::readable,
 };
 
 /// What a scan did not look at, or not to its end: there may be more there than it tells, and what that is it cannot say.
@@ -30,7 +32,7 @@ pub(crate) enum Gap {
     #[error("not everything could be looked at, for want of descriptors or memory")]
     Want,
     /// The containers of an engine, or some of them.
-    #[error("the engine at {}, {whose}: {problem}", path.display())]
+    #[error("the engine at {}, {whose}: {problem}", readable(path.as_os_str().as_bytes()))]
     Engine {
         /// Its socket, as those see it who have it.
         path: PathBuf,

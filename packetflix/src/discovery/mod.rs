@@ -50,6 +50,7 @@ use std::{
     collections::{HashMap, HashSet},
     io::ErrorKind,
     path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt as _,
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -97,6 +98,7 @@ use crate::{
     sys,
 };
 
+    text::readable,
 /// How long a scan is good enough for those who only want to see.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -476,7 +478,7 @@ impl Scanner {
             if is_told || !self.is_worth_a_line(report.place.owner) {
                 continue;
             }
-            let (engine, whose) = (report.path.display(), report.whose());
+            let (engine, whose) = (readable(report.path.as_os_str().as_bytes()), report.whose());
             match &report.problem {
                 Some(Problem { sentence, remedy }) => tracing::warn!(
                     %engine,

@@ -311,6 +311,34 @@ async fn users_name_addresses_in_their_own_namespaces_only() -> anyhow::Result<(
     Ok(())
 }
 
+#[test]
+fn paths_of_users_are_told_without_what_controls_a_terminal() -> anyhow::Result<()> {
+    let users = UserFolder::new()?;
+    let program = program_called("dockerd", users.path())?;
+    let forged = users.file("a\r2026-01-01T00:00:00Z  INFO all is well \u{1b}]0;owned\u{7}\u{202e}");
+    let mut command = as_user("setpriv");
+    command.arg(program);
+    let _engine = FakeEngine::start_by(command, &forged, &[], &[])?;
+    let server = Server::start(&[])?;
+    let (_, details) = server.get("/targets")?;
+    server.wait_for_log("a\\x0d2026-01-01T00:00:00Z  INFO all is well \\x1b]0;owned\\x07\\xe2\\x80\\xae")?;
+    let is_raw = |text: &str| text.contains(['\r', '\u{1b}', '\u{7}', '\u{202e}']);
+    let lines = server.log();
+    ensure!(
+        !lines
+            .lines()
+            .any(|line| line.contains("all is well") && is_raw(line)),
+        "{lines:?}"
+    );
+    let gaps = details["gaps"].as_array().context("no gaps")?;
+    ensure!(
+        gaps.iter()
+            .any(|gap| gap.as_str().is_some_and(|gap| gap.contains("\\x1b]0;owned"))),
+        "{gaps:?}"
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn words_for_what_is_the_hosts_mean_nothing_of_users() -> anyhow::Result<()> {
     let folder = Folder::new()?;
