@@ -361,8 +361,8 @@ mod tests {
     use crate::{
         access::{Rights, Verdict},
         discovery::{
-            Problem, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin, target::Mount,
-            workload::PodName,
+            Problem, engines::Heard, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin,
+            target::Mount, workload::PodName,
         },
         lookout::{Kind, Owner, Place},
     };
@@ -380,6 +380,7 @@ mod tests {
             peer: Some(Peer::scripted(pid, uid)),
             workloads,
             problem: None,
+            heard: Heard::Answered,
         }
     }
 
@@ -437,8 +438,8 @@ mod tests {
         let namespace = |&inode| Namespace {
             inode,
             is_host: inode == 100,
-            links: Vec::new(),
             is_roots: true,
+            links: Vec::new(),
             mounts: vec![Mount {
                 path: format!("/run/netns/{inode}").into(),
                 is_hosts: true,

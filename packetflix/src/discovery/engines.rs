@@ -19,14 +19,15 @@ use super::{
     docker::{self, DockerError},
     peer::{Peer, PeerError},
     sockets::{Api, EngineSocket, Origin},
+    turns::Turns,
     workload::{KnownPids, Workload},
 };
 use crate::{
     capabilities::Capability,
     error::{self, is_exhaustion},
     lookout::{Owner, Place},
-};
     text::readable,
+};
 
 /// How long an engine gets for all that it tells.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -54,6 +55,19 @@ pub(super) struct Engine {
     pub(super) workloads: Vec<Workload>,
     /// Why it told nothing, or not everything.
     pub(super) problem: Option<Problem>,
+    /// Whether it answered.
+    pub(super) heard: Heard,
+}
+
+/// What became of asking an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It answered, whatever that was.
+    Answered,
+    /// It did not, or not to the end.
+    Silent,
+    /// It was not asked.
+    Unasked,
 }
 
 /// Why an engine told nothing.
@@ -113,26 +127,35 @@ impl EngineError {
     }
 }
 
-/// Asks them all, in their order: the host's at once, and of the others some at a time. `known` has the PIDs for each
-/// engine's identifier.
+/// Asks them all, and gives what they told in the order of the sockets: the host's at once, and of the others some at a time,
+/// whose turn it is first. `known` has the PIDs for each engine's identifier.
 pub(super) async fn ask_all(
     sockets: &[EngineSocket],
+    turns: &Turns,
     known: impl Fn((u64, u64)) -> KnownPids,
 ) -> Vec<Engine> {
     let budget = Budget::new();
     let deadline = Instant::now() + PATIENCE_WITH_OTHERS;
-    let (mut of_host, mut others) = (Vec::new(), Vec::new());
-    for socket in sockets {
+    let (mut of_host, mut others, mut told) = (Vec::new(), Vec::new(), Vec::new());
+    for index in turns.order(sockets) {
+        let socket = &sockets[index];
         let (known, owner) = (known(socket.id), socket.place.owner);
         let allowance = budget.allow(owner);
         match owner {
-            Owner::Host => of_host.push(ask(socket, known, allowance)),
-            _ => others.push(ask_in_time(socket, known, allowance, deadline)),
+            Owner::Host => of_host.push(async move { (index, ask(socket, known, allowance).await) }),
+            _ if turns.may_be_asked(socket) => {
+                let asked = ask_in_time(socket, known, allowance, deadline);
+                others.push(async move { (index, asked.await) });
+            }
+            // As it was when it was asked: that is no news.
+            _ => told.push((index, Some(Engine::unasked(socket, Problem::slow())))),
         }
     }
-    let others = stream::iter(others).buffered(OTHERS_AT_ONCE).collect::<Vec<_>>();
-    let (of_host, others) = join(join_all(of_host), others).await;
-    of_host.into_iter().chain(others).flatten().collect()
+    let others = stream::iter(others).buffer_unordered(OTHERS_AT_ONCE);
+    let (of_host, others) = join(join_all(of_host), others.collect::<Vec<_>>()).await;
+    told.extend(of_host.into_iter().chain(others));
+    told.sort_by_key(|(index, _)| *index);
+    told.into_iter().filter_map(|(_, engine)| engine).collect()
 }
 
 /// Asks one, unless it is too late.
@@ -145,13 +168,21 @@ async fn ask_in_time(
     if Instant::now() < deadline {
         return ask(socket, known, allowance).await;
     }
-    Some(Engine {
-        problem: Some(Problem {
-            sentence: "it was not asked: others took too long".to_owned(),
+    let problem = Problem {
+        sentence: "it was not asked: others took too long".to_owned(),
+        remedy: SLOW,
+    };
+    Some(Engine::unasked(socket, problem))
+}
+
+impl Problem {
+    /// Of an engine that is silent.
+    fn slow() -> Self {
+        Self {
+            sentence: format!("it did not tell everything within {} s", PATIENCE.as_secs()),
             remedy: SLOW,
-        }),
-        ..Engine::of(socket)
-    })
+        }
+    }
 }
 
 impl Engine {
@@ -166,6 +197,15 @@ impl Engine {
             peer: None,
             workloads: Vec::new(),
             problem: None,
+            heard: Heard::Unasked,
+        }
+    }
+
+    /// One that is not asked, and why.
+    fn unasked(socket: &EngineSocket, problem: Problem) -> Self {
+        Self {
+            problem: Some(problem),
+            ..Self::of(socket)
         }
     }
 }
@@ -182,6 +222,11 @@ pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Optio
 async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) -> Option<Engine> {
     let mut engine = Engine::of(socket);
     let asked = timeout(PATIENCE, listen_to(socket, &known, &mut allowance, &mut engine)).await;
+    engine.heard = if asked.is_ok() {
+        Heard::Answered
+    } else {
+        Heard::Silent
+    };
     engine.problem = match asked {
         Ok(Ok(())) => None,
         // A socket outlives its engine, and containerd without the CRI is another's servant.
@@ -203,10 +248,7 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) 
                 remedy: error.remedy(),
             })
         }
-        Err(_) => Some(Problem {
-            sentence: format!("it did not tell everything within {} s", PATIENCE.as_secs()),
-            remedy: SLOW,
-        }),
+        Err(_) => Some(Problem::slow()),
     };
     Some(engine)
 }

@@ -44,13 +44,14 @@ mod shared;
 mod sockets;
 mod target;
 mod trust;
+mod turns;
 mod workload;
 
 use std::{
     collections::{HashMap, HashSet},
     io::ErrorKind,
-    path::{Path, PathBuf},
     os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
     process,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -84,6 +85,7 @@ use self::{
     shared::Shared,
     sockets::{EngineSocket, Origin},
     trust::Authority,
+    turns::Turns,
     workload::KnownPids,
 };
 use crate::{
@@ -96,9 +98,9 @@ use crate::{
     netns::{Holder, LinksOf, MountLists, View, Visited, links_of},
     proc_fs::numbers_in,
     sys,
+    text::readable,
 };
 
-    text::readable,
 /// How long a scan is good enough for those who only want to see.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -157,6 +159,8 @@ struct Last {
 struct Known {
     /// What ran.
     running: Vec<Running>,
+    /// Which engines answered.
+    turns: Turns,
     /// Words that mean what is the host's.
     formerly: Arc<Formerly>,
 }
@@ -353,7 +357,7 @@ impl Discovery {
     /// The state of a container that does not run, such as `exited`, if an engine knows one of this name or identifier.
     pub(crate) async fn state_at_rest(&self, name: &str) -> Option<String> {
         let configured = self.scanner.engine_sockets.clone();
-        let found = blocking(move || sockets::find(&process_ids(), &configured)).await;
+        let found = blocking(move || sockets::find(&process_ids(), &configured, &Turns::default())).await;
         engines::state_at_rest(&found.sockets, name).await
     }
 
@@ -417,8 +421,9 @@ impl Scanner {
             return;
         }
         let named = self.engine_sockets.clone();
-        let found = blocking(move || sockets::find(&[], &named)).await;
-        let engines = engines::ask_all(&found.sockets, |_| KnownPids::default()).await;
+        let turns = Turns::default();
+        let found = blocking(move || sockets::find(&[], &named, &Turns::default())).await;
+        let engines = engines::ask_all(&found.sockets, &turns, |_| KnownPids::default()).await;
         let now = reports(&engines, found.missing);
         let mut last = self.last();
         self.report_engines(&last.engines, &now);
@@ -525,8 +530,8 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
     let at = SystemTime::now();
     let wants_before = wants();
     let configured = engine_sockets.to_vec();
-    let (found, known, pids) = blocking(move || {
-        let found = sockets::find(&process_ids(), &configured);
+    let (found, mut known, pids) = blocking(move || {
+        let found = sockets::find(&process_ids(), &configured, &known.turns);
         let pids = still_there(&known.running);
         (found, known, pids)
     })
@@ -537,7 +542,9 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
         mut gaps,
         unasked,
     } = found;
-    let engines = engines::ask_all(&sockets, |id| pids.get(&id).cloned().unwrap_or_default()).await;
+    let known_pids = |id| pids.get(&id).cloned().unwrap_or_default();
+    let engines = engines::ask_all(&sockets, &known.turns, known_pids).await;
+    known.turns.take_in(&engines);
     let reports = reports(&engines, missing);
     drop::<Vec<EngineSocket>>(sockets);
     gaps.extend(reports.iter().filter_map(EngineReport::gap));
@@ -581,6 +588,7 @@ fn targets(
     let table = ProcessTable::read(&pids);
     let Known {
         running,
+        turns,
         mut formerly,
     } = known;
     let mut found = assemble::find_processes(engines, &table, running, sys::users_around);
@@ -633,7 +641,12 @@ fn targets(
         is_cut,
         is_partial,
     };
-    (found, Known { running, formerly })
+    let known = Known {
+        running,
+        turns,
+        formerly,
+    };
+    (found, known)
 }
 
 /// All network namespaces that a process or a bind mount holds, and who does.
@@ -679,6 +692,7 @@ fn namespaces(
         let namespace = Namespace {
             inode,
             is_host: inode == host,
+            is_roots,
             links,
             mounts,
         };
@@ -694,7 +708,6 @@ fn process_ids() -> Vec<u32> {
     pids.sort_unstable_by_key(|pid| (*pid != 1, *pid != own, *pid));
     pids
 }
-            is_roots,
 
 /// The PIDs of those that still are the same processes, by the engine's socket.
 fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {

@@ -2,7 +2,7 @@
 //! containers are found too, and where else the processes of engines listen.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -20,19 +20,12 @@ use nix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 
-use super::{gap::Gap, listeners::EngineProcess, peer::Peer};
+use super::{gap::Gap, listeners::EngineProcess, peer::Peer, turns::Turns};
 use crate::{
     error::{is_exhaustion, note_want},
     lookout::{Kind, Lookout, Owner, Place, look_aside},
     netns::{RootOf, Unseen, View},
 };
-
-/// Most sockets that are asked: a container may have put anything at a well-known place, and each takes memory.
-/// Those of the host come first.
-const MAX_SOCKETS: usize = 32;
-
-/// Most of them that are in one user's hands.
-const MAX_SOCKETS_OF_USER: usize = 4;
 
 /// File systems on which the kernel alone decides who may do what.
 const KERNELS_OWN: [FsType; 4] = [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
@@ -210,8 +203,8 @@ impl FoundThere {
     }
 }
 
-/// All sockets that there are. Blocks, for a bounded time.
-pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
+/// All sockets that there are, and that have a turn. Blocks, for a bounded time.
+pub(super) fn find(pids: &[u32], configured: &[PathBuf], turns: &Turns) -> Found {
     let mut found = Found::default();
     let mut lookout = Lookout::new(look);
     for (number, path) in configured.iter().enumerate() {
@@ -260,7 +253,7 @@ pub(super) fn find(pids: &[u32], configured: &[PathBuf]) -> Found {
     for (place, engines) in others {
         found.look_at(&mut lookout, place, engines);
     }
-    found.bound();
+    found.bound(turns);
     found
 }
 
@@ -359,35 +352,21 @@ impl Found {
         }
     }
 
-    /// Keeps one of each, and no more than are asked.
-    fn bound(&mut self) {
+    /// Keeps one of each, and no more than have a turn.
+    fn bound(&mut self, turns: &Turns) {
         let mut seen = HashSet::new();
-        let mut by_owner: HashMap<Owner, usize> = HashMap::new();
-        let mut left_out = 0;
-        self.sockets.retain(|socket| {
-            if !seen.insert(socket.id) {
-                return false;
-            }
-            let count = by_owner.entry(socket.place.owner).or_default();
-            *count += 1;
-            let most = match socket.place.owner {
-                Owner::Host | Owner::Container => MAX_SOCKETS,
-                Owner::Namespace(_) | Owner::User(_) => MAX_SOCKETS_OF_USER,
-            };
-            let stays = *count <= most;
-            if !stays {
-                self.unasked.push((socket.origin, socket.seen_by));
-            }
-            left_out += usize::from(!stays);
-            stays
-        });
-        let rest = self.sockets.split_off(self.sockets.len().min(MAX_SOCKETS));
-        left_out += rest.len();
-        let rest = rest.iter().map(|socket| (socket.origin, socket.seen_by));
-        self.unasked.extend(rest);
-        if left_out > 0 {
-            self.gaps.push(Gap::Sockets { left_out });
+        self.sockets.retain(|socket| seen.insert(socket.id));
+        let asked: HashSet<usize> = turns.order(&self.sockets).into_iter().collect();
+        let found = std::mem::take(&mut self.sockets).into_iter().enumerate();
+        let (asked, left_out): (Vec<_>, Vec<_>) = found.partition(|(index, _)| asked.contains(index));
+        self.sockets = asked.into_iter().map(|(_, socket)| socket).collect();
+        if !left_out.is_empty() {
+            self.gaps.push(Gap::Sockets {
+                left_out: left_out.len(),
+            });
         }
+        let left_out = left_out.iter().map(|(_, socket)| (socket.origin, socket.seen_by));
+        self.unasked.extend(left_out);
     }
 }
 
@@ -483,6 +462,10 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::discovery::{
+        engines::{Heard, ask_all},
+        workload::KnownPids,
+    };
 
     #[tokio::test]
     async fn named_sockets_are_opened_once_and_nothing_else_is() {
@@ -500,7 +483,7 @@ mod tests {
             missing: unusable,
             gaps,
             unasked,
-        } = find(&[], &named);
+        } = find(&[], &named, &Turns::default());
         assert_eq!(unasked.len(), 2);
         assert_eq!(gaps, []);
         assert_eq!(sockets.len(), 1);
@@ -512,6 +495,44 @@ mod tests {
         listener.accept().await.unwrap();
         drop(listener);
         assert!(sockets[0].connect().await.is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Sockets in a folder, each with its listener, in the hands of the container that has this number.
+    fn socket_of(container: u64, path: &Path) -> EngineSocket {
+        let place = Place {
+            owner: Owner::Container,
+            kind: Kind::Files(container),
+        };
+        let handle = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        EngineSocket::new(path, Some(Api::Docker), handle, place, Origin::Elsewhere).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_waits_and_others_have_their_turns() {
+        let folder = std::env::temp_dir().join(format!("packetflix-turns-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let [silent, quick] = ["silent", "quick"].map(|name| folder.join(name));
+        let _unheard = UnixListener::bind(&silent).unwrap();
+        let heard = UnixListener::bind(&quick).unwrap();
+        let answering = tokio::spawn(async move { while heard.accept().await.is_ok() {} });
+
+        // One has as many sockets as it likes, and they come first.
+        let mut sockets: Vec<EngineSocket> = (0..40).map(|_| socket_of(1, &silent)).collect();
+        sockets.push(socket_of(2, &quick));
+        let mut turns = Turns::default();
+        assert_eq!(turns.order(&sockets), [0, 40, 1, 2, 3]);
+        for expected in [Heard::Silent, Heard::Unasked] {
+            let told = ask_all(&sockets, &turns, |_| KnownPids::default()).await;
+            turns.take_in(&told);
+            let heard: Vec<Heard> = told.iter().map(|engine| engine.heard).collect();
+            assert_eq!(heard, [expected, expected, expected, expected, Heard::Answered]);
+            // It is told all the same, and as before.
+            let problem = told[0].problem.as_ref().unwrap();
+            assert_eq!(problem.sentence, "it did not tell everything within 1 s");
+            assert_eq!(turns.order(&sockets), [40, 0, 1, 2, 3]);
+        }
+        answering.abort();
         fs::remove_dir_all(&folder).unwrap();
     }
 }

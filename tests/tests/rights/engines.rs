@@ -312,6 +312,42 @@ async fn users_name_addresses_in_their_own_namespaces_only() -> anyhow::Result<(
 }
 
 #[test]
+fn one_container_crowds_out_no_engine_of_another() -> anyhow::Result<()> {
+    // Silent sockets at all well-known places below five roots.
+    let crowd = "cd /run && for root in 1 2 3 4 5; do \
+                   mkdir -p $root/run $root/usr && mount --bind /usr $root/usr || exit; \
+                   for link in bin lib lib64; do ln -s usr/$link $root/$link; done; \
+                   for place in docker podman/podman containerd/containerd k3s/containerd/containerd k0s/containerd \
+                       crio/crio cri-dockerd; do \
+                     mkdir -p $(dirname $root/run/$place) && \"$ENGINE\" $root/run/$place.sock >&2 & \
+                   done; chroot $root sleep 60 & done; sleep 1; echo ready; wait";
+    let unshared = ["--net", "--pid", "--fork", "--mount-proc"];
+    let _crowd = Stranger::start(&unshared, crowd)?;
+    let engine = "unshare --net sleep 60 & sleep 1; exec \"$ENGINE\" /run/docker.sock inner $!";
+    let _engine = Stranger::start(&unshared, engine)?;
+    let server = Server::start(&[])?;
+    // At once, and again.
+    for _ in 0..2 {
+        let (_, details) = server.get("/targets")?;
+        let targets = details["targets"].as_array().context("no targets")?;
+        let engines = details["engines"].as_array().context("no engines")?;
+        ensure!(
+            targets.iter().any(|target| target["name"] == "inner"),
+            "{details}"
+        );
+        let silent = engines.iter().filter(|engine| engine["problem"].is_string());
+        ensure!((1..=4).contains(&silent.count()), "{details}");
+        ensure!(
+            details["gaps"]
+                .to_string()
+                .contains("more engines were found than are asked")
+        );
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    Ok(())
+}
+
+#[test]
 fn paths_of_users_are_told_without_what_controls_a_terminal() -> anyhow::Result<()> {
     let users = UserFolder::new()?;
     let program = program_called("dockerd", users.path())?;
