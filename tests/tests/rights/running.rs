@@ -364,3 +364,49 @@ async fn certificates_let_in_for_as_long_as_they_are_trusted() -> anyhow::Result
     is_shut_out(&mut kept, &mut recorder).await?;
     Ok(())
 }
+
+/// Revocation lists are found by the name of their authority. Where two have one, a list may be held against the wrong key;
+/// whatever the order of the files, nobody who is revoked gets in by that.
+#[tokio::test]
+async fn authorities_of_one_name_let_in_nobody_who_is_revoked() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let folders = ["one", "other"].map(|name| folder.file(name));
+    folders.iter().try_for_each(std::fs::create_dir)?;
+    let [one, other] = [&folders[0], &folders[1]].map(|own| Authority::new(own, "authority"));
+    let (one, other) = (one?, other?);
+    let own = one.issue("server", "/CN=localhost")?;
+    let (carol, erin) = (one.issue("carol", "/CN=carol")?, other.issue("erin", "/CN=erin")?);
+    let lists = [one.revoke("list", &[&carol])?, other.revoke("list", &[&erin])?];
+    let authorities = [one.certificate(), other.certificate()];
+    let [carols, erins] = [&carol, &erin].map(|client| Trust::new(one.certificate(), Some(client)));
+    let (carols, erins) = (carols?, erins?);
+    let joined = |name: &str, [first, second]: [&Path; 2]| -> anyhow::Result<_> {
+        let file = folder.file(name);
+        std::fs::write(&file, [std::fs::read(first)?, std::fs::read(second)?].concat())?;
+        Ok(file)
+    };
+    for (number, (authorities, lists)) in [
+        (authorities, [&*lists[0], &*lists[1]]),
+        (authorities, [&*lists[1], &*lists[0]]),
+        ([authorities[1], authorities[0]], [&*lists[0], &*lists[1]]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let ca = joined(&format!("ca{number}"), authorities)?;
+        let list = joined(&format!("list{number}"), lists)?;
+        let server = server_for(&own, &ca, Some(&list))?;
+        for (name, revoked) in [("carol", &carols), ("erin", &erins)] {
+            let is_in = match Kept::open(&server, revoked).await {
+                Ok(mut kept) => kept.status().await.is_ok_and(|status| status == 200),
+                Err(_) => false,
+            };
+            ensure!(!is_in, "{name} gets in ({number})");
+        }
+        // It is the lists that keep them out.
+        let server = server_for(&own, &ca, None)?;
+        ensure!(Kept::open(&server, &carols).await?.status().await? == 200);
+        ensure!(Kept::open(&server, &erins).await?.status().await? == 200);
+    }
+    Ok(())
+}
