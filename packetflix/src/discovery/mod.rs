@@ -11,7 +11,8 @@
 //! Anyone in a container can put a socket at a well-known place. It is found by `openat2` within that container's root and
 //! connected to through its handle. Answers are bounded in bytes, count and time (`bounded.rs`, `budget.rs`). A pidfd holds the
 //! process that listens (`peer.rs`), which has to live before and after it was asked. `trust.rs` says of whom it may speak.
-//! What it says is translated from its PID namespace. Sockets that the operator named are asked first, then the host's.
+//! What it says is translated from its PID namespace. Sockets that the operator named are asked first, then the host's, then
+//! those of containers and users in turn (`turns.rs`).
 //!
 //! A process of which an engine has spoken is that one's for as long as it lives, whether the engine is there or not, unless
 //! one that is trusted more speaks of it. PIDs that an engine told are kept for as long as the process with that start time
