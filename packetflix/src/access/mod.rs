@@ -181,6 +181,15 @@ impl Identity {
         }
     }
 
+    /// What the name is that of, where others may have chosen it: a token and a certificate of one name are two.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.basis {
+            Basis::Nothing => "",
+            Basis::Token(_) => "token",
+            Basis::Certificate => "certificate",
+        }
+    }
+
     /// One of whom nothing is known.
     pub(crate) fn nobody() -> Self {
         Self {

@@ -89,8 +89,7 @@ impl Found {
 /// A request that was not let through.
 #[derive(Debug)]
 pub(crate) struct Refused<'a> {
-    pub(crate) client: &'a str,
-    pub(crate) address: String,
+    pub(crate) client: &'a ClientFacts,
     pub(crate) method: &'a str,
     pub(crate) path: &'a str,
     pub(crate) status: u16,
@@ -107,13 +106,23 @@ struct Line<T> {
     rest: T,
 }
 
+/// Who asked.
+#[derive(Serialize)]
+struct Who<'a> {
+    client: &'a str,
+    /// What that is the name of: a token and a certificate may have the same.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    client_type: &'static str,
+    address: &'a str,
+}
+
 /// What is captured, by whom.
 #[derive(Serialize)]
 struct Facts<'a> {
     id: u64,
     tap: u64,
-    client: &'a str,
-    address: &'a str,
+    #[serde(flatten)]
+    who: Who<'a>,
     /// As the discovery has it.
     name: &'a str,
     r#type: &'a str,
@@ -158,8 +167,8 @@ struct Ended<'a> {
 #[derive(Serialize)]
 struct RefusedCapture<'a> {
     id: u64,
-    client: &'a str,
-    address: &'a str,
+    #[serde(flatten)]
+    who: Who<'a>,
     #[serde(flatten)]
     asked: Asked<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,8 +179,8 @@ struct RefusedCapture<'a> {
 
 #[derive(Serialize)]
 struct RefusedRequest<'a> {
-    client: &'a str,
-    address: &'a str,
+    #[serde(flatten)]
+    who: Who<'a>,
     method: &'a str,
     path: &'a str,
     status: u16,
@@ -189,8 +198,8 @@ enum Id<'a> {
 #[derive(Serialize)]
 struct EndAsked<'a> {
     id: Id<'a>,
-    client: &'a str,
-    address: &'a str,
+    #[serde(flatten)]
+    who: Who<'a>,
     status: u16,
 }
 
@@ -282,8 +291,7 @@ impl Audit {
     pub(crate) fn refused(&self, attempt: &Attempt, status: u16, reason: &str) {
         let refused = RefusedCapture {
             id: attempt.id,
-            client: start_of(&attempt.client.name),
-            address: &attempt.client.address,
+            who: Who::of(&attempt.client),
             asked: Asked::of(&attempt.target),
             netns: attempt.target.netns,
             status,
@@ -296,15 +304,13 @@ impl Audit {
     pub(crate) fn not_let_in(&self, refused: &Refused<'_>) {
         let Refused {
             client,
-            address,
             method,
             path,
             status,
             reason,
         } = refused;
         let refused = RefusedRequest {
-            client: start_of(client),
-            address,
+            who: Who::of(client),
             method: start_of(method),
             path: start_of(path),
             status: *status,
@@ -327,8 +333,7 @@ impl Audit {
     pub(crate) fn end_asked(&self, id: &str, client: &ClientFacts, status: u16) {
         let asked = EndAsked {
             id: id.parse().map_or_else(|_| Id::Text(start_of(id)), Id::Number),
-            client: start_of(&client.name),
-            address: &client.address,
+            who: Who::of(client),
             status,
         };
         self.note("end of a capture asked for", asked);
@@ -416,14 +421,23 @@ impl<'a> Facts<'a> {
         Self {
             id: of.id,
             tap: of.tap,
-            client: start_of(&of.client.name),
-            address: &of.client.address,
+            who: Who::of(&of.client),
             name: start_of(&found.name),
             r#type: start_of(&found.kind),
             prefix: start_of(&found.prefix),
             names: found.first_names().collect(),
             asked: Asked::of(&of.asked),
             netns: of.netns,
+        }
+    }
+}
+
+impl<'a> Who<'a> {
+    fn of(client: &'a ClientFacts) -> Self {
+        Self {
+            client: start_of(&client.name),
+            client_type: client.kind,
+            address: &client.address,
         }
     }
 }

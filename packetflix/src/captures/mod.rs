@@ -53,6 +53,8 @@ pub(crate) struct Capture {
 pub(crate) struct ClientFacts {
     /// Name of their token, certificate or user, or empty.
     pub(crate) name: String,
+    /// `token` or `certificate`, where it is the name of one, or empty.
+    pub(crate) kind: &'static str,
     /// Where they come from, or empty.
     pub(crate) address: String,
 }

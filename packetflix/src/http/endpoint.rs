@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     access::Access,
-    captures::Refused,
+    captures::{ClientFacts, Refused},
     line_bounds::{LineBounds, WINDOW},
     service::{Caller, ClientId, Peer},
 };
@@ -47,9 +47,9 @@ const MAX_BODY_LEN: u64 = 64 * 1024;
 /// Lines of the account in a while for requests of one client that were refused.
 const ACCOUNTED_LINES: u64 = 50;
 
-/// The name of a caller, in the extensions of the answer.
+/// Who called, in the extensions of the answer.
 #[derive(Clone, Debug)]
-struct Name(Arc<str>);
+struct Known(Arc<ClientFacts>);
 
 /// What was asked for.
 struct Asked {
@@ -165,7 +165,7 @@ impl Endpoint {
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
-                let name = Name(caller.name().into());
+                let name = Known(caller.facts().into());
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
                 if let Some(local) = client.local {
@@ -200,7 +200,7 @@ impl Endpoint {
         };
         if let Err(forbidden) = caller.may_use_discovery_service() {
             let mut response = self.refuse(forbidden.into(), client);
-            response.extensions_mut().insert(Name(caller.name().into()));
+            response.extensions_mut().insert(Known(caller.facts().into()));
             return response;
         }
         if request.method() == Method::CONNECT {
@@ -260,14 +260,17 @@ impl Endpoint {
         let (Some(Refusal { sentence: reason, .. }), true) = (response.extensions().get(), refused) else {
             return;
         };
-        let name = response.extensions().get::<Name>();
-        let is_capture = asked.path == "/capture" && name.is_some();
+        let known = response.extensions().get::<Known>();
+        let is_capture = asked.path == "/capture" && known.is_some();
         if is_capture || !self.accounted.allow(&ClientId::new(client.peer.ip())) {
             return;
         }
-        self.api.app.audit.not_let_in(&Refused {
-            client: name.map_or("", |name| &name.0),
+        let unknown = ClientFacts {
             address: client.peer.to_string(),
+            ..ClientFacts::default()
+        };
+        self.api.app.audit.not_let_in(&Refused {
+            client: known.map_or(&unknown, |known| &known.0),
             method: asked.method.as_str(),
             path: &asked.path,
             status: status.as_u16(),

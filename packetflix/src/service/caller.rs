@@ -207,8 +207,14 @@ impl Caller {
     pub(crate) fn account(&self) -> Arc<str> {
         match self.peer {
             Some(peer @ Peer::Tcp(_)) if self.is_unnamed => ClientId::new(peer.ip()).to_string().into(),
-            _ => self.shared_name(),
+            _ if self.kind().is_empty() => self.shared_name(),
+            _ => format!("{} {}", self.kind(), self.name()).into(),
         }
+    }
+
+    /// What their name is that of: `token` or `certificate`, or empty.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.identity.kind()
     }
 
     /// Where they are, if that is known.
@@ -220,6 +226,7 @@ impl Caller {
     pub(crate) fn facts(&self) -> ClientFacts {
         ClientFacts {
             name: self.name().to_owned(),
+            kind: self.kind(),
             address: self.peer.map_or_else(String::new, |peer| peer.to_string()),
         }
     }
@@ -324,4 +331,42 @@ impl Caller {
 
 fn allow(is_allowed: bool, why_not: impl FnOnce() -> Forbidden) -> Result<(), Forbidden> {
     if is_allowed { Ok(()) } else { Err(why_not()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_a_certificate_and_a_user_of_one_name_have_accounts_of_their_own() {
+        let account = |name: &str, basis| {
+            let caller = Caller {
+                identity: Identity {
+                    name: name.into(),
+                    rights: Arc::new(Rights::NONE),
+                    basis,
+                },
+                is_unnamed: false,
+                peer: Some(Peer::Unix(0)),
+                certificate: None,
+            };
+            let ClientFacts { name, kind, .. } = caller.facts();
+            (caller.account().to_string(), name, kind)
+        };
+        let token = || Basis::Token(Default::default());
+        for (name, basis, expected, kind) in [
+            ("alice", token(), "token alice", "token"),
+            ("alice", Basis::Certificate, "certificate alice", "certificate"),
+            ("uid:0", Basis::Certificate, "certificate uid:0", "certificate"),
+            (
+                "token alice",
+                Basis::Certificate,
+                "certificate token alice",
+                "certificate",
+            ),
+            ("uid:0", Basis::Nothing, "uid:0", ""),
+        ] {
+            assert_eq!(account(name, basis), (expected.to_owned(), name.to_owned(), kind));
+        }
+    }
 }

@@ -205,6 +205,7 @@ impl App {
             netns = session.netns(),
             name = description.full_name(),
             caller = caller.name(),
+            caller_type = caller.kind(),
             "started"
         );
 

@@ -16,6 +16,8 @@ use packetflix_tests::{
     server::{Server, program},
 };
 
+use serde_json::{Value, json};
+
 use crate::{bearer, curl, sentence, server_with};
 
 const ALICE: &str = "alice-0123456789abcdef";
@@ -166,6 +168,35 @@ fn certificates_of_any_name_are_told_apart() -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn certificate_and_token_of_one_name_are_told_apart() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "authority")?;
+    let own = authority.issue("server", "/CN=localhost")?;
+    let alice = authority.issue("alice", "/CN=alice")?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let account = folder.file("account");
+    let more = ["--audit-log", text(&account)?];
+    let server = server_with(&tokens, &[&tls(&own, &authority)?[..], &more].concat())?;
+    let token = format!("Authorization: {}", bearer(ALICE));
+    for headers in [&[][..], &["--header", &token]] {
+        let (status, body) = get(&server, "/captures", &authority, Some(&alice), headers)?;
+        ensure!(status == 403, "{status} {body}");
+    }
+    let lines = fs::read_to_string(&account)?;
+    let lines = lines.lines().map(serde_json::from_str::<Value>);
+    let refused = lines.filter(|line| {
+        line.as_ref()
+            .is_ok_and(|line| line["message"] == "request refused")
+    });
+    let told: Vec<(Value, Value)> = refused
+        .map(|line| line.map(|line| (line["client"].clone(), line["client_type"].clone())))
+        .collect::<Result<_, _>>()?;
+    let of = |kind: &str| (json!("alice"), json!(kind));
+    assert_eq!(told, [of("certificate"), of("token")]);
     Ok(())
 }
 

@@ -129,6 +129,7 @@ pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -
             tracing::info!(
                 id,
                 caller = handshake.caller.name(),
+                caller_type = handshake.caller.kind(),
                 "a capture is ended by the operator"
             );
             StatusCode::NO_CONTENT
