@@ -27,6 +27,15 @@ pub(crate) fn left() -> u64 {
     groups.lines().filter_map(left_in_group).fold(machine, u64::min)
 }
 
+/// Bytes that may wait for slow clients of all captures together.
+pub(crate) fn for_slow_clients() -> u64 {
+    /// So much of the memory, and at least what a few of them lag behind.
+    const SHARE: u64 = 16;
+    const LEAST: u64 = 2 << 20;
+
+    (usable() / SHARE).max(LEAST)
+}
+
 /// What the files of control groups are called, which differs between the two versions of their interface.
 struct Files {
     root: &'static str,

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use super::{
+    backlog::Backlog,
     reader::Reader,
     statistics::{Statistics, TapInterface, Written},
     window::{Next, Window},
@@ -24,6 +25,15 @@ use crate::{
 /// Most clients that wait to join, or for statistics.
 const QUEUED_COMMANDS: usize = 64;
 
+/// What all feeds share.
+#[derive(Clone, Debug)]
+pub(super) struct FeedContext {
+    /// The readers, to wait for at the end.
+    pub(super) tasks: TaskTracker,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) backlog: Arc<Backlog>,
+}
+
 /// Where clients join the reader of a tap.
 #[derive(Clone, Debug)]
 pub(super) struct Feed {
@@ -32,7 +42,7 @@ pub(super) struct Feed {
 }
 
 /// What the reader and its clients share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     /// Number of the capture that began the feed.
     id: u64,
@@ -81,14 +91,16 @@ impl Feed {
         netns: Netns,
         tap: Tap,
         own: OwnTraffic,
-        tasks: &TaskTracker,
-        metrics: Arc<Metrics>,
+        context: &FeedContext,
     ) -> (Self, Subscription) {
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let feed = Self {
             shared: Arc::new(Shared {
                 id,
-                ..Shared::default()
+                window: Mutex::new(Window::new(context.backlog.share())),
+                published: watch::Sender::default(),
+                taken: Notify::new(),
+                left: Mutex::default(),
             }),
             commands,
         };
@@ -98,9 +110,17 @@ impl Feed {
             written: Written::default(),
             interfaces: BTreeMap::new(),
         };
-        let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue, metrics);
+        let reader = Reader::new(
+            netns,
+            tap,
+            Arc::clone(&feed.shared),
+            queue,
+            Arc::clone(&context.metrics),
+        );
         let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
-        tasks.spawn(reader.run(feed.commands.downgrade()).in_current_span());
+        context
+            .tasks
+            .spawn(reader.run(feed.commands.downgrade()).in_current_span());
         (feed, subscription)
     }
 

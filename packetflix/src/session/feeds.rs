@@ -20,11 +20,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Session, SessionInfo,
-    feed::{Feed, Subscription},
+    backlog::Backlog,
+    feed::{Feed, FeedContext, Subscription},
     limits::TooFewBytes,
 };
 use crate::{
     captures::Capture,
+    memory,
     metrics::Metrics,
     netns::Netns,
     tap::{InterfaceSelection, OwnTraffic, Tap},
@@ -54,16 +56,13 @@ pub(crate) struct CaptureKey {
 #[derive(Debug)]
 pub(crate) struct Feeds {
     slots: Mutex<HashMap<CaptureKey, Arc<AsyncMutex<Option<Feed>>>>>,
-    /// The readers, to wait for at the end.
-    tasks: TaskTracker,
-    metrics: Arc<Metrics>,
+    context: FeedContext,
 }
 
 /// The place of one capture, held by a client that is about to join it or to begin it.
 pub(crate) struct Slot {
     feed: OwnedMutexGuard<Option<Feed>>,
-    tasks: TaskTracker,
-    metrics: Arc<Metrics>,
+    context: FeedContext,
 }
 
 /// A client's part in a tap.
@@ -73,8 +72,11 @@ impl Feeds {
     pub(crate) fn new(tasks: TaskTracker, metrics: Arc<Metrics>) -> Self {
         Self {
             slots: Mutex::default(),
-            tasks,
-            metrics,
+            context: FeedContext {
+                tasks,
+                metrics,
+                backlog: Backlog::new(memory::for_slow_clients()),
+            },
         }
     }
 
@@ -87,8 +89,7 @@ impl Feeds {
         };
         Slot {
             feed: slot.lock_owned().await,
-            tasks: self.tasks.clone(),
-            metrics: Arc::clone(&self.metrics),
+            context: self.context.clone(),
         }
     }
 }
@@ -110,8 +111,7 @@ impl Slot {
 
     /// Begins the capture, with the number `id`, with a tap that leaves out `own`.
     pub(crate) fn begin(mut self, id: u64, netns: Netns, tap: Tap, own: OwnTraffic) -> Joined {
-        let Self { tasks, metrics, .. } = &self;
-        let (feed, subscription) = Feed::start(id, netns, tap, own, tasks, Arc::clone(metrics));
+        let (feed, subscription) = Feed::start(id, netns, tap, own, &self.context);
         *self.feed = Some(feed);
         Joined(subscription)
     }

@@ -2,6 +2,7 @@
 //! (`reader.rs`) encodes each packet once and publishes it in a queue (`window.rs`), from which each session takes it
 //! between blocks of its own (`stream.rs`).
 
+mod backlog;
 mod feed;
 mod feeds;
 mod framing;

@@ -191,6 +191,19 @@ impl Packets {
         self.oldest
     }
 
+    /// Bytes of memory that what was written since the last time takes once it is taken.
+    pub(super) fn room(&self) -> usize {
+        match self.is_small() {
+            true => self.batch.len(),
+            false => self.batch.capacity(),
+        }
+    }
+
+    /// Whether there is so little in a batch that it is copied, and what was for more stays for the next one.
+    fn is_small(&self) -> bool {
+        self.batch.len() < self.batch.capacity() / 2
+    }
+
     /// What was written since the last time, and how many packets of which interface that is.
     pub fn take(&mut self) -> (Bytes, Vec<PacketCount>) {
         let Self {
@@ -206,10 +219,20 @@ impl Packets {
             })
         });
         let counts = counts.collect();
-        if !self.batch.is_empty() {
-            self.last_len = self.batch.len();
+        (self.take_blocks(), counts)
+    }
+
+    fn take_blocks(&mut self) -> Bytes {
+        if self.batch.is_empty() {
+            return Bytes::new();
         }
-        (self.batch.split().freeze(), counts)
+        self.last_len = self.batch.len();
+        if !self.is_small() {
+            return self.batch.split().freeze();
+        }
+        let blocks = Bytes::copy_from_slice(&self.batch);
+        self.batch.clear();
+        blocks
     }
 }
 

@@ -161,6 +161,7 @@ impl Reader {
                     self.try_again();
                     self.forget_gone();
                     self.count();
+                    self.shared.window().keep_within_bounds();
                     self.statistics_due = true;
                     rings = RingsState::Due;
                 }
@@ -404,7 +405,7 @@ impl Reader {
             self.statistics_due = true;
         }
         let statistics = self.due_statistics(written);
-        let oldest = self.packets.oldest();
+        let (oldest, room) = (self.packets.oldest(), self.packets.room());
         let (packets, counts) = self.packets.take();
         for id in left {
             self.forget(id);
@@ -414,6 +415,7 @@ impl Reader {
         if !packets.is_empty() || statistics.is_some() {
             let batch = Batch {
                 packets,
+                room,
                 counts,
                 oldest,
                 interfaces: self.packets.described(),

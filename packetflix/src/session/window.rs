@@ -2,8 +2,9 @@
 //! bytes, with a place in it for each.
 //!
 //! The fastest client sets the pace: the reader makes the next batch when any client has taken all there are. Those that lag
-//! have 4 MiB of batches to lag in. One that lags further loses the oldest of them: alone, and the next packet of its stream
-//! tells so (a copy of it, since others share it). Slower clients hold up neither the reader nor the kernel.
+//! have 4 MiB of memory to lag in, where all captures together leave that. One that lags further loses the oldest of them:
+//! alone, and the next packet of its stream tells so (a copy of it, since others share it). Slower clients hold up neither the
+//! reader nor the kernel.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -16,11 +17,16 @@ use packetflix_common::MAX_INTERFACES;
 
 use super::{
     Ended,
+    backlog::Share,
     statistics::{InterfaceCounts, Statistics, TapInterface},
 };
 
-/// Most bytes that wait for clients that lag behind the fastest one. One that lags further loses what is older.
+/// Most bytes of memory that wait for clients that lag behind the fastest one. One that lags further loses what is older.
 pub(super) const MAX_WINDOW_LEN: usize = 4 << 20;
+
+/// Bytes of memory that a batch takes beside its parts: its place, and what the allocator adds to each part. This bounds how
+/// many batches there are.
+const BATCH_LEN: usize = 256;
 
 /// Most descriptions that are kept, of interfaces that are gone for the most part, until each client has their final
 /// statistics. A client that holds back more gets no further.
@@ -31,6 +37,8 @@ pub(super) const MAX_DESCRIPTIONS: usize = 3 * MAX_INTERFACES as usize;
 pub(super) struct Batch {
     /// Whole blocks.
     pub(super) packets: Bytes,
+    /// Bytes of memory that these take.
+    pub(super) room: usize,
     /// How many packets of which interface that is.
     pub(super) counts: Vec<PacketCount>,
     /// When the first of them was captured, in nanoseconds of the records' clock.
@@ -59,21 +67,22 @@ struct Sum {
 }
 
 impl Batch {
-    /// Bytes that it takes for as long as it waits.
+    /// Bytes of memory that it takes for as long as it waits.
     fn len(&self) -> usize {
         let interfaces = self.statistics.iter().map(|one| one.interfaces.len());
-        self.packets.len() + interfaces.sum::<usize>() * size_of::<InterfaceCounts>()
+        let statistics = interfaces.sum::<usize>() * size_of::<InterfaceCounts>();
+        BATCH_LEN + self.room + self.counts.capacity() * size_of::<PacketCount>() + statistics
     }
 }
 
 /// The queue, the interfaces that its packets are of, and how it ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Window {
     batches: VecDeque<Waiting>,
     /// Number of the oldest batch.
     first: u64,
-    /// Bytes of all batches.
-    len: usize,
+    /// What all batches take of the memory that is for those of all captures.
+    share: Share,
     /// Packets of each interface in batches that are gone, by the place of its description.
     passed: BTreeMap<usize, Sum>,
     /// Packets of each interface that were published.
@@ -132,6 +141,24 @@ pub(super) enum Next {
 }
 
 impl Window {
+    /// An empty one.
+    pub(super) fn new(share: Share) -> Self {
+        Self {
+            batches: VecDeque::new(),
+            first: 0,
+            share,
+            passed: BTreeMap::new(),
+            published: BTreeMap::new(),
+            furthest: 0,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            interfaces: BTreeMap::new(),
+            described: 0,
+            ended: BTreeMap::new(),
+            end: None,
+        }
+    }
+
     /// Adds a client, which gets what is published from now on; gives its number.
     pub(super) fn join(&mut self) -> u64 {
         let client = self.next_client;
@@ -180,15 +207,20 @@ impl Window {
         for (place, _) in statistics.filter(|(_, counts)| counts.end.is_some()) {
             self.ended.entry(*place).or_insert(number);
         }
-        self.len += batch.len();
+        self.share.take(batch.len());
         self.batches.push_back(Waiting {
             batch: Arc::new(batch),
             takers: self.clients.len(),
         });
-        while self.len > MAX_WINDOW_LEN && self.batches.len() > 1 {
+        self.keep_within_bounds();
+        self.let_pass();
+    }
+
+    /// Lets the oldest batches go that are too much, for want of memory.
+    pub(super) fn keep_within_bounds(&mut self) {
+        while self.batches.len() > 1 && (self.share.used() > MAX_WINDOW_LEN || self.share.is_too_much()) {
             self.pass_one();
         }
-        self.let_pass();
     }
 
     /// Takes the next batch of a client.
@@ -301,7 +333,7 @@ impl Window {
             self.first += 1;
             // Those that it waited for may have left without it: whoever joins then waits for what is behind it.
             self.furthest = self.furthest.max(self.first);
-            self.len -= batch.len();
+            self.share.give_back(batch.len());
             add(&mut self.passed, &batch.counts);
         }
     }
@@ -347,13 +379,18 @@ mod tests {
     use crate::{
         netns::Link,
         pcapng::LinkType,
-        session::statistics::Written,
+        session::{backlog::Backlog, statistics::Written},
         tap::{CaptureClock, ClockSource},
     };
+
+    fn window() -> Window {
+        Window::new(Backlog::new(u64::MAX).share())
+    }
 
     fn batch(len: usize, interface: usize, packets: u64) -> Batch {
         Batch {
             packets: vec![0; len].into(),
+            room: len,
             counts: vec![PacketCount {
                 interface,
                 packets,
@@ -387,23 +424,23 @@ mod tests {
 
     #[test]
     fn everyone_gets_what_was_published_since_they_joined() {
-        let mut window = Window::default();
+        let mut window = window();
         let early = window.join();
         window.publish(batch(10, 0, 3));
         let late = window.join();
         window.publish(batch(10, 1, 4));
         let (mut seen_early, mut seen_late) = (Seen::default(), Seen::default());
         while seen_early.take(&mut window, early) {}
-        assert_eq!(window.len, 10);
+        assert_eq!(window.batches.len(), 1);
         while seen_late.take(&mut window, late) {}
         assert_eq!(seen_early.delivered, [3, 4]);
         assert_eq!(seen_late.delivered, [0, 4]);
-        assert_eq!((window.len, window.batches.len()), (0, 0));
+        assert_eq!((window.share.used(), window.batches.len()), (0, 0));
     }
 
     #[test]
     fn who_joins_as_the_last_leaves_waits_for_nothing_of_theirs() {
-        let mut window = Window::default();
+        let mut window = window();
         let first = window.join();
         window.publish(batch(10, 0, 3));
         window.leave(first);
@@ -423,7 +460,7 @@ mod tests {
 
     #[test]
     fn the_fastest_client_sets_the_pace() {
-        let mut window = Window::default();
+        let mut window = window();
         let (fast, slow) = (window.join(), window.join());
         assert!(window.has_room());
         window.publish(batch(10, 0, 1));
@@ -436,13 +473,13 @@ mod tests {
 
     #[test]
     fn a_client_that_lags_loses_the_oldest_and_knows_how_much() {
-        let mut window = Window::default();
+        let mut window = window();
         let (fast, slow) = (window.join(), window.join());
         let (mut seen_fast, mut seen_slow) = (Seen::default(), Seen::default());
         for number in 0..10 {
-            window.publish(batch(MAX_WINDOW_LEN / 4, number % 2, 1));
+            window.publish(batch(MAX_WINDOW_LEN / 4 - 1024, number % 2, 1));
             assert!(seen_fast.take(&mut window, fast));
-            assert!(window.len <= MAX_WINDOW_LEN);
+            assert!(window.share.used() <= MAX_WINDOW_LEN);
         }
         while seen_slow.take(&mut window, slow) {}
         assert_eq!(seen_fast.lost, [0, 0]);
@@ -450,8 +487,39 @@ mod tests {
     }
 
     #[test]
+    fn small_batches_are_as_many_as_memory_allows() {
+        let mut window = window();
+        let (fast, _slow) = (window.join(), window.join());
+        for _ in 0..100_000 {
+            window.publish(batch(0, 0, 1));
+            assert!(matches!(window.take(fast), Next::Batch { .. }));
+        }
+        let count = window.batches.len();
+        assert!((1000..MAX_WINDOW_LEN / BATCH_LEN).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn captures_leave_each_other_memory() {
+        const BOUND: usize = MAX_WINDOW_LEN / 2;
+
+        let backlog = Backlog::new(BOUND as u64);
+        let mut windows: Vec<_> = (0..4).map(|_| Window::new(backlog.share())).collect();
+        for window in &mut windows {
+            window.join();
+            for _ in 0..8 {
+                window.publish(batch(BOUND / 8, 0, 1));
+            }
+        }
+        for window in &mut windows {
+            window.keep_within_bounds();
+            assert!(window.share.used() >= BOUND / 8);
+        }
+        assert!(windows.iter().map(|window| window.share.used()).sum::<usize>() <= BOUND);
+    }
+
+    #[test]
     fn the_end_comes_behind_the_last_batch() {
-        let mut window = Window::default();
+        let mut window = window();
         let client = window.join();
         window.publish(batch(10, 0, 1));
         window.end(Ended::Stopped);
@@ -462,13 +530,13 @@ mod tests {
 
     #[test]
     fn a_client_that_leaves_holds_nothing_back() {
-        let mut window = Window::default();
+        let mut window = window();
         let (here, gone) = (window.join(), window.join());
         window.publish(batch(10, 0, 1));
         assert!(matches!(window.take(here), Next::Batch { .. }));
-        assert_eq!(window.len, 10);
+        assert_eq!(window.batches.len(), 1);
         window.leave(gone);
-        assert_eq!((window.len, window.clients()), (0, 1));
+        assert_eq!((window.share.used(), window.clients()), (0, 1));
     }
 
     fn interface() -> TapInterface {
@@ -507,7 +575,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_let_go_once_each_client_has_its_final_statistics() {
-        let mut window = Window::default();
+        let mut window = window();
         window.describe(None, interface());
         let (one, other) = (window.join(), window.join());
         for _ in 0..100 {
@@ -538,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_client_that_holds_too_much_of_what_is_gone_is_cut_off() {
-        let mut window = Window::default();
+        let mut window = window();
         let (fast, slow) = (window.join(), window.join());
         let mut released = 0;
         for _ in 0..=MAX_DESCRIPTIONS {
@@ -548,7 +616,7 @@ mod tests {
             released += window.release().len();
         }
         assert_eq!((released, window.clients()), (MAX_DESCRIPTIONS + 1, 1));
-        assert_eq!((window.len, window.batches.len()), (0, 0));
+        assert_eq!((window.share.used(), window.batches.len()), (0, 0));
         assert!(matches!(window.take(slow), Next::CutOff));
         assert!(window.interfaces(0..1).is_none());
         window.leave(slow);
@@ -561,7 +629,7 @@ mod tests {
         /// Whatever happens in which order, each client accounts for each packet since it joined.
         #[test]
         fn nothing_is_lost_uncounted(steps in proptest::collection::vec((0usize..4, 0usize..4, 1usize..4), 1..200)) {
-            let mut window = Window::default();
+            let mut window = window();
             let mut published = [0; 2];
             let mut clients: Vec<(u64, Seen, [u64; 2])> = Vec::new();
             for (what, which, size) in steps {
@@ -582,7 +650,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(window.clients(), clients.len());
-                prop_assert_eq!(window.len, window.batches.iter().map(|one| one.batch.packets.len()).sum::<usize>());
+                prop_assert_eq!(window.share.used(), window.batches.iter().map(|one| one.batch.len()).sum::<usize>());
             }
             for (client, mut seen, before) in clients {
                 while seen.take(&mut window, client) {}

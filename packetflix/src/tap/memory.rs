@@ -24,8 +24,8 @@ const MOST_KEPT: u64 = 4;
 /// more memory, but for most other things it ends a process.
 const RESERVE: u64 = 8 << 20;
 
-/// Compilers of filters get this part of what is left at most, where they may take more.
-const SHARE_OF_COMPILERS: u64 = 4;
+/// Compilers of filters, and what waits for slow clients, get this part of what is left at most, where they may take more.
+const SHARE_OF_OTHERS: u64 = 4;
 
 /// How large rings are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,10 +213,11 @@ fn total(size: u32, rings: u32) -> u64 {
 }
 
 /// Bytes of memory that there are for rings: at least three quarters of what is left beside [`RESERVE`], and all of it but for
-/// what compiling filters may take.
+/// what compiling filters, and what waits for slow clients, may take.
 fn left() -> u64 {
     let left = memory::left().saturating_sub(RESERVE);
-    left - filter::memory_of_compilers().min(left / SHARE_OF_COMPILERS)
+    let others = filter::memory_of_compilers() + memory::for_slow_clients();
+    left - others.min(left / SHARE_OF_OTHERS)
 }
 
 impl Drop for RingShare {

@@ -5,6 +5,7 @@ mod answers;
 mod crowds;
 mod filters;
 mod hanging;
+mod laggards;
 
 use anyhow::bail;
 use packetflix_tests::server::Server;
