@@ -30,6 +30,9 @@ const LESS_PATIENCE: u32 = 8;
 /// little in the long run.
 const REST: u32 = 20;
 
+/// How long a place is left alone that is too costly.
+const SPARE: Duration = Duration::from_secs(60);
+
 /// In whose hands a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Owner {
@@ -97,6 +100,13 @@ pub(crate) enum Kind {
     Named(usize),
 }
 
+impl Kind {
+    /// Whether both are the same kind of thing.
+    fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+}
+
 /// Why something was not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Missed {
@@ -120,6 +130,12 @@ pub(crate) enum Missed {
         /// What was not looked at.
         place: Place,
     },
+    /// To look at it takes more memory than there is.
+    #[error("{place} is left alone, since it takes too much memory or time to look at")]
+    TooCostly {
+        /// What was not looked at.
+        place: Place,
+    },
     /// There is no thread for it.
     #[error("{place} was not looked at, for want of a thread")]
     NoThread {
@@ -135,6 +151,7 @@ impl Missed {
             Self::Stuck { place }
             | Self::Others { place, .. }
             | Self::Late { place }
+            | Self::TooCostly { place }
             | Self::NoThread { place } => *place,
         }
     }
@@ -197,8 +214,39 @@ fn rest(owner: Owner) {
     }
 }
 
+/// Places that are left alone since they are too costly, and until when.
+static SPARED: Mutex<Vec<(Place, Instant)>> = Mutex::new(Vec::new());
+
+fn spared() -> MutexGuard<'static, Vec<(Place, Instant)>> {
+    SPARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Leaves a place alone for a while, since to look at it takes more memory or time than there is: all of one kind, where they
+/// are a user's.
+pub(crate) fn spare(place: Place) -> Missed {
+    tracing::warn!(%place, "takes too much memory or time to look at: it is passed over for {} s", SPARE.as_secs());
+    let now = Instant::now();
+    let mut spared = spared();
+    spared.retain(|(_, until)| *until > now);
+    spared.push((place, now + SPARE));
+    Missed::TooCostly { place }
+}
+
+/// Whether a place is left alone on account of another.
+fn is_spared(place: Place) -> bool {
+    let now = Instant::now();
+    spared().iter().any(|(other, until)| match place.owner {
+        _ if *until <= now => false,
+        Owner::Host | Owner::Container => *other == place,
+        Owner::Namespace(_) | Owner::User(_) => other.owner == place.owner && other.kind.is_like(place.kind),
+    })
+}
+
 /// Whether a place may be looked at now.
 fn check(place: Place) -> Result<(), Missed> {
+    if is_spared(place) {
+        return Err(Missed::TooCostly { place });
+    }
     let lost = lost();
     if lost.iter().any(|lost| lost.place == place) {
         return Err(Missed::Stuck { place });

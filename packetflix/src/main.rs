@@ -31,7 +31,8 @@ fn main() -> ExitCode {
             "the capabilities of this process could not be made effective: {error}"
         ));
     }
-    if let Some(status) = packetflix::filter::answer_if_asked(std::env::args_os()) {
+    let helped = packetflix::filter::answer_if_asked(std::env::args_os());
+    if let Some(status) = helped.or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os())) {
         return status;
     }
     packetflix::limit_allocator_arenas();

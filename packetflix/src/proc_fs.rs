@@ -293,7 +293,7 @@ pub(crate) mod fuzzing {
 
     use super::*;
 
-    pub(super) fn bounds() -> MountBounds {
+    pub(crate) fn bounds() -> MountBounds {
         MountBounds {
             deadline: Instant::now() + Duration::from_secs(60),
             bytes: 1 << 20,

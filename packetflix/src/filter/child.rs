@@ -31,8 +31,8 @@ use crate::{
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
 
-/// Seconds of the process's CPU time, with one more until it is killed. libpcap takes one and a half for three hundred hosts.
-const CPU_SECONDS: u64 = 5;
+/// Seconds of CPU time for one filter, and its names. libpcap takes one and a half for three hundred hosts.
+pub(super) const CPU_SECONDS: u64 = 5;
 /// What libpcap says when it is out of memory.
 const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "malloc", "calloc"];
 /// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
@@ -91,11 +91,11 @@ pub(super) enum Answer {
 }
 
 /// A step that failed.
-pub(super) struct Failure(&'static str, io::Error, Option<Capability>);
+pub(crate) struct Failure(&'static str, io::Error, Option<Capability>);
 
 impl Failure {
     /// One that takes no right.
-    pub(super) fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(crate) fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
         move |error| Self(step, error, None)
     }
 
@@ -175,9 +175,9 @@ impl From<Failure> for Answer {
     }
 }
 
-/// The first that a helper does: it has nothing but its standard descriptors, and bounds of time and memory: of this, `room`
-/// bytes beside what it has by now.
-pub(super) fn begin(room: u64) -> Result<(), Failure> {
+/// The first that a helper does: it has nothing but its standard descriptors, so many seconds of CPU time, with one more until it
+/// is killed, and `room` bytes of memory beside what it has by now; and the kernel ends it first.
+pub(crate) fn begin(room: u64, seconds: u64) -> Result<(), Failure> {
     #[expect(unsafe_code, reason = "closes what this process may have inherited")]
     // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
     // ones, which stay open.
@@ -186,11 +186,11 @@ pub(super) fn begin(room: u64) -> Result<(), Failure> {
     offer_to_be_ended().map_err(Failure::of(
         "the process could not be made the first to be ended for want of memory (oom_score_adj)",
     ))?;
-    bound_resources(room).map_err(Failure::of("resources could not be bounded (setrlimit)"))
+    bound_resources(room, seconds).map_err(Failure::of("resources could not be bounded (setrlimit)"))
 }
 
 fn answer(order: Order) -> Result<Answer, Failure> {
-    begin(Bounds::current().room)?;
+    begin(Bounds::current().room, CPU_SECONDS)?;
     let handle = open(order)?;
     give_up_rights(0)?;
     sys::allow_system_calls_only(&SYSTEM_CALLS.map(SystemCall::any))
@@ -230,11 +230,11 @@ fn address_space() -> io::Result<u64> {
     bytes.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn bound_resources(room: u64) -> io::Result<()> {
+fn bound_resources(room: u64, seconds: u64) -> io::Result<()> {
     let space = address_space()? + room;
     sys::lower_limit(Resource::RLIMIT_CORE, 0, 0)?;
     sys::lower_limit(Resource::RLIMIT_FSIZE, 0, 0)?;
-    sys::lower_limit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
+    sys::lower_limit(Resource::RLIMIT_CPU, seconds, seconds + 1)?;
     sys::lower_limit(Resource::RLIMIT_AS, space, space)?;
     set_dumpable(false)?;
     Ok(())
@@ -270,7 +270,7 @@ fn open(order: Order) -> Result<Handle, Failure> {
 }
 
 /// Leaves the process without rights, and with so many descriptors that it may have at most.
-pub(super) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
+pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
     // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
     // capabilities.
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));

@@ -161,7 +161,7 @@ pub(super) fn answer() -> Answer {
 }
 
 fn prepare_and_look_up() -> Result<Answer, Failure> {
-    child::begin(ROOM)?;
+    child::begin(ROOM, child::CPU_SECONDS)?;
     child::give_up_rights(DESCRIPTORS)?;
     sys::allow_system_calls_only(SYSTEM_CALLS)
         .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;

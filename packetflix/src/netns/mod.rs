@@ -4,6 +4,7 @@ mod dump;
 mod find;
 mod hands;
 mod links;
+mod mount_reader;
 mod netlink;
 mod process;
 mod views;
@@ -29,6 +30,7 @@ pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch, Look};
+pub use mount_reader::read_mounts_if_asked;
 use process::OpenNamespace;
 pub(crate) use process::has_ended;
 pub use process::{ProcessError, ProcessIdentity};

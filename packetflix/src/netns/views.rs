@@ -6,17 +6,21 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
-    io::{self, BufReader},
+    io,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::find::{Exhaustion, Holder};
+use super::{
+    find::{Exhaustion, Holder},
+    mount_reader::{MountReader, ReadError},
+};
 use crate::{
-    error::note_want,
-    lookout::{Kind, Lookout, Missed, Owner, Place},
-    proc_fs::{MountBounds, namespace_link, namespace_mounts, proc_path},
+    error::{self, note_want},
+    lookout::{Kind, Lookout, Missed, Owner, Place, spare},
+    proc_fs::{MountBounds, namespace_link, proc_path},
     sys,
 };
 
@@ -59,6 +63,10 @@ impl Unseen {
 struct Mounts {
     found: Vec<(u64, Holder)>,
     is_cut: bool,
+    /// Who read it was ended, or takes too long.
+    is_too_costly: bool,
+    /// Nothing more of it is read.
+    is_over: bool,
     exhaustion: Exhaustion,
 }
 
@@ -155,16 +163,33 @@ impl View {
         true
     }
 
-    /// The network namespaces that are mounted in it. Must not be called where nobody watches over it.
-    fn mounts(&self) -> Mounts {
+    /// The network namespaces that are mounted in it, as another process reads them. Must not be called where nobody watches
+    /// over it.
+    fn mounts(&self, reader: &mut Option<MountReader>) -> Mounts {
         let mut bounds = bounds(self.owner);
         let files = self.place(Kind::Files);
         let mut mounts = Mounts::default();
         let saw_all = self.for_each_root(|pid| {
+            if mounts.is_over {
+                return Ok(());
+            }
             let opened = File::open(proc_path(pid, "mountinfo")).inspect_err(note_want);
-            let read =
-                opened.and_then(|file| namespace_mounts(BufReader::with_capacity(64 << 10, file), bounds));
-            let (found, is_cut) = mounts.exhaustion.pass_on(read)?;
+            let list = mounts.exhaustion.pass_on(opened)?;
+            let (found, is_cut) = match MountReader::read(reader, list, bounds) {
+                Ok(read) => read,
+                // Another process that has the same root may still be there.
+                Err(ReadError::List(error)) => return mounts.exhaustion.pass_on(Err(error)),
+                Err(ReadError::Start(error)) => {
+                    note_want(&error);
+                    (mounts.is_cut, mounts.is_over) = (true, true);
+                    return mounts.exhaustion.pass_on(Err(error));
+                }
+                Err(error @ ReadError::Ended(_)) => {
+                    tracing::debug!(error = %error::chain(&error), pid, "a list of mounts is not read");
+                    (mounts.is_too_costly, mounts.is_over) = (true, true);
+                    return Ok(());
+                }
+            };
             mounts.is_cut |= is_cut;
             let paths = found.iter().map(|(_, path)| path.as_os_str().len()).sum();
             bounds.paths = bounds.paths.saturating_sub(paths);
@@ -213,9 +238,17 @@ pub(crate) struct MountLists {
 
 impl MountLists {
     pub(crate) fn new(views: Vec<View>) -> Self {
+        let readers = Mutex::new(None);
         Self {
             views: views.into_iter(),
-            lookout: Lookout::new(|view: View| view.mounts()),
+            lookout: Lookout::new(move |view: View| {
+                // Whoever comes after a look that is lost has another.
+                let reader = || readers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut own = reader().take();
+                let mounts = view.mounts(&mut own);
+                *reader() = own;
+                mounts
+            }),
             unseen: Vec::new(),
             exhaustion: Exhaustion::default(),
         }
@@ -231,6 +264,9 @@ impl Iterator for MountLists {
         let place = view.place(Kind::Mounts);
         match self.lookout.look(place, view) {
             Ok(mounts) => {
+                if mounts.is_too_costly {
+                    self.unseen.push(spare(place).into());
+                }
                 if mounts.is_cut {
                     self.unseen.push(Unseen::TooMany(place));
                 }

@@ -3,6 +3,7 @@
 //!
 //! - `hoard mounts COUNT` has so many mounts with names of thousands of characters,
 //! - `hoard namespaces COUNT` has its network namespace mounted as often, at such names,
+//! - `hoard deep DEPTH` has that mounted below so many folders with names of line breaks,
 //! - `hoard addresses COUNT` has so many addresses in the network namespace that it is started in, on interfaces of its own,
 //! - `hoard altnames LINKS NAMES` has so many pairs of links there, each of which has so many other names,
 //! - `hoard descriptors COUNT` has a file open so often, without namespaces of its own,
@@ -49,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         }
         ["mounts", count] => hoard("/proc/self/ns/uts", count.parse()?).map(|()| None)?,
         ["namespaces", count] => hoard("/proc/self/ns/net", count.parse()?).map(|()| None)?,
+        ["deep", depth] => deep(depth.parse()?).map(|()| None)?,
         ["addresses", count] => addresses(count.parse()?).map(|()| None)?,
         ["altnames", links, names] => altnames(links.parse()?, names.parse()?).map(|()| None)?,
         ["hang" | "hang-here", path] => Some(hang(path)?),
@@ -91,6 +93,27 @@ fn hoard(what: &str, count: usize) -> anyhow::Result<()> {
             None::<&str>,
         )?;
     }
+    Ok(())
+}
+
+/// Mounts a namespace at a path that is written as a line of a thousand characters for each folder.
+fn deep(depth: usize) -> anyhow::Result<()> {
+    let options = Some("size=2g,nr_inodes=0");
+    mount(Some("hoard"), "/tmp", Some("tmpfs"), MsFlags::empty(), options)?;
+    std::env::set_current_dir("/tmp")?;
+    let name = "\n".repeat(255);
+    for _ in 0..depth {
+        std::fs::create_dir(&name)?;
+        std::env::set_current_dir(&name)?;
+    }
+    File::create("net")?;
+    mount(
+        Some("/proc/self/ns/net"),
+        "net",
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )?;
     Ok(())
 }
 

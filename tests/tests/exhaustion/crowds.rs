@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
+use nix::sys::signal::Signal;
 use packetflix_tests::{
     client::{Capture, Refused},
     control_group::ControlGroup,
@@ -77,6 +78,41 @@ async fn mounts_of_a_user_take_neither_memory_nor_time_from_others() -> anyhow::
     let (status, sentence, took) = refused(&server, NOWHERE).await?;
     ensure!(status == 404, "{status} {sentence} {took:?}");
     has_not_panicked(&server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_of_a_user_below_many_folders_takes_no_memory_from_the_service() -> anyhow::Result<()> {
+    let hoard = Hoard::of_user(&["deep", "140000"])?;
+    let namespace = Namespace::new()?;
+    let group = ControlGroup::with_memory(128 << 20)?;
+    let mut server = Server::start_by(&mut group.server()?, &[])?;
+    for scan in 0..3 {
+        let (status, details) = server.get("/targets")?;
+        ensure!(status == 200, "{scan}: {status} {details}");
+        ensure!(
+            has_gap(&details, "too much memory") && has_gap(&details, "65533"),
+            "{scan}: {:?}",
+            gaps(&details)
+        );
+        // Others' mounts are all there.
+        let path = namespace.path().display().to_string();
+        ensure!(details.to_string().contains(&path), "{scan}: {details}");
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    // Nobody knows what is there.
+    let (status, sentence, _) = refused(&server, NOWHERE).await?;
+    ensure!(
+        status == 504 && sentence.contains("too much memory"),
+        "{status} {sentence}"
+    );
+    let log = server.log();
+    let lines = log.lines().filter(|line| line.contains("it is passed over for"));
+    assert_eq!(lines.count(), 1, "{log}");
+    drop(hoard);
+    has_not_panicked(&server)?;
+    server.signal(Signal::SIGTERM)?;
+    ensure!(server.wait()?.success());
+    Ok(())
 }
 
 /// A user's open files make each search take its time, and one account has many.
