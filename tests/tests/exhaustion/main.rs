@@ -5,6 +5,7 @@ mod answers;
 mod crowds;
 mod filters;
 mod hanging;
+mod heads;
 mod laggards;
 
 use anyhow::bail;

@@ -1,14 +1,17 @@
-//! How many connections there may be at a time, in all and from one address.
+//! How many connections there may be at a time, in all and from one address, and what they may have sent of their heads.
 //!
 //! Connections are bounded before anything is read, and none waits for another's permit. Where there are too many, the one goes
 //! that is missed least (`Place::reluctance`). Where none can, whoever is one too many is told so by a task of its own, of
 //! which there are few. A place proves its worth when a caller that is let in asks for what is not for everyone.
+//!
+//! Heads that are not complete have a bound of their own, in bytes of all together, beyond which the longest goes.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::Exchange;
 use crate::http::api::{code::Code, plain_answer::plain_answer};
-use crate::service::{ClientId, Peer};
+use crate::{
+    memory,
+    service::{ClientId, Peer},
+};
 
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
 const MAX_CONNECTIONS: usize = 1024;
@@ -32,6 +38,10 @@ const MAX_RESERVED: usize = 32;
 
 /// Most connections at Unix sockets, which have places of their own.
 const MAX_LOCAL: usize = 64;
+
+/// So much of the memory is for heads that are not complete, and at least so many bytes.
+const SHARE_OF_HEADS: u64 = 32;
+const LEAST_OF_HEADS: u64 = 2 << 20;
 
 /// How long a connection may stay that has shown nothing.
 const UNPROVEN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,6 +55,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lets connections in.
 pub(crate) struct Admission {
     per_address: usize,
+    /// Most bytes of all heads that are not complete.
+    heads: usize,
     farewells: Arc<Semaphore>,
     present: Mutex<Present>,
 }
@@ -61,6 +73,8 @@ struct Present {
     local: usize,
     /// How many of them are reserved for what everyone may ask.
     reserved: usize,
+    /// Bytes of all heads that are not complete.
+    heads: usize,
 }
 
 /// What is known of a connection that was let in.
@@ -69,6 +83,8 @@ pub(crate) struct Place {
     client: Option<ClientId>,
     is_reserved: bool,
     exchange: Exchange,
+    /// Bytes of a head that is not complete.
+    head: AtomicUsize,
     /// Requests so far, counted over all connections, when somebody who is let in last asked for what is not for everyone;
     /// 0 before that.
     proven: AtomicU64,
@@ -81,6 +97,13 @@ pub(crate) struct Admitted {
     admission: Arc<Admission>,
     number: u64,
     place: Arc<Place>,
+}
+
+/// What has come of the head that a connection is to send next.
+pub(crate) struct AwaitedHead {
+    admission: Arc<Admission>,
+    number: u64,
+    len: usize,
 }
 
 /// Why a connection is not let in.
@@ -133,7 +156,60 @@ impl Place {
     }
 }
 
+impl AwaitedHead {
+    /// So many bytes more have come. Where all heads are too much, the longest goes.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.len += bytes;
+            self.tell();
+        }
+    }
+
+    /// It is complete.
+    pub(crate) fn end(&mut self) {
+        if self.len > 0 {
+            self.len = 0;
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let bound = self.admission.heads;
+        self.admission.lock().bound_heads(self.number, self.len, bound);
+    }
+}
+
 impl Present {
+    /// The head of a connection has this length by now.
+    fn bound_heads(&mut self, number: u64, len: usize, bound: usize) {
+        // One that was turned out counts no more.
+        let Some(place) = self.places.get(&number) else {
+            return;
+        };
+        self.heads = self.heads + len - place.head.swap(len, Ordering::Relaxed);
+        while self.heads > bound
+            && let Some(number) = self.longest_head()
+        {
+            self.turn_out(number);
+        }
+    }
+
+    /// The connection with the longest head, of those that have shown nothing before others; the oldest of several.
+    fn longest_head(&self) -> Option<u64> {
+        let heads = self.places.iter().filter_map(|(number, place)| {
+            let len = place.head.load(Ordering::Relaxed);
+            let is_unproven = place.proven.load(Ordering::Relaxed) == 0;
+            (len > 0).then_some((is_unproven, len, Reverse(*number)))
+        });
+        heads.max().map(|(_, _, Reverse(number))| number)
+    }
+
+    fn turn_out(&mut self, number: u64) {
+        if let Some(place) = self.remove(number) {
+            place.turned_out.cancel();
+        }
+    }
+
     /// Turns out whoever may be, of those that `may` be, and gives whether there was one.
     fn make_room(&mut self, may: impl Fn(&Place) -> bool) -> bool {
         let mut least: Option<(u64, u64)> = None;
@@ -151,15 +227,14 @@ impl Present {
         let Some((_, number)) = least else {
             return false;
         };
-        if let Some(place) = self.remove(number) {
-            place.turned_out.cancel();
-        }
+        self.turn_out(number);
         true
     }
 
     /// Takes a connection from the list, if it still is there.
     fn remove(&mut self, number: u64) -> Option<Arc<Place>> {
         let place = self.places.remove(&number)?;
+        self.heads -= place.head.load(Ordering::Relaxed);
         match place.client {
             None => self.local -= 1,
             Some(client) => {
@@ -185,8 +260,15 @@ impl Present {
 
 impl Admission {
     pub(crate) fn new(per_address: usize) -> Arc<Self> {
+        let heads = (memory::usable() / SHARE_OF_HEADS).max(LEAST_OF_HEADS);
+        Self::with_heads(per_address, usize::try_from(heads).unwrap_or(usize::MAX))
+    }
+
+    /// One with so many bytes for heads that are not complete.
+    fn with_heads(per_address: usize, heads: usize) -> Arc<Self> {
         Arc::new(Self {
             per_address,
+            heads,
             farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)),
             present: Mutex::default(),
         })
@@ -229,6 +311,7 @@ impl Admission {
             client,
             is_reserved,
             exchange,
+            head: AtomicUsize::new(0),
             proven: AtomicU64::new(0),
             turned_out: CancellationToken::new(),
         });
@@ -267,6 +350,15 @@ impl Admitted {
     /// What is known of it.
     pub(crate) fn place(&self) -> &Arc<Place> {
         &self.place
+    }
+
+    /// The head that is awaited, to count it.
+    pub(crate) fn head(&self) -> AwaitedHead {
+        AwaitedHead {
+            admission: Arc::clone(&self.admission),
+            number: self.number,
+            len: 0,
+        }
     }
 }
 
@@ -404,6 +496,32 @@ mod tests {
         let present = admission.lock();
         assert!(present.clients.is_empty() && present.places.is_empty());
         assert_eq!((present.local, present.reserved), (0, 0));
+    }
+
+    #[test]
+    fn the_longest_heads_go_where_all_are_too_much() {
+        let admission = Admission::with_heads(10, 100);
+        let from = |proven| admit(&admission, peer("192.0.2.1"), proven).unwrap();
+        let all = [from(true), from(false), from(false), from(false)];
+        let mut heads = all.each_ref().map(|(admitted, _)| admitted.head());
+        for (head, len) in heads.iter_mut().zip([60, 10, 15, 15]) {
+            head.grow(len);
+        }
+        assert!(!all.iter().any(is_turned_out));
+        // Those that have shown something go last.
+        heads[1].grow(1);
+        assert!(is_turned_out(&all[2]) && !is_turned_out(&all[0]) && !is_turned_out(&all[3]));
+        assert_eq!(admission.lock().heads, 60 + 11 + 15);
+        heads[2].grow(1000);
+        heads[0].end();
+        heads[1].grow(70);
+        assert!(!is_turned_out(&all[1]));
+        heads[3].grow(10);
+        assert!(is_turned_out(&all[1]) && !is_turned_out(&all[3]));
+        heads[0].grow(101);
+        assert!(is_turned_out(&all[0]) && is_turned_out(&all[3]));
+        drop(all);
+        assert_eq!(admission.lock().heads, 0);
     }
 
     #[tokio::test]

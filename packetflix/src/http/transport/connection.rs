@@ -25,7 +25,10 @@ use tokio::{
 
 use warp::http::StatusCode;
 
-use super::{admission::Place, request_line::RequestLine};
+use super::{
+    admission::{AwaitedHead, Place},
+    request_line::RequestLine,
+};
 use crate::http::api::{code::Code, plain_answer::plain_answer};
 use crate::{
     service::{Certificate, Peer},
@@ -178,6 +181,8 @@ pub(crate) struct Bounded {
     has_head_begun: bool,
     /// The beginning of that head.
     line: RequestLine,
+    /// How much of a head has come, where that is bounded for all together.
+    counted: Option<AwaitedHead>,
     /// Until when something of the answer is to be taken, while nothing is.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -192,7 +197,21 @@ impl Bounded {
             head: Box::pin(sleep(PATIENCE.head)),
             has_head_begun: false,
             line: RequestLine::default(),
+            counted: None,
             stalled: None,
+        }
+    }
+
+    /// Has its heads counted.
+    pub(crate) fn counted(mut self, head: AwaitedHead) -> Self {
+        self.counted = Some(head);
+        self
+    }
+
+    /// No head is under way.
+    fn end_head(&mut self) {
+        if let Some(head) = &mut self.counted {
+            head.end();
         }
     }
 
@@ -210,6 +229,7 @@ impl Bounded {
         if begun.is_ok() {
             self.has_head_begun = false;
             self.line.begin_anew();
+            self.end_head();
             let deadline = Instant::now() + self.patience.head;
             self.head.as_mut().reset(deadline);
         }
@@ -228,6 +248,9 @@ impl Bounded {
 
     /// Passes on what a write came to, unless it has come to nothing for too long.
     fn bound<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if self.state() != AWAITED {
+            self.end_head();
+        }
         let Exchange(state) = &self.exchange;
         state.is_stalled.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() || self.state() == UPGRADED {
@@ -255,9 +278,13 @@ impl AsyncRead for Bounded {
         let Self { stream, line, .. } = &mut *self;
         let read = line.poll_read(Pin::new(stream), context, into);
         if self.state() != AWAITED {
+            self.end_head();
             return read;
         }
         if read.is_ready() {
+            if let Some(head) = &mut self.counted {
+                head.grow(into.filled().len() - before);
+            }
             if into.filled().len() > before && !self.has_head_begun {
                 self.has_head_begun = true;
                 let deadline = Instant::now() + self.patience.head;

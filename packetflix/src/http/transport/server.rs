@@ -293,7 +293,9 @@ async fn serve_accepted(
         place: Some(Arc::clone(admitted.place())),
     };
     let stream = match (accepted, &context.tls) {
-        (Accepted::Unix(stream), _) => Bounded::new(Box::new(stream), exchange.clone(), None),
+        (Accepted::Unix(stream), _) => {
+            Bounded::new(Box::new(stream), exchange.clone(), None).counted(admitted.head())
+        }
         (Accepted::Tcp(stream), tls) => {
             keep_prompt_and_alive(&stream);
             client.local = stream.local_addr().ok();
@@ -308,7 +310,7 @@ async fn serve_accepted(
                 match shaken {
                     Ok((stream, certificate)) => {
                         client.certificate = certificate;
-                        Bounded::new(Box::new(stream), exchange.clone(), own)
+                        Bounded::new(Box::new(stream), exchange.clone(), own).counted(admitted.head())
                     }
                     Err(error) => {
                         tracing::debug!(%peer, error = %crate::error::chain(&error), "a connection is closed");
@@ -316,7 +318,7 @@ async fn serve_accepted(
                     }
                 }
             } else {
-                Bounded::new(Box::new(stream), exchange.clone(), own)
+                Bounded::new(Box::new(stream), exchange.clone(), own).counted(admitted.head())
             }
         }
     };
