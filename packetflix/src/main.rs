@@ -114,6 +114,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     check::log_what_does_not_work(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        // It ends nothing from here on, not even the start.
+        let mut hangup = signal(SignalKind::hangup())?;
         let server = http::Server::bind(App::build(Arc::new(config))?).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -123,7 +125,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        server.serve(shutdown).await;
+        let hint = async move || {
+            hangup.recv().await;
+        };
+        server.serve(shutdown, hint).await;
         anyhow::Ok(())
     })?;
     // Whatever still blocks a thread after the drain is not waited for.

@@ -17,7 +17,7 @@ pub use self::{
 };
 pub(crate) use self::{
     file::{read_public, read_secret},
-    reload::{FileAge, Followed, Reloaded},
+    reload::{FileAge, Followed, Reloaded, look_now},
     rights::{Occupant, Occupants, Rights, Verdict},
 };
 

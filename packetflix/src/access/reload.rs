@@ -2,7 +2,7 @@
 //!
 //! Files are looked at by polling what `stat` says, through links: that is the same for a write, a rename and the links of
 //! Kubernetes, and takes no descriptor that would follow the wrong file. A change counts once a file stayed the same between
-//! two looks, so that no half of a file is taken for all of it.
+//! two looks, so that no half of a file is taken for all of it; or at once where it is said that all is written (SIGHUP).
 
 use std::{
     error::Error,
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 use crate::error;
 
@@ -22,6 +22,14 @@ const INTERVAL: Duration = Duration::from_millis(400);
 
 /// After so many looks at a file that never stays the same, it is read as soon as it is the same before and after that.
 const MAX_UNSETTLED: u32 = 3;
+
+/// Tells all who follow files that these are as they are to be.
+static HINTS: Notify = Notify::const_new();
+
+/// Has all files that are followed looked at now, and read if they are others.
+pub(crate) fn look_now() {
+    HINTS.notify_waiters();
+}
 
 /// A value that follows its files. Whatever happens to them, there always is one.
 pub(crate) struct Reloaded<T> {
@@ -112,16 +120,14 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     /// Follows the files; never ends. When they cannot be used, the value stays, the log says why, and they are tried again
     /// until they can: what hinders may not be in the files.
     pub(crate) async fn follow(self: Arc<Self>) {
-        let mut seen = Seen {
-            loaded: self.first.clone(),
-            before: self.first.clone(),
-            unsettled: 0,
-            problem: None,
-        };
+        let mut seen = self.first_seen();
         loop {
-            sleep(INTERVAL).await;
+            let is_written = tokio::select! {
+                () = HINTS.notified() => true,
+                () = sleep(INTERVAL) => false,
+            };
             let reloaded = Arc::clone(&self);
-            let look = tokio::task::spawn_blocking(move || reloaded.look(seen));
+            let look = tokio::task::spawn_blocking(move || reloaded.look(seen, is_written));
             // Without an answer, the runtime ends.
             let Ok(now) = look.await else {
                 return std::future::pending().await;
@@ -130,8 +136,17 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         }
     }
 
-    /// Looks at the files once, and reads them when they have changed and settled.
-    fn look(&self, mut seen: Seen) -> Seen {
+    fn first_seen(&self) -> Seen {
+        Seen {
+            loaded: self.first.clone(),
+            before: self.first.clone(),
+            unsettled: 0,
+            problem: None,
+        }
+    }
+
+    /// Looks at the files once, and reads them when they have changed and settled, or all is said to be written.
+    fn look(&self, mut seen: Seen, is_written: bool) -> Seen {
         let now = stamps(&self.files);
         if now == seen.loaded {
             self.times().behind = None;
@@ -140,7 +155,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         }
         self.times().behind.get_or_insert_with(Instant::now);
         seen.unsettled = if now == seen.before { 0 } else { seen.unsettled + 1 };
-        if seen.unsettled == 0 || seen.unsettled >= MAX_UNSETTLED {
+        if is_written || seen.unsettled == 0 || seen.unsettled >= MAX_UNSETTLED {
             self.reload(&now, &mut seen);
         }
         Seen { before: now, ..seen }
@@ -251,6 +266,24 @@ mod tests {
         becomes(&value, "two").await;
         assert_eq!(value.age().behind, Duration::ZERO);
         following.abort();
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_said_to_be_written_is_read_at_once() {
+        let path = std::env::temp_dir().join(format!("packetflix-hint-{}", std::process::id()));
+        fs::write(&path, "one").unwrap();
+        let read = path.clone();
+        let load = move || fs::read_to_string(&read);
+        let value = Reloaded::open("value", vec![path.clone()], load).unwrap();
+        fs::write(&path, "three").unwrap();
+        let seen = value.look(value.first_seen(), false);
+        assert_eq!(*value.current(), "one");
+        let seen = value.look(seen, false);
+        assert_eq!(*value.current(), "three");
+        fs::write(&path, "seven").unwrap();
+        value.look(seen, true);
+        assert_eq!(*value.current(), "seven");
         fs::remove_file(&path).unwrap();
     }
 

@@ -339,6 +339,12 @@ impl Audit {
         self.note("end of a capture asked for", asked);
     }
 
+    /// Sees to it that the file is open that its path leads to, and the one that was moved away no longer.
+    pub(crate) fn look_now(&self) {
+        // What does not work is told.
+        let _ = self.try_again();
+    }
+
     /// Tries to write again, where it failed the last time; gives why it still does.
     fn try_again(&self) -> Option<String> {
         let mut book = self.book()?;

@@ -26,7 +26,7 @@ pub(crate) use self::{
     start::Asker,
 };
 use crate::{
-    access::{Access, TokenFileError},
+    access::{self, Access, TokenFileError},
     captures::{Attempt, Audit, AuditFileError, Captures},
     config::Config,
     discovery::Discovery,
@@ -143,6 +143,13 @@ impl App {
             }
         };
         tokio::join!(lines, connections, self.access.follow(), self.discovery.follow());
+    }
+
+    /// Looks at all files now that are followed, and at that of the account.
+    pub(crate) fn look_at_files(&self) {
+        tracing::debug!("the files are looked at, as they are said to be others");
+        access::look_now();
+        self.audit.look_now();
     }
 
     /// Logs, where lines are bounded, what had none since the last time.

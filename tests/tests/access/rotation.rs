@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use nix::sys::signal::Signal;
 use packetflix_tests::{
     certificates::{Authority, Trust},
     client::{Capture, Recorder},
@@ -263,5 +264,44 @@ async fn nobody_is_disturbed_by_new_tokens_and_certificates() -> anyhow::Result<
     assert_eq!(count(&recording), sent);
     println!("{sent} packets were captured meanwhile, all of them");
     drop(kept);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_has_files_looked_at_and_ends_nothing() -> anyhow::Result<()> {
+    const SIGNALS: usize = 5000;
+
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &text(0))?;
+    let (account, moved) = (folder.file("account"), folder.file("account.1"));
+    let server = Server::start(&[
+        "--token-file",
+        tokens.to_str().context("no text")?,
+        "--audit-log",
+        account.to_str().context("no text")?,
+    ])?;
+    let namespace = Namespace::new()?;
+    let url = server.url(&format!("netns={}", namespace.inode()?));
+    let authorization = bearer(STEADY);
+    let capture = Capture::open(&url, &[("authorization", &authorization)]).await?;
+    let capture = Recorder::of(capture).await?;
+
+    fs::rename(&account, &moved)?;
+    server.signal(Signal::SIGHUP)?;
+    // Nothing is written meanwhile.
+    wait_until(Duration::from_secs(10), || Ok(account.exists()))?;
+    let names = |path: &Path| anyhow::Ok(fs::read_to_string(path)?.contains("capture ended"));
+    ensure!(!names(&moved)? && !names(&account)?);
+
+    fs::write(&tokens, text(1))?;
+    for _ in 0..SIGNALS {
+        server.signal(Signal::SIGHUP)?;
+    }
+    server.wait_for_log("the token file was read again")?;
+    let read = server.log().matches("was read again").count();
+    ensure!(read == 1, "{read}");
+    capture.finish().await?;
+    wait_until(Duration::from_secs(10), || names(&account))?;
+    ensure!(!names(&moved)?);
     Ok(())
 }

@@ -36,6 +36,9 @@ const MAX_HEAD_LEN: usize = 64 * 1024;
 /// How long to wait when no connection can be accepted, for want of descriptors for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long to wait until the files are looked at once more, however often they are said to have changed.
+const HINT_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long the start waits for the address of the discovery service.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -99,7 +102,8 @@ impl Server {
 
     /// Serves clients until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
     /// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
-    pub async fn serve(self, mut shutdown: impl AsyncFnMut()) {
+    /// Whenever `hint` is ready, files that are followed are looked at.
+    pub async fn serve(self, mut shutdown: impl AsyncFnMut(), hint: impl AsyncFnMut()) {
         let listening = self.tcp_addresses();
         let Self { app, listeners, tls } = self;
         let patience = app.config.shutdown_timeout;
@@ -119,6 +123,7 @@ impl Server {
             () = stay_in_touch(&app, &manager) => {}
             () = context.follow_certificates() => {}
             () = app.maintain() => {}
+            () = take_hints(&app, hint) => {}
             () = tell_the_rest(&api, &context.endpoint) => {}
         }
 
@@ -138,6 +143,15 @@ impl Server {
         app.tell_the_rest();
         api.tell_the_rest();
         context.endpoint.tell_the_rest();
+    }
+}
+
+/// Looks at the files whenever they are said to be others. Never ends.
+async fn take_hints(app: &App, mut hint: impl AsyncFnMut()) {
+    loop {
+        hint().await;
+        app.look_at_files();
+        sleep(HINT_PAUSE).await;
     }
 }
 
