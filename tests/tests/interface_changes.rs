@@ -5,7 +5,10 @@ use std::{
     fmt::Write as _,
     os::unix::ffi::OsStrExt as _,
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -309,6 +312,104 @@ async fn captures_go_on_while_links_are_renamed_all_the_time() -> anyhow::Result
     storm.await??;
     server.stop()?;
     ensure!(!server.log().contains("not everything ended in time"));
+    ensure!(!server.log().contains("ERROR"), "{}", server.log());
+    Ok(())
+}
+
+/// Runs a file of lines for `ip` in a namespace.
+fn ip_batch(namespace: &Namespace, lines: &str) -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let batch = folder.file("lines");
+    std::fs::write(&batch, lines)?;
+    namespace.ip(&["-batch", batch.to_str().context("no text")?])?;
+    Ok(())
+}
+
+/// Other names of a link may take 64 KiB, and what else the kernel tells of the link comes on top.
+#[tokio::test]
+async fn links_are_listed_whatever_names_one_has() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}", here.inode()?));
+        let mut before = Recorder::start(&url).await?;
+        here.ip(&["link", "add", "named", "type", "bridge"])?;
+        let names = (0..496).map(|number| format!("link property add dev named altname {number:0127}\n"));
+        ip_batch(&here, &names.collect::<String>())?;
+        here.connect("late", &there, "peer", 2)?;
+        before
+            .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "late"))
+            .await?;
+        RawSocket::open(&there, "peer")?.send(&frame(1))?;
+        before.read_until(|recording| recording.has(&frame(1))).await?;
+        let recording = before.finish().await?;
+        assert_eq!(recording.count_on("late", false, &frame(1)), 1, "{hook}");
+        ensure!(
+            recording.interfaces.iter().any(|one| one.name == "named"),
+            "{hook}"
+        );
+        for query in ["", "&nif=late"] {
+            let mut recorder = Recorder::start(&format!("{url}{query}")).await?;
+            RawSocket::open(&there, "peer")?.send(&frame(2))?;
+            recorder.read_until(|recording| recording.has(&frame(2))).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever has root's rights in a namespace can make and delete links all the time, so that the kernel says of each list that
+/// it may be wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Result<()> {
+    const MISSING: &[u8] = b"interfaces may be missing";
+
+    let (here, there) = Namespace::pair()?;
+    let links = (0..pace::sample(1000)).map(|number| format!("link add d{number} type bridge\n"));
+    ip_batch(&here, &links.collect::<String>())?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let mut first = Recorder::start(&format!("{url}&statistics=1s")).await?;
+    let here = Arc::new(here);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let storm = |number: usize| {
+        let (here, is_over) = (Arc::clone(&here), Arc::clone(&is_over));
+        let line = format!("link add s{number} type bridge\nlink delete s{number}\n");
+        tokio::task::spawn_blocking(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                ip_batch(&here, &line.repeat(20))?;
+            }
+            anyhow::Ok(())
+        })
+    };
+    let storms: Vec<_> = (0..3).map(storm).collect();
+    let told = |recorder: &Recorder| {
+        recorder
+            .stream()
+            .windows(MISSING.len())
+            .any(|text| text == MISSING)
+    };
+    // So long that a list has failed for a second.
+    while !told(&first) {
+        ensure!(first.read().await?.is_none());
+    }
+    here.connect("late", &there, "peer", 2)?;
+    first
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "late"))
+        .await?;
+    let socket = RawSocket::open(&there, "peer")?;
+    socket.send(&frame(1))?;
+    first.read_until(|recording| recording.has(&frame(1))).await?;
+    for query in ["&nif=late", "&snaplen=1000"] {
+        let mut second = Recorder::start(&format!("{url}{query}")).await?;
+        socket.send(&frame(2))?;
+        second.read_until(|recording| recording.has(&frame(2))).await?;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for storm in storms {
+        storm.await??;
+    }
+    let recording = Recording::parse(first.stream())?;
+    assert_eq!(recording.count_on("late", false, &frame(1)), 1);
     ensure!(!server.log().contains("ERROR"), "{}", server.log());
     Ok(())
 }

@@ -12,13 +12,13 @@ use nix::libc;
 use tokio::{io::unix::AsyncFd, time::sleep_until};
 
 use super::netlink::{
-    self, ADDRESS_HEADER_LEN, LINK_HEADER_LEN, Message, attributes, half, messages, number,
+    self, ADDRESS_HEADER_LEN, Dumped, LINK_HEADER_LEN, Message, attributes, half, messages, number,
 };
 use crate::{allowance::Allowance, sys, text::readable};
 
 /// Names beside the name that a link may have, in a list. Kernel 5.5, `linux/if_link.h`.
 const IFLA_PROP_LIST: u16 = 52;
-const IFLA_ALT_IFNAME: u16 = 53;
+pub(super) const IFLA_ALT_IFNAME: u16 = 53;
 
 /// `IF_OPER_DOWN` of `linux/if.h`.
 const OPERATIONALLY_DOWN: u8 = 2;
@@ -26,8 +26,11 @@ const OPERATIONALLY_DOWN: u8 = 2;
 /// Most other names of a link that are taken: whoever has root's rights in a namespace can give one thousands.
 const MAX_ALTNAMES: usize = 16;
 
-/// How long the links of a namespace may take to be listed: who has root's rights there can have it take any time.
-const LIST_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the links of a namespace may take to be listed: who has root's rights there can have it take any time. A capture
+/// that runs waits meanwhile, at first the shortest time, and twice as long after each list that did not come to its end.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(4);
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a look at links costs of the time that there is for looks, at least, and times that it took: packets wait meanwhile.
 const LOOK_COST: Duration = Duration::from_millis(100);
@@ -104,12 +107,23 @@ pub(crate) struct LinkWatch {
     sequence: u32,
     heard: Heard,
     looks: Allowance,
+    /// How long the next look may take.
+    patience: Duration,
     room: Vec<u8>,
+}
+
+/// The links that there are, as far as they could be listed.
+pub(crate) struct Links {
+    /// In the order of their indexes.
+    pub(crate) links: Vec<Link>,
+    /// Whether there are no others.
+    pub(crate) is_whole: bool,
 }
 
 /// The links as they are, and what was heard before.
 pub(crate) struct Look {
-    pub(crate) links: Vec<Link>,
+    /// As far as they could be listed, or why not.
+    pub(crate) listed: io::Result<Links>,
     /// Indexes of interfaces that were removed since the last look: a link of that index is another one.
     pub(crate) removed: Vec<u32>,
     /// Whether others may have been removed, of which nothing was heard.
@@ -140,6 +154,7 @@ impl LinkWatch {
             sequence: 0,
             heard: Heard::default(),
             looks: Allowance::new(SAVED_FOR_LOOKS),
+            patience: SHORTEST_PATIENCE,
             room: Vec::new(),
         })
     }
@@ -172,54 +187,86 @@ impl LinkWatch {
         }
     }
 
-    /// All links as they are now, and what was heard since the last look.
-    ///
-    /// # Errors
-    /// When the kernel does not answer as it should, or in time.
-    pub(crate) fn look(&mut self, socket: BorrowedFd<'_>) -> io::Result<Look> {
+    /// The links as they are now, and what was heard since the last look, whether they could be listed or not.
+    pub(crate) fn look(&mut self, socket: BorrowedFd<'_>) -> Look {
         let began = Instant::now();
-        let listed = self.list_between(socket, began + LIST_PATIENCE);
+        let listed = self.list_between(socket);
         self.looks.spend(LOOK_COST.max(began.elapsed() * LOOK_SHARE));
-        Ok(Look {
-            links: listed?,
+        Look {
+            listed,
             removed: std::mem::take(&mut self.heard.removed),
             has_missed: std::mem::take(&mut self.heard.has_missed),
-        })
+        }
     }
 
     /// Lists the links, and hears of all that happened before that.
-    fn list_between(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Vec<Link>> {
-        self.hear(deadline)?;
+    fn list_between(&mut self, socket: BorrowedFd<'_>) -> io::Result<Links> {
+        self.hear()?;
         // What is heard from here on may have happened after the list.
         self.heard.has_changed = false;
-        let links = self.list_until(socket, deadline)?;
+        let began = Instant::now();
+        let links = self.list_until(socket, began + self.patience)?;
+        self.patience = if began.elapsed() < self.patience {
+            SHORTEST_PATIENCE
+        } else {
+            LONGEST_PATIENCE.min(2 * self.patience)
+        };
         // The kernel tells that a link was removed before it lists another, or none, in its place.
-        self.hear(deadline)?;
+        self.hear()?;
         Ok(links)
     }
 
-    fn hear(&mut self, deadline: Instant) -> io::Result<()> {
+    fn hear(&mut self) -> io::Result<()> {
         let Self { hearing, heard, .. } = self;
-        netlink::drain(hearing.get_ref().as_fd(), deadline, |said| heard.take_in(said))
+        let deadline = Instant::now() + SHORTEST_PATIENCE;
+        let hearing = hearing.get_ref().as_fd();
+        heard.has_missed |= !netlink::drain(hearing, deadline, |said| heard.take_in(said))?;
+        Ok(())
     }
 
-    /// All links with their addresses, in the order of their indexes. `socket` is any socket of the
-    /// namespace.
+    /// The links with their addresses. `socket` is any socket of the namespace.
+    ///
+    /// # Errors
+    /// When the kernel does not answer as it should, or names none in time.
+    pub(crate) fn list(&mut self, socket: BorrowedFd<'_>) -> io::Result<Links> {
+        let links = self.list_until(socket, Instant::now() + FIRST_PATIENCE)?;
+        if links.links.is_empty() && !links.is_whole {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // What is missing is looked for again.
+        self.heard.has_changed |= !links.is_whole;
+        Ok(links)
+    }
+
+    /// Adds links that a list which is not whole does not have, for as long as they have these names.
     ///
     /// # Errors
     /// When the kernel does not answer as it should, or in time.
-    pub(crate) fn list(&mut self, socket: BorrowedFd<'_>) -> io::Result<Vec<Link>> {
-        self.list_until(socket, Instant::now() + LIST_PATIENCE)
+    pub(crate) fn find(&mut self, names: &[String], links: &mut Vec<Link>) -> io::Result<()> {
+        let deadline = Instant::now() + FIRST_PATIENCE;
+        let mut found = Listing::default();
+        for name in names {
+            if !links.iter().any(|link| link.is_called(name)) {
+                let Self { asking, sequence, .. } = self;
+                netlink::find(asking.as_fd(), name.as_bytes(), sequence, deadline, &mut found)?;
+            }
+        }
+        links.extend(found.finish());
+        keep_last(links);
+        Ok(())
     }
 
-    fn list_until(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Vec<Link>> {
-        let listing = netlink::list(self.asking.as_fd(), &mut self.sequence, deadline)?;
+    fn list_until(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Links> {
+        let (listing, dumped) = netlink::list(self.asking.as_fd(), &mut self.sequence, deadline)?;
         let mut links = listing.finish();
         // Each asks the driver, for which the kernel may have one wait.
         for link in links.iter_mut().take_while(|_| Instant::now() < deadline) {
             link.speed = sys::interface_speed(socket, &link.raw_name);
         }
-        Ok(links)
+        Ok(Links {
+            links,
+            is_whole: dumped == Dumped::AsOfOneTime,
+        })
     }
 }
 
@@ -276,6 +323,11 @@ impl Listing {
         }
     }
 
+    /// Addresses are told once more, all of them.
+    pub(super) fn forget_addresses(&mut self) {
+        self.addresses.clear();
+    }
+
     /// How many links and addresses there are so far, and how many bytes that is.
     pub(super) fn size(&self) -> (usize, usize, usize) {
         let addresses = self.addresses.values().map(Vec::len).sum();
@@ -286,11 +338,18 @@ impl Listing {
     /// All links with their addresses, in the order of their indexes.
     pub(super) fn finish(mut self) -> Vec<Link> {
         for link in &mut self.links {
-            link.addresses = self.addresses.remove(&link.ifindex).unwrap_or_default();
+            link.addresses = self.addresses.get(&link.ifindex).cloned().unwrap_or_default();
         }
-        self.links.sort_by_key(|link| link.ifindex);
+        keep_last(&mut self.links);
         self.links
     }
+}
+
+/// Puts links in the order of their indexes; of several with one index, the last is as it is now.
+fn keep_last(links: &mut Vec<Link>) {
+    links.reverse();
+    links.sort_by_key(|link| link.ifindex);
+    links.dedup_by_key(|link| link.ifindex);
 }
 
 /// From `struct ifaddrmsg` and what follows: the index of the link, and its address.

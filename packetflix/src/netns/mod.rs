@@ -29,7 +29,7 @@ pub use find::FindError;
 pub(crate) use find::{Holder, RootOf};
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
-pub(crate) use links::{Link, LinkWatch, Look};
+pub(crate) use links::{Link, LinkWatch, Links, Look};
 pub use mount_reader::read_mounts_if_asked;
 use process::OpenNamespace;
 pub(crate) use process::has_ended;

@@ -23,10 +23,11 @@ use nix::{
     },
 };
 
-use super::links::Listing;
+use super::links::{IFLA_ALT_IFNAME, Listing};
 
-/// More than the kernel puts into a datagram, which is 32 KiB, or one message that is longer.
-const MAX_DATAGRAM_LEN: usize = 64 << 10;
+/// More than the kernel puts into a datagram, which is 32 KiB, or as much as its longest message takes: other names of a link
+/// take up to 64 KiB, and what else is told of it comes on top.
+const MAX_DATAGRAM_LEN: usize = 128 << 10;
 
 /// Length of a message's header, `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
@@ -115,68 +116,121 @@ pub(super) fn open(hears_of_links: bool) -> io::Result<OwnedFd> {
 /// Receives a datagram into `room`; `None` when there is none.
 ///
 /// # Errors
-/// `ENOBUFS` when some were lost.
+/// `ENOBUFS` when some were lost, and `EMSGSIZE` when this one was too long; the next may be received.
 pub(super) fn receive<'a>(socket: BorrowedFd<'_>, room: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
     room.resize(MAX_DATAGRAM_LEN, 0);
     // With this flag, the length is the datagram's own even where it did not fit.
     match recv(socket.as_raw_fd(), room, MsgFlags::MSG_TRUNC) {
-        Ok(len) if len > MAX_DATAGRAM_LEN => {
-            let why = "a datagram is too long";
-            Err(io::Error::new(io::ErrorKind::InvalidData, why))
-        }
+        Ok(len) if len > MAX_DATAGRAM_LEN => Err(Errno::EMSGSIZE.into()),
         Ok(len) => Ok(Some(&room[..len])),
         Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Whether something that was said is lost, and what comes next is not.
+fn is_loss(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE))
+}
+
 /// All links with their addresses, of a socket that hears of nothing: where its buffer is full of what happens, the kernel
 /// refuses what is asked of it, and has no room to say so. `sequence` counts the requests.
 ///
-/// # Errors
-/// When the kernel does not answer as it should, or not until the deadline.
-pub(super) fn list(socket: BorrowedFd<'_>, sequence: &mut u32, deadline: Instant) -> io::Result<Listing> {
-    // There is no new list before the end of one that was given up.
-    drain(socket, deadline, |_| ())?;
-    for attempt in 1..=TRIES {
-        let mut listing = Listing::default();
-        let mut dump_all = |kind| {
-            *sequence += 1;
-            match dump(socket, kind, *sequence, &mut listing, deadline, |_| true)? {
-                Dumped::InPart => Err(io::Error::from(io::ErrorKind::TimedOut)),
-                dumped => Ok(dumped == Dumped::AsOfOneTime),
-            }
-        };
-        let links_are_whole = dump_all(libc::RTM_GETLINK)?;
-        let addresses_are_whole = dump_all(libc::RTM_GETADDR)?;
-        // Whoever changes addresses all the time gets those of about that time.
-        if links_are_whole && (addresses_are_whole || attempt == TRIES) {
-            return Ok(listing);
-        }
-    }
-    let why = "the network interfaces change faster than they can be listed";
-    Err(io::Error::new(io::ErrorKind::Interrupted, why))
-}
-
-/// Receives all that there is, and hands it to `hear`.
+/// Tells how far it came, too. Where links come and go all the time, the kernel has no list that is whole: each is good for
+/// what is in it, and never for what is not.
 ///
 /// # Errors
-/// When there is always more until the deadline, or the kernel does not say what there is.
+/// When the kernel does not answer as it should.
+pub(super) fn list(
+    socket: BorrowedFd<'_>,
+    sequence: &mut u32,
+    deadline: Instant,
+) -> io::Result<(Listing, Dumped)> {
+    let mut listing = Listing::default();
+    // There is no new list before the end of one that was given up, which has what that did not come to.
+    let is_drained = drain(socket, deadline, |said| {
+        if let Ok(message) = said {
+            listing.add(message);
+        }
+    })?;
+    if !is_drained {
+        return Ok((listing, Dumped::InPart));
+    }
+    let mut dump_all = |kind, listing: &mut Listing| {
+        *sequence += 1;
+        dump(socket, kind, *sequence, listing, deadline, |_| true)
+    };
+    let mut dumped = Dumped::Changing;
+    for _ in 0..TRIES {
+        dumped = dump_all(libc::RTM_GETLINK, &mut listing)?;
+        // Whoever changes addresses all the time gets those of about that time.
+        listing.forget_addresses();
+        if dumped == Dumped::InPart || dump_all(libc::RTM_GETADDR, &mut listing)? == Dumped::InPart {
+            return Ok((listing, Dumped::InPart));
+        }
+        if dumped == Dumped::AsOfOneTime {
+            break;
+        }
+    }
+    Ok((listing, dumped))
+}
+
+/// Asks for one link by any of its names; there is none if nothing comes of it.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub(super) fn find(
+    socket: BorrowedFd<'_>,
+    name: &[u8],
+    sequence: &mut u32,
+    deadline: Instant,
+    listing: &mut Listing,
+) -> io::Result<()> {
+    *sequence += 1;
+    send(
+        socket.as_raw_fd(),
+        &request_for_one(name, *sequence),
+        MsgFlags::empty(),
+    )?;
+    let mut room = Vec::new();
+    while Instant::now() < deadline {
+        let Some(datagram) = receive(socket, &mut room)? else {
+            wait(socket, deadline)?;
+            continue;
+        };
+        let mut is_answered = false;
+        for message in messages(datagram) {
+            listing.add(&message);
+            is_answered |= message.sequence == *sequence;
+        }
+        if is_answered {
+            return Ok(());
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Receives all that there is, and hands it to `hear`; tells whether it came to the end before the deadline.
+///
+/// # Errors
+/// When the kernel does not say what there is.
 pub(super) fn drain(
     socket: BorrowedFd<'_>,
     deadline: Instant,
     mut hear: impl FnMut(&io::Result<Message<'_>>),
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let mut room = Vec::new();
-    while Instant::now() < deadline {
+    loop {
         match receive(socket, &mut room) {
             Ok(Some(datagram)) => messages(datagram).for_each(|message| hear(&Ok(message))),
-            Ok(None) => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => hear(&Err(error)),
+            Ok(None) => return Ok(true),
+            Err(error) if is_loss(&error) => hear(&Err(error)),
             Err(error) => return Err(error),
         }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
     }
-    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// What a list amounts to.
@@ -184,7 +238,7 @@ pub(super) fn drain(
 pub(super) enum Dumped {
     /// It has all.
     AsOfOneTime,
-    /// It has all, and some may be missing or twice in it, since something changed meanwhile.
+    /// Some may be missing or twice in it, since something changed meanwhile, or was too long.
     Changing,
     /// There was no room or no time for more.
     InPart,
@@ -206,9 +260,17 @@ pub(super) fn dump(
     let mut room = Vec::new();
     let mut dumped = Dumped::AsOfOneTime;
     while has_room(listing) && Instant::now() < deadline {
-        let Some(datagram) = receive(socket, &mut room)? else {
-            wait(socket, deadline)?;
-            continue;
+        let datagram = match receive(socket, &mut room) {
+            Ok(Some(datagram)) => datagram,
+            Ok(None) => {
+                wait(socket, deadline)?;
+                continue;
+            }
+            Err(error) if is_loss(&error) => {
+                dumped = Dumped::Changing;
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         // Others are the end of a list that was given up.
         for message in messages(datagram).filter(|message| message.sequence == sequence) {
@@ -240,24 +302,45 @@ fn wait(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
 
 /// A request for all objects of a kind.
 fn request(kind: u16, sequence: u32) -> Vec<u8> {
-    let body_len = if kind == libc::RTM_GETLINK {
+    let header_len = if kind == libc::RTM_GETLINK {
         LINK_HEADER_LEN
     } else {
         ADDRESS_HEADER_LEN
     };
-    let mut request = vec![0; HEADER_LEN + body_len];
+    let mut body = vec![0; header_len];
     if kind == libc::RTM_GETLINK {
-        request.extend(8_u16.to_ne_bytes());
-        request.extend(IFLA_EXT_MASK.to_ne_bytes());
-        request.extend(SKIP_STATISTICS.to_ne_bytes());
+        append(&mut body, IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes());
     }
-    let len = request.len() as u32;
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    request[..4].copy_from_slice(&len.to_ne_bytes());
-    request[4..6].copy_from_slice(&kind.to_ne_bytes());
-    request[6..8].copy_from_slice(&flags.to_ne_bytes());
-    request[8..12].copy_from_slice(&sequence.to_ne_bytes());
-    request
+    message(kind, libc::NLM_F_DUMP, sequence, &body)
+}
+
+/// A request for the link that has the name, be it as another one, which kernels find alike from 5.5 on.
+fn request_for_one(name: &[u8], sequence: u32) -> Vec<u8> {
+    let mut body = vec![0; LINK_HEADER_LEN];
+    append(&mut body, IFLA_EXT_MASK, &SKIP_STATISTICS.to_ne_bytes());
+    append(&mut body, IFLA_ALT_IFNAME, &[name, &[0]].concat());
+    message(libc::RTM_GETLINK, 0, sequence, &body)
+}
+
+fn append(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let len = 4 + value.len();
+    body.extend((len as u16).to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+fn message(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let len = (HEADER_LEN + body.len()) as u32;
+    let flags = (libc::NLM_F_REQUEST | flags) as u16;
+    let mut message = len.to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(sequence.to_ne_bytes());
+    // The port, which the kernel knows.
+    message.extend([0; 4]);
+    message.extend(body);
+    message
 }
 
 /// Why the kernel gives no list: `struct nlmsgerr` begins with the negative number of the error.
@@ -278,9 +361,18 @@ mod tests {
     fn lists_the_links_of_this_namespace() {
         let socket = open(false).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let links = list(socket.as_fd(), &mut 0, deadline).unwrap().finish();
-        let loopback = links.iter().find(|link| link.name == "lo").unwrap();
-        assert!(loopback.loopback && loopback.ifindex == 1);
+        let (all, _) = list(socket.as_fd(), &mut 0, deadline).unwrap();
+        let mut one = Listing::default();
+        find(socket.as_fd(), b"lo", &mut 9, deadline, &mut one).unwrap();
+        for links in [all.finish(), one.finish()] {
+            let loopback = links.iter().find(|link| link.name == "lo").unwrap();
+            assert!(loopback.loopback && loopback.ifindex == 1);
+        }
+        let mut none = Listing::default();
+        for name in [&b"no-such-link"[..], &[b'x'; 1000]] {
+            find(socket.as_fd(), name, &mut 19, deadline, &mut none).unwrap();
+        }
+        assert!(none.finish().is_empty());
     }
 
     proptest! {

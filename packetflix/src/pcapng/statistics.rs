@@ -2,7 +2,10 @@
 
 use bytes::BytesMut;
 
-use super::{options::Block, timestamp};
+use super::{
+    options::{Block, OPT_COMMENT},
+    timestamp,
+};
 
 const BLOCK_TYPE: u32 = 5;
 const ISB_STARTTIME: u16 = 2;
@@ -12,12 +15,12 @@ const ISB_IFDROP: u16 = 5;
 const ISB_FILTERACCEPT: u16 = 6;
 const ISB_USRDELIV: u16 = 8;
 
-/// Most bytes of a block: head and tail, six options with a number each, and the end of options.
+/// Most bytes of a block without a comment: head and tail, six options with a number each, and the end of options.
 pub const MAX_STATISTICS_LEN: usize = 8 + 12 + 6 * 12 + 4 + 4;
 
 /// What became of the packets of an interface, from the start of its capture to this place in the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InterfaceStatistics {
+pub struct InterfaceStatistics<'a> {
     /// Place of the interface among the section's descriptions.
     pub interface_id: u32,
     /// Nanoseconds since 1970, UTC: when the numbers were read.
@@ -34,9 +37,11 @@ pub struct InterfaceStatistics {
     pub delivered: u64,
     /// Packets lost.
     pub dropped: u64,
+    /// What else there is to say, or nothing.
+    pub comment: &'a str,
 }
 
-impl InterfaceStatistics {
+impl InterfaceStatistics<'_> {
     /// Appends the block.
     ///
     /// Lost packets are told once, as `isb_ifdrop`: there dumpcap writes all that it has lost, whoever lost it, and
@@ -45,6 +50,7 @@ impl InterfaceStatistics {
         let mut block = Block::begin(out, BLOCK_TYPE);
         block.body(&self.interface_id.to_le_bytes());
         block.body(&timestamp(self.timestamp));
+        block.text(OPT_COMMENT, self.comment);
         block.option(ISB_STARTTIME, &timestamp(self.start));
         if let Some(end) = self.end {
             block.option(ISB_ENDTIME, &timestamp(end));

@@ -205,7 +205,7 @@ proptest! {
         (received, accepted, delivered, dropped) in any::<(u64, u64, u64, u64)>(),
     ) {
         let mut out = BytesMut::new();
-        InterfaceStatistics { interface_id, timestamp, start, end, received, accepted, delivered, dropped }
+        InterfaceStatistics { interface_id, timestamp, start, end, received, accepted, delivered, dropped, comment: "" }
             .encode(&mut out);
         prop_assert_eq!(out.len(), MAX_STATISTICS_LEN - if end.is_some() { 0 } else { 12 });
         let blocks = blocks(&out);

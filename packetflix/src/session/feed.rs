@@ -108,6 +108,7 @@ impl Feed {
             clock: *tap.clock(),
             taken: 0,
             written: Written::default(),
+            may_miss: false,
             interfaces: BTreeMap::new(),
         };
         let reader = Reader::new(

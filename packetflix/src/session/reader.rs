@@ -38,7 +38,9 @@ use crate::{
     error,
     metrics::Metrics,
     netns::{EnterError, Netns},
-    tap::{Drained, LinkChanges, OwnTraffic, ProgramUse, Tap, TapChange, TappedInterface},
+    tap::{
+        Drained, LinkChanges, MAY_MISS_INTERFACES, OwnTraffic, ProgramUse, Tap, TapChange, TappedInterface,
+    },
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
@@ -72,8 +74,10 @@ pub(super) struct Reader {
     /// How many descriptions there are of what is gone, forgotten or not.
     gone: usize,
     has_let_go: bool,
-    /// Whether the interfaces could not be looked at, which is tried again.
+    /// Whether the interfaces could not all be looked at, which is tried again.
     links_due: bool,
+    /// Whether that lasted for a second at some time.
+    may_miss: bool,
     /// What had become of the packets of an interface, by its number in the tap, when it got the name that it has.
     earlier: HashMap<u32, InterfaceCounts>,
     statistics_due: bool,
@@ -111,6 +115,7 @@ impl Reader {
             gone: 0,
             has_let_go: false,
             links_due: false,
+            may_miss: false,
             earlier: HashMap::new(),
             statistics_due: false,
             settle: None,
@@ -249,7 +254,8 @@ impl Reader {
         }
     }
 
-    /// Lets interfaces that are gone leave, and new ones join; tells whether it could. What fails is tried again.
+    /// Lets interfaces that are gone leave, and new ones join; tells whether it could, be it with those that were listed
+    /// alone. What fails is tried again.
     fn follow_links(&mut self) -> bool {
         let followed = self.take_changes();
         if let Err(error) = &followed
@@ -258,11 +264,16 @@ impl Reader {
             tracing::warn!(error = %error::chain(error), "the interfaces are looked at again, since this failed");
         }
         self.links_due = followed.is_err();
-        !self.links_due
+        matches!(followed, Ok(()) | Err(LinksError::Changing))
     }
 
     fn take_changes(&mut self) -> Result<(), LinksError> {
-        let LinkChanges { gone, renamed, new } = self.tap.link_changes()?;
+        let LinkChanges {
+            gone,
+            renamed,
+            new,
+            are_all,
+        } = self.tap.link_changes();
         self.tell_names(|ifindex| gone.contains(&ifindex));
         for ifindex in gone {
             self.tap.detach(ifindex);
@@ -273,13 +284,23 @@ impl Reader {
         }
         let joined = self.tap.join(&self.netns, new);
         self.describe_new();
-        Ok(joined?)
+        joined?;
+        if are_all? {
+            Ok(())
+        } else {
+            Err(LinksError::Changing)
+        }
     }
 
     /// Tries again what has failed.
     fn try_again(&mut self) {
-        if self.links_due || self.tap.has_untold() {
+        let was_due = self.links_due;
+        if was_due || self.tap.has_untold() {
             self.follow_links();
+        }
+        if was_due && self.links_due && !self.may_miss {
+            self.may_miss = true;
+            self.published = None;
         }
         match self.tap.retry(&self.netns) {
             Ok(replaced) if replaced.is_empty() => {}
@@ -367,7 +388,12 @@ impl Reader {
         interfaces.sort_by_key(|interface| interface.id);
         let mut window = self.shared.window();
         for interface in interfaces {
-            let note = self.tap.note().filter(|_| interface.id == 0).map(str::to_owned);
+            let note = match self.tap.note() {
+                Some(note) if interface.id == 0 => Some(note),
+                _ if self.may_miss => Some(MAY_MISS_INTERFACES),
+                _ => None,
+            };
+            let note = note.map(str::to_owned);
             let described = TapInterface::of(interface, note, self.tap.uses_tcx());
             let place = self
                 .packets
@@ -530,6 +556,7 @@ impl Reader {
             clock: *self.tap.clock(),
             taken: self.tap.clock().now(),
             written,
+            may_miss: self.may_miss,
             interfaces: self.counts.clone(),
         }
     }
@@ -697,6 +724,8 @@ enum CaptureError {
 enum LinksError {
     #[error("the network interfaces of the namespace could not be listed")]
     List(#[from] io::Error),
+    #[error("the network interfaces of the namespace change faster than they can be listed")]
+    Changing,
     #[error(transparent)]
     Enter(#[from] EnterError),
 }

@@ -70,6 +70,8 @@ pub(super) struct Statistics {
     pub(super) taken: u64,
     /// Which packets stand before this place.
     pub(super) written: Written,
+    /// Whether interfaces may be missing.
+    pub(super) may_miss: bool,
     /// By the places of their descriptions: all interfaces that there are, and those that are gone and were not let go yet.
     pub(super) interfaces: BTreeMap<usize, InterfaceCounts>,
 }

@@ -22,7 +22,7 @@ use crate::{
         CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, LinkType,
         MAX_STATISTICS_LEN, SectionHeader,
     },
-    tap::RateLimits,
+    tap::{MAY_MISS_INTERFACES, RateLimits},
 };
 
 /// What the section header tells.
@@ -94,6 +94,8 @@ struct Interface {
     dropped: u64,
     /// The counts last written: received, delivered and dropped.
     told: [u64; 3],
+    /// Whether it is said that interfaces may be missing.
+    says_may_miss: bool,
 }
 
 /// Packets of several interfaces.
@@ -309,7 +311,21 @@ impl Stream {
     /// known to be lost.
     pub(super) fn write_statistics(&mut self, statistics: &Statistics, which: Which, room: u64) {
         self.account(statistics);
-        let Statistics { clock, taken, .. } = statistics;
+        let Statistics {
+            clock,
+            taken,
+            may_miss,
+            ..
+        } = statistics;
+        let with_comment = MAX_STATISTICS_LEN + 8 + MAY_MISS_INTERFACES.len();
+        // There may be just enough room for final ones without it.
+        let has_comment =
+            *may_miss && (self.blocks.len() + self.interfaces.len() * with_comment) as u64 <= room;
+        let (comment, most_len) = if has_comment {
+            (MAY_MISS_INTERFACES, with_comment)
+        } else {
+            ("", MAX_STATISTICS_LEN)
+        };
         let Self {
             interfaces,
             blocks,
@@ -329,13 +345,14 @@ impl Stream {
             let is_wanted = match which {
                 Which::Ended | Which::All => false,
                 Which::Lossy => interface.dropped > interface.told[2],
-                Which::Changed => interface.told != told,
+                Which::Changed => interface.told != told || (has_comment && !interface.says_may_miss),
             };
-            let has_room = (blocks.len() + MAX_STATISTICS_LEN) as u64 <= room;
+            let has_room = (blocks.len() + most_len) as u64 <= room;
             if end.is_none() && !(is_wanted && has_room) {
                 return true;
             }
             interface.told = told;
+            interface.says_may_miss = has_comment;
             InterfaceStatistics {
                 interface_id: *place as u32,
                 timestamp: clock.realtime(end.unwrap_or(*taken)),
@@ -345,6 +362,7 @@ impl Stream {
                 accepted,
                 delivered: interface.delivered,
                 dropped: interface.dropped,
+                comment,
             }
             .encode(blocks);
             if end.is_some() {

@@ -563,6 +563,7 @@ mod tests {
             clock: CaptureClock::new(ClockSource::Tai).unwrap(),
             taken: 1,
             written: Written::default(),
+            may_miss: false,
             interfaces: BTreeMap::from([(place, counts)]),
         };
         window.publish(Batch {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     allowance::Allowance,
     error,
-    netns::{EnterError, Link, Look, Netns},
+    netns::{EnterError, Link, Links, Look, Netns},
     pcapng::LinkType,
     sys,
 };
@@ -98,6 +98,8 @@ pub(crate) struct LinkChanges {
     pub(crate) renamed: Vec<u32>,
     /// Interfaces that are wanted, or of which is to be told why they are not, and not yet captured.
     pub(crate) new: Vec<Link>,
+    /// Whether all interfaces could be listed; if not, there may be others.
+    pub(crate) are_all: io::Result<bool>,
 }
 
 impl LeftOut {
@@ -417,26 +419,30 @@ impl Tap {
         renamed
     }
 
-    /// Compares the interfaces that there are with those that are captured.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    pub(crate) fn link_changes(&mut self) -> Result<LinkChanges, io::Error> {
+    /// Compares the interfaces that there are, as far as they can be listed, with those that are captured.
+    pub(crate) fn link_changes(&mut self) -> LinkChanges {
         let Self { links, control, .. } = self;
         let Look {
-            links: present,
+            listed,
             mut removed,
             has_missed,
-        } = blocking(|| links.look(control.as_fd()))?;
+        } = blocking(|| links.look(control.as_fd()));
+        let (present, are_all) = match listed {
+            Ok(Links { links, is_whole }) => (links, Ok(is_whole)),
+            Err(error) => (Vec::new(), Err(error)),
+        };
         if has_missed {
             removed.extend(self.removed_unheard());
         }
+        let is_present = |index| present.iter().any(|link| link.ifindex == index);
+        // Only a list that is whole says what is not there.
+        let is_gone = |index| removed.contains(&index) || (matches!(are_all, Ok(true)) && !is_present(index));
         let mut gone: Vec<u32> = self
             .interfaces
             .values()
             .filter(|interface| interface.attachment.is_some())
             .map(|interface| interface.link.ifindex)
-            .filter(|index| removed.contains(index) || !present.iter().any(|link| link.ifindex == *index))
+            .filter(|index| is_gone(*index))
             .collect();
         let mut renamed = Vec::new();
         for link in &present {
@@ -474,7 +480,12 @@ impl Tap {
         };
         let room = MAX_KNOWN.saturating_sub(self.interfaces.len());
         let new = present.into_iter().filter(is_new).take(room).collect();
-        Ok(LinkChanges { gone, renamed, new })
+        LinkChanges {
+            gone,
+            renamed,
+            new,
+            are_all,
+        }
     }
 
     /// Indexes of interfaces that were removed, whoever has them now.

@@ -21,7 +21,7 @@ mod selection;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -60,12 +60,16 @@ use crate::{
     allowance::Allowance,
     capabilities::Capability,
     error::chain,
-    netns::{EnterError, Link, LinkWatch, Netns},
+    netns::{EnterError, Link, LinkWatch, Links, Netns},
     sys,
 };
 
 /// The smallest ring, in bytes: it holds the largest record.
 pub const MIN_RING_SIZE: u64 = 512 << 10;
+
+/// What a stream says where the kernel did not list all interfaces.
+pub(crate) const MAY_MISS_INTERFACES: &str =
+    "interfaces may be missing: they come and go faster than the kernel lists them";
 
 /// How taps are made.
 #[derive(Clone, Debug)]
@@ -535,8 +539,30 @@ fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapErr
 fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkWatch, Selected), TapError> {
     let runtime = Handle::current();
     let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-    let present = blocking(|| links.list(control.as_fd())).map_err(TapError::List)?;
-    Ok((control, links, select(present, selection)?))
+    let (present, is_whole) =
+        blocking(|| list(&mut links, control.as_fd(), selection)).map_err(TapError::List)?;
+    let mut selected = select(present, selection)?;
+    if !is_whole && !selection.is_by_name() {
+        let note = selected.note.into_iter().chain([MAY_MISS_INTERFACES.to_owned()]);
+        selected.note = Some(note.collect::<Vec<_>>().join("; "));
+    }
+    Ok((control, links, selected))
+}
+
+/// The links as far as they could be listed, with those that are asked for in any case, and whether there are no others.
+fn list(
+    links: &mut LinkWatch,
+    socket: BorrowedFd<'_>,
+    selection: &InterfaceSelection,
+) -> io::Result<(Vec<Link>, bool)> {
+    let Links {
+        links: mut present,
+        is_whole,
+    } = links.list(socket)?;
+    if !is_whole && let Some(names) = selection.names() {
+        links.find(names, &mut present)?;
+    }
+    Ok((present, is_whole))
 }
 
 /// What a capture of these interfaces would begin with, if it began now: nothing is attached to them.
