@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io,
     mem::{offset_of, size_of},
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -194,18 +194,33 @@ pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
 /// # Errors
 /// `ENODEV` when there is no such interface.
 pub(crate) fn bind_packet_socket(socket: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
+    bind_to(socket, libc::ETH_P_ALL as u16, ifindex)
+}
+
+/// A packet socket of the calling thread's network namespace that sees nothing, and knows whether an interface is in it.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface.
+pub(crate) fn packet_socket_beside(ifindex: u32) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    bind_to(socket.as_fd(), 0, ifindex)?;
+    Ok(socket)
+}
+
+fn bind_to(socket: BorrowedFd<'_>, protocol: u16, ifindex: u32) -> io::Result<()> {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: every bit pattern is a valid `sockaddr_ll`, all of whose fields are integers.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index(ifindex)?;
     // SAFETY: the storage was zeroed and then filled as a `sockaddr_ll`, whose length is given.
     let address = unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
     socket2::SockRef::from(&socket).bind(&address)
 }
 
-/// The index of the interface to which a packet socket is bound; -1 when that was removed, whoever has the index then.
+/// The index of the interface to which a packet socket is bound; -1 when that was removed from the
+/// socket's network namespace, whoever has the index then.
 ///
 /// # Errors
 /// When it is no packet socket.

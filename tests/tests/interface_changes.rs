@@ -24,7 +24,7 @@ use packetflix_tests::{
     pace,
     process::Sleeper,
     raw::{self, RawSocket, Tun},
-    recording::Recording,
+    recording::{Recording, Statistics},
     server::{Server, wait_until},
 };
 use serde_json::{Value, json};
@@ -411,6 +411,57 @@ async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Resul
     let recording = Recording::parse(first.stream())?;
     assert_eq!(recording.count_on("late", false, &frame(1)), 1);
     ensure!(!server.log().contains("ERROR"), "{}", server.log());
+    Ok(())
+}
+
+/// The link of a TCX program goes with its interface, wherever that is moved to.
+#[tokio::test]
+async fn interface_that_moves_shows_nothing_of_another_namespace() -> anyhow::Result<()> {
+    for (hook, is_deleted_at_last) in [("tcx", false), ("tcx", true), ("socket", false)] {
+        let (here, there) = Namespace::pair()?;
+        let other = Namespace::new()?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        recorder.read_until(|recording| recording.has(&frame(1))).await?;
+        // So that it hears of nothing before all has happened.
+        server.signal(Signal::SIGSTOP)?;
+        here.ip(&["link", "set", "va", "netns", other.name()])?;
+        other.ip(&["link", "set", "va", "up"])?;
+        RawSocket::open(&there, "vb")?.send(&frame(2))?;
+        RawSocket::open(&other, "va")?.send(&frame(2))?;
+        if is_deleted_at_last {
+            other.ip(&["link", "delete", "va"])?;
+        }
+        server.signal(Signal::SIGCONT)?;
+        recorder
+            .read_until(|recording| {
+                let of_va = |one: &Statistics| recording.interfaces[one.interface].name == "va";
+                recording.statistics.iter().any(|one| one.last && of_va(one))
+            })
+            .await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.count_on("va", false, &frame(1)), 1, "{hook}");
+        ensure!(!recording.has(&frame(2)), "{hook} {is_deleted_at_last}");
+        ensure!(!server.log().contains("ERROR"), "{hook}: {}", server.log());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn last_packets_of_an_interface_that_is_deleted_are_shown() -> anyhow::Result<()> {
+    for hook in HOOKS {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        server.signal(Signal::SIGSTOP)?;
+        RawSocket::open(&there, "vb")?.send(&frame(1))?;
+        here.ip(&["link", "delete", "va"])?;
+        server.signal(Signal::SIGCONT)?;
+        recorder.read_until(|recording| recording.has(&frame(1))).await?;
+        let recording = recorder.finish().await?;
+        assert_eq!(recording.final_statistics("va")?.delivered, 1, "{hook}");
+    }
     Ok(())
 }
 

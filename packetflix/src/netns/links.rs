@@ -20,6 +20,9 @@ use crate::{allowance::Allowance, sys, text::readable};
 const IFLA_PROP_LIST: u16 = 52;
 pub(super) const IFLA_ALT_IFNAME: u16 = 53;
 
+/// What index it has where it was moved to: said of a link that is removed from a network namespace for that. Kernel 4.16.
+const IFLA_NEW_IFINDEX: u16 = 49;
+
 /// `IF_OPER_DOWN` of `linux/if.h`.
 const OPERATIONALLY_DOWN: u8 = 2;
 
@@ -126,6 +129,8 @@ pub(crate) struct Look {
     pub(crate) listed: io::Result<Links>,
     /// Indexes of interfaces that were removed since the last look: a link of that index is another one.
     pub(crate) removed: Vec<u32>,
+    /// Of these, those that were moved into another network namespace.
+    pub(crate) moved: Vec<u32>,
     /// Whether others may have been removed, of which nothing was heard.
     pub(crate) has_missed: bool,
 }
@@ -139,6 +144,8 @@ struct Heard {
     has_missed: bool,
     /// Indexes of interfaces that were removed: another may have taken the index before we list again.
     removed: Vec<u32>,
+    /// Of these, those that were moved into another network namespace.
+    moved: Vec<u32>,
 }
 
 impl LinkWatch {
@@ -195,8 +202,14 @@ impl LinkWatch {
         Look {
             listed,
             removed: std::mem::take(&mut self.heard.removed),
+            moved: std::mem::take(&mut self.heard.moved),
             has_missed: std::mem::take(&mut self.heard.has_missed),
         }
+    }
+
+    /// Whether an interface may have been moved into another network namespace since the last look.
+    pub(crate) fn may_have_moved(&mut self, ifindex: u32) -> bool {
+        self.hear().is_err() || self.heard.has_missed || self.heard.moved.contains(&ifindex)
     }
 
     /// Lists the links, and hears of all that happened before that.
@@ -283,7 +296,12 @@ impl Heard {
         match message.kind {
             libc::RTM_NEWLINK if is_of_link => self.has_changed = true,
             libc::RTM_DELLINK if is_of_link => {
-                self.removed.extend(number(message.body, 4));
+                let index = number(message.body, 4);
+                self.removed.extend(index);
+                let said = message.body.get(LINK_HEADER_LEN..).unwrap_or_default();
+                if attributes(said).any(|(kind, _)| kind == IFLA_NEW_IFINDEX) {
+                    self.moved.extend(index);
+                }
                 self.has_changed = true;
             }
             _ => {}

@@ -39,6 +39,8 @@ struct Interface {
     framing: Framing,
     /// Place of its description.
     place: usize,
+    /// What was captured until then is of the network namespace that is captured.
+    sure_until: u64,
     link_type: LinkType,
     /// Packets written since it joined.
     delivered: u64,
@@ -86,6 +88,7 @@ impl Packets {
             id,
             framing,
             place: self.described,
+            sure_until: 0,
             link_type,
             delivered: 0,
             told_lost: 0,
@@ -131,9 +134,15 @@ impl Packets {
         })
     }
 
-    /// Writes one record, unless the batch is full.
+    /// Writes one record, unless the batch is full; `is_here` tells whether the interface of an index is in the network
+    /// namespace that is captured. What was captured in another one is left out.
     #[inline]
-    pub fn write(&mut self, record: &[u8], clock: &CaptureClock) -> Head {
+    pub fn write(
+        &mut self,
+        record: &[u8],
+        clock: &CaptureClock,
+        is_here: &mut dyn FnMut(u32) -> bool,
+    ) -> Head {
         let Some((header, data)) = RecordHeader::decode(record) else {
             tracing::error!(len = record.len(), "a record is shorter than it says");
             return Head::Remove;
@@ -146,6 +155,13 @@ impl Packets {
             return Head::Remove;
         };
         let interface = &mut self.interfaces[index];
+        if header.timestamp > interface.sure_until {
+            let now = clock.now();
+            if !is_here(header.ifindex) {
+                return Head::Remove;
+            }
+            interface.sure_until = now;
+        }
         let framing = interface.framing;
         let data = framing.data(&header, data);
         let packet = EnhancedPacket {
@@ -311,7 +327,7 @@ pub(crate) mod fuzzing {
             let (record, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*len).into()));
             data = rest;
             let before = packets.batch.len();
-            let head = packets.write(record, &clock);
+            let head = packets.write(record, &clock, &mut |_| true);
             written += u64::from(packets.batch.len() > before);
             assert_eq!(head, Head::Remove);
         }

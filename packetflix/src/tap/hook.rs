@@ -93,8 +93,9 @@ pub enum HookError {
 /// Holds an interface's hook; dropping it detaches, and waits until no program runs any more, unless a process that is just
 /// being started has a copy of the descriptor.
 pub(super) enum Attachment {
-    /// Links of one or both directions.
-    Tcx { links: Vec<OwnedFd> },
+    /// Links of one or both directions, which go with the interface into another network namespace. A socket beside them
+    /// stays, and knows then that it is gone.
+    Tcx { links: Vec<OwnedFd>, beside: OwnedFd },
     /// A socket whose filter captures.
     Socket { socket: OwnedFd },
     /// None of its packets is wanted.
@@ -108,26 +109,38 @@ impl Attachment {
     /// When the kernel refuses; it may still be attached then.
     pub(super) fn end(self) -> io::Result<()> {
         match self {
-            Self::Tcx { links } => links.iter().try_for_each(|link| bpf::detach_link(link.as_fd())),
+            Self::Tcx { links, .. } => links.iter().try_for_each(|link| bpf::detach_link(link.as_fd())),
             Self::Socket { socket } => bpf::silence(socket.as_fd()),
             Self::Nothing => Ok(()),
         }
     }
 
-    /// Whether its interface is there still: one that is removed lets go of links and sockets, whoever has its index then.
-    pub(super) fn holds(&self) -> bool {
+    /// Where its interface is: one that is removed lets go of links and sockets, whoever has its index then.
+    pub(super) fn whereabouts(&self) -> Whereabouts {
+        let (Self::Tcx { beside: socket, .. } | Self::Socket { socket }) = self else {
+            return Whereabouts::Here;
+        };
+        if sys::index_of_packet_socket(socket.as_fd()).is_ok_and(|index| index > 0) {
+            return Whereabouts::Here;
+        }
+        // An interface lets go of links before it is removed, and keeps them where it is moved.
+        let is_held = |link: &OwnedFd| bpf::index_of_tcx_link(link.as_fd()).ok() != Some(0);
         match self {
-            Self::Tcx { links } => {
-                let holds =
-                    |link: &OwnedFd| bpf::index_of_tcx_link(link.as_fd()).is_ok_and(|index| index != 0);
-                links.iter().all(holds)
-            }
-            Self::Socket { socket } => {
-                sys::index_of_packet_socket(socket.as_fd()).is_ok_and(|index| index > 0)
-            }
-            Self::Nothing => true,
+            Self::Tcx { links, .. } if links.iter().any(is_held) => Whereabouts::Elsewhere,
+            _ => Whereabouts::Removed,
         }
     }
+}
+
+/// Where an interface is that was attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// Where it was.
+    Here,
+    /// In another network namespace, with the programs.
+    Elsewhere,
+    /// Nowhere; before that, it may have been elsewhere.
+    Removed,
 }
 
 /// The hook that a tap uses.
@@ -213,6 +226,18 @@ fn has_tcx() -> Result<bool, HookError> {
 }
 
 fn attach_tcx(programs: &Programs, link: &Link) -> Result<Attachment, HookError> {
+    let beside = sys::packet_socket_beside(link.ifindex).map_err(|source| {
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone {
+                name: link.name.clone(),
+            },
+            _ => HookError::Socket {
+                interface: link.name.clone(),
+                step: "beside TCX",
+                source,
+            },
+        }
+    })?;
     // One side sees it all.
     let sides: &[_] = if hands_back(link) {
         &[(TC_INGRESS, TcxSide::Ingress)]
@@ -238,7 +263,7 @@ fn attach_tcx(programs: &Programs, link: &Link) -> Result<Attachment, HookError>
         let attached = bpf::attach_tcx(programs.get(name)?, link.ifindex, *side);
         links.push(attached.map_err(failed)?);
     }
-    Ok(Attachment::Tcx { links })
+    Ok(Attachment::Tcx { links, beside })
 }
 
 /// The filter is in place before the socket is bound, so that no packet is ever queued on it.

@@ -13,8 +13,8 @@ use packetflix_common::{
 };
 
 use super::{
-    CaptureFilters, InterfaceSelection, Tap, TapError, blocking,
-    hook::{Attachment, ChosenHook, HookError},
+    CaptureFilters, Drained, Head, InterfaceSelection, Tap, TapError, blocking,
+    hook::{Attachment, ChosenHook, HookError, Whereabouts},
     link_types::{hands_back, link_type, network_offset},
     object::Entry,
 };
@@ -59,6 +59,8 @@ pub(crate) struct TappedInterface {
     pub(crate) left_out: Option<LeftOut>,
     /// `None` when it is being detached.
     attachment: Option<Attachment>,
+    /// Whether it was, or may have been, in another network namespace when it was detached.
+    pub(crate) has_moved: bool,
 }
 
 /// An interface with which a capture would begin, as far as that is known before it does.
@@ -100,6 +102,20 @@ pub(crate) struct LinkChanges {
     pub(crate) new: Vec<Link>,
     /// Whether all interfaces could be listed; if not, there may be others.
     pub(crate) are_all: io::Result<bool>,
+}
+
+impl TappedInterface {
+    /// Takes note whether it is in another network namespace; `may_have_been` there, where it was removed.
+    fn note_where_it_is(&mut self, may_have_been: impl FnOnce() -> bool) {
+        // A packet socket stays where it is.
+        if let Some(attachment @ Attachment::Tcx { .. }) = &self.attachment {
+            self.has_moved |= match attachment.whereabouts() {
+                Whereabouts::Here => false,
+                Whereabouts::Elsewhere => true,
+                Whereabouts::Removed => may_have_been(),
+            };
+        }
+    }
 }
 
 impl LeftOut {
@@ -241,6 +257,7 @@ impl Tap {
             renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out,
             attachment: Some(attachment),
+            has_moved: false,
         }))
     }
 
@@ -315,6 +332,7 @@ impl Tap {
             renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out: Some(left_out),
             attachment: Some(Attachment::Nothing),
+            has_moved: false,
         });
     }
 
@@ -347,6 +365,12 @@ impl Tap {
 
     /// Detaches from all interfaces: no record comes after this.
     pub(crate) fn detach_all(&mut self) {
+        let Self {
+            interfaces, links, ..
+        } = self;
+        for (ifindex, interface) in interfaces {
+            interface.note_where_it_is(|| links.may_have_moved(*ifindex));
+        }
         let attachments: Vec<_> = self
             .interfaces
             .values_mut()
@@ -363,6 +387,29 @@ impl Tap {
                 tracing::debug!(%error, "a program was detached by closing its descriptor alone");
             }
         }
+    }
+
+    /// Takes records that are not younger than `until`, oldest first, each with a way to ask whether its interface, by its
+    /// index, is in the network namespace that is captured. What was captured before it is asked is of that one alone then.
+    /// See [`Merge::drain`](super::rings::Merge::drain).
+    pub(crate) fn drain(
+        &mut self,
+        until: u64,
+        mut take: impl FnMut(&[u8], &mut dyn FnMut(u32) -> bool) -> Head,
+    ) -> Drained {
+        let Self {
+            object,
+            interfaces,
+            links,
+            ..
+        } = self;
+        let mut is_here = |ifindex| {
+            interfaces.get_mut(&ifindex).is_some_and(|interface| {
+                interface.note_where_it_is(|| links.may_have_moved(ifindex));
+                !interface.has_moved
+            })
+        };
+        object.rings.drain(until, |record| take(record, &mut is_here))
     }
 
     /// Forgets a detached interface, and tells its last counts.
@@ -425,6 +472,7 @@ impl Tap {
         let Look {
             listed,
             mut removed,
+            moved,
             has_missed,
         } = blocking(|| links.look(control.as_fd()));
         let (present, are_all) = match listed {
@@ -444,6 +492,11 @@ impl Tap {
             .map(|interface| interface.link.ifindex)
             .filter(|index| is_gone(*index))
             .collect();
+        for index in &gone {
+            if let Some(interface) = self.interfaces.get_mut(index) {
+                interface.note_where_it_is(|| has_missed || moved.contains(index));
+            }
+        }
         let mut renamed = Vec::new();
         for link in &present {
             let Some(interface) = self.interfaces.get_mut(&link.ifindex) else {
@@ -492,7 +545,7 @@ impl Tap {
     fn removed_unheard(&self) -> impl Iterator<Item = u32> {
         self.interfaces.iter().filter_map(|(index, interface)| {
             let attachment = interface.attachment.as_ref()?;
-            (!attachment.holds()).then_some(*index)
+            (attachment.whereabouts() != Whereabouts::Here).then_some(*index)
         })
     }
 

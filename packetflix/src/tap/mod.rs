@@ -463,11 +463,6 @@ impl Tap {
         }
     }
 
-    /// Takes records that are not younger than `until`, oldest first. See [`Merge::drain`].
-    pub(crate) fn drain(&mut self, until: u64, take: impl FnMut(&[u8]) -> Head) -> Drained {
-        self.object.rings.drain(until, take)
-    }
-
     /// Gives rings to the CPUs that came online and have seen packets since.
     pub(crate) fn follow_cpus(&mut self) {
         if self.object.rings.spare_is_used() {

@@ -222,7 +222,7 @@ fn batches(
     loop {
         let mut taken = 0;
         let drained = merge.drain(|record| {
-            let head = packets.write(record, &clock);
+            let head = packets.write(record, &clock, &mut |_| true);
             taken += usize::from(head == Head::Remove);
             head
         });
