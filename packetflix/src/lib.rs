@@ -11,6 +11,7 @@ pub mod captures;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod confined;
 mod cpus;
 mod description;
 mod discovery;

@@ -5,7 +5,6 @@
 
 use std::{
     ffi::{CString, OsString},
-    fs,
     io::{self, Read as _, Write as _},
     process::ExitCode,
 };
@@ -13,17 +12,13 @@ use std::{
 use nix::{
     libc,
     sched::{CloneFlags, unshare},
-    sys::{
-        prctl::{set_dumpable, set_no_new_privs},
-        resource::Resource,
-    },
-    unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{bounds::Bounds, classic::MAX_INSTRUCTIONS, libpcap::Handle, resolver};
 use crate::{
     capabilities::Capability,
+    confined::{Failure, begin, give_up_rights},
     pcapng::LinkType,
     sys::{self, SystemCall},
 };
@@ -35,9 +30,6 @@ const VERB: &str = "compile-filter";
 pub(super) const CPU_SECONDS: u64 = 5;
 /// What libpcap says when it is out of memory.
 const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "malloc", "calloc"];
-/// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
-const NOBODY: u32 = 65534;
-
 /// What the kernel does for the process after it has given up its rights.
 const SYSTEM_CALLS: [libc::c_long; 17] = [
     libc::SYS_read,
@@ -88,27 +80,6 @@ pub(super) enum Answer {
         errno: Option<i32>,
         sentence: String,
     },
-}
-
-/// A step that failed.
-pub(crate) struct Failure(&'static str, io::Error, Option<Capability>);
-
-impl Failure {
-    /// One that takes no right.
-    pub(crate) fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| Self(step, error, None)
-    }
-
-    /// What could not be done, and why.
-    pub(super) fn sentence(&self) -> String {
-        let Self(step, error, _) = self;
-        format!("{step}: {error}")
-    }
-
-    /// One that takes a right.
-    fn without(right: Capability, step: &'static str) -> impl Fn(io::Error) -> Self {
-        move |error| Self(step, error, Some(right))
-    }
 }
 
 impl Order {
@@ -165,7 +136,7 @@ fn say(answer: &impl Serialize) -> io::Result<()> {
 }
 
 impl From<Failure> for Answer {
-    fn from(Failure(step, error, needs): Failure) -> Self {
+    fn from(Failure { step, error, needs }: Failure) -> Self {
         Self::Failed {
             step: step.to_owned(),
             needs,
@@ -173,20 +144,6 @@ impl From<Failure> for Answer {
             sentence: error.to_string(),
         }
     }
-}
-
-/// The first that a helper does: it has nothing but its standard descriptors, so many seconds of CPU time, with one more until it
-/// is killed, and `room` bytes of memory beside what it has by now; and the kernel ends it first.
-pub(crate) fn begin(room: u64, seconds: u64) -> Result<(), Failure> {
-    #[expect(unsafe_code, reason = "closes what this process may have inherited")]
-    // SAFETY: this is the first thing that the process does, so that nothing in it has a descriptor but the standard
-    // ones, which stay open.
-    let closed = unsafe { sys::close_inherited_descriptors() };
-    closed.map_err(Failure::of("inherited descriptors could not be closed"))?;
-    offer_to_be_ended().map_err(Failure::of(
-        "the process could not be made the first to be ended for want of memory (oom_score_adj)",
-    ))?;
-    bound_resources(room, seconds).map_err(Failure::of("resources could not be bounded (setrlimit)"))
 }
 
 fn answer(order: Order) -> Result<Answer, Failure> {
@@ -208,36 +165,6 @@ fn answer(order: Order) -> Result<Answer, Failure> {
         Err(sentence) if OUT_OF_MEMORY.contains(&&*sentence) => Answer::OutOfMemory,
         Err(sentence) => Answer::Refused(sentence),
     })
-}
-
-/// When the machine, or the control group, is out of memory, the kernel is to end this process and not the server.
-///
-/// Source: `Documentation/filesystems/proc.rst`, `oom_score_adj`.
-fn offer_to_be_ended() -> io::Result<()> {
-    // The files of a process that may not be traced, as when the program has capabilities of its own, are root's.
-    set_dumpable(true)?;
-    fs::write("/proc/self/oom_score_adj", "1000")
-}
-
-/// Bytes of this process's address space.
-///
-/// Source: `Documentation/filesystems/proc.rst`, `statm`.
-fn address_space() -> io::Result<u64> {
-    let told = fs::read_to_string("/proc/self/statm")?;
-    let pages = told.split(' ').next().and_then(|pages| pages.parse::<u64>().ok());
-    let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|bytes| u64::try_from(bytes).ok());
-    let bytes = pages.zip(page).map(|(pages, page)| pages * page);
-    bytes.ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn bound_resources(room: u64, seconds: u64) -> io::Result<()> {
-    let space = address_space()? + room;
-    sys::lower_limit(Resource::RLIMIT_CORE, 0, 0)?;
-    sys::lower_limit(Resource::RLIMIT_FSIZE, 0, 0)?;
-    sys::lower_limit(Resource::RLIMIT_CPU, seconds, seconds + 1)?;
-    sys::lower_limit(Resource::RLIMIT_AS, space, space)?;
-    set_dumpable(false)?;
-    Ok(())
 }
 
 /// What the filter is compiled for.
@@ -267,32 +194,6 @@ fn open(order: Order) -> Result<Handle, Failure> {
         "a packet socket could not be opened",
     ))?);
     Handle::live(c"lo", LinkType::Ethernet).map_err(failed("libpcap does not capture on the loopback device"))
-}
-
-/// Leaves the process without rights, and with so many descriptors that it may have at most.
-pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
-    // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
-    // capabilities.
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    let _ = setgroups(&[]);
-    let _ = setresgid(group, group, group);
-    let _ = setresuid(user, user, user);
-    sys::drop_capabilities().map_err(Failure::of("capabilities could not be dropped (capset)"))?;
-    // To become another user makes the process one that may be traced by this user, unless said again.
-    set_dumpable(false)
-        .map_err(io::Error::from)
-        .map_err(Failure::of("tracing could not be forbidden (prctl)"))?;
-    set_no_new_privs()
-        .map_err(io::Error::from)
-        .map_err(Failure::of("new privileges could not be forbidden (prctl)"))?;
-    for (resource, bound) in [
-        (Resource::RLIMIT_NOFILE, descriptors),
-        (Resource::RLIMIT_NPROC, 0),
-    ] {
-        sys::lower_limit(resource, bound, bound)
-            .map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

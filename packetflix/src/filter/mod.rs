@@ -18,7 +18,6 @@ mod translate;
 
 pub(crate) use bounds::memory_of_compilers;
 pub use child::answer_if_asked;
-pub(crate) use child::{Failure, begin, give_up_rights};
 pub use translate::{TranslateError, translate, translate_to_function};
 
 use crate::pcapng::LinkType;

@@ -13,11 +13,14 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    child::{self, Failure},
+    child::CPU_SECONDS,
     compile::{self, Options},
     lookup::{self, Found, Known, Lookup},
 };
-use crate::sys::{self, SystemCall};
+use crate::{
+    confined::{Failure, begin, give_up_rights},
+    sys::{self, SystemCall},
+};
 
 /// First argument of a process that is to look names up.
 pub(super) const VERB: &str = "look-filter-names-up";
@@ -161,8 +164,8 @@ pub(super) fn answer() -> Answer {
 }
 
 fn prepare_and_look_up() -> Result<Answer, Failure> {
-    child::begin(ROOM, child::CPU_SECONDS)?;
-    child::give_up_rights(DESCRIPTORS)?;
+    begin(ROOM, CPU_SECONDS)?;
+    give_up_rights(DESCRIPTORS)?;
     sys::allow_system_calls_only(SYSTEM_CALLS)
         .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
     let mut question = Vec::new();

@@ -27,7 +27,7 @@ use nix::{
 };
 
 use crate::{
-    filter::{Failure, begin, give_up_rights},
+    confined::{Failure, begin, give_up_rights},
     proc_fs::{MountBounds, namespace_mounts},
     sys::{self, SystemCall},
 };
