@@ -357,12 +357,42 @@ async fn links_are_listed_whatever_names_one_has() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a stream says when it may lack interfaces.
+const MISSING: &[u8] = b"interfaces may be missing";
+
+/// An interface that is there for a moment only is in no list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interfaces_that_come_and_go_between_two_looks_are_told() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}&names=0&statistics=1s", here.inode()?));
+    let mut all = Recorder::start(&url).await?;
+    let mut one = Recorder::start(&format!("{url}&nif=va")).await?;
+    let moments = (0..50).map(|number| format!("link add m{number} type bridge\nlink del m{number}\n"));
+    ip_batch(&here, &moments.collect::<String>())?;
+    let told = async {
+        while !is_told_to_miss(&all) {
+            ensure!(all.read().await?.is_none());
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(pace::time(Duration::from_secs(10)), told).await??;
+    // Who wants one alone lacks nothing.
+    let enough = tokio::time::sleep(pace::time(Duration::from_secs(2)));
+    one.read_during(tokio::spawn(async { Ok(enough.await) })).await?;
+    ensure!(!is_told_to_miss(&one));
+    Ok(())
+}
+
+fn is_told_to_miss(recorder: &Recorder) -> bool {
+    let mut texts = recorder.stream().windows(MISSING.len());
+    texts.any(|text| text == MISSING)
+}
+
 /// Whoever has root's rights in a namespace can make and delete links all the time, so that the kernel says of each list that
 /// it may be wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Result<()> {
-    const MISSING: &[u8] = b"interfaces may be missing";
-
     let (here, there) = Namespace::pair()?;
     let links = (0..pace::sample(1000)).map(|number| format!("link add d{number} type bridge\n"));
     ip_batch(&here, &links.collect::<String>())?;
@@ -382,14 +412,8 @@ async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Resul
         })
     };
     let storms: Vec<_> = (0..3).map(storm).collect();
-    let told = |recorder: &Recorder| {
-        recorder
-            .stream()
-            .windows(MISSING.len())
-            .any(|text| text == MISSING)
-    };
     // So long that a list has failed for a second.
-    while !told(&first) {
+    while !is_told_to_miss(&first) {
         ensure!(first.read().await?.is_none());
     }
     here.connect("late", &there, "peer", 2)?;

@@ -273,7 +273,11 @@ impl Reader {
             renamed,
             new,
             are_all,
+            has_passed,
         } = self.tap.link_changes();
+        if has_passed {
+            self.miss_interfaces();
+        }
         self.tell_names(|ifindex| gone.contains(&ifindex));
         for ifindex in gone {
             self.tap.detach(ifindex);
@@ -298,9 +302,8 @@ impl Reader {
         if was_due || self.tap.has_untold() {
             self.follow_links();
         }
-        if was_due && self.links_due && !self.may_miss {
-            self.may_miss = true;
-            self.published = None;
+        if was_due && self.links_due {
+            self.miss_interfaces();
         }
         match self.tap.retry(&self.netns) {
             Ok(replaced) if replaced.is_empty() => {}
@@ -311,6 +314,15 @@ impl Reader {
                 self.describe_new();
             }
             Err(error) => tracing::debug!(error = %error::chain(&error), "no interface could be tried again"),
+        }
+    }
+
+    /// From now on the stream says that interfaces may be missing.
+    fn miss_interfaces(&mut self) {
+        if !self.may_miss {
+            self.may_miss = true;
+            self.published = None;
+            self.statistics_due = true;
         }
     }
 

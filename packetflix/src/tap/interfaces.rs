@@ -102,6 +102,8 @@ pub(crate) struct LinkChanges {
     pub(crate) new: Vec<Link>,
     /// Whether all interfaces could be listed; if not, there may be others.
     pub(crate) are_all: io::Result<bool>,
+    /// Whether interfaces have come and gone again that no list had.
+    pub(crate) has_passed: bool,
 }
 
 impl TappedInterface {
@@ -479,6 +481,11 @@ impl Tap {
             Ok(Links { links, is_whole }) => (links, Ok(is_whole)),
             Err(error) => (Vec::new(), Err(error)),
         };
+        // One that was moved away has sent nothing here.
+        let has_passed = !self.selection.is_by_name()
+            && removed
+                .iter()
+                .any(|index| !moved.contains(index) && !self.has_listed(*index));
         if has_missed {
             removed.extend(self.removed_unheard());
         }
@@ -538,7 +545,13 @@ impl Tap {
             renamed,
             new,
             are_all,
+            has_passed,
         }
+    }
+
+    /// Whether there was an interface of this index when they were last listed.
+    fn has_listed(&self, ifindex: u32) -> bool {
+        self.interfaces.contains_key(&ifindex) || self.unwanted.contains(&ifindex)
     }
 
     /// Indexes of interfaces that were removed, whoever has them now.

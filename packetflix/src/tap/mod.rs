@@ -67,7 +67,7 @@ use crate::{
 /// The smallest ring, in bytes: it holds the largest record.
 pub const MIN_RING_SIZE: u64 = 512 << 10;
 
-/// What a stream says where the kernel did not list all interfaces.
+/// What a stream says where the kernel did not list all interfaces, or some were gone before it did.
 pub(crate) const MAY_MISS_INTERFACES: &str =
     "interfaces may be missing: they come and go faster than the kernel lists them";
 
