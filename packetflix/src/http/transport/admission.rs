@@ -33,6 +33,10 @@ use crate::{
 /// Most connections at a time that are no WebSockets: these are bounded as captures.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// Where memory is short there are fewer: one for each so many bytes of it. One that speaks TLS takes a third of that.
+const MEMORY_OF_CONNECTION: u64 = 128 << 10;
+const LEAST_CONNECTIONS: usize = 256;
+
 /// Most connections beside these when none of them can make room: what is for everyone is answered there, that is, probes.
 const MAX_RESERVED: usize = 32;
 
@@ -55,6 +59,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lets connections in.
 pub(crate) struct Admission {
     per_address: usize,
+    /// Most connections of all addresses.
+    most: usize,
     /// Most bytes of all heads that are not complete.
     heads: usize,
     farewells: Arc<Semaphore>,
@@ -109,7 +115,7 @@ pub(crate) struct AwaitedHead {
 /// Why a connection is not let in.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum TurnedAway {
-    #[error("there are {MAX_CONNECTIONS} connections already: try again in a moment")]
+    #[error("there are as many connections as may be: try again in a moment")]
     Full,
     #[error("there are {most} connections from {client} already, and no more are let in")]
     TooMany { client: ClientId, most: usize },
@@ -260,14 +266,25 @@ impl Present {
 
 impl Admission {
     pub(crate) fn new(per_address: usize) -> Arc<Self> {
-        let heads = (memory::usable() / SHARE_OF_HEADS).max(LEAST_OF_HEADS);
-        Self::with_heads(per_address, usize::try_from(heads).unwrap_or(usize::MAX))
+        Self::of_memory(per_address, memory::usable())
     }
 
-    /// One with so many bytes for heads that are not complete.
-    fn with_heads(per_address: usize, heads: usize) -> Arc<Self> {
+    /// One for a process that may use so many bytes of memory.
+    fn of_memory(per_address: usize, memory: u64) -> Arc<Self> {
+        let number = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let most = number(memory / MEMORY_OF_CONNECTION).clamp(LEAST_CONNECTIONS, MAX_CONNECTIONS);
+        Self::with(
+            per_address,
+            most,
+            number((memory / SHARE_OF_HEADS).max(LEAST_OF_HEADS)),
+        )
+    }
+
+    /// One for so many connections, and bytes of heads that are not complete.
+    fn with(per_address: usize, most: usize, heads: usize) -> Arc<Self> {
         Arc::new(Self {
             per_address,
+            most,
             heads,
             farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)),
             present: Mutex::default(),
@@ -295,7 +312,7 @@ impl Admission {
                 if count >= most && !present.make_room(|place| place.client == Some(client)) {
                     return Err(TurnedAway::TooMany { client, most });
                 }
-                let is_full = present.ordinary() >= MAX_CONNECTIONS;
+                let is_full = present.ordinary() >= self.most;
                 if is_full && !present.make_room(|place| place.client.is_some() && !place.is_reserved) {
                     let is_free = present.reserved < MAX_RESERVED;
                     if !is_free && !present.make_room(|place| place.is_reserved) {
@@ -499,8 +516,20 @@ mod tests {
     }
 
     #[test]
+    fn there_are_fewer_connections_where_memory_is_short() {
+        for (memory, most) in [(0, 256), (32 << 20, 256), (64 << 20, 512), (1 << 40, 1024)] {
+            assert_eq!(Admission::of_memory(10, memory).most, most);
+        }
+        let admission = Admission::with(10, 2, 100);
+        let [one, two] =
+            ["192.0.2.1", "192.0.2.2"].map(|address| admit(&admission, peer(address), false).unwrap());
+        let three = admit(&admission, peer("192.0.2.3"), false).unwrap();
+        assert!(is_turned_out(&one) && !is_turned_out(&two) && !is_turned_out(&three));
+    }
+
+    #[test]
     fn the_longest_heads_go_where_all_are_too_much() {
-        let admission = Admission::with_heads(10, 100);
+        let admission = Admission::with(10, MAX_CONNECTIONS, 100);
         let from = |proven| admit(&admission, peer("192.0.2.1"), proven).unwrap();
         let all = [from(true), from(false), from(false), from(false)];
         let mut heads = all.each_ref().map(|(admitted, _)| admitted.head());
@@ -553,7 +582,7 @@ mod tests {
         admission.turn_away(ours, TurnedAway::Full).await;
         let said = told.await.unwrap();
         assert!(said.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{said}");
-        let sentence = "there are 1024 connections already: try again in a moment";
+        let sentence = "there are as many connections as may be: try again in a moment";
         let body = instead_of_a_list(Code::ServiceFull, sentence);
         assert!(said.ends_with(&format!("\r\n\r\n{body}")), "{said}");
     }
