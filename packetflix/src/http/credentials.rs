@@ -2,7 +2,7 @@
 
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
-use super::{proxy, transport::connection::Client};
+use super::{proxy::headers::wanted_protocol, transport::connection::Client};
 use crate::{
     access::{Access, AccessError},
     service::{Caller, Shown},
@@ -41,7 +41,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 /// Takes tokens out of the request's query, so that nothing that follows can pass them on or log them. Gives one if
 /// there is one only, and the request is for an upgrade: browsers let a page set headers for all others.
 pub(super) fn take_query_token<B>(request: &mut Request<B>) -> Option<Vec<u8>> {
-    let is_upgrade = proxy::wanted_protocol(request).is_some();
+    let is_upgrade = wanted_protocol(request).is_some();
     let (uri, mut tokens) = without_tokens(request.uri())?;
     *request.uri_mut() = uri;
     let token = tokens.pop()?;

@@ -1,10 +1,10 @@
 //! What every request passes first: it is bounded, its caller is asked for, it goes to our routes or to the discovery
 //! service, and is logged.
 
-use std::{convert::Infallible, error::Error, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Full, combinators::BoxBody};
+use http_body_util::{Empty, Full};
 use hyper::{
     Request, Response,
     body::{Body, Incoming},
@@ -23,6 +23,7 @@ use super::{
     api::plain_answer::instead_of_a_list,
     api::refusal::Refusal,
     api::routes::{Routes, is_ours, is_public, routes},
+    body::{AnswerBody, boxed},
     credentials::{identify, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
@@ -65,9 +66,6 @@ impl Asked {
         }
     }
 }
-
-/// Body of any answer, ours or the discovery service's.
-pub(super) type AnswerBody = BoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
 /// The service behind every connection.
 pub(super) struct Endpoint {
@@ -326,13 +324,4 @@ fn no_path(uri: &Uri) -> Response<AnswerBody> {
     Refusal::new(Code::RequestInvalid, sentence)
         .into_response()
         .map(boxed)
-}
-
-/// The body as one that any answer may have.
-pub(super) fn boxed<B>(body: B) -> AnswerBody
-where
-    B: Body<Data = Bytes> + Send + Sync + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    body.map_err(Into::into).boxed()
 }

@@ -2,6 +2,7 @@
 //! `api`, our routes, or `proxy`, the discovery service.
 
 mod api;
+mod body;
 mod credentials;
 mod endpoint;
 mod host;

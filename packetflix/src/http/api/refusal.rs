@@ -10,7 +10,7 @@ use warp::{
 };
 
 use super::{code::Code, request::RequestError};
-use crate::http::{proxy::ProxyError, transport::admission::TurnedAway};
+use crate::http::{proxy::error::ProxyError, transport::admission::TurnedAway};
 use crate::{
     access::AccessError,
     capabilities::Capability,

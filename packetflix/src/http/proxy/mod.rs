@@ -1,10 +1,15 @@
 //! Requests that are the discovery service's: each goes there over a connection of its own, and its answer
 //! comes back, both streamed. Upgraded connections, such as WebSockets, are joined and not looked into.
 
-mod headers;
+pub(super) mod error;
+pub(super) mod headers;
 mod right;
 
-pub(super) use self::{headers::wanted_protocol, right::UseOfService};
+pub(super) use self::right::UseOfService;
+use self::{
+    error::{MAX_UPGRADED, MAX_UPGRADED_OF_ONE, ProxyError},
+    headers::wanted_protocol,
+};
 
 use std::{
     collections::HashMap,
@@ -37,15 +42,14 @@ use warp::{
 use super::{
     api::refusal::Refusal,
     api::refusal_log::RefusalLog,
-    api::request::RequestError,
-    endpoint::{AnswerBody, boxed},
+    body::{AnswerBody, boxed},
     origin::check_origin,
     transport::connection::Client,
     transport::tcp::keep_prompt_and_alive,
 };
 use crate::{
     config::{Origin, ServiceAddress},
-    error,
+    error::chain,
     service::{add, remove},
 };
 
@@ -54,12 +58,6 @@ const SERVICE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long an answer that is under way gets when we shut down.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Most upgraded connections at a time: they do not count as connections of ours any more.
-const MAX_UPGRADED: usize = 256;
-
-/// Most of them on one account.
-const MAX_UPGRADED_OF_ONE: usize = 32;
 
 /// Hands requests on to the discovery service.
 pub(super) struct Proxy {
@@ -70,43 +68,6 @@ pub(super) struct Proxy {
     upgrades: Arc<Upgrades>,
     tasks: TaskTracker,
     stop: CancellationToken,
-}
-
-/// Why a request was not handed on, or its answer not handed back.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ProxyError {
-    #[error("the discovery service at {service} cannot be reached")]
-    Unreachable {
-        service: ServiceAddress,
-        source: io::Error,
-    },
-    #[error("the discovery service at {service} was not reached within {limit:?}")]
-    ConnectTimeout {
-        service: ServiceAddress,
-        limit: Duration,
-    },
-    #[error("the discovery service at {service} did not begin its answer within {limit:?}")]
-    AnswerTimeout {
-        service: ServiceAddress,
-        limit: Duration,
-    },
-    #[error("the discovery service at {service} gave no proper answer")]
-    Answer {
-        service: ServiceAddress,
-        source: hyper::Error,
-    },
-    #[error("the discovery service at {service} changed to another protocol without being asked")]
-    UnwantedUpgrade { service: ServiceAddress },
-    #[error("the body of the request cannot be read")]
-    RequestBody(#[source] hyper::Error),
-    #[error("no more upgraded connections may be proxied at the same time than {MAX_UPGRADED}")]
-    TooManyUpgrades,
-    #[error(
-        "one account may have {MAX_UPGRADED_OF_ONE} upgraded connections proxied at the same time, and {0} has as many"
-    )]
-    TooManyUpgradesOfOne(Arc<str>),
-    #[error(transparent)]
-    Request(#[from] RequestError),
 }
 
 /// The client's side of an upgrade that the service has still to agree to.
@@ -328,7 +289,7 @@ where
     };
     tokio::select! {
         ended = connection.with_upgrades() => if let Err(error) = ended {
-            let error = error::chain(&error);
+            let error = chain(&error);
             tracing::debug!(%error, "a connection to the discovery service ended with an error");
         },
         () = stopped => {}
