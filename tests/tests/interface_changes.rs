@@ -378,8 +378,11 @@ async fn interfaces_that_come_and_go_between_two_looks_are_told() -> anyhow::Res
     };
     tokio::time::timeout(pace::time(Duration::from_secs(10)), told).await??;
     // Who wants one alone lacks nothing.
-    let enough = tokio::time::sleep(pace::time(Duration::from_secs(2)));
-    one.read_during(tokio::spawn(async { Ok(enough.await) })).await?;
+    let enough = tokio::spawn(async {
+        tokio::time::sleep(pace::time(Duration::from_secs(2))).await;
+        Ok(())
+    });
+    one.read_during(enough).await?;
     ensure!(!is_told_to_miss(&one));
     Ok(())
 }
