@@ -94,27 +94,30 @@ fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Writes frames as fast as the server takes them, until it is stopped or the connection ends.
+/// Writes frames as fast as the server takes them, until it is stopped or the connection ends; then a last one.
 struct Flood {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<u64>,
 }
 
 impl Flood {
-    fn start(mut stream: TcpStream, first: Vec<u8>, again: Vec<u8>) -> Self {
+    fn start(mut stream: TcpStream, first: Vec<u8>, again: Vec<u8>, last: Vec<u8>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             let many = again.repeat((65_536 / again.len()).max(1));
             let mut written = 0;
             let mut rest = &first[..];
+            let mut is_last = false;
             loop {
                 // Not in the middle of a frame, so that it is no other fault.
-                if rest.is_empty() && stopped.load(Ordering::Relaxed) {
-                    return written;
-                }
                 if rest.is_empty() {
-                    rest = &many;
+                    if is_last {
+                        return written;
+                    }
+                    is_last = stopped.load(Ordering::Relaxed);
+                    rest = if is_last { &last } else { &many };
+                    continue;
                 }
                 match stream.write(rest) {
                     Ok(len) => {
@@ -173,15 +176,14 @@ async fn flood_of_frames_takes_no_memory_and_nothing_from_others() -> anyhow::Re
     let data = client_frame(0x82, &[0; 60_000]);
     let flooded = Flooded::new()?;
     let socket = RawSocket::open(&flooded.there, "vb")?;
-    for (number, (name, first, again)) in [
-        ("pings", vec![], client_frame(0x89, &[0; 100])),
-        ("pongs", vec![], client_frame(0x8a, &[])),
-        ("data", vec![], data),
-        ("fragments of one message", client_frame(0x02, &[]), fragment),
+    for (number, (name, [first, again, last])) in [
+        ("pings", [vec![], client_frame(0x89, &[0; 100]), vec![]]),
+        ("pongs", [vec![], client_frame(0x8a, &[]), vec![]]),
+        ("data", [vec![], data, vec![]]),
+        // No other message may begin before it has an end.
         (
-            "frames without a mask",
-            vec![],
-            [&[0x82, 100][..], &[0; 100]].concat(),
+            "fragments of one message",
+            [client_frame(0x02, &[]), fragment, client_frame(0x80, &[])],
         ),
     ]
     .into_iter()
@@ -190,7 +192,7 @@ async fn flood_of_frames_takes_no_memory_and_nothing_from_others() -> anyhow::Re
         let url = format!("netns={}&nif=va", flooded.here.inode()?);
         let other = Recorder::start(&flooded.server.url(&url)).await?;
         let (mut flooding, stream) = flooded.client().await?;
-        let flood = Flood::start(stream, first, again);
+        let flood = Flood::start(stream, first, again, last);
         sleep(Duration::from_millis(400)).await;
         // Whoever floods gets packets, too.
         let number = number as u8;
@@ -304,8 +306,8 @@ async fn client_that_pings_without_end_holds_up_no_shutdown() -> anyhow::Result<
     let mut flooded = Flooded::new()?;
     let (mut reads, stream) = flooded.client().await?;
     let (_deaf, other) = flooded.client().await?;
-    let floods =
-        [stream, other].map(|stream| Flood::start(stream, Vec::new(), client_frame(0x89, &[0; 125])));
+    let floods = [stream, other]
+        .map(|stream| Flood::start(stream, Vec::new(), client_frame(0x89, &[0; 125]), Vec::new()));
     for _ in 0..20 {
         let _ = timeout(Duration::from_millis(20), reads.read()).await;
     }
