@@ -738,8 +738,9 @@ fn no_refusal_passes_for_an_empty_list_of_targets() -> anyhow::Result<()> {
         "{body}"
     );
     let (_, body) = get(&server, "/nothing")?;
+    let members: Value = serde_json::from_str(&body)?;
     ensure!(
-        body.starts_with(r#"{"error":"#) && !body.contains("ontainers"),
+        members["code"] == "path_unknown" && members["error"].is_string() && !body.contains("ontainers"),
         "{body}"
     );
     Ok(())
