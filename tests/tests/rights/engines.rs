@@ -152,11 +152,9 @@ async fn capture_of(server: &Guarded, name: &str, sleeper: &Sleeper) -> anyhow::
     Ok(())
 }
 
-#[tokio::test]
-async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<()> {
-    let folder = Folder::new()?;
-    let users = UserFolder::new()?;
-    let as_user = [
+/// A command that runs another behind this script, by a user without rights, in a network namespace of that user's own.
+fn in_a_namespace_of_a_user(script: &str) -> [&str; 12] {
+    [
         "setpriv",
         "--reuid=65534",
         "--regid=65534",
@@ -167,9 +165,16 @@ async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<(
         "--map-root-user",
         "sh",
         "-c",
-        "ip link set lo up && exec \"$@\"",
+        script,
         "sh",
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn names_are_those_of_the_host_before_those_of_users() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let users = UserFolder::new()?;
+    let as_user = in_a_namespace_of_a_user("ip link set lo up && exec \"$@\"");
     let [own, pod] = [(); 2].map(|()| Sleeper::unshared_as("own", &as_user));
     let (own, pod) = (own?, pod?);
     let mut real = Sleeper::unshared()?;
@@ -268,20 +273,7 @@ async fn users_name_addresses_in_their_own_namespaces_only() -> anyhow::Result<(
     let real = Sleeper::inside(&there)?;
     let addresses = "ip link set lo up && ip link add br0 type bridge && ip address add 10.9.1.2/32 dev br0 && \
                      ip address add 203.0.113.7/32 dev br0 && exec \"$@\"";
-    let as_user = [
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "unshare",
-        "--user",
-        "--net",
-        "--map-root-user",
-        "sh",
-        "-c",
-        addresses,
-        "sh",
-    ];
+    let as_user = in_a_namespace_of_a_user(addresses);
     let own = Sleeper::unshared_as("own", &as_user)?;
     let engine = FakeEngine::start(&folder.file("engine"), &[("shop-db", real.pid())], &[])?;
     let liar = FakeEngine::start_of_user(&users.file("engine"), &[("payroll-db", own.pid())], &[])?;
