@@ -22,7 +22,7 @@ const MAX_LEADERS: usize = 16;
 
 /// A container or pod whose process was found.
 #[derive(Clone, Debug)]
-pub(super) struct Running {
+pub(super) struct RunningWorkload {
     workload: Workload,
     /// Socket of its engine, and device and inode number of that.
     engine: PathBuf,
@@ -39,9 +39,9 @@ pub(super) struct Running {
 
 /// What engines run.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct FoundWorkloads {
     /// By the PIDs of their first processes.
-    pub(super) running: BTreeMap<u32, Running>,
+    pub(super) running: BTreeMap<u32, RunningWorkload>,
     /// Of whom those might speak who did not tell everything: whoever of these is nobody's yet may be theirs.
     pub(super) doubts: HashSet<Authority>,
 }
@@ -53,12 +53,12 @@ pub(super) struct Found {
 pub(super) fn find_processes(
     engines: &[Engine],
     table: &ProcessTable,
-    before: impl IntoIterator<Item = Running>,
+    before: impl IntoIterator<Item = RunningWorkload>,
     owners_of: impl Fn(u32) -> io::Result<Vec<u32>>,
-) -> Found {
-    let mut found = Found::default();
+) -> FoundWorkloads {
+    let mut found = FoundWorkloads::default();
     found.keep(table, before);
-    let mut told = HashSet::new();
+    let mut described = HashSet::new();
     let mut complete = Vec::new();
     for engine in engines {
         let enclosing = found.enclosing(table);
@@ -78,10 +78,10 @@ pub(super) fn find_processes(
             Some(doubt) => drop(found.doubts.insert(doubt)),
         }
         let may_speak_of = authority.reach(table, &owners_of);
-        told.extend(found.take_in(engine, authority, table, may_speak_of));
+        described.extend(found.take_in(engine, authority, table, may_speak_of));
     }
     found.running.retain(|pid, running| {
-        let is_given_up = !told.contains(pid)
+        let is_given_up = !described.contains(pid)
             && complete
                 .iter()
                 .any(|(path, authority)| running.is_of(path, *authority));
@@ -91,14 +91,15 @@ pub(super) fn find_processes(
     found
 }
 
-impl Found {
+impl FoundWorkloads {
     /// Takes those that still run.
-    fn keep(&mut self, table: &ProcessTable, before: impl IntoIterator<Item = Running>) {
+    fn keep(&mut self, table: &ProcessTable, before: impl IntoIterator<Item = RunningWorkload>) {
         for running in before {
             let process = table.get(running.pid);
             let process = process.filter(|process| process.stat.starttime == running.starttime);
             if let Some(netns) = process.and_then(|process| process.netns) {
-                self.running.insert(running.pid, Running { netns, ..running });
+                self.running
+                    .insert(running.pid, RunningWorkload { netns, ..running });
             }
         }
     }
@@ -141,11 +142,11 @@ impl Found {
             Authority::Container { first } => self
                 .running
                 .get(&first)
-                .map(Running::full_name)
+                .map(RunningWorkload::full_name)
                 .unwrap_or_default(),
             _ => String::new(),
         };
-        let mut told = Vec::new();
+        let mut described = Vec::new();
         for workload in &engine.workloads {
             let pid = numbers.translate(workload.pid);
             let process = pid.and_then(|pid| Some((pid, table.get(pid)?)));
@@ -161,7 +162,7 @@ impl Found {
             if is_others {
                 continue;
             }
-            let running = Running {
+            let running = RunningWorkload {
                 workload: workload.clone(),
                 engine: engine.path.clone(),
                 engine_id: engine.id,
@@ -172,14 +173,14 @@ impl Found {
                 prefix: prefix.clone(),
                 is_listed: true,
             };
-            told.push(pid);
+            described.push(pid);
             self.running.insert(pid, running);
         }
-        told
+        described
     }
 }
 
-impl Running {
+impl RunningWorkload {
     /// Device and inode number of its engine's socket, and what the engine need not be asked again: the PID, by what it was
     /// asked for by.
     pub(super) fn known(&self) -> ((u64, u64), (String, u32)) {
@@ -223,7 +224,7 @@ impl Running {
 /// All targets: containers and pods, processes in namespaces that have neither, and mounted namespaces that have no
 /// process; ordered by name.
 pub(super) fn assemble(
-    found: &Found,
+    found: &FoundWorkloads,
     table: &ProcessTable,
     namespaces: &HashMap<u64, Arc<Namespace>>,
 ) -> Vec<DiscoveredTarget> {
@@ -255,7 +256,7 @@ pub(super) fn assemble(
 
 /// Containers each, and pods once, however many containers and engines speak of them.
 fn workloads<'a>(
-    running: impl Iterator<Item = &'a Running>,
+    running: impl Iterator<Item = &'a RunningWorkload>,
     namespaces: &HashMap<u64, Arc<Namespace>>,
 ) -> Vec<DiscoveredTarget> {
     let mut targets = Vec::new();
@@ -361,8 +362,8 @@ mod tests {
     use crate::{
         access::{Rights, Verdict},
         discovery::{
-            Problem, engines::Heard, occupants::Census, peer::Peer, processes::tests::table, sockets::Origin,
-            target::Mount, workload::PodName,
+            Problem, engines::Heard, occupants::Census, peer::SocketPeer, processes::tests::table,
+            sockets::Origin, target::Mount, workload::PodName,
         },
         lookout::{Kind, Owner, Place},
     };
@@ -377,7 +378,7 @@ mod tests {
                 owner: Owner::Host,
                 kind: Kind::Named(0),
             },
-            peer: Some(Peer::scripted(pid, uid)),
+            peer: Some(SocketPeer::scripted(pid, uid)),
             workloads,
             problem: None,
             heard: Heard::Answered,
@@ -451,12 +452,12 @@ mod tests {
             .collect()
     }
 
-    fn find(engines: &[Engine], before: Found) -> Found {
+    fn find(engines: &[Engine], before: FoundWorkloads) -> FoundWorkloads {
         let owners_of = |pid| Ok(if pid == USERS { vec![1000] } else { Vec::new() });
         find_processes(engines, &processes(), before.running.into_values(), owners_of)
     }
 
-    fn listed(found: &Found) -> Vec<(String, String, u32)> {
+    fn listed(found: &FoundWorkloads) -> Vec<(String, String, u32)> {
         let listed = found.running.values().filter(|running| running.is_listed);
         listed
             .map(|running| (running.prefix.clone(), running.workload.name.clone(), running.pid))
@@ -464,7 +465,7 @@ mod tests {
     }
 
     fn found(engines: &[Engine]) -> Vec<(String, String, u32)> {
-        listed(&find(engines, Found::default()))
+        listed(&find(engines, FoundWorkloads::default()))
     }
 
     fn expected(found: &[(&str, &str, u32)]) -> Vec<(String, String, u32)> {
@@ -511,7 +512,7 @@ mod tests {
                 vec![container("web", WEB), container("own", NESTED)],
             )
         };
-        let first = find(&[outer()], Found::default());
+        let first = find(&[outer()], FoundWorkloads::default());
         // The engine restarts: its containers are its own still, and one that is in one of them stays in it.
         let without = find(&[liar()], first);
         let all = [("", "kind", KIND), ("kind", "own", NESTED), ("", "web", WEB)];
@@ -544,8 +545,8 @@ mod tests {
         assert!(all.doubts.is_empty());
     }
 
-    fn running(authority: Authority, workload: Workload) -> Running {
-        Running {
+    fn running(authority: Authority, workload: Workload) -> RunningWorkload {
+        RunningWorkload {
             workload,
             engine: PathBuf::new(),
             engine_id: (0, 0),

@@ -13,7 +13,7 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::budget::Allowance;
+use super::budget::EngineBudget;
 
 /// Most labels of a container or pod, most bytes of one, and of all.
 const MAX_LABELS: usize = 256;
@@ -247,7 +247,7 @@ pub(super) trait Footprint {
 
 /// A list of what one engine tells, as long as there is room for it.
 pub(super) struct List<'a, T> {
-    allowance: &'a mut Allowance,
+    allowance: &'a mut EngineBudget,
     item: PhantomData<T>,
 }
 
@@ -260,7 +260,7 @@ pub(super) struct Listed<T> {
 }
 
 impl<'a, T> List<'a, T> {
-    pub(super) fn within(allowance: &'a mut Allowance) -> Self {
+    pub(super) fn within(allowance: &'a mut EngineBudget) -> Self {
         Self {
             allowance,
             item: PhantomData,

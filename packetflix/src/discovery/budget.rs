@@ -27,7 +27,7 @@ pub(super) struct Budget {
 
 /// What one engine may tell.
 #[derive(Clone, Debug)]
-pub(super) struct Allowance {
+pub(super) struct EngineBudget {
     /// Most bytes of its list.
     pub(super) list: usize,
     /// Most bytes of what it tells of one container or pod.
@@ -59,9 +59,9 @@ impl Budget {
     }
 
     /// What an engine may tell whose socket is in these hands.
-    pub(super) fn allow(&self, owner: Owner) -> Allowance {
+    pub(super) fn allow(&self, owner: Owner) -> EngineBudget {
         if owner == Owner::Host {
-            return Allowance {
+            return EngineBudget {
                 list: MAX_LIST_LEN,
                 details: MAX_DETAILS_LEN,
                 workloads: MAX_WORKLOADS,
@@ -70,7 +70,7 @@ impl Budget {
                 left_for_all: Arc::clone(&self.of_host),
             };
         }
-        Allowance {
+        EngineBudget {
             list: self.for_one.min(1 << 20),
             details: 128 << 10,
             workloads: 1000,
@@ -90,7 +90,7 @@ pub(super) const MAX_LIST_LEN: usize = 8 << 20;
 /// Most bytes of what an engine tells of one container or pod.
 pub(super) const MAX_DETAILS_LEN: usize = 512 << 10;
 
-impl Allowance {
+impl EngineBudget {
     /// Takes so many bytes; `false` when there are not as many left.
     #[must_use]
     pub(super) fn take(&mut self, len: usize) -> bool {

@@ -25,7 +25,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     bounded::Labels,
-    budget::Allowance,
+    budget::EngineBudget,
     cri_api::{
         Call, Container, ContainerState, ContainerStatusRequest, ListContainersRequest,
         ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest, StatusAnswer,
@@ -99,7 +99,7 @@ impl CriError {
 pub(super) async fn pods(
     socket: UnixStream,
     known: &KnownPids,
-    allowance: &mut Allowance,
+    allowance: &mut EngineBudget,
     found: &mut Vec<Workload>,
 ) -> Result<(), CriError> {
     let tasks = OwnedTasks::default();
@@ -245,7 +245,7 @@ struct Engine {
 impl Engine {
     async fn connect(
         socket: UnixStream,
-        allowance: &Allowance,
+        allowance: &EngineBudget,
         tasks: &OwnedTasks,
     ) -> Result<Self, CriError> {
         // The host is part of every request, and means nothing.
@@ -477,7 +477,7 @@ mod tests {
         ours
     }
 
-    fn allowance() -> Allowance {
+    fn allowance() -> EngineBudget {
         Budget::new().allow(Owner::Host)
     }
 

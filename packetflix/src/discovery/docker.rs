@@ -11,7 +11,7 @@ use serde::{Deserialize, de::DeserializeSeed as _};
 
 use super::{
     bounded::{Footprint, Labels, List, Listed, Text, Texts},
-    budget::Allowance,
+    budget::EngineBudget,
     sockets::EngineSocket,
     workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
@@ -106,10 +106,10 @@ struct DetailedState {
 pub(super) async fn containers(
     socket: &EngineSocket,
     known: &KnownPids,
-    allowance: &mut Allowance,
+    allowance: &mut EngineBudget,
     found: &mut Vec<Workload>,
 ) -> Result<(), DockerError> {
-    let Allowance {
+    let EngineBudget {
         details, parallel, ..
     } = *allowance;
     let (headers, list) = list(socket, allowance).await?;
@@ -146,7 +146,7 @@ pub(super) async fn containers(
 /// What the engine says that it runs, as far as there is room for it.
 async fn list(
     socket: &EngineSocket,
-    allowance: &mut Allowance,
+    allowance: &mut EngineBudget,
 ) -> Result<(HeaderMap, Listed<Summary>), DockerError> {
     const PATH: &str = "/containers/json";
 

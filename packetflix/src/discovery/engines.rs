@@ -14,12 +14,12 @@ use tokio::{
 
 use super::{
     Problem,
-    budget::{Allowance, Budget},
+    budget::{Budget, EngineBudget},
     cri::{self, CriError},
     docker::{self, DockerError},
-    peer::{Peer, PeerError},
+    peer::{PeerError, SocketPeer},
     sockets::{Api, EngineSocket, Origin},
-    turns::Turns,
+    turns::EngineTurns,
     workload::{KnownPids, Workload},
 };
 use crate::{
@@ -50,7 +50,7 @@ pub(super) struct Engine {
     /// In which mount namespace.
     pub(super) place: Place,
     /// The process that listens there; without one, what is said there is nobody's word.
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<SocketPeer>,
     /// What it runs.
     pub(super) workloads: Vec<Workload>,
     /// Why it told nothing, or not everything.
@@ -127,16 +127,16 @@ impl EngineError {
     }
 }
 
-/// Asks them all, and gives what they told in the order of the sockets: the host's at once, and of the others some at a time,
+/// Asks them all, and gives their answers in the order of the sockets: the host's at once, and of the others some at a time,
 /// whose turn it is first. `known` has the PIDs for each engine's identifier.
 pub(super) async fn ask_all(
     sockets: &[EngineSocket],
-    turns: &Turns,
+    turns: &EngineTurns,
     known: impl Fn((u64, u64)) -> KnownPids,
 ) -> Vec<Engine> {
     let budget = Budget::new();
     let deadline = Instant::now() + PATIENCE_WITH_OTHERS;
-    let (mut of_host, mut others, mut told) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_host, mut others, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for index in turns.order(sockets) {
         let socket = &sockets[index];
         let (known, owner) = (known(socket.id), socket.place.owner);
@@ -148,21 +148,21 @@ pub(super) async fn ask_all(
                 others.push(async move { (index, asked.await) });
             }
             // As it was when it was asked: that is no news.
-            _ => told.push((index, Some(Engine::unasked(socket, Problem::slow())))),
+            _ => answers.push((index, Some(Engine::unasked(socket, Problem::slow())))),
         }
     }
     let others = stream::iter(others).buffer_unordered(OTHERS_AT_ONCE);
     let (of_host, others) = join(join_all(of_host), others.collect::<Vec<_>>()).await;
-    told.extend(of_host.into_iter().chain(others));
-    told.sort_by_key(|(index, _)| *index);
-    told.into_iter().filter_map(|(_, engine)| engine).collect()
+    answers.extend(of_host.into_iter().chain(others));
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().filter_map(|(_, engine)| engine).collect()
 }
 
 /// Asks one, unless it is too late.
 async fn ask_in_time(
     socket: &EngineSocket,
     known: KnownPids,
-    allowance: Allowance,
+    allowance: EngineBudget,
     deadline: Instant,
 ) -> Option<Engine> {
     if Instant::now() < deadline {
@@ -214,12 +214,12 @@ impl Engine {
 pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Option<String> {
     let speak_docker = sockets.iter().filter(|socket| socket.api != Some(Api::Cri));
     let asked = speak_docker.map(|socket| timeout(PATIENCE, docker::state_at_rest(socket, name)));
-    let told = join_all(asked).await;
-    told.into_iter().find_map(|told| told.ok().flatten())
+    let answers = join_all(asked).await;
+    answers.into_iter().find_map(|answer| answer.ok().flatten())
 }
 
 /// Asks one; `None` when there is no engine behind a socket at a well-known place.
-async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) -> Option<Engine> {
+async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: EngineBudget) -> Option<Engine> {
     let mut engine = Engine::of(socket);
     let asked = timeout(PATIENCE, listen_to(socket, &known, &mut allowance, &mut engine)).await;
     engine.heard = if asked.is_ok() {
@@ -256,7 +256,7 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: Allowance) 
 async fn listen_to(
     socket: &EngineSocket,
     known: &KnownPids,
-    allowance: &mut Allowance,
+    allowance: &mut EngineBudget,
     engine: &mut Engine,
 ) -> Result<(), EngineError> {
     let stream = socket.connect().await.map_err(|error| match error.kind() {
@@ -264,7 +264,7 @@ async fn listen_to(
         _ if is_exhaustion(&error) => EngineError::Busy(error),
         _ => EngineError::Connect(error),
     })?;
-    let peer = Peer::of(&stream)?;
+    let peer = SocketPeer::of(&stream)?;
     if let Origin::User(user) = socket.origin
         && user != peer.uid
     {
@@ -294,7 +294,7 @@ async fn try_both(
     socket: &EngineSocket,
     stream: UnixStream,
     known: &KnownPids,
-    allowance: &mut Allowance,
+    allowance: &mut EngineBudget,
     found: &mut Vec<Workload>,
 ) -> Result<(), EngineError> {
     let Err(docker) = docker::containers(socket, known, allowance, found).await else {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{
-    peer::Peer,
+    peer::SocketPeer,
     sockets::{Api, Origin},
 };
 use crate::{
@@ -63,7 +63,7 @@ fn patience(owner: Owner) -> Duration {
 #[derive(Clone, Debug)]
 pub(super) struct EngineProcess {
     /// The process, and its user.
-    pub(super) process: Arc<Peer>,
+    pub(super) process: Arc<SocketPeer>,
     /// What its program speaks.
     pub(super) api: Api,
     /// In whose hands it is.
@@ -92,7 +92,7 @@ impl EngineProcess {
 
     fn of(pid: u32, owner: Owner) -> Option<Self> {
         let api = api_of(&executable(pid)?)?;
-        let process = Peer::process(pid).ok()?;
+        let process = SocketPeer::process(pid).ok()?;
         let is_roots = process.uid == 0;
         Some(Self {
             api,

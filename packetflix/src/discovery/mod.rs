@@ -78,15 +78,15 @@ pub(crate) mod fuzzing {
 }
 
 use self::{
-    assemble::Running,
+    assemble::RunningWorkload,
     engines::Engine,
     gap::together,
     occupants::Census,
     processes::ProcessTable,
-    shared::Shared,
+    shared::SharedScan,
     sockets::{EngineSocket, Origin},
     trust::Authority,
-    turns::Turns,
+    turns::EngineTurns,
     workload::KnownPids,
 };
 use crate::{
@@ -130,7 +130,7 @@ const FIRST_NAMESPACE: u64 = 0xEFFF_FFF9;
 /// Finds targets. Scans are shared among all who ask at the same time.
 #[derive(Debug)]
 pub(crate) struct Discovery {
-    scans: Arc<Shared<Scan>>,
+    scans: Arc<SharedScan<Scan>>,
     scanner: Arc<Scanner>,
 }
 
@@ -150,18 +150,18 @@ struct Scanner {
 /// What is kept of the last scan, for the next.
 #[derive(Debug, Default)]
 struct Last {
-    known: Known,
+    known: Remembered,
     engines: Vec<EngineReport>,
     gaps: Vec<Gap>,
 }
 
 /// What is remembered from one scan to the next.
 #[derive(Clone, Debug, Default)]
-struct Known {
+struct Remembered {
     /// What ran.
-    running: Vec<Running>,
+    running: Vec<RunningWorkload>,
     /// Which engines answered.
-    turns: Turns,
+    turns: EngineTurns,
     /// Words that mean what is the host's.
     formerly: Arc<Formerly>,
 }
@@ -300,7 +300,7 @@ impl Discovery {
             metrics,
         };
         Self {
-            scans: Shared::new(),
+            scans: SharedScan::new(),
             scanner: Arc::new(scanner),
         }
     }
@@ -358,7 +358,8 @@ impl Discovery {
     /// The state of a container that does not run, such as `exited`, if an engine knows one of this name or identifier.
     pub(crate) async fn state_at_rest(&self, name: &str) -> Option<String> {
         let configured = self.scanner.engine_sockets.clone();
-        let found = blocking(move || sockets::find(&process_ids(), &configured, &Turns::default())).await;
+        let found =
+            blocking(move || sockets::find(&process_ids(), &configured, &EngineTurns::default())).await;
         engines::state_at_rest(&found.sockets, name).await
     }
 
@@ -422,8 +423,8 @@ impl Scanner {
             return;
         }
         let named = self.engine_sockets.clone();
-        let turns = Turns::default();
-        let found = blocking(move || sockets::find(&[], &named, &Turns::default())).await;
+        let turns = EngineTurns::default();
+        let found = blocking(move || sockets::find(&[], &named, &EngineTurns::default())).await;
         let engines = engines::ask_all(&found.sockets, &turns, |_| KnownPids::default()).await;
         let now = reports(&engines, found.missing);
         let mut last = self.last();
@@ -527,7 +528,7 @@ impl Scanner {
     }
 }
 
-async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
+async fn scan(engine_sockets: &[PathBuf], known: Remembered) -> (Scan, Remembered) {
     let at = SystemTime::now();
     let wants_before = wants();
     let configured = engine_sockets.to_vec();
@@ -537,7 +538,7 @@ async fn scan(engine_sockets: &[PathBuf], known: Known) -> (Scan, Known) {
         (found, known, pids)
     })
     .await;
-    let sockets::Found {
+    let sockets::FoundSockets {
         sockets,
         missing,
         mut gaps,
@@ -582,12 +583,12 @@ struct FoundTargets {
 fn targets(
     engines: &[Engine],
     unasked: &[(Origin, u32)],
-    known: Known,
+    known: Remembered,
     wants_before: u64,
-) -> (FoundTargets, Known) {
+) -> (FoundTargets, Remembered) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
-    let Known {
+    let Remembered {
         running,
         turns,
         mut formerly,
@@ -642,7 +643,7 @@ fn targets(
         is_cut,
         is_partial,
     };
-    let known = Known {
+    let known = Remembered {
         running,
         turns,
         formerly,
@@ -711,7 +712,7 @@ fn process_ids() -> Vec<u32> {
 }
 
 /// The PIDs of those that still are the same processes, by the engine's socket.
-fn still_there(running: &[Running]) -> HashMap<(u64, u64), KnownPids> {
+fn still_there(running: &[RunningWorkload]) -> HashMap<(u64, u64), KnownPids> {
     let mut known: HashMap<(u64, u64), KnownPids> = HashMap::new();
     for running in running.iter().filter(|running| running.is_there()) {
         let (engine, pid) = running.known();

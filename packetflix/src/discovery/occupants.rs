@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    assemble::{Found, Running},
+    assemble::{FoundWorkloads, RunningWorkload},
     doubts::Doubts,
     processes::ProcessTable,
     target::Namespace,
@@ -34,7 +34,7 @@ const MAX_AROUND: usize = 64;
 
 /// What is known of who is where.
 pub(super) struct Census<'a> {
-    pub(super) found: &'a Found,
+    pub(super) found: &'a FoundWorkloads,
     pub(super) table: &'a ProcessTable,
     pub(super) namespaces: &'a HashMap<u64, Arc<Namespace>>,
     /// The host's, by its number.
@@ -142,18 +142,18 @@ fn owner_through(path: &Path, inode: u64) -> Option<u32> {
 
 /// Which processes are in which containers.
 struct Containers<'a> {
-    found: &'a Found,
+    found: &'a FoundWorkloads,
     table: &'a ProcessTable,
     /// The innermost that each process descends from.
-    ancestors: HashMap<u32, &'a Running>,
+    ancestors: HashMap<u32, &'a RunningWorkload>,
     /// By their PID namespace, where that is not ours.
-    by_pid_namespace: OnceCell<HashMap<u64, Vec<&'a Running>>>,
+    by_pid_namespace: OnceCell<HashMap<u64, Vec<&'a RunningWorkload>>>,
     /// By their identifiers, as far as control groups have them for names.
-    by_identifier: OnceCell<BTreeMap<&'a str, &'a Running>>,
+    by_identifier: OnceCell<BTreeMap<&'a str, &'a RunningWorkload>>,
 }
 
 impl<'a> Containers<'a> {
-    fn of(found: &'a Found, table: &'a ProcessTable) -> Self {
+    fn of(found: &'a FoundWorkloads, table: &'a ProcessTable) -> Self {
         let listed = |pid| found.running.get(&pid).filter(|running| running.is_listed);
         Self {
             found,
@@ -164,22 +164,22 @@ impl<'a> Containers<'a> {
         }
     }
 
-    fn listed(found: &'a Found) -> impl Iterator<Item = &'a Running> {
+    fn listed(found: &'a FoundWorkloads) -> impl Iterator<Item = &'a RunningWorkload> {
         found.running.values().filter(|running| running.is_listed)
     }
 
     /// The innermost container that a process descends from.
-    fn ancestor(&self, pid: u32) -> Option<&'a Running> {
+    fn ancestor(&self, pid: u32) -> Option<&'a RunningWorkload> {
         self.ancestors.get(&pid).copied()
     }
 
     /// The containers that a process without such an ancestor is in, which was started there from outside, or has lost its
     /// parent: those whose PID namespace it shares, or whose control group it is in. Of those beyond the bound, one tells that
     /// there are some.
-    fn around(&self, pid: u32) -> Vec<&'a Running> {
+    fn around(&self, pid: u32) -> Vec<&'a RunningWorkload> {
         let beside = self.table.pid_namespace(pid).and_then(|namespace| {
             let by_namespace = self.by_pid_namespace.get_or_init(|| {
-                let mut all: HashMap<u64, Vec<&Running>> = HashMap::new();
+                let mut all: HashMap<u64, Vec<&RunningWorkload>> = HashMap::new();
                 for running in Self::listed(self.found) {
                     let namespace = self.table.pid_namespace(running.pid);
                     if let Some(namespace) =
@@ -200,7 +200,7 @@ impl<'a> Containers<'a> {
 
     /// Engines name the control group of a container by its identifier. Of several in a path the first counts: further down
     /// it is the container that makes them.
-    fn by_control_group(&self, pid: u32) -> Option<&'a Running> {
+    fn by_control_group(&self, pid: u32) -> Option<&'a RunningWorkload> {
         let by_identifier = self.by_identifier.get_or_init(|| {
             let named = Self::listed(self.found).filter(|running| running.names_control_groups());
             named.map(|running| (running.container(), running)).collect()

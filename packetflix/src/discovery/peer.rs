@@ -12,7 +12,7 @@ use crate::{netns::has_ended, proc_fs::Stat, sys};
 
 /// The process that began to listen at a socket. Its PID means it for as long as [`Self::is_alive`] says so.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(super) struct SocketPeer {
     /// In our PID namespace.
     pub(super) pid: u32,
     /// Its user, when it began to listen.
@@ -54,7 +54,7 @@ pub(super) enum PeerError {
     Elsewhere,
 }
 
-impl Peer {
+impl SocketPeer {
     /// The process at the other end of a connection.
     ///
     /// # Errors
@@ -103,9 +103,9 @@ impl Peer {
     }
 }
 
-/// The PID that a socket tells; 0 where it has none that we see.
-fn pid_in(told: Option<i32>) -> Result<u32, PeerError> {
-    let pid = told.and_then(|pid| u32::try_from(pid).ok());
+/// The PID that a socket reports; 0 where it has none that we see.
+fn pid_in(reported: Option<i32>) -> Result<u32, PeerError> {
+    let pid = reported.and_then(|pid| u32::try_from(pid).ok());
     pid.filter(|pid| *pid != 0).ok_or(PeerError::Elsewhere)
 }
 
@@ -124,7 +124,7 @@ fn pid_of(held: &OwnedFd) -> Result<u32, PeerError> {
 }
 
 #[cfg(test)]
-impl Peer {
+impl SocketPeer {
     /// One that nobody looks at.
     pub(super) fn scripted(pid: u32, uid: u32) -> Self {
         let held = Held::Scripted;
@@ -139,7 +139,7 @@ mod tests {
     #[tokio::test]
     async fn those_who_listen_are_known() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = Peer::of(&ours).unwrap();
+        let peer = SocketPeer::of(&ours).unwrap();
         assert_eq!(peer.pid, std::process::id());
         assert_eq!(peer.uid, nix::unistd::getuid().as_raw());
         assert!(peer.is_alive());
@@ -147,7 +147,7 @@ mod tests {
         for (begin, is_alive) in [(begin, true), (begin + 1, false)] {
             let held = Held::Since(begin);
             assert_eq!(
-                Peer {
+                SocketPeer {
                     held,
                     pid: peer.pid,
                     uid: peer.uid
@@ -156,8 +156,8 @@ mod tests {
                 is_alive
             );
         }
-        let ourselves = Peer::process(std::process::id()).unwrap();
+        let ourselves = SocketPeer::process(std::process::id()).unwrap();
         assert_eq!(ourselves.uid, peer.uid);
-        assert!(peer.is_still(&ourselves) && !Peer::process(1).unwrap().is_still(&ourselves));
+        assert!(peer.is_still(&ourselves) && !SocketPeer::process(1).unwrap().is_still(&ourselves));
     }
 }

@@ -8,7 +8,7 @@ use std::{
     process,
 };
 
-use super::peer::Peer;
+use super::peer::SocketPeer;
 use crate::{
     error::note_want,
     netns::Holder,
@@ -96,7 +96,7 @@ impl ProcessTable {
     }
 
     /// Whether the table has the process that a peer is, which has not ended since.
-    pub(super) fn is(&self, peer: &Peer) -> bool {
+    pub(super) fn is(&self, peer: &SocketPeer) -> bool {
         self.get(peer.pid).is_some() && peer.is_alive()
     }
 

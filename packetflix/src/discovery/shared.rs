@@ -40,9 +40,9 @@ pub(crate) struct LateScan;
 
 /// What is looked at, for all who want to know: a task that no one of them ends by leaving, and that none doubles.
 #[derive(Debug)]
-pub(super) struct Shared<T> {
+pub(super) struct SharedScan<T> {
     last: watch::Sender<Option<Look<T>>>,
-    running: Mutex<Running>,
+    running: Mutex<ScanInProgress>,
     /// Shared with each who follows.
     followers: Arc<()>,
     times: Times,
@@ -79,12 +79,12 @@ struct Look<T> {
 
 /// The look that is under way.
 #[derive(Debug, Default)]
-struct Running {
+struct ScanInProgress {
     since: Option<Instant>,
     task: Option<AbortOnDropHandle<()>>,
 }
 
-impl<T: Send + Sync + 'static> Shared<T> {
+impl<T: Send + Sync + 'static> SharedScan<T> {
     pub(super) fn new() -> Arc<Self> {
         Self::with(TIMES)
     }
@@ -195,7 +195,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
         }));
     }
 
-    fn running(&self) -> MutexGuard<'_, Running> {
+    fn running(&self) -> MutexGuard<'_, ScanInProgress> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -228,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_leave_neither_end_a_look_nor_double_it() {
-        let shared = Shared::new();
+        let shared = SharedScan::new();
         let count = Arc::default();
         let begun = Instant::now();
         for _ in 0..100 {
@@ -245,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_share_a_look_that_began_after_they_asked() {
-        let shared = Shared::new();
+        let shared = SharedScan::new();
         let count = Arc::default();
         let first = shared.since(Instant::now(), looks(&count));
         let later = async {
@@ -265,7 +265,7 @@ mod tests {
             late: TAKES,
             ..TIMES
         };
-        let shared = Shared::<usize>::with(times);
+        let shared = SharedScan::<usize>::with(times);
         let begun = Instant::now();
         let look = shared.since(begun, pending::<usize>);
         let watched = async {

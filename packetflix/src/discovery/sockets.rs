@@ -20,7 +20,7 @@ use nix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 
-use super::{gap::Gap, listeners::EngineProcess, peer::Peer, turns::Turns};
+use super::{gap::Gap, listeners::EngineProcess, peer::SocketPeer, turns::EngineTurns};
 use crate::{
     error::{is_exhaustion, note_want},
     lookout::{Kind, Lookout, Owner, Place, look_aside},
@@ -93,7 +93,7 @@ pub(super) struct EngineSocket {
     /// Where it was found, and in whose hands that is.
     pub(super) place: Place,
     /// The process by which it was found, and which alone may answer there.
-    pub(super) found_by: Option<Arc<Peer>>,
+    pub(super) found_by: Option<Arc<SocketPeer>>,
     handle: Arc<OwnedFd>,
     /// Whether connecting asks nobody but the kernel.
     is_of_kernel: bool,
@@ -151,7 +151,7 @@ fn connect(handle: &OwnedFd) -> io::Result<std::os::unix::net::UnixStream> {
 
 /// What was found of sockets.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct FoundSockets {
     /// First those that the operator named, then those of the host, then those of other mount namespaces. One that appears
     /// at several places is one.
     pub(super) sockets: Vec<EngineSocket>,
@@ -204,8 +204,8 @@ impl FoundThere {
 }
 
 /// All sockets that there are, and that have a turn. Blocks, for a bounded time.
-pub(super) fn find(pids: &[u32], configured: &[PathBuf], turns: &Turns) -> Found {
-    let mut found = Found::default();
+pub(super) fn find(pids: &[u32], configured: &[PathBuf], turns: &EngineTurns) -> FoundSockets {
+    let mut found = FoundSockets::default();
     let mut lookout = Lookout::new(look);
     for (number, path) in configured.iter().enumerate() {
         let place = Place {
@@ -290,7 +290,7 @@ fn look((place, look): (Place, Look)) -> Looked {
     }
 }
 
-impl Found {
+impl FoundSockets {
     /// The processes in a mount namespace that are called as engines are.
     fn engines_in(&mut self, view: &View, place: Place) -> Vec<EngineProcess> {
         let (engines, has_more) = EngineProcess::all(view, place.owner);
@@ -353,7 +353,7 @@ impl Found {
     }
 
     /// Keeps one of each, and no more than have a turn.
-    fn bound(&mut self, turns: &Turns) {
+    fn bound(&mut self, turns: &EngineTurns) {
         let mut seen = HashSet::new();
         self.sockets.retain(|socket| seen.insert(socket.id));
         let asked: HashSet<usize> = turns.order(&self.sockets).into_iter().collect();
@@ -478,12 +478,12 @@ mod tests {
         fs::write(&file, "").unwrap();
 
         let named = [&socket, &link, &file, &missing].map(Clone::clone);
-        let Found {
+        let FoundSockets {
             sockets,
             missing: unusable,
             gaps,
             unasked,
-        } = find(&[], &named, &Turns::default());
+        } = find(&[], &named, &EngineTurns::default());
         assert_eq!(unasked.len(), 2);
         assert_eq!(gaps, []);
         assert_eq!(sockets.len(), 1);
@@ -520,15 +520,15 @@ mod tests {
         // One has as many sockets as it likes, and they come first.
         let mut sockets: Vec<EngineSocket> = (0..40).map(|_| socket_of(1, &silent)).collect();
         sockets.push(socket_of(2, &quick));
-        let mut turns = Turns::default();
+        let mut turns = EngineTurns::default();
         assert_eq!(turns.order(&sockets), [0, 40, 1, 2, 3]);
         for expected in [Heard::Silent, Heard::Unasked] {
-            let told = ask_all(&sockets, &turns, |_| KnownPids::default()).await;
-            turns.take_in(&told);
-            let heard: Vec<Heard> = told.iter().map(|engine| engine.heard).collect();
+            let answers = ask_all(&sockets, &turns, |_| KnownPids::default()).await;
+            turns.take_in(&answers);
+            let heard: Vec<Heard> = answers.iter().map(|engine| engine.heard).collect();
             assert_eq!(heard, [expected, expected, expected, expected, Heard::Answered]);
             // It is told all the same, and as before.
-            let problem = told[0].problem.as_ref().unwrap();
+            let problem = answers[0].problem.as_ref().unwrap();
             assert_eq!(problem.sentence, "it did not tell everything within 1 s");
             assert_eq!(turns.order(&sockets), [40, 0, 1, 2, 3]);
         }

@@ -45,14 +45,14 @@ impl Hands {
 
 /// What sockets have come to when they were asked.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct EngineTurns {
     /// Those at which somebody answered last time, by device and inode number.
     answered: HashSet<(u64, u64)>,
     /// Until when others are left alone that are in these hands.
     rests: HashMap<Hands, Instant>,
 }
 
-impl Turns {
+impl EngineTurns {
     /// The indexes of those that have a turn, in the order in which they are asked.
     pub(super) fn order(&self, sockets: &[EngineSocket]) -> Vec<usize> {
         const RESTING: u8 = 3;

@@ -330,15 +330,15 @@ fn choose(wanted: &TargetDescription, known: KnownTargets) -> Result<TargetDescr
 impl TargetError {
     /// The same for those who may not list targets: without others, how many there are, and what hides them.
     pub(crate) fn without_others(self) -> Self {
-        let untold = |told: Vec<String>| match told.is_empty() {
-            true => told,
+        let withheld = |reasons: Vec<String>| match reasons.is_empty() {
+            true => reasons,
             false => vec!["not everything could be looked at".to_owned()],
         };
         match self {
             Self::Unknown { name, obstacles, .. } => Self::Unknown {
                 name,
-                others: Others::Untold,
-                obstacles: untold(obstacles),
+                others: Others::Withheld,
+                obstacles: withheld(obstacles),
             },
             Self::Ambiguous { name, .. } => Self::Ambiguous {
                 name,
@@ -346,7 +346,7 @@ impl TargetError {
             },
             Self::Find(FindError::Incomplete { inode, unseen }) => Self::Find(FindError::Incomplete {
                 inode,
-                unseen: untold(unseen),
+                unseen: withheld(unseen),
             }),
             about_what_was_asked_for => about_what_was_asked_for,
         }
@@ -364,7 +364,7 @@ pub(crate) enum Others {
         nearest: Vec<String>,
     },
     /// That is told to those only who may list them.
-    Untold,
+    Withheld,
 }
 
 impl Others {
