@@ -61,7 +61,7 @@ pub(crate) struct Attempt {
 
 /// What the discovery knows of the namespace that is captured, by a look at it once it was open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundNames {
     /// Name, type and prefix of the target that is meant, or of the first that is there.
     pub(crate) name: String,
     pub(crate) kind: String,
@@ -70,7 +70,7 @@ pub(crate) struct Found {
     pub(crate) names: Vec<String>,
 }
 
-impl Found {
+impl FoundNames {
     const fn nothing() -> Self {
         Self {
             name: String::new(),
@@ -88,7 +88,7 @@ impl Found {
 
 /// A request that was not let through.
 #[derive(Debug)]
-pub(crate) struct Refused<'a> {
+pub(crate) struct RequestRefusal<'a> {
     pub(crate) client: &'a ClientFacts,
     pub(crate) method: &'a str,
     pub(crate) path: &'a str,
@@ -144,7 +144,7 @@ struct Asked<'a> {
 }
 
 #[derive(Serialize)]
-struct Started<'a> {
+struct StartedLine<'a> {
     #[serde(flatten)]
     facts: Facts<'a>,
     interfaces: &'a str,
@@ -152,7 +152,7 @@ struct Started<'a> {
 }
 
 #[derive(Serialize)]
-struct Ended<'a> {
+struct EndedLine<'a> {
     #[serde(flatten)]
     facts: Facts<'a>,
     seconds: f64,
@@ -165,7 +165,7 @@ struct Ended<'a> {
 }
 
 #[derive(Serialize)]
-struct RefusedCapture<'a> {
+struct RefusedCaptureLine<'a> {
     id: u64,
     #[serde(flatten)]
     who: Who<'a>,
@@ -178,7 +178,7 @@ struct RefusedCapture<'a> {
 }
 
 #[derive(Serialize)]
-struct RefusedRequest<'a> {
+struct RefusedRequestLine<'a> {
     #[serde(flatten)]
     who: Who<'a>,
     method: &'a str,
@@ -196,7 +196,7 @@ enum Id<'a> {
 }
 
 #[derive(Serialize)]
-struct EndAsked<'a> {
+struct EndAskedLine<'a> {
     id: Id<'a>,
     #[serde(flatten)]
     who: Who<'a>,
@@ -204,14 +204,14 @@ struct EndAsked<'a> {
 }
 
 #[derive(Serialize)]
-struct More<'a> {
+struct MoreLine<'a> {
     account: &'a str,
     count: u64,
     seconds: u64,
 }
 
 #[derive(Serialize)]
-struct Lost {
+struct LostLine {
     lost: u64,
 }
 
@@ -260,7 +260,7 @@ impl Audit {
         let of = capture.facts();
         let names = of.selection.names().map(|names| names.join("/"));
         let interfaces = names.unwrap_or_else(|| "all".to_owned());
-        let started = Started {
+        let started = StartedLine {
             facts: Facts::of(capture),
             interfaces: start_of(&interfaces),
             filter: start_of(&of.filter),
@@ -274,7 +274,7 @@ impl Audit {
     /// A capture has ended.
     pub(super) fn ended(&self, capture: &Capture, end: CaptureEnd, reason: &str) {
         let amount = capture.amount();
-        let ended = Ended {
+        let ended = EndedLine {
             facts: Facts::of(capture),
             seconds: capture.duration().as_secs_f64(),
             packets: amount.packets,
@@ -289,7 +289,7 @@ impl Audit {
 
     /// A capture was refused.
     pub(crate) fn refused(&self, attempt: &Attempt, status: u16, reason: &str) {
-        let refused = RefusedCapture {
+        let refused = RefusedCaptureLine {
             id: attempt.id,
             who: Who::of(&attempt.client),
             asked: Asked::of(&attempt.target),
@@ -301,15 +301,15 @@ impl Audit {
     }
 
     /// A request was refused for want of a right, or of somebody who is known.
-    pub(crate) fn not_let_in(&self, refused: &Refused<'_>) {
-        let Refused {
+    pub(crate) fn not_let_in(&self, refused: &RequestRefusal<'_>) {
+        let RequestRefusal {
             client,
             method,
             path,
             status,
             reason,
         } = refused;
-        let refused = RefusedRequest {
+        let refused = RefusedRequestLine {
             who: Who::of(client),
             method: start_of(method),
             path: start_of(path),
@@ -321,7 +321,7 @@ impl Audit {
 
     /// More requests were refused on this account, or from this address, than have lines.
     pub(crate) fn more_refused(&self, account: &str, count: u64, seconds: u64) {
-        let more = More {
+        let more = MoreLine {
             account: start_of(account),
             count,
             seconds,
@@ -331,7 +331,7 @@ impl Audit {
 
     /// An operator has asked for the end of a capture, which was answered with this status.
     pub(crate) fn end_asked(&self, id: &str, client: &ClientFacts, status: u16) {
-        let asked = EndAsked {
+        let asked = EndAskedLine {
             id: id.parse().map_or_else(|_| Id::Text(start_of(id)), Id::Number),
             who: Who::of(client),
             status,
@@ -411,7 +411,7 @@ impl Book {
     fn tell_what_is_lost(&mut self) -> Result<(), AuditFileError> {
         if self.lost > 0 {
             self.file
-                .write(&line("lines are missing", Lost { lost: self.lost }))?;
+                .write(&line("lines are missing", LostLine { lost: self.lost }))?;
             self.lost = 0;
         }
         Ok(())
@@ -420,7 +420,7 @@ impl Book {
 
 impl<'a> Facts<'a> {
     fn of(capture: &'a Capture) -> Self {
-        static NOTHING: Found = Found::nothing();
+        static NOTHING: FoundNames = FoundNames::nothing();
 
         let of = capture.facts();
         let found = capture.found().unwrap_or(&NOTHING);

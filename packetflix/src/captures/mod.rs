@@ -15,7 +15,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::audit::{Attempt, Audit, Found, Refused, Unaccounted};
+pub(crate) use self::audit::{Attempt, Audit, FoundNames, RequestRefusal, Unaccounted};
 pub use self::audit_file::AuditFileError;
 use crate::{
     capture_end::CaptureEnd, description::TargetDescription, metrics::Metrics, tap::InterfaceSelection,
@@ -36,7 +36,7 @@ pub(crate) struct Captures {
 #[derive(Debug)]
 pub(crate) struct Capture {
     facts: CaptureFacts,
-    found: OnceLock<Found>,
+    found: OnceLock<FoundNames>,
     begun: SystemTime,
     since: Instant,
     amounts: Amounts,
@@ -202,12 +202,12 @@ impl Capture {
     }
 
     /// What is captured, as the discovery has it, once that is known.
-    pub(crate) fn found(&self) -> Option<&Found> {
+    pub(crate) fn found(&self) -> Option<&FoundNames> {
         self.found.get()
     }
 
     /// The discovery has found this in the namespace; the first time counts.
-    pub(crate) fn set_found(&self, found: Found) {
+    pub(crate) fn set_found(&self, found: FoundNames) {
         let _ = self.found.set(found);
     }
 

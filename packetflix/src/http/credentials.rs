@@ -2,7 +2,7 @@
 
 use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
 
-use super::{proxy::headers::wanted_protocol, transport::connection::Client};
+use super::{proxy::headers::wanted_protocol, transport::connection::ClientConnection};
 use crate::{
     access::{Access, AccessError},
     service::{Caller, Shown},
@@ -17,7 +17,7 @@ const TOKEN_PARAMETER: &str = "token";
 /// When they are not let in.
 pub(super) fn identify(
     access: &Access,
-    client: &Client,
+    client: &ClientConnection,
     headers: &HeaderMap,
     token: Option<&[u8]>,
 ) -> Result<Caller, AccessError> {

@@ -29,11 +29,11 @@ use super::{
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
     transport::admission::TurnedAway,
-    transport::connection::Client,
+    transport::connection::ClientConnection,
 };
 use crate::{
     access::Access,
-    captures::{ClientFacts, Refused},
+    captures::{ClientFacts, RequestRefusal},
     line_bounds::{LineBounds, WINDOW},
     service::{Caller, ClientId, Peer},
 };
@@ -50,7 +50,7 @@ const ACCOUNTED_LINES: u64 = 50;
 
 /// Who called, in the extensions of the answer.
 #[derive(Clone, Debug)]
-struct Known(Arc<ClientFacts>);
+struct IdentifiedCaller(Arc<ClientFacts>);
 
 /// What was asked for.
 struct Asked {
@@ -106,7 +106,7 @@ impl Endpoint {
     pub(super) async fn answer(
         &self,
         mut request: Request<Incoming>,
-        client: &Client,
+        client: &ClientConnection,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
         // Only where a query may have a token is it ours to take out of what is the discovery service's.
@@ -141,7 +141,7 @@ impl Endpoint {
     async fn own(
         &self,
         mut request: Request<Incoming>,
-        client: &Client,
+        client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let origins = &self.api.app.config.allowed_origins;
@@ -163,7 +163,7 @@ impl Endpoint {
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
-                let name = Known(caller.facts().into());
+                let name = IdentifiedCaller(caller.facts().into());
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
                 if let Some(local) = client.local {
@@ -186,7 +186,7 @@ impl Endpoint {
         &self,
         proxy: &Proxy,
         mut request: Request<Incoming>,
-        client: &Client,
+        client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Response<AnswerBody> {
         let caller = check_url(request.uri())
@@ -198,7 +198,9 @@ impl Endpoint {
         };
         if let Err(forbidden) = caller.may_use_discovery_service() {
             let mut response = self.refuse(forbidden.into(), client);
-            response.extensions_mut().insert(Known(caller.facts().into()));
+            response
+                .extensions_mut()
+                .insert(IdentifiedCaller(caller.facts().into()));
             return response;
         }
         if request.method() == Method::CONNECT {
@@ -217,7 +219,12 @@ impl Endpoint {
 
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
     /// such page, wherever they think that we are: names that lead to us by way of others stay usable.
-    fn check_page<B>(&self, request: &Request<B>, client: &Client, is_proxied: bool) -> Result<(), Refusal> {
+    fn check_page<B>(
+        &self,
+        request: &Request<B>,
+        client: &ClientConnection,
+        is_proxied: bool,
+    ) -> Result<(), Refusal> {
         if client.place.as_ref().is_some_and(|place| place.is_reserved()) {
             return Err(TurnedAway::Full.into());
         }
@@ -240,7 +247,7 @@ impl Endpoint {
     fn caller<B>(
         &self,
         request: &Request<B>,
-        client: &Client,
+        client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Result<Caller, Refusal> {
         let caller = identify(&self.access, client, request.headers(), token)?;
@@ -252,13 +259,13 @@ impl Endpoint {
 
     /// Accounts for a request that was refused for want of a right, or of somebody who is known, unless enough is said of its
     /// client already. A capture that was refused to somebody who is known is accounted for as such.
-    fn account(&self, asked: &Asked, client: &Client, response: &Response<AnswerBody>) {
+    fn account(&self, asked: &Asked, client: &ClientConnection, response: &Response<AnswerBody>) {
         let status = response.status();
         let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
         let (Some(Refusal { sentence: reason, .. }), true) = (response.extensions().get(), refused) else {
             return;
         };
-        let known = response.extensions().get::<Known>();
+        let known = response.extensions().get::<IdentifiedCaller>();
         let is_capture = asked.path == "/capture" && known.is_some();
         if is_capture || !self.accounted.allow(&ClientId::new(client.peer.ip())) {
             return;
@@ -267,7 +274,7 @@ impl Endpoint {
             address: client.peer.to_string(),
             ..ClientFacts::default()
         };
-        self.api.app.audit.not_let_in(&Refused {
+        self.api.app.audit.not_let_in(&RequestRefusal {
             client: known.map_or(&unknown, |known| &known.0),
             method: asked.method.as_str(),
             path: &asked.path,
@@ -277,7 +284,7 @@ impl Endpoint {
     }
 
     /// Refuses what does not get as far as our routes or the discovery service.
-    fn refuse(&self, refusal: Refusal, client: &Client) -> Response<AnswerBody> {
+    fn refuse(&self, refusal: Refusal, client: &ClientConnection) -> Response<AnswerBody> {
         self.api.refusals.not_let_in(client.peer, &refusal);
         refusal.into_response().map(boxed)
     }

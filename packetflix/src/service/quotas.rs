@@ -55,11 +55,11 @@ pub(crate) enum QuotaError {
 #[derive(Debug)]
 pub(crate) struct Permits {
     quotas: Quotas,
-    running: Mutex<Running>,
+    running: Mutex<CaptureCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Running {
+struct CaptureCounts {
     total: usize,
     by_client: HashMap<ClientId, usize>,
     by_account: HashMap<Arc<str>, usize>,
@@ -147,7 +147,7 @@ impl Permits {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
+    fn lock(&self) -> MutexGuard<'_, CaptureCounts> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

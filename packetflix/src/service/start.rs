@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     access::Rights,
-    captures::{Capture, CaptureFacts, Found, RunningCapture},
+    captures::{Capture, CaptureFacts, FoundNames, RunningCapture},
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
     filter::compile::has_names,
@@ -335,11 +335,16 @@ impl App {
 
     /// What the discovery finds in the namespace that `facts` are of, which was open at `opened`. `holder` is who holds it, as
     /// far as the kernel tells.
-    async fn found(&self, facts: &CaptureFacts, holder: &(String, &'static str), opened: Instant) -> Found {
-        let mut found = Found {
+    async fn found(
+        &self,
+        facts: &CaptureFacts,
+        holder: &(String, &'static str),
+        opened: Instant,
+    ) -> FoundNames {
+        let mut found = FoundNames {
             name: holder.0.clone(),
             kind: holder.1.to_owned(),
-            ..Found::default()
+            ..FoundNames::default()
         };
         let Ok(Ok(scan)) = timeout(FOUND_TIMEOUT, self.discovery.since(opened)).await else {
             tracing::debug!("what is captured is told without the names that the discovery has");

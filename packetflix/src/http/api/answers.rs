@@ -30,7 +30,7 @@ const MAX_KEPT: usize = 16;
 
 /// What an answer tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum BodyKind {
     Mobyshark,
     Targets,
 }
@@ -54,7 +54,7 @@ struct State {
 
 #[derive(Debug)]
 struct Kept {
-    kind: Kind,
+    kind: BodyKind,
     rights: Arc<Rights>,
     answer: Arc<Answer>,
 }
@@ -91,7 +91,7 @@ impl Answers {
     pub(crate) fn tell<S: Send + Sync + 'static, T: Serialize>(
         &self,
         subject: &Arc<S>,
-        kind: Kind,
+        kind: BodyKind,
         rights: &Arc<Rights>,
         make: impl FnOnce() -> T,
     ) -> Result<Response, serde_json::Error> {
@@ -182,7 +182,7 @@ mod tests {
     fn answer(answers: &Answers, subject: &Arc<usize>) -> Response {
         let rights = Arc::new(Rights::ALL);
         answers
-            .tell(subject, Kind::Targets, &rights, || "x".repeat(LEN))
+            .tell(subject, BodyKind::Targets, &rights, || "x".repeat(LEN))
             .unwrap()
     }
 
@@ -198,7 +198,7 @@ mod tests {
         let mut made = 0;
         for (rights, kind) in rights
             .iter()
-            .flat_map(|rights| [(rights, Kind::Targets), (rights, Kind::Mobyshark)])
+            .flat_map(|rights| [(rights, BodyKind::Targets), (rights, BodyKind::Mobyshark)])
         {
             let response = answers
                 .tell(&subject, kind, rights, || {

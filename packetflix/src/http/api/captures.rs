@@ -11,7 +11,7 @@ use warp::{
 
 use super::{Api, capture::Handshake, code::Code, refusal::Refusal};
 use crate::{
-    captures::{Amount, Capture, Found},
+    captures::{Amount, Capture, FoundNames},
     http::origin::check_origin,
 };
 
@@ -24,20 +24,20 @@ const MAX_SHOWN: usize = 1024;
 
 /// All captures that run; there are never more than may run.
 #[derive(Serialize)]
-struct List<'a> {
+struct CaptureList<'a> {
     version: u32,
-    captures: Vec<Listed<'a>>,
+    captures: Vec<ListedCapture<'a>>,
 }
 
 /// What is not known is left out.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Listed<'a> {
+struct ListedCapture<'a> {
     id: u64,
     /// Captures with the same number share one in the kernel.
     tap: u64,
-    client: Client<'a>,
-    target: Target<'a>,
+    client: ListedClient<'a>,
+    target: ListedTarget<'a>,
     /// Absent until it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     found: Option<FoundTarget<'a>>,
@@ -63,7 +63,7 @@ struct Listed<'a> {
 }
 
 #[derive(Serialize)]
-struct Client<'a> {
+struct ListedClient<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -71,7 +71,7 @@ struct Client<'a> {
 }
 
 #[derive(Serialize)]
-struct Target<'a> {
+struct ListedTarget<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     name: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -105,9 +105,12 @@ pub(crate) fn list(api: &Api, handshake: &Handshake) -> Response {
         return refusal.into_response();
     }
     let captures = api.app.captures.list();
-    let list = List {
+    let list = CaptureList {
         version: VERSION,
-        captures: captures.iter().map(|capture| Listed::of(capture)).collect(),
+        captures: captures
+            .iter()
+            .map(|capture| ListedCapture::of(capture))
+            .collect(),
     };
     reply::json(&list).into_response()
 }
@@ -143,7 +146,7 @@ pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -
     } else {
         let captures = api.app.captures.list();
         let capture = captures.iter().find(|one| Some(one.facts().id) == number);
-        capture.map(|capture| reply::json(&Listed::of(capture)).into_response())
+        capture.map(|capture| reply::json(&ListedCapture::of(capture)).into_response())
     };
     answer.unwrap_or_else(|| {
         let sentence = format!("no capture {id} is running: see /captures");
@@ -157,7 +160,7 @@ fn check_right(api: &Api, handshake: &Handshake) -> Result<(), Refusal> {
     Ok(handshake.caller.may_administer()?)
 }
 
-impl<'a> Listed<'a> {
+impl<'a> ListedCapture<'a> {
     fn of(capture: &'a Capture) -> Self {
         let facts = capture.facts();
         let Amount {
@@ -173,11 +176,11 @@ impl<'a> Listed<'a> {
         Self {
             id: facts.id,
             tap: facts.tap,
-            client: Client {
+            client: ListedClient {
                 name: &facts.client.name,
                 address: &facts.client.address,
             },
-            target: Target {
+            target: ListedTarget {
                 name: shown(&facts.target.name),
                 r#type: shown(&facts.target.kind),
                 prefix: shown(&facts.target.prefix),
@@ -202,7 +205,7 @@ impl<'a> Listed<'a> {
 }
 
 impl<'a> FoundTarget<'a> {
-    fn of(found: &'a Found) -> Self {
+    fn of(found: &'a FoundNames) -> Self {
         Self {
             name: shown(&found.name),
             r#type: shown(&found.kind),

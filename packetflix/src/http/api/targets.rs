@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use warp::reply::Response;
 
-use super::{Api, answers::Kind, code::Code, refusal::Refusal};
+use super::{Api, answers::BodyKind, code::Code, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
     netns::Link,
@@ -139,7 +139,7 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
         return Err(Refusal::new(Code::PathUnknown, sentence));
     }
     let scan = api.app.discovery.recent().await?;
-    tell(api, &scan, Kind::Mobyshark, caller, || MobysharkList {
+    tell(api, &scan, BodyKind::Mobyshark, caller, || MobysharkList {
         metadata: Metadata {
             creator: "packetflix",
             creator_id: "packetflix",
@@ -153,7 +153,7 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
 pub(crate) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     let scan = api.app.discovery.recent().await?;
-    tell(api, &scan, Kind::Targets, caller, || {
+    tell(api, &scan, BodyKind::Targets, caller, || {
         Details::new(&scan, &api.app.config.node_name, caller)
     })
 }
@@ -162,7 +162,7 @@ pub(crate) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refu
 fn tell<T: Serialize>(
     api: &Api,
     scan: &Arc<Scan>,
-    kind: Kind,
+    kind: BodyKind,
     caller: &Caller,
     make: impl FnOnce() -> T,
 ) -> Result<Response, Refusal> {

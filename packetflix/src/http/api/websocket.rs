@@ -28,7 +28,7 @@ use crate::{
 const MAX_CLIENT_FRAME_LEN: usize = 64 * 1024;
 
 /// Most bytes that are read of a client at once.
-const MAX_SIP: usize = 4 * 1024;
+const MAX_READ: usize = 4 * 1024;
 
 /// Most control frames of the client that wait to be answered.
 const QUEUED_EVENTS: usize = 8;
@@ -56,7 +56,7 @@ const NOT_TEXT: u16 = 1007;
 const NOT_ALLOWED: u16 = 1008;
 const FAILED: u16 = 1011;
 
-type Reader = WebSocketRead<Sips<ReadHalf<TokioIo<Upgraded>>>>;
+type Reader = WebSocketRead<BoundedReads<ReadHalf<TokioIo<Upgraded>>>>;
 type Writer = WebSocketWrite<WriteHalf<TokioIo<Upgraded>>>;
 
 /// What the client says.
@@ -120,7 +120,7 @@ pub(crate) async fn serve(
 ) {
     let (reader, writer) = socket.split(|stream| {
         let (reader, writer) = tokio::io::split(stream);
-        (Sips(reader), writer)
+        (BoundedReads(reader), writer)
     });
     let (sender, events) = mpsc::channel(QUEUED_EVENTS);
     let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
@@ -299,18 +299,18 @@ impl Peer {
 }
 
 /// Reads little at a time: the library's buffer grows with what a read gives, and a flood of frames gives megabytes.
-struct Sips<R>(R);
+struct BoundedReads<R>(R);
 
-impl<R: AsyncRead + Unpin> AsyncRead for Sips<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for BoundedReads<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let len = into.remaining().min(MAX_SIP);
-        let mut sip = ReadBuf::new(into.initialize_unfilled_to(len));
-        ready!(Pin::new(&mut self.0).poll_read(context, &mut sip))?;
-        let len = sip.filled().len();
+        let len = into.remaining().min(MAX_READ);
+        let mut part = ReadBuf::new(into.initialize_unfilled_to(len));
+        ready!(Pin::new(&mut self.0).poll_read(context, &mut part))?;
+        let len = part.filled().len();
         into.advance(len);
         Poll::Ready(Ok(()))
     }

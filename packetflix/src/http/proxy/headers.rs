@@ -5,7 +5,7 @@ use warp::http::{
     uri::PathAndQuery,
 };
 
-use crate::{config::ServiceAddress, http::transport::connection::Client};
+use crate::{config::ServiceAddress, http::transport::connection::ClientConnection};
 
 /// Where the discovery service is to be found here.
 const PREFIX: &str = "/discover";
@@ -46,7 +46,7 @@ pub(in crate::http) fn wanted_protocol<B>(request: &Request<B>) -> Option<Header
 pub(super) fn to_service(
     parts: &mut request::Parts,
     service: &ServiceAddress,
-    client: &Client,
+    client: &ClientConnection,
     protocol: Option<HeaderValue>,
     length: Option<u64>,
 ) {
@@ -107,7 +107,7 @@ fn service_path(uri: &Uri) -> (PathAndQuery, bool) {
 
 /// Tells the service where the request comes from. What a proxy before us said stays; only the list of
 /// addresses, and the prefix, become longer.
-fn tell_origin(parts: &mut request::Parts, client: &Client, stripped: bool) {
+fn tell_origin(parts: &mut request::Parts, client: &ClientConnection, stripped: bool) {
     // An authority in the request line wins over the header (RFC 9112, section 3.2.2).
     let host = parts
         .uri
@@ -182,8 +182,8 @@ mod tests {
     use super::*;
     use crate::service::Peer;
 
-    fn client(address: &str) -> Client {
-        Client {
+    fn client(address: &str) -> ClientConnection {
+        ClientConnection {
             peer: Peer::Tcp((address.parse::<std::net::IpAddr>().unwrap(), 7).into()),
             local: None,
             certificate: None,
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn what_the_connection_is_like_is_told() {
         let (mut parts, ()) = request("/", &[]).into_parts();
-        let client = Client {
+        let client = ClientConnection {
             peer: Peer::Unix(1000),
             is_encrypted: true,
             place: None,

@@ -44,7 +44,7 @@ use super::{
     api::refusal_log::RefusalLog,
     body::{AnswerBody, boxed},
     origin::check_origin,
-    transport::connection::Client,
+    transport::connection::ClientConnection,
     transport::tcp::keep_prompt_and_alive,
 };
 use crate::{
@@ -130,7 +130,7 @@ impl Proxy {
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
-        client: &Client,
+        client: &ClientConnection,
         right: UseOfService,
         refusals: &RefusalLog,
     ) -> Response<AnswerBody> {
@@ -147,7 +147,7 @@ impl Proxy {
     async fn forward<B>(
         &self,
         mut request: Request<B>,
-        client: &Client,
+        client: &ClientConnection,
         right: UseOfService,
     ) -> Result<Response<Incoming>, ProxyError>
     where
@@ -321,7 +321,7 @@ mod tests {
 
     use crate::{access::Access, http::credentials::identify, service::Peer};
 
-    const CLIENT: Client = Client {
+    const CLIENT: ClientConnection = ClientConnection {
         peer: Peer::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7)),
         local: None,
         certificate: None,

@@ -1,7 +1,7 @@
 //! How many connections there may be at a time, in all and from one address, and what they may have sent of their heads.
 //!
 //! Connections are bounded before anything is read, and none waits for another's permit. Where there are too many, the one goes
-//! that is missed least (`Place::reluctance`). Where none can, whoever is one too many is told so by a task of its own, of
+//! that is missed least (`ConnectionSlot::reluctance`). Where none can, whoever is one too many is told so by a task of its own, of
 //! which there are few. A place proves its worth when a caller that is let in asks for what is not for everyone.
 //!
 //! Heads that are not complete have a bound of their own, in bytes of all together, beyond which the longest goes.
@@ -72,7 +72,7 @@ pub(crate) struct Admission {
 struct Present {
     next: u64,
     /// In the order in which they came.
-    places: BTreeMap<u64, Arc<Place>>,
+    places: BTreeMap<u64, Arc<ConnectionSlot>>,
     /// How many of them each address has.
     clients: HashMap<ClientId, usize>,
     /// How many of them are at Unix sockets.
@@ -85,7 +85,7 @@ struct Present {
 
 /// What is known of a connection that was let in.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ConnectionSlot {
     client: Option<ClientId>,
     is_reserved: bool,
     exchange: Exchange,
@@ -102,7 +102,7 @@ pub(crate) struct Place {
 pub(crate) struct Admitted {
     admission: Arc<Admission>,
     number: u64,
-    place: Arc<Place>,
+    place: Arc<ConnectionSlot>,
 }
 
 /// What has come of the head that a connection is to send next.
@@ -121,7 +121,7 @@ pub(crate) enum TurnedAway {
     TooMany { client: ClientId, most: usize },
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Somebody who is let in asks for what is not for everyone.
     pub(crate) fn prove(&self) {
         static ASKED: AtomicU64 = AtomicU64::new(1);
@@ -217,7 +217,7 @@ impl Present {
     }
 
     /// Turns out whoever may be, of those that `may` be, and gives whether there was one.
-    fn make_room(&mut self, may: impl Fn(&Place) -> bool) -> bool {
+    fn make_room(&mut self, may: impl Fn(&ConnectionSlot) -> bool) -> bool {
         let mut least: Option<(u64, u64)> = None;
         for (number, place) in self.places.iter().filter(|(_, place)| may(place)) {
             match (place.reluctance(), least) {
@@ -238,7 +238,7 @@ impl Present {
     }
 
     /// Takes a connection from the list, if it still is there.
-    fn remove(&mut self, number: u64) -> Option<Arc<Place>> {
+    fn remove(&mut self, number: u64) -> Option<Arc<ConnectionSlot>> {
         let place = self.places.remove(&number)?;
         self.heads -= place.head.load(Ordering::Relaxed);
         match place.client {
@@ -324,7 +324,7 @@ impl Admission {
                 *present.clients.entry(client).or_default() += 1;
             }
         }
-        let place = Arc::new(Place {
+        let place = Arc::new(ConnectionSlot {
             client,
             is_reserved,
             exchange,
@@ -365,7 +365,7 @@ impl Drop for Admitted {
 
 impl Admitted {
     /// What is known of it.
-    pub(crate) fn place(&self) -> &Arc<Place> {
+    pub(crate) fn place(&self) -> &Arc<ConnectionSlot> {
         &self.place
     }
 

@@ -26,7 +26,7 @@ use tokio::{
 use warp::http::StatusCode;
 
 use super::{
-    admission::{AwaitedHead, Place},
+    admission::{AwaitedHead, ConnectionSlot},
     request_line::RequestLine,
 };
 use crate::http::api::{code::Code, plain_answer::plain_answer};
@@ -51,7 +51,7 @@ const PATIENCE: Patience = Patience {
 
 /// What is known of a client before it says anything.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct ClientConnection {
     pub(crate) peer: Peer,
     /// Our end of the connection, if that has an address.
     pub(crate) local: Option<SocketAddr>,
@@ -60,13 +60,13 @@ pub(crate) struct Client {
     /// Whether it speaks TLS.
     pub(crate) is_encrypted: bool,
     /// Its place among the connections that there may be, if these are bounded.
-    pub(crate) place: Option<Arc<Place>>,
+    pub(crate) place: Option<Arc<ConnectionSlot>>,
 }
 
 /// A stream of bytes, both ways.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
 /// What a connection is about, as those know who answer its requests.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
 /// A connection that ends when its client takes too long: with a 408 if the head of a request has begun, and silently
 /// where there is nothing to answer.
 pub(crate) struct Bounded {
-    stream: Box<dyn Stream>,
+    stream: Box<dyn ByteStream>,
     /// Says that its packets are our own, for as long as there may be any.
     _own: Option<OpenConnection>,
     exchange: Exchange,
@@ -188,7 +188,7 @@ pub(crate) struct Bounded {
 }
 
 impl Bounded {
-    pub(crate) fn new(stream: Box<dyn Stream>, exchange: Exchange, own: Option<OpenConnection>) -> Self {
+    pub(crate) fn new(stream: Box<dyn ByteStream>, exchange: Exchange, own: Option<OpenConnection>) -> Self {
         Self {
             stream,
             _own: own,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::{Admission, Admitted},
-    connection::{Bounded, Client, Exchange},
+    connection::{Bounded, ClientConnection, Exchange},
     listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
@@ -299,7 +299,7 @@ async fn serve_accepted(
     context: Arc<ConnectionContext>,
     stop: CancellationToken,
 ) {
-    let mut client = Client {
+    let mut client = ClientConnection {
         peer,
         local: None,
         certificate: None,
@@ -342,7 +342,7 @@ async fn serve_accepted(
 
 async fn serve_connection(
     stream: Bounded,
-    client: Arc<Client>,
+    client: Arc<ClientConnection>,
     exchange: Exchange,
     context: Arc<ConnectionContext>,
     stop: CancellationToken,
