@@ -29,7 +29,8 @@ use super::{
     cache::{Cache, Key},
     child::{Answer, Order},
     classic::{Instruction, MAX_INSTRUCTIONS},
-    names::{self, Names, Refused},
+    libpcap::language,
+    names::{Names, Refused},
     resolver,
 };
 use crate::{
@@ -83,7 +84,9 @@ const LIVE: [&str; 4] = ["vlan", "inbound", "outbound", "ifindex"];
 
 /// Whether an expression has names in it that others are asked for.
 pub(crate) fn has_names(expression: &str) -> bool {
-    names::wanted(expression).is_ok_and(|wanted| !wanted.is_empty())
+    language()
+        .wanted(expression)
+        .is_ok_and(|wanted| !wanted.is_empty())
 }
 
 /// Why there is no program.
@@ -194,18 +197,19 @@ pub async fn compile(
             .await;
         turn.map_err(|Busy| CompileError::Busy)
     };
+    let language = language();
     let mut turn = None;
     let names = match options.resolve_names {
         false => Names::Refused,
         true => {
-            let wanted = names::wanted(expression)?;
+            let wanted = language.wanted(expression)?;
             if !wanted.is_empty() {
                 turn = Some(take_turn().await?);
             }
             Names::Known(resolver::look_up(wanted, options).await?)
         }
     };
-    let checked = names::check(expression, &names)?;
+    let checked = language.check(expression, &names)?;
     if checked.len() > 2 * MAX_LEN {
         return Err(CompileError::TooLong(checked.len()));
     }

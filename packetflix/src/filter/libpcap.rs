@@ -11,7 +11,7 @@ use std::{
     ptr::{self, NonNull},
 };
 
-use super::classic::Instruction;
+use super::{classic::Instruction, names::Language};
 use crate::pcapng::{LinkType, SNAPLEN};
 
 /// `pcap_t`, of which only libpcap knows what is in it.
@@ -66,8 +66,13 @@ unsafe extern "C" {
     fn pcap_lib_version() -> *const c_char;
 }
 
+/// The language of the libpcap that is here.
+pub(super) fn language() -> Language {
+    Language::of_libpcap(version())
+}
+
 /// Major and minor version of libpcap; 0.0 if it does not say.
-pub(super) fn version() -> (u32, u32) {
+fn version() -> (u32, u32) {
     // SAFETY: the call takes nothing, and gives a string that ends with a zero and stays as it is.
     let told = unsafe { CStr::from_ptr(pcap_lib_version()) };
     version_in(&told.to_string_lossy()).unwrap_or_default()
@@ -191,7 +196,11 @@ unsafe fn sentence(text: *const c_char) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::ffi::CString;
+
+    use proptest::prelude::*;
+
+    use super::{super::names::Names, *};
 
     #[test]
     fn compiles() {
@@ -256,5 +265,75 @@ mod tests {
             error.starts_with("ethernet addresses supported only on ethernet"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn words_are_those_of_the_libpcap_that_is_here() {
+        let compiled = Handle::dead(LinkType::Ethernet)
+            .unwrap()
+            .compile(c"vxlan 7", u32::MAX);
+        assert_eq!(compiled.is_ok(), language().has("vxlan"));
+    }
+
+    /// What expressions are made of, and what they had better not be made of.
+    fn piece() -> impl Strategy<Value = String> {
+        let keyword =
+            proptest::sample::select(language().words().collect::<Vec<_>>()).prop_map(str::to_owned);
+        let head = proptest::sample::select(&[
+            "host",
+            "net",
+            "port",
+            "portrange",
+            "proto",
+            "ip proto",
+            "ether proto",
+            "ether host",
+            "src",
+            "and",
+            "or",
+            "not",
+            "(",
+            ")",
+            "tcp",
+            "ip6",
+        ]);
+        let word = "[0-9a-fA-Fx]{1,5}|[-a-z0-9._:]{1,8}|[0-9]{1,3}(\\.[0-9]{1,3}){0,4}|\\\\[a-z0-9]{1,4}";
+        let mac = "[0-9a-f]{1,2}([:.-][0-9a-f]{1,2}){4,6}|[0-9a-f]{4}(\\.?[0-9a-f]{4}){1,3}";
+        let ipv6 = "([0-9a-f]{0,4}:){1,8}[0-9a-f]{0,4}(\\.[0-9]{1,2}){0,3}";
+        prop_oneof![
+            2 => keyword,
+            4 => head.prop_map(str::to_owned),
+            2 => word,
+            1 => mac,
+            1 => ipv6,
+            1 => "\\PC{1,3}|[ -~]{1,4}",
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// libpcap itself finds no name in what is taken.
+        #[test]
+        fn nothing_is_looked_up(
+            pieces in proptest::collection::vec(piece(), 1..8),
+            space in prop_oneof![4 => Just(" "), 1 => Just("")],
+        ) {
+            let expression = pieces.join(space).replace('\0', "");
+            if let Ok(checked) = language().check(&expression, &Names::Refused) {
+                let expression = CString::new(checked.into_owned()).unwrap();
+                for link_type in [LinkType::Ethernet, LinkType::Raw] {
+                    let handle = Handle::dead(link_type).unwrap();
+                    if let Err(message) = handle.compile(&expression, u32::MAX) {
+                        // It looks ports up as names that are none.
+                        let looked_up = message.starts_with("unknown ") && ![
+                            "unknown ether proto", "unknown osi proto", "unknown LLC", "unknown 802.11", "unknown PF",
+                            "unknown protocol", "unknown port in range",
+                        ].iter().any(|start| message.starts_with(start));
+                        prop_assert!(!looked_up, "{expression:?}: {message}");
+                    }
+                }
+            }
+        }
     }
 }

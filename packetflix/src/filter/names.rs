@@ -15,11 +15,17 @@
 use std::{borrow::Cow, collections::HashSet, net::IpAddr, ops::Range, sync::LazyLock};
 
 use super::{
-    libpcap,
     lookup::{Found, Kind, Known, Lookup},
     resolver::MAX_NAMES,
     slips::slip,
 };
+
+/// The language of filter expressions, which has more words in later libpcaps. What is no word is looked up by libpcap as a
+/// name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Language {
+    libpcap: (u32, u32),
+}
 
 /// Why an expression is not compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,78 +90,102 @@ impl Meaning {
     }
 }
 
-/// The expression as it is to be compiled, without names.
-///
-/// # Errors
-/// When it holds a name that cannot be replaced, or would become a program with a loop.
-pub(super) fn check<'a>(expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
-    let mut out = Rewriter::new(expression);
-    let are_known = matches!(names, Names::Known(_));
-    walk(expression, |token| match (token, names) {
-        (Word::Name(place), _) if let Some(message) = slip(expression, place.at, place.text, are_known) => {
-            let expression = expression.to_owned();
-            Err(Refused::Unknown { expression, message })
-        }
-        (Word::Protocol(at, number), _) => {
-            // What is before it may end with no space.
-            out.replace(at.at, at.text.len(), &format!(" {number}"));
-            Ok(())
-        }
-        (Word::Name(place), Names::Refused) => Err(refused(place.name, place.meaning)),
-        (Word::Name(place), Names::Known(known)) => {
-            let text = place.stands_for(known).map_err(|message| Refused::Unknown {
-                expression: expression.to_owned(),
-                message,
-            })?;
-            let Some(text) = text else {
-                return Ok(());
-            };
-            // A backslash may have been all that was between it and a word.
-            let gap = if place.text.starts_with('\\') { " " } else { "" };
-            let new = format!("{gap}{}", text.text);
-            if let Some(protocol) = text.over {
-                // `tcp src port 22`: the words before it speak of this protocol, of which the name is.
-                if place.follows_head {
-                    out.insert(place.head.start, &format!("{protocol} "));
-                    out.replace(place.at, place.text.len(), &new);
-                } else {
-                    let head = &expression[place.head.clone()];
-                    let whole = format!("{gap}{protocol} {head} {}", text.text);
-                    out.replace(place.at, place.text.len(), &whole);
-                }
-            } else {
-                out.replace(place.at, place.text.len(), &new);
-            }
-            Ok(())
-        }
-    })?;
-    Ok(out.finish())
-}
+impl Language {
+    /// That of a libpcap of this version, major and minor.
+    pub(super) const fn of_libpcap(version: (u32, u32)) -> Self {
+        Self { libpcap: version }
+    }
 
-/// The names that have to be looked up.
-///
-/// # Errors
-/// When there are too many, or it would become a program with a loop.
-pub(super) fn wanted(expression: &str) -> Result<Vec<Lookup>, Refused> {
-    let mut wanted = Vec::new();
-    walk(expression, |word| {
-        if let Word::Name(place) = word {
-            if let Some(message) = slip(expression, place.at, place.text, true) {
+    /// The expression as it is to be compiled, without names.
+    ///
+    /// # Errors
+    /// When it holds a name that cannot be replaced, or would become a program with a loop.
+    pub(super) fn check<'a>(self, expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
+        let mut out = Rewriter::new(expression);
+        let are_known = matches!(names, Names::Known(_));
+        walk(self, expression, |token| match (token, names) {
+            (Word::Name(place), _)
+                if let Some(message) = slip(self, expression, place.at, place.text, are_known) =>
+            {
                 let expression = expression.to_owned();
-                return Err(Refused::Unknown { expression, message });
+                Err(Refused::Unknown { expression, message })
             }
-            for lookup in place.lookups() {
-                if !wanted.contains(&lookup) {
-                    wanted.push(lookup);
+            (Word::Protocol(at, number), _) => {
+                // What is before it may end with no space.
+                out.replace(at.at, at.text.len(), &format!(" {number}"));
+                Ok(())
+            }
+            (Word::Name(place), Names::Refused) => Err(refused(self, place.name, place.meaning)),
+            (Word::Name(place), Names::Known(known)) => {
+                let text = place.stands_for(known).map_err(|message| Refused::Unknown {
+                    expression: expression.to_owned(),
+                    message,
+                })?;
+                let Some(text) = text else {
+                    return Ok(());
+                };
+                // A backslash may have been all that was between it and a word.
+                let gap = if place.text.starts_with('\\') { " " } else { "" };
+                let new = format!("{gap}{}", text.text);
+                if let Some(protocol) = text.over {
+                    // `tcp src port 22`: the words before it speak of this protocol, of which the name is.
+                    if place.follows_head {
+                        out.insert(place.head.start, &format!("{protocol} "));
+                        out.replace(place.at, place.text.len(), &new);
+                    } else {
+                        let head = &expression[place.head.clone()];
+                        let whole = format!("{gap}{protocol} {head} {}", text.text);
+                        out.replace(place.at, place.text.len(), &whole);
+                    }
+                } else {
+                    out.replace(place.at, place.text.len(), &new);
+                }
+                Ok(())
+            }
+        })?;
+        Ok(out.finish())
+    }
+
+    /// The names that have to be looked up.
+    ///
+    /// # Errors
+    /// When there are too many, or it would become a program with a loop.
+    pub(super) fn wanted(self, expression: &str) -> Result<Vec<Lookup>, Refused> {
+        let mut wanted = Vec::new();
+        walk(self, expression, |word| {
+            if let Word::Name(place) = word {
+                if let Some(message) = slip(self, expression, place.at, place.text, true) {
+                    let expression = expression.to_owned();
+                    return Err(Refused::Unknown { expression, message });
+                }
+                for lookup in place.lookups() {
+                    if !wanted.contains(&lookup) {
+                        wanted.push(lookup);
+                    }
                 }
             }
-        }
-        match wanted.len() {
-            count if count > MAX_NAMES => Err(Refused::TooMany),
-            _ => Ok(()),
-        }
-    })?;
-    Ok(wanted)
+            match wanted.len() {
+                count if count > MAX_NAMES => Err(Refused::TooMany),
+                _ => Ok(()),
+            }
+        })?;
+        Ok(wanted)
+    }
+
+    /// All words.
+    pub(super) fn words(self) -> impl Iterator<Item = &'static str> {
+        let later = LATER_KEYWORDS
+            .iter()
+            .filter(move |(since, _)| self.libpcap >= *since);
+        KEYWORDS.iter().copied().chain(later.map(|(_, word)| *word))
+    }
+
+    /// Whether this is one of them.
+    pub(super) fn has(self, word: &str) -> bool {
+        static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
+        let is_later = |(since, later): &((u32, u32), &str)| self.libpcap >= *since && word == *later;
+        SET.contains(word) || LATER_KEYWORDS.iter().any(is_later)
+    }
 }
 
 /// What is not compiled as it is.
@@ -354,6 +384,7 @@ impl<'a> Rewriter<'a> {
 
 /// Calls `visit` with each word that is not compiled as it is.
 fn walk<'a>(
+    language: Language,
     expression: &'a str,
     mut visit: impl FnMut(Word<'a>) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
@@ -366,7 +397,7 @@ fn walk<'a>(
     let mut before = "";
     let mut before_that = "";
     let mut at = 0;
-    while let Some(token) = Token::first_of(&expression[at..]) {
+    while let Some(token) = Token::first_of(language, &expression[at..]) {
         let text = &expression[at..at + token.len()];
         let place = |name: &'a str, meaning, head: &Range<usize>, is_enclosed| Place {
             at,
@@ -377,7 +408,7 @@ fn walk<'a>(
             follows_head: is_qualifier(before),
             head: head.clone(),
             is_enclosed,
-            has_followers: is_followed(&expression[at + text.len()..]),
+            has_followers: is_followed(language, &expression[at + text.len()..]),
         };
         match token {
             Token::Keyword(_) => {
@@ -455,9 +486,9 @@ fn is_qualifier(word: &str) -> bool {
 }
 
 /// Whether a text goes on with something that needs no words of its own, since those before it speak of it.
-fn is_followed(mut text: &str) -> bool {
+fn is_followed(language: Language, mut text: &str) -> bool {
     let mut has_operator = false;
-    while let Some(token) = Token::first_of(text) {
+    while let Some(token) = Token::first_of(language, text) {
         let word = &text[..token.len()];
         match token {
             Token::Space(_) => {}
@@ -474,8 +505,8 @@ fn is_followed(mut text: &str) -> bool {
     false
 }
 
-fn refused(name: &str, meaning: Meaning) -> Refused {
-    let instead = if !is_keyword(name) && is_keyword(&name.to_ascii_lowercase()) {
+fn refused(language: Language, name: &str, meaning: Meaning) -> Refused {
+    let instead = if !language.has(name) && language.has(&name.to_ascii_lowercase()) {
         "the words of filters are written in small letters"
     } else {
         meaning.instead()
@@ -566,7 +597,7 @@ impl Token {
     }
 
     /// The token with which a text begins; `None` when there is no text.
-    fn first_of(text: &str) -> Option<Self> {
+    fn first_of(language: Language, text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         Some(match bytes.first()? {
             b' ' | b'\r' | b'\n' | b'\t' => Self::Space(1),
@@ -582,13 +613,13 @@ impl Token {
             // An IPv6 address may begin with two, and the operator is one.
             b':' => Self::Other(ipv6(bytes).unwrap_or(1)),
             byte if b"+-*/%[]()^".contains(byte) => Self::Other(1),
-            byte if byte.is_ascii_alphanumeric() => Self::word(text),
+            byte if byte.is_ascii_alphanumeric() => Self::word(language, text),
             _ => Self::Wrong,
         })
     }
 
     /// A word, number or address.
-    fn word(text: &str) -> Self {
+    fn word(language: Language, text: &str) -> Self {
         let bytes = text.as_bytes();
         if broken_ethernet_address(bytes) {
             return Self::Wrong;
@@ -598,26 +629,12 @@ impl Token {
         let known = known.into_iter().flatten().max().unwrap_or(0);
         if known >= name {
             Self::Other(known)
-        } else if is_keyword(&text[..name]) {
+        } else if language.has(&text[..name]) {
             Self::Keyword(name)
         } else {
             Self::Name(name)
         }
     }
-}
-
-pub(super) fn is_keyword(word: &str) -> bool {
-    static VERSION: LazyLock<(u32, u32)> = LazyLock::new(libpcap::version);
-    is_keyword_of(*VERSION, word)
-}
-
-/// Whether this is a word of the language of a libpcap of this version. What is none is looked up by it as a name.
-fn is_keyword_of(version: (u32, u32), word: &str) -> bool {
-    static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
-    SET.contains(word)
-        || LATER_KEYWORDS
-            .iter()
-            .any(|(since, later)| version >= *since && word == *later)
 }
 
 /// How many bytes from the beginning on are such.
@@ -780,7 +797,7 @@ const PROTOCOLS: [(&str, &str); 10] = [
 
 /// All words of the language.
 #[rustfmt::skip]
-pub(super) const KEYWORDS: &[&str] = &[
+const KEYWORDS: &[&str] = &[
     // Directions, kinds and protocols.
     "src", "dst", "host", "net", "mask", "port", "portrange", "proto", "protochain", "gateway",
     "link", "ether", "ppp", "slip", "fddi", "tr", "wlan", "arp", "rarp", "ip", "ip6", "sctp", "tcp", "udp", "icmp",
@@ -821,14 +838,13 @@ const LATER_KEYWORDS: [((u32, u32), &str); 2] = [((1, 11), "vxlan"), ((1, 11), "
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::{filter::libpcap::Handle, pcapng::LinkType};
+
+    const LANGUAGE: Language = Language::of_libpcap((1, 10));
 
     /// How `check` answers: the expression as it is to be compiled, or the name that is in the way.
     fn checked(expression: &str) -> Result<String, String> {
-        match check(expression, &Names::Refused) {
+        match LANGUAGE.check(expression, &Names::Refused) {
             Ok(expression) => Ok(expression.into_owned()),
             Err(Refused::Name { name, .. }) => Err(name),
             Err(other) => Err(format!("{other:?}")),
@@ -865,21 +881,21 @@ mod tests {
 
     #[test]
     fn words_of_later_libpcaps_are_words_there() {
+        let [ten, eleven, two] = [(1, 10), (1, 11), (2, 0)].map(Language::of_libpcap);
         for word in ["vxlan", "batadv"] {
-            assert!(!is_keyword_of((1, 10), word) && !is_keyword_of((0, 0), word));
-            assert!(is_keyword_of((1, 11), word) && is_keyword_of((2, 0), word));
+            assert!(!ten.has(word) && !Language::of_libpcap((0, 0)).has(word));
+            assert!(eleven.has(word) && two.has(word));
+            assert!(eleven.words().any(|known| known == word));
+            assert!(ten.words().all(|known| known != word));
         }
         for word in ["geneve", "pppoes", "vlan", "inbound", "ifindex"] {
-            assert!(is_keyword_of((1, 10), word) && is_keyword_of((1, 11), word));
+            assert!(ten.has(word) && eleven.has(word));
         }
-        assert!(!is_keyword_of((1, 11), "localhost"));
-        // The libpcap that is here would take a word that it does not know for a name.
-        let is_later = libpcap::version() >= (1, 11);
-        assert_eq!(checked("vxlan 7 and tcp").is_ok(), is_later);
-        let compiled = Handle::dead(LinkType::Ethernet)
-            .unwrap()
-            .compile(c"vxlan 7", u32::MAX);
-        assert_eq!(compiled.is_ok(), is_later);
+        assert!(!eleven.has("localhost"));
+        // A libpcap that does not know a word takes it for a name.
+        let expression = "vxlan 7 and tcp";
+        assert!(ten.check(expression, &Names::Refused).is_err());
+        assert!(eleven.check(expression, &Names::Refused).is_ok());
     }
 
     #[test]
@@ -931,7 +947,7 @@ mod tests {
             ("Tcp", "the words of filters are written in small letters"),
             ("foo", "write the address"),
         ] {
-            match check(expression, &Names::Refused) {
+            match LANGUAGE.check(expression, &Names::Refused) {
                 Err(Refused::Name { instead, .. }) => assert_eq!(instead, hint, "{expression}"),
                 other => panic!("{expression}: {other:?}"),
             }
@@ -942,9 +958,9 @@ mod tests {
     fn refuses_loops() {
         for expression in ["protochain 6", "ip6 protochain \\tcp", "tcp or(ip protochain 51)"] {
             for names in [Names::Refused, Names::Known(Known::new())] {
-                assert_eq!(check(expression, &names), Err(Refused::Protochain));
+                assert_eq!(LANGUAGE.check(expression, &names), Err(Refused::Protochain));
             }
-            assert_eq!(wanted(expression), Err(Refused::Protochain));
+            assert_eq!(LANGUAGE.wanted(expression), Err(Refused::Protochain));
         }
     }
 
@@ -1049,7 +1065,11 @@ mod tests {
             ("(port ssh) or (port domain)", "(tcp port 22) or (port 53)"),
             ("ether proto nonsense", "ether proto nonsense"),
         ] {
-            assert_eq!(check(expression, &names), Ok(becomes.into()), "{expression}");
+            assert_eq!(
+                LANGUAGE.check(expression, &names),
+                Ok(becomes.into()),
+                "{expression}"
+            );
         }
         for (expression, sentence) in [
             ("host nobody", "unknown host 'nobody'"),
@@ -1061,15 +1081,15 @@ mod tests {
             ("port (ssh or 80)", "write its number, 22"),
             ("gateway www", "gateway cannot be used here"),
         ] {
-            let error = check(expression, &names).unwrap_err();
+            let error = LANGUAGE.check(expression, &names).unwrap_err();
             assert!(
                 matches!(&error, Refused::Unknown { message, .. } if message.contains(sentence)),
                 "{expression}: {error:?}"
             );
         }
         let many: Vec<String> = (0..=MAX_NAMES).map(|n| format!("h{n}")).collect();
-        assert_eq!(wanted(&many.join(" or ")), Err(Refused::TooMany));
-        assert_eq!(wanted(&"host www or ".repeat(100)).unwrap().len(), 1);
+        assert_eq!(LANGUAGE.wanted(&many.join(" or ")), Err(Refused::TooMany));
+        assert_eq!(LANGUAGE.wanted(&"host www or ".repeat(100)).unwrap().len(), 1);
     }
 
     #[test]
@@ -1095,71 +1115,10 @@ mod tests {
         ] {
             let expression = part.repeat(65_536 / part.len());
             let start = std::time::Instant::now();
-            let _ = check(&expression, &Names::Refused);
-            let _ = wanted(&expression);
+            let _ = LANGUAGE.check(&expression, &Names::Refused);
+            let _ = LANGUAGE.wanted(&expression);
             let took = start.elapsed();
             assert!(took < std::time::Duration::from_millis(500), "{part}: {took:?}");
-        }
-    }
-
-    /// What expressions are made of, and what they had better not be made of.
-    fn piece() -> impl Strategy<Value = String> {
-        let keyword = proptest::sample::select(KEYWORDS).prop_map(str::to_owned);
-        let head = proptest::sample::select(&[
-            "host",
-            "net",
-            "port",
-            "portrange",
-            "proto",
-            "ip proto",
-            "ether proto",
-            "ether host",
-            "src",
-            "and",
-            "or",
-            "not",
-            "(",
-            ")",
-            "tcp",
-            "ip6",
-        ]);
-        let word = "[0-9a-fA-Fx]{1,5}|[-a-z0-9._:]{1,8}|[0-9]{1,3}(\\.[0-9]{1,3}){0,4}|\\\\[a-z0-9]{1,4}";
-        let mac = "[0-9a-f]{1,2}([:.-][0-9a-f]{1,2}){4,6}|[0-9a-f]{4}(\\.?[0-9a-f]{4}){1,3}";
-        let ipv6 = "([0-9a-f]{0,4}:){1,8}[0-9a-f]{0,4}(\\.[0-9]{1,2}){0,3}";
-        prop_oneof![
-            2 => keyword,
-            4 => head.prop_map(str::to_owned),
-            2 => word,
-            1 => mac,
-            1 => ipv6,
-            1 => "\\PC{1,3}|[ -~]{1,4}",
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-        /// libpcap itself finds no name in what is taken.
-        #[test]
-        fn nothing_is_looked_up(
-            pieces in proptest::collection::vec(piece(), 1..8),
-            space in prop_oneof![4 => Just(" "), 1 => Just("")],
-        ) {
-            let expression = pieces.join(space).replace('\0', "");
-            if let Ok(checked) = checked(&expression) {
-                let expression = std::ffi::CString::new(checked).unwrap();
-                for link_type in [LinkType::Ethernet, LinkType::Raw] {
-                    let handle = Handle::dead(link_type).unwrap();
-                    if let Err(message) = handle.compile(&expression, u32::MAX) {
-                        // It looks ports up as names that are none.
-                        let looked_up = message.starts_with("unknown ") && ![
-                            "unknown ether proto", "unknown osi proto", "unknown LLC", "unknown 802.11", "unknown PF",
-                            "unknown protocol", "unknown port in range",
-                        ].iter().any(|start| message.starts_with(start));
-                        prop_assert!(!looked_up, "{expression:?}: {message}");
-                    }
-                }
-            }
         }
     }
 }

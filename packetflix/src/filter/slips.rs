@@ -1,6 +1,6 @@
 //! What stands in a filter where a name could, and is none: a misspelt word, or the language of display filters.
 
-use super::names::{KEYWORDS, is_keyword};
+use super::names::Language;
 use crate::nearest::{is_one_slip, nearest};
 
 /// Words that have a name behind them.
@@ -42,33 +42,39 @@ const BEHIND_FIELDS: [&str; 15] = [
 
 /// What is wrong with a word of an expression that stands at this place and is no word of the language, if it is no name
 /// either, which it may be where names are looked up; in words that libpcap could have.
-pub(super) fn slip(expression: &str, at: usize, word: &str, may_be_name: bool) -> Option<String> {
+pub(super) fn slip(
+    language: Language,
+    expression: &str,
+    at: usize,
+    word: &str,
+    may_be_name: bool,
+) -> Option<String> {
     let (before, after) = (&expression[..at], &expression[at + word.len()..]);
     let before = before.trim_end().rsplit([' ', '\t', '\n', '(', '!']).next();
     // Whoever writes a name says what it is the name of.
     if BEFORE_NAMES.contains(&before.unwrap_or_default()) {
         return None;
     }
-    if is_display_field(word, after.trim_start()) {
+    if is_display_field(language, word, after.trim_start()) {
         return Some(format!(
             "syntax error at {word}: this is the language of tcpdump, pcap-filter(7), and not that of Wireshark's display \
              filters; write \"tcp port 80\" where these have \"tcp.port == 80\""
         ));
     }
-    if may_be_name || word.contains('.') || is_keyword(&word.to_ascii_lowercase()) {
+    if may_be_name || word.contains('.') || language.has(&word.to_ascii_lowercase()) {
         return None;
     }
-    let nearest = *nearest(word, KEYWORDS.iter().copied(), 1).first()?;
+    let nearest = *nearest(word, language.words(), 1).first()?;
     is_one_slip(word, nearest)
         .then(|| format!("syntax error at {word}, of which {nearest} is the nearest word"))
 }
 
 /// Whether this is a protocol and what it has, joined by a dot, that is compared with something or stands alone.
-fn is_display_field(word: &str, after: &str) -> bool {
+fn is_display_field(language: Language, word: &str, after: &str) -> bool {
     let Some((protocol, field)) = word.split_once('.') else {
         return false;
     };
-    (is_keyword(protocol) || OTHER_PROTOCOLS.contains(&protocol))
+    (language.has(protocol) || OTHER_PROTOCOLS.contains(&protocol))
         && !field.is_empty()
         && (after.is_empty() || BEHIND_FIELDS.iter().any(|next| after.starts_with(next)))
 }
@@ -77,8 +83,10 @@ fn is_display_field(word: &str, after: &str) -> bool {
 mod tests {
     use super::*;
 
+    const LANGUAGE: Language = Language::of_libpcap((1, 10));
+
     fn slip_at(expression: &str, word: &str) -> Option<String> {
-        slip(expression, expression.find(word).unwrap(), word, false)
+        slip(LANGUAGE, expression, expression.find(word).unwrap(), word, false)
     }
 
     #[test]
@@ -101,7 +109,7 @@ mod tests {
             let slip = slip_at(expression, field).unwrap();
             assert!(slip.contains("display filters"), "{expression}: {slip}");
         }
-        assert_eq!(slip("tpc", 0, "tpc", true), None);
+        assert_eq!(slip(LANGUAGE, "tpc", 0, "tpc", true), None);
         for (expression, name) in [
             ("host tcp.example.org", "tcp.example.org"),
             ("port htp", "htp"),
