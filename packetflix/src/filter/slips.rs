@@ -1,7 +1,8 @@
 //! What stands in a filter where a name could, and is none: a misspelt word, or the language of display filters.
 
+use strsim::osa_distance;
+
 use super::names::Language;
-use crate::nearest::{is_one_slip, nearest};
 
 /// Words that have a name behind them.
 const BEFORE_NAMES: [&str; 9] = [
@@ -64,9 +65,23 @@ pub(super) fn slip(
     if may_be_name || word.contains('.') || language.has(&word.to_ascii_lowercase()) {
         return None;
     }
-    let nearest = *nearest(word, language.words(), 1).first()?;
-    is_one_slip(word, nearest)
-        .then(|| format!("syntax error at {word}, of which {nearest} is the nearest word"))
+    meant_by(language, word)
+        .map(|meant| format!("syntax error at {word}, of which {meant} is the nearest word"))
+}
+
+/// The word of the language that took one slip to become this: a letter more, less, or another, or two exchanged.
+fn meant_by(language: Language, word: &str) -> Option<&'static str> {
+    let word = word.to_ascii_lowercase();
+    let is_near =
+        |keyword: &&str| keyword.len().abs_diff(word.len()) <= 1 && osa_distance(keyword, &word) <= 1;
+    // Of those that are as near, one with the same letters: they were exchanged.
+    let letters = |word: &str| {
+        let mut letters = word.as_bytes().to_vec();
+        letters.sort_unstable();
+        letters
+    };
+    let near = language.words().filter(is_near);
+    near.min_by_key(|keyword| (letters(keyword) != letters(&word), *keyword))
 }
 
 /// Whether this is a protocol and what it has, joined by a dot, that is compared with something or stands alone.
