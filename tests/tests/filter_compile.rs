@@ -13,12 +13,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use futures_util::future::join_all;
 use packetflix::{
-    filter::{
-        classic::Instruction,
-        compile::{CompileError, LookUpError, MAX_LEN, Options, compile},
-    },
+    filter::compile::{CompileError, LookUpError, MAX_LEN, Options, compile},
     pcapng::LinkType,
 };
+use packetflix_filter::classic::Instruction;
 use packetflix_tests::{
     namespace::Namespace,
     server::{program, wait_until},

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
-use packetflix::filter::native::{self, Arithmetic, Instruction, R0};
+use packetflix_filter::native::{self, Arithmetic, Instruction, R0};
 use packetflix_tests::{
     bpf_run::{Place, Program, ProgramType},
     client::{Capture, Piece, Recorder, refusal},

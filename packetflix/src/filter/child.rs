@@ -13,9 +13,10 @@ use nix::{
     libc,
     sched::{CloneFlags, unshare},
 };
+use packetflix_filter::classic::MAX_INSTRUCTIONS;
 use serde::{Deserialize, Serialize};
 
-use super::{bounds::Bounds, classic::MAX_INSTRUCTIONS, libpcap::Handle, resolver};
+use super::{bounds::Bounds, libpcap::Handle, resolver};
 use crate::{
     capabilities::Capability,
     confined::{Failure, begin, give_up_rights},

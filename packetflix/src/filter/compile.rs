@@ -16,6 +16,10 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use packetflix_filter::{
+    Names, Refused,
+    classic::{Instruction, MAX_INSTRUCTIONS},
+};
 use std::os::unix::process::ExitStatusExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -28,9 +32,7 @@ use super::{
     bounds::Bounds,
     cache::{Cache, Key},
     child::{Answer, Order},
-    classic::{Instruction, MAX_INSTRUCTIONS},
     libpcap::language,
-    names::{Names, Refused},
     resolver,
 };
 use crate::{
@@ -184,12 +186,12 @@ pub async fn compile(
     if expression.len() > MAX_LEN {
         return Err(CompileError::TooLong(expression.len()));
     }
-    let syntax = |message: String| CompileError::Syntax {
-        expression: expression.to_owned(),
-        message,
-    };
+    let refused = |refused| CompileError::of_names(expression, refused);
     if expression.contains('\0') {
-        return Err(syntax("it holds a zero byte".to_owned()));
+        return Err(CompileError::syntax(
+            expression,
+            "it holds a zero byte".to_owned(),
+        ));
     }
     let take_turn = async || {
         let turn = COMPILERS
@@ -202,14 +204,14 @@ pub async fn compile(
     let names = match options.resolve_names {
         false => Names::Refused,
         true => {
-            let wanted = language.wanted(expression)?;
+            let wanted = language.wanted(expression).map_err(refused)?;
             if !wanted.is_empty() {
                 turn = Some(take_turn().await?);
             }
             Names::Known(resolver::look_up(wanted, options).await?)
         }
     };
-    let checked = language.check(expression, &names)?;
+    let checked = language.check(expression, &names).map_err(refused)?;
     if checked.len() > 2 * MAX_LEN {
         return Err(CompileError::TooLong(checked.len()));
     }
@@ -242,7 +244,7 @@ pub async fn compile(
             .collect()),
         Answer::TooLarge(instructions) => Err(CompileError::TooManyInstructions(instructions)),
         Answer::OutOfMemory => Err(CompileError::Memory(Bounds::current().room)),
-        Answer::Refused(message) => Err(syntax(message)),
+        Answer::Refused(message) => Err(CompileError::syntax(expression, message)),
         Answer::Failed {
             step,
             needs,
@@ -277,14 +279,19 @@ async fn compile_anew(
     understand(status, &answer)
 }
 
-impl From<Refused> for CompileError {
-    fn from(refused: Refused) -> Self {
+impl CompileError {
+    fn of_names(expression: &str, refused: Refused) -> Self {
         match refused {
             Refused::Name { name, instead } => Self::Name { name, instead },
             Refused::Protochain => Self::Protochain,
-            Refused::Unknown { expression, message } => Self::Syntax { expression, message },
+            Refused::Unknown(message) => Self::syntax(expression, message),
             Refused::TooMany => Self::LookUp(LookUpError::TooMany),
         }
+    }
+
+    fn syntax(expression: &str, message: String) -> Self {
+        let expression = expression.to_owned();
+        Self::Syntax { expression, message }
     }
 }
 

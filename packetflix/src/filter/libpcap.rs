@@ -11,7 +11,8 @@ use std::{
     ptr::{self, NonNull},
 };
 
-use super::{classic::Instruction, names::Language};
+use packetflix_filter::{Language, classic::Instruction};
+
 use crate::pcapng::{LinkType, SNAPLEN};
 
 /// `pcap_t`, of which only libpcap knows what is in it.
@@ -198,9 +199,10 @@ unsafe fn sentence(text: *const c_char) -> String {
 mod tests {
     use std::ffi::CString;
 
+    use packetflix_filter::Names;
     use proptest::prelude::*;
 
-    use super::{super::names::Names, *};
+    use super::*;
 
     #[test]
     fn compiles() {

@@ -1,52 +1,11 @@
 //! What names in filters stand for, by the machine's tables and its resolver.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::Read as _,
-    net::{IpAddr, ToSocketAddrs as _},
-};
+use std::{fs::File, io::Read as _, net::ToSocketAddrs as _};
 
-use serde::{Deserialize, Serialize};
+use packetflix_filter::{Found, Kind, Lookup};
 
 /// Most bytes that are read of a table.
 const MAX_TABLE: u64 = 4 << 20;
-
-/// A name, and what it is the name of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct Lookup {
-    pub(super) kind: Kind,
-    pub(super) name: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) enum Kind {
-    Host,
-    EthernetAddress,
-    Network,
-    Port,
-    /// In IP.
-    Protocol,
-}
-
-/// What a name stands for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Found {
-    Nothing,
-    Addresses(Vec<IpAddr>),
-    EthernetAddress([u8; 6]),
-    /// As many bytes of an address as the table has.
-    Network(Vec<u8>),
-    /// The port over TCP, and over UDP.
-    Port {
-        tcp: Option<u16>,
-        udp: Option<u16>,
-    },
-    Protocol(u8),
-}
-
-/// What was found.
-pub(super) type Known = HashMap<Lookup, Found>;
 
 /// Looks a name up. Blocks for as long as the resolver does.
 pub(super) fn look_up(lookup: &Lookup) -> Found {

@@ -1,24 +1,20 @@
 //! Packet filters: expressions of pcap-filter(7), which libpcap compiles to classic BPF in a process of its own
-//! (`compile.rs`), and which become eBPF (`translate.rs`) that goes into the programs that capture.
+//! (`compile.rs`), and which become eBPF that goes into the programs that capture.
 //!
-//! The translation is pure: of Linux it knows the numbers of the two instruction sets and of `struct __sk_buff`.
+//! What is pure of that is [`packetflix_filter`]'s. Here are the processes, libpcap, the machine's names, and the bounds.
 
 mod bounds;
 mod cache;
 mod child;
-pub mod classic;
 pub mod compile;
 mod libpcap;
 mod lookup;
-mod names;
-pub mod native;
 mod resolver;
-mod slips;
-mod translate;
 
 pub(crate) use bounds::memory_of_compilers;
 pub use child::answer_if_asked;
-pub use translate::{TranslateError, translate, translate_to_function};
+
+use packetflix_filter::{TranslateError, classic, native, translate_to_function};
 
 use crate::pcapng::LinkType;
 
@@ -60,7 +56,9 @@ pub enum FilterError {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
-    use super::{child::Answer, classic, native, translate_to_function};
+    use packetflix_filter::{classic, native, translate_to_function};
+
+    use super::child::Answer;
 
     /// What the process that compiles filters answers, which whoever wrote the expression may have taken over.
     pub fn program(data: &[u8]) {

@@ -10,12 +10,13 @@ use std::{
 };
 
 use nix::libc;
+use packetflix_filter::{Found, Known, Lookup, MAX_NAMES};
 use serde::{Deserialize, Serialize};
 
 use super::{
     child::CPU_SECONDS,
     compile::{self, Options},
-    lookup::{self, Found, Known, Lookup},
+    lookup,
 };
 use crate::{
     confined::{Failure, begin, give_up_rights},
@@ -24,9 +25,6 @@ use crate::{
 
 /// First argument of a process that is to look names up.
 pub(super) const VERB: &str = "look-filter-names-up";
-
-/// Most names in an expression.
-pub(super) const MAX_NAMES: usize = 32;
 
 /// Descriptors that looking a name up may take at once.
 const DESCRIPTORS: u64 = 16;

@@ -4,13 +4,13 @@ use packetflix_common::{
     InterfaceFilter,
     filters::{ETHERNET, RAW},
 };
+use packetflix_filter::native;
 
 use super::code::Encoded;
 use crate::{
     filter::{
         FilterError, Translated,
         compile::{CompileError, Options},
-        native,
     },
     pcapng::LinkType,
 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use packetflix::filter::native::{self, Arithmetic, Instruction, R0};
+use packetflix_filter::native::{self, Arithmetic, Instruction, R0};
 use packetflix_tests::{
     bpf_run::{Attached, Place, Program, ProgramType, attached_to_ingress, take_run_times},
     client::{Recorder, refusal},

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use packetflix::filter::{
+use packetflix_filter::{
     TranslateError,
     classic::{self, InvalidProgram, Operation, opcode},
     native::{self, Helper, Instruction, R0, R1, R2, R3, R6},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use packetflix::filter::classic::{self, Instruction};
+use packetflix_filter::classic::{self, Instruction};
 
 /// Bytes that an accepting filter returns.
 pub(crate) const SNAPSHOT_LENGTH: u32 = 262_144;

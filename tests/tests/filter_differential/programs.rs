@@ -1,6 +1,6 @@
 //! Programs that no compiler would make, but that are valid.
 
-use packetflix::filter::classic::{ANCILLARY_OFFSET, Instruction, LINK_OFFSET, NETWORK_OFFSET, opcode::*};
+use packetflix_filter::classic::{ANCILLARY_OFFSET, Instruction, LINK_OFFSET, NETWORK_OFFSET, opcode::*};
 
 use crate::random::Random;
 

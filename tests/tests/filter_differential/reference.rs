@@ -2,7 +2,7 @@
 //!
 //! That it is right in all else is tested too, by running it beside libpcap's.
 
-use packetflix::filter::classic::{
+use packetflix_filter::classic::{
     Ancillary, Arithmetic, Comparison, LINK_OFFSET, NETWORK_OFFSET, Operand, Operation, Register, Size,
 };
 use packetflix_tests::bpf_run::EXPERIMENTAL;

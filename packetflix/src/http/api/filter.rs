@@ -1,5 +1,6 @@
 //! `/filter`: what becomes of an expression, for people and programs, without a capture.
 
+use packetflix_filter::{classic, native};
 use serde::Serialize;
 use warp::{
     Reply as _,
@@ -7,11 +8,7 @@ use warp::{
 };
 
 use super::{Api, code::Code, refusal::Refusal};
-use crate::{
-    filter::{Translated, classic, native},
-    pcapng::LinkType,
-    service::Caller,
-};
+use crate::{filter::Translated, pcapng::LinkType, service::Caller};
 
 /// The programs of an expression, an instruction per line.
 #[derive(Serialize)]

@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, SysconfVar, sysconf},
 };
-use packetflix::filter::{
+use packetflix_filter::{
     classic::{Instruction, opcode::*},
     native, translate,
 };

@@ -33,7 +33,7 @@
 
 use thiserror::Error;
 
-use super::{
+use crate::{
     classic::{
         self, Ancillary, Arithmetic, Comparison, InvalidProgram, LINK_OFFSET, NETWORK_OFFSET, Operand,
         Operation, Register, SCRATCH_WORDS, Size,
@@ -870,10 +870,8 @@ fn native_register(register: Register) -> u8 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{
-        super::classic::{Instruction as Classic, Listing, opcode::*},
-        *,
-    };
+    use super::*;
+    use crate::classic::{Instruction as Classic, Listing, opcode::*};
 
     const fn op(code: u16, k: u32) -> Classic {
         Classic::new(code, k)

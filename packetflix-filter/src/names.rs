@@ -14,35 +14,48 @@
 
 use std::{borrow::Cow, collections::HashSet, net::IpAddr, ops::Range, sync::LazyLock};
 
-use super::{
+use thiserror::Error;
+
+use crate::{
     lookup::{Found, Kind, Known, Lookup},
-    resolver::MAX_NAMES,
     slips::slip,
 };
+
+/// Most names in an expression.
+pub const MAX_NAMES: usize = 32;
 
 /// The language of filter expressions, which has more words in later libpcaps. What is no word is looked up by libpcap as a
 /// name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Language {
+pub struct Language {
     libpcap: (u32, u32),
 }
 
 /// Why an expression is not compiled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
     /// A name would have to be looked up.
-    Name { name: String, instead: &'static str },
+    #[error("\"{name}\" is a name: {instead}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is to be written instead.
+        instead: &'static str,
+    },
     /// Following chains of headers takes a loop.
+    #[error("protochain takes a loop")]
     Protochain,
-    /// A name that was looked up stands for nothing that fits; the sentence is one that libpcap could say.
-    Unknown { expression: String, message: String },
+    /// A word is none, or a name stands for nothing that fits; the sentence is one that libpcap could say.
+    #[error("{0}")]
+    Unknown(String),
     /// There are too many names.
+    #[error("there are more than {MAX_NAMES} names")]
     TooMany,
 }
 
 /// What becomes of names.
 #[derive(Clone, Debug)]
-pub(super) enum Names {
+pub enum Names {
     /// They are refused.
     Refused,
     /// They are replaced by what was found for them.
@@ -92,7 +105,7 @@ impl Meaning {
 
 impl Language {
     /// That of a libpcap of this version, major and minor.
-    pub(super) const fn of_libpcap(version: (u32, u32)) -> Self {
+    pub const fn of_libpcap(version: (u32, u32)) -> Self {
         Self { libpcap: version }
     }
 
@@ -100,15 +113,14 @@ impl Language {
     ///
     /// # Errors
     /// When it holds a name that cannot be replaced, or would become a program with a loop.
-    pub(super) fn check<'a>(self, expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
+    pub fn check<'a>(self, expression: &'a str, names: &Names) -> Result<Cow<'a, str>, Refused> {
         let mut out = Rewriter::new(expression);
         let are_known = matches!(names, Names::Known(_));
         walk(self, expression, |token| match (token, names) {
             (Word::Name(place), _)
                 if let Some(message) = slip(self, expression, place.at, place.text, are_known) =>
             {
-                let expression = expression.to_owned();
-                Err(Refused::Unknown { expression, message })
+                Err(Refused::Unknown(message))
             }
             (Word::Protocol(at, number), _) => {
                 // What is before it may end with no space.
@@ -117,11 +129,7 @@ impl Language {
             }
             (Word::Name(place), Names::Refused) => Err(refused(self, place.name, place.meaning)),
             (Word::Name(place), Names::Known(known)) => {
-                let text = place.stands_for(known).map_err(|message| Refused::Unknown {
-                    expression: expression.to_owned(),
-                    message,
-                })?;
-                let Some(text) = text else {
+                let Some(text) = place.stands_for(known).map_err(Refused::Unknown)? else {
                     return Ok(());
                 };
                 // A backslash may have been all that was between it and a word.
@@ -150,13 +158,12 @@ impl Language {
     ///
     /// # Errors
     /// When there are too many, or it would become a program with a loop.
-    pub(super) fn wanted(self, expression: &str) -> Result<Vec<Lookup>, Refused> {
+    pub fn wanted(self, expression: &str) -> Result<Vec<Lookup>, Refused> {
         let mut wanted = Vec::new();
         walk(self, expression, |word| {
             if let Word::Name(place) = word {
                 if let Some(message) = slip(self, expression, place.at, place.text, true) {
-                    let expression = expression.to_owned();
-                    return Err(Refused::Unknown { expression, message });
+                    return Err(Refused::Unknown(message));
                 }
                 for lookup in place.lookups() {
                     if !wanted.contains(&lookup) {
@@ -173,7 +180,7 @@ impl Language {
     }
 
     /// All words.
-    pub(super) fn words(self) -> impl Iterator<Item = &'static str> {
+    pub fn words(self) -> impl Iterator<Item = &'static str> {
         let later = LATER_KEYWORDS
             .iter()
             .filter(move |(since, _)| self.libpcap >= *since);
@@ -181,7 +188,7 @@ impl Language {
     }
 
     /// Whether this is one of them.
-    pub(super) fn has(self, word: &str) -> bool {
+    pub fn has(self, word: &str) -> bool {
         static SET: LazyLock<HashSet<&str>> = LazyLock::new(|| KEYWORDS.iter().copied().collect());
         let is_later = |(since, later): &((u32, u32), &str)| self.libpcap >= *since && word == *later;
         SET.contains(word) || LATER_KEYWORDS.iter().any(is_later)
@@ -1083,7 +1090,7 @@ mod tests {
         ] {
             let error = LANGUAGE.check(expression, &names).unwrap_err();
             assert!(
-                matches!(&error, Refused::Unknown { message, .. } if message.contains(sentence)),
+                matches!(&error, Refused::Unknown(message) if message.contains(sentence)),
                 "{expression}: {error:?}"
             );
         }
