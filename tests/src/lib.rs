@@ -1,5 +1,5 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, a reader of metrics, and eBPF programs alone; and
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, a reader of metrics, eBPF programs alone, and what filters are compared with; and
 //! what benchmarks make packets, look at streams and tell figures with.
 
 pub mod analysis;
@@ -10,6 +10,7 @@ pub mod client;
 pub mod clock;
 pub mod containerd;
 pub mod control_group;
+pub mod differential;
 pub mod docker;
 pub mod engine;
 pub mod folder;
@@ -24,6 +25,7 @@ pub mod namespace;
 pub mod pace;
 pub mod podman;
 pub mod process;
+pub mod random;
 pub mod raw;
 pub mod recording;
 pub mod report;

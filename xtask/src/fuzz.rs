@@ -39,6 +39,8 @@ pub(crate) struct Args {
 enum Target {
     /// Filter expressions, up to the kernel's verdict on packets
     Filter,
+    /// Names in filter expressions
+    Names,
     /// Queries and headers of requests for captures
     Request,
     /// Descriptions of targets, as clients send them
@@ -93,7 +95,7 @@ impl Target {
             .seeds(&corpus)
             .with_context(|| format!("cannot write to {}", corpus.display()))?;
         let dictionary = match self {
-            Self::Filter => "filter.dict",
+            Self::Filter | Self::Names => "filter.dict",
             _ => "parsers.dict",
         };
         let mut command = Command::new(cargo_fuzz);
@@ -129,7 +131,7 @@ impl Target {
     /// Makes the folder in which the corpus grows, and gives the one of the seeds, if they are not in there.
     fn seeds(self, corpus: &Path) -> anyhow::Result<Option<PathBuf>> {
         fs::create_dir_all(corpus)?;
-        if self == Self::Filter {
+        if matches!(self, Self::Filter | Self::Names) {
             write_expressions(corpus)?;
             return Ok(None);
         }

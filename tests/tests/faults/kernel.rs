@@ -8,11 +8,12 @@ use packetflix_tests::{
     bpf_run::{Attached, Place, Program, ProgramType, attached_to_ingress, take_run_times},
     client::{Recorder, refusal},
     namespace::{Namespace, inside},
+    random::Random,
     raw::RawSocket,
     server::{Server, wait_until},
 };
 
-use crate::{flow::Flow, frame, random::Random};
+use crate::{flow::Flow, frame};
 
 /// Verdicts of TCX programs: `linux/bpf.h`.
 const TCX_NEXT: i32 = -1;

@@ -9,12 +9,13 @@ use packetflix_tests::{
     client::Recorder,
     hook::hooks,
     namespace::Namespace,
+    random::Random,
     server::Server,
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::sleep;
 
-use crate::{flow::Flow, random::Random};
+use crate::flow::Flow;
 
 const KILLS: usize = 100;
 

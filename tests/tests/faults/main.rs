@@ -11,8 +11,6 @@ mod kernel;
 mod kills;
 mod malformed;
 mod namespaces;
-#[path = "../filter_differential/random.rs"]
-mod random;
 mod resources;
 mod soak;
 

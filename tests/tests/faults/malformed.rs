@@ -12,13 +12,14 @@ use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::Recorder,
     namespace::Namespace,
+    random::Random,
     raw::RawSocket,
     server::{Server, percent_encoded, wait_until},
     traces::{traces_before, wait_for_traces},
     upstream::{Upstream, answer},
 };
 
-use crate::{frame, random::Random};
+use crate::frame;
 
 const REQUESTS: usize = 10_000;
 const THREADS: usize = 8;

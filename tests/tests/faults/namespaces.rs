@@ -10,13 +10,14 @@ use packetflix_tests::{
     docker::{Docker, IMAGE},
     namespace::Namespace,
     process::Sleeper,
+    random::Random,
     server::{Server, program, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::{flow::Flow, random::Random};
+use crate::flow::Flow;
 
 /// Longer than any capture may take to begin, and then to end when there is nothing left to capture.
 const BOUND: Duration = Duration::from_secs(10);

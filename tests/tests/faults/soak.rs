@@ -9,12 +9,9 @@ use std::{
 };
 
 use anyhow::ensure;
-use packetflix_tests::{client::Recorder, hook::hooks, namespace::Namespace, server::Server};
+use packetflix_tests::{client::Recorder, hook::hooks, namespace::Namespace, random::Random, server::Server};
 
-use crate::{
-    flow::{Flow, numbers},
-    random::Random,
-};
+use crate::flow::{Flow, numbers};
 
 /// How long the rest goes on.
 const DURATION: Duration = Duration::from_secs(8);

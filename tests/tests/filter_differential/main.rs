@@ -1,11 +1,6 @@
 //! Translated filters do on the real kernel what they do in libpcap, packet by packet.
 
-mod expressions;
-mod packets;
-mod pcap;
 mod programs;
-mod random;
-mod reference;
 
 use std::{
     fmt, io,
@@ -25,18 +20,18 @@ use packetflix_filter::{
 };
 use packetflix_tests::{
     bpf_run::{Program, ProgramType, send_no_checksums},
+    differential::{
+        expressions, packets,
+        pcap::{self, Interpreter, Pcap},
+        reference::{self, Beside, MARK, beside_classified, beside_filtered, is_for_libpcap},
+    },
     namespace::Namespace,
     pace::{self, sample},
+    random::Random,
 };
-
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use crate::{
-    pcap::{Interpreter, Pcap},
-    programs::Extent,
-    random::Random,
-    reference::{Beside, MARK, beside_classified, beside_filtered, is_for_libpcap},
-};
+use crate::programs::Extent;
 
 /// Expressions that are compared at least, those of the file among them.
 const EXPRESSIONS: usize = 2000;

@@ -1,8 +1,7 @@
 //! Programs that no compiler would make, but that are valid.
 
 use packetflix_filter::classic::{ANCILLARY_OFFSET, Instruction, LINK_OFFSET, NETWORK_OFFSET, opcode::*};
-
-use crate::random::Random;
+use packetflix_tests::random::Random;
 
 /// What programs may do beside what libpcap's interpreter gives one meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,27 +5,32 @@
 use packetflix_filter::classic::{
     Ancillary, Arithmetic, Comparison, LINK_OFFSET, NETWORK_OFFSET, Operand, Operation, Register, Size,
 };
-use packetflix_tests::bpf_run::EXPERIMENTAL;
+
+use crate::bpf_run::EXPERIMENTAL;
 
 /// What packets are marked with.
-pub(crate) const MARK: u32 = 0xcafe_f00d;
+pub const MARK: u32 = 0xcafe_f00d;
 
 /// What the kernel knows beside a packet.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Beside {
-    pub(crate) protocol: u16,
-    pub(crate) packet_type: u8,
-    pub(crate) ifindex: u32,
-    pub(crate) mark: u32,
+pub struct Beside {
+    /// Its EtherType.
+    pub protocol: u16,
+    /// For whom it is (`linux/if_packet.h`).
+    pub packet_type: u8,
+    /// Number of its interface.
+    pub ifindex: u32,
+    /// Its mark.
+    pub mark: u32,
     /// Protocol and tag control information of a tag.
-    pub(crate) vlan: Option<(u16, u16)>,
+    pub vlan: Option<(u16, u16)>,
     /// Where the network header begins.
-    pub(crate) network: usize,
+    pub network: usize,
 }
 
 /// What the kernel has beside the packet that a test's classifier sees: `eth_type_trans` in `net/ethernet/eth.c`, for the
 /// loopback device, whose address is zero, as is its address for broadcasts.
-pub(crate) fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Beside {
+pub fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Beside {
     let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
     let protocol = match word(12) {
         protocol @ 0x600.. => protocol,
@@ -48,7 +53,7 @@ pub(crate) fn beside_classified(packet: &[u8], vlan: Option<(u16, u16)>) -> Besi
 }
 
 /// What it has beside the packet that a test's socket filter sees.
-pub(crate) fn beside_filtered() -> Beside {
+pub fn beside_filtered() -> Beside {
     Beside {
         protocol: EXPERIMENTAL,
         ifindex: 1,
@@ -58,14 +63,14 @@ pub(crate) fn beside_filtered() -> Beside {
 }
 
 /// Whether a program gives the same in libpcap's interpreter as it must in the kernel.
-pub(crate) fn is_for_libpcap(operations: &[Operation]) -> bool {
+pub fn is_for_libpcap(operations: &[Operation]) -> bool {
     !operations
         .iter()
         .any(|operation| matches!(operation, Operation::LoadAbsolute(_, LINK_OFFSET..)))
 }
 
 /// Runs a checked program.
-pub(crate) fn interpret(program: &[Operation], packet: &[u8], beside: &Beside) -> u32 {
+pub fn interpret(program: &[Operation], packet: &[u8], beside: &Beside) -> u32 {
     Machine {
         a: 0,
         x: 0,

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::{expressions, random::Random};
+use packetflix_tests::{differential::expressions, random::Random};
 
 /// The words of the expressions that are written by hand.
 static WORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {

@@ -11,14 +11,14 @@ use anyhow::{Context as _, bail};
 use packetflix_filter::classic::{self, Instruction};
 
 /// Bytes that an accepting filter returns.
-pub(crate) const SNAPSHOT_LENGTH: u32 = 262_144;
+pub const SNAPSHOT_LENGTH: u32 = 262_144;
 
 /// `DLT_EN10MB`
-pub(crate) const ETHERNET: c_int = 1;
+pub const ETHERNET: c_int = 1;
 /// `DLT_RAW` on Linux
-pub(crate) const RAW_IP: c_int = 12;
+pub const RAW_IP: c_int = 12;
 /// `DLT_LINUX_SLL`
-pub(crate) const COOKED: c_int = 113;
+pub const COOKED: c_int = 113;
 
 /// The mask that `ip broadcast` wants: 255.255.255.0, in network byte order.
 const NETMASK: u32 = u32::from_be(0xffff_ff00);
@@ -64,21 +64,27 @@ unsafe extern "C" {
 }
 
 /// A handle to compile with.
-pub(crate) struct Pcap(NonNull<Opaque>);
+pub struct Pcap(NonNull<Opaque>);
 
 // SAFETY: a handle belongs to no thread; it is not shared between them.
 unsafe impl Send for Pcap {}
 
 impl Pcap {
     /// For packets of this link type, of nowhere.
-    pub(crate) fn dead(link_type: c_int) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When libpcap has no memory.
+    pub fn dead(link_type: c_int) -> anyhow::Result<Self> {
         // SAFETY: takes two numbers.
         let handle = unsafe { pcap_open_dead(link_type, SNAPSHOT_LENGTH as c_int) };
         Ok(Self(NonNull::new(handle).context("no handle")?))
     }
 
     /// For packets of an interface of the calling thread's network namespace.
-    pub(crate) fn live(interface: &str) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// What libpcap says, as without CAP_NET_RAW.
+    pub fn live(interface: &str) -> anyhow::Result<Self> {
         /// `PCAP_ERRBUF_SIZE`
         const ERROR_LEN: usize = 256;
 
@@ -102,7 +108,10 @@ impl Pcap {
     }
 
     /// Compiles an expression.
-    pub(crate) fn compile(&mut self, expression: &str, optimize: bool) -> anyhow::Result<Vec<Instruction>> {
+    ///
+    /// # Errors
+    /// The expression and what libpcap says.
+    pub fn compile(&mut self, expression: &str, optimize: bool) -> anyhow::Result<Vec<Instruction>> {
         let text = CString::new(expression)?;
         let mut program = RawProgram {
             len: 0,
@@ -141,17 +150,20 @@ impl Drop for Pcap {
 
 /// libpcap's interpreter, with a program.
 #[derive(Clone, Copy)]
-pub(crate) struct Interpreter<'a>(&'a [Instruction]);
+pub struct Interpreter<'a>(&'a [Instruction]);
 
 impl<'a> Interpreter<'a> {
     /// Checks the program.
-    pub(crate) fn new(program: &'a [Instruction]) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn new(program: &'a [Instruction]) -> anyhow::Result<Self> {
         classic::check(program)?;
         Ok(Self(program))
     }
 
     /// What the program returns for a packet.
-    pub(crate) fn run(self, packet: &[u8]) -> u32 {
+    pub fn run(self, packet: &[u8]) -> u32 {
         let len = packet.len() as c_uint;
         // SAFETY: the interpreter reads the packet within its length, and the program until it returns: that was
         // checked, so that its jumps stay within it, and its last instruction returns.

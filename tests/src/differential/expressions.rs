@@ -1,21 +1,21 @@
 //! Filter expressions: those of `tests/data/expressions.txt`, and any number made by a grammar.
 
-use crate::{
-    packets::{ADDRESSES, ADDRESSES6, LABELS, MACS, PORTS, SESSIONS, VLANS},
-    random::Random,
-};
+use super::packets::{ADDRESSES, ADDRESSES6, LABELS, MACS, PORTS, SESSIONS, VLANS};
+use crate::random::Random;
 
 /// A line that begins so has an expression that libpcap compiles and the kernel refuses.
 const REFUSED: &str = "refused: ";
 
 /// An expression written by hand.
-pub(crate) struct Written {
-    pub(crate) text: &'static str,
-    pub(crate) refused: bool,
+pub struct Written {
+    /// As it is written.
+    pub text: &'static str,
+    /// libpcap compiles it, and the kernel refuses what it becomes.
+    pub refused: bool,
 }
 
 /// Those of the file.
-pub(crate) fn written() -> Vec<Written> {
+pub fn written() -> Vec<Written> {
     include_str!("../../data/expressions.txt")
         .lines()
         .map(str::trim)
@@ -31,7 +31,7 @@ pub(crate) fn written() -> Vec<Written> {
 }
 
 /// Makes one. It may be one that libpcap does not compile: `icmp6 port 80`.
-pub(crate) fn expression(random: &mut Random) -> String {
+pub fn expression(random: &mut Random) -> String {
     let depth = random.pick(&[0, 1, 1, 2, 2, 3]);
     let inner = condition(random, depth);
     // These change what all that follows means, and so come first.

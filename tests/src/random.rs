@@ -1,14 +1,16 @@
 //! Numbers that look random, and are the same each time.
 
 /// Generator of numbers: SplitMix64 of Steele, Lea and Flood (2014).
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The same seed gives the same numbers.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn number(&mut self) -> u64 {
+    /// Of 64 bits.
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,20 +19,22 @@ impl Random {
     }
 
     /// Less than `end`, which is not zero.
-    pub(crate) fn below(&mut self, end: u32) -> u32 {
+    pub fn below(&mut self, end: u32) -> u32 {
         (self.number() % u64::from(end)) as u32
     }
 
     /// True so many times of a hundred.
-    pub(crate) fn percent(&mut self, share: u32) -> bool {
+    pub fn percent(&mut self, share: u32) -> bool {
         self.below(100) < share
     }
 
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+    /// One of these, which are not none.
+    pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u32) as usize].clone()
     }
 
-    pub(crate) fn bytes(&mut self, len: u32) -> Vec<u8> {
+    /// So many bytes.
+    pub fn bytes(&mut self, len: u32) -> Vec<u8> {
         (0..len).map(|_| self.number() as u8).collect()
     }
 }

@@ -4,27 +4,7 @@
 
 #![no_main]
 
-extern crate self as packetflix;
-extern crate self as packetflix_tests;
-
-#[path = "../../tests/src/bpf_run.rs"]
-#[expect(dead_code, reason = "what only tests use")]
-mod bpf_run;
-#[path = "../../tests/tests/filter_differential/expressions.rs"]
-#[expect(dead_code, reason = "what only tests use")]
-mod expressions;
-mod filter;
 mod mutate;
-#[path = "../../tests/tests/filter_differential/packets.rs"]
-#[expect(dead_code, reason = "what only tests use")]
-mod packets;
-#[path = "../../tests/tests/filter_differential/pcap.rs"]
-#[expect(dead_code, reason = "what only tests use")]
-mod pcap;
-#[path = "../../tests/tests/filter_differential/random.rs"]
-mod random;
-#[path = "../../tests/tests/filter_differential/reference.rs"]
-mod reference;
 
 use std::{
     collections::HashSet,
@@ -37,17 +17,22 @@ use anyhow::{Context as _, bail, ensure};
 use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target, fuzzer_mutate};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::{
+use packetflix_filter::{
+    Language, Names, TranslateError,
+    classic::{self, Ancillary, Instruction, Operation, opcode},
+    native, translate,
+};
+use packetflix_tests::{
     bpf_run::{Program, ProgramType},
-    filter::{
-        TranslateError, check_names,
-        classic::{self, Ancillary, Instruction, Operation, opcode},
-        native, translate,
+    differential::{
+        packets,
+        pcap::{self, Interpreter, Pcap},
+        reference::{Beside, MARK, beside_classified, beside_filtered, interpret, is_for_libpcap},
     },
-    pcap::{Interpreter, Pcap},
-    reference::{Beside, MARK, beside_classified, beside_filtered, interpret, is_for_libpcap},
 };
 
+/// What each libpcap has that the server runs with: words that this one has besides are taken for names.
+const LANGUAGE: Language = Language::of_libpcap((1, 10));
 /// Packets that each program is compared on, half of them for a classifier too.
 const PACKETS: usize = 160;
 /// Programs that are remembered, so as not to compare them again: eight bytes each.
@@ -141,7 +126,7 @@ impl State {
     }
 
     fn try_expression(&mut self, expression: &str) -> anyhow::Result<()> {
-        let Some(checked) = check_names(expression) else {
+        let Ok(checked) = LANGUAGE.check(expression, &Names::Refused) else {
             return Ok(());
         };
         for link_type in [LinkType::Ethernet, LinkType::Raw] {

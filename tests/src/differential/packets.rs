@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 
-pub(crate) const ADDRESSES: [[u8; 4]; 8] = [
+pub(super) const ADDRESSES: [[u8; 4]; 8] = [
     [10, 0, 0, 1],
     [10, 0, 0, 2],
     [10, 0, 0, 255],
@@ -13,7 +13,7 @@ pub(crate) const ADDRESSES: [[u8; 4]; 8] = [
     [0, 0, 0, 0],
 ];
 
-pub(crate) const ADDRESSES6: [[u16; 8]; 6] = [
+pub(super) const ADDRESSES6: [[u16; 8]; 6] = [
     [0xfe80, 0, 0, 0, 0, 0, 0, 1],
     [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1],
     [0x2001, 0xdb8, 0, 1, 0, 0, 0, 2],
@@ -22,7 +22,7 @@ pub(crate) const ADDRESSES6: [[u16; 8]; 6] = [
     [0, 0, 0, 0, 0, 0, 0, 1],
 ];
 
-pub(crate) const MACS: [[u8; 6]; 6] = [
+pub(super) const MACS: [[u8; 6]; 6] = [
     [2, 0, 0, 0, 0, 1],
     [2, 0, 0, 0, 0, 2],
     [0xff; 6],
@@ -31,17 +31,17 @@ pub(crate) const MACS: [[u8; 6]; 6] = [
     [1, 0x80, 0xc2, 0, 0, 0],
 ];
 
-pub(crate) const PORTS: [u16; 12] = [20, 22, 53, 67, 80, 123, 443, 1024, 5353, 6081, 8080, 65535];
+pub(super) const PORTS: [u16; 12] = [20, 22, 53, 67, 80, 123, 443, 1024, 5353, 6081, 8080, 65535];
 
-pub(crate) const VLANS: [u16; 4] = [0, 7, 100, 4095];
-pub(crate) const LABELS: [u32; 4] = [0, 16, 100, 1_048_575];
-pub(crate) const SESSIONS: [u16; 3] = [1, 42, 0xffff];
+pub(super) const VLANS: [u16; 4] = [0, 7, 100, 4095];
+pub(super) const LABELS: [u32; 4] = [0, 16, 100, 1_048_575];
+pub(super) const SESSIONS: [u16; 3] = [1, 42, 0xffff];
 
 /// Protocols that have no packet of their own here.
 const PROTOCOLS: [u8; 9] = [2, 9, 47, 50, 51, 89, 103, 108, 112];
 
 /// Makes so many packets, each at most 1,500 bytes long.
-pub(crate) fn packets(count: usize, seed: u64) -> Vec<Vec<u8>> {
+pub fn packets(count: usize, seed: u64) -> Vec<Vec<u8>> {
     let mut random = Random::new(seed);
     let mut packets: Vec<Vec<u8>> = (0..40).map(|len| vec![0; len]).collect();
     while packets.len() < count {
