@@ -9,12 +9,9 @@
 #![forbid(unsafe_code)]
 
 pub mod classic;
-mod lookup;
 mod names;
 pub mod native;
-mod slips;
 mod translate;
 
-pub use lookup::{Found, Kind, Known, Lookup};
-pub use names::{Language, MAX_NAMES, Names, Refused};
+pub use names::{Found, Kind, Known, Language, Lookup, MAX_NAMES, Names, Refused};
 pub use translate::{TranslateError, translate, translate_to_function};

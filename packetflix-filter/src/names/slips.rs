@@ -2,7 +2,7 @@
 
 use strsim::osa_distance;
 
-use crate::names::Language;
+use super::Language;
 
 /// Words that have a name behind them.
 const BEFORE_NAMES: [&str; 9] = [
@@ -43,7 +43,7 @@ const BEHIND_FIELDS: [&str; 15] = [
 
 /// What is wrong with a word of an expression that stands at this place and is no word of the language, if it is no name
 /// either, which it may be where names are looked up; in words that libpcap could have.
-pub(crate) fn slip(
+pub(super) fn slip(
     language: Language,
     expression: &str,
     at: usize,
