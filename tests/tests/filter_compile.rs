@@ -7,13 +7,14 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::future::join_all;
 use packetflix::{
-    filter::compile::{CompileError, LookUpError, MAX_LEN, Options, compile},
+    filter::compile::{CompileError, Compiler, LookUpError, MAX_LEN, Options},
     pcapng::LinkType,
 };
 use packetflix_filter::classic::Instruction;
@@ -31,6 +32,16 @@ fn options() -> anyhow::Result<Options> {
         netmask: Some(NETMASK),
         ..Options::default()
     })
+}
+
+/// What a compiler makes of it that has compiled nothing yet.
+async fn compile(
+    expression: &str,
+    link_type: LinkType,
+    options: &Options,
+) -> Result<Vec<Instruction>, CompileError> {
+    let compiler = Compiler::new(options.clone());
+    compiler.compile(expression, link_type, &"".into()).await
 }
 
 /// What tcpdump makes of it on an interface: the program, or libpcap's sentence.
@@ -378,23 +389,19 @@ async fn one_account_keeps_no_other_waiting() -> anyhow::Result<()> {
             .collect();
         hosts.join(" or ")
     };
-    let greedy = Options {
-        account: "greedy".into(),
-        ..options()?
-    };
+    let compiler = Arc::new(Compiler::new(options()?));
+    let [greedy, other] = ["greedy", "other"].map(Arc::<str>::from);
     let mut many: Vec<_> = (0..40)
         .map(|number| {
-            let (expression, greedy) = (slow(number), greedy.clone());
-            tokio::spawn(async move { compile(&expression, LinkType::Ethernet, &greedy).await })
+            let (compiler, greedy) = (Arc::clone(&compiler), Arc::clone(&greedy));
+            tokio::spawn(async move { compiler.compile(&slow(number), LinkType::Ethernet, &greedy).await })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let other = Options {
-        account: "other".into(),
-        ..options()?
-    };
     let begun = Instant::now();
-    compile("tcp port 80 and host 10.0.0.77", LinkType::Ethernet, &other).await?;
+    compiler
+        .compile("tcp port 80 and host 10.0.0.77", LinkType::Ethernet, &other)
+        .await?;
     ensure!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let first = many.remove(0).await?;
     many.into_iter().for_each(|one| one.abort());
@@ -402,7 +409,7 @@ async fn one_account_keeps_no_other_waiting() -> anyhow::Result<()> {
     // What is known takes no time.
     ensure!(first.is_ok(), "{first:?}");
     let begun = Instant::now();
-    let again = compile(&slow(0), LinkType::Ethernet, &greedy).await?;
+    let again = compiler.compile(&slow(0), LinkType::Ethernet, &greedy).await?;
     ensure!(
         begun.elapsed() < Duration::from_millis(200),
         "{:?}",
@@ -562,16 +569,17 @@ async fn hostile_expressions_end() -> anyhow::Result<()> {
 #[tokio::test]
 async fn many_at_once() -> anyhow::Result<()> {
     let before = held();
-    let options = options()?;
+    let compiler = Compiler::new(options()?);
+    let account = "".into();
     let all = (0..50).map(|number| {
-        let options = &options;
+        let (compiler, account) = (&compiler, &account);
         async move {
             let expression = if number % 2 == 0 {
                 "vlan 5 and tcp"
             } else {
                 "tcp port 80"
             };
-            let program = compile(expression, LinkType::Ethernet, options).await?;
+            let program = compiler.compile(expression, LinkType::Ethernet, account).await?;
             anyhow::Ok((expression, program))
         }
     });

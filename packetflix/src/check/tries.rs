@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     discovery::{Discovery, EngineReport, Gap},
     error::chain,
-    filter::compile::{CompileError, Options, compile},
+    filter::compile::{CompileError, Compiler, Options},
     metrics::Metrics,
     netns::{Netns, ProcessIdentity},
     pcapng::{LinkType, SNAPLEN},
@@ -217,7 +217,8 @@ fn btf() -> Finding {
 
 /// Compiles a filter, in the process without rights that does so.
 async fn filters(subject: &str, expression: &str) -> Finding {
-    match compile(expression, LinkType::Ethernet, &Options::default()).await {
+    let compiler = Compiler::new(Options::default());
+    match compiler.compile(expression, LinkType::Ethernet, &"".into()).await {
         Ok(_) => Finding::works(subject, "libpcap compiles them, in a process without rights"),
         Err(error) => {
             let blame = match &error {

@@ -2,11 +2,10 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{child::Answer, compile::Options};
+use super::child::Answer;
 use crate::pcapng::LinkType;
 
 /// Most bytes of all that is kept.
@@ -18,12 +17,10 @@ const MAX_ENTRY: usize = MAX_SIZE / 16;
 /// look for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    program: PathBuf,
-    account: Arc<str>,
+    pub(super) account: Arc<str>,
     /// Names are numbers in it by then.
     pub(super) expression: String,
-    link_type: u16,
-    netmask: u32,
+    pub(super) link_type: LinkType,
 }
 
 /// The answers of the compiler that hold for good; those that were not asked for longest go first.
@@ -35,18 +32,6 @@ struct Entries {
     known: HashMap<Key, (Answer, u64)>,
     size: usize,
     asked: u64,
-}
-
-impl Key {
-    pub(super) fn new(options: &Options, expression: String, link_type: LinkType, netmask: u32) -> Self {
-        Self {
-            program: options.program.clone(),
-            account: Arc::clone(&options.account),
-            expression,
-            link_type: link_type as u16,
-            netmask,
-        }
-    }
 }
 
 impl Cache {
@@ -102,7 +87,11 @@ mod tests {
     use super::*;
 
     fn key(expression: &str) -> Key {
-        Key::new(&Options::default(), expression.to_owned(), LinkType::Ethernet, 0)
+        Key {
+            account: "".into(),
+            expression: expression.to_owned(),
+            link_type: LinkType::Ethernet,
+        }
     }
 
     #[test]
@@ -138,19 +127,21 @@ mod tests {
         cache.put(&key(&"x".repeat(MAX_ENTRY)), &Answer::TooLarge(5000));
         assert!(cache.get(&key("a")).is_none() && cache.0.lock().unwrap().known.is_empty());
         cache.put(&key("a"), &Answer::Refused("no".to_owned()));
-        let other = Key::new(&Options::default(), "a".to_owned(), LinkType::Raw, 0);
+        let other = Key {
+            link_type: LinkType::Raw,
+            ..key("a")
+        };
         assert!(cache.get(&key("a")).is_some() && cache.get(&other).is_none());
     }
 
     #[test]
     fn nobody_learns_what_others_have_asked_for() {
-        let [one, another] = ["one", "another"].map(|account| Options {
+        let [one, another] = ["one", "another"].map(|account| Key {
             account: account.into(),
-            ..Options::default()
+            ..key("a")
         });
-        let key = |options| Key::new(options, "a".to_owned(), LinkType::Ethernet, 0);
         let cache = Cache::default();
-        cache.put(&key(&one), &Answer::TooLarge(5000));
-        assert!(cache.get(&key(&one)).is_some() && cache.get(&key(&another)).is_none());
+        cache.put(&one, &Answer::TooLarge(5000));
+        assert!(cache.get(&one).is_some() && cache.get(&another).is_none());
     }
 }

@@ -9,9 +9,9 @@ use std::{
     borrow::Cow,
     io,
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use packetflix_filter::{
     Names, Refused,
     classic::{Instruction, MAX_INSTRUCTIONS},
+    translate_to_function,
 };
 use std::os::unix::process::ExitStatusExt as _;
 use tokio::{
@@ -29,6 +30,7 @@ use tokio::{
 
 pub use super::resolver::LookUpError;
 use super::{
+    FilterError, Translated,
     bounds::Bounds,
     cache::{Cache, Key},
     child::{Answer, Order},
@@ -38,7 +40,7 @@ use super::{
 use crate::{
     capabilities::Capability,
     pcapng::LinkType,
-    turns::{Busy, Turns},
+    turns::{Busy, Turn, Turns},
 };
 
 /// Bytes that an expression has at most.
@@ -62,8 +64,6 @@ pub struct Options {
     pub program: PathBuf,
     /// Whether names of hosts, networks, ports and protocols may be looked up, from the server's network namespace.
     pub resolve_names: bool,
-    /// On whose account it is: their turns are counted together.
-    pub account: Arc<str>,
     /// Netmask of the interface, without which libpcap refuses `ip broadcast`. tcpdump says 0.0.0.0, after which only
     /// 255.255.255.255 and 0.0.0.0 are broadcast addresses.
     pub netmask: Option<Ipv4Addr>,
@@ -75,21 +75,21 @@ impl Default for Options {
         Self {
             program: PathBuf::from("/proc/self/exe"),
             resolve_names: false,
-            account: "".into(),
             netmask: None,
         }
     }
 }
 
+/// Has expressions compiled, a few at a time, and knows what became of those that were.
+#[derive(Debug)]
+pub struct Compiler {
+    options: Options,
+    turns: Arc<Turns>,
+    known: Cache,
+}
+
 /// What libpcap compiles for captures alone, or otherwise for these.
 const LIVE: [&str; 4] = ["vlan", "inbound", "outbound", "ifindex"];
-
-/// Whether an expression has names in it that others are asked for.
-pub(crate) fn has_names(expression: &str) -> bool {
-    language()
-        .wanted(expression)
-        .is_ok_and(|wanted| !wanted.is_empty())
-}
 
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
@@ -167,76 +167,134 @@ pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Compiles an expression in the language of pcap-filter(7) for packets that begin like this. It becomes what it does
-/// in a capture by libpcap on an interface of this link type; none needs to be up, or to be there at all.
-///
-/// The program has at most [`MAX_INSTRUCTIONS`], of which nothing else is known:
-/// it is to be verified.
-///
-/// # Errors
-/// When the expression is none, or this machine does not let us compile it.
-pub async fn compile(
-    expression: &str,
-    link_type: LinkType,
-    options: &Options,
-) -> Result<Vec<Instruction>, CompileError> {
-    static COMPILERS: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(Bounds::current().turns()));
-    static KNOWN: LazyLock<Cache> = LazyLock::new(Cache::default);
+impl Compiler {
+    /// One with turns of its own: what runs at the same time, and what waits, is bounded for each compiler.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            turns: Turns::new(Bounds::current().turns()),
+            known: Cache::default(),
+        }
+    }
 
-    if expression.len() > MAX_LEN {
-        return Err(CompileError::TooLong(expression.len()));
+    /// Whether others are asked for names in an expression.
+    pub(crate) fn looks_names_up_in(&self, expression: &str) -> bool {
+        self.options.resolve_names
+            && language()
+                .wanted(expression)
+                .is_ok_and(|wanted| !wanted.is_empty())
     }
-    let refused = |refused| CompileError::of_names(expression, refused);
-    if expression.contains('\0') {
-        return Err(CompileError::syntax(
-            expression,
-            "it holds a zero byte".to_owned(),
-        ));
+
+    /// Compiles an expression, for packets of a link type and on somebody's account, and translates it.
+    ///
+    /// # Errors
+    /// When libpcap or the translation refuses it.
+    pub async fn translate(
+        &self,
+        expression: &str,
+        link_type: LinkType,
+        account: &Arc<str>,
+    ) -> Result<Translated, FilterError> {
+        let classic = self.compile(expression, link_type, account).await?;
+        let native = translate_to_function(&classic)?;
+        Ok(Translated { classic, native })
     }
-    let take_turn = async || {
-        let turn = COMPILERS
-            .take(&options.account, COPIES * expression.len() + OVERHEAD)
-            .await;
-        turn.map_err(|Busy| CompileError::Busy)
-    };
-    let language = language();
-    let mut turn = None;
-    let names = match options.resolve_names {
-        false => Names::Refused,
-        true => {
-            let wanted = language.wanted(expression).map_err(refused)?;
-            if !wanted.is_empty() {
-                turn = Some(take_turn().await?);
-            }
-            Names::Known(resolver::look_up(wanted, options).await?)
+
+    /// Compiles an expression in the language of pcap-filter(7) for packets that begin like this, on an account whose turns
+    /// are counted together. It becomes what it does in a capture by libpcap on an interface of this link type; none needs to
+    /// be up, or to be there at all.
+    ///
+    /// The program has at most [`MAX_INSTRUCTIONS`], of which nothing else is known: it is to be verified.
+    ///
+    /// # Errors
+    /// When the expression is none, or this machine does not let us compile it.
+    pub async fn compile(
+        &self,
+        expression: &str,
+        link_type: LinkType,
+        account: &Arc<str>,
+    ) -> Result<Vec<Instruction>, CompileError> {
+        if expression.len() > MAX_LEN {
+            return Err(CompileError::TooLong(expression.len()));
         }
-    };
-    let checked = language.check(expression, &names).map_err(refused)?;
-    if checked.len() > 2 * MAX_LEN {
-        return Err(CompileError::TooLong(checked.len()));
-    }
-    let netmask = options
-        .netmask
-        .map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets()));
-    let key = Key::new(options, checked.into_owned(), link_type, netmask);
-    let answer = match KNOWN.get(&key) {
-        Some(answer) => answer,
-        None => {
-            let _turn = match turn {
-                Some(turn) => turn,
-                None => take_turn().await?,
-            };
-            // Who was before may have asked for the same.
-            match KNOWN.get(&key) {
-                Some(answer) => answer,
-                None => {
-                    let answer = compile_anew(&key.expression, link_type, netmask, options).await?;
-                    KNOWN.put(&key, &answer);
-                    answer
+        if expression.contains('\0') {
+            return Err(CompileError::syntax(
+                expression,
+                "it holds a zero byte".to_owned(),
+            ));
+        }
+        let refused = |refused| CompileError::of_names(expression, refused);
+        let language = language();
+        let mut turn = None;
+        let names = match self.options.resolve_names {
+            false => Names::Refused,
+            true => {
+                let wanted = language.wanted(expression).map_err(refused)?;
+                if !wanted.is_empty() {
+                    turn = Some(self.take_turn(expression, account).await?);
                 }
+                Names::Known(resolver::look_up(wanted, &self.options.program).await?)
             }
+        };
+        let checked = language.check(expression, &names).map_err(refused)?;
+        if checked.len() > 2 * MAX_LEN {
+            return Err(CompileError::TooLong(checked.len()));
         }
-    };
+        let key = Key {
+            account: Arc::clone(account),
+            expression: checked.into_owned(),
+            link_type,
+        };
+        let answer = match self.known.get(&key) {
+            Some(answer) => answer,
+            None => {
+                let _turn = match turn {
+                    Some(turn) => turn,
+                    None => self.take_turn(expression, account).await?,
+                };
+                self.answer_to(&key).await?
+            }
+        };
+        program_in(answer, expression)
+    }
+
+    async fn take_turn(&self, expression: &str, account: &Arc<str>) -> Result<Turn, CompileError> {
+        let weight = COPIES * expression.len() + OVERHEAD;
+        let turn = self.turns.take(account, weight).await;
+        turn.map_err(|Busy| CompileError::Busy)
+    }
+
+    /// What a process makes of an expression; whoever was before may have asked for the same.
+    async fn answer_to(&self, key: &Key) -> Result<Answer, CompileError> {
+        if let Some(answer) = self.known.get(key) {
+            return Ok(answer);
+        }
+        let answer = self.compile_anew(&key.expression, key.link_type).await?;
+        self.known.put(key, &answer);
+        Ok(answer)
+    }
+
+    /// What a process of its own makes of an expression without names.
+    async fn compile_anew(&self, expression: &str, link_type: LinkType) -> Result<Answer, CompileError> {
+        let netmask = self.options.netmask;
+        let order = Order {
+            link_type,
+            // As a word or not: that costs time only.
+            vlan: LIVE.iter().any(|word| expression.contains(word)),
+            netmask: netmask.map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets())),
+        };
+        let deadline = if order.vlan { PATIENT_DEADLINE } else { DEADLINE };
+        let program = &self.options.program;
+        let helped = ask_helper(program, &order.arguments(), expression.as_bytes(), deadline).await;
+        let (status, answer) = helped
+            .map_err(CompileError::Child)?
+            .ok_or(CompileError::Timeout)?;
+        understand(status, &answer)
+    }
+}
+
+/// What the compiler has said to an expression.
+fn program_in(answer: Answer, expression: &str) -> Result<Vec<Instruction>, CompileError> {
     match answer {
         Answer::Program(program) => Ok(program
             .into_iter()
@@ -256,27 +314,6 @@ pub async fn compile(
             source: errno.map_or_else(|| io::Error::other(sentence), io::Error::from_raw_os_error),
         }),
     }
-}
-
-/// What a process of its own makes of an expression without names.
-async fn compile_anew(
-    expression: &str,
-    link_type: LinkType,
-    netmask: u32,
-    options: &Options,
-) -> Result<Answer, CompileError> {
-    let order = Order {
-        link_type,
-        // As a word or not: that costs time only.
-        vlan: LIVE.iter().any(|word| expression.contains(word)),
-        netmask,
-    };
-    let deadline = if order.vlan { PATIENT_DEADLINE } else { DEADLINE };
-    let helped = ask_helper(options, &order.arguments(), expression.as_bytes(), deadline).await;
-    let (status, answer) = helped
-        .map_err(CompileError::Child)?
-        .ok_or(CompileError::Timeout)?;
-    understand(status, &answer)
 }
 
 impl CompileError {
@@ -301,12 +338,12 @@ impl CompileError {
 /// # Errors
 /// When it cannot be started, or nothing can be told to it.
 pub(super) async fn ask_helper(
-    options: &Options,
+    program: &Path,
     arguments: &[String],
     input: &[u8],
     deadline: Duration,
 ) -> io::Result<Option<(ExitStatus, Vec<u8>)>> {
-    let mut child = start(options, arguments)?;
+    let mut child = start(program, arguments)?;
     match timeout(deadline, ask(&mut child, input)).await {
         Ok(Ok(said)) => Ok(Some(said)),
         Ok(Err(error)) => {
@@ -320,8 +357,8 @@ pub(super) async fn ask_helper(
     }
 }
 
-fn start(options: &Options, arguments: &[String]) -> io::Result<Child> {
-    Command::new(&options.program)
+fn start(program: &Path, arguments: &[String]) -> io::Result<Child> {
+    Command::new(program)
         .arg0("packetflix")
         .args(arguments)
         .env_clear()

@@ -14,9 +14,7 @@ mod resolver;
 pub(crate) use bounds::memory_of_compilers;
 pub use child::answer_if_asked;
 
-use packetflix_filter::{TranslateError, classic, native, translate_to_function};
-
-use crate::pcapng::LinkType;
+use packetflix_filter::{TranslateError, classic, native};
 
 /// Both programs of an expression.
 #[derive(Clone, Debug)]
@@ -25,22 +23,6 @@ pub struct Translated {
     pub classic: Vec<classic::Instruction>,
     /// The same in eBPF: the body of a function, to which the packet and its type are given.
     pub native: Vec<native::Instruction>,
-}
-
-impl Translated {
-    /// Compiles an expression for packets of a link type, and translates it.
-    ///
-    /// # Errors
-    /// When libpcap or the translation refuses it.
-    pub async fn compile(
-        expression: &str,
-        link_type: LinkType,
-        options: &compile::Options,
-    ) -> Result<Self, FilterError> {
-        let classic = compile::compile(expression, link_type, options).await?;
-        let native = translate_to_function(&classic)?;
-        Ok(Self { classic, native })
-    }
 }
 
 /// Why there is no filter.

@@ -6,6 +6,7 @@
 
 use std::{
     io::{self, Read as _},
+    path::Path,
     time::Duration,
 };
 
@@ -13,11 +14,7 @@ use nix::libc;
 use packetflix_filter::{Found, Known, Lookup, MAX_NAMES};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    child::CPU_SECONDS,
-    compile::{self, Options},
-    lookup,
-};
+use super::{child::CPU_SECONDS, compile, lookup};
 use crate::{
     confined::{Failure, begin, give_up_rights},
     sys::{self, SystemCall},
@@ -130,16 +127,16 @@ pub(super) enum Answer {
     Failed(String),
 }
 
-/// Looks names up in a process of its own.
+/// Looks names up in a process of its own, of our program.
 ///
 /// # Errors
 /// When it cannot, or takes too long; that there is no such name is no error.
-pub(super) async fn look_up(wanted: Vec<Lookup>, options: &Options) -> Result<Known, LookUpError> {
+pub(super) async fn look_up(wanted: Vec<Lookup>, program: &Path) -> Result<Known, LookUpError> {
     if wanted.is_empty() {
         return Ok(Known::new());
     }
     let question = serde_json::to_vec(&wanted).map_err(|error| LookUpError::Process(error.into()))?;
-    let helped = compile::ask_helper(options, &[VERB.to_owned()], &question, DEADLINE).await;
+    let helped = compile::ask_helper(program, &[VERB.to_owned()], &question, DEADLINE).await;
     let (status, answer) = helped
         .map_err(LookUpError::Process)?
         .ok_or(LookUpError::Timeout)?;

@@ -32,7 +32,7 @@ const MAX_FILTER_LEN: usize = 4096;
 /// What a packet of an interface begins with.
 ///
 /// Source: <https://www.tcpdump.org/linktypes.html>
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum LinkType {
     /// An Ethernet header.

@@ -30,7 +30,7 @@ use crate::{
     captures::{Attempt, Audit, AuditFileError, Captures},
     config::Config,
     discovery::Discovery,
-    filter::compile::Options,
+    filter::compile::{Compiler, Options},
     line_bounds::{LineBounds, WINDOW},
     metrics::{Load, Metrics},
     resolve::{Directory, DiscoveryService},
@@ -61,8 +61,8 @@ pub struct App {
     pub(crate) metrics: Arc<Metrics>,
     /// Accounts for captures.
     pub(crate) audit: Arc<Audit>,
-    /// How filters are compiled.
-    filters: Options,
+    /// Compiles filters.
+    pub(crate) compiler: Compiler,
     /// Lines of the account for captures that are refused, of each account of callers.
     accounted: LineBounds<Arc<str>>,
     feeds: Feeds,
@@ -110,10 +110,10 @@ impl App {
             access: Arc::new(access),
             discovery,
             directory,
-            filters: Options {
+            compiler: Compiler::new(Options {
                 resolve_names: config.resolve_filter_names,
                 ..Options::default()
-            },
+            }),
             loader: Arc::new(Loader::new(config.tap.clone())),
             feeds: Feeds::new(tasks.clone(), Arc::clone(&metrics)),
             captures: Arc::new(Captures::new(Arc::clone(&metrics), Arc::clone(&audit))),
@@ -159,14 +159,6 @@ impl App {
             self.audit.more_refused(account, count, WINDOW.as_secs());
         }
         self.discovery.tell_the_rest();
-    }
-
-    /// How filters are compiled on this account.
-    pub(crate) fn filters_for(&self, account: Arc<str>) -> Options {
-        Options {
-            account,
-            ..self.filters.clone()
-        }
     }
 
     /// What is in use at the moment.

@@ -21,7 +21,6 @@ use crate::{
     captures::{Capture, CaptureFacts, FoundNames, RunningCapture},
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
-    filter::compile::has_names,
     netns::{FindError, Netns},
     resolve::{Directory, Target, TargetError},
     session::{CaptureKey, Joined, KnownNames, Limits, MeantTarget, Session, SessionInfo},
@@ -151,7 +150,7 @@ impl App {
             statistics: request.statistics,
         };
         // Tomorrow, a name may be another's.
-        let is_alone = own.is_claimed || (self.filters.resolve_names && has_names(&request.filter));
+        let is_alone = own.is_claimed || self.compiler.looks_names_up_in(&request.filter);
         let key = CaptureKey {
             netns: netns.inode(),
             selection,
@@ -303,7 +302,7 @@ impl App {
         if let Some(joined) = slot.join(&own).await {
             return Ok(joined);
         }
-        let filters = CaptureFilters::build(&key.filter, &self.filters_for(caller.account()))
+        let filters = CaptureFilters::build(&key.filter, &self.compiler, &caller.account())
             .await
             .map_err(|error| StartError::Filter(error).about_filter(&key.filter, None))?;
         if info.limits.bytes.is_some() {

@@ -1,5 +1,7 @@
 //! What packets of a capture must pass, for each link type.
 
+use std::sync::Arc;
+
 use packetflix_common::{
     InterfaceFilter,
     filters::{ETHERNET, RAW},
@@ -10,7 +12,7 @@ use super::code::Encoded;
 use crate::{
     filter::{
         FilterError, Translated,
-        compile::{CompileError, Options},
+        compile::{CompileError, Compiler},
     },
     pcapng::LinkType,
 };
@@ -37,17 +39,21 @@ pub(crate) enum LinkFilter {
 }
 
 impl CaptureFilters {
-    /// Makes the filters of an expression; without one all packets pass.
+    /// Makes the filters of an expression, on somebody's account; without one all packets pass.
     ///
     /// # Errors
     /// When the expression means nothing for any link type.
-    pub(crate) async fn build(expression: &str, options: &Options) -> Result<Self, FilterError> {
+    pub(crate) async fn build(
+        expression: &str,
+        compiler: &Compiler,
+        account: &Arc<str>,
+    ) -> Result<Self, FilterError> {
         if expression.is_empty() {
             return Ok(Self::default());
         }
         let (ethernet, raw) = tokio::join!(
-            build_one(expression, LinkType::Ethernet, options),
-            build_one(expression, LinkType::Raw, options),
+            build_one(expression, LinkType::Ethernet, compiler, account),
+            build_one(expression, LinkType::Raw, compiler, account),
         );
         match (ethernet, raw) {
             (Err(error), Err(_)) => Err(error),
@@ -114,9 +120,10 @@ impl CaptureFilters {
 async fn build_one(
     expression: &str,
     link_type: LinkType,
-    options: &Options,
+    compiler: &Compiler,
+    account: &Arc<str>,
 ) -> Result<LinkFilter, FilterError> {
-    let Translated { native, .. } = Translated::compile(expression, link_type, options).await?;
+    let Translated { native, .. } = compiler.translate(expression, link_type, account).await?;
     Ok(LinkFilter::Program(
         native.into_iter().map(native::Instruction::encode).collect(),
     ))

@@ -56,8 +56,8 @@ pub(crate) async fn show(api: &Api, query: &str, caller: &Caller) -> Result<Resp
         .into_iter()
         .find(|(name, number, _)| *name == wanted || *number == wanted)
         .ok_or_else(|| invalid(format!("linktype={wanted} is neither ethernet (1) nor raw (101)")))?;
-    let options = api.app.filters_for(caller.account());
-    let Translated { classic, native } = Translated::compile(expression, link_type, &options).await?;
+    let (compiler, account) = (&api.app.compiler, caller.account());
+    let Translated { classic, native } = compiler.translate(expression, link_type, &account).await?;
     let lines = |listing: String| listing.lines().map(str::to_owned).collect();
     let programs = Programs {
         expression,
