@@ -1,8 +1,7 @@
 //! What the tests on the real kernel share: namespaces, processes and container engines, the server as a program, a
-//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, a reader of metrics, eBPF programs alone, and what filters are compared with; and
-//! what benchmarks make packets, look at streams and tell figures with.
+//! client and a pcapng reader of other makes, a sender of frames, a scripted HTTP service, a reader of metrics, eBPF
+//! programs alone, and what filters are compared with. The benchmarks use it, too, and its generator of packets is theirs.
 
-pub mod analysis;
 pub mod bpf_objects;
 pub mod bpf_run;
 pub mod certificates;
@@ -28,7 +27,14 @@ pub mod process;
 pub mod random;
 pub mod raw;
 pub mod recording;
-pub mod report;
 pub mod server;
 pub mod traces;
 pub mod upstream;
+
+use std::path::Path;
+
+/// Root of the repository from which we were built.
+pub fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}

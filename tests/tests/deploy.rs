@@ -2,13 +2,8 @@
 //! capabilities that `docs/deployment.md` lists and no others.
 
 use std::{
-    collections::BTreeSet,
-    fs,
-    net::TcpStream,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    collections::BTreeSet, fs, net::TcpStream, os::unix::fs::PermissionsExt as _, path::PathBuf,
+    process::Command, time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -21,6 +16,7 @@ use packetflix_tests::{
     client::{Capture, Recorder, Refused},
     docker::{Docker, IMAGE},
     namespace::output_of,
+    root,
     server::{percent_encoded, program, wait_until},
 };
 use serde_json::{Value, json};
@@ -33,12 +29,6 @@ struct Row {
     capability: String,
     /// What the service says without it.
     sentence: String,
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the package lies in the workspace's root")
 }
 
 fn read(path: &str) -> anyhow::Result<String> {

@@ -13,7 +13,7 @@ use packetflix_tests::{
     client::{Recorder, refusal},
     namespace::Namespace,
     process::Sleeper,
-    report::output::root,
+    root,
     server::{Server, wait_until},
 };
 use serde_json::{Value, json};

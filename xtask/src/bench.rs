@@ -6,17 +6,22 @@ use anyhow::{Context as _, ensure};
 
 use crate::{
     build_ebpf::build_ebpf,
-    run::build_programs,
+    run::build_packages,
     setup,
-    shell::{is_root, root},
+    shell::{cargo, execute, is_root, root},
 };
 
 const BENCH: &str = "target/release/bench";
+/// The package with the benchmarks.
+const PACKAGE: &str = "packetflix-bench";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only benchmarks whose name contains this
     name: Option<String>,
+    /// Measure nothing, and test what benchmarks look at streams and tell figures with; needs no root
+    #[arg(long, conflicts_with_all = ["name", "flags"])]
+    tests: bool,
     /// Flags of the program with the benchmarks: see `cargo xtask bench -- --help`
     #[arg(last = true)]
     flags: Vec<String>,
@@ -27,13 +32,18 @@ pub(crate) struct Args {
 /// # Errors
 /// When we are not root, something is missing and cannot be installed, or does not build.
 pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
+    if args.tests {
+        setup::libraries()?;
+        build_ebpf()?;
+        return execute(cargo().args(["test", "--package", PACKAGE]));
+    }
     ensure!(
         is_root(),
         "benchmarks work on the real kernel, and need root: sudo -E env \"PATH=$PATH\" cargo xtask bench"
     );
     setup::bench_tools()?;
     build_ebpf()?;
-    build_programs()?;
+    build_packages(&["packetflix", "packetflix-tests", PACKAGE])?;
     let program = root().join(BENCH);
     // Returns only when it fails.
     let error = Command::new(&program).args(&args.name).args(&args.flags).exec();

@@ -39,20 +39,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Err(error).with_context(|| format!("cannot start {}", server.display()))
 }
 
-/// Builds the server and the client, optimised, as one: apart, each would have the other's dependencies built
-/// anew with its own choice of their features.
+/// Builds the server and the client, optimised.
 ///
 /// # Errors
 /// When a library is missing and cannot be installed, or something does not build.
 pub(crate) fn build_programs() -> anyhow::Result<()> {
+    build_packages(&["packetflix", "packetflix-tests"])
+}
+
+/// Builds the programs of packages, optimised, as one: apart, each would have the others' dependencies built anew with
+/// its own choice of their features.
+///
+/// # Errors
+/// As [`build_programs`].
+pub(crate) fn build_packages(packages: &[&str]) -> anyhow::Result<()> {
     setup::libraries()?;
-    execute(cargo().args([
-        "build",
-        "--release",
-        "--package=packetflix",
-        "--package=packetflix-tests",
-        "--bins",
-    ]))
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    execute(cargo().args(["build", "--release", "--bins"]).args(packages))
 }
 
 fn print_next_steps() {

@@ -30,6 +30,8 @@ pub(crate) struct Args {
 
 /// The package whose tests work on the real kernel, as root.
 const PRIVILEGED: &str = "packetflix-tests";
+/// Packages that are none of this verb's: `cargo xtask build-ebpf` and `cargo xtask bench` build them.
+const OTHERS: [&str; 2] = ["packetflix-ebpf", "packetflix-bench"];
 
 /// Builds all and runs all tests: first those that need no privilege, then those on the real kernel, one at
 /// a time, since they measure what the whole machine holds.
@@ -54,8 +56,13 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     let filter = args.name.iter();
     execute(
         cargo()
-            .args(["test", "--workspace", "--exclude=packetflix-ebpf"])
-            .arg(format!("--exclude={PRIVILEGED}"))
+            .args(["test", "--workspace"])
+            .args(
+                OTHERS
+                    .iter()
+                    .chain([&PRIVILEGED])
+                    .flat_map(|other| ["--exclude", other]),
+            )
             .args(filter.clone()),
     )?;
     if !privileged {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use packetflix_tests::report::{Report, Scenario};
+use packetflix_bench::report::{Report, Scenario};
 
 use super::{
     contestant::{self, Running},

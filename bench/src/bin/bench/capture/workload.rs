@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use packetflix_tests::{
+use packetflix_bench::{
     analysis::Delays,
     report::{FigureKind, Scenario},
 };

@@ -1,10 +1,9 @@
-//! Finds the packets of a [`generator`](crate::generator) in a stream of pcapng or pcap as it comes: which are missing,
+//! Finds the packets of a [`generator`](packetflix_tests::generator) in a stream of pcapng or pcap as it comes: which are missing,
 //! doubled or out of order, and how late they are. It is to take little time beside what is measured: it copies nothing
 //! but what is cut in two, and looks at no more of a packet than its headers and its number.
 
 use anyhow::{Context as _, bail, ensure};
-
-use crate::{generator::MAGIC, raw::HEADERS_LEN};
+use packetflix_tests::{generator::MAGIC, raw::HEADERS_LEN};
 
 /// Types of blocks and codes of options: draft-ietf-opsawg-pcapng, sections 4.1, 4.3 and 4.6.
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;

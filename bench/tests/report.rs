@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
-use packetflix_tests::report::{
+use packetflix_bench::report::{
     FigureKind, Machine, Report, Scenario, Spread, markdown, number,
     output::{keep, publish},
     plots, replace_results, text,
@@ -279,7 +279,7 @@ fn plots_are_well_formed_and_escaped() -> anyhow::Result<()> {
     ]));
     let names: Vec<String> = plots
         .iter()
-        .map(packetflix_tests::report::Plot::file_name)
+        .map(packetflix_bench::report::Plot::file_name)
         .collect();
     assert_eq!(
         names,

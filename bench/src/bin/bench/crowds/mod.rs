@@ -14,11 +14,8 @@ mod streams;
 mod traffic;
 
 use anyhow::{Context as _, ensure};
-use packetflix_tests::{
-    bpf_run::take_run_times,
-    client::Refused,
-    report::{Report, Scenario},
-};
+use packetflix_bench::report::{Report, Scenario};
+use packetflix_tests::{bpf_run::take_run_times, client::Refused};
 
 use self::contestant::Contestant;
 use crate::{Args, crowd::Folder, interrupt::check};

@@ -8,8 +8,8 @@ use packetflix::{
     merging::{CaptureClock, ClockSource, Drained, Head, Merge, Packets, Ring},
     pcapng::LinkType,
 };
+use packetflix_bench::report::{FigureKind, Report, Scenario};
 use packetflix_common::{Direction, RecordHeader};
-use packetflix_tests::report::{FigureKind, Report, Scenario};
 
 use crate::{
     Args,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use packetflix_tests::report::{FigureKind, Report, Scenario};
+use packetflix_bench::report::{FigureKind, Report, Scenario};
 
 use super::{
     contestant::{self, Contestant, Running},

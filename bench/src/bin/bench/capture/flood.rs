@@ -1,10 +1,10 @@
 //! Packets of the generator, as fast as they can be sent, or seldom.
 
 use anyhow::Context as _;
+use packetflix_bench::report::{FigureKind, Scenario};
 use packetflix_tests::{
     bpf_run::take_run_times,
     generator::{Generator, IMIX, MAX_LEN, Plan, SELECTED_PORT, Sent},
-    report::{FigureKind, Scenario},
 };
 
 use super::{

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use packetflix_tests::report::{FigureKind, Report, Scenario};
+use packetflix_bench::report::{FigureKind, Report, Scenario};
 
 use super::{
     account, contestant,

@@ -21,7 +21,8 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use packetflix_tests::report::{Report, output, text};
+use packetflix_bench::report::{Report, output, text};
+use packetflix_tests::root;
 
 use crate::machine::machine;
 
@@ -112,10 +113,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     // What was measured before an interruption is of use, too.
     if !report.scenarios.is_empty() {
-        let file = output::keep(&report, &output::root())?;
+        let file = output::keep(&report, root())?;
         eprintln!("bench: kept in {}", file.display());
         if args.publish && result.is_ok() {
-            output::publish(&report, &output::root())?;
+            output::publish(&report, root())?;
             eprintln!("bench: published in docs/benchmarks.md");
         }
     }

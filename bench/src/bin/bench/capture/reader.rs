@@ -12,7 +12,8 @@ use std::{
 };
 
 use anyhow::ensure;
-use packetflix_tests::{analysis::Analysis, generator::now};
+use packetflix_bench::analysis::Analysis;
+use packetflix_tests::generator::now;
 
 use super::websocket::WebSocket;
 use crate::interrupt::sleep_until;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use packetflix_tests::report::{FigureKind, Report, Scenario};
+use packetflix_bench::report::{FigureKind, Report, Scenario};
 
 use super::{
     contestant,

@@ -12,12 +12,6 @@ use super::{Report, markdown, plots, replace_results};
 /// Folder of the documentation's plots and figures, beside its page.
 const FOLDER: &str = "benchmarks";
 
-/// Root of the repository from which we were built.
-pub fn root() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
-}
-
 /// Adds a report to those that were kept in `target/bench/results.json` below `root`; gives that file.
 ///
 /// # Errors

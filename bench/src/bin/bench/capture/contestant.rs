@@ -12,10 +12,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use packetflix_tests::{
-    analysis::{Delays, Found},
-    server::{Server, percent_encoded, wait_until},
-};
+use packetflix_bench::analysis::{Delays, Found};
+use packetflix_tests::server::{Server, percent_encoded, wait_until};
 
 use super::{
     bed::{Bed, End as BedEnd},

@@ -9,7 +9,7 @@ mod websocket;
 mod workload;
 
 use anyhow::{Context as _, ensure};
-use packetflix_tests::report::{FigureKind, Report, Scenario};
+use packetflix_bench::report::{FigureKind, Report, Scenario};
 
 use self::{
     bed::{Bed, Counters},

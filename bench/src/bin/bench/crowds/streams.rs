@@ -10,8 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use packetflix_bench::analysis::Analysis;
 use packetflix_tests::{
-    analysis::Analysis,
     client::{Capture, Piece},
     generator::now,
 };

@@ -2,10 +2,8 @@
 
 use std::{thread, time::Duration};
 
-use packetflix_tests::{
-    analysis::{Analysis, Delays},
-    raw::RawSocket,
-};
+use packetflix_bench::analysis::{Analysis, Delays};
+use packetflix_tests::raw::RawSocket;
 
 use super::{
     account::{self, Runs},

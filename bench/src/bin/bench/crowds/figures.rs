@@ -1,6 +1,6 @@
 //! What is told of captures with traffic.
 
-use packetflix_tests::report::{FigureKind, Scenario};
+use packetflix_bench::report::{FigureKind, Scenario};
 
 use super::measure::Outcome;
 

@@ -1,9 +1,7 @@
 //! The parts of the benchmarks that look at what others capture: on streams made by hand.
 
-use packetflix_tests::{
-    analysis::{Analysis, Delays, Found},
-    generator::MAGIC,
-};
+use packetflix_bench::analysis::{Analysis, Delays, Found};
+use packetflix_tests::generator::MAGIC;
 
 /// A frame of the generator with this number and time.
 fn frame(number: u64, time: u64) -> Vec<u8> {

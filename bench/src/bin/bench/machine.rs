@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use packetflix_tests::report::{Machine, output::root};
+use packetflix_bench::report::Machine;
+use packetflix_tests::root;
 
 /// Finds out what figures depend on.
 ///
