@@ -7,6 +7,9 @@ use std::{
 };
 
 fn main() {
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system != "linux") {
+        return;
+    }
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     let object = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"))
         .parent()

@@ -35,6 +35,8 @@ pub struct Command {
 /// What there is to do beside serving.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Verb {
+    /// Serve, as the program does without a verb
+    Serve(Box<Args>),
     /// Try what captures take on this machine, and say what works, what does not, what that costs, and what to do;
     /// ends with 1 if captures cannot work
     Check {
@@ -49,6 +51,9 @@ pub enum Verb {
         #[command(flatten)]
         args: Args,
     },
+    /// What a client does.
+    #[command(flatten)]
+    Client(packetflix_client::cli::Verb),
 }
 
 /// Flags, each also as an environment variable. `docs/flags.md` has a table of them, which `cargo xtask docs` makes from here.

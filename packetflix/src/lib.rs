@@ -2,6 +2,7 @@
 //!
 //! The road of a packet: the kernel's hook ─► a ring per CPU ([`tap`]) ─► pcapng ([`pcapng`]) ─► batches
 //! (`session`) ─► WebSocket ([`http`]). `ARCHITECTURE.md` has the whole picture.
+#![cfg(target_os = "linux")]
 
 pub mod access;
 mod allowance;

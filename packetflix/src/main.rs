@@ -1,137 +1,168 @@
-//! The packetflix server.
+//! The program: server and client; on systems other than Linux the client alone.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::process::ExitCode;
 
-use clap::Parser as _;
-use packetflix::{
-    check,
-    cli::{self, Args, Command, Verb},
-    config::Config,
-    http,
-    logging::{self, LogFormat},
-    service::App,
-};
-use tokio::signal::unix::{SignalKind, signal};
-
-/// Exit status of a program that was called with flags that there are not.
-const USAGE: u8 = 2;
-
+#[cfg(target_os = "linux")]
 fn main() -> ExitCode {
-    if let Err(error) = packetflix::settle_inherited_state() {
-        complain(&format!(
-            "signals and permissions are as they were inherited: {error}"
-        ));
-    }
-    if let Err(error) = packetflix::capabilities::raise() {
-        complain(&format!(
-            "the capabilities of this process could not be made effective: {error}"
-        ));
-    }
-    let helped = packetflix::filter::answer_if_asked(std::env::args_os());
-    if let Some(status) = helped.or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os())) {
-        return status;
-    }
-    packetflix::limit_allocator_arenas();
-    let Command { verb, args } = match Command::try_parse() {
-        Ok(command) => command,
-        // What was asked for: the flags, or the version.
-        Err(told) if !told.use_stderr() => {
-            return told.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
-        }
-        Err(error) => {
-            complain(&cli::sentence_of(&error));
-            return ExitCode::from(USAGE);
-        }
+    linux::main()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    use clap::{CommandFactory as _, Parser as _};
+    use packetflix_client::cli::{Program, run};
+
+    run(&Program::parse().verb, Program::command())
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{
+        io::{self, Write as _},
+        process::ExitCode,
+        sync::Arc,
     };
-    let done = match verb {
-        Some(Verb::Check { live: true, args, .. }) => ask(&args),
-        Some(Verb::Check { json, args, .. }) => report(&args, json),
-        None => serve(&args),
+
+    use clap::{CommandFactory as _, Parser as _, Subcommand as _};
+    use packetflix::{
+        check,
+        cli::{self, Args, Command, Verb},
+        config::Config,
+        http,
+        logging::{self, LogFormat},
+        service::App,
     };
-    done.unwrap_or_else(|error| {
-        complain(&format!("{error:#}"));
-        ExitCode::FAILURE
-    })
-}
+    use packetflix_client::cli as client;
+    use tokio::signal::unix::{SignalKind, signal};
 
-/// Says why the program does not do what it was to do.
-fn complain(sentence: &str) {
-    // Nobody reads it where it cannot be written.
-    let _ = writeln!(io::stderr(), "packetflix: {sentence}");
-}
+    /// Exit status of a program that was called with flags that there are not.
+    const USAGE: u8 = 2;
 
-/// Says what works on this machine.
-fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    if args.debug {
-        logging::init(args.log());
-    }
-    let config = Config::try_from(args)?;
-    let _ = packetflix::raise_limits();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(check::run(&config));
-    let text = if json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::from(u8::from(!report.captures)))
-}
-
-/// Asks the service that runs whether it lives.
-fn ask(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = Config::try_from(args)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(http::live(&config))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
-/// a line of that.
-fn serve(args: &Args) -> anyhow::Result<ExitCode> {
-    logging::init(args.log());
-    match run(args) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) if args.log_format == LogFormat::Json => {
-            tracing::error!("{error:#}");
-            Ok(ExitCode::FAILURE)
+    pub(super) fn main() -> ExitCode {
+        let first = std::env::args().nth(1);
+        if !first.is_some_and(|word| client::Verb::has_subcommand(&word)) {
+            settle();
+            let helped = packetflix::filter::answer_if_asked(std::env::args_os());
+            if let Some(status) =
+                helped.or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os()))
+            {
+                return status;
+            }
+            packetflix::limit_allocator_arenas();
         }
-        Err(error) => Err(error),
-    }
-}
-
-fn run(args: &Args) -> anyhow::Result<()> {
-    let config = Config::try_from(args)?;
-    if let Err(error) = packetflix::raise_limits() {
-        tracing::warn!(%error, "the bounds of resources could not be raised");
-    }
-    check::log_what_does_not_work(&config);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        // It ends nothing from here on, not even the start.
-        let mut hangup = signal(SignalKind::hangup())?;
-        let server = http::Server::bind(App::build(Arc::new(config))?).await?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let shutdown = async move || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        let Command { verb, args } = match Command::try_parse() {
+            Ok(command) => command,
+            // What was asked for: the flags, or the version.
+            Err(told) if !told.use_stderr() => {
+                return told.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+            }
+            Err(error) => {
+                complain(&cli::sentence_of(&error));
+                return ExitCode::from(USAGE);
             }
         };
-        let hint = async move || {
-            hangup.recv().await;
+        let done = match verb {
+            Some(Verb::Client(verb)) => Ok(client::run(&verb, Command::command())),
+            Some(Verb::Check { live: true, args, .. }) => ask(&args),
+            Some(Verb::Check { json, args, .. }) => report(&args, json),
+            Some(Verb::Serve(args)) => serve(&args),
+            None => serve(&args),
         };
-        server.serve(shutdown, hint).await;
-        anyhow::Ok(())
-    })?;
-    // Whatever still blocks a thread after the drain is not waited for.
-    runtime.shutdown_background();
-    Ok(())
+        done.unwrap_or_else(|error| {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        })
+    }
+
+    /// Prepares the process of a server. A client stays as its user has started it, and has no rights of its own.
+    fn settle() {
+        if let Err(error) = packetflix::settle_inherited_state() {
+            complain(&format!(
+                "signals and permissions are as they were inherited: {error}"
+            ));
+        }
+        if let Err(error) = packetflix::capabilities::raise() {
+            complain(&format!(
+                "the capabilities of this process could not be made effective: {error}"
+            ));
+        }
+    }
+
+    /// Says why the program does not do what it was to do.
+    fn complain(sentence: &str) {
+        // Nobody reads it where it cannot be written.
+        let _ = writeln!(io::stderr(), "packetflix: {sentence}");
+    }
+
+    /// Says what works on this machine.
+    fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+        if args.debug {
+            logging::init(args.log());
+        }
+        let config = Config::try_from(args)?;
+        let _ = packetflix::raise_limits();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let report = runtime.block_on(check::run(&config));
+        let text = if json {
+            serde_json::to_string_pretty(&report)? + "\n"
+        } else {
+            report.to_string()
+        };
+        io::stdout().write_all(text.as_bytes())?;
+        Ok(ExitCode::from(u8::from(!report.captures)))
+    }
+
+    /// Asks the service that runs whether it lives.
+    fn ask(args: &Args) -> anyhow::Result<ExitCode> {
+        let config = Config::try_from(args)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(http::live(&config))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
+    /// a line of that.
+    fn serve(args: &Args) -> anyhow::Result<ExitCode> {
+        logging::init(args.log());
+        match run(args) {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(error) if args.log_format == LogFormat::Json => {
+                tracing::error!("{error:#}");
+                Ok(ExitCode::FAILURE)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run(args: &Args) -> anyhow::Result<()> {
+        let config = Config::try_from(args)?;
+        if let Err(error) = packetflix::raise_limits() {
+            tracing::warn!(%error, "the bounds of resources could not be raised");
+        }
+        check::log_what_does_not_work(&config);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            // It ends nothing from here on, not even the start.
+            let mut hangup = signal(SignalKind::hangup())?;
+            let server = http::Server::bind(App::build(Arc::new(config))?).await?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let shutdown = async move || {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            };
+            let hint = async move || {
+                hangup.recv().await;
+            };
+            server.serve(shutdown, hint).await;
+            anyhow::Ok(())
+        })?;
+        // Whatever still blocks a thread after the drain is not waited for.
+        runtime.shutdown_background();
+        Ok(())
+    }
 }

@@ -1,0 +1,161 @@
+//! `packetflix captures`: who captures what, and the end of a capture.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::{
+    error::{Failure, Status},
+    http::{delete, get, get_json},
+    list::print,
+    server::ServerArgs,
+    table::table,
+    units::{shown_duration, shown_size},
+};
+
+const PATH: &str = "/captures";
+
+/// Who captures what.
+#[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct CapturesArgs {
+    #[command(subcommand)]
+    verb: Option<CapturesVerb>,
+    /// Print the server's answer, which is JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What there is to do beside listing them.
+#[derive(Clone, Debug, clap::Subcommand)]
+enum CapturesVerb {
+    /// End captures; their clients get what was captured until now, and the final statistics
+    Stop {
+        /// Numbers of the captures, as listed
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<u64>,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+}
+
+/// The answer of `/captures`, as far as it is shown.
+#[derive(Deserialize)]
+struct Captures {
+    captures: Vec<Capture>,
+}
+
+#[derive(Deserialize)]
+struct Capture {
+    id: u64,
+    client: Client,
+    target: Target,
+    #[serde(default)]
+    filter: String,
+    duration: f64,
+    packets: u64,
+    bytes: u64,
+    dropped: Dropped,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Client {
+    name: String,
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    #[serde(default)]
+    name: String,
+    netns: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Dropped {
+    kernel: u64,
+    slow_client: u64,
+}
+
+/// Lists captures, or ends some.
+///
+/// # Errors
+/// When the server refuses.
+pub(crate) async fn captures(args: &CapturesArgs) -> Result<Status, Failure> {
+    if let Some(CapturesVerb::Stop { ids, server }) = &args.verb {
+        let server = server.resolve().map_err(Failure::usage)?;
+        for id in ids {
+            delete(&server, &format!("{PATH}/{id}"))
+                .await
+                .map_err(Failure::refused)?;
+        }
+        return Ok(Status::Done);
+    }
+    let server = args.server.resolve().map_err(Failure::usage)?;
+    let text = if args.json {
+        let body = get(&server, PATH).await.map_err(Failure::refused)?;
+        String::from_utf8_lossy(&body).into_owned() + "\n"
+    } else {
+        let captures: Captures = get_json(&server, PATH).await.map_err(Failure::refused)?;
+        captures.shown()
+    };
+    print(&text)?;
+    Ok(Status::Done)
+}
+
+impl Captures {
+    fn shown(&self) -> String {
+        let head = [
+            "ID", "CLIENT", "TARGET", "FOR", "PACKETS", "BYTES", "DROPPED", "FILTER",
+        ];
+        let rows: Vec<Vec<String>> = self.captures.iter().map(Capture::row).collect();
+        table(&head, &rows)
+    }
+}
+
+impl Capture {
+    fn row(&self) -> Vec<String> {
+        let client = [&self.client.name[..], &self.client.address[..]];
+        let client: Vec<&str> = client.into_iter().filter(|word| !word.is_empty()).collect();
+        let target = match &self.target.name[..] {
+            "" => format!("netns:{}", self.target.netns),
+            name => name.to_owned(),
+        };
+        let duration = Duration::try_from_secs_f64(self.duration).unwrap_or_default();
+        vec![
+            self.id.to_string(),
+            client.join(" "),
+            target,
+            shown_duration(duration),
+            self.packets.to_string(),
+            shown_size(self.bytes),
+            (self.dropped.kernel + self.dropped.slow_client).to_string(),
+            self.filter.clone(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captures_are_rows() {
+        let captures: Captures = serde_json::from_str(
+            r#"{"version": 1, "captures": [{"id": 3, "tap": 1, "client": {"name": "ann", "address": "10.0.0.7"},
+                "target": {"netns": 5}, "filter": "tcp port 80", "started-at": 1.0, "duration": 61.5, "packets": 10,
+                "bytes": 1500, "packets-per-second": 1.0, "bytes-per-second": 1.0,
+                "dropped": {"kernel": 1, "slow-client": 2}}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            captures.shown(),
+            "ID  CLIENT        TARGET   FOR       PACKETS  BYTES   DROPPED  FILTER\n\
+             3   ann 10.0.0.7  netns:5  1:01 min  10       1.5 kB  3        tcp port 80\n"
+        );
+    }
+}

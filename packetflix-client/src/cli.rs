@@ -1,0 +1,110 @@
+//! The client's verbs, as they stand on the command line.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap_complete::Shell;
+
+use crate::{
+    capture::{CaptureArgs, capture},
+    captures::{CapturesArgs, captures},
+    error::{Failure, Status},
+    list::{ListArgs, list, print},
+};
+
+/// The program on systems that have no server.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(
+    name = "packetflix",
+    version,
+    about = "Captures the packets of container hosts"
+)]
+pub struct Program {
+    /// What there is to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What a client does.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Capture the packets of a target: into a file, a pipe, or a program that reads pcapng
+    Capture(Box<CaptureArgs>),
+    /// List what there is to capture
+    List(ListArgs),
+    /// List who captures what, or end a capture
+    Captures(CapturesArgs),
+    /// Print what a shell needs to complete this command line
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Write this page and one of each verb into a folder instead
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Does what is asked, and says why if that was not possible. `command` is the whole command line of the program.
+pub fn run(verb: &Verb, command: clap::Command) -> ExitCode {
+    match follow(verb, command) {
+        Ok(status) => status.into(),
+        Err(failure) => {
+            eprintln!("packetflix: {failure}");
+            failure.status.into()
+        }
+    }
+}
+
+fn follow(verb: &Verb, command: clap::Command) -> Result<Status, Failure> {
+    match verb {
+        Verb::Capture(args) => block_on(capture(args)),
+        Verb::List(args) => block_on(list(args)),
+        Verb::Captures(args) => block_on(captures(args)),
+        Verb::Completions { shell } => complete(*shell, command),
+        Verb::Man { out: None } => page(command),
+        Verb::Man { out: Some(folder) } => pages(folder, command),
+    }
+}
+
+/// Runs a verb on this thread, which may wait for disks and pipes; connections and signals have one of their own.
+fn block_on(verb: impl Future<Output = Result<Status, Failure>>) -> Result<Status, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(Failure::refused)?;
+    let done = runtime.block_on(verb);
+    runtime.shutdown_background();
+    done
+}
+
+fn complete(shell: Shell, mut command: clap::Command) -> Result<Status, Failure> {
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    print(&String::from_utf8_lossy(&script))?;
+    Ok(Status::Done)
+}
+
+fn page(command: clap::Command) -> Result<Status, Failure> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command)
+        .render(&mut page)
+        .map_err(Failure::broken)?;
+    print(&String::from_utf8_lossy(&page))?;
+    Ok(Status::Done)
+}
+
+fn pages(folder: &Path, command: clap::Command) -> Result<Status, Failure> {
+    let told =
+        |error: io::Error| Failure::refused(format!("{} cannot be written: {error}", folder.display()));
+    fs::create_dir_all(folder).map_err(told)?;
+    clap_mangen::generate_to(command, folder).map_err(told)?;
+    Ok(Status::Done)
+}

@@ -1,0 +1,161 @@
+//! A connection to a server.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        self, ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{
+            CertificateDer, PrivateKeyDer, ServerName,
+            pem::{self, PemObject as _},
+        },
+    },
+};
+
+use crate::server::{Address, Server, Trust};
+
+/// How long a connection may take until it stands.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What bytes go over.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// A connection that stands.
+pub type Connection = Box<dyn Transport>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody is there.
+    #[error("no server answers at {0}: is it running, and is that its address?")]
+    Unreachable(Address, #[source] io::Error),
+    /// Nobody answers.
+    #[error("no server answers at {0} within {seconds} s", seconds = PATIENCE.as_secs())]
+    Late(Address),
+    /// It does not speak TLS.
+    #[error("the server at {0} does not speak TLS: try http:// in the place of https://")]
+    Plain(Address),
+    /// Its certificate is not trusted.
+    #[error("the certificate of {0} is not trusted: --cacert names the file of the CA that issued it")]
+    Untrusted(Address, #[source] rustls::Error),
+    /// TLS fails otherwise.
+    #[error("TLS with {0} fails")]
+    Tls(Address, #[source] io::Error),
+    /// A file for TLS cannot be used.
+    #[error("{} cannot be used", .0.display())]
+    File(PathBuf, #[source] pem::Error),
+    /// The key does not fit the certificate.
+    #[error("the certificate and key of --cert and --key cannot be used")]
+    Identity(#[source] rustls::Error),
+    /// There is no CA in a file, or on this machine.
+    #[error("there is no CA to trust in {0}")]
+    NoAuthority(String),
+    /// It cannot have a certificate.
+    #[error("{0} is no name that a certificate could have")]
+    Name(String),
+    /// This system has no Unix sockets.
+    #[error("this system reaches no Unix sockets: name the server by http:// or https://")]
+    NoUnixSockets,
+}
+
+/// Connects to a server, and speaks TLS with it where its address says so.
+///
+/// # Errors
+/// When it cannot be reached or is not to be trusted.
+pub async fn connect(server: &Server) -> Result<Connection, ConnectError> {
+    let address = &server.address;
+    timeout(PATIENCE, open(server))
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Late(address.clone())))
+}
+
+async fn open(server: &Server) -> Result<Connection, ConnectError> {
+    let address = &server.address;
+    let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
+    match address {
+        Address::Tcp { host, port, tls } => {
+            let stream = TcpStream::connect((&host[..], *port))
+                .await
+                .map_err(unreachable)?;
+            // Requests and close frames are small, and wait for nothing.
+            stream.set_nodelay(true).map_err(unreachable)?;
+            match tls {
+                true => encrypt(stream, host, server).await,
+                false => Ok(Box::new(stream)),
+            }
+        }
+        #[cfg(unix)]
+        Address::Unix(path) => {
+            let stream = tokio::net::UnixStream::connect(path).await.map_err(unreachable)?;
+            Ok(Box::new(stream))
+        }
+        #[cfg(not(unix))]
+        Address::Unix(_) => Err(ConnectError::NoUnixSockets),
+    }
+}
+
+async fn encrypt(stream: TcpStream, host: &str, server: &Server) -> Result<Connection, ConnectError> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| ConnectError::Name(host.to_owned()))?;
+    let connector = TlsConnector::from(Arc::new(config(&server.trust)?));
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| tls_error(&server.address, error))?;
+    Ok(Box::new(stream))
+}
+
+/// What the failure of a handshake means.
+fn tls_error(address: &Address, error: io::Error) -> ConnectError {
+    let address = address.clone();
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    match cause {
+        Some(rustls::Error::InvalidMessage(_)) => ConnectError::Plain(address),
+        Some(cause @ rustls::Error::InvalidCertificate(_)) => ConnectError::Untrusted(address, cause.clone()),
+        _ => ConnectError::Tls(address, error),
+    }
+}
+
+fn config(trust: &Trust) -> Result<ClientConfig, ConnectError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(ConnectError::Identity)?
+        .with_root_certificates(authorities(trust)?);
+    let Some((certificate, key)) = &trust.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| ConnectError::File(key.clone(), error))?;
+    builder
+        .with_client_auth_cert(certificates(certificate)?, key)
+        .map_err(ConnectError::Identity)
+}
+
+/// The CAs that are trusted.
+fn authorities(trust: &Trust) -> Result<RootCertStore, ConnectError> {
+    let (certificates, origin) = match &trust.cacert {
+        Some(file) => (certificates(file)?, file.display().to_string()),
+        None => (
+            rustls_native_certs::load_native_certs().certs,
+            "the store of this machine: --cacert names a file of some".to_owned(),
+        ),
+    };
+    let mut authorities = RootCertStore::empty();
+    authorities.add_parsable_certificates(certificates);
+    match authorities.is_empty() {
+        true => Err(ConnectError::NoAuthority(origin)),
+        false => Ok(authorities),
+    }
+}
+
+fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| ConnectError::File(file.clone(), error))
+}

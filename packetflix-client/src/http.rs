@@ -1,0 +1,206 @@
+//! A request and its answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{AUTHORIZATION, HOST, HeaderMap},
+    http,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    connect::{ConnectError, connect},
+    server::{Address, Server},
+};
+
+/// How long an answer may take: longer than any look of the server's for its targets.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Most bytes of an answer.
+const MAX_LEN: usize = 64 << 20;
+
+/// Why there is no answer, or another than was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The request cannot be made.
+    #[error("the request cannot be made")]
+    Request(#[from] http::Error),
+    /// It does not speak HTTP.
+    #[error("what answers at {0} is no packetflix, or speaks TLS: try https:// in the place of http://")]
+    NotHttp(Address, #[source] hyper::Error),
+    /// It does not answer in time.
+    #[error("{0} does not answer within {seconds} s", seconds = PATIENCE.as_secs())]
+    Late(Address),
+    /// It refuses.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The answer is not what packetflix answers.
+    #[error("what answers at {0} is no packetflix: is that its address?")]
+    Other(Address),
+    /// The answer broke off.
+    #[error("the answer of {0} broke off")]
+    Body(Address, #[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A server's refusal.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}{}", self.remedy())]
+pub struct Refusal {
+    /// Status of HTTP.
+    pub status: u16,
+    /// Why, for people.
+    pub sentence: String,
+    /// Why, for programs.
+    pub code: String,
+}
+
+/// The body of a refusal.
+#[derive(Deserialize)]
+struct RefusalBody {
+    error: String,
+    #[serde(default)]
+    code: String,
+}
+
+impl Refusal {
+    /// What to do about it here, where the server's sentence cannot know.
+    fn remedy(&self) -> &'static str {
+        match self.status {
+            401 => ". Show a token with --token-file, or a certificate with --cert and --key",
+            _ => "",
+        }
+    }
+
+    fn read(status: StatusCode, body: &[u8]) -> Option<Self> {
+        let body: RefusalBody = serde_json::from_slice(body).ok()?;
+        Some(Self {
+            status: status.as_u16(),
+            sentence: body.error,
+            code: body.code,
+        })
+    }
+}
+
+/// An answer whose body is still to come, and the connection that it comes over.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    driver: AbortOnDropHandle<()>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        Some(self.response.headers().get(name)?.to_str().ok()?.to_owned())
+    }
+
+    async fn body(self, address: &Address) -> Result<Bytes, RequestError> {
+        let _driver = self.driver;
+        let body = timeout(PATIENCE, Limited::new(self.response, MAX_LEN).collect())
+            .await
+            .map_err(|_| RequestError::Late(address.clone()))?
+            .map_err(|error| RequestError::Body(address.clone(), error))?;
+        Ok(body.to_bytes())
+    }
+
+    /// The error that this answer is.
+    pub(crate) async fn into_error(self, address: &Address) -> RequestError {
+        let status = self.response.status();
+        match self.body(address).await {
+            Ok(body) => Refusal::read(status, &body)
+                .map_or_else(|| RequestError::Other(address.clone()), RequestError::Refused),
+            Err(error) => error,
+        }
+    }
+}
+
+/// Sends a request over a connection of its own.
+pub(crate) async fn send(
+    server: &Server,
+    method: Method,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<Answer, RequestError> {
+    let address = &server.address;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, address.authority());
+    if let Some(token) = &server.token {
+        request = request.header(AUTHORIZATION, token.bearer());
+    }
+    let mut request = request.body(Empty::<Bytes>::new())?;
+    request.headers_mut().extend(headers);
+
+    let not_http = |error| RequestError::NotHttp(address.clone(), error);
+    let stream = TokioIo::new(connect(server).await?);
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(not_http)?;
+    let driver = AbortOnDropHandle::new(tokio::spawn(async {
+        // Whoever waits for the answer is told the same.
+        let _ = connection.with_upgrades().await;
+    }));
+    let response = timeout(PATIENCE, sender.send_request(request))
+        .await
+        .map_err(|_| RequestError::Late(address.clone()))?
+        .map_err(not_http)?;
+    Ok(Answer { response, driver })
+}
+
+/// What a server answers to a GET, as bytes of JSON.
+///
+/// # Errors
+/// When it refuses, or there is no such answer.
+pub async fn get(server: &Server, path: &str) -> Result<Bytes, RequestError> {
+    let answer = send(server, Method::GET, path, HeaderMap::new()).await?;
+    match answer.response.status() {
+        StatusCode::OK => answer.body(&server.address).await,
+        _ => Err(answer.into_error(&server.address).await),
+    }
+}
+
+/// What a server answers to a GET, read as JSON.
+///
+/// # Errors
+/// When it refuses, or there is no such answer.
+pub async fn get_json<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, RequestError> {
+    let body = get(server, path).await?;
+    serde_json::from_slice(&body).map_err(|_| RequestError::Other(server.address.clone()))
+}
+
+/// Has a server delete something.
+///
+/// # Errors
+/// When it refuses.
+pub async fn delete(server: &Server, path: &str) -> Result<(), RequestError> {
+    let answer = send(server, Method::DELETE, path, HeaderMap::new()).await?;
+    match answer.response.status() {
+        StatusCode::NO_CONTENT => Ok(()),
+        _ => Err(answer.into_error(&server.address).await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let body = br#"{"error": "there is no such token", "code": "token_unknown"}"#;
+        let refusal = Refusal::read(StatusCode::UNAUTHORIZED, body).unwrap();
+        assert_eq!(refusal.code, "token_unknown");
+        let told = refusal.to_string();
+        assert!(told.starts_with("there is no such token. Show a token"), "{told}");
+        let old = Refusal::read(StatusCode::NOT_FOUND, br#"{"error": "no"}"#).unwrap();
+        assert_eq!((old.to_string(), old.code), ("no".to_owned(), String::new()));
+        assert_eq!(Refusal::read(StatusCode::NOT_FOUND, b"<html>"), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! `packetflix list`: what there is to capture.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use crate::{
+    error::{Failure, Status},
+    http::{get, get_json},
+    interrupts::Interrupts,
+    server::{Server, ServerArgs},
+    table::table,
+};
+
+/// How often a list that is watched is asked for: the server looks at most once a second.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+const PATH: &str = "/targets";
+
+/// What there is to capture.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ListArgs {
+    /// Print the server's answer, which is JSON
+    #[arg(long)]
+    json: bool,
+    /// Print the list again whenever it has changed, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// Which server.
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// The answer of `/targets`, as far as it is shown.
+#[derive(Deserialize)]
+struct Targets {
+    targets: Vec<Target>,
+    #[serde(default)]
+    gaps: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Target {
+    name: String,
+    r#type: String,
+    #[serde(default)]
+    prefix: String,
+    netns: u64,
+    #[serde(default)]
+    pid: Option<u32>,
+    network_interfaces: Vec<Interface>,
+}
+
+#[derive(Deserialize)]
+struct Interface {
+    name: String,
+    #[serde(default)]
+    addresses: Vec<String>,
+}
+
+/// Prints the targets, once or for as long as is wanted.
+///
+/// # Errors
+/// When the server refuses.
+pub(crate) async fn list(args: &ListArgs) -> Result<Status, Failure> {
+    let server = args.server.resolve().map_err(Failure::usage)?;
+    if !args.watch {
+        print(&read(&server, args.json).await?)?;
+        return Ok(Status::Done);
+    }
+    let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
+    tokio::select! {
+        failed = watch(&server, args.json) => failed,
+        _ = interrupts.first() => Ok(Status::Done),
+    }
+}
+
+async fn watch(server: &Server, json: bool) -> Result<Status, Failure> {
+    let mut printed = String::new();
+    loop {
+        let text = read(server, json).await?;
+        if text != printed {
+            let gap = if printed.is_empty() || json { "" } else { "\n" };
+            print(&format!("{gap}{text}"))?;
+            printed = text;
+        }
+        sleep(INTERVAL).await;
+    }
+}
+
+async fn read(server: &Server, json: bool) -> Result<String, Failure> {
+    if json {
+        let body = get(server, PATH).await.map_err(Failure::refused)?;
+        return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
+    }
+    let targets: Targets = get_json(server, PATH).await.map_err(Failure::refused)?;
+    Ok(targets.shown())
+}
+
+/// Whoever reads may have had enough.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::broken(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Targets {
+    fn shown(&self) -> String {
+        let rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
+        let mut text = table(&["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"], &rows);
+        for gap in &self.gaps {
+            text += &format!("not looked at: {gap}\n");
+        }
+        text
+    }
+}
+
+impl Target {
+    fn row(&self) -> Vec<String> {
+        let name = match &self.prefix[..] {
+            "" => self.name.clone(),
+            prefix => format!("{prefix}:{}", self.name),
+        };
+        let interfaces: Vec<String> = self.network_interfaces.iter().map(Interface::shown).collect();
+        vec![
+            name,
+            self.r#type.clone(),
+            self.netns.to_string(),
+            self.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            interfaces.join(", "),
+        ]
+    }
+}
+
+impl Interface {
+    /// Its name, and its first address.
+    fn shown(&self) -> String {
+        match self.addresses.first() {
+            Some(address) => format!("{} {address}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_rows() {
+        let targets: Targets = serde_json::from_str(
+            r#"{"version": 1, "gaps": ["one engine"], "targets": [
+                {"name": "web", "type": "docker", "prefix": "", "netns": 5, "pid": 7, "host": false,
+                 "network-interfaces": [{"name": "lo", "index": 1, "state": "up", "addresses": ["127.0.0.1/8", "::1/128"]}]},
+                {"name": "s1", "type": "bindmount", "prefix": "a", "netns": 6, "host": false, "network-interfaces": []}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            targets.shown(),
+            "TARGET  TYPE       NETNS  PID  INTERFACES\n\
+             web     docker     5      7    lo 127.0.0.1/8\n\
+             a:s1    bindmount  6\n\
+             not looked at: one engine\n"
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! Blocks of pcapng, as far as a client looks into them: little endian, as packetflix writes them.
+//!
+//! Source: draft-ietf-opsawg-pcapng.
+
+use bytes::{Bytes, BytesMut};
+
+/// Block types (section 11.1).
+pub(crate) const SECTION_HEADER: u32 = 0x0a0d_0d0a;
+pub(crate) const INTERFACE_DESCRIPTION: u32 = 1;
+pub(crate) const NAME_RESOLUTION: u32 = 4;
+pub(crate) const INTERFACE_STATISTICS: u32 = 5;
+pub(crate) const ENHANCED_PACKET: u32 = 6;
+
+/// Bytes of a block's type and length in front, and of its length behind.
+const FRONT: usize = 8;
+const BEHIND: usize = 4;
+
+/// Most bytes of a block that is believed to be one.
+const MAX_BLOCK_LEN: usize = 16 << 20;
+
+/// Where the options of blocks begin.
+const INTERFACE_OPTIONS: usize = 16;
+const STATISTICS_OPTIONS: usize = 20;
+const PACKET_DATA: usize = 28;
+
+/// Codes of options (sections 3.5 and 4).
+const END_OF_OPTIONS: u16 = 0;
+const IF_NAME: u16 = 2;
+const EPB_FLAGS: u16 = 2;
+const EPB_DROPCOUNT: u16 = 4;
+const ISB_IFRECV: u16 = 4;
+const ISB_IFDROP: u16 = 5;
+const ISB_FILTERACCEPT: u16 = 6;
+const ISB_USRDELIV: u16 = 8;
+
+/// A whole block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block(Bytes);
+
+/// What a block is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// A section begins.
+    Section,
+    /// An interface is described; its number is how many came before it in the section.
+    Interface(Interface<'a>),
+    /// A packet.
+    Packet(Packet<'a>),
+    /// Statistics of an interface.
+    Statistics(Statistics),
+    /// Names of addresses.
+    Names,
+    /// Something else.
+    Other,
+}
+
+/// The description of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface<'a> {
+    /// `LinkType`, by libpcap's number.
+    pub link_type: u16,
+    /// `if_name`, or nothing.
+    pub name: &'a [u8],
+}
+
+/// A packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// Number of its interface in the section.
+    pub interface: u32,
+    /// Nanoseconds since 1970, UTC.
+    pub timestamp: u64,
+    /// Bytes that it had.
+    pub original_len: u32,
+    /// Its captured bytes.
+    pub data: &'a [u8],
+    /// Its options, which are read when they are asked for.
+    options: &'a [u8],
+}
+
+/// Which way a packet went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The interface received it.
+    Inbound,
+    /// The interface sent it.
+    Outbound,
+}
+
+/// Statistics of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Number of the interface in the section.
+    pub interface: u32,
+    /// `isb_ifrecv`
+    pub received: u64,
+    /// `isb_filteraccept`
+    pub accepted: u64,
+    /// `isb_usrdeliv`
+    pub delivered: u64,
+    /// `isb_ifdrop`
+    pub dropped: u64,
+}
+
+/// What comes is no pcapng.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server sends what is no pcapng")]
+pub struct Malformed;
+
+/// Makes blocks of bytes, however these are cut.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    /// The beginning of a block.
+    begun: BytesMut,
+}
+
+impl Blocks {
+    /// Takes bytes, and gives all blocks that are whole by now, as one piece.
+    ///
+    /// # Errors
+    /// When they are no blocks.
+    pub fn whole(&mut self, data: Bytes) -> Result<Bytes, Malformed> {
+        let data = if self.begun.is_empty() {
+            data
+        } else {
+            self.begun.extend_from_slice(&data);
+            self.begun.split().freeze()
+        };
+        let mut len = 0;
+        while let Some(block) = len_of_first(&data[len..])? {
+            if block > data.len() - len {
+                break;
+            }
+            len += block;
+        }
+        self.begun.extend_from_slice(&data[len..]);
+        Ok(data.slice(..len))
+    }
+}
+
+/// The length of the block that begins here, if that much of it is here.
+fn len_of_first(data: &[u8]) -> Result<Option<usize>, Malformed> {
+    let Some(len) = number(data, 4) else {
+        return Ok(None);
+    };
+    let len = len as usize;
+    let is_len = (FRONT + BEHIND..=MAX_BLOCK_LEN).contains(&len) && len.is_multiple_of(4);
+    is_len.then_some(Some(len)).ok_or(Malformed)
+}
+
+/// The blocks of a piece that is whole blocks.
+pub fn blocks(mut whole: Bytes) -> impl Iterator<Item = Block> {
+    std::iter::from_fn(move || {
+        let len = len_of_first(&whole).ok()??;
+        (len <= whole.len()).then(|| Block(whole.split_to(len)))
+    })
+}
+
+impl Block {
+    /// Its bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind<'_> {
+        let block = &self.0[..];
+        let kind = match number(block, 0) {
+            Some(SECTION_HEADER) => Some(Kind::Section),
+            Some(INTERFACE_DESCRIPTION) => Interface::read(block).map(Kind::Interface),
+            Some(ENHANCED_PACKET) => Packet::read(block).map(Kind::Packet),
+            Some(INTERFACE_STATISTICS) => Statistics::read(block).map(Kind::Statistics),
+            Some(NAME_RESOLUTION) => Some(Kind::Names),
+            _ => None,
+        };
+        kind.unwrap_or(Kind::Other)
+    }
+}
+
+impl<'a> Interface<'a> {
+    fn read(block: &'a [u8]) -> Option<Self> {
+        let link_type = u16::from_le_bytes(*block.get(FRONT..)?.first_chunk()?);
+        let name = option_of(options_from(block, INTERFACE_OPTIONS), IF_NAME);
+        Some(Self {
+            link_type,
+            name: name.unwrap_or_default(),
+        })
+    }
+}
+
+impl<'a> Packet<'a> {
+    fn read(block: &'a [u8]) -> Option<Self> {
+        let captured = number(block, 20)? as usize;
+        let end = PACKET_DATA.checked_add(captured)?;
+        Some(Self {
+            interface: number(block, 8)?,
+            timestamp: u64::from(number(block, 12)?) << 32 | u64::from(number(block, 16)?),
+            original_len: number(block, 24)?,
+            data: block.get(PACKET_DATA..end)?,
+            options: options_from(block, end.next_multiple_of(4)),
+        })
+    }
+
+    /// How many packets of its interface were lost before it (`epb_dropcount`).
+    pub fn dropped_before(&self) -> u64 {
+        let count = option_of(self.options, EPB_DROPCOUNT);
+        count.and_then(long).unwrap_or_default()
+    }
+
+    /// Which way it went, where that is told (`epb_flags`, bits 0 and 1).
+    pub fn direction(&self) -> Option<Direction> {
+        match option_of(self.options, EPB_FLAGS)?.first()? & 3 {
+            1 => Some(Direction::Inbound),
+            2 => Some(Direction::Outbound),
+            _ => None,
+        }
+    }
+}
+
+impl Statistics {
+    fn read(block: &[u8]) -> Option<Self> {
+        let options = options_from(block, STATISTICS_OPTIONS);
+        let count = |code| option_of(options, code).and_then(long).unwrap_or_default();
+        Some(Self {
+            interface: number(block, 8)?,
+            received: count(ISB_IFRECV),
+            accepted: count(ISB_FILTERACCEPT),
+            delivered: count(ISB_USRDELIV),
+            dropped: count(ISB_IFDROP),
+        })
+    }
+}
+
+/// The options that begin at `start`, without the block's length behind them.
+fn options_from(block: &[u8], start: usize) -> &[u8] {
+    let end = block.len().saturating_sub(BEHIND);
+    block.get(start..end).unwrap_or_default()
+}
+
+/// The value of the first option of this code.
+fn option_of(mut options: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let (head, rest) = options.split_first_chunk::<4>()?;
+        let code = u16::from_le_bytes([head[0], head[1]]);
+        let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
+        if code == wanted {
+            return rest.get(..len);
+        }
+        if code == END_OF_OPTIONS {
+            return None;
+        }
+        options = rest.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+fn number(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+fn long(value: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*value.first_chunk()?))
+}

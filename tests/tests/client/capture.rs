@@ -1,0 +1,239 @@
+//! `packetflix capture`: what is written, and how it ends.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
+use packetflix_tests::{
+    folder::Folder,
+    namespace::Namespace,
+    server::{Server, program, wait_until},
+};
+
+use crate::{Capture, file_in, is_idle, packetflix, read, send};
+
+#[test]
+fn files_have_what_was_asked_for() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let (path, file) = file_in(&folder, "a.pcapng");
+    let capture = Capture::start(
+        &server,
+        &[
+            namespace.name(),
+            "-i",
+            "lo",
+            "-f",
+            "udp dst port 9",
+            "-s",
+            "20",
+            "-c",
+            "5",
+            "-w",
+            &file,
+        ],
+    )?;
+    send(&namespace, 0..8)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("the limit of 5 packets is reached"), "{told}");
+    assert!(
+        told.contains("5 packets captured, 5 delivered, 0 dropped"),
+        "{told}"
+    );
+    let recording = read(&path)?;
+    recording.check_complete()?;
+    assert_eq!(recording.packets.len(), 5);
+    assert!(recording.packets.iter().all(|packet| packet.data.len() == 20));
+    assert!(
+        recording.comment.contains("udp dst port 9"),
+        "{}",
+        recording.comment
+    );
+    Ok(())
+}
+
+#[test]
+fn limits_end_captures() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    for (limit, reason) in [
+        ("duration:0.3", "the limit of 300ms"),
+        ("packets:2", "the limit of 2 packets"),
+        ("filesize:1", "the limit of 1000 bytes"),
+    ] {
+        let (path, file) = file_in(&folder, limit);
+        let capture = Capture::start(&server, &[namespace.name(), "-a", limit, "-w", &file])?;
+        send(&namespace, 0..20)?;
+        let (status, told) = capture.end()?;
+        assert_eq!(status, 0, "{told}");
+        assert!(told.contains(reason), "{told}");
+        read(&path)?.check_complete()?;
+    }
+    assert!(fs::metadata(folder.file("filesize:1"))?.len() <= 1000);
+    Ok(())
+}
+
+#[test]
+fn interrupts_end_after_the_final_statistics() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    for (signal, expected) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let (path, file) = file_in(&folder, signal.as_str());
+        let capture = Capture::start(&server, &[namespace.name(), "-w", &file])?;
+        send(&namespace, 0..3)?;
+        capture.signal(signal)?;
+        let (status, told) = capture.end()?;
+        assert_eq!(status, expected, "{told}");
+        let recording = read(&path)?;
+        recording.check_complete()?;
+        assert_eq!(recording.packets.len(), 3);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let capture = Capture::start(&server, &[namespace.name(), "-w", "/dev/null"])?;
+    // It never answers what the first one asks for.
+    server.stop()?;
+    capture.signal(Signal::SIGINT)?;
+    std::thread::sleep(Duration::from_millis(200));
+    capture.signal(Signal::SIGINT)?;
+    let (status, _) = capture.end()?;
+    assert_eq!(status, 130);
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_goes_is_noticed_while_nothing_is_captured() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+
+    let mut capture = Capture::start(&server, &[namespace.name(), "-w", "-"])?;
+    let mut stream = capture.child.stdout.take().unwrap();
+    stream.read_exact(&mut [0; 4])?;
+    drop(stream);
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("nobody reads standard output any more"), "{told}");
+
+    let (path, fifo) = file_in(&folder, "fifo");
+    mkfifo(&path, Mode::S_IRWXU)?;
+    let mut client = packetflix(&server, &["capture", namespace.name(), "-q", "-w", &fifo])?.spawn()?;
+    let mut stream = File::open(&path)?;
+    stream.read_exact(&mut [0; 4])?;
+    drop(stream);
+    let status = client.wait()?;
+    assert_eq!((status.code(), status.signal()), (Some(0), None));
+    wait_until(Duration::from_secs(5), || is_idle(&server))
+}
+
+#[test]
+fn a_server_that_ends_or_vanishes_breaks_a_capture_off() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    for (signal, reason) in [
+        (Signal::SIGTERM, "the service is shutting down (1001)"),
+        (Signal::SIGKILL, "the server is gone without a word"),
+    ] {
+        let server = Server::start(&[])?;
+        let (path, file) = file_in(&folder, signal.as_str());
+        let capture = Capture::start(&server, &[namespace.name(), "-w", &file])?;
+        server.signal(signal)?;
+        let (status, told) = capture.end()?;
+        assert_eq!(status, 3, "{told}");
+        assert!(told.contains(reason), "{told}");
+        read(&path)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tshark_reads_from_the_pipe() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let mut capture = Capture::start(&server, &[namespace.name(), "-c", "3", "-w", "-"])?;
+    let tshark = Command::new("tshark")
+        .args(["-n", "-T", "fields", "-e", "udp.dstport", "-i", "-"])
+        .stdin(Stdio::from(capture.child.stdout.take().unwrap()))
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    send(&namespace, 0..3)?;
+    assert_eq!(capture.end()?.0, 0);
+    assert_eq!(tshark.wait_with_output()?.stdout, b"9\n9\n9\n");
+    Ok(())
+}
+
+#[test]
+fn packets_are_not_written_to_a_terminal() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let client = program("packetflix")?;
+    let line = format!(
+        "{} capture {} --server http://127.0.0.1:{} -w -",
+        client.display(),
+        namespace.name(),
+        server.port()
+    );
+    // It gives its command a terminal.
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()?;
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stdout)?;
+    assert!(told.contains("packets are no text"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_leaves_whole_blocks() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let mounted = Mounted::new(&folder, "64k")?;
+    let path = folder.file("small/a.pcapng");
+    let capture = Capture::start(&server, &[namespace.name(), "-w", &path.display().to_string()])?;
+    send(&namespace, 0..2000)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 3, "{told}");
+    assert!(
+        told.contains("a.pcapng could not be written to its end: No space left"),
+        "{told}"
+    );
+    assert!(read(&path)?.packets.len() > 100);
+    drop(mounted);
+    wait_until(Duration::from_secs(5), || is_idle(&server))
+}
+
+/// A file system of little room.
+struct Mounted(String);
+
+impl Mounted {
+    fn new(folder: &Folder, size: &str) -> anyhow::Result<Self> {
+        let path = folder.file("small");
+        fs::create_dir(&path)?;
+        let path = path.display().to_string();
+        packetflix_tests::namespace::run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("size={size}"), "none", &path],
+        )?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = packetflix_tests::namespace::run("umount", &[&self.0]);
+    }
+}

@@ -1,0 +1,126 @@
+//! The client's verbs, as users call them, with a server of their own.
+
+mod capture;
+mod verbs;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    net::UdpSocket,
+    ops::Range,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use packetflix_tests::{
+    folder::Folder,
+    namespace::Namespace,
+    recording::Recording,
+    server::{Server, program, wait_until},
+};
+
+/// A command line of the client.
+fn packetflix(server: &Server, arguments: &[&str]) -> anyhow::Result<Command> {
+    let mut command = Command::new(program("packetflix")?);
+    command
+        .args(arguments)
+        .env("PACKETFLIX_SERVER", format!("http://127.0.0.1:{}", server.port()))
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs the client to its end.
+fn output(server: &Server, arguments: &[&str]) -> anyhow::Result<Output> {
+    Ok(packetflix(server, arguments)?.output()?)
+}
+
+/// What it prints when all goes well.
+fn printed(server: &Server, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = output(server, arguments)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A capture that runs.
+struct Capture {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Capture {
+    /// Starts one, and waits until packets are captured.
+    fn start(server: &Server, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = packetflix(server, &[&["capture"], arguments].concat())?;
+        Self::start_by(command.stdout(Stdio::piped()))
+    }
+
+    fn start_by(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command.stderr(Stdio::piped()).spawn()?;
+        let mut log = BufReader::new(child.stderr.take().context("no log")?);
+        let mut line = String::new();
+        log.read_line(&mut line)?;
+        ensure!(line.starts_with("packetflix: capturing "), "{line}");
+        Ok(Self { child, log })
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
+    /// Waits for its end, and gives its status and what it has said.
+    fn end(mut self) -> anyhow::Result<(i32, String)> {
+        let mut status = None;
+        wait_until(Duration::from_secs(15), || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        let mut told = String::new();
+        self.log.read_to_string(&mut told)?;
+        let code = status
+            .and_then(|status| status.code())
+            .context("a signal ended it")?;
+        Ok((code, told))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends UDP packets of numbers over the loopback device of a namespace.
+fn send(namespace: &Namespace, numbers: Range<u32>) -> anyhow::Result<()> {
+    namespace.inside(|| {
+        // Without it, each would be answered.
+        let _receiver = UdpSocket::bind("127.0.0.1:9")?;
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        for number in numbers {
+            socket.send_to(&number.to_be_bytes(), "127.0.0.1:9")?;
+        }
+        anyhow::Ok(())
+    })?
+}
+
+fn read(file: &Path) -> anyhow::Result<Recording> {
+    Recording::parse(&std::fs::read(file)?)
+}
+
+/// A file that is not there yet, in a folder that goes with it.
+fn file_in(folder: &Folder, name: &str) -> (PathBuf, String) {
+    let path = folder.path().join(name);
+    let text = path.display().to_string();
+    (path, text)
+}
+
+/// Whether no capture runs on a server.
+fn is_idle(server: &Server) -> anyhow::Result<bool> {
+    let (_, list) = server.get("/captures")?;
+    Ok(list["captures"].as_array().is_some_and(Vec::is_empty))
+}
