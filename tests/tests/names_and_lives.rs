@@ -65,6 +65,66 @@ async fn host_is_called_host() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn numbers_and_parts_of_names_are_understood() -> anyhow::Result<()> {
+    let (first, second) = (
+        Sleeper::unshared_as("crux-first", &["setpriv"])?,
+        Sleeper::unshared_as("crux-second", &["setpriv"])?,
+    );
+    let server = Server::start(&[])?;
+    let (pid, inode) = (first.pid(), first.netns()?);
+    for name in [
+        format!("pid:{pid}"),
+        format!("netns:{inode}"),
+        format!("crux-first({pid})"),
+        "crux-f".to_owned(),
+    ] {
+        let recorder = Recorder::start(&server.url_of(&json!({ "name": name }), "")).await?;
+        let (_, captures) = server.get("/captures")?;
+        ensure!(
+            captures["captures"][0]["target"]["netns"] == inode,
+            "{name}: {captures}"
+        );
+        let recording = recorder.finish().await?;
+        let line = format!("container-name: \"crux-first({pid})\"");
+        ensure!(recording.comment.contains(&line), "{name}: {}", recording.comment);
+    }
+    for (name, status, words) in [
+        (
+            "crux",
+            409,
+            vec!["crux may mean several targets", "crux-first(", "crux-second("],
+        ),
+        ("pid:4194304", 404, vec!["there is no process 4194304"]),
+        ("netns:7", 404, vec!["7"]),
+        ("cr", 404, vec!["there is no target cr"]),
+    ] {
+        let refused = refusal(&server, &server.url_of(&json!({ "name": name }), ""), &[]).await?;
+        ensure!(
+            refused.0 == status && words.iter().all(|word| refused.1.contains(word)),
+            "{name}: {refused:?}"
+        );
+    }
+    // Programs send what they were told: a part of that is another target.
+    for described in [
+        json!({ "name": "crux-f", "netns": inode }),
+        json!({ "name": "crux-f", "prefix": "engine" }),
+        json!({ "name": "crux-f", "type": "docker" }),
+        json!({ "pid": pid }),
+    ] {
+        let (status, sentence) = refusal(&server, &server.url_of(&described, ""), &[]).await?;
+        ensure!([400, 404].contains(&status), "{described}: {status} {sentence}");
+    }
+    drop(second);
+    wait_until(Duration::from_secs(10), || {
+        let (_, targets) = server.get("/targets")?;
+        Ok(!targets.to_string().contains("crux-second"))
+    })?;
+    let recorder = Recorder::start(&server.url_of(&json!({ "name": "crux" }), "")).await?;
+    recorder.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_was_meant_is_told_where_it_is_not() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
     let server = Server::start(&[])?;

@@ -318,7 +318,7 @@ async fn several_targets_of_one_name_are_listed_unless_they_are_one() -> anyhow:
         let (status, sentence) = refusal(&server, &server.url_of(&target, ""), &[]).await?;
         ensure!(
             status == 409
-                && sentence.starts_with("there are several targets web: ")
+                && sentence.starts_with("web may mean several targets: ")
                 && sentence.contains(&format!(
                     "docker web (netns {}, pid {})",
                     first.netns()?,

@@ -35,6 +35,9 @@ pub(crate) struct TargetDescription {
     /// Names of its network interfaces.
     #[serde(rename = "network-interfaces", deserialize_with = "null_as_default")]
     pub(crate) interfaces: Vec<String>,
+    /// Whether whoever has the PID now is meant, and not a process that is known by its start time.
+    #[serde(skip)]
+    pub(crate) is_by_pid_alone: bool,
     /// What else it is known by, as the directory knows it.
     #[serde(skip)]
     pub(crate) aliases: Aliases,
@@ -71,6 +74,36 @@ impl TargetDescription {
     pub(crate) fn netns_alone(&self) -> Option<u64> {
         let is_alone = self.name.is_empty() && self.pid.is_none();
         self.netns.filter(|_| is_alone)
+    }
+
+    /// Whether a word is all that it says of where the target is: people type one, and programs send what they were told.
+    pub(crate) fn is_word(&self) -> bool {
+        let is_elsewhere = self.netns.is_some() || self.pid.is_some() || self.starttime.is_some();
+        !self.name.is_empty() && self.prefix.is_empty() && !is_elsewhere
+    }
+
+    /// With the number that its name spells, where that is all it says: `pid:1234` is who has this PID now, and
+    /// `netns:4026531840` who owns this number.
+    pub(crate) fn spelled_out(self) -> Self {
+        let spelled = self
+            .name
+            .split_once(':')
+            .filter(|_| self.is_word() && self.kind.is_empty());
+        let (pid, netns) = match spelled {
+            Some(("pid", number)) => (number.parse().ok(), None),
+            Some(("netns", number)) => (None, number.parse().ok()),
+            _ => (None, None),
+        };
+        if pid.is_none() && netns.is_none() {
+            return self;
+        }
+        Self {
+            name: String::new(),
+            pid,
+            netns,
+            is_by_pid_alone: pid.is_some(),
+            ..self
+        }
     }
 
     /// The name as people write it, with its prefix.
@@ -117,6 +150,7 @@ mod tests {
                 pid: Some(42),
                 starttime: Some(4711),
                 interfaces: vec!["eth0".to_owned(), "lo".to_owned()],
+                is_by_pid_alone: false,
                 aliases: Aliases::default(),
                 images: Vec::new(),
                 node_name: "n1".to_owned(),
@@ -126,6 +160,44 @@ mod tests {
             }
         );
         assert_eq!(description.full_name(), "kind:web");
+    }
+
+    #[test]
+    fn words_spell_numbers() {
+        let word = |name: &str| TargetDescription {
+            name: name.to_owned(),
+            ..TargetDescription::default()
+        };
+        let process = word("pid:1234").spelled_out();
+        assert_eq!(
+            (process.pid, process.netns, process.is_by_pid_alone),
+            (Some(1234), None, true)
+        );
+        assert_eq!(
+            word("netns:4026531840").spelled_out(),
+            TargetDescription::namespace(4_026_531_840)
+        );
+        let of_kind = TargetDescription {
+            kind: "docker".to_owned(),
+            ..word("pid:1234")
+        };
+        let known = TargetDescription {
+            netns: Some(5),
+            ..word("pid:1234")
+        };
+        let others = [
+            "web",
+            "pid:",
+            "pid:-1",
+            "pid:12x",
+            "pid:4294967296",
+            "host:1",
+            ":1",
+            "kind:web",
+        ];
+        for description in others.map(word).into_iter().chain([of_kind, known]) {
+            assert_eq!(description.clone().spelled_out(), description);
+        }
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl Directory {
 }
 
 impl Directory {
+    /// The state of the container of this name that does not run, where an engine tells of one.
+    pub(super) async fn state_at_rest(&self, name: &str) -> Option<String> {
+        match self {
+            Self::Service(_) => None,
+            Self::Own(discovery) => discovery.state_at_rest(name).await,
+        }
+    }
+
     /// Who held a namespace when targets were last looked for, so that it need not be searched for.
     pub(super) fn holders(&self, netns: u64) -> Vec<Holder> {
         match self {

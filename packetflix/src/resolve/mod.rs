@@ -38,6 +38,9 @@ static SEARCHES: LazyLock<Arc<Turns>> = LazyLock::new(|| {
 /// Most targets that are named which may have been meant.
 const MAX_NEAREST: usize = 3;
 
+/// The least that is taken for a part of a name.
+const MIN_PART_LEN: usize = 3;
+
 /// Most targets that are listed in a sentence.
 const MAX_LISTED: usize = 10;
 
@@ -60,6 +63,8 @@ pub(crate) enum TargetError {
     Nothing,
     #[error(transparent)]
     Find(#[from] FindError),
+    #[error("there is no process {pid}")]
+    NoProcess { pid: u32 },
     #[error("the target is stale")]
     Stale(#[source] ProcessError),
     #[error("the target {name} is stale and could not be found again")]
@@ -77,7 +82,7 @@ pub(crate) enum TargetError {
     },
     #[error("the container {name} is stopped ({state}): it has no network to capture")]
     Stopped { name: String, state: String },
-    #[error("there are several targets {name}: {}", list(matches))]
+    #[error("{name} may mean several targets: {}", list(matches))]
     Ambiguous {
         name: String,
         /// None, where they may not be listed.
@@ -175,7 +180,12 @@ impl Target {
             let _turn = turn;
             claim.open()
         };
-        let netns = blocking(opening).await??;
+        let netns = blocking(opening).await?.map_err(|error| match error {
+            TargetError::Stale(ProcessError::Ended { pid }) if description.is_by_pid_alone => {
+                TargetError::NoProcess { pid }
+            }
+            error => error,
+        })?;
         Ok(Self { netns, description })
     }
 
@@ -186,8 +196,19 @@ impl Target {
         rights: &Rights,
         account: &Arc<str>,
     ) -> Result<Self, TargetError> {
-        let found = choose(&wanted, directory.targets(rights).await?)?;
+        let known = directory.targets(rights).await?;
         let name = wanted.full_name();
+        let found = match choose(&wanted, &known) {
+            Err(unknown @ TargetError::Unknown { .. })
+                if wanted.pid.is_none() && !rights.are_by_pattern() =>
+            {
+                if let Some(state) = directory.state_at_rest(&wanted.name).await {
+                    return Err(TargetError::Stopped { name, state });
+                }
+                choose_by_part(&wanted, &known).unwrap_or(Err(unknown))
+            }
+            chosen => chosen,
+        }?;
         let claim = Claim::of(&found);
         let description = TargetDescription {
             // Those that it has at the moment are nobody's wish.
@@ -216,21 +237,20 @@ impl Claim {
             netns,
             pid,
             starttime,
+            is_by_pid_alone,
             ..
         } = *description;
+        let process = |pid| {
+            Self::Process(ProcessIdentity {
+                pid,
+                starttime,
+                netns,
+            })
+        };
         match (pid, netns) {
-            // A PID alone passes from one process to another; that it is in the namespace that was meant says
-            // something.
-            (Some(pid), _) if starttime.is_some() => Self::Process(ProcessIdentity {
-                pid,
-                starttime,
-                netns,
-            }),
-            (Some(pid), Some(_)) if description.name.is_empty() => Self::Process(ProcessIdentity {
-                pid,
-                starttime,
-                netns,
-            }),
+            // A PID passes from one process to another; that it is in the namespace that was meant says something.
+            (Some(pid), _) if starttime.is_some() || is_by_pid_alone => process(pid),
+            (Some(pid), Some(_)) if description.name.is_empty() => process(pid),
             (_, Some(netns)) => Self::Namespace(netns),
             (_, None) => Self::Nothing,
         }
@@ -262,8 +282,7 @@ impl Candidate {
     fn all(wanted: &TargetDescription, target: &KnownTarget) -> impl Iterator<Item = Self> {
         let KnownTarget { description, trust } = target;
         let trust = *trust;
-        let has_name = (&description.name, &description.prefix) == (&wanted.name, &wanted.prefix)
-            && description.netns.is_some();
+        let has_name = description.full_name() == wanted.full_name() && description.netns.is_some();
         let is_of_kind = wanted.kind.is_empty() || description.kind == wanted.kind;
         let by_name = (has_name && is_of_kind).then(|| Self {
             description: description.clone(),
@@ -286,7 +305,7 @@ impl Candidate {
 /// The one target that is meant, of the wanted type, among all that have the wanted name or are known by it. When that leaves
 /// several namespaces, how far that word is trusted decides, and then whether it is their own name; when that does not, it is
 /// an error, since either could be meant.
-fn choose(wanted: &TargetDescription, known: KnownTargets) -> Result<TargetDescription, TargetError> {
+fn choose(wanted: &TargetDescription, known: &KnownTargets) -> Result<TargetDescription, TargetError> {
     let KnownTargets {
         targets: all,
         formerly,
@@ -320,11 +339,45 @@ fn choose(wanted: &TargetDescription, known: KnownTargets) -> Result<TargetDescr
         }
         Some(found) => Ok(found.description),
         None => Err(TargetError::Unknown {
-            others: Others::of(wanted, &all),
+            others: Others::of(wanted, all),
             name,
-            obstacles,
+            obstacles: obstacles.clone(),
         }),
     }
+}
+
+/// The one target with a name of which `wanted` is a part, where nothing has that as its whole name and it is all that was
+/// said; `None` when there is no such target, or may be others that were not looked at. When they are in several namespaces,
+/// it is an error, since either could be meant.
+fn choose_by_part(
+    wanted: &TargetDescription,
+    known: &KnownTargets,
+) -> Option<Result<TargetDescription, TargetError>> {
+    let KnownTargets {
+        targets,
+        formerly,
+        obstacles,
+    } = known;
+    let name = &wanted.name;
+    let is_fit = wanted.is_word() && name.len() >= MIN_PART_LEN && obstacles.is_empty();
+    if !is_fit || formerly.has(name) {
+        return None;
+    }
+    let mut matches: Vec<_> = targets
+        .iter()
+        .map(|target| &target.description)
+        .filter(|target| target.netns.is_some() && (wanted.kind.is_empty() || target.kind == wanted.kind))
+        .filter(|target| target.full_name().contains(name))
+        .collect();
+    matches.sort_by_key(|target| target.pid.is_none());
+    let first = *matches.first()?;
+    if matches.iter().all(|target| target.netns == first.netns) {
+        return Some(Ok(first.clone()));
+    }
+    Some(Err(TargetError::Ambiguous {
+        name: name.clone(),
+        matches: matches.into_iter().cloned().collect(),
+    }))
 }
 
 impl TargetError {
@@ -441,4 +494,58 @@ fn list(targets: &[TargetDescription]) -> String {
         let _ = write!(sentence, " and {} more", targets.len() - MAX_LISTED);
     }
     sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(name: &str) -> TargetDescription {
+        TargetDescription {
+            name: name.to_owned(),
+            ..TargetDescription::default()
+        }
+    }
+
+    fn known(names: &[(&str, u64)], obstacles: &[&str]) -> KnownTargets {
+        let targets = names.iter().map(|(name, netns)| KnownTarget {
+            description: TargetDescription {
+                netns: Some(*netns),
+                ..word(name)
+            },
+            trust: Trust::Host,
+        });
+        KnownTargets {
+            targets: targets.collect(),
+            formerly: Arc::default(),
+            obstacles: obstacles.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn found_by_part(name: &str, known: &KnownTargets) -> Option<Result<String, String>> {
+        let chosen = choose_by_part(&word(name), known)?;
+        Some(
+            chosen
+                .map(|target| target.name)
+                .map_err(|error| error.to_string()),
+        )
+    }
+
+    #[test]
+    fn part_means_one_namespace() {
+        let all = known(&[("shop-web-1", 1), ("shop-db-1", 2), ("web-sidecar", 1)], &[]);
+        assert_eq!(found_by_part("shop-w", &all), Some(Ok("shop-web-1".to_owned())));
+        assert_eq!(found_by_part("web", &all), Some(Ok("shop-web-1".to_owned())));
+        let two = found_by_part("shop", &all).unwrap().unwrap_err();
+        assert!(two.starts_with("shop may mean several targets: "), "{two}");
+        for none in ["we", "mail", ""] {
+            assert_eq!(found_by_part(none, &all), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn part_means_nothing_where_there_may_be_others() {
+        let cut = known(&[("shop-web-1", 1)], &["an engine does not answer"]);
+        assert_eq!(found_by_part("shop-w", &cut), None);
+    }
 }

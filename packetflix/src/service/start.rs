@@ -22,7 +22,7 @@ use crate::{
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
     netns::{FindError, Netns},
-    resolve::{Directory, Target, TargetError},
+    resolve::{Target, TargetError},
     session::{CaptureKey, Joined, KnownNames, Limits, MeantTarget, Session, SessionInfo},
     sys,
     tap::{
@@ -234,14 +234,10 @@ impl App {
     /// after that, so that its number cannot have passed to another.
     async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, StartError> {
         let rights = caller.rights();
+        let wanted = wanted.spelled_out();
         if !rights.are_by_pattern() {
-            let name = wanted.name.clone();
-            let error = match Target::open(wanted, &self.directory, rights, &caller.account()).await {
-                Ok(target) => return Ok(target),
-                Err(unknown @ TargetError::Unknown { .. }) => self.stopped_or(unknown, name).await,
-                Err(error) => error,
-            };
-            return Err(match rights.may_discover() {
+            let opened = Target::open(wanted, &self.directory, rights, &caller.account()).await;
+            return opened.map_err(|error| match rights.may_discover() {
                 true => error.into(),
                 false => error.without_others().into(),
             });
@@ -275,17 +271,6 @@ impl App {
         }
         allowed?;
         Ok(target)
-    }
-
-    /// What is to be said of a target that is unknown: its container may be there without running.
-    async fn stopped_or(&self, unknown: TargetError, name: String) -> TargetError {
-        if let Directory::Service(_) = self.directory {
-            return unknown;
-        }
-        match self.discovery.state_at_rest(&name).await {
-            Some(state) => TargetError::Stopped { name, state },
-            None => unknown,
-        }
     }
 
     /// Joins the capture if it runs, or begins it, with the number `id`, if the stream that `info` tells of has room for packets.
@@ -421,12 +406,13 @@ fn hidden(error: TargetError, caller: &Caller, asked: &str, scan: &Scan) -> Star
         TargetError::Unknown { .. } | TargetError::NotFoundAgain { .. } if scan.is_partial => {
             caller.is_unsure_of(asked).into()
         }
-        TargetError::Unreadable(_) | TargetError::Stale(_) if scan.is_cut => {
+        TargetError::Unreadable(_) | TargetError::Stale(_) | TargetError::NoProcess { .. } if scan.is_cut => {
             caller.is_unsure_of(asked).into()
         }
         TargetError::Unreadable(_)
         | TargetError::Find(FindError::NotFound { .. })
         | TargetError::Stale(_)
+        | TargetError::NoProcess { .. }
         | TargetError::NotFoundAgain { .. }
         | TargetError::Unknown { .. }
         | TargetError::Stopped { .. }

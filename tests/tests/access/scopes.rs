@@ -235,7 +235,7 @@ async fn refusals_list_nothing_for_those_who_may_not_discover() -> anyhow::Resul
         ask("twin", BLIND).await?,
         (
             409,
-            "there are several targets twin: which is meant, a netns or pid tells; they are listed for those who may \
+            "twin may mean several targets: which is meant, a netns or pid tells; they are listed for those who may \
              discover targets"
                 .to_owned()
         )

@@ -188,7 +188,7 @@ impl From<TargetError> for Refusal {
     fn from(error: TargetError) -> Self {
         let code = match &error {
             TargetError::Nothing => Code::TargetMissing,
-            TargetError::Unknown { .. } => Code::TargetUnknown,
+            TargetError::Unknown { .. } | TargetError::NoProcess { .. } => Code::TargetUnknown,
             TargetError::Stopped { .. } => Code::TargetStopped,
             TargetError::Ambiguous { .. } => Code::TargetAmbiguous,
             TargetError::Stale(_)
