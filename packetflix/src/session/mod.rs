@@ -6,6 +6,7 @@ mod backlog;
 mod feed;
 mod feeds;
 mod framing;
+mod info;
 mod limits;
 mod names;
 mod offloads;
@@ -38,22 +39,21 @@ use self::{
     limits::{Timer, beginning},
     names::Names,
     packets::MAX_BATCH_LEN,
-    statistics::{Statistics, TapInterface},
-    stream::{Stream, StreamInfo, Which},
+    statistics::Statistics,
+    stream::{Stream, Which},
     window::{Batch, Next, PacketCount},
 };
 pub(crate) use self::{
     feeds::{CaptureKey, Feeds, Joined},
+    info::SessionInfo,
     limits::{Limit, Limits, StatisticsPace, TooFewBytes},
     stream::SEVERAL_LINK_TYPES,
 };
 use crate::{
     access::{Occupants, Rights},
     captures::Capture,
-    description::TargetDescription,
     discovery::AddressBook,
     pcapng::{DROPCOUNT_LEN, EncodedPacket, MIN_PACKET_LEN},
-    tap::{ForeseenInterface, RateLimits},
 };
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
@@ -93,81 +93,6 @@ pub(crate) enum Ended {
 pub(crate) struct Totals {
     pub(crate) delivered: u64,
     pub(crate) dropped: u64,
-}
-
-/// What a client's stream says of itself.
-pub(crate) struct SessionInfo<'a> {
-    /// Inode number of the namespace.
-    pub(crate) netns: u64,
-    /// Name and type of who holds it, unless the description names one.
-    pub(crate) holder: (String, &'static str),
-    pub(crate) description: &'a TargetDescription,
-    pub(crate) node_name: &'a str,
-    pub(crate) chaste: bool,
-    /// The filter as the client wrote it, or empty.
-    pub(crate) filter: &'a str,
-    /// What is left out for other reasons than the filter, as far as it has to be told, or nothing.
-    pub(crate) left_out: &'a str,
-    /// Snapshot length in bytes.
-    pub(crate) snaplen: u32,
-    /// What bounds the capture's rates.
-    pub(crate) rates: RateLimits,
-    /// Where the stream ends at the latest.
-    pub(crate) limits: Limits,
-    /// When there are statistics beside the final ones.
-    pub(crate) statistics: StatisticsPace,
-}
-
-impl SessionInfo<'_> {
-    /// Whether the stream has room for packets, if it begins with these interfaces; to be asked before anything is attached to
-    /// them.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub(crate) fn check_interfaces(&self, interfaces: Vec<ForeseenInterface>) -> Result<(), TooFewBytes> {
-        let described = |foreseen| {
-            let ForeseenInterface {
-                link,
-                link_type,
-                left_out,
-                note,
-                is_seen_by_tcx,
-            } = foreseen;
-            Arc::new(TapInterface {
-                link_type,
-                link,
-                left_out,
-                note,
-                is_seen_by_tcx,
-                since: 0,
-            })
-        };
-        let interfaces: Vec<_> = interfaces.into_iter().map(described).collect();
-        let mut stream = Stream::begin(&self.stream(), &BTreeMap::new(), 0);
-        stream.describe(0, &interfaces);
-        let beginning_len = stream.blocks().len() as u64;
-        self.check_room(beginning_len + stream.end_len())
-    }
-
-    fn check_room(&self, least: u64) -> Result<(), TooFewBytes> {
-        match self.limits.bytes {
-            Some(bytes) if bytes < least => Err(TooFewBytes { bytes, least }),
-            _ => Ok(()),
-        }
-    }
-
-    fn stream(&self) -> StreamInfo<'_> {
-        StreamInfo {
-            holder: (&self.holder.0, self.holder.1),
-            description: self.description,
-            node_name: self.node_name,
-            chaste: self.chaste,
-            filter: self.filter,
-            left_out: self.left_out,
-            snaplen: self.snaplen,
-            rates: self.rates,
-        }
-    }
 }
 
 /// What a client meant by a name or a process: its stream ends with that.
