@@ -192,7 +192,7 @@ impl App {
         if let Some(found) = found {
             capture.set_found(found);
         }
-        let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
+        let mut session = joined.stream(&info, stop.clone(), Arc::clone(&capture))?;
         let running = self.captures.begin(capture)?;
         if let Some((names, first)) = names {
             session.tell_names(names, first);

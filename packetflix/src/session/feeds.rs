@@ -137,7 +137,7 @@ impl Joined {
     /// When it may not even be as long as every stream is.
     pub(crate) fn stream(
         self,
-        info: SessionInfo<'_>,
+        info: &SessionInfo<'_>,
         stop: CancellationToken,
         capture: Arc<Capture>,
     ) -> Result<Session, TooFewBytes> {

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    limits::{Limits, StatisticsPace, TooFewBytes},
+    limits::{Limits, TooFewBytes},
+    schedule::StatisticsPace,
     statistics::TapInterface,
     stream::{Stream, StreamInfo},
 };

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::window::{MAX_DESCRIPTIONS, PacketCount};
+use super::{
+    schedule::StatisticsPace,
+    window::{MAX_DESCRIPTIONS, PacketCount},
+};
 use crate::pcapng::EncodedPacket;
 
 /// What a client gets at most; `None` is any amount.
@@ -43,17 +46,6 @@ impl Limits {
             _ => StatisticsPace::AtEnd,
         }
     }
-}
-
-/// When a stream has statistics of an interface beside those at its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StatisticsPace {
-    /// Some seconds after packets were lost, for clients that leave without waiting for the end.
-    OnLoss,
-    /// Never.
-    AtEnd,
-    /// After each such time in which something has changed.
-    Every(Duration),
 }
 
 /// The limit that a stream has reached.

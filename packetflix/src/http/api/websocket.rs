@@ -178,13 +178,14 @@ impl Client {
                     Ok(())
                 }
                 _ = ping.tick() => self.ping().await,
-                blocks = session.next() => match blocks {
+                message = session.next() => match message {
                     // What it has said meanwhile counts: nothing may follow its close.
                     Some(_) if self.peer.has_ended() => return,
-                    Some(blocks) => {
-                        let written = self.write(Frame::binary(Payload::Borrowed(&blocks))).await;
+                    Some(message) => {
+                        let frame = Frame::binary(Payload::Borrowed(message.blocks()));
+                        let written = self.write(frame).await;
                         if written.is_ok() {
-                            session.sent();
+                            session.sent(message);
                         }
                         written
                     }
