@@ -12,6 +12,7 @@ mod names;
 mod offloads;
 mod outgoing;
 pub(crate) mod packets;
+mod phase;
 mod reader;
 mod schedule;
 mod statistics;
@@ -22,7 +23,6 @@ use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::{
     io::unix::AsyncFd,
-    sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -32,8 +32,9 @@ pub(crate) use self::packets::fuzzing;
 use self::{
     feed::Subscription,
     limits::Timer,
-    names::Names,
+    names::ToldNames,
     outgoing::Outgoing,
+    phase::{Phase, Stopping},
     schedule::Schedule,
     statistics::Statistics,
     stream::Which,
@@ -43,15 +44,12 @@ pub(crate) use self::{
     feeds::{CaptureKey, Feeds, Joined},
     info::SessionInfo,
     limits::{Limit, Limits, TooFewBytes},
+    names::KnownNames,
     outgoing::Message,
     schedule::StatisticsPace,
     stream::SEVERAL_LINK_TYPES,
 };
-use crate::{
-    access::{Occupants, Rights},
-    captures::Capture,
-    discovery::AddressBook,
-};
+use crate::captures::Capture;
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -90,40 +88,42 @@ pub(crate) struct MeantTarget {
     pub(crate) process: AsyncFd<OwnedFd>,
 }
 
-/// The names of addresses that a client is told.
-#[derive(Debug)]
-pub(crate) struct KnownNames {
-    /// As they are known, and then as they change.
-    pub(crate) names: watch::Receiver<Arc<AddressBook>>,
-    /// What the client may do by now, and so which of them it may be told.
-    pub(crate) rights: watch::Receiver<Arc<Rights>>,
-}
-
 /// One client's stream.
 #[derive(Debug)]
 pub(crate) struct Session {
     netns: u64,
     subscription: Subscription,
+    phase: Phase,
     outgoing: Outgoing,
     schedule: Schedule,
-    names: Names,
-    known_names: Option<KnownNames>,
-    /// What was meant by a name or a process, until it has ended.
+    /// The names that are told, if any are.
+    names: Option<ToldNames>,
+    /// What was meant by a name or a process.
     meant: Option<MeantTarget>,
-    /// What was meant, once it has ended.
-    gone: Option<String>,
-    /// While it is there, packets are kept back.
-    first_names: Option<AbortOnDropHandle<()>>,
     capture: Arc<Capture>,
     limits: Limits,
     /// Stops the session when its time is over, from the first byte of the stream on.
     timer: Option<Timer>,
-    /// The limit beyond which nothing is put into the stream any more.
-    reached: Option<Limit>,
     stop: CancellationToken,
-    /// Since when all is to come to an end, on the records' clock and on ours.
-    stopping: Option<(u64, Instant)>,
-    ended: Option<Ended>,
+}
+
+/// What a session waits for.
+#[derive(Debug)]
+enum Event {
+    /// It is asked to stop.
+    Stop,
+    /// It has stopped for too long.
+    Late,
+    /// Packets need not wait for names any longer.
+    Named,
+    /// There are other names.
+    NamesChanged,
+    /// What was meant has ended.
+    TargetGone(String),
+    /// Statistics are due.
+    Statistics,
+    /// The reader of the tap has published something.
+    Published(Next),
 }
 
 impl Session {
@@ -139,28 +139,23 @@ impl Session {
             netns: info.netns,
             outgoing: Outgoing::begin(info, subscription.before.clone(), &interfaces)?,
             subscription,
+            phase: Phase::Passing,
             schedule: Schedule::new(info.statistics),
-            names: Names::default(),
-            known_names: None,
+            names: None,
             meant: None,
-            gone: None,
-            first_names: None,
             capture,
             limits: info.limits.clone(),
             timer: None,
-            reached: None,
             stop,
-            stopping: None,
-            ended: None,
         })
     }
 
     /// Tells the names of addresses: those that are known soon before the first packet, and from then on each that is
     /// new before the packets that follow. `first` ends when the first are known, or when they are not worth waiting for any
-    /// longer.
+    /// longer. To be called before the first [`next`](Self::next).
     pub(crate) fn tell_names(&mut self, names: KnownNames, first: AbortOnDropHandle<()>) {
-        self.known_names = Some(names);
-        self.first_names = Some(first);
+        self.names = Some(ToldNames::new(self.netns, names));
+        self.phase = Phase::Naming { first, full: None };
     }
 
     /// Ends with this target, which may be before its namespace does.
@@ -177,41 +172,60 @@ impl Session {
             self.timer = Timer::start(&self.limits, self.stop.clone());
         }
         loop {
-            if let Some(why) = self.capture.revocation() {
+            if self.capture.revocation().is_some() {
                 // What was captured already may be others'. Nothing follows, not even how much that was.
-                self.ended = Some(Ended::Revoked(why.to_owned()));
                 return None;
             }
-            if let Some(message) = self.outgoing.next(self.waits_for_names()) {
+            if let Some(message) = self.outgoing.next(self.phase.is_naming()) {
                 return Some(message);
             }
-            if self.ended.is_some() {
-                return None;
-            }
-            if let Some(limit) = self.reached
-                && !self.waits_for_names()
-            {
-                self.end_at(limit).await;
-                continue;
-            }
-            let deadline = self.stopping.map(|(_, since)| since + FINISH_TIMEOUT);
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled(), if self.stopping.is_none() => self.begin_to_stop().await,
-                // Without its end the stream still holds the statistics of a moment ago.
-                () = until(deadline) => self.ended = Some(self.stopped()),
-                () = first(&mut self.first_names) => {
-                    self.first_names = None;
-                    self.take_names();
+            match self.phase {
+                Phase::Naming { .. } | Phase::Passing | Phase::Stopping(_) => {
+                    let event = self.event().await;
+                    self.take(event).await;
                 }
-                () = ended(&self.meant), if self.stopping.is_none() => {
-                    self.gone = self.meant.take().map(|meant| meant.name);
-                    self.begin_to_stop().await;
-                }
-                () = until(self.schedule.due()), if self.reached.is_none() => self.tell_statistics(),
-                () = changed(&mut self.known_names), if self.first_names.is_none() => self.take_names(),
-                next = self.subscription.next(), if self.reached.is_none() => self.accept(next),
+                Phase::Full(limit) => self.end_at(limit).await,
+                Phase::Ended(_) => return None,
             }
+        }
+    }
+
+    /// Waits for what happens next. May be dropped while it waits.
+    async fn event(&mut self) -> Event {
+        let (may_stop, is_naming, has_room) = (
+            self.phase.may_stop(),
+            self.phase.is_naming(),
+            self.phase.has_room(),
+        );
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled(), if may_stop => Event::Stop,
+            () = until(self.phase.deadline()) => Event::Late,
+            () = self.phase.named() => Event::Named,
+            name = ended(&self.meant), if may_stop => Event::TargetGone(name),
+            () = until(self.schedule.due()), if has_room => Event::Statistics,
+            () = changed(&mut self.names), if !is_naming => Event::NamesChanged,
+            next = self.subscription.next(), if has_room => Event::Published(next),
+        }
+    }
+
+    /// Does what an event is about. May be dropped while it waits: what is not done then happens again.
+    async fn take(&mut self, event: Event) {
+        match event {
+            Event::Stop => self.begin_to_stop(Ended::Stopped).await,
+            Event::TargetGone(name) => self.begin_to_stop(Ended::TargetGone(name)).await,
+            // Without its end the stream still holds the statistics of a moment ago.
+            Event::Late => self.phase.complete(),
+            Event::Named => {
+                self.take_names();
+                self.phase.pass();
+            }
+            Event::NamesChanged => self.take_names(),
+            Event::Statistics => {
+                let which = self.schedule.tell();
+                self.outgoing.tell_statistics(which);
+            }
+            Event::Published(next) => self.accept(next),
         }
     }
 
@@ -247,82 +261,80 @@ impl Session {
         if let Some(why) = self.capture.revocation() {
             return (Ended::Revoked(why.to_owned()), totals);
         }
-        let ended = match self.ended {
-            Some(Ended::Stopped) | None if self.capture.is_ended_by_operator() => Ended::ByOperator,
-            ended => ended.unwrap_or(Ended::Stopped),
+        let ended = match self.phase {
+            Phase::Ended(ended) => ended,
+            _ => Ended::Stopped,
         };
-        (ended, totals)
-    }
-
-    /// Whether packets wait for the names of their addresses.
-    fn waits_for_names(&self) -> bool {
-        self.first_names.is_some() && self.stopping.is_none() && self.ended.is_none()
-    }
-
-    /// Why it ended, if that is because it was stopped.
-    fn stopped(&self) -> Ended {
-        let since = self.stopping.map_or_else(Instant::now, |(_, since)| since);
-        let over = self.timer.as_ref().and_then(|timer| timer.over(since));
-        match (over, &self.gone) {
-            (Some(limit), _) => Ended::Limit(limit),
-            (None, Some(name)) => Ended::TargetGone(name.clone()),
-            (None, None) => Ended::Stopped,
+        match ended {
+            Ended::Stopped if self.capture.is_ended_by_operator() => (Ended::ByOperator, totals),
+            ended => (ended, totals),
         }
     }
 
-    /// Ends where the stream has reached a limit. May be dropped while it waits.
+    /// Has what is captured until now be the last. A limit of time is a reason before all others.
+    async fn begin_to_stop(&mut self, why: Ended) {
+        let now = Instant::now();
+        let over = self.timer.as_ref().and_then(|timer| timer.over(now));
+        let stopping = Stopping {
+            since: self.outgoing.now(),
+            deadline: now + FINISH_TIMEOUT,
+            why: over.map_or(why, Ended::Limit),
+        };
+        self.subscription.settle(stopping.since).await;
+        if self.phase.is_naming() {
+            self.take_names();
+        }
+        self.phase.stop(stopping);
+    }
+
+    /// Ends where the stream has reached a limit.
     async fn end_at(&mut self, limit: Limit) {
         let count = timeout(FINISH_TIMEOUT, self.subscription.count());
         let now = count.await.ok().flatten();
         self.outgoing.end_here(now.as_ref());
-        self.ended = Some(Ended::Limit(limit));
+        self.phase = Phase::Ended(Ended::Limit(limit));
     }
 
-    async fn begin_to_stop(&mut self) {
-        let since = self.outgoing.now();
-        self.stopping = Some((since, Instant::now()));
-        self.subscription.settle(since).await;
-    }
-
+    /// Writes the names that are new.
     fn take_names(&mut self) {
-        if let Some(KnownNames { names, rights }) = &mut self.known_names {
-            let names = Arc::clone(&names.borrow_and_update());
-            let rights = Arc::clone(&rights.borrow_and_update());
-            let may_see = |occupants: &Occupants| rights.may_list(occupants);
-            self.names.set(names.seen_from(self.netns, may_see));
-        }
-        if !self.outgoing.write_names(&mut self.names) {
+        if let Some(names) = &mut self.names
+            && !self.outgoing.write_names(names.update())
+        {
             // Packets are what the client wants.
-            self.known_names = None;
+            self.names = None;
         }
     }
 
     fn accept(&mut self, next: Next) {
         match next {
-            Next::Batch { batch, lost, .. } => self.pass_on(&batch, &lost),
-            Next::End(Ended::Stopped) => self.ended = Some(self.stopped()),
-            Next::End(ended) => self.ended = Some(ended),
-            Next::CutOff => self.reached = Some(Limit::Untold),
+            Next::Batch { batch, lost, .. } => {
+                if let Err(limit) = self.pass_on(&batch, &lost) {
+                    self.phase.fill(limit);
+                }
+            }
+            Next::End(Ended::Stopped) => self.phase.complete(),
+            Next::End(ended) => self.phase = Phase::Ended(ended),
+            Next::CutOff => self.phase.fill(Limit::Untold),
             Next::Nothing => {}
         }
     }
 
     /// Puts a batch into the stream, or as much of it as the limits allow.
-    fn pass_on(&mut self, batch: &Batch, lost: &[PacketCount]) {
-        if let Err(limit) = self.describe_up_to(batch.interfaces) {
-            self.reached = Some(limit);
-            return;
-        }
+    ///
+    /// # Errors
+    /// The limit that is reached with it.
+    fn pass_on(&mut self, batch: &Batch, lost: &[PacketCount]) -> Result<(), Limit> {
+        self.describe_up_to(batch.interfaces)?;
         if !lost.is_empty() {
             self.outgoing.lose(lost);
             self.capture.lost_by_client(packets_in(lost));
             self.schedule.plan(self.outgoing.has_untold_losses());
         }
         let (is_whole, reached) = self.outgoing.put_packets(batch);
-        self.reached = reached;
         if is_whole && let Some(statistics) = &batch.statistics {
             self.take_statistics(statistics);
         }
+        reached.map_or(Ok(()), Err)
     }
 
     /// Describes the interfaces before the place `end` that are not described yet.
@@ -339,21 +351,14 @@ impl Session {
     }
 
     fn take_statistics(&mut self, statistics: &Statistics) {
-        let is_end = self
-            .stopping
-            .is_some_and(|(since, _)| statistics.written.reaches(since));
-        let which = if is_end { Which::All } else { Which::Ended };
+        let are_last = self.phase.is_completed_by(statistics.written);
+        let which = if are_last { Which::All } else { Which::Ended };
         self.outgoing.take_statistics(statistics, which);
         self.capture.lost_in_kernel(self.outgoing.lost_in_kernel());
-        if is_end {
-            self.ended = Some(self.stopped());
-        }
         self.schedule.plan(self.outgoing.has_untold_losses());
-    }
-
-    fn tell_statistics(&mut self) {
-        let which = self.schedule.tell();
-        self.outgoing.tell_statistics(which);
+        if are_last {
+            self.phase.complete();
+        }
     }
 }
 
@@ -370,32 +375,19 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Waits until the target has ended; for ever where none is known.
-async fn ended(target: &Option<MeantTarget>) {
+/// Waits until the target has ended, and gives its name; for ever where none is known.
+async fn ended(target: &Option<MeantTarget>) -> String {
     match target {
-        Some(target) if target.process.readable().await.is_ok() => {}
+        Some(target) if target.process.readable().await.is_ok() => target.name.clone(),
         // Without a runtime there is nobody to wait.
         _ => std::future::pending().await,
     }
 }
 
-/// Waits until the first names are known; for ever where none are waited for.
-async fn first(names: &mut Option<AbortOnDropHandle<()>>) {
+/// Waits until there are other names to tell; for ever where none are told.
+async fn changed(names: &mut Option<ToldNames>) {
     match names {
-        // One that failed has nothing to tell.
-        Some(names) => drop(names.await),
+        Some(names) => names.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Waits until there are other names, or other rights to know them; for ever where none are told.
-async fn changed(known: &mut Option<KnownNames>) {
-    let Some(KnownNames { names, rights }) = known else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        Ok(()) = names.changed() => {}
-        Ok(()) = rights.changed() => {}
-        else => std::future::pending().await,
     }
 }

@@ -3,14 +3,69 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bytes::BytesMut;
+use tokio::sync::watch;
 
-use crate::pcapng::{HostName, NameResolution};
+use crate::{
+    access::{Occupants, Rights},
+    discovery::AddressBook,
+    pcapng::{HostName, NameResolution},
+};
 
 /// Most addresses whose names a stream tells: what it remembers of them stays within a few megabytes.
 const MAX_ADDRESSES: usize = 16 * 1024;
+
+/// The names of addresses that a client is told.
+#[derive(Debug)]
+pub(crate) struct KnownNames {
+    /// As they are known, and then as they change.
+    pub(crate) names: watch::Receiver<Arc<AddressBook>>,
+    /// What the client may do by now, and so which of them it may be told.
+    pub(crate) rights: watch::Receiver<Arc<Rights>>,
+}
+
+/// The names that are known, and those that a stream tells of them.
+#[derive(Debug)]
+pub(super) struct ToldNames {
+    /// Inode number of the namespace from which their addresses are seen.
+    netns: u64,
+    known: KnownNames,
+    told: Names,
+}
+
+impl ToldNames {
+    /// As seen from a namespace, by its inode number.
+    pub(super) fn new(netns: u64, known: KnownNames) -> Self {
+        Self {
+            netns,
+            known,
+            told: Names::default(),
+        }
+    }
+
+    /// Takes what is known now; gives the names with those that are to be written.
+    pub(super) fn update(&mut self) -> &mut Names {
+        let KnownNames { names, rights } = &mut self.known;
+        let names = Arc::clone(&names.borrow_and_update());
+        let rights = Arc::clone(&rights.borrow_and_update());
+        let may_see = |occupants: &Occupants| rights.may_list(occupants);
+        self.told.set(names.seen_from(self.netns, may_see));
+        &mut self.told
+    }
+
+    /// Waits until there are other names, or other rights to know them.
+    pub(super) async fn changed(&mut self) {
+        let KnownNames { names, rights } = &mut self.known;
+        tokio::select! {
+            Ok(()) = names.changed() => {}
+            Ok(()) = rights.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
 
 /// The names that a stream tells.
 #[derive(Debug, Default)]

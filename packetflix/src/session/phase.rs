@@ -54,7 +54,7 @@ impl Phase {
         matches!(self, Self::Naming { .. })
     }
 
-    /// Whether more may be put into the stream than names.
+    /// Whether more packets may be put into the stream.
     pub(super) fn has_room(&self) -> bool {
         match self {
             Self::Naming { full, .. } => full.is_none(),
@@ -104,16 +104,16 @@ impl Phase {
         }
     }
 
-    /// Whether these statistics are the last, if all that stands before them is written: what was captured until the stop is.
+    /// Whether statistics behind what is written are the last: all that was captured until the stop is.
     pub(super) fn is_completed_by(&self, written: Written) -> bool {
         matches!(self, Self::Stopping(stopping) if written.reaches(stopping.since))
     }
 
-    /// Ends; if it was stopped, for that reason.
-    pub(super) fn end(&mut self, otherwise: Ended) {
+    /// All has come that was to come after the stop, or will not come any more.
+    pub(super) fn complete(&mut self) {
         *self = Self::Ended(match self {
             Self::Stopping(stopping) => stopping.why.clone(),
-            _ => otherwise,
+            _ => Ended::Stopped,
         });
     }
 }
@@ -162,15 +162,12 @@ mod tests {
             assert!(phase.deadline().is_some() && phase.has_room() && !phase.may_stop());
             let written = |until| Written { until, is_all: false };
             assert!(!phase.is_completed_by(written(4)) && phase.is_completed_by(written(5)));
-            phase.end(Ended::Stopped);
+            phase.complete();
             assert!(matches!(&phase, Phase::Ended(Ended::TargetGone(name)) if name == "web"));
             // What comes too late changes nothing.
             phase.fill(Limit::Untold);
             phase.stop(stopping());
             assert!(matches!(&phase, Phase::Ended(Ended::TargetGone(_))));
         }
-        let mut phase = Phase::Passing;
-        phase.end(Ended::NamespaceGone(5));
-        assert!(matches!(phase, Phase::Ended(Ended::NamespaceGone(5))));
     }
 }
