@@ -1,34 +1,29 @@
 //! The one task that reads a tap: it turns records into batches as fast as the fastest client takes them, follows the
 //! interfaces, keeps the statistics, and knows why it ended.
 //!
-//! One descriptor (an epoll of all rings) tells when there is something new. The kernel signals only a reader that has caught
-//! up, so that one that drains, sleeps a millisecond and drains again is not woken per packet, while a lone packet waits for
-//! that millisecond only. Where packets trickle, the pause grows to four milliseconds, but no longer than it takes to fill a
-//! ring. States: idle (the kernel tells), coalescing (the pause), due (as soon as a client waits for packets), drained: idle,
-//! or coalescing again.
-//!
-//! Our own descriptors keep a namespace alive, so that its end is not an event. Once a second it is looked up, beside the
-//! reader's own work, whether the process, thread, bind mount, descriptor or socket through which it was found still holds it.
-//! That searches anew when it is gone, and rests ten times as long as it took.
+//! `pace.rs` says when the rings are read, and `held.rs` whether anybody else still holds the namespace.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    ops::ControlFlow,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use packetflix_common::InterfaceCounters;
 use tokio::{
-    sync::{Semaphore, mpsc},
-    task::{JoinHandle, coop::consume_budget},
-    time::{Instant, MissedTickBehavior, interval_at, sleep},
+    sync::mpsc,
+    task::coop::consume_budget,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
     Ended,
     feed::{Command, Shared, Subscription},
     framing::Framing,
+    held::HeldLook,
+    pace::Pace,
     packets::Packets,
     packets_in,
     statistics::{InterfaceCounts, Statistics, TapInterface, Written},
@@ -52,9 +47,6 @@ const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 /// Most interfaces that are gone which one who comes late is told of. With more, it gets a tap of its own, and they are
 /// forgotten once every client has their final statistics.
 const MAX_GONE: usize = 64;
-
-/// Looks for who still holds a namespace, at the same time: each may have to search the whole host.
-static SEARCHES: Semaphore = Semaphore::const_new(4);
 
 /// Reads a tap.
 pub(super) struct Reader {
@@ -146,7 +138,6 @@ impl Reader {
     async fn capture(&mut self, commands: &mpsc::WeakSender<Command>) -> Result<Ended, CaptureError> {
         let mut every_second = interval_at(next_turn(), STATISTICS_INTERVAL);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut rings = RingsState::Due;
         let mut pace = Pace::new(self.tap.ring_size());
         let mut held = HeldLook::default();
         loop {
@@ -156,65 +147,37 @@ impl Reader {
             }
             // Records leave the rings only when somebody waits for them: when all clients are too slow, they fill
             // the rings, and the programs count what they cannot put there.
-            let is_due = rings == RingsState::Due && has_room;
+            let is_due = pace.is_due() && has_room;
             tokio::select! {
                 biased;
                 _ = every_second.tick() => {
-                    self.tap.adjust_clock();
-                    self.tap.follow_cpus();
                     held.look(&self.netns);
-                    self.try_again();
-                    self.forget_gone();
-                    self.count();
-                    self.shared.window().keep_within_bounds();
-                    self.statistics_due = true;
-                    rings = RingsState::Due;
+                    self.look_after_all();
+                    pace.read_now();
                 }
                 is_held = held.found() => if !is_held {
                     return Ok(Ended::NamespaceGone(self.netns.inode()));
                 },
                 Some(command) = self.commands.recv() => {
-                    match command {
-                        Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
-                            return Ok(Ended::Stopped);
-                        }
-                        // Whoever asked may have left meanwhile.
-                        Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
-                        Command::Settle { since, .. } => {
-                            self.tell_names(|_| true);
-                            self.settle = self.settle.max(Some(since));
-                        }
-                        Command::Join { own, reply } => if let Some(subscription) = self.join(own, commands) {
-                            // Whoever asked may have left meanwhile, and so leaves the feed.
-                            let _ = reply.send(subscription);
-                        }
+                    if self.obey(command, commands).is_break() {
+                        return Ok(Ended::Stopped);
                     }
-                    rings = RingsState::Due;
+                    pace.read_now();
                 }
                 () = consume_budget(), if is_due => {
                     let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
                     let (drained, len) = self.drain(old_enough);
-                    pace.rings_read(len);
-                    rings = match drained {
-                        Drained::Full(_) => RingsState::Due,
-                        Drained::Held => RingsState::Coalescing,
-                        Drained::Empty if self.settle.is_some() => RingsState::Coalescing,
-                        Drained::Empty => RingsState::Idle,
-                    };
+                    pace.rings_read(drained, len, self.settle.is_some());
                 }
                 () = self.shared.taken() => self.forget_own(),
-                () = sleep(pace.pause), if rings == RingsState::Coalescing => rings = RingsState::Due,
-                change = self.tap.changed(rings == RingsState::Idle) => {
+                () = pace.over() => pace.read_now(),
+                change = self.tap.changed(pace.is_idle()) => {
                     match change.map_err(CaptureError::Wait)? {
                         TapChange::Links => {
                             self.follow_links();
-                            rings = RingsState::Due;
+                            pace.read_now();
                         }
-                        // What comes right behind the first packet goes with it.
-                        TapChange::Rings => {
-                            pace.rings_filled();
-                            rings = RingsState::Coalescing;
-                        }
+                        TapChange::Rings => pace.rings_filled(),
                     }
                 }
             }
@@ -223,6 +186,38 @@ impl Reader {
                 self.follow_links();
             }
         }
+    }
+
+    /// Does what is to be done once a second.
+    fn look_after_all(&mut self) {
+        self.tap.adjust_clock();
+        self.tap.follow_cpus();
+        self.try_again();
+        self.forget_gone();
+        self.count();
+        self.shared.window().keep_within_bounds();
+        self.statistics_due = true;
+    }
+
+    /// Does what a client asks for, and breaks where it is the last, and leaves. Whoever asked may have left meanwhile, and so
+    /// leaves the feed.
+    fn obey(&mut self, command: Command, commands: &mpsc::WeakSender<Command>) -> ControlFlow<()> {
+        match command {
+            Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
+                return ControlFlow::Break(());
+            }
+            Command::Settle { since, .. } => {
+                self.tell_names(|_| true);
+                self.settle = self.settle.max(Some(since));
+            }
+            Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
+            Command::Join { own, reply } => {
+                if let Some(subscription) = self.join(own, commands) {
+                    let _ = reply.send(subscription);
+                }
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// How many clients there are, and whether one waits for packets.
@@ -597,49 +592,6 @@ impl Reader {
     }
 }
 
-/// The look whether the namespace is still held: beside the reader, since it may have to search the whole host, where places
-/// may not answer.
-#[derive(Debug, Default)]
-struct HeldLook {
-    under_way: Option<(Instant, JoinHandle<bool>)>,
-    /// When it is time for the next: one that took long rests for long.
-    next: Option<Instant>,
-}
-
-impl HeldLook {
-    /// Times that a look took, to rest before the next.
-    const REST: u32 = 10;
-
-    /// Looks once more, unless a look is under way or rests. While the process holds the namespace through which it was
-    /// found, that is one look into `/proc`.
-    fn look(&mut self, netns: &Arc<Netns>) {
-        let now = Instant::now();
-        if self.under_way.is_some() || self.next.is_some_and(|next| now < next) || netns.is_held_by_process()
-        {
-            return;
-        }
-        let netns = Arc::clone(netns);
-        let look = tokio::spawn(async move {
-            let _turn = SEARCHES.acquire().await;
-            let looked = tokio::task::spawn_blocking(move || netns.is_held());
-            looked.await.unwrap_or(true)
-        });
-        self.under_way = Some((now, look));
-    }
-
-    /// What the look that is under way has found; waits for the next one while none is.
-    async fn found(&mut self) -> bool {
-        let Some((began, look)) = &mut self.under_way else {
-            return std::future::pending().await;
-        };
-        let is_held = look.await.unwrap_or(true);
-        let now = Instant::now();
-        self.next = Some(now + (now - *began) * Self::REST);
-        self.under_way = None;
-        is_held
-    }
-}
-
 /// The next whole interval since the first reader began: all readers look at their statistics at the same moments, so
 /// that a hundred idle ones wake the process once.
 fn next_turn() -> Instant {
@@ -666,64 +618,6 @@ impl Drop for End {
 fn tell(metrics: &Metrics, told: &mut InterfaceCounters, now: InterfaceCounters) {
     let before = std::mem::replace(told, now);
     metrics.kernel_counted(&now.since(&before));
-}
-
-/// What is to be done about the rings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RingsState {
-    /// They were empty: the kernel tells when they are not.
-    Idle,
-    /// Something came a moment ago, more may come.
-    Coalescing,
-    /// They are to be read as soon as there is room.
-    Due,
-}
-
-/// How long rings are left alone between two looks: what comes meanwhile is read in one go, and wakes nobody.
-#[derive(Debug)]
-struct Pace {
-    pause: Duration,
-    longest: Duration,
-    /// When the rings were last read.
-    read: Instant,
-}
-
-impl Pace {
-    /// A packet that comes alone waits so long.
-    const SHORTEST: Duration = Duration::from_millis(1);
-    /// Where packets trickle, those that come meanwhile cost no more.
-    const LONGEST: Duration = Duration::from_millis(4);
-    /// A batch of so many bytes is worth the while.
-    const LARGE: usize = 64 * 1024;
-    /// So many bytes of a ring are filled in a millisecond at most, by what one CPU can receive.
-    const FILLED_IN_MILLISECOND: u32 = 2 << 20;
-
-    /// For rings of so many bytes: they must not be full before they are looked at again.
-    fn new(ring_size: u32) -> Self {
-        let longest = Duration::from_millis((ring_size / Self::FILLED_IN_MILLISECOND).into());
-        Self {
-            pause: Self::SHORTEST,
-            longest: longest.clamp(Self::SHORTEST, Self::LONGEST),
-            read: Instant::now(),
-        }
-    }
-
-    /// The rings were read, and gave so many bytes.
-    fn rings_read(&mut self, len: usize) {
-        if len >= Self::LARGE {
-            self.pause = Self::SHORTEST;
-        } else if len > 0 {
-            self.pause = (2 * self.pause).min(self.longest);
-        }
-        self.read = Instant::now();
-    }
-
-    /// There is something in the rings again.
-    fn rings_filled(&mut self) {
-        if self.read.elapsed() > self.longest {
-            self.pause = Self::SHORTEST;
-        }
-    }
 }
 
 /// Why capturing cannot go on.
