@@ -19,6 +19,7 @@ mod reader;
 mod schedule;
 mod statistics;
 mod stream;
+mod tally;
 pub(crate) mod window;
 
 use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};

@@ -4,14 +4,12 @@
 //! `pace.rs` says when the rings are read, and `held.rs` whether anybody else still holds the namespace.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     io,
     ops::ControlFlow,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use packetflix_common::InterfaceCounters;
 use tokio::{
     sync::mpsc,
     task::coop::consume_budget,
@@ -26,16 +24,15 @@ use super::{
     pace::Pace,
     packets::Packets,
     packets_in,
-    statistics::{InterfaceCounts, Statistics, TapInterface, Written},
+    statistics::{Statistics, TapInterface, Written},
+    tally::Tally,
     window::Batch,
 };
 use crate::{
     error,
     metrics::Metrics,
     netns::{EnterError, Netns},
-    tap::{
-        Drained, LinkChanges, MAY_MISS_INTERFACES, OwnTraffic, ProgramUse, Tap, TapChange, TappedInterface,
-    },
+    tap::{Drained, LinkChanges, MAY_MISS_INTERFACES, OwnTraffic, Tap, TapChange, TappedInterface},
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
@@ -57,10 +54,7 @@ pub(super) struct Reader {
     packets: Packets,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    /// What has become of the packets of each interface, by the place of its description.
-    counts: BTreeMap<usize, InterfaceCounts>,
-    /// The counts that were last published; `None` when the next are wanted whatever they say.
-    published: Option<BTreeMap<usize, InterfaceCounts>>,
+    tally: Tally,
     /// Interfaces that were detached, by their index, with the time since which no record of them can come.
     leaving: Vec<(u32, u64)>,
     /// How many descriptions there are of what is gone, forgotten or not.
@@ -70,16 +64,10 @@ pub(super) struct Reader {
     links_due: bool,
     /// Whether that lasted for a second at some time.
     may_miss: bool,
-    /// What had become of the packets of an interface, by its number in the tap, when it got the name that it has.
-    earlier: HashMap<u32, InterfaceCounts>,
     statistics_due: bool,
     /// Statistics are wanted when all that was captured until then is published.
     settle: Option<u64>,
     metrics: Arc<Metrics>,
-    /// What the metrics have of each interface, by its number in the tap.
-    told: HashMap<u32, InterfaceCounters>,
-    /// What they have of the programs.
-    told_of_programs: ProgramUse,
 }
 
 impl Reader {
@@ -101,19 +89,15 @@ impl Reader {
             tap,
             shared,
             commands,
-            counts: BTreeMap::new(),
-            published: None,
+            tally: Tally::new(Arc::clone(&metrics)),
             leaving: Vec::new(),
             gone: 0,
             has_let_go: false,
             links_due: false,
             may_miss: false,
-            earlier: HashMap::new(),
             statistics_due: false,
             settle: None,
             metrics,
-            told: HashMap::new(),
-            told_of_programs: ProgramUse::default(),
         };
         reader.describe_new();
         reader
@@ -316,7 +300,7 @@ impl Reader {
     fn miss_interfaces(&mut self) {
         if !self.may_miss {
             self.may_miss = true;
-            self.published = None;
+            self.tally.renew();
             self.statistics_due = true;
         }
     }
@@ -324,8 +308,7 @@ impl Reader {
     /// The description of an interface that was left out is not its own any more.
     fn end_of(&mut self, left_out: &TappedInterface) {
         if let Some(written) = self.packets.of_interface(left_out.id) {
-            let counts = self.counts.entry(written.place).or_default();
-            counts.end = Some(self.tap.clock().now());
+            self.tally.end_unseen(written.place, self.tap.clock().now());
             self.gone += 1;
             self.statistics_due = true;
             self.forget(left_out.id);
@@ -335,25 +318,18 @@ impl Reader {
     /// Nothing more comes of an interface, and nothing of it waits to be published.
     fn forget(&mut self, id: u32) {
         self.packets.forget(id);
-        self.told.remove(&id);
-        self.earlier.remove(&id);
+        self.tally.forget(id);
     }
 
     /// Forgets what became of interfaces that are gone, once every client knows it.
     fn forget_gone(&mut self) {
-        if self.gone <= MAX_GONE {
-            return;
-        }
-        for place in self.shared.window().release() {
-            self.counts.remove(&place);
-            if let Some(published) = &mut self.published {
-                published.remove(&place);
-            }
+        if self.gone > MAX_GONE {
+            let released = self.shared.window().release();
+            self.tally.release(&released);
         }
     }
 
-    /// An interface goes on under another name: what was written of it so far is all of the old one, and what was lost
-    /// since then is told with the new one.
+    /// An interface goes on under another name.
     fn begin_anew(&mut self, ifindex: u32) {
         let Some(id) = self.tap.interface(ifindex).map(|interface| interface.id) else {
             return;
@@ -362,19 +338,8 @@ impl Reader {
             return;
         };
         let counters = self.tap.counters(ifindex);
-        let earlier = self.earlier.entry(id).or_default();
-        let rejected = counters.seen.saturating_sub(counters.accepted);
-        let counts = InterfaceCounts {
-            delivered: written.delivered,
-            dropped: written.told_lost,
-            told_lost: written.told_lost,
-            rejected: rejected.saturating_sub(earlier.rejected),
-            end: Some(self.tap.clock().now()),
-        };
-        earlier.delivered += counts.delivered;
-        earlier.dropped += counts.dropped;
-        earlier.rejected = rejected;
-        self.counts.insert(written.place, counts);
+        let now = self.tap.clock().now();
+        self.tally.rename(id, written, &counters, now);
         self.packets.describe_anew(id);
         self.tap.begin_anew(ifindex);
         self.gone += 1;
@@ -434,7 +399,7 @@ impl Reader {
         let left = self.let_go(written);
         if self.settle.is_some_and(|since| written.reaches(since)) {
             self.settle = None;
-            self.published = None;
+            self.tally.renew();
             self.statistics_due = true;
         }
         let statistics = self.due_statistics(written);
@@ -461,53 +426,32 @@ impl Reader {
 
     /// Takes the final counts of interfaces that left before all that is written; gives their numbers in the tap.
     fn let_go(&mut self, written: Written) -> Vec<u32> {
-        let Self {
-            leaving,
-            tap,
-            packets,
-            counts,
-            metrics,
-            told,
-            earlier,
-            ..
-        } = self;
-        let mut left = Vec::new();
-        for (ifindex, since) in leaving.extract_if(.., |(_, since)| written.reaches(*since)) {
-            let Some((interface, counters)) = tap.remove(ifindex) else {
-                continue;
-            };
-            self.gone += 1;
-            self.has_let_go = true;
-            self.statistics_due = true;
-            let Some(written) = packets.of_interface(interface.id) else {
-                continue;
-            };
-            left.push(interface.id);
-            tell(metrics, told.entry(interface.id).or_default(), counters);
-            let earlier = earlier.get(&interface.id).copied().unwrap_or_default();
-            let delivered = earlier.delivered + written.delivered;
-            let dropped = counters.accepted.saturating_sub(delivered);
-            let is_as_counted = delivered == counters.delivered && dropped == counters.dropped();
-            // What was captured elsewhere was counted, too.
-            if !is_as_counted && !interface.has_moved {
-                tracing::error!(
-                    interface = interface.link.name,
-                    ?counters,
-                    delivered,
-                    "the stream and the kernel count differently"
-                );
-            }
-            let rejected = counters.seen.saturating_sub(counters.accepted);
-            let last = InterfaceCounts {
-                delivered: written.delivered,
-                dropped: dropped.saturating_sub(earlier.dropped),
-                told_lost: written.told_lost,
-                rejected: rejected.saturating_sub(earlier.rejected),
-                end: Some(since),
-            };
-            counts.insert(written.place, last);
+        let left = self.leaving.extract_if(.., |(_, since)| written.reaches(*since));
+        let left: Vec<(u32, u64)> = left.collect();
+        left.into_iter()
+            .filter_map(|(ifindex, since)| self.take_last_of(ifindex, since))
+            .collect()
+    }
+
+    /// Takes the final counts of an interface that left at the time `since`; gives its number in the tap if it is described.
+    fn take_last_of(&mut self, ifindex: u32, since: u64) -> Option<u32> {
+        let (interface, counters) = self.tap.remove(ifindex)?;
+        self.gone += 1;
+        self.has_let_go = true;
+        self.statistics_due = true;
+        let written = self.packets.of_interface(interface.id)?;
+        let (delivered, dropped) = self.tally.end(interface.id, written, counters, since);
+        let is_as_counted = delivered == counters.delivered && dropped == counters.dropped();
+        // What was captured elsewhere was counted, too.
+        if !is_as_counted && !interface.has_moved {
+            tracing::error!(
+                interface = interface.link.name,
+                ?counters,
+                delivered,
+                "the stream and the kernel count differently"
+            );
         }
-        left
+        Some(interface.id)
     }
 
     /// Statistics, if it is time for them and they say something new.
@@ -516,11 +460,7 @@ impl Reader {
             return None;
         }
         let statistics = self.statistics(written);
-        if self.published.as_ref() == Some(&statistics.interfaces) {
-            return None;
-        }
-        self.published = Some(statistics.interfaces.clone());
-        Some(Arc::new(statistics))
+        self.tally.is_new().then(|| Arc::new(statistics))
     }
 
     /// Tells the metrics what the kernel has counted since the last time, and how full the rings are.
@@ -528,45 +468,27 @@ impl Reader {
         for interface in self.tap.interfaces() {
             if self.packets.of_interface(interface.id).is_some() {
                 let counters = self.tap.counters(interface.link.ifindex);
-                tell(
-                    &self.metrics,
-                    self.told.entry(interface.id).or_default(),
-                    counters,
-                );
+                self.tally.tell(interface.id, counters);
             }
         }
-        let used = self.tap.program_use();
-        let before = std::mem::replace(&mut self.told_of_programs, used);
-        let time = used.time.saturating_sub(before.time);
-        self.metrics
-            .programs_ran(time, used.runs.saturating_sub(before.runs));
+        self.tally.tell_of_programs(self.tap.program_use());
         self.metrics.ring_filled(self.tap.ring_fill());
     }
 
     /// What has become of all packets until now, of which these are written.
     fn statistics(&mut self, written: Written) -> Statistics {
         for interface in self.tap.interfaces() {
-            let Some(written) = self.packets.of_interface(interface.id) else {
-                continue;
-            };
-            let counters = self.tap.counters(interface.link.ifindex);
-            let earlier = self.earlier.get(&interface.id).copied().unwrap_or_default();
-            let rejected = counters.seen.saturating_sub(counters.accepted);
-            let counts = InterfaceCounts {
-                delivered: written.delivered,
-                dropped: counters.dropped().saturating_sub(earlier.dropped),
-                told_lost: written.told_lost,
-                rejected: rejected.saturating_sub(earlier.rejected),
-                end: None,
-            };
-            self.counts.insert(written.place, counts);
+            if let Some(written) = self.packets.of_interface(interface.id) {
+                let counters = self.tap.counters(interface.link.ifindex);
+                self.tally.update(interface.id, written, &counters);
+            }
         }
         Statistics {
             clock: *self.tap.clock(),
             taken: self.tap.clock().now(),
             written,
             may_miss: self.may_miss,
-            interfaces: self.counts.clone(),
+            interfaces: self.tally.counts().clone(),
         }
     }
 
@@ -612,12 +534,6 @@ impl Drop for End {
         self.shared.publish(|window| window.end(cut_off));
         self.metrics.tap_ended();
     }
-}
-
-/// Tells the metrics what was counted of an interface since they were last told.
-fn tell(metrics: &Metrics, told: &mut InterfaceCounters, now: InterfaceCounters) {
-    let before = std::mem::replace(told, now);
-    metrics.kernel_counted(&now.since(&before));
 }
 
 /// Why capturing cannot go on.
