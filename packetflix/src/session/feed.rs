@@ -95,13 +95,7 @@ impl Feed {
     ) -> (Self, Subscription) {
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let feed = Self {
-            shared: Arc::new(Shared {
-                id,
-                window: Mutex::new(Window::new(context.backlog.share())),
-                published: watch::Sender::default(),
-                taken: Notify::new(),
-                left: Mutex::default(),
-            }),
+            shared: Arc::new(Shared::new(id, &context.backlog)),
             commands,
         };
         let before = Statistics {
@@ -139,6 +133,17 @@ impl Feed {
 }
 
 impl Shared {
+    /// Nothing is published yet. `id` is the number of the capture that begins the feed.
+    pub(super) fn new(id: u64, backlog: &Arc<Backlog>) -> Self {
+        Self {
+            id,
+            window: Mutex::new(Window::new(backlog.share())),
+            published: watch::Sender::default(),
+            taken: Notify::new(),
+            left: Mutex::default(),
+        }
+    }
+
     pub(super) fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }

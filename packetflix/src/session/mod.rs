@@ -20,6 +20,8 @@ mod schedule;
 mod statistics;
 mod stream;
 mod tally;
+#[cfg(test)]
+mod tests;
 pub(crate) mod window;
 
 use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};

@@ -1,0 +1,281 @@
+//! A session between a feed without a tap and a client that is not there.
+
+use std::collections::BTreeMap;
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    backlog::Backlog,
+    feed::{Command, Shared},
+    statistics::{InterfaceCounts, TapInterface, Written},
+    *,
+};
+use crate::{
+    access::Rights,
+    captures::{Audit, CaptureFacts, Captures, ClientFacts},
+    description::TargetDescription,
+    discovery::AddressBook,
+    metrics::Metrics,
+    netns::Link,
+    pcapng::{EnhancedPacket, LinkType, Offloads, PacketDirection, Reception},
+    tap::{CaptureClock, ClockSource, InterfaceSelection, OwnTraffic, RateLimits},
+};
+
+/// A session, and what it stands between.
+struct Setup {
+    session: Session,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Command>,
+    stop: CancellationToken,
+    capture: Arc<Capture>,
+    clock: CaptureClock,
+}
+
+impl Setup {
+    fn new(limits: Limits) -> Self {
+        let clock = CaptureClock::new(ClockSource::Tai).unwrap();
+        let shared = Arc::new(Shared::new(1, &Backlog::new(u64::MAX)));
+        shared.window().describe(None, interface());
+        let (sender, commands) = mpsc::channel(1);
+        let before = Statistics {
+            clock,
+            taken: 0,
+            written: Written::default(),
+            may_miss: false,
+            interfaces: BTreeMap::new(),
+        };
+        let subscription = Subscription::new(&shared, &sender, OwnTraffic::default(), before);
+        let stop = CancellationToken::new();
+        let capture = capture(stop.clone());
+        let description = TargetDescription::namespace(5);
+        let info = SessionInfo {
+            netns: 5,
+            holder: ("web".to_owned(), "proc"),
+            description: &description,
+            node_name: "node",
+            chaste: false,
+            filter: "",
+            left_out: "",
+            snaplen: 1500,
+            rates: RateLimits::default(),
+            limits,
+            statistics: StatisticsPace::AtEnd,
+        };
+        let session = Session::new(subscription, &info, stop.clone(), Arc::clone(&capture)).unwrap();
+        Self {
+            session,
+            shared,
+            commands,
+            sender,
+            stop,
+            capture,
+            clock,
+        }
+    }
+
+    /// One whose packets wait for names, until the sender is used or dropped.
+    fn naming(limits: Limits) -> (Self, tokio::sync::oneshot::Sender<()>) {
+        let mut setup = Self::new(limits);
+        let (named, first) = tokio::sync::oneshot::channel();
+        let first = tokio::spawn(async move { drop(first.await) });
+        let names = watch::channel(Arc::new(AddressBook::default())).1;
+        let rights = watch::channel(Arc::new(Rights::ALL)).1;
+        let known = KnownNames { names, rights };
+        setup.session.tell_names(known, AbortOnDropHandle::new(first));
+        (setup, named)
+    }
+
+    /// Publishes so many packets, all that were captured until now, and the statistics with them if wanted.
+    fn publish(&self, packets: u64, with_statistics: bool) {
+        let written = Written {
+            until: self.clock.now(),
+            is_all: true,
+        };
+        let counts = InterfaceCounts {
+            delivered: packets,
+            ..InterfaceCounts::default()
+        };
+        let statistics = Statistics {
+            clock: self.clock,
+            taken: self.clock.now(),
+            written,
+            may_miss: false,
+            interfaces: BTreeMap::from([(0, counts)]),
+        };
+        let mut blocks = bytes::BytesMut::new();
+        (0..packets).for_each(|_| packet().encode(&mut blocks));
+        let batch = Batch {
+            packets: blocks.freeze(),
+            counts: vec![PacketCount {
+                interface: 0,
+                packets,
+                told_lost: 0,
+            }],
+            interfaces: 1,
+            statistics: with_statistics.then(|| Arc::new(statistics)),
+            ..Batch::default()
+        };
+        self.shared.publish(|window| window.publish(batch));
+    }
+
+    /// What the session says next, as the number of its packets; `None` at the end. Nothing for a moment is an error.
+    async fn next(&mut self) -> Result<Option<u64>, tokio::time::error::Elapsed> {
+        let message = timeout(Duration::from_millis(50), self.session.next()).await?;
+        Ok(message.map(|message| {
+            let packets = message.packets;
+            self.session.sent(message);
+            packets
+        }))
+    }
+}
+
+fn interface() -> TapInterface {
+    TapInterface {
+        link_type: LinkType::Ethernet,
+        link: Link::default(),
+        left_out: None,
+        note: None,
+        is_seen_by_tcx: false,
+        since: 0,
+    }
+}
+
+fn packet() -> EnhancedPacket<'static> {
+    EnhancedPacket {
+        interface_id: 0,
+        timestamp: 0,
+        original_len: 60,
+        cooked: None,
+        data: &[0; 60],
+        snaplen: 1500,
+        vlan: None,
+        direction: PacketDirection::Inbound,
+        reception: Reception::Unicast,
+        offloads: Offloads::default(),
+        dropped_before: 0,
+    }
+}
+
+fn capture(stop: CancellationToken) -> Arc<Capture> {
+    let metrics = Arc::new(Metrics::new());
+    let audit = Audit::open(None, false, Arc::clone(&metrics)).unwrap();
+    let facts = CaptureFacts {
+        id: 1,
+        tap: 1,
+        client: ClientFacts::default(),
+        target: TargetDescription::namespace(5),
+        asked: TargetDescription::namespace(5),
+        netns: 5,
+        selection: InterfaceSelection::All,
+        filter: String::new(),
+    };
+    Captures::new(metrics, Arc::new(audit)).prepare(facts, stop)
+}
+
+#[tokio::test]
+async fn what_was_captured_until_the_stop_still_comes() {
+    let mut setup = Setup::new(Limits::default());
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    setup.publish(3, true);
+    assert_eq!(setup.next().await, Ok(Some(3)));
+    assert!(setup.next().await.is_err());
+    setup.stop.cancel();
+    assert!(setup.next().await.is_err());
+    assert!(matches!(setup.commands.try_recv(), Ok(Command::Settle { .. })));
+    setup.publish(2, true);
+    assert_eq!(setup.next().await, Ok(Some(2)));
+    // The final statistics.
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    setup.publish(1, true);
+    assert_eq!(setup.next().await, Ok(None));
+    assert_eq!(setup.capture.amount().packets, 5);
+    let (ended, totals) = setup.session.end();
+    assert_eq!((ended, totals.delivered), (Ended::Stopped, 5));
+}
+
+#[tokio::test]
+async fn packets_wait_for_names_until_these_are_known_or_it_is_stopped() {
+    for is_stopped in [false, true] {
+        let (mut setup, named) = Setup::naming(Limits::default());
+        assert_eq!(setup.next().await, Ok(Some(0)));
+        setup.publish(3, false);
+        assert!(setup.next().await.is_err());
+        if is_stopped {
+            setup.stop.cancel();
+        } else {
+            drop(named);
+        }
+        assert_eq!(setup.next().await, Ok(Some(3)));
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_is_reached_while_names_are_looked_for_ends_it_after_them() {
+    let limit = Limits {
+        packets: Some(2),
+        ..Limits::default()
+    };
+    let (mut setup, named) = Setup::naming(limit);
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    setup.publish(3, true);
+    assert!(setup.next().await.is_err());
+    // There is no reader that could be asked for the counts.
+    setup.commands.close();
+    drop(named);
+    assert_eq!(setup.next().await, Ok(Some(2)));
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    assert_eq!(setup.next().await, Ok(None));
+    let (ended, totals) = setup.session.end();
+    assert_eq!((ended, totals.delivered), (Ended::Limit(Limit::Packets(2)), 2));
+}
+
+#[tokio::test]
+async fn a_stop_that_finds_no_room_with_the_reader_is_begun_again() {
+    let mut setup = Setup::new(Limits::default());
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    let other = Command::Settle { client: 7, since: 0 };
+    setup.sender.try_send(other).unwrap();
+    setup.stop.cancel();
+    assert!(setup.next().await.is_err());
+    assert!(matches!(
+        setup.commands.try_recv(),
+        Ok(Command::Settle { client: 7, .. })
+    ));
+    assert!(setup.next().await.is_err());
+    assert!(matches!(
+        setup.commands.try_recv(),
+        Ok(Command::Settle { client: 0, .. })
+    ));
+}
+
+#[tokio::test]
+async fn nothing_follows_when_it_may_go_on_no_more() {
+    let mut setup = Setup::new(Limits::default());
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    setup.publish(3, false);
+    setup.capture.revoke("the token is gone".to_owned());
+    assert_eq!(setup.next().await, Ok(None));
+    assert_eq!(
+        setup.session.end().0,
+        Ended::Revoked("the token is gone".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_sent_is_not_counted() {
+    let mut setup = Setup::new(Limits::default());
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    let beginning = setup.capture.amount().bytes;
+    setup.publish(3, false);
+    let message = setup.session.next().await.unwrap();
+    assert_eq!(setup.capture.amount().packets, 0);
+    let len = message.blocks().len() as u64;
+    setup.session.sent(message);
+    let amount = setup.capture.amount();
+    assert_eq!((amount.packets, amount.bytes), (3, beginning + len));
+}
