@@ -3,12 +3,13 @@
 //! Found by trying, as a user who is not root: the kernel asks for no others. CAP_SYS_ADMIN, without which no namespace
 //! can be entered, includes what CAP_BPF and CAP_PERFMON allow.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt};
 
+use caps::{CapSet, errors::CapsError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{error, sys};
+use crate::error;
 
 /// A right of a process.
 ///
@@ -51,19 +52,16 @@ impl Capability {
         }
     }
 
-    const fn number(self) -> u32 {
-        match self {
-            Self::DacOverride => 1,
-            Self::NetAdmin => 12,
-            Self::NetRaw => 13,
-            Self::SysPtrace => 19,
-            Self::SysAdmin => 21,
-        }
-    }
-
     /// Whether the calling thread has it, in its own user namespace at least.
     pub(crate) fn is_effective(self) -> bool {
-        sys::effective_capabilities().is_ok_and(|set| set & 1 << self.number() != 0)
+        let capability = match self {
+            Self::DacOverride => caps::Capability::CAP_DAC_OVERRIDE,
+            Self::NetAdmin => caps::Capability::CAP_NET_ADMIN,
+            Self::NetRaw => caps::Capability::CAP_NET_RAW,
+            Self::SysPtrace => caps::Capability::CAP_SYS_PTRACE,
+            Self::SysAdmin => caps::Capability::CAP_SYS_ADMIN,
+        };
+        caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
     }
 
     /// What an error that comes from the kernel says of this capability, to be put behind the error; nothing when the
@@ -124,12 +122,25 @@ impl fmt::Display for Capability {
 ///
 /// # Errors
 /// Never on a kernel that has capabilities.
-pub fn raise() -> io::Result<()> {
-    sys::raise_capabilities()
+pub fn raise() -> Result<(), CapsError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    caps::set(None, CapSet::Effective, &permitted)
+}
+
+/// Gives up all capabilities of the calling thread, for good unless it executes a program.
+///
+/// # Errors
+/// Never on a kernel that has capabilities.
+pub(crate) fn give_up() -> Result<(), CapsError> {
+    // With what is permitted goes what is effective.
+    caps::clear(None, CapSet::Permitted)?;
+    caps::clear(None, CapSet::Inheritable)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -146,12 +157,41 @@ mod tests {
         assert!(blamed.starts_with(expected), "{blamed}");
     }
 
-    #[test]
-    fn numbers_are_those_of_the_kernel() {
-        // CapEff of /proc is the same set.
+    /// The capabilities of one set of this thread, as `/proc` has them: bit by number.
+    fn told(set: &str) -> u64 {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
-        assert_eq!(sys::effective_capabilities().unwrap(), effective);
+        let told = status.lines().find_map(|line| line.strip_prefix(set));
+        u64::from_str_radix(told.unwrap().trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn effective_are_those_that_the_kernel_tells() {
+        // `linux/capability.h`
+        for (capability, number) in [
+            (Capability::DacOverride, 1),
+            (Capability::NetAdmin, 12),
+            (Capability::NetRaw, 13),
+            (Capability::SysPtrace, 19),
+            (Capability::SysAdmin, 21),
+        ] {
+            let is_told = told("CapEff:") & 1 << number != 0;
+            assert_eq!(capability.is_effective(), is_told, "{capability}");
+        }
+    }
+
+    #[test]
+    fn what_is_permitted_is_raised_and_then_given_up() {
+        // Capabilities are a thread's own.
+        let of_a_thread = || {
+            let permitted = told("CapPrm:");
+            caps::clear(None, CapSet::Effective).unwrap();
+            assert_eq!((told("CapEff:"), told("CapPrm:")), (0, permitted));
+            raise().unwrap();
+            assert_eq!((told("CapEff:"), told("CapPrm:")), (permitted, permitted));
+            give_up().unwrap();
+            assert_eq!(["CapEff:", "CapPrm:", "CapInh:"].map(told), [0; 3]);
+            assert!(raise().is_ok() && told("CapEff:") == 0);
+        };
+        std::thread::spawn(of_a_thread).join().unwrap();
     }
 }

@@ -11,7 +11,10 @@ use nix::{
     unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf},
 };
 
-use crate::{capabilities::Capability, sys};
+use crate::{
+    capabilities::{self, Capability},
+    sys,
+};
 
 /// User and group that own nothing: `nobody` and `nogroup`, which the kernel itself uses for those it cannot name.
 const NOBODY: u32 = 65534;
@@ -72,7 +75,9 @@ pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
     let _ = setgroups(&[]);
     let _ = setresgid(group, group, group);
     let _ = setresuid(user, user, user);
-    sys::drop_capabilities().map_err(Failure::of("capabilities could not be dropped (capset)"))?;
+    capabilities::give_up()
+        .map_err(io::Error::other)
+        .map_err(Failure::of("capabilities could not be dropped (capset)"))?;
     // To become another user makes the process one that may be traced by this user, unless said again.
     set_dumpable(false)
         .map_err(io::Error::from)
