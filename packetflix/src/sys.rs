@@ -8,7 +8,7 @@ use std::{
     ffi::CStr,
     fs::File,
     io,
-    mem::{offset_of, size_of},
+    mem::size_of,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicUsize, Ordering},
@@ -414,120 +414,6 @@ pub(crate) fn set_interface_up(name: &CStr) -> io::Result<()> {
     // SAFETY: the request's name ends with a zero, and its flags are set.
     unsafe { siocsifflags(socket.as_raw_fd(), &raw const request) }?;
     Ok(())
-}
-
-/// A system call that may be made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SystemCall {
-    number: libc::c_long,
-    /// An argument, counted from 0, that is to be one of these, of 32 bits.
-    one_of: Option<(u32, &'static [u32])>,
-    /// An argument, counted from 0, that has none of these bits, of the lower 32.
-    none_of: Option<(u32, u32)>,
-}
-
-impl SystemCall {
-    /// With whatever arguments.
-    pub(crate) const fn any(number: libc::c_long) -> Self {
-        Self {
-            number,
-            one_of: None,
-            none_of: None,
-        }
-    }
-
-    /// With one of these as its argument of that number, from 0.
-    pub(crate) const fn with(number: libc::c_long, argument: u32, values: &'static [u32]) -> Self {
-        Self {
-            one_of: Some((argument, values)),
-            ..Self::any(number)
-        }
-    }
-
-    /// With none of these bits in its argument of that number, from 0.
-    pub(crate) const fn without(number: libc::c_long, argument: u32, bits: u32) -> Self {
-        Self {
-            none_of: Some((argument, bits)),
-            ..Self::any(number)
-        }
-    }
-}
-
-/// Lets the calling thread make these system calls only; all others fail with `EPERM`. It cannot be taken back. The
-/// thread may gain no privileges by executing programs any more, which the kernel wants as a condition.
-///
-/// Source: `Documentation/userspace-api/seccomp_filter.rst`.
-///
-/// # Errors
-/// `EACCES` when that condition does not hold, `EINVAL` when the kernel knows no such filters.
-pub(crate) fn allow_system_calls_only(allowed: &[SystemCall]) -> io::Result<()> {
-    let mut program = seccomp_program(allowed);
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the pointer is that of a live program whose instructions and their number are those of a live vector; the
-    // kernel copies them.
-    Errno::result(unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::c_ulong::from(libc::SECCOMP_MODE_FILTER),
-            &raw const program,
-        )
-    })?;
-    Ok(())
-}
-
-/// Allows these calls. Arguments are looked at in their lower halves, which is where they are on machines that put those
-/// first.
-fn seccomp_program(allowed: &[SystemCall]) -> Vec<libc::sock_filter> {
-    /// `linux/audit.h`: numbers of system calls mean something else on other architectures.
-    #[cfg(target_arch = "x86_64")]
-    const ARCHITECTURE: u32 = 0xc000_003e;
-    #[cfg(target_arch = "aarch64")]
-    const ARCHITECTURE: u32 = 0xc000_00b7;
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const JUMP_IF_ANY: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-
-    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let argument = |number: u32| offset_of!(libc::seccomp_data, args) as u32 + 8 * number;
-    let mut program = vec![
-        instruction(LOAD, 0, 0, offset_of!(libc::seccomp_data, arch) as u32),
-        instruction(JUMP_IF_EQUAL, 1, 0, ARCHITECTURE),
-        instruction(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
-        instruction(LOAD, 0, 0, offset_of!(libc::seccomp_data, nr) as u32),
-    ];
-    for call in allowed {
-        let mut verdict = Vec::new();
-        if let Some((number, bits)) = call.none_of {
-            verdict.push(instruction(LOAD, 0, 0, argument(number)));
-            verdict.push(instruction(JUMP_IF_ANY, 0, 1, bits));
-            verdict.push(instruction(RETURN, 0, 0, REFUSE));
-        }
-        if let Some((number, values)) = call.one_of {
-            verdict.push(instruction(LOAD, 0, 0, argument(number)));
-            for value in values {
-                verdict.push(instruction(JUMP_IF_EQUAL, 0, 1, *value));
-                verdict.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
-            }
-            verdict.push(instruction(RETURN, 0, 0, REFUSE));
-        } else {
-            verdict.push(instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
-        }
-        // Over the verdict goes what is another call. Each of these verdicts is short.
-        program.push(instruction(
-            JUMP_IF_EQUAL,
-            0,
-            verdict.len() as u8,
-            call.number as u32,
-        ));
-        program.extend(verdict);
-    }
-    program.push(instruction(RETURN, 0, 0, REFUSE));
-    program
 }
 
 /// A name as requests have it: with at least one zero at its end.

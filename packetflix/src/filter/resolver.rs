@@ -15,10 +15,7 @@ use packetflix_filter::{Found, Known, Lookup, MAX_NAMES};
 use serde::{Deserialize, Serialize};
 
 use super::{child::CPU_SECONDS, compile, lookup};
-use crate::{
-    confined::{Failure, begin, give_up_rights},
-    sys::{self, SystemCall},
-};
+use crate::confined::{Failure, SystemCall, begin, give_up_rights};
 
 /// First argument of a process that is to look names up.
 pub(super) const VERB: &str = "look-filter-names-up";
@@ -160,9 +157,7 @@ pub(super) fn answer() -> Answer {
 
 fn prepare_and_look_up() -> Result<Answer, Failure> {
     begin(ROOM, CPU_SECONDS)?;
-    give_up_rights(DESCRIPTORS)?;
-    sys::allow_system_calls_only(SYSTEM_CALLS)
-        .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
+    give_up_rights(DESCRIPTORS, SYSTEM_CALLS)?;
     let mut question = Vec::new();
     io::stdin()
         .read_to_end(&mut question)

@@ -27,9 +27,8 @@ use nix::{
 };
 
 use crate::{
-    confined::{Failure, begin, give_up_rights},
+    confined::{Failure, SystemCall, begin, give_up_rights},
     proc_fs::{MountBounds, namespace_mounts},
-    sys::{self, SystemCall},
 };
 
 /// First argument of a process that is to read lists of mounts.
@@ -247,9 +246,7 @@ fn serve() -> Result<(), Failure> {
     begin(ROOM, CPU_SECONDS)?;
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let mut socket = UnixStream::from(socket.map_err(Failure::of("there is nobody to answer"))?);
-    give_up_rights(DESCRIPTORS)?;
-    sys::allow_system_calls_only(&SYSTEM_CALLS.map(SystemCall::any))
-        .map_err(Failure::of("system calls could not be restricted (seccomp)"))?;
+    give_up_rights(DESCRIPTORS, &SYSTEM_CALLS.map(SystemCall::any))?;
     answer_all(&mut socket).map_err(Failure::of("an answer could not be given"))
 }
 

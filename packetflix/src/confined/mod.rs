@@ -1,16 +1,16 @@
 //! Processes of ours that work on what others wrote: each is our own program, executed anew, and bounds itself and gives up its
 //! rights before it reads anything.
 
+mod system_calls;
+
 use std::{fs, io};
 
 use nix::{
-    sys::{
-        prctl::{set_dumpable, set_no_new_privs},
-        resource::Resource,
-    },
+    sys::{prctl::set_dumpable, resource::Resource},
     unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf},
 };
 
+pub(crate) use self::system_calls::SystemCall;
 use crate::{
     capabilities::{self, Capability},
     sys,
@@ -67,8 +67,8 @@ pub(crate) fn begin(room: u64, seconds: u64) -> Result<(), Failure> {
     bound_resources(room, seconds).map_err(Failure::of("resources could not be bounded (setrlimit)"))
 }
 
-/// Leaves the process without rights, and with so many descriptors that it may have at most.
-pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
+/// Leaves the process without rights, with so many descriptors that it may have at most, and with these system calls.
+pub(crate) fn give_up_rights(descriptors: u64, system_calls: &[SystemCall]) -> Result<(), Failure> {
     // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
     // capabilities.
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
@@ -82,9 +82,6 @@ pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
     set_dumpable(false)
         .map_err(io::Error::from)
         .map_err(Failure::of("tracing could not be forbidden (prctl)"))?;
-    set_no_new_privs()
-        .map_err(io::Error::from)
-        .map_err(Failure::of("new privileges could not be forbidden (prctl)"))?;
     for (resource, bound) in [
         (Resource::RLIMIT_NOFILE, descriptors),
         (Resource::RLIMIT_NPROC, 0),
@@ -92,7 +89,8 @@ pub(crate) fn give_up_rights(descriptors: u64) -> Result<(), Failure> {
         sys::lower_limit(resource, bound, bound)
             .map_err(Failure::of("resources could not be bounded (setrlimit)"))?;
     }
-    Ok(())
+    system_calls::allow_only(system_calls)
+        .map_err(Failure::of("system calls could not be restricted (seccomp)"))
 }
 
 /// When the machine, or the control group, is out of memory, the kernel is to end this process and not the server.
