@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 
 use super::{
     backlog::Backlog,
+    held::Searches,
     reader::Reader,
     statistics::{Statistics, TapInterface, Written},
     window::{Next, Window},
@@ -32,6 +33,7 @@ pub(super) struct FeedContext {
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
     pub(super) backlog: Arc<Backlog>,
+    pub(super) searches: Searches,
 }
 
 /// Where clients join the reader of a tap.
@@ -110,7 +112,7 @@ impl Feed {
             tap,
             Arc::clone(&feed.shared),
             queue,
-            Arc::clone(&context.metrics),
+            context,
         );
         let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
         context

@@ -22,6 +22,7 @@ use super::{
     Session, SessionInfo,
     backlog::Backlog,
     feed::{Feed, FeedContext, Subscription},
+    held::Searches,
     limits::TooFewBytes,
 };
 use crate::{
@@ -76,6 +77,7 @@ impl Feeds {
                 tasks,
                 metrics,
                 backlog: Backlog::new(memory::for_slow_clients()),
+                searches: Searches::default(),
             },
         }
     }

@@ -10,12 +10,23 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use crate::netns::Netns;
 
 /// Looks for who still holds a namespace, at the same time: each may have to search the whole host.
-static SEARCHES: Semaphore = Semaphore::const_new(4);
+const SEARCHES: usize = 4;
+
+/// The places of the looks of all taps.
+#[derive(Clone, Debug)]
+pub(super) struct Searches(Arc<Semaphore>);
+
+impl Default for Searches {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(SEARCHES)))
+    }
+}
 
 /// The look whether the namespace is still held: beside the reader, since it may have to search the whole host, where places
 /// may not answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct HeldLook {
+    searches: Searches,
     under_way: Option<(Instant, JoinHandle<bool>)>,
     /// When it is time for the next: one that took long rests for long.
     next: Option<Instant>,
@@ -24,6 +35,15 @@ pub(super) struct HeldLook {
 impl HeldLook {
     /// Times that a look took, to rest before the next.
     const REST: u32 = 10;
+
+    /// None yet.
+    pub(super) fn new(searches: Searches) -> Self {
+        Self {
+            searches,
+            under_way: None,
+            next: None,
+        }
+    }
 
     /// Looks once more, unless a look is under way or rests. While the process holds the namespace through which it was
     /// found, that is one look into `/proc`.
@@ -34,8 +54,9 @@ impl HeldLook {
             return;
         }
         let netns = Arc::clone(netns);
+        let Searches(searches) = self.searches.clone();
         let look = tokio::spawn(async move {
-            let _turn = SEARCHES.acquire().await;
+            let _turn = searches.acquire().await;
             let looked = tokio::task::spawn_blocking(move || netns.is_held());
             looked.await.unwrap_or(true)
         });

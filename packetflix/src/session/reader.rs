@@ -18,9 +18,9 @@ use tokio::{
 
 use super::{
     Ended,
-    feed::{Command, Shared, Subscription},
+    feed::{Command, FeedContext, Shared, Subscription},
     framing::Framing,
-    held::HeldLook,
+    held::{HeldLook, Searches},
     pace::Pace,
     packets::Packets,
     packets_in,
@@ -68,6 +68,7 @@ pub(super) struct Reader {
     /// Statistics are wanted when all that was captured until then is published.
     settle: Option<u64>,
     metrics: Arc<Metrics>,
+    searches: Searches,
 }
 
 impl Reader {
@@ -76,8 +77,9 @@ impl Reader {
         tap: Tap,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        metrics: Arc<Metrics>,
+        context: &FeedContext,
     ) -> Self {
+        let metrics = Arc::clone(&context.metrics);
         metrics.tap_begun();
         let mut reader = Self {
             _end: End {
@@ -98,6 +100,7 @@ impl Reader {
             statistics_due: false,
             settle: None,
             metrics,
+            searches: context.searches.clone(),
         };
         reader.describe_new();
         reader
@@ -123,7 +126,7 @@ impl Reader {
         let mut every_second = interval_at(next_turn(), STATISTICS_INTERVAL);
         every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pace = Pace::new(self.tap.ring_size());
-        let mut held = HeldLook::default();
+        let mut held = HeldLook::new(self.searches.clone());
         loop {
             let (clients, has_room) = self.demand();
             if clients == 0 {
