@@ -71,7 +71,7 @@ pub enum ScopeError {
     #[error("none stands alone, or is left out where there are other scopes")]
     NoneBesideOthers,
     /// The pattern of a scope cannot be used.
-    #[error("{scope}: {source}")]
+    #[error("the scope {scope:?} cannot be used")]
     Pattern {
         /// The scope as it is written.
         scope: String,
@@ -205,6 +205,7 @@ impl Captures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
 
     fn rights(scopes: &str) -> Rights {
         Rights::parse(scopes.split_whitespace()).unwrap()
@@ -243,6 +244,9 @@ mod tests {
             let error = Rights::parse([wrong]).unwrap_err().to_string();
             assert!(error.contains(wrong), "{error}");
         }
+        let error = Rights::parse(["capture:"]).unwrap_err();
+        let sentence = "the scope \"capture:\" cannot be used: the pattern is empty";
+        assert_eq!(chain(&error), sentence);
     }
 
     fn occupants(names: &[&str]) -> Occupants {

@@ -33,7 +33,6 @@ pub(crate) struct DiscoveryService {
 #[error("the discovery service at {address} {problem}")]
 pub(crate) struct ServiceError {
     address: ServiceAddress,
-    #[source]
     pub(crate) problem: ServiceProblem,
 }
 
