@@ -23,6 +23,8 @@ pub mod programs {
     pub const TC_INGRESS: &str = "tc_ingress";
     /// Classifier for packets that an interface sends (TCX egress, kernel 6.6).
     pub const TC_EGRESS: &str = "tc_egress";
+    /// Does nothing, in the place of either between two captures.
+    pub const TC_IDLE: &str = "tc_idle";
     /// Socket filter for both directions (AF_PACKET, kernel 5.8 for its ring buffer).
     pub const SOCKET: &str = "socket";
     /// Goes on in [`SOCKET`], where the kernel attaches no program of that size.

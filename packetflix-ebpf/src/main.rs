@@ -42,6 +42,12 @@ pub fn tc_egress(context: TcContext) -> i32 {
     TCX_NEXT
 }
 
+/// Keeps the place of the other two between two captures of an interface, and does nothing.
+#[classifier]
+pub fn tc_idle(_context: TcContext) -> i32 {
+    TCX_NEXT
+}
+
 /// Filter of an AF_PACKET socket. It keeps nothing for the socket itself: its verdict is always 0.
 ///
 /// Written out, since the macro `socket_filter` names the section as we name the program, and the linker then

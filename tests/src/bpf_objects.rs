@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "no crate of ours makes these calls of bpf(2)")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     mem::size_of,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -125,6 +125,21 @@ impl Objects {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The numbers of those of a kind.
+    pub fn numbers(&self, kind: Kind) -> BTreeSet<u32> {
+        let all = self.0.keys();
+        all.filter(|(of, _)| *of == kind)
+            .map(|(_, number)| *number)
+            .collect()
+    }
+
+    /// The numbers of the programs of this name.
+    pub fn programs(&self, name: &str) -> BTreeSet<u32> {
+        let programs = self.0.iter().filter(|((kind, _), _)| *kind == Kind::Program);
+        let named = programs.filter(|(_, what)| what.split_whitespace().next_back() == Some(name));
+        named.map(|((_, number), _)| *number).collect()
     }
 
     /// What they are, without their numbers: one per line, sorted.

@@ -17,6 +17,7 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use packetflix_filter::native::{self, Arithmetic, Instruction, R0};
 use packetflix_tests::{
+    bpf_objects::{Kind, Objects},
     bpf_run::{Place, Program, ProgramType},
     client::{Capture, Piece, Recorder, refusal},
     folder::Folder,
@@ -812,7 +813,10 @@ async fn interface_that_cannot_be_attached_to_is_left_out_told_and_tried_again()
     assert_eq!(recording.packets[0].interface, 2);
     ensure!(!options(&recording, "va")?.contains("nothing is captured"));
 
-    // Of one that was asked for, that is a refusal.
+    // Of one that was asked for, that is a refusal. Links that are kept for the next capture would be let go of for it.
+    wait_until(Duration::from_secs(5), || {
+        Ok(Objects::held_by(server.pid())?.numbers(Kind::Link).is_empty())
+    })?;
     let theirs = fill(&here, "va")?;
     let (status, sentence) = refusal(&server, &format!("{url}&nif=va"), &[]).await?;
     ensure!(status == 429 && sentence.contains("va"), "{status} {sentence}");

@@ -15,9 +15,14 @@ use nix::{errno::Errno, libc};
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_BTF_LOAD: libc::c_int = 18;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// Most programs in each direction of an interface: `BPF_MPROG_MAX` of `linux/bpf_mprog.h`.
+const MAX_TCX_PROGRAMS: usize = 64;
 
 /// How often a program is loaded anew when a signal has interrupted the verifier.
 const INTERRUPTIONS: u32 = 5;
@@ -216,27 +221,29 @@ pub(crate) fn program_use(program: BorrowedFd<'_>) -> io::Result<(Duration, u64)
     Ok((Duration::from_nanos(info.run_time_ns), info.run_cnt))
 }
 
-/// The index of the interface to which a TCX program is attached by a link; 0 when that was removed. Kernel 6.6.
+/// What the kernel tells of a link of TCX: the beginning of its `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TcxLinkInfo {
+    kind: u32,
+    /// Its number, which no other link has while there is this one.
+    pub(crate) id: u32,
+    program: u32,
+    padding: u32,
+    /// The index of the interface that it is attached to; 0 when that was removed.
+    pub(crate) ifindex: u32,
+    attach_type: u32,
+}
+
+/// What the kernel tells of a link of TCX. Kernel 6.6.
 ///
 /// # Errors
 /// When `link` is none.
-pub(crate) fn index_of_tcx_link(link: BorrowedFd<'_>) -> io::Result<u32> {
-    /// The beginning of `struct bpf_link_info`, for a link of TCX.
-    #[repr(C)]
-    #[derive(Default)]
-    struct TcxLinkInfo {
-        kind: u32,
-        id: u32,
-        program: u32,
-        padding: u32,
-        interface: u32,
-        attach_type: u32,
-    }
-
+pub(crate) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLinkInfo> {
     let mut info = TcxLinkInfo::default();
     // SAFETY: all of it are integers.
     unsafe { information(link, &mut info) }?;
-    Ok(info.interface)
+    Ok(info)
 }
 
 /// Has the kernel tell what it knows of a program or link.
@@ -333,6 +340,72 @@ pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, side: TcxSide) -
     let descriptor = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
     // SAFETY: the command returns a new descriptor.
     Ok(unsafe { owned(descriptor) })
+}
+
+/// The numbers of the links at one side of an interface in the calling thread's network namespace, in the order in which their
+/// programs run; 0 stands for a program that is attached without one. Kernel 6.6.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface, `ENOENT` when nothing is attached there.
+pub(crate) fn tcx_links(ifindex: u32, side: TcxSide) -> io::Result<Vec<u32>> {
+    /// The part of `union bpf_attr` that this command reads of TCX.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Query {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        padding: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+
+    let mut programs = [0u32; MAX_TCX_PROGRAMS];
+    let mut links = programs;
+    let mut attributes = Query {
+        ifindex,
+        attach_type: side as u32,
+        programs: programs.as_mut_ptr() as u64,
+        links: links.as_mut_ptr() as u64,
+        count: links.len() as u32,
+        ..Query::default()
+    };
+    // SAFETY: the attributes are laid out as the kernel reads them, and point to two arrays, of which it writes as many numbers
+    // as the attributes say.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }?;
+    let known = links.get(..attributes.count as usize).unwrap_or(&links);
+    Ok(known.to_vec())
+}
+
+/// Puts another program into a link in the place of its own, which may still be running. The kernel waits for nothing.
+/// Kernel 5.7, for a link of TCX 6.6.
+///
+/// # Errors
+/// `ENOLINK` when what it was attached to is gone.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// The part of `union bpf_attr` that this command reads.
+    #[repr(C)]
+    struct LinkUpdate {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+
+    let mut attributes = LinkUpdate {
+        link: link.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        flags: 0,
+        old_program: 0,
+    };
+    // SAFETY: the attributes are laid out as the kernel reads them, and have no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }?;
+    Ok(())
 }
 
 /// Detaches what a link keeps attached, whoever else has a descriptor of it, as a process that is being started has for a

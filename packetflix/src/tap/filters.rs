@@ -18,8 +18,10 @@ use crate::{
 };
 
 /// The filters of a capture.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CaptureFilters {
+    /// On whose account they are. Others' are never the same: how long it takes to load them tells nobody what others look for.
+    account: Arc<str>,
     /// For packets that begin with an Ethernet header.
     pub(crate) ethernet: LinkFilter,
     /// For packets that begin with an IP header.
@@ -27,7 +29,7 @@ pub(crate) struct CaptureFilters {
 }
 
 /// A filter for the packets of one link type.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LinkFilter {
     /// All pass.
     #[default]
@@ -58,6 +60,7 @@ impl CaptureFilters {
         match (ethernet, raw) {
             (Err(error), Err(_)) => Err(error),
             (ethernet, raw) => Ok(Self {
+                account: Arc::clone(account),
                 ethernet: or_impossible(ethernet)?,
                 raw: or_impossible(raw)?,
             }),

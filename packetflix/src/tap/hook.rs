@@ -8,11 +8,12 @@ use std::{
 
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::{errno::Errno, net::if_::if_indextoname};
-use packetflix_common::programs::{SOCKET, TC_EGRESS, TC_INGRESS};
+use packetflix_common::programs::{SOCKET, SOCKET_ENTRY, TC_EGRESS, TC_IDLE, TC_INGRESS};
 
 use super::{
     link_types::hands_back,
     object::{LoadError, Object, Programs},
+    tcx::{TcxLink, TcxLinks},
 };
 use crate::{
     error::{chain, errno},
@@ -95,7 +96,7 @@ pub enum HookError {
 pub(super) enum Attachment {
     /// Links of one or both directions, which go with the interface into another network namespace. A socket beside them
     /// stays, and knows then that it is gone.
-    Tcx { links: Vec<OwnedFd>, beside: OwnedFd },
+    Tcx { links: Vec<TcxLink>, beside: OwnedFd },
     /// A socket whose filter captures.
     Socket { socket: OwnedFd },
     /// None of its packets is wanted.
@@ -103,13 +104,23 @@ pub(super) enum Attachment {
 }
 
 impl Attachment {
-    /// Detaches, whoever has copies of the descriptors. A program may still be running.
+    /// Ends as when it is dropped, but whoever has copies of the descriptors. Links of an interface that is where it was are
+    /// kept for the next capture of it.
     ///
     /// # Errors
-    /// When the kernel refuses; it may still be attached then.
-    pub(super) fn end(self) -> io::Result<()> {
+    /// When the kernel refuses; a program of `object` may still be attached then.
+    pub(super) fn end(self, object: &Object, kept: &TcxLinks) -> io::Result<()> {
+        let is_here = self.whereabouts() == Whereabouts::Here;
         match self {
-            Self::Tcx { links, .. } => links.iter().try_for_each(|link| bpf::detach_link(link.as_fd())),
+            Self::Tcx { links, beside } => {
+                let ended = links.into_iter().try_for_each(|link| match is_here {
+                    true => kept.keep(link, object.helper.as_fd()),
+                    false => link.detach(),
+                });
+                // Waits until no program runs any more.
+                drop(beside);
+                ended
+            }
             Self::Socket { socket } => bpf::silence(socket.as_fd()),
             Self::Nothing => Ok(()),
         }
@@ -124,9 +135,8 @@ impl Attachment {
             return Whereabouts::Here;
         }
         // An interface lets go of links before it is removed, and keeps them where it is moved.
-        let is_held = |link: &OwnedFd| bpf::index_of_tcx_link(link.as_fd()).ok() != Some(0);
         match self {
-            Self::Tcx { links, .. } if links.iter().any(is_held) => Whereabouts::Elsewhere,
+            Self::Tcx { links, .. } if links.iter().any(TcxLink::is_attached) => Whereabouts::Elsewhere,
             _ => Whereabouts::Removed,
         }
     }
@@ -200,15 +210,24 @@ impl ChosenHook {
         }
     }
 
+    /// The program that it has beside those, whatever the filters.
+    pub(super) fn helper(self) -> &'static str {
+        match self {
+            Self::Tcx => TC_IDLE,
+            Self::Socket => SOCKET_ENTRY,
+        }
+    }
+
     /// Attaches to an interface of the calling thread's network namespace.
     pub(super) fn attach(
         self,
         object: &Object,
         programs: &Programs,
         link: &Link,
+        links: &TcxLinks,
     ) -> Result<Attachment, HookError> {
         match self {
-            Self::Tcx => attach_tcx(programs, link),
+            Self::Tcx => attach_tcx(programs, link, links),
             Self::Socket => attach_socket(object, programs, link),
         }
     }
@@ -225,7 +244,8 @@ fn has_tcx() -> Result<bool, HookError> {
     }
 }
 
-fn attach_tcx(programs: &Programs, link: &Link) -> Result<Attachment, HookError> {
+/// The socket comes first: an interface that goes meanwhile is known by it to be gone.
+fn attach_tcx(programs: &Programs, link: &Link, tcx: &TcxLinks) -> Result<Attachment, HookError> {
     let beside = sys::packet_socket_beside(link.ifindex).map_err(|source| {
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENODEV | Errno::ENXIO) => HookError::Gone {
@@ -260,7 +280,7 @@ fn attach_tcx(programs: &Programs, link: &Link) -> Result<Attachment, HookError>
             },
         };
         // By its index: its name may have changed since it was listed, and need be no text.
-        let attached = bpf::attach_tcx(programs.get(name)?, link.ifindex, *side);
+        let attached = tcx.attach(programs.get(name)?, link.ifindex, *side);
         links.push(attached.map_err(failed)?);
     }
     Ok(Attachment::Tcx { links, beside })
@@ -286,7 +306,7 @@ fn attach_socket(object: &Object, programs: &Programs, link: &Link) -> Result<At
         // A kernel attaches nothing to a packet socket that is longer than `net.core.optmem_max`, which is 20 KiB before
         // Linux 6.7, and a filter alone can be 32: so it gets what leads to the program.
         Err(error) if error.raw_os_error() == Some(Errno::ENOMEM as i32) => {
-            bpf::attach_to_socket(object.socket_entry()?, socket.as_fd())
+            bpf::attach_to_socket(object.helper.as_fd(), socket.as_fd())
         }
         attached => attached,
     };

@@ -290,7 +290,8 @@ impl Tap {
                 name: link.name.clone(),
                 source,
             })?;
-        let attached = self.object.hook.attach(&self.object, self.programs(), link);
+        let (object, links) = (&self.object, self.loader.tcx());
+        let attached = object.hook.attach(object, self.programs(), link, links);
         let attachment = attached.inspect_err(|_| {
             // Of two sides, one may have been attached to.
             self.is_detached = false;
@@ -382,8 +383,11 @@ impl Tap {
     }
 
     fn end(&mut self, attachments: Vec<Attachment>) {
-        let ends = || attachments.into_iter().map(Attachment::end).collect::<Vec<_>>();
-        for end in blocking(ends) {
+        let end = |attachment: Attachment| attachment.end(&self.object, self.loader.tcx());
+        let ends: Vec<_> = blocking(|| attachments.into_iter().map(end).collect());
+        // Links may be kept for a while.
+        self.loader.tend();
+        for end in ends {
             if let Err(error) = end {
                 self.is_detached = false;
                 tracing::debug!(%error, "a program was detached by closing its descriptor alone");

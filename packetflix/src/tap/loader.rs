@@ -5,8 +5,9 @@
 //! a filter its programs are loaded, which are no longer than the filter makes them.
 //!
 //! When a capture ends, the next one gets its object, so that those that come in a row do not wait for memory to be cleared,
-//! nor for grace periods. Four may so be ready. After two seconds one is left, and that is unmapped again, so that a server at
-//! rest has no more than it had at its start.
+//! nor for grace periods. With it come the programs that have its filter, for whoever asks for the same, and the links of
+//! `tcx.rs`. Four objects may so be ready. After two seconds one is left, and that has no more than it had when it was loaded, so
+//! that a server at rest has no more than at its start.
 
 use std::{
     io,
@@ -20,8 +21,8 @@ use tokio::{
 };
 
 use super::{
-    LoadError, TapConfig, TapError, connections::Connections, hook::ChosenHook, memory::RingMemory,
-    object::Object,
+    CaptureFilters, LoadError, TapConfig, TapError, connections::Connections, hook::ChosenHook,
+    memory::RingMemory, object::Object, tcx::TcxLinks,
 };
 use crate::{
     capabilities::{self, Capability},
@@ -52,8 +53,9 @@ pub(crate) struct Loader {
     spares: Mutex<Spares>,
     /// Tells that a load which was begun has ended.
     loaded: Condvar,
-    /// Tells that none may be ready, or that there is another.
-    wanted: Notify,
+    tcx: Arc<TcxLinks>,
+    /// Tells that none may be ready, or that more is kept.
+    changed: Notify,
     /// Why none could be loaded the last time.
     problem: Mutex<Option<String>>,
 }
@@ -81,7 +83,8 @@ impl Loader {
             connections: Arc::default(),
             spares: Mutex::default(),
             loaded: Condvar::new(),
-            wanted: Notify::new(),
+            tcx: Arc::default(),
+            changed: Notify::new(),
             problem: Mutex::new(Some(
                 "the service is starting: no eBPF object is loaded yet".to_owned(),
             )),
@@ -126,22 +129,32 @@ impl Loader {
         *known = problem;
     }
 
-    /// Has another object loaded, unless one is ready. Not earlier than need be: it takes time from whoever waits for
-    /// a capture.
-    pub(super) fn refill(&self) {
-        self.wanted.notify_one();
+    /// Has another object loaded, unless one is ready, and what is kept let go of in time. Not earlier than need be: loading
+    /// takes time from whoever waits for a capture.
+    pub(super) fn tend(&self) {
+        self.changed.notify_one();
     }
 
-    /// Loads an object whenever that is wanted, or failed a while ago, and lets go of those that are too many. Never ends.
+    /// The TCX links of all captures.
+    pub(super) fn tcx(&self) -> &TcxLinks {
+        &self.tcx
+    }
+
+    /// Loads an object whenever none is ready, or failed a while ago, and lets go of what was kept for long enough. Never ends.
     pub(crate) async fn keep_one_ready(self: &Arc<Self>) {
         loop {
             let has_failed = self.problem().is_some();
-            let surplus = self.surplus_until();
+            let kept = self
+                .surplus_until()
+                .into_iter()
+                .chain(self.tcx.kept_until())
+                .min();
             tokio::select! {
-                () = self.wanted.notified() => {}
+                () = self.changed.notified() => {}
                 () = sleep(RETRY_INTERVAL), if has_failed => {}
-                () = sleep_until(surplus.unwrap_or_else(Instant::now).into()), if surplus.is_some() => {
+                () = sleep_until(kept.unwrap_or_else(Instant::now).into()), if kept.is_some() => {
                     self.let_go_of_surplus().await;
+                    self.let_go_of_link().await;
                 }
             }
             if self.spares().ready.is_empty() {
@@ -190,7 +203,7 @@ impl Loader {
             (ready.len() > MAX_SPARES).then(|| ready.remove(0))
         };
         drop(too_many);
-        self.wanted.notify_one();
+        self.changed.notify_one();
     }
 
     /// Until when there are more than one in memory of ours, or in all.
@@ -221,7 +234,7 @@ impl Loader {
         }
         let unmapped = tokio::task::spawn_blocking(move || {
             drop(old);
-            last.map(|mut last| last.object.rings.unmap().map(|()| last))
+            last.map(|mut last| last.object.rest().map(|()| last))
         });
         match unmapped.await {
             Ok(Some(Ok(last))) => self.spares().ready.insert(0, last),
@@ -231,19 +244,26 @@ impl Loader {
         }
     }
 
+    /// Lets go of a link that no capture has wanted for a while. Of one at a time, so that an object is loaded in time.
+    async fn let_go_of_link(&self) {
+        let tcx = Arc::clone(&self.tcx);
+        if let Err(error) = tokio::task::spawn_blocking(move || tcx.let_go_of_one()).await {
+            tracing::error!(%error, "detaching a link was cut off");
+        }
+    }
+
     fn spares(&self) -> MutexGuard<'_, Spares> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An object for a capture: one that is ready, if there is any. Who administers the service may have the memory, too,
-    /// that is kept for that. Blocks for some tens of milliseconds if it must load one. Runs in any network namespace.
+    /// An object for a capture with these filters: one that is ready, if there is any. Who administers the service may have the
+    /// memory, too, that is kept for that. Blocks for some tens of milliseconds if it must load one. Runs in any network
+    /// namespace.
     ///
     /// # Errors
     /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
-    pub(super) fn take(&self, is_admin: bool) -> Result<Object, TapError> {
-        // The one that was used last: its memory is mapped.
-        let spare = self.spares().ready.pop();
-        if let Some(Spare { mut object, .. }) = spare {
+    pub(super) fn take(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Object, TapError> {
+        if let Some(mut object) = self.spares().take(filters) {
             object.rings.set_admin(is_admin);
             return Ok(object);
         }
@@ -301,6 +321,16 @@ fn sentence_of(error: &TapError) -> String {
 /// Whether others hold what is missing.
 fn is_scarcity(error: &TapError) -> bool {
     matches!(error, TapError::RingMemory { .. } | TapError::Memory { .. }) || is_exhaustion(error)
+}
+
+impl Spares {
+    /// The one that was used last, whose memory is mapped; one that has programs with these filters before all others.
+    fn take(&mut self, filters: &CaptureFilters) -> Option<Object> {
+        let last = self.ready.len().checked_sub(1)?;
+        let has_them = |spare: &Spare| spare.object.has_filtered(filters);
+        let place = self.ready.iter().rposition(has_them).unwrap_or(last);
+        Some(self.ready.remove(place).object)
+    }
 }
 
 impl Spare {

@@ -17,6 +17,7 @@ mod rates;
 mod refused;
 pub(crate) mod rings;
 mod selection;
+mod tcx;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -246,7 +247,7 @@ pub(crate) struct Tap {
     // Dropped in this order: first the hooks, so that nothing runs any more when the rings go.
     interfaces: BTreeMap<u32, TappedInterface>,
     /// With the capture's filters, if it has any.
-    filtered: Option<Programs>,
+    filtered: Option<Arc<Programs>>,
     object: Object,
     /// Gets the object back.
     loader: Arc<Loader>,
@@ -301,7 +302,7 @@ impl Tap {
         loader: &Arc<Loader>,
     ) -> Result<Self, TapError> {
         let tap = Self::set_up(netns, request, loader).await;
-        loader.refill();
+        loader.tend();
         tap
     }
 
@@ -322,7 +323,7 @@ impl Tap {
         } = selected;
         check_filters(&filters, &wanted)?;
 
-        let mut object = blocking(|| loader.take(is_admin))?;
+        let mut object = blocking(|| loader.take(&filters, is_admin))?;
         if let Err(error) = check_hook(object.hook, &selection, &wanted) {
             loader.keep(object);
             return Err(error);
@@ -344,7 +345,7 @@ impl Tap {
         };
         let mut tap = Self {
             interfaces: BTreeMap::new(),
-            used_before: filtered.as_ref().unwrap_or(&object.unfiltered).usage(),
+            used_before: filtered.as_deref().unwrap_or(&object.unfiltered).usage(),
             filtered,
             clock: CaptureClock::new(object.clock).map_err(TapError::Clock)?,
             object,
@@ -399,7 +400,7 @@ impl Tap {
 
     /// Those that are attached.
     fn programs(&self) -> &Programs {
-        self.filtered.as_ref().unwrap_or(&self.object.unfiltered)
+        self.filtered.as_deref().unwrap_or(&self.object.unfiltered)
     }
 
     /// Leaves out what is the service's own traffic on account of a client, from now on.

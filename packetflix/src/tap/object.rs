@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::net::UnixDatagram,
     },
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     thread,
 };
 
@@ -22,10 +22,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use nix::sys::utsname::{UtsName, uname};
-use packetflix_common::{
-    InterfaceEntry, Paid, globals, maps,
-    programs::{SOCKET, SOCKET_ENTRY},
-};
+use packetflix_common::{InterfaceEntry, Paid, globals, maps, programs::SOCKET};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -182,7 +179,10 @@ pub(super) struct Object {
     pub(super) hook: ChosenHook,
     /// Those of a capture without filters.
     pub(super) unfiltered: Programs,
-    socket_entry: Option<OwnedFd>,
+    /// Those with the filters of the last capture that had any, for one that has the same.
+    filtered: Option<(CaptureFilters, Arc<Programs>)>,
+    /// What leads to the program of a socket, where that is too long to be attached; for TCX, what does nothing.
+    pub(super) helper: OwnedFd,
     pub(super) entries: InterfaceMap,
     pub(super) own: OwnTrafficMap,
     spent: Array<MapData, Spent>,
@@ -231,7 +231,7 @@ impl Object {
         let Loaded {
             code,
             unfiltered,
-            socket_entry,
+            helper,
         } = loaded?;
         shared.map_err(not_own)?;
         let rings = rings.map_err(failed)?;
@@ -248,30 +248,46 @@ impl Object {
             code,
             hook,
             unfiltered,
-            socket_entry,
+            filtered: None,
+            helper,
             rings: CpuRings::new(rings, share),
             clock,
             log: None,
         })
     }
 
-    /// Loads programs with the filters of a capture; none where there are no filters.
+    /// Loads programs with the filters of a capture, unless the last one had the same; none where there are no filters.
     ///
     /// # Errors
     /// When a filter is too long, or the kernel refuses.
-    pub(super) fn load_filtered(&self, filters: &CaptureFilters) -> Result<Option<Programs>, LoadError> {
+    pub(super) fn load_filtered(
+        &mut self,
+        filters: &CaptureFilters,
+    ) -> Result<Option<Arc<Programs>>, LoadError> {
         if filters.is_none() {
             return Ok(None);
         }
-        let programs = load(&self.code, self.hook, filters)?;
+        let programs = match &self.filtered {
+            Some((of, programs)) if of == filters => Arc::clone(programs),
+            _ => Arc::new(load(&self.code, self.hook, filters)?),
+        };
         lead_to(&self.maps, self.hook, &programs)?;
+        self.filtered = Some((filters.clone(), Arc::clone(&programs)));
         Ok(Some(programs))
     }
 
-    /// What leads to the program of a socket, where that is too long to be attached.
-    pub(super) fn socket_entry(&self) -> Result<BorrowedFd<'_>, LoadError> {
-        let entry = self.socket_entry.as_ref();
-        Ok(entry.ok_or(LoadError::Missing(SOCKET_ENTRY))?.as_fd())
+    /// Whether it has programs with these filters.
+    pub(super) fn has_filtered(&self, filters: &CaptureFilters) -> bool {
+        self.filtered.as_ref().is_some_and(|(of, _)| of == filters)
+    }
+
+    /// Has no more than when it was loaded, until the next capture.
+    ///
+    /// # Errors
+    /// When a descriptor is missing. It cannot be used any more then.
+    pub(super) fn rest(&mut self) -> Result<(), TapError> {
+        self.filtered = None;
+        self.rings.unmap()
     }
 
     /// Passes on what the programs log, from now on.
@@ -295,9 +311,8 @@ impl Object {
         Ok(())
     }
 
-    /// Makes it as it was when it was loaded, after a capture, when it is attached to nothing any more and its filtered
-    /// programs are gone: nothing of a capture may reach the next, which may be another client's. Blocks while a program
-    /// that was attached may still be running.
+    /// Makes it as it was when it was loaded, after a capture, when it is attached to nothing any more: nothing of a capture may
+    /// reach the next, which may be another client's. Blocks while a program that was attached may still be running.
     ///
     /// # Errors
     /// When something of the capture may be left. It must not be used again then.
@@ -320,7 +335,7 @@ impl Object {
 struct Loaded {
     code: Code,
     unfiltered: Programs,
-    socket_entry: Option<OwnedFd>,
+    helper: OwnedFd,
 }
 
 impl Loaded {
@@ -328,16 +343,13 @@ impl Loaded {
         let filters = CaptureFilters::default();
         let unfiltered = load(&code, hook, &filters)?;
         lead_to(made, hook, &unfiltered)?;
-        let socket_entry = match hook {
-            ChosenHook::Tcx => None,
-            ChosenHook::Socket => code
-                .load(&[SOCKET_ENTRY], bpf::ProgramType::SocketFilter, &filters)?
-                .pop(),
-        };
+        let (_, kind) = hook.programs();
+        let name = hook.helper();
+        let helper = code.load(&[name], kind, &filters)?.pop();
         Ok(Self {
             code,
             unfiltered,
-            socket_entry,
+            helper: helper.ok_or(LoadError::Missing(name))?,
         })
     }
 }
