@@ -30,12 +30,18 @@ pub fn tcx() -> anyhow::Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// Tells for the report on which hook a capture is, in a line of its own. Whoever runs the tests on several kernels reads it.
+/// Tells for the report that the test is one of this hook, in a line of its own. Whoever runs the tests on several kernels
+/// reads it.
+pub fn works(hook: &str) {
+    eprintln!("\nhook: {hook}");
+}
+
+/// Tells it of the hook that a server with these flags captures on, unless the kernel decides.
 pub(crate) fn tell(flags: &[&str]) {
     let told = flags.iter().skip_while(|flag| **flag != "--hook").nth(1);
     let hook = told.unwrap_or(&"socket");
     if ["tcx", "socket"].contains(hook) {
-        eprintln!("\nhook: {hook}");
+        works(hook);
     }
 }
 

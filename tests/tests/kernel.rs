@@ -17,9 +17,13 @@ fn check_finds_that_captures_work() -> anyhow::Result<()> {
     ensure!(output.status.success(), "{text}");
     let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap_or_default();
     ensure!(line("hook socket").contains("works"), "{text}");
+    hook::works("socket");
     let tcx = line("hook tcx");
     match hook::tcx()? {
-        Some(_) => ensure!(tcx.contains("works"), "{text}"),
+        Some(name) => {
+            ensure!(tcx.contains("works"), "{text}");
+            hook::works(name);
+        }
         None => ensure!(tcx.contains("no TCX"), "{text}"),
     }
     Ok(())
@@ -32,8 +36,11 @@ async fn auto_takes_tcx_where_the_kernel_has_it() -> anyhow::Result<()> {
     let server = Server::start(&["--hook", "auto"])?;
     let url = server.url(&format!("netns={}&nif=lo", namespace.inode()?));
     Recorder::start(&url).await?.finish().await?;
-    server.wait_for_log(match hook::tcx()? {
-        Some(_) => "the hook is TCX, which this kernel has",
-        None => "the hook is a socket filter: this kernel has no TCX",
-    })
+    let (hook, told) = match hook::tcx()? {
+        Some(tcx) => (tcx, "the hook is TCX, which this kernel has"),
+        None => ("socket", "the hook is a socket filter: this kernel has no TCX"),
+    };
+    server.wait_for_log(told)?;
+    hook::works(hook);
+    Ok(())
 }
