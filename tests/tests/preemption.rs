@@ -28,8 +28,9 @@ use packetflix_tests::{
 const THREADS: u8 = 4;
 /// Frames of the thread that sends most.
 const FRAMES: usize = 100_000;
-/// How often a thread that interrupts others does so in the time.
-const PAUSE: Duration = Duration::from_micros(500);
+/// How long the first thread that interrupts others waits before it does so again; each of the others waits so much longer.
+/// As short on a slow machine: it takes thousands of interruptions until one is between two instructions that count.
+const PAUSE: Duration = Duration::from_micros(30);
 
 /// The sender and its running number, again and again, so that a torn frame is told from a whole one.
 fn frame(thread: u8, number: u32) -> Vec<u8> {
@@ -101,9 +102,7 @@ fn send_from_all_threads(sockets: &[RawSocket]) -> anyhow::Result<u64> {
                 socket.send(&frame(thread, sent))?;
                 sent += 1;
                 // Not in step with the others.
-                thread::sleep(
-                    pace::time(PAUSE) * u32::from(thread) + Duration::from_micros(u64::from(sent % 17) * 7),
-                );
+                thread::sleep(PAUSE * u32::from(thread) + Duration::from_micros(u64::from(sent % 17) * 7));
             }
             Ok(u64::from(sent))
         })
