@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "findutils",
     "grep",
     "iproute2",
+    "iptables",
     "kmod",
     "libc-bin",
     "libc6-dev",
