@@ -28,9 +28,8 @@ fn frame(number: u8) -> Vec<u8> {
 async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let before = traces_before(None, &[&here])?;
-    let hooks = hooks()?;
-    for round in 0..20u8 {
-        let hook = hooks[usize::from(round) % hooks.len()];
+    let rounds = pace::sample(20) as u8;
+    for (round, hook) in (0..rounds).zip(hooks()?.into_iter().cycle()) {
         let server = Server::start(&["--hook", hook])?;
         let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
         RawSocket::open(&there, "vb")?.send(&frame(round))?;

@@ -78,13 +78,13 @@ pub(crate) const AREAS: &[Area] = &[
         name: "AppArmor",
         program: "apparmor",
         tests: &[],
-        core: Core::Nothing,
+        core: Core::All,
     },
     Area {
         name: "namespaces",
         program: "namespaces",
-        tests: &[],
-        core: Core::Nothing,
+        tests: &["ends_with_its"],
+        core: Core::All,
     },
     Area {
         name: "filters",
@@ -108,13 +108,13 @@ pub(crate) const AREAS: &[Area] = &[
         name: "preemption",
         program: "preemption",
         tests: &[],
-        core: Core::Nothing,
+        core: Core::Only(&["losses_are"]),
     },
     Area {
         name: "lifecycle",
         program: "lifecycle",
         tests: &[],
-        core: Core::Nothing,
+        core: Core::Only(&["killed"]),
     },
     Area {
         name: "lifecycle",
@@ -124,15 +124,21 @@ pub(crate) const AREAS: &[Area] = &[
     },
     Area {
         name: "discovery",
+        program: "namespaces",
+        tests: &["is_found"],
+        core: Core::Only(&["mounted_in_another"]),
+    },
+    Area {
+        name: "discovery",
         program: "targets",
         tests: &[],
-        core: Core::Nothing,
+        core: Core::Only(&["process_that_is_meant"]),
     },
     Area {
         name: "clock",
         program: "faults",
         tests: &["clock::"],
-        core: Core::Nothing,
+        core: Core::Only(&["is_set_loses"]),
     },
 ];
 
