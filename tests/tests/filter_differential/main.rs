@@ -285,7 +285,10 @@ fn compile_all() -> anyhow::Result<Vec<Case>> {
     };
 
     let mut count = 0;
-    for expression in expressions::written() {
+    let written = expressions::written();
+    // On a slow machine one of so many.
+    let step = written.len().div_ceil(sample(EXPRESSIONS));
+    for expression in written.into_iter().step_by(step) {
         let program = live.compile(expression.text, true)?;
         if expression.refused {
             let refusal = translate(&program);
