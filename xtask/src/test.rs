@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Only the tests on other kernels that are run before a change lands
     #[arg(long, requires = "kernel")]
     core: bool,
+    /// Leave out kernels on which the same tests all passed the last time, as when not all of them came to their turn
+    #[arg(long, requires = "kernel")]
+    resume: bool,
     /// What the other kernels are built for: this machine's architecture unless told, and for all of them both
     #[arg(long, requires = "kernel")]
     arch: Option<Architecture>,
@@ -44,6 +47,7 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
             kernels: &args.kernel,
             architecture: args.arch,
             core: args.core,
+            resume: args.resume,
             name: args.name.as_deref(),
         });
     }

@@ -44,6 +44,7 @@ pub(crate) struct Machine<'a> {
 }
 
 /// What a guest told.
+#[derive(Default)]
 pub(crate) struct Report {
     /// Release and version of the kernel, in its own words.
     pub(crate) release: String,
@@ -51,7 +52,31 @@ pub(crate) struct Report {
     pub(crate) tests: Vec<Test>,
 }
 
+impl Report {
+    /// Of what a guest told to its end; `None` when it did not come to that, or a test failed.
+    fn passed(told: &str) -> Option<Self> {
+        let mut report = Self::default();
+        for line in told.lines() {
+            match Line::parse(line)? {
+                Line::Kernel { release, version } => (report.release, report.version) = (release, version),
+                Line::Start(_) => {}
+                Line::Test(test) if test.outcome == Outcome::Passed => report.tests.push(test),
+                Line::Test(_) => return None,
+                Line::End => return Some(report),
+            }
+        }
+        None
+    }
+}
+
 impl Machine<'_> {
+    /// What came of the last run, if its plan was the same and all tests passed.
+    pub(crate) fn kept(&self, plan: &str) -> Option<Report> {
+        let read = |file| fs::read_to_string(self.results.join(file)).ok();
+        let is_same = read(PLAN)? == plan;
+        is_same.then(|| Report::passed(&read(RESULTS_FILE)?)).flatten()
+    }
+
     /// Boots the kernel, lets it do what the plan says, and tells on standard error how each test ended.
     ///
     /// # Errors
@@ -130,11 +155,7 @@ impl Machine<'_> {
     }
 
     fn follow(&self, emulator: &mut Child) -> anyhow::Result<Report> {
-        let mut report = Report {
-            release: String::new(),
-            version: String::new(),
-            tests: Vec::new(),
-        };
+        let mut report = Report::default();
         let mut read = 0;
         let mut deadline = Instant::now() + TIME_TO_BOOT;
         loop {
@@ -228,4 +249,20 @@ fn last_lines(file: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Report;
+
+    #[test]
+    fn what_passed_to_its_end_is_kept() {
+        let begin = "kernel\t6.1.0-1-amd64\t#1 SMP Debian 6.1.1-1\nstart\ta\n";
+        let test = |outcome: &str| format!("test\tframes\ta\t{outcome}\t12\tsocket\t\n");
+        let kept = |told: &str| Report::passed(told).map(|report| (report.release, report.tests.len()));
+        let told = format!("{begin}{}end\n", test("ok"));
+        assert_eq!(kept(&told), Some(("6.1.0-1-amd64".to_owned(), 1)));
+        assert_eq!(kept(&format!("{begin}{}", test("ok"))), None);
+        assert_eq!(kept(&format!("{begin}{}end\n", test("FAILED"))), None);
+    }
 }

@@ -2,6 +2,7 @@
 //! the others nothing.
 
 use std::{
+    env,
     fs::{self, File},
     io::Write as _,
     os::unix::process::CommandExt as _,
@@ -61,6 +62,7 @@ pub(crate) fn guest() -> anyhow::Result<()> {
         release: read("/proc/sys/kernel/osrelease")?,
         version: read("/proc/sys/kernel/version")?,
     })?;
+    let runner = env::current_exe()?;
     let plan = fs::read_to_string(Path::new(RESULTS).join(PLAN))?;
     for line in plan.lines() {
         let [area, program, words, name] = line
@@ -68,6 +70,7 @@ pub(crate) fn guest() -> anyhow::Result<()> {
             .collect::<Vec<_>>()
             .try_into()
             .map_err(|_| anyhow::anyhow!("not a line of a plan: {line}"))?;
+        let program = &runner.with_file_name(program);
         for test in tests(area, program, words, name)? {
             tell(&Line::Start(test.clone()))?;
             tell(&Line::Test(run(area, program, &test)?))?;
@@ -96,9 +99,9 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// Names of the tests in a program, of which each contains one of `words`, and with its area before it `name`.
-fn tests(area: &str, program: &str, words: &str, name: &str) -> anyhow::Result<Vec<String>> {
+fn tests(area: &str, program: &Path, words: &str, name: &str) -> anyhow::Result<Vec<String>> {
     let listed = output_of(Command::new(program).args(["--list", "--format=terse"]))
-        .with_context(|| format!("{program} does not list its tests"))?;
+        .with_context(|| format!("{} does not list its tests", program.display()))?;
     let words: Vec<&str> = words.split_whitespace().collect();
     let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
     let wanted = names
@@ -107,7 +110,7 @@ fn tests(area: &str, program: &str, words: &str, name: &str) -> anyhow::Result<V
     Ok(wanted.map(str::to_owned).collect())
 }
 
-fn run(area: &str, program: &str, name: &str) -> anyhow::Result<Test> {
+fn run(area: &str, program: &Path, name: &str) -> anyhow::Result<Test> {
     let started = Instant::now();
     let log = Path::new(RESULTS)
         .join(LOGS)
@@ -125,7 +128,7 @@ fn run(area: &str, program: &str, name: &str) -> anyhow::Result<Test> {
         .stderr(output)
         .process_group(0)
         .spawn()
-        .with_context(|| format!("cannot start {program}"))?;
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let outcome = wait(&mut child)?;
     let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
     Ok(Test::new(area, name, outcome, started.elapsed(), &text))

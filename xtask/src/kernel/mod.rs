@@ -28,6 +28,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) architecture: Option<Architecture>,
     /// Only the tests that are run before a change lands.
     pub(crate) core: bool,
+    /// Not those kernels again on which the same tests all passed.
+    pub(crate) resume: bool,
     /// Only tests whose name contains this.
     pub(crate) name: Option<&'a str>,
 }
@@ -83,9 +85,13 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
                 runner: &set_aside.join("xtask"),
                 results: &results,
             };
-            let report = machine
-                .run(&plan)
-                .with_context(|| format!("the tests on {} did not come to their end", kernel.name))?;
+            let kept = choice.resume.then(|| machine.kept(&plan)).flatten();
+            let report = match kept {
+                Some(report) => report,
+                None => machine
+                    .run(&plan)
+                    .with_context(|| format!("the tests on {} did not come to their end", kernel.name))?,
+            };
             runs.push(Run {
                 kernel,
                 architecture,

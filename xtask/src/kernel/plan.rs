@@ -156,7 +156,7 @@ impl Area {
 /// What the guest is to do: a line for each program of tests, with the area, the program, the words and the words that
 /// the caller wants to find in a test's name.
 pub(crate) fn plan(
-    programs: &BTreeMap<String, PathBuf>,
+    programs: &BTreeMap<String, String>,
     core: bool,
     name: Option<&str>,
 ) -> anyhow::Result<String> {
@@ -166,12 +166,7 @@ pub(crate) fn plan(
         let program = programs
             .get(area.program)
             .with_context(|| format!("cargo has built no tests called {}", area.program))?;
-        let fields = [
-            area.name,
-            &program.to_string_lossy(),
-            &words.join(" "),
-            name.unwrap_or_default(),
-        ];
+        let fields = [area.name, program, &words.join(" "), name.unwrap_or_default()];
         plan += &fields.join("\t");
         plan.push('\n');
     }
@@ -179,37 +174,40 @@ pub(crate) fn plan(
 }
 
 /// Builds the programs and their tests, and sets them aside in `folder`, so that they stay the same whatever is built
-/// while kernels run them. `cargo` says what for. Gives those of the tests by their names.
+/// while kernels run them. `cargo` says what for. Gives the files of those of the tests by their names.
 ///
 /// # Errors
 /// When something does not build.
-pub(crate) fn build(cargo: impl Fn() -> Command, folder: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut programs = build_tests(&cargo)?;
+pub(crate) fn build(cargo: impl Fn() -> Command, folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let programs = build_tests(&cargo)?;
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
-    for program in programs.values_mut() {
+    let mut files = BTreeMap::new();
+    for (name, program) in programs {
         // The programs that tests start are in the folder above.
         let above = program.ancestors().nth(2).context("a program without a folder")?;
         for file in fs::read_dir(above)? {
             let file = file?;
             let metadata = file.metadata()?;
             if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
-                set_aside(&file.path(), folder)?;
+                set_aside(&file.path(), &folder.join(file.file_name()))?;
             }
         }
-        *program = set_aside(program, folder)?;
+        // The same whatever is built, so that plans can be compared.
+        let file = format!("{name}-test");
+        set_aside(&program, &folder.join(&file))?;
+        files.insert(name, file);
     }
-    Ok(programs)
+    Ok(files)
 }
 
-fn set_aside(program: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
-    let to = folder.join(program.file_name().context("a program without a name")?);
+fn set_aside(program: &Path, to: &Path) -> anyhow::Result<()> {
     if !to.exists() {
-        fs::hard_link(program, &to).with_context(|| format!("cannot set {} aside", program.display()))?;
+        fs::hard_link(program, to).with_context(|| format!("cannot set {} aside", program.display()))?;
     }
-    Ok(to)
+    Ok(())
 }
 
 fn build_tests(cargo: impl Fn() -> Command) -> anyhow::Result<BTreeMap<String, PathBuf>> {
