@@ -25,7 +25,6 @@ use packetflix_tests::{
     folder::Folder,
     hook::hooks,
     namespace::Namespace,
-    pace,
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, program, wait_until},
@@ -77,7 +76,7 @@ async fn ten_captures_run_where_there_may_be_240_cpus_and_four_gibibytes() -> an
     let server = Server::start_by(&mut by, &[])?;
     // One for each that is online, and one for the 238 that are not.
     let of_capture = online()? + 1;
-    wait_until(patience(5), || Ok(rings(&server)? == of_capture))
+    wait_until(Duration::from_secs(5), || Ok(rings(&server)? == of_capture))
         .with_context(|| format!("{} rings are kept ready", rings(&server).unwrap_or_default()))?;
     let held = Objects::held_by(server.pid())?.kinds();
     ensure!(
@@ -203,7 +202,7 @@ async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     } else {
         Server::start(&flags)?
     };
-    wait_until(patience(5), || Ok(rings(&server)? == of_capture)).with_context(|| {
+    wait_until(Duration::from_secs(5), || Ok(rings(&server)? == of_capture)).with_context(|| {
         format!(
             "{way:?}: {} rings are kept ready",
             rings(&server).unwrap_or_default()
@@ -212,7 +211,7 @@ async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     let mut recorder =
         Recorder::start(&server.url(&format!("netns={}&nif=va&names=0", here.inode()?))).await?;
     // Those of the capture, and of the one that is kept ready.
-    wait_until(patience(5), || Ok(rings(&server)? == 2 * of_capture))?;
+    wait_until(Duration::from_secs(5), || Ok(rings(&server)? == 2 * of_capture))?;
     let first = Stream::start(&there, 0)?;
     recorder
         .read_until(|recording| recording.packets.len() > 100)
@@ -226,7 +225,9 @@ async fn cpu_comes_online(hook: &str, way: Way) -> anyhow::Result<()> {
     let server = Arc::new(server);
     let watched = Arc::clone(&server);
     let growing = tokio::task::spawn_blocking(move || {
-        wait_until(patience(10), || Ok(rings(&watched)? == 2 * of_capture + 1))?;
+        wait_until(Duration::from_secs(10), || {
+            Ok(rings(&watched)? == 2 * of_capture + 1)
+        })?;
         anyhow::Ok(counted.load(Ordering::Relaxed))
     });
     let shared = recorder.read_during(growing).await?;
@@ -283,10 +284,10 @@ fn plug_in() -> anyhow::Result<usize> {
     let machine = std::env::var_os(MACHINE).context("no machine of our own")?;
     let wish = Path::new(&machine).join("add-cpu");
     fs::write(&wish, "").with_context(|| format!("cannot write {}", wish.display()))?;
-    wait_until(patience(10), || Ok(!wish.exists() && present(new)))
+    wait_until(Duration::from_secs(10), || Ok(!wish.exists() && present(new)))
         .with_context(|| format!("CPU {new} is not plugged in"))?;
     let switch = switch_of(new);
-    wait_until(patience(5), || {
+    wait_until(Duration::from_secs(5), || {
         // Many kernels do that by themselves.
         let _ = fs::write(&switch, "1");
         Ok(fs::read_to_string(&switch).is_ok_and(|state| state.trim() == "1"))
@@ -300,11 +301,6 @@ const COMES: usize = 1;
 
 /// Where a machine that is there for tests alone, and is thrown away, takes wishes.
 const MACHINE: &str = "PACKETFLIX_TEST_MACHINE";
-
-/// So many seconds, on a machine that is not emulated.
-fn patience(seconds: u64) -> Duration {
-    pace::time(Duration::from_secs(seconds))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn cpu_that_comes_online_shares_a_ring_and_then_gets_its_own() -> anyhow::Result<()> {

@@ -124,7 +124,7 @@ async fn what_a_capture_has_loaded_serves_the_next_which_sees_nothing_of_it() ->
             .enumerate()
         {
             // What it has loaded is there again; else the next one takes what is kept beside it.
-            wait_until(pace::time(Duration::from_secs(10)), || {
+            wait_until(Duration::from_secs(10), || {
                 Ok(Metrics::of(&server)?.count("packetflix_taps")? == 0)
             })?;
             let url = server.url(&format!("netns={}{query}", other.inode()?));
