@@ -107,13 +107,7 @@ impl Feed {
             may_miss: false,
             interfaces: BTreeMap::new(),
         };
-        let reader = Reader::new(
-            netns,
-            tap,
-            Arc::clone(&feed.shared),
-            queue,
-            context,
-        );
+        let reader = Reader::new(netns, tap, Arc::clone(&feed.shared), queue, context);
         let subscription = Subscription::new(&feed.shared, &feed.commands, own, before);
         context
             .tasks
