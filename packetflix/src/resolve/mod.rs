@@ -5,7 +5,7 @@ mod service;
 
 use std::{
     fmt::{self, Write as _},
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,15 +25,13 @@ use crate::{
 };
 
 /// Searches of the whole host for namespaces by their numbers.
-static SEARCHES: LazyLock<Arc<Turns>> = LazyLock::new(|| {
-    Turns::new(TurnBounds {
-        at_once: 8,
-        of_one: 2,
-        waiting_of_one: 64,
-        waiting: 256,
-        patience: Duration::from_secs(10),
-    })
-});
+const SEARCHES: TurnBounds = TurnBounds {
+    at_once: 8,
+    of_one: 2,
+    waiting_of_one: 64,
+    waiting: 256,
+    patience: Duration::from_secs(10),
+};
 
 /// Most targets that are named which may have been meant.
 const MAX_NEAREST: usize = 3;
@@ -120,36 +118,50 @@ enum Claim {
     Nothing,
 }
 
-impl Target {
+/// Finds what is meant.
+pub(crate) struct Resolver {
+    /// Where names are looked up.
+    pub(crate) directory: Directory,
+    searches: Arc<Turns>,
+}
+
+impl Resolver {
+    pub(crate) fn new(directory: Directory) -> Self {
+        Self {
+            directory,
+            searches: Turns::new(SEARCHES),
+        }
+    }
+
     /// Opens the namespace that is meant: the one that `wanted` claims, if the claim still holds, else the one that
     /// the directory has for the name, and shows to somebody with these rights. A search takes a turn of `account`.
     ///
     /// # Errors
     /// When it cannot be had, or may be another one than was meant.
     pub(crate) async fn open(
+        &self,
         wanted: TargetDescription,
-        directory: &Directory,
         rights: &Rights,
         account: &Arc<str>,
-    ) -> Result<Self, TargetError> {
+    ) -> Result<Target, TargetError> {
         let claim = Claim::of(&wanted);
         if wanted.name.is_empty() {
             return match claim {
                 Claim::Nothing => Err(TargetError::Nothing),
-                claim => Self::open_claimed(claim, wanted, directory, account).await,
+                claim => self.open_claimed(claim, wanted, account).await,
             };
         }
         // A namespace's number alone says nothing: it may have passed to another. Nor is a process looked at for somebody
         // to whom it may not even be known: what is listed for them decides.
         let is_known = matches!(claim, Claim::Process(_)) && !rights.are_by_pattern();
         if !is_known {
-            return Self::look_up(wanted, directory, rights, account).await;
+            return self.look_up(wanted, rights, account).await;
         }
-        match Self::open_claimed(claim, wanted.clone(), directory, account).await {
+        match self.open_claimed(claim, wanted.clone(), account).await {
             Err(TargetError::Stale(stale)) => {
                 tracing::debug!(name = wanted.name, reason = %stale, "the target is stale and looked up");
                 let name = wanted.full_name();
-                match Self::look_up(wanted, directory, rights, account).await {
+                match self.look_up(wanted, rights, account).await {
                     Err(TargetError::Unknown { .. }) => Err(TargetError::NotFoundAgain { name, stale }),
                     found => found,
                 }
@@ -159,19 +171,19 @@ impl Target {
     }
 
     async fn open_claimed(
+        &self,
         claim: Claim,
         description: TargetDescription,
-        directory: &Directory,
         account: &Arc<str>,
-    ) -> Result<Self, TargetError> {
+    ) -> Result<Target, TargetError> {
         // A search goes on when the client that wanted it has left, and so does its turn.
         let turn = match claim {
             Claim::Namespace(inode) => {
-                let holders = directory.holders(inode);
+                let holders = self.directory.holders(inode);
                 if let Some(netns) = blocking(move || Netns::held_by(holders, inode)).await? {
-                    return Ok(Self { netns, description });
+                    return Ok(Target { netns, description });
                 }
-                let turn = SEARCHES.take(account, 1).await;
+                let turn = self.searches.take(account, 1).await;
                 Some(turn.map_err(|Busy| TargetError::Busy)?)
             }
             Claim::Process(_) | Claim::Nothing => None,
@@ -186,23 +198,23 @@ impl Target {
             }
             error => error,
         })?;
-        Ok(Self { netns, description })
+        Ok(Target { netns, description })
     }
 
     /// Opens what the directory knows by the name. The interfaces that were asked for stay.
     async fn look_up(
+        &self,
         wanted: TargetDescription,
-        directory: &Directory,
         rights: &Rights,
         account: &Arc<str>,
-    ) -> Result<Self, TargetError> {
-        let known = directory.targets(rights).await?;
+    ) -> Result<Target, TargetError> {
+        let known = self.directory.targets(rights).await?;
         let name = wanted.full_name();
         let found = match choose(&wanted, &known) {
             Err(unknown @ TargetError::Unknown { .. })
                 if wanted.pid.is_none() && !rights.are_by_pattern() =>
             {
-                if let Some(state) = directory.state_at_rest(&wanted.name).await {
+                if let Some(state) = self.directory.state_at_rest(&wanted.name).await {
                     return Err(TargetError::Stopped { name, state });
                 }
                 choose_by_part(&wanted, &known).unwrap_or(Err(unknown))
@@ -217,7 +229,7 @@ impl Target {
             cluster: wanted.cluster,
             ..found
         };
-        Self::open_claimed(claim, description, directory, account)
+        self.open_claimed(claim, description, account)
             .await
             .map_err(|error| match error {
                 TargetError::Stale(source) => TargetError::Ended { name, source },

@@ -33,7 +33,7 @@ use crate::{
     filter::compile::{Compiler, Options},
     line_bounds::{LineBounds, WINDOW},
     metrics::{Load, Metrics},
-    resolve::{Directory, DiscoveryService},
+    resolve::{Directory, DiscoveryService, Resolver},
     session::Feeds,
     tap::{Connections, Loader},
 };
@@ -48,8 +48,8 @@ pub struct App {
     pub(crate) access: Arc<Access>,
     /// What there is on this host.
     pub(crate) discovery: Arc<Discovery>,
-    /// Where targets are looked up.
-    pub(crate) directory: Directory,
+    /// Finds the namespace of a target.
+    pub(crate) resolver: Resolver,
     /// Connections and captures, to wait for at the end.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
@@ -109,7 +109,7 @@ impl App {
         Ok(Self {
             access: Arc::new(access),
             discovery,
-            directory,
+            resolver: Resolver::new(directory),
             compiler: Compiler::new(Options {
                 resolve_names: config.resolve_filter_names,
                 ..Options::default()

@@ -236,7 +236,7 @@ impl App {
         let rights = caller.rights();
         let wanted = wanted.spelled_out();
         if !rights.are_by_pattern() {
-            let opened = Target::open(wanted, &self.directory, rights, &caller.account()).await;
+            let opened = self.resolver.open(wanted, rights, &caller.account()).await;
             return opened.map_err(|error| match rights.may_discover() {
                 true => error.into(),
                 false => error.without_others().into(),
@@ -260,7 +260,7 @@ impl App {
             }
             caller.may_capture(scan.occupants(netns), &asked)?;
         }
-        let opened = Target::open(wanted, &self.directory, rights, &caller.account()).await;
+        let opened = self.resolver.open(wanted, rights, &caller.account()).await;
         let scan = self.discovery.scan_now().await?;
         let target = opened.map_err(|error| hidden(error, caller, &asked, &scan))?;
         let netns = target.netns.inode();

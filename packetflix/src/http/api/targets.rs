@@ -133,7 +133,7 @@ struct ContainerDetails<'a> {
 /// `/mobyshark`. With a discovery service beside us, the list is there.
 pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
-    if let Directory::Service(_) = api.app.directory {
+    if let Directory::Service(_) = api.app.resolver.directory {
         let sentence =
             "the targets are known to the discovery service: ask there, or start with --proxy-discovery";
         return Err(Refusal::new(Code::PathUnknown, sentence));
