@@ -1,22 +1,23 @@
-//! `packetflix capture`: a stream into a file or a pipe.
+//! `packetflix capture`: a stream into files, a pipe, Wireshark or lines of text.
 
-use std::{path::PathBuf, time::Duration};
-
-use bytes::Bytes;
-use tokio::time::{MissedTickBehavior, interval};
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     error::{Failure, Status},
     interrupts::Interrupts,
-    output::{self, Output, OutputError},
-    pcapng::{Blocks, Malformed},
-    progress::{self, Progress},
+    lines::{Detail, Lines},
+    output::{self, Output, OutputError, Rotation, is_standard_output},
     request::{CaptureRequest, Target},
+    run::{Manner, Run, Sink},
     server::{Server, ServerArgs},
-    stream::{CaptureStream, Close, Piece, StreamError},
-    summary::{Summary, Tally},
+    stream::CaptureStream,
     units::{parse_duration, parse_size},
-    watch::reader_gone,
+    wireshark,
 };
 
 /// What is to be captured, and where it goes.
@@ -47,20 +48,35 @@ pub struct CaptureArgs {
     /// Do not put interfaces into promiscuous mode
     #[arg(short = 'p', long)]
     no_promiscuous_mode: bool,
-    /// File to write to, which must not be there yet; a pipe or device that is; or - for standard output. By default standard
-    /// output
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        default_value = "-",
-        hide_default_value = true
-    )]
-    write: PathBuf,
-    /// End after a time (duration:10), before the file is larger than so many kB (filesize:1000), or after so many packets
-    /// (packets:100). Other units may be named: duration:2m, filesize:10MiB. May be given more than once
+    /// File to write to, which must not be there yet; a pipe or device that is; or - for standard output. Without it, a terminal
+    /// gets a line for each packet, and a pipe or file behind standard output the packets
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// End after a time (duration:10), before the file is larger than so many kB (filesize:1000), after so many packets
+    /// (packets:100), or after so many files (files:5, with -b). Other units may be named: duration:2m, filesize:10MiB. May be
+    /// given more than once
     #[arg(short = 'a', long, value_name = "LIMIT", value_parser = parse_limit)]
     autostop: Vec<Limit>,
+    /// Write one file after the other, each of which opens by itself: the next after a time (duration:60), before a file is
+    /// larger than so many kB (filesize:1000), or after so many packets (packets:1000); files:10 keeps the last ten. May be
+    /// given more than once
+    #[arg(short = 'b', long, value_name = "LIMIT", value_parser = parse_limit, requires = "write")]
+    ring_buffer: Vec<Limit>,
+    /// Start Wireshark on it
+    #[arg(long, conflicts_with_all = ["write", "print"])]
+    wireshark: bool,
+    /// Write a line for each packet, also where standard output is no terminal
+    #[arg(short = 'P', long, conflicts_with = "write")]
+    print: bool,
+    /// Tell in these lines more of the headers
+    #[arg(short, long, conflicts_with_all = ["write", "wireshark"])]
+    verbose: bool,
+    /// Write the bytes of each packet below its line
+    #[arg(short = 'x', long, conflicts_with_all = ["write", "wireshark"])]
+    hex: bool,
+    /// Go on when the connection breaks, with a section that tells which time is missing
+    #[arg(long)]
+    reconnect: bool,
     /// Say nothing but what is wrong
     #[arg(short, long)]
     quiet: bool,
@@ -69,25 +85,39 @@ pub struct CaptureArgs {
     server: ServerArgs,
 }
 
-/// What ends a capture.
+/// What ends a capture, or a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Limit {
     Duration(Duration),
     FileSize(u64),
     Packets(u64),
+    Files(u32),
 }
 
 fn parse_limit(text: &str) -> Result<Limit, String> {
     let (what, value) = text.split_once(':').unwrap_or((text, ""));
+    let wrong = || format!("{value} is no number of {what}");
     match what {
         "duration" => parse_duration(value).map(Limit::Duration),
         "filesize" => parse_size(value).map(Limit::FileSize),
         "packets" => match value.parse() {
             Ok(count @ 1..) => Ok(Limit::Packets(count)),
-            _ => Err(format!("{value} is no number of packets")),
+            _ => Err(wrong()),
         },
-        _ => Err("write duration:SECONDS, filesize:KB or packets:COUNT".to_owned()),
+        "files" => match value.parse() {
+            Ok(count @ 1..) => Ok(Limit::Files(count)),
+            _ => Err(wrong()),
+        },
+        _ => Err("write duration:SECONDS, filesize:KB, packets:COUNT or files:COUNT".to_owned()),
     }
+}
+
+/// Where packets are to go.
+enum Destination<'a> {
+    Lines,
+    Wireshark,
+    Path(&'a Path),
+    Files(&'a Path, Rotation),
 }
 
 impl CaptureArgs {
@@ -105,10 +135,103 @@ impl CaptureArgs {
                 Limit::Duration(time) => request.duration = Some(time),
                 Limit::FileSize(bytes) => request.bytes = Some(bytes),
                 Limit::Packets(count) => request.packets = Some(count),
+                Limit::Files(_) => {}
             }
         }
         request
     }
+
+    fn destination(&self) -> Result<Destination<'_>, Failure> {
+        if self.wireshark {
+            return Ok(Destination::Wireshark);
+        }
+        let path = self.write.as_deref();
+        if let Some(rotation) = self.rotation()? {
+            return Ok(Destination::Files(path.unwrap_or(Path::new("-")), rotation));
+        }
+        let is_read_by_people = path.is_none() && io::stdout().is_terminal();
+        match self.print || self.verbose || self.hex || is_read_by_people {
+            true => Ok(Destination::Lines),
+            false => Ok(Destination::Path(path.unwrap_or(Path::new("-")))),
+        }
+    }
+
+    /// When one file follows the other, if they do.
+    fn rotation(&self) -> Result<Option<Rotation>, Failure> {
+        let mut rotation = Rotation::default();
+        for limit in &self.ring_buffer {
+            match *limit {
+                Limit::Duration(time) => rotation.duration = Some(time),
+                Limit::FileSize(bytes) => rotation.size = Some(bytes),
+                Limit::Packets(count) => rotation.packets = Some(count),
+                Limit::Files(count) => rotation.kept = Some(count as usize),
+            }
+        }
+        for limit in &self.autostop {
+            match *limit {
+                Limit::Files(count) => rotation.written = Some(count),
+                Limit::FileSize(_) if !self.ring_buffer.is_empty() => {
+                    return Err(Failure::usage(
+                        "with -b, say -b filesize: in the place of -a filesize:",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        let Rotation {
+            duration,
+            size,
+            packets,
+            ..
+        } = rotation;
+        let rotates = duration.is_some() || size.is_some() || packets.is_some();
+        match rotates {
+            true => Ok(Some(rotation)),
+            false if rotation == Rotation::default() => Ok(None),
+            false => Err(Failure::usage(
+                "files: needs a limit of each file: -b duration:, -b filesize: or -b packets:",
+            )),
+        }
+    }
+}
+
+impl Destination<'_> {
+    /// What is wrong with it, before anything is captured for it.
+    fn check(&self) -> Result<(), Failure> {
+        match self {
+            Self::Path(path) => output::check(path).map_err(Failure::usage),
+            Self::Files(path, _) if is_standard_output(path) => Err(Failure::usage(
+                "only files follow each other (-b): name one with -w",
+            )),
+            Self::Lines | Self::Wireshark | Self::Files(..) => Ok(()),
+        }
+    }
+
+    fn open(&self, detail: Detail) -> Result<Sink, Failure> {
+        match self {
+            Self::Lines => Ok(Sink::Lines(Lines::new(detail))),
+            Self::Wireshark => {
+                let mut wireshark = wireshark::start().map_err(Failure::usage)?;
+                let pipe = wireshark
+                    .stdin
+                    .take()
+                    .ok_or_else(|| Failure::usage("Wireshark reads nothing"))?;
+                #[cfg(unix)]
+                let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
+                #[cfg(windows)]
+                let pipe = File::from(std::os::windows::io::OwnedHandle::from(pipe));
+                Ok(Sink::Output(Box::new(Output::to(pipe, "Wireshark"))))
+            }
+            Self::Path(path) => into_file(Output::open(path)),
+            Self::Files(path, rotation) => into_file(Output::rotating(path, *rotation)),
+        }
+    }
+}
+
+fn into_file(output: Result<Output, OutputError>) -> Result<Sink, Failure> {
+    output
+        .map(|output| Sink::Output(Box::new(output)))
+        .map_err(Failure::usage)
 }
 
 /// Captures until the stream ends, or somebody ends it.
@@ -117,138 +240,57 @@ impl CaptureArgs {
 /// When the server refuses it, or it breaks off.
 pub(crate) async fn capture(args: &CaptureArgs) -> Result<Status, Failure> {
     let server = args.server.resolve().map_err(Failure::usage)?;
-    output::check(&args.write).map_err(Failure::usage)?;
+    let destination = args.destination()?;
+    destination.check()?;
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     let request = args.request();
     let stream = tokio::select! {
         opened = CaptureStream::open(&server, &request) => opened.map_err(Failure::refused)?,
         status = interrupts.first() => return Ok(status),
     };
-    let output = Output::open(&args.write).map_err(Failure::usage)?;
+    let sink = destination.open(Detail {
+        headers: args.verbose,
+        bytes: args.hex,
+    })?;
     if !args.quiet {
-        announce(args, &server, &stream, &output);
+        announce(args, &server, &stream, &sink);
     }
-    let mut run = Run {
-        stream,
-        output,
-        blocks: Blocks::default(),
-        tally: Tally::default(),
-        progress: Progress::new(!args.quiet),
-        interrupts,
-        asked: None,
+    let manner = Manner {
+        reconnects: args.reconnect,
+        talks: !args.quiet,
     };
-    let ended = run.until_end().await;
-    run.progress.clear();
-    run.conclude(ended, args.quiet).await
+    Run::new(&server, &request, stream, sink, manner, &mut interrupts)
+        .to_end()
+        .await
 }
 
-fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, output: &Output) {
+fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &Sink) {
     eprintln!(
         "packetflix: capturing {} of {} into {}",
         args.target,
         server.address,
-        output.name()
+        sink.name()
     );
     if let Some(note) = stream.note() {
         eprintln!("packetflix: {note}");
     }
 }
 
-/// A capture that runs.
-struct Run {
-    stream: CaptureStream,
-    output: Output,
-    blocks: Blocks,
-    tally: Tally,
-    progress: Progress,
-    interrupts: Interrupts,
-    /// The exit status of whoever asked for the end.
-    asked: Option<Status>,
-}
-
-/// Why nothing more comes.
-enum Ended {
-    /// The server has closed.
-    Closed(Close),
-    /// Whoever reads what is written has had enough.
-    ReaderGone,
-}
-
-/// Why a capture is broken off.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error(transparent)]
-    Output(#[from] OutputError),
-}
-
-impl Run {
-    async fn until_end(&mut self) -> Result<Ended, Broken> {
-        let mut tick = interval(progress::INTERVAL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut gone = std::pin::pin!(reader_gone(self.output.file()));
-        loop {
-            tokio::select! {
-                piece = self.stream.next() => match piece? {
-                    Piece::Data(data) => self.take(data)?,
-                    Piece::Closed(close) => return Ok(Ended::Closed(close)),
-                },
-                status = self.interrupts.first() => {
-                    self.asked = Some(status);
-                    self.stream.stop().await?;
-                }
-                () = &mut gone => return Ok(Ended::ReaderGone),
-                _ = tick.tick(), if self.progress.is_shown() => self.progress.show(&self.tally),
-            }
-        }
-    }
-
-    fn take(&mut self, data: Bytes) -> Result<(), Broken> {
-        let whole = self.blocks.whole(data)?;
-        self.output.write(&whole)?;
-        self.tally.note(&whole);
-        Ok(())
-    }
-
-    /// Says how it went, and ends what has not ended itself.
-    async fn conclude(self, ended: Result<Ended, Broken>, quiet: bool) -> Result<Status, Failure> {
-        let result = match ended {
-            Ok(Ended::Closed(close)) if close.is_as_asked() => Ok((close.reason, self.asked)),
-            Ok(Ended::Closed(close)) => Err(Failure::broken(format!(
-                "the server has ended the capture: {} ({})",
-                close.reason, close.code
-            ))),
-            Ok(Ended::ReaderGone) => Ok((self.reader_gone(), None)),
-            Err(Broken::Output(error)) if error.is_reader_gone() => Ok((self.reader_gone(), None)),
-            Err(error) => Err(Failure::broken(error)),
-        };
-        if !quiet {
-            let reason = result.as_ref().ok().map(|(reason, _)| &reason[..]);
-            eprintln!("{}", self.summary(reason));
-        }
-        self.stream.close().await;
-        result.map(|(_, asked)| asked.unwrap_or(Status::Done))
-    }
-
-    fn summary<'a>(&'a self, reason: Option<&'a str>) -> Summary<'a> {
-        Summary {
-            tally: &self.tally,
-            duration: self.progress.duration(),
-            reason,
-        }
-    }
-
-    fn reader_gone(&self) -> String {
-        format!("nobody reads {} any more", self.output.name())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CaptureArgs,
+    }
+
+    fn args(line: &[&str]) -> CaptureArgs {
+        Line::parse_from([&["capture", "web"], line].concat()).args
+    }
 
     #[test]
     fn limits_are_those_of_dumpcap() {
@@ -256,11 +298,52 @@ mod tests {
             ("duration:10", Limit::Duration(Duration::from_secs(10))),
             ("filesize:10", Limit::FileSize(10_000)),
             ("packets:7", Limit::Packets(7)),
+            ("files:3", Limit::Files(3)),
         ] {
             assert_eq!(parse_limit(text), Ok(limit));
         }
-        for wrong in ["", "duration", "packets:0", "packets:-1", "filesize:x", "size:1"] {
+        for wrong in [
+            "",
+            "duration",
+            "packets:0",
+            "packets:-1",
+            "filesize:x",
+            "size:1",
+            "files:0",
+        ] {
             assert!(parse_limit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn files_follow_each_other_by_a_limit() {
+        let line = args(&[
+            "-w",
+            "a",
+            "-b",
+            "filesize:10",
+            "-b",
+            "files:3",
+            "-a",
+            "files:9",
+            "-a",
+            "packets:5",
+        ]);
+        let expected = Rotation {
+            size: Some(10_000),
+            kept: Some(3),
+            written: Some(9),
+            ..Rotation::default()
+        };
+        assert_eq!(line.rotation(), Ok(Some(expected)));
+        assert_eq!(line.request().packets, Some(5));
+        assert_eq!(args(&["-w", "a", "-a", "filesize:1"]).rotation(), Ok(None));
+        for wrong in [
+            &["-w", "a", "-b", "files:3"][..],
+            &["-w", "a", "-a", "files:3"],
+            &["-w", "a", "-b", "duration:1", "-a", "filesize:1"],
+        ] {
+            assert!(args(wrong).rotation().is_err(), "{wrong:?}");
         }
     }
 }

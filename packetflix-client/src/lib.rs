@@ -1,7 +1,8 @@
 //! The client's side of packetflix: captures of a server into files, pipes, Wireshark and the terminal.
 //!
 //! [`server`] says which server is meant, [`connect`] reaches it, [`http`] asks it, and [`stream`] is a capture that runs:
-//! messages of whole blocks of [`pcapng`]. On these stand the verbs of the command line ([`cli`]).
+//! messages of whole blocks of [`pcapng`]. [`run`] brings it to its end: into an [`output`], or
+//! as [`lines`]. On these stand the verbs of the command line ([`cli`]).
 
 mod capture;
 mod captures;
@@ -10,14 +11,18 @@ pub mod connect;
 pub mod error;
 pub mod http;
 pub mod interrupts;
+pub mod lines;
 mod list;
-mod output;
+pub mod output;
 pub mod pcapng;
 mod progress;
 pub mod request;
+pub mod run;
+mod section;
 pub mod server;
 pub mod stream;
 pub mod summary;
 mod table;
 mod units;
 pub mod watch;
+mod wireshark;

@@ -1,50 +1,101 @@
-//! Where a stream goes.
+//! Where a stream of pcapng goes: into a pipe, a file, or one file after the other.
 
 use std::{
-    fs::{File, OpenOptions},
+    collections::VecDeque,
+    fs::{self, File, OpenOptions},
     io::{self, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 
-use crate::pcapng::blocks;
+use crate::{
+    pcapng::{Block, Kind, blocks, write::with_comment},
+    section::Section,
+};
 
 /// What `-w` is given for standard output.
 const STANDARD_OUTPUT: &str = "-";
 
+/// When a file is followed by the next, and how many there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// A file is no longer written to after that time.
+    pub duration: Option<Duration>,
+    /// A file is no larger than so many bytes, unless its beginning and one packet are.
+    pub size: Option<u64>,
+    /// A file has no more than so many packets.
+    pub packets: Option<u64>,
+    /// So many files are kept, the last ones.
+    pub kept: Option<usize>,
+    /// So many files are written, and then no more.
+    pub written: Option<u32>,
+}
+
 /// Where a stream goes.
-pub(crate) struct Output {
+pub struct Output {
     name: String,
     file: File,
     /// Whether a file that grows, and can be cut where a block is not whole.
     is_regular: bool,
-    /// Bytes that were written whole.
+    /// Bytes of the file that were written, all of whole blocks.
     len: u64,
+    /// Whole blocks that are to be written.
+    pending: Vec<u8>,
+    section: Option<Section>,
+    /// What the next section tells of those before it.
+    gap: Option<String>,
+    files: Option<Files>,
+}
+
+/// Files that follow each other.
+struct Files {
+    path: PathBuf,
+    rotation: Rotation,
+    /// Those that are kept, the newest last.
+    names: VecDeque<PathBuf>,
+    written: u32,
+    /// Of the newest.
+    packets: u64,
+    begun: Instant,
+}
+
+/// What became of what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// There may be more.
+    More,
+    /// So many files are written, and no more are wanted.
+    Enough(u32),
 }
 
 /// Why there is nowhere to go.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OutputError {
+pub enum OutputError {
     /// A terminal.
     #[error(
-        "packets are no text, and are not written to a terminal: write them to a file with -w FILE, or to a program, as in -w - | tshark -i -"
+        "packets are no text, and are not written to a terminal: leave -w away to read lines, or write to a file or a program, as in \
+         -w - | tshark -i -"
     )]
     Terminal,
     /// There is such a file already.
     #[error("{} exists: give another name, or take it away", .0.display())]
     Exists(PathBuf),
     /// It cannot be made.
-    #[error("{} cannot be written", .0.display())]
+    #[error("{} cannot be made", .0.display())]
     Create(PathBuf, #[source] io::Error),
     /// It cannot be written to any more.
     #[error("{0} could not be written to its end")]
     Write(String, #[source] io::Error),
+    /// It is no file.
+    #[error("only files follow each other (-b): name one with -w")]
+    NoFile,
 }
 
 impl OutputError {
     /// Whether whoever reads has had enough.
-    pub(crate) fn is_reader_gone(&self) -> bool {
+    pub fn is_reader_gone(&self) -> bool {
         matches!(self, Self::Write(_, error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }
@@ -54,7 +105,7 @@ impl OutputError {
 /// # Errors
 /// When it is a terminal, or there is such a file already.
 pub(crate) fn check(path: &Path) -> Result<(), OutputError> {
-    if path == Path::new(STANDARD_OUTPUT) {
+    if is_standard_output(path) {
         return match io::stdout().is_terminal() {
             true => Err(OutputError::Terminal),
             false => Ok(()),
@@ -66,76 +117,254 @@ pub(crate) fn check(path: &Path) -> Result<(), OutputError> {
     }
 }
 
+/// Whether this is what `-w` is given for standard output.
+pub(crate) fn is_standard_output(path: &Path) -> bool {
+    path == Path::new(STANDARD_OUTPUT)
+}
+
 impl Output {
     /// Opens what `-w` names: a new file, a pipe or device that is there, or standard output.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(crate) fn open(path: &Path) -> Result<Self, OutputError> {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::AlreadyExists => OutputError::Exists(path.to_owned()),
-            _ => OutputError::Create(path.to_owned(), error),
-        };
-        if path == Path::new(STANDARD_OUTPUT) {
-            let file = standard_output().map_err(failed)?;
-            return Ok(Self {
-                name: "standard output".to_owned(),
-                file,
-                is_regular: false,
-                len: 0,
-            });
+    pub fn open(path: &Path) -> Result<Self, OutputError> {
+        let failed = |error| failure(path, error);
+        if is_standard_output(path) {
+            return Ok(Self::to(standard_output().map_err(failed)?, "standard output"));
         }
         let is_regular = path.metadata().map_or(true, |metadata| metadata.is_file());
-        let file = OpenOptions::new()
+        let mut options = OpenOptions::new();
+        let file = options
             .write(true)
             .create_new(is_regular)
             .open(path)
             .map_err(failed)?;
         Ok(Self {
-            name: path.display().to_string(),
-            file,
             is_regular,
-            len: 0,
+            ..Self::to(file, &path.display().to_string())
         })
     }
 
-    /// Writes whole blocks. Of a file that has no room for them, what is not whole is cut off.
-    ///
-    /// # Errors
-    /// When there is no room, or nobody reads.
-    pub(crate) fn write(&mut self, whole: &Bytes) -> Result<(), OutputError> {
-        let written = self.file.write_all(whole);
-        if written.is_err() && self.is_regular {
-            // Of no use to whoever cannot write it, and in the way of all readers.
-            let _ = self.cut(whole);
+    /// A pipe that somebody reads.
+    pub fn to(file: File, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            file,
+            is_regular: false,
+            len: 0,
+            pending: Vec::new(),
+            section: None,
+            gap: None,
+            files: None,
         }
-        written.map_err(|error| OutputError::Write(self.name.clone(), error))?;
-        self.len += whole.len() as u64;
-        Ok(())
     }
 
-    /// Cuts off what is left of a block of which only the beginning has been written.
-    fn cut(&mut self, last: &Bytes) -> io::Result<()> {
+    /// Makes the first of files that follow each other. Each is called as `path`, with its number and time behind the stem, as
+    /// dumpcap does it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn rotating(path: &Path, rotation: Rotation) -> Result<Self, OutputError> {
+        if is_standard_output(path) {
+            return Err(OutputError::NoFile);
+        }
+        let mut files = Files {
+            path: path.to_owned(),
+            rotation,
+            names: VecDeque::new(),
+            written: 0,
+            packets: 0,
+            begun: Instant::now(),
+        };
+        let (name, file) = files.next()?;
+        Ok(Self {
+            is_regular: true,
+            files: Some(files),
+            ..Self::to(file, &name)
+        })
+    }
+
+    /// Writes whole blocks.
+    ///
+    /// # Errors
+    /// When there is no room, or nobody reads. Of a file, what is not whole is cut off then.
+    pub fn write(&mut self, whole: &Bytes) -> Result<Written, OutputError> {
+        for block in blocks(whole.clone()) {
+            match (block.kind(), &mut self.section) {
+                (Kind::Section, _) => self.begin_section(&block),
+                (kind, Some(section)) => {
+                    let is_packet = matches!(kind, Kind::Packet(_));
+                    let more = (block.bytes().len() + self.pending.len()) as u64 + section.end_len();
+                    let is_full = self
+                        .files
+                        .as_ref()
+                        .is_some_and(|files| files.is_full(self.len + more));
+                    if is_packet
+                        && is_full
+                        && let Written::Enough(count) = self.follow()?
+                    {
+                        return Ok(Written::Enough(count));
+                    }
+                    if let Some(section) = &mut self.section {
+                        section.write(&block, &mut self.pending);
+                    }
+                    if let Some(files) = self.files.as_mut().filter(|_| is_packet) {
+                        files.packets += 1;
+                    }
+                }
+                (_, None) => self.pending.extend_from_slice(block.bytes()),
+            }
+        }
+        self.flush()?;
+        Ok(Written::More)
+    }
+
+    /// When the file is to be followed by the next, whether or not something comes.
+    pub fn deadline(&self) -> Option<Instant> {
+        let files = self.files.as_ref()?;
+        Some(files.begun + files.rotation.duration?)
+    }
+
+    /// Ends the file, and begins the next.
+    ///
+    /// # Errors
+    /// As [`Self::write`], and when the next cannot be made.
+    pub fn follow(&mut self) -> Result<Written, OutputError> {
+        self.end()?;
+        let Some(files) = &mut self.files else {
+            return Ok(Written::More);
+        };
+        if files.rotation.written == Some(files.written) {
+            return Ok(Written::Enough(files.written));
+        }
+        let (name, file) = files.next()?;
+        (self.name, self.file, self.len) = (name, file, 0);
+        if let Some(section) = &mut self.section {
+            section.begin_file(&mut self.pending);
+        }
+        let begun = self.flush();
+        if begun.is_err() && self.len == 0 {
+            // Nothing could open it.
+            self.files.iter_mut().for_each(Files::discard_newest);
+        }
+        begun.map(|()| Written::More)
+    }
+
+    /// Writes the final statistics of the interfaces that have none.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn end(&mut self) -> Result<(), OutputError> {
+        if let Some(section) = &mut self.section {
+            section.end_file(&mut self.pending);
+        }
+        self.flush()
+    }
+
+    /// Has the next section tell why packets between it and the one before are missing.
+    pub fn resume(&mut self, gap: String) {
+        self.section = None;
+        self.gap = Some(gap);
+    }
+
+    fn begin_section(&mut self, header: &Block) {
+        let header = match self.gap.take() {
+            Some(gap) => with_comment(header, &gap),
+            None => header.bytes().clone(),
+        };
+        self.section = Some(Section::begin(header, &mut self.pending));
+    }
+
+    fn flush(&mut self) -> Result<(), OutputError> {
+        let written = self.file.write_all(&self.pending);
+        if written.is_err() && self.is_regular {
+            // Of no use to whoever cannot write it, and in the way of all readers.
+            let _ = self.cut();
+        } else {
+            self.len += self.pending.len() as u64;
+        }
+        self.pending.clear();
+        written.map_err(|error| OutputError::Write(self.name.clone(), error))
+    }
+
+    /// Cuts off what is left of a block of which only the beginning could be written.
+    fn cut(&mut self) -> io::Result<()> {
         let written = usize::try_from(self.file.metadata()?.len() - self.len).unwrap_or_default();
-        let written = last.slice(..written.min(last.len()));
-        let kept: usize = blocks(written).map(|block| block.bytes().len()).sum();
-        self.len += kept as u64;
+        let written = self.pending.get(..written).unwrap_or(&self.pending);
+        let blocks = blocks(Bytes::copy_from_slice(written));
+        self.len += blocks.map(|block| block.bytes().len() as u64).sum::<u64>();
         self.file.set_len(self.len)
     }
 
     /// What is written to.
-    pub(crate) fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
     /// Its name, for people.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 }
 
+impl Files {
+    /// Whether the newest has had all that it may have, when it would be `len` bytes long with the next packet.
+    fn is_full(&self, len: u64) -> bool {
+        let Rotation { size, packets, .. } = self.rotation;
+        self.packets > 0 && (size.is_some_and(|size| len > size) || packets == Some(self.packets))
+    }
+
+    /// Takes away a file that has no beginning.
+    fn discard_newest(&mut self) {
+        if let Some(newest) = self.names.pop_back() {
+            // It is told of in any case that it could not be written.
+            let _ = fs::remove_file(newest);
+        }
+    }
+
+    /// Makes the next file, and deletes those that are too many.
+    fn next(&mut self) -> Result<(String, File), OutputError> {
+        let path = numbered(&self.path, self.written + 1, &chrono::Local::now());
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|error| failure(&path, error))?;
+        let name = path.display().to_string();
+        self.written += 1;
+        self.packets = 0;
+        self.begun = Instant::now();
+        self.names.push_back(path);
+        while self.rotation.kept.is_some_and(|kept| self.names.len() > kept)
+            && let Some(oldest) = self.names.pop_front()
+        {
+            // Whoever has taken it away was faster.
+            let _ = fs::remove_file(oldest);
+        }
+        Ok((name, file))
+    }
+}
+
+/// The name of one of the files that follow each other.
+fn numbered(path: &Path, number: u32, time: &chrono::DateTime<chrono::Local>) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("_{number:05}_{}", time.format("%Y%m%d%H%M%S")));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
+}
+
+fn failure(path: &Path, error: io::Error) -> OutputError {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => OutputError::Exists(path.to_owned()),
+        _ => OutputError::Create(path.to_owned(), error),
+    }
+}
+
 /// Standard output without its buffer, which looks for lines.
-fn standard_output() -> io::Result<File> {
+pub(crate) fn standard_output() -> io::Result<File> {
     #[cfg(unix)]
     let output = std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned()?;
     #[cfg(windows)]

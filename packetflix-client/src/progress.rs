@@ -16,24 +16,16 @@ pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 /// A line on the terminal, which is written over and over.
 pub(crate) struct Progress {
     is_shown: bool,
-    begun: Instant,
     last: (Instant, u64),
 }
 
 impl Progress {
     /// A line, if it is wanted and people see it.
     pub(crate) fn new(is_wanted: bool) -> Self {
-        let now = Instant::now();
         Self {
             is_shown: is_wanted && io::stderr().is_terminal(),
-            begun: now,
-            last: (now, 0),
+            last: (Instant::now(), 0),
         }
-    }
-
-    /// Since when.
-    pub(crate) fn duration(&self) -> Duration {
-        self.begun.elapsed()
     }
 
     /// Whether there is a line to write.
@@ -42,7 +34,7 @@ impl Progress {
     }
 
     /// Writes the line anew.
-    pub(crate) fn show(&mut self, tally: &Tally) {
+    pub(crate) fn show(&mut self, tally: &Tally, duration: Duration) {
         let (then, packets) = std::mem::replace(&mut self.last, (Instant::now(), tally.packets));
         let seconds = then.elapsed().as_secs_f64().max(0.001);
         let rate = (tally.packets - packets) as f64 / seconds;
@@ -53,7 +45,7 @@ impl Progress {
             tally.packets,
             shown_size(tally.bytes),
             tally.totals().dropped,
-            shown_duration(self.duration()),
+            shown_duration(duration),
         );
     }
 

@@ -17,7 +17,7 @@ pub fn reader_gone(file: &File) -> impl Future<Output = ()> + use<> {
     }
     async {
         if gone.await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -146,9 +146,10 @@ impl Recording {
                         packets_before,
                         ..Statistics::default()
                     };
+                    let mut received = None;
                     for option in &block.options {
                         match option {
-                            InterfaceStatisticsOption::IsbIfRecv(n) => statistics.received = *n,
+                            InterfaceStatisticsOption::IsbIfRecv(n) => received = Some(*n),
                             InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
                             InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
                             InterfaceStatisticsOption::IsbIfDrop(n) => statistics.dropped = *n,
@@ -158,6 +159,8 @@ impl Recording {
                             _ => {}
                         }
                     }
+                    // Of a file that is a part of a capture, nobody knows.
+                    statistics.received = received.unwrap_or(statistics.accepted);
                     recording.statistics.push(statistics);
                 }
                 Block::NameResolution(block) => {

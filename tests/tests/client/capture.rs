@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -14,11 +14,12 @@ use nix::{
 };
 use packetflix_tests::{
     folder::Folder,
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
+    recording::Recording,
     server::{Server, program, wait_until},
 };
 
-use crate::{Capture, file_in, is_idle, packetflix, read, send};
+use crate::{Capture, Mounted, file_in, is_idle, packetflix, read, send};
 
 #[test]
 fn files_have_what_was_asked_for() -> anyhow::Result<()> {
@@ -149,6 +150,7 @@ fn a_server_that_ends_or_vanishes_breaks_a_capture_off() -> anyhow::Result<()> {
         let server = Server::start(&[])?;
         let (path, file) = file_in(&folder, signal.as_str());
         let capture = Capture::start(&server, &[namespace.name(), "-w", &file])?;
+        wait_until(Duration::from_secs(5), || Ok(fs::metadata(&path)?.len() > 0))?;
         server.signal(signal)?;
         let (status, told) = capture.end()?;
         assert_eq!(status, 3, "{told}");
@@ -216,24 +218,79 @@ fn a_full_disk_leaves_whole_blocks() -> anyhow::Result<()> {
     wait_until(Duration::from_secs(5), || is_idle(&server))
 }
 
-/// A file system of little room.
-struct Mounted(String);
+#[test]
+fn a_connection_that_breaks_is_made_again() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let (path, file) = file_in(&folder, "a.pcapng");
+    let address = format!("127.0.0.1:{}", server.port());
+    let capture = Capture::start(
+        &server,
+        &[namespace.name(), "-w", &file, "-c", "5", "--reconnect"],
+    )?;
+    send(&namespace, 0..3)?;
+    wait_until(Duration::from_secs(5), || Ok(fs::metadata(&path)?.len() > 700))?;
+    drop(server);
+    let server = Server::start(&["--listen", &address])?;
+    wait_until(Duration::from_secs(10), || Ok(!is_idle(&server)?))?;
+    send(&namespace, 3..9)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert!(
+        told.contains("the server is gone without a word; connecting again"),
+        "{told}"
+    );
+    assert!(
+        told.contains("5 packets captured, 5 delivered, 0 dropped"),
+        "{told}"
+    );
 
-impl Mounted {
-    fn new(folder: &Folder, size: &str) -> anyhow::Result<Self> {
-        let path = folder.file("small");
-        fs::create_dir(&path)?;
-        let path = path.display().to_string();
-        packetflix_tests::namespace::run(
-            "mount",
-            &["-t", "tmpfs", "-o", &format!("size={size}"), "none", &path],
-        )?;
-        Ok(Self(path))
+    let comments =
+        output_of(Command::new("tshark").args(["-r", &file, "-T", "fields", "-e", "frame.number"]))?;
+    assert_eq!(comments.lines().count(), 5);
+    let sections = output_of(Command::new("capinfos").arg(&file))?;
+    let stream = fs::read(&path)?;
+    let text = String::from_utf8_lossy(&stream);
+    assert!(
+        text.contains(" are missing: the server is gone without a word"),
+        "{sections}"
+    );
+    // Both sections have their final statistics.
+    let begins = stream
+        .windows(4)
+        .rposition(|bytes| bytes == [0x0a, 0x0d, 0x0d, 0x0a])
+        .unwrap();
+    for section in [&stream[..begins], &stream[begins..]] {
+        Recording::parse(section)?.check_complete()?;
     }
+    Ok(())
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = packetflix_tests::namespace::run("umount", &[&self.0]);
-    }
+#[test]
+fn wireshark_is_started_on_it() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    // In its place: it takes what it is given until it has had enough.
+    let wireshark = folder.file("wireshark");
+    let stream = folder.file("stream");
+    let script = format!(
+        "#!/bin/sh\n[ \"$*\" = '-k -i -' ] && exec head -c 408 > {}\n",
+        stream.display()
+    );
+    fs::write(&wireshark, script)?;
+    fs::set_permissions(&wireshark, fs::Permissions::from_mode(0o755))?;
+    let mut command = packetflix(&server, &["capture", namespace.name(), "--wireshark"])?;
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH")?);
+    let capture = Capture::start_by(command.env("PATH", path))?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert!(told.contains("nobody reads Wireshark any more"), "{told}");
+    assert!(fs::read(&stream)?.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]));
+
+    let mut command = packetflix(&server, &["capture", namespace.name(), "--wireshark"])?;
+    let output = command.env("PATH", folder.file("nowhere")).output()?;
+    let told = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told.contains("Wireshark is not found"), "{told}");
+    wait_until(Duration::from_secs(5), || is_idle(&server))
 }

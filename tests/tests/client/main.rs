@@ -1,9 +1,12 @@
 //! The client's verbs, as users call them, with a server of their own.
 
 mod capture;
+mod files;
+mod lines;
 mod verbs;
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _},
     net::UdpSocket,
     ops::Range,
@@ -19,7 +22,7 @@ use nix::{
 };
 use packetflix_tests::{
     folder::Folder,
-    namespace::Namespace,
+    namespace::{Namespace, run},
     recording::Recording,
     server::{Server, program, wait_until},
 };
@@ -109,7 +112,7 @@ fn send(namespace: &Namespace, numbers: Range<u32>) -> anyhow::Result<()> {
 }
 
 fn read(file: &Path) -> anyhow::Result<Recording> {
-    Recording::parse(&std::fs::read(file)?)
+    Recording::parse(&fs::read(file)?)
 }
 
 /// A file that is not there yet, in a folder that goes with it.
@@ -123,4 +126,26 @@ fn file_in(folder: &Folder, name: &str) -> (PathBuf, String) {
 fn is_idle(server: &Server) -> anyhow::Result<bool> {
     let (_, list) = server.get("/captures")?;
     Ok(list["captures"].as_array().is_some_and(Vec::is_empty))
+}
+
+/// A file system of little room.
+struct Mounted(String);
+
+impl Mounted {
+    fn new(folder: &Folder, size: &str) -> anyhow::Result<Self> {
+        let path = folder.file("small");
+        fs::create_dir(&path)?;
+        let path = path.display().to_string();
+        run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("size={size}"), "none", &path],
+        )?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = run("umount", &[&self.0]);
+    }
 }

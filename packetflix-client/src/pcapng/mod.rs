@@ -2,6 +2,8 @@
 //!
 //! Source: draft-ietf-opsawg-pcapng.
 
+pub(crate) mod write;
+
 use bytes::{Bytes, BytesMut};
 
 /// Block types (section 11.1).
@@ -19,9 +21,19 @@ const BEHIND: usize = 4;
 const MAX_BLOCK_LEN: usize = 16 << 20;
 
 /// Where the options of blocks begin.
+const SECTION_OPTIONS: usize = 24;
 const INTERFACE_OPTIONS: usize = 16;
 const STATISTICS_OPTIONS: usize = 20;
 const PACKET_DATA: usize = 28;
+
+/// Where a packet, and statistics, have the number of their interface.
+const EPB_OR_ISB_INTERFACE: usize = 8;
+
+/// Where the records of names begin, and the kind of record that ends them (section 4.5).
+const NAME_RECORDS: usize = 8;
+const NAMES_END: u16 = 0;
+const NAME_IPV4: u16 = 1;
+const NAME_IPV6: u16 = 2;
 
 /// Codes of options (sections 3.5 and 4).
 const END_OF_OPTIONS: u16 = 0;
@@ -193,7 +205,7 @@ impl<'a> Packet<'a> {
         let captured = number(block, 20)? as usize;
         let end = PACKET_DATA.checked_add(captured)?;
         Some(Self {
-            interface: number(block, 8)?,
+            interface: number(block, EPB_OR_ISB_INTERFACE)?,
             timestamp: u64::from(number(block, 12)?) << 32 | u64::from(number(block, 16)?),
             original_len: number(block, 24)?,
             data: block.get(PACKET_DATA..end)?,
@@ -222,13 +234,37 @@ impl Statistics {
         let options = options_from(block, STATISTICS_OPTIONS);
         let count = |code| option_of(options, code).and_then(long).unwrap_or_default();
         Some(Self {
-            interface: number(block, 8)?,
+            interface: number(block, EPB_OR_ISB_INTERFACE)?,
             received: count(ISB_IFRECV),
             accepted: count(ISB_FILTERACCEPT),
             delivered: count(ISB_USRDELIV),
             dropped: count(ISB_IFDROP),
         })
     }
+}
+
+/// The records of a block of names, each by its kind and address, which a later record of the same replaces.
+pub(crate) fn name_records(block: &Block) -> impl Iterator<Item = (Bytes, Bytes)> {
+    const HEAD: usize = 4;
+    let len = block.0.len().saturating_sub(BEHIND);
+    let mut rest = block.0.slice(NAME_RECORDS.min(len)..len);
+    std::iter::from_fn(move || {
+        let head: [u8; HEAD] = *rest.first_chunk()?;
+        let kind = u16::from_le_bytes([head[0], head[1]]);
+        let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
+        let whole = HEAD + len.next_multiple_of(4);
+        if kind == NAMES_END || whole > rest.len() {
+            return None;
+        }
+        let record = rest.split_to(whole);
+        let address = match kind {
+            NAME_IPV4 => 4,
+            NAME_IPV6 => 16,
+            _ => len,
+        };
+        let address = &record[HEAD..(HEAD + address).min(whole)];
+        Some(([&record[..2], address].concat().into(), record))
+    })
 }
 
 /// The options that begin at `start`, without the block's length behind them.
@@ -259,4 +295,88 @@ fn number(data: &[u8], at: usize) -> Option<u32> {
 
 fn long(value: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*value.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block_of(kind: u32, body: &[u8]) -> Vec<u8> {
+        let len = (12 + body.len() as u32).to_le_bytes();
+        [&kind.to_le_bytes()[..], &len, body, &len].concat()
+    }
+
+    fn packet(options: &[u8]) -> Block {
+        let mut body = Vec::new();
+        for number in [7, 1, 2, 3, 60] {
+            body.extend(u32::to_le_bytes(number));
+        }
+        body.extend(b"abc\0");
+        body.extend(options);
+        Block(block_of(ENHANCED_PACKET, &body).into())
+    }
+
+    #[test]
+    fn packets_are_read() {
+        let options = [
+            &[2, 0, 4, 0, 2, 0, 0, 0][..],
+            &[4, 0, 8, 0, 9, 0, 0, 0, 0, 0, 0, 0],
+            &[0; 4],
+        ]
+        .concat();
+        let block = packet(&options);
+        let Kind::Packet(packet) = block.kind() else {
+            panic!("{block:?}");
+        };
+        assert_eq!((packet.interface, packet.timestamp), (7, 1 << 32 | 2));
+        assert_eq!((packet.original_len, packet.data), (60, &b"abc"[..]));
+        assert_eq!(packet.direction(), Some(Direction::Outbound));
+        assert_eq!(packet.dropped_before(), 9);
+    }
+
+    #[test]
+    fn blocks_are_made_whole_however_they_are_cut() {
+        let stream = [
+            block_of(SECTION_HEADER, &[0; 16]),
+            packet(&[]).0.to_vec(),
+            block_of(9, &[]),
+        ]
+        .concat();
+        for cut in 0..stream.len() {
+            let mut reader = Blocks::default();
+            let mut whole = Vec::new();
+            for part in [&stream[..cut], &stream[cut..]] {
+                let part = reader.whole(Bytes::copy_from_slice(part)).unwrap();
+                whole.extend(blocks(part).map(|block| block.0.len()));
+            }
+            assert_eq!(whole, [28, 36, 12], "{cut}");
+        }
+        let wrong = Bytes::from_static(&[0; 12]);
+        assert_eq!(Blocks::default().whole(wrong), Err(Malformed));
+    }
+
+    #[test]
+    fn names_are_known_by_their_addresses() {
+        let records =
+            b"\x01\x00\x08\x00\x0a\x00\x00\x01web\x00\x01\x00\x08\x00\x0a\x00\x00\x02api\x00\0\0\0\0";
+        let block = Block(block_of(NAME_RESOLUTION, records).into());
+        let read: Vec<(Bytes, Bytes)> = name_records(&block).collect();
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[1].0, &b"\x01\x00\x0a\x00\x00\x02"[..]);
+        assert_eq!(read[1].1.len(), 12);
+    }
+
+    proptest! {
+        #[test]
+        fn any_block_is_something(kind in 0u32..8, body in prop::collection::vec(any::<u8>(), 0..120)) {
+            let body = &body[..body.len() / 4 * 4];
+            let block = Block(block_of(kind, body).into());
+            if let Kind::Packet(packet) = block.kind() {
+                let _ = (packet.direction(), packet.dropped_before());
+            }
+            prop_assert!(name_records(&block).count() <= 30);
+        }
+    }
 }

@@ -1,0 +1,304 @@
+//! A section of pcapng that is written into one file after the other, each of which opens by itself.
+
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+
+use crate::pcapng::{Block, Kind, Packet, Statistics, name_records, write};
+
+/// Most bytes of names in a block: of a larger one, readers on libpcap make an error.
+const MAX_NAMES_LEN: usize = 64 << 10;
+
+/// What a reader has to know of a section before it can read its packets, and what was told to readers by now.
+#[derive(Debug, Default)]
+pub(crate) struct Section {
+    header: Bytes,
+    /// By their numbers in the stream.
+    interfaces: Vec<Interface>,
+    /// Records of names, by what they begin with: kind and address.
+    names: BTreeMap<Bytes, Bytes>,
+    /// How many interfaces are described in this file.
+    described: u32,
+    /// How many of these have no final statistics in it.
+    live: u32,
+    /// When this file was begun, in nanoseconds since 1970.
+    begun: u64,
+}
+
+#[derive(Debug)]
+struct Interface {
+    description: Bytes,
+    /// What files that are full tell of it.
+    told: Count,
+    here: Option<Share>,
+}
+
+/// What this file has of an interface.
+#[derive(Debug)]
+struct Share {
+    /// Its number in this file.
+    number: u32,
+    count: Count,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    delivered: u64,
+    dropped: u64,
+}
+
+impl Section {
+    /// A section that begins with this header in `out`.
+    pub(crate) fn begin(header: Bytes, out: &mut Vec<u8>) -> Self {
+        out.extend_from_slice(&header);
+        Self {
+            header,
+            begun: now(),
+            ..Self::default()
+        }
+    }
+
+    /// Writes what a new file begins with, once the old one was ended.
+    pub(crate) fn begin_file(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.header);
+        self.begun = now();
+        let mut live: Vec<&mut Interface> = self.interfaces.iter_mut().filter(|one| one.is_live()).collect();
+        for (number, interface) in (0..).zip(&mut live) {
+            out.extend_from_slice(&interface.description);
+            interface.here = Some(Share::of(number));
+        }
+        self.described = live.len() as u32;
+        self.live = self.described;
+        write::names(out, self.names.values(), MAX_NAMES_LEN);
+    }
+
+    /// Writes the final statistics of the interfaces that have none in this file yet.
+    pub(crate) fn end_file(&mut self, out: &mut Vec<u8>) {
+        for interface in &mut self.interfaces {
+            let Some(share) = &interface.here else {
+                continue;
+            };
+            write::statistics(out, self.begun, now(), &share.statistics());
+            interface.told.delivered += share.count.delivered;
+            interface.told.dropped += share.count.dropped;
+        }
+    }
+
+    /// Most bytes that the end of this file takes.
+    pub(crate) fn end_len(&self) -> u64 {
+        u64::from(self.live) * write::STATISTICS_LEN
+    }
+
+    /// Writes a block that is no section header.
+    pub(crate) fn write(&mut self, block: &Block, out: &mut Vec<u8>) {
+        match block.kind() {
+            Kind::Interface(_) => self.describe(block, out),
+            Kind::Packet(packet) => self.packet(block, &packet, out),
+            Kind::Statistics(statistics) => self.statistics(block, &statistics, out),
+            Kind::Names => {
+                self.names.extend(name_records(block));
+                out.extend_from_slice(block.bytes());
+            }
+            Kind::Section | Kind::Other => out.extend_from_slice(block.bytes()),
+        }
+    }
+
+    fn describe(&mut self, block: &Block, out: &mut Vec<u8>) {
+        self.interfaces.push(Interface {
+            description: block.bytes().clone(),
+            told: Count::default(),
+            here: Some(Share::of(self.described)),
+        });
+        self.described += 1;
+        self.live += 1;
+        out.extend_from_slice(block.bytes());
+    }
+
+    fn packet(&mut self, block: &Block, packet: &Packet<'_>, out: &mut Vec<u8>) {
+        let Some(share) = self.share_of(packet.interface) else {
+            return;
+        };
+        share.count.delivered += 1;
+        share.count.dropped += packet.dropped_before();
+        write::with_interface(out, block, share.number);
+    }
+
+    /// Statistics of the stream end an interface. They tell of all files: what the others have told, this one does not.
+    fn statistics(&mut self, block: &Block, statistics: &Statistics, out: &mut Vec<u8>) {
+        let begun = self.begun;
+        let Some(interface) = self.interfaces.get_mut(statistics.interface as usize) else {
+            return;
+        };
+        let Some(share) = interface.here.take() else {
+            return;
+        };
+        self.live = self.live.saturating_sub(1);
+        if interface.told == Count::default() {
+            write::with_interface(out, block, share.number);
+            return;
+        }
+        let dropped = statistics.dropped.saturating_sub(interface.told.dropped);
+        let rest = Statistics {
+            dropped,
+            accepted: share.count.delivered + dropped,
+            ..share.statistics()
+        };
+        write::statistics(out, begun, now(), &rest);
+    }
+
+    fn share_of(&mut self, interface: u32) -> Option<&mut Share> {
+        self.interfaces.get_mut(interface as usize)?.here.as_mut()
+    }
+}
+
+impl Interface {
+    /// Whether more may come of it.
+    fn is_live(&self) -> bool {
+        self.here.is_some()
+    }
+}
+
+impl Share {
+    fn of(number: u32) -> Self {
+        Self {
+            number,
+            count: Count::default(),
+        }
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            interface: self.number,
+            received: 0,
+            accepted: self.count.delivered + self.count.dropped,
+            delivered: self.count.delivered,
+            dropped: self.count.dropped,
+        }
+    }
+}
+
+fn now() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pcapng::{ENHANCED_PACKET, INTERFACE_DESCRIPTION, NAME_RESOLUTION, SECTION_HEADER, blocks};
+
+    fn block(kind: u32, body: &[u8]) -> Block {
+        let mut out = Vec::new();
+        write::block(&mut out, kind, body);
+        blocks(out.into()).next().unwrap()
+    }
+
+    fn packet(interface: u32) -> Block {
+        let numbers = [interface, 0, 0, 4, 4, 0x0403_0201];
+        block(ENHANCED_PACKET, &numbers.map(u32::to_le_bytes).concat())
+    }
+
+    fn end_of(interface: u32, delivered: u64, dropped: u64) -> Block {
+        let mut out = Vec::new();
+        let told = Statistics {
+            interface,
+            received: 0,
+            accepted: delivered + dropped,
+            delivered,
+            dropped,
+        };
+        write::statistics(&mut out, 0, 0, &told);
+        blocks(out.into()).next().unwrap()
+    }
+
+    /// What a file has, in short.
+    fn read(file: Vec<u8>) -> Vec<String> {
+        let shown = |block: Block| match block.kind() {
+            Kind::Section => "section".to_owned(),
+            Kind::Interface(interface) => format!("link type {}", interface.link_type),
+            Kind::Packet(packet) => format!("packet of {}", packet.interface),
+            Kind::Statistics(one) => format!(
+                "{} of {}: {}, {} dropped",
+                one.delivered, one.interface, one.accepted, one.dropped
+            ),
+            Kind::Names => format!("{} names", name_records(&block).count()),
+            Kind::Other => "other".to_owned(),
+        };
+        blocks(file.into()).map(shown).collect()
+    }
+
+    #[test]
+    fn each_file_opens_by_itself() {
+        let mut out = Vec::new();
+        let header = block(SECTION_HEADER, &[0; 16]);
+        let mut section = Section::begin(header.bytes().clone(), &mut out);
+        let name = |last: u8| [1, 0, 6, 0, 10, 0, 0, last, b'a', 0, 0, 0, 0, 0, 0, 0];
+        for block in [
+            block(INTERFACE_DESCRIPTION, &[1, 0, 0, 0, 0, 0, 0, 0]),
+            block(INTERFACE_DESCRIPTION, &[101, 0, 0, 0, 0, 0, 0, 0]),
+            block(NAME_RESOLUTION, &name(1)),
+            packet(0),
+            packet(1),
+            end_of(0, 1, 2),
+        ] {
+            section.write(&block, &mut out);
+        }
+        assert_eq!(section.end_len(), write::STATISTICS_LEN);
+        section.end_file(&mut out);
+        assert_eq!(
+            read(std::mem::take(&mut out)),
+            [
+                "section",
+                "link type 1",
+                "link type 101",
+                "1 names",
+                "packet of 0",
+                "packet of 1",
+                "1 of 0: 3, 2 dropped",
+                "1 of 1: 1, 0 dropped",
+            ]
+        );
+        section.begin_file(&mut out);
+        for block in [
+            block(NAME_RESOLUTION, &name(2)),
+            block(NAME_RESOLUTION, &name(2)),
+            packet(1),
+            end_of(1, 2, 5),
+        ] {
+            section.write(&block, &mut out);
+        }
+        section.end_file(&mut out);
+        // The interface that has ended is not in it, and the other's losses are those of both files.
+        assert_eq!(
+            read(std::mem::take(&mut out)),
+            [
+                "section",
+                "link type 101",
+                "1 names",
+                "1 names",
+                "1 names",
+                "packet of 0",
+                "1 of 0: 6, 5 dropped",
+            ]
+        );
+        section.begin_file(&mut out);
+        assert_eq!(read(out), ["section", "2 names"]);
+    }
+
+    #[test]
+    fn gaps_are_told_in_front_of_what_a_header_tells() {
+        let header = block(
+            SECTION_HEADER,
+            &[&[0; 16][..], &[1, 0, 2, 0, b'o', b'k', 0, 0, 0, 0, 0, 0]].concat(),
+        );
+        let told = write::with_comment(&header, "a gap");
+        let len = u32::from_le_bytes(*told[4..].first_chunk().unwrap()) as usize;
+        assert_eq!(len, told.len());
+        let [first, second] =
+            ["a gap", "ok"].map(|text| told.windows(text.len()).position(|part| part == text.as_bytes()));
+        assert!(first.is_some() && first < second);
+    }
+}
