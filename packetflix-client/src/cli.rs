@@ -11,8 +11,11 @@ use clap_complete::Shell;
 use crate::{
     capture::{CaptureArgs, capture},
     captures::{CapturesArgs, captures},
+    dial::dial_stdio,
     error::{Failure, Status},
     list::{ListArgs, list, print},
+    server::ServerArgs,
+    servers::{ServersArgs, servers},
 };
 
 /// The program on systems that have no server.
@@ -37,6 +40,10 @@ pub enum Verb {
     List(ListArgs),
     /// List who captures what, or end a capture
     Captures(CapturesArgs),
+    /// Name servers in the configuration file
+    Server(ServersArgs),
+    /// Connect standard input and output with the server of this host, for clients that come by ssh
+    DialStdio(ServerArgs),
     /// Print what a shell needs to complete this command line
     Completions {
         /// The shell
@@ -66,6 +73,8 @@ fn follow(verb: &Verb, command: clap::Command) -> Result<Status, Failure> {
         Verb::Capture(args) => block_on(capture(args)),
         Verb::List(args) => block_on(list(args)),
         Verb::Captures(args) => block_on(captures(args)),
+        Verb::Server(args) => servers(args),
+        Verb::DialStdio(args) => block_on(dial_stdio(args)),
         Verb::Completions { shell } => complete(*shell, command),
         Verb::Man { out: None } => page(command),
         Verb::Man { out: Some(folder) } => pages(folder, command),

@@ -1,10 +1,19 @@
 //! A connection to a server.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    pin::Pin,
+    process::Stdio,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Join, ReadBuf, join},
     net::TcpStream,
+    process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
 use tokio_rustls::{
@@ -61,6 +70,9 @@ pub enum ConnectError {
     /// It cannot have a certificate.
     #[error("{0} is no name that a certificate could have")]
     Name(String),
+    /// There is no ssh.
+    #[error("ssh cannot be started")]
+    Ssh(#[source] io::Error),
     /// This system has no Unix sockets.
     #[error("this system reaches no Unix sockets: name the server by http:// or https://")]
     NoUnixSockets,
@@ -97,8 +109,73 @@ async fn open(server: &Server) -> Result<Connection, ConnectError> {
             let stream = tokio::net::UnixStream::connect(path).await.map_err(unreachable)?;
             Ok(Box::new(stream))
         }
+        Address::Ssh { destination, port } => dial_by_ssh(destination, *port),
         #[cfg(not(unix))]
         Address::Unix(_) => Err(ConnectError::NoUnixSockets),
+    }
+}
+
+/// Has the system's ssh reach the server of another host. What it asks and says goes to people, by the terminal.
+fn dial_by_ssh(destination: &str, port: Option<u16>) -> Result<Connection, ConnectError> {
+    let mut ssh = ssh();
+    if let Some(port) = port {
+        ssh.args(["-p", &port.to_string()]);
+    }
+    ssh.args(["-T", "--", destination, "packetflix dial-stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut ssh = ssh.spawn().map_err(ConnectError::Ssh)?;
+    match (ssh.stdout.take(), ssh.stdin.take()) {
+        (Some(output), Some(input)) => Ok(Box::new(Dialed {
+            stream: join(output, input),
+            _ssh: ssh,
+        })),
+        _ => Err(ConnectError::Ssh(io::ErrorKind::BrokenPipe.into())),
+    }
+}
+
+/// The system's ssh. Ctrl-C is not for it: it asks for the rest of the stream, which comes by ssh.
+fn ssh() -> Command {
+    if cfg!(windows) {
+        return Command::new("ssh");
+    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT; exec ssh \"$@\"", "ssh"]);
+    shell
+}
+
+/// A connection by ssh, which ends with it.
+struct Dialed {
+    stream: Join<ChildStdout, ChildStdin>,
+    _ssh: Child,
+}
+
+impl AsyncRead for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Dialed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

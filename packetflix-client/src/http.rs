@@ -21,8 +21,8 @@ use crate::{
     server::{Address, Server},
 };
 
-/// How long an answer may take: longer than any look of the server's for its targets.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// How long an answer may take: longer than any look of the server's for its targets, and than it takes to answer what ssh asks.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most bytes of an answer.
 const MAX_LEN: usize = 64 << 20;
@@ -39,6 +39,11 @@ pub enum RequestError {
     /// It does not speak HTTP.
     #[error("what answers at {0} is no packetflix, or speaks TLS: try https:// in the place of http://")]
     NotHttp(Address, #[source] hyper::Error),
+    /// ssh gives nothing.
+    #[error(
+        "packetflix is not reached by {0}: if ssh has said nothing above, is packetflix installed and running there?"
+    )]
+    Ssh(Address),
     /// It does not answer in time.
     #[error("{0} does not answer within {seconds} s", seconds = PATIENCE.as_secs())]
     Late(Address),
@@ -141,7 +146,10 @@ pub(crate) async fn send(
     let mut request = request.body(Empty::<Bytes>::new())?;
     request.headers_mut().extend(headers);
 
-    let not_http = |error| RequestError::NotHttp(address.clone(), error);
+    let not_http = |error| match address {
+        Address::Ssh { .. } => RequestError::Ssh(address.clone()),
+        _ => RequestError::NotHttp(address.clone(), error),
+    };
     let stream = TokioIo::new(connect(server).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(not_http)?;
     let driver = AbortOnDropHandle::new(tokio::spawn(async {

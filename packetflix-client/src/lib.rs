@@ -7,7 +7,9 @@
 mod capture;
 mod captures;
 pub mod cli;
+pub mod config;
 pub mod connect;
+mod dial;
 pub mod error;
 pub mod http;
 pub mod interrupts;
@@ -20,6 +22,7 @@ pub mod request;
 pub mod run;
 mod section;
 pub mod server;
+mod servers;
 pub mod stream;
 pub mod summary;
 mod table;

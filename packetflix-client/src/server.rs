@@ -6,6 +6,8 @@ use std::{
     str::FromStr,
 };
 
+use crate::config::{Config, ConfigError, NamedServer};
+
 /// Port of a server that was not told another.
 const PORT: u16 = 5001;
 
@@ -17,8 +19,9 @@ const SOCKETS: [&str; 2] = ["/run/packetflix/packetflix.sock", "/run/packetflix.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Server")]
 pub struct ServerArgs {
-    /// Where the server is: http://HOST:PORT, https://HOST:PORT or unix:/PATH. By default it is the one of this host
-    #[arg(long, env = "PACKETFLIX_SERVER", value_name = "URL")]
+    /// Where the server is: http://HOST:PORT, https://HOST:PORT, ssh://[USER@]HOST or unix:/PATH; or its name in the
+    /// configuration file. By default it is the default of that file, or else the server of this host
+    #[arg(long, env = "PACKETFLIX_SERVER", value_name = "URL|NAME")]
     pub server: Option<String>,
     /// Token that is shown to the server. Other users of this machine see it in the list of processes: --token-file keeps it
     /// from them
@@ -69,6 +72,13 @@ pub enum Address {
     },
     /// At a Unix socket of this host.
     Unix(PathBuf),
+    /// At the Unix socket, or on loopback, of a host that is reached by ssh.
+    Ssh {
+        /// `HOST` or `USER@HOST`, as ssh takes it.
+        destination: String,
+        /// Its port, if it is not the usual one.
+        port: Option<u16>,
+    },
 }
 
 /// A token, which is never printed.
@@ -88,8 +98,11 @@ pub struct Trust {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The URL is none.
-    #[error("{0} is no server: write http://HOST:PORT, https://HOST:PORT or unix:/PATH")]
+    #[error("{0} is no server: write http://HOST:PORT, https://HOST:PORT, ssh://[USER@]HOST or unix:/PATH")]
     Url(String),
+    /// The configuration file does not help.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The file of the token cannot be read.
     #[error("the token cannot be read from {}", .0.display())]
     TokenFile(PathBuf, #[source] io::Error),
@@ -102,27 +115,65 @@ impl ServerArgs {
     /// The server that is meant.
     ///
     /// # Errors
-    /// When these flags name none.
+    /// When these flags name none, or what is to be shown to it cannot be had.
     pub fn resolve(&self) -> Result<Server, ServerError> {
-        let address = match &self.server {
-            Some(url) => url.parse()?,
-            None => Address::of_this_host(),
-        };
-        let token = match (&self.token, &self.token_file) {
-            (Some(token), _) => Some(Token::parse(token, "--token")?),
-            (None, Some(file)) => Some(Token::read(file)?),
-            (None, None) => None,
-        };
-        let trust = Trust {
-            cacert: self.cacert.clone(),
-            identity: self.cert.clone().zip(self.key.clone()),
-        };
+        match self.server.as_deref() {
+            Some(url) if is_url(url) => self.unnamed(url.parse()?),
+            Some(name) => self.named(name, Config::read()?.named(name)?),
+            None => {
+                let config = Config::read()?;
+                match &config.default {
+                    Some(name) => self.named(name, config.named(name)?),
+                    None => self.unnamed(Address::of_this_host()),
+                }
+            }
+        }
+    }
+
+    fn unnamed(&self, address: Address) -> Result<Server, ServerError> {
         Ok(Server {
             address,
-            token,
-            trust,
+            token: self.token()?,
+            trust: self.trust(),
         })
     }
+
+    /// A server of the configuration file; flags go before what stands there.
+    fn named(&self, name: &str, server: &NamedServer) -> Result<Server, ServerError> {
+        let token = match self.token()? {
+            Some(token) => Some(token),
+            None => server.token(name)?,
+        };
+        let Trust { cacert, identity } = self.trust();
+        Ok(Server {
+            address: server.url.parse()?,
+            token,
+            trust: Trust {
+                cacert: cacert.or_else(|| server.cacert.clone()),
+                identity: identity.or_else(|| server.cert.clone().zip(server.key.clone())),
+            },
+        })
+    }
+
+    fn token(&self) -> Result<Option<Token>, ServerError> {
+        match (&self.token, &self.token_file) {
+            (Some(token), _) => Token::parse(token, "--token").map(Some),
+            (None, Some(file)) => Token::read(file).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn trust(&self) -> Trust {
+        Trust {
+            cacert: self.cacert.clone(),
+            identity: self.cert.clone().zip(self.key.clone()),
+        }
+    }
+}
+
+/// Whether this is a URL, and no name.
+fn is_url(text: &str) -> bool {
+    text.contains(':')
 }
 
 impl Address {
@@ -146,7 +197,7 @@ impl Address {
         match self {
             Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
             Self::Tcp { host, port, .. } => format!("{host}:{port}"),
-            Self::Unix(_) => "localhost".to_owned(),
+            Self::Unix(_) | Self::Ssh { .. } => "localhost".to_owned(),
         }
     }
 }
@@ -164,12 +215,15 @@ impl FromStr for Address {
             };
         }
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if scheme == "ssh" {
+            return ssh_destination(authority).ok_or_else(wrong);
+        }
         let (tls, default_port) = match scheme {
             "http" | "ws" => (false, 80),
             "https" | "wss" => (true, 443),
             _ => return Err(wrong()),
         };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = split_port(authority).ok_or_else(wrong)?;
         let is_name = |host: &str| !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
         if !is_name(host) {
@@ -181,6 +235,26 @@ impl FromStr for Address {
             tls,
         })
     }
+}
+
+/// What ssh is given; nothing that it would take for an option.
+fn ssh_destination(authority: &str) -> Option<Address> {
+    let (user, rest) = match authority.rsplit_once('@') {
+        Some((user, rest)) => (Some(user), rest),
+        None => (None, authority),
+    };
+    let (host, port) = split_port(rest)?;
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with('-')
+            && word.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+    };
+    let destination = match user {
+        Some(user) if is_word(user) => format!("{user}@{host}"),
+        Some(_) => return None,
+        None => host.to_owned(),
+    };
+    is_word(host).then_some(Address::Ssh { destination, port })
 }
 
 /// Host and port of an authority (RFC 3986, section 3.2); `None` if the port is no number, or an address of IPv6 has no brackets.
@@ -206,6 +280,10 @@ impl fmt::Display for Address {
                 write!(f, "{scheme}://{}", self.authority())
             }
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Ssh { destination, port } => {
+                write!(f, "ssh://{destination}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
         }
     }
 }
@@ -223,10 +301,19 @@ impl Token {
         Ok(Self(token.to_owned()))
     }
 
-    fn read(file: &Path) -> Result<Self, ServerError> {
+    /// What a file has.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has no token.
+    pub(crate) fn read(file: &Path) -> Result<Self, ServerError> {
         let text =
             fs::read_to_string(file).map_err(|error| ServerError::TokenFile(file.to_owned(), error))?;
         Self::parse(&text, &file.display().to_string())
+    }
+
+    /// What a file of it has.
+    pub(crate) fn line(&self) -> String {
+        format!("{}\n", self.0)
     }
 
     /// The value of the header `Authorization`.
@@ -274,7 +361,22 @@ mod tests {
             assert_eq!(url.parse::<Address>().unwrap(), address, "{url}");
             assert_eq!(address.to_string(), shown);
         }
+        let ssh = |destination: &str, port| Address::Ssh {
+            destination: destination.to_owned(),
+            port,
+        };
+        for (url, address) in [
+            ("ssh://web", ssh("web", None)),
+            ("ssh://me@web:2222", ssh("me@web", Some(2222))),
+        ] {
+            assert_eq!(url.parse::<Address>().unwrap(), address);
+            assert_eq!(address.to_string(), url);
+        }
         for wrong in [
+            "ssh://",
+            "ssh://-oProxyCommand=x",
+            "ssh://-x@web",
+            "ssh://web/path",
             "web:5001",
             "ftp://web",
             "http://",

@@ -3,6 +3,7 @@
 mod capture;
 mod files;
 mod lines;
+mod servers;
 mod verbs;
 
 use std::{
