@@ -48,7 +48,7 @@ async fn captures_as_tcpdump_does(hook: &str) -> anyhow::Result<()> {
 
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let mut tcpdump = start_tcpdump(&here, &folder.join("beside.pcap"))?;
-    let tshark = start_tshark(&url)?;
+    let tshark = start_tshark(&server, here.inode()?)?;
     let mut recorder = Recorder::start(&url).await?;
     // tshark begins before its stream does.
     wait_until(Duration::from_secs(10), || {
@@ -269,9 +269,18 @@ fn wait_for_line(program: &mut Child, text: &str) -> anyhow::Result<()> {
 }
 
 /// The command-line client, piped into tshark: what somebody at a desk runs.
-fn start_tshark(url: &str) -> anyhow::Result<(Child, Child)> {
-    let mut client = Command::new(program("capture")?)
-        .arg(url)
+fn start_tshark(server: &Server, inode: u64) -> anyhow::Result<(Child, Child)> {
+    let mut client = Command::new(program("packetflix")?)
+        .args([
+            "capture",
+            &format!("netns:{inode}"),
+            "-i",
+            "va",
+            "-w",
+            "-",
+            "--server",
+        ])
+        .arg(format!("http://127.0.0.1:{}", server.port()))
         .stdout(Stdio::piped())
         .spawn()?;
     let stream = client.stdout.take().context("no stream")?;

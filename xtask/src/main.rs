@@ -28,7 +28,7 @@ enum Verb {
     BuildEbpf,
     /// Install what is missing, build everything and start the server
     Run(run::Args),
-    /// Stream a capture of a running server to standard output, as pcapng
+    /// Run `packetflix capture`, built first if it is not
     Capture(capture::Args),
     /// Make an image for container engines, of this machine's program and libraries
     Image(image::Args),

@@ -39,12 +39,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Err(error).with_context(|| format!("cannot start {}", server.display()))
 }
 
-/// Builds the server and the client, optimised.
+/// Builds the program, optimised.
 ///
 /// # Errors
 /// When a library is missing and cannot be installed, or something does not build.
 pub(crate) fn build_programs() -> anyhow::Result<()> {
-    build_packages(&["packetflix", "packetflix-tests"])
+    build_packages(&["packetflix"])
 }
 
 /// Builds the programs of packages, optimised, as one: apart, each would have the others' dependencies built anew with
