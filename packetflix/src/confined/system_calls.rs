@@ -97,7 +97,7 @@ pub(super) fn allow_only(allowed: &[SystemCall]) -> io::Result<()> {
 fn program(allowed: &[SystemCall]) -> Result<BpfProgram, BackendError> {
     let rules = allowed
         .iter()
-        .map(|call| Ok((i64::from(call.number), call.rules()?)))
+        .map(|call| Ok((call.number, call.rules()?)))
         .collect::<Result<BTreeMap<_, _>, BackendError>>()?;
     let refuse = SeccompAction::Errno(EPERM as u32);
     SeccompFilter::new(rules, refuse, SeccompAction::Allow, ARCH.try_into()?)?.try_into()
