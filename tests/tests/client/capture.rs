@@ -117,6 +117,21 @@ fn a_second_interrupt_ends_at_once() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_client_that_gets_nothing_answers_pings() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&["--client-timeout", "1"])?;
+    let (path, file) = file_in(&folder, "a.pcapng");
+    let capture = Capture::start(&server, &[namespace.name(), "-c", "1", "-w", &file])?;
+    // Whoever answers none is given up by then.
+    std::thread::sleep(Duration::from_secs(3));
+    send(&namespace, 0..1)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert_eq!(read(&path)?.packets.len(), 1);
+    Ok(())
+}
+
+#[test]
 fn a_reader_that_goes_is_noticed_while_nothing_is_captured() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);
     let server = Server::start(&[])?;
