@@ -386,6 +386,13 @@ impl Recorder {
         let (recording, code, reason) = self.read_to_end().await?;
         ensure!(code == 1000, "{code} {reason}");
         recording.check_complete()?;
+        ensure!(
+            recording
+                .statistics
+                .iter()
+                .all(|statistics| statistics.has_received),
+            "statistics without isb_ifrecv"
+        );
         Ok(recording)
     }
 

@@ -66,8 +66,10 @@ pub struct Statistics {
     pub interface: usize,
     /// How many packets of the interface stand before this block.
     pub packets_before: u64,
-    /// `isb_ifrecv`
+    /// `isb_ifrecv`; as accepted, if it has none
     pub received: u64,
+    /// Whether it has an `isb_ifrecv`, which only a part of a capture lacks.
+    pub has_received: bool,
     /// `isb_filteraccept`
     pub accepted: u64,
     /// `isb_usrdeliv`
@@ -159,7 +161,7 @@ impl Recording {
                             _ => {}
                         }
                     }
-                    // Of a file that is a part of a capture, nobody knows.
+                    statistics.has_received = received.is_some();
                     statistics.received = received.unwrap_or(statistics.accepted);
                     recording.statistics.push(statistics);
                 }
