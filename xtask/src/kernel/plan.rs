@@ -123,6 +123,12 @@ pub(crate) const AREAS: &[Area] = &[
         core: Core::Nothing,
     },
     Area {
+        name: "lifecycle",
+        program: "in_a_row",
+        tests: &[],
+        core: Core::Nothing,
+    },
+    Area {
         name: "discovery",
         program: "namespaces",
         tests: &["is_found"],
