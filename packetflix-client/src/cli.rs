@@ -1,6 +1,8 @@
 //! The client's verbs, as they stand on the command line.
 
 use std::{
+    env,
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,6 +15,7 @@ use crate::{
     captures::{CapturesArgs, captures},
     dial::dial_stdio,
     error::{Failure, Status},
+    extcap::{ExtcapArgs, extcap, install::LAUNCHER},
     list::{ListArgs, list, print},
     server::ServerArgs,
     servers::{ServersArgs, servers},
@@ -42,6 +45,8 @@ pub enum Verb {
     Captures(CapturesArgs),
     /// Name servers in the configuration file
     Server(ServersArgs),
+    /// Answer to Wireshark, which calls this for an interface in its list
+    Extcap(Box<ExtcapArgs>),
     /// Connect standard input and output with the server of this host, for clients that come by ssh
     DialStdio(ServerArgs),
     /// Print what a shell needs to complete this command line
@@ -55,6 +60,19 @@ pub enum Verb {
         #[arg(long, value_name = "FOLDER")]
         out: Option<PathBuf>,
     },
+}
+
+/// The command line of this process. Where Wireshark has called it, by the name that it has there, the verb is added.
+pub fn arguments() -> Vec<OsString> {
+    with_verb(env::args_os().collect())
+}
+
+fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.first().map(Path::new).and_then(Path::file_stem);
+    if name.is_some_and(|name| name == LAUNCHER) {
+        arguments.insert(1, "extcap".into());
+    }
+    arguments
 }
 
 /// Does what is asked, and says why if that was not possible. `command` is the whole command line of the program.
@@ -74,6 +92,7 @@ fn follow(verb: &Verb, command: clap::Command) -> Result<Status, Failure> {
         Verb::List(args) => block_on(list(args)),
         Verb::Captures(args) => block_on(captures(args)),
         Verb::Server(args) => servers(args),
+        Verb::Extcap(args) => block_on(extcap(args)),
         Verb::DialStdio(args) => block_on(dial_stdio(args)),
         Verb::Completions { shell } => complete(*shell, command),
         Verb::Man { out: None } => page(command),
@@ -116,4 +135,19 @@ fn pages(folder: &Path, command: clap::Command) -> Result<Status, Failure> {
     fs::create_dir_all(folder).map_err(told)?;
     clap_mangen::generate_to(command, folder).map_err(told)?;
     Ok(Status::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wireshark_calls_the_program_without_its_verb() {
+        let words = |line: &str| -> Vec<OsString> { line.split(' ').map(OsString::from).collect() };
+        let called = words("/home/me/extcap/packetflix-extcap --extcap-interfaces");
+        let verb = words("/home/me/extcap/packetflix-extcap extcap --extcap-interfaces");
+        assert_eq!(with_verb(called), verb);
+        let typed = words("packetflix extcap install");
+        assert_eq!(with_verb(typed.clone()), typed);
+    }
 }

@@ -4,6 +4,7 @@
 //! messages of whole blocks of [`pcapng`]. [`run`] brings it to its end: into an [`output`], or
 //! as [`lines`]. On these stand the verbs of the command line ([`cli`]).
 
+mod address;
 mod capture;
 mod captures;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod config;
 pub mod connect;
 mod dial;
 pub mod error;
+mod extcap;
 pub mod http;
 pub mod interrupts;
 pub mod lines;

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::{
     error::{Failure, Status},
-    http::{get, get_json},
+    http::{RequestError, get, get_json},
     interrupts::Interrupts,
     server::{Server, ServerArgs},
     table::table,
@@ -37,27 +37,27 @@ pub struct ListArgs {
 
 /// The answer of `/targets`, as far as it is shown.
 #[derive(Deserialize)]
-struct Targets {
-    targets: Vec<Target>,
+pub(crate) struct Targets {
+    pub(crate) targets: Vec<Target>,
     #[serde(default)]
     gaps: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Target {
+pub(crate) struct Target {
     name: String,
-    r#type: String,
+    pub(crate) r#type: String,
     #[serde(default)]
     prefix: String,
-    netns: u64,
+    pub(crate) netns: u64,
     #[serde(default)]
     pid: Option<u32>,
     network_interfaces: Vec<Interface>,
 }
 
 #[derive(Deserialize)]
-struct Interface {
+pub(crate) struct Interface {
     name: String,
     #[serde(default)]
     addresses: Vec<String>,
@@ -98,7 +98,7 @@ async fn read(server: &Server, json: bool) -> Result<String, Failure> {
         let body = get(server, PATH).await.map_err(Failure::refused)?;
         return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
     }
-    let targets: Targets = get_json(server, PATH).await.map_err(Failure::refused)?;
+    let targets = Targets::read(server).await.map_err(Failure::refused)?;
     Ok(targets.shown())
 }
 
@@ -111,6 +111,14 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 impl Targets {
+    /// Asks a server.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub(crate) async fn read(server: &Server) -> Result<Self, RequestError> {
+        get_json(server, PATH).await
+    }
+
     fn shown(&self) -> String {
         let rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
         let mut text = table(&["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"], &rows);
@@ -122,14 +130,18 @@ impl Targets {
 }
 
 impl Target {
-    fn row(&self) -> Vec<String> {
-        let name = match &self.prefix[..] {
+    /// Its name, with its prefix if it has one.
+    pub(crate) fn full_name(&self) -> String {
+        match &self.prefix[..] {
             "" => self.name.clone(),
             prefix => format!("{prefix}:{}", self.name),
-        };
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
         let interfaces: Vec<String> = self.network_interfaces.iter().map(Interface::shown).collect();
         vec![
-            name,
+            self.full_name(),
             self.r#type.clone(),
             self.netns.to_string(),
             self.pid.map(|pid| pid.to_string()).unwrap_or_default(),

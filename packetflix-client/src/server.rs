@@ -171,6 +171,24 @@ impl ServerArgs {
     }
 }
 
+impl Server {
+    /// The server at an address that somebody else gives. It is shown what the configuration file has for it, and nothing else:
+    /// not what the user means for another.
+    ///
+    /// # Errors
+    /// When the configuration file cannot be read, or what is to be shown cannot be had.
+    pub fn at(address: Address) -> Result<Self, ServerError> {
+        let config = Config::read()?;
+        let is_it = |server: &NamedServer| server.url.parse().is_ok_and(|known: Address| known == address);
+        let known = config.servers.iter().find(|(_, server)| is_it(server));
+        let nothing = ServerArgs::default();
+        match known {
+            Some((name, server)) => nothing.named(name, server),
+            None => nothing.unnamed(address),
+        }
+    }
+}
+
 /// Whether this is a URL, and no name.
 fn is_url(text: &str) -> bool {
     text.contains(':')

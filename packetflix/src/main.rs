@@ -10,9 +10,9 @@ fn main() -> ExitCode {
 #[cfg(not(target_os = "linux"))]
 fn main() -> ExitCode {
     use clap::{CommandFactory as _, Parser as _};
-    use packetflix_client::cli::{Program, run};
+    use packetflix_client::cli::{Program, arguments, run};
 
-    run(&Program::parse().verb, Program::command())
+    run(&Program::parse_from(arguments()).verb, Program::command())
 }
 
 #[cfg(target_os = "linux")]
@@ -39,8 +39,9 @@ mod linux {
     const USAGE: u8 = 2;
 
     pub(super) fn main() -> ExitCode {
-        let first = std::env::args().nth(1);
-        if !first.is_some_and(|word| client::Verb::has_subcommand(&word)) {
+        let arguments = client::arguments();
+        let first = arguments.get(1).and_then(|word| word.to_str());
+        if !first.is_some_and(client::Verb::has_subcommand) {
             settle();
             let helped = packetflix::filter::answer_if_asked(std::env::args_os());
             if let Some(status) =
@@ -50,7 +51,7 @@ mod linux {
             }
             packetflix::limit_allocator_arenas();
         }
-        let Command { verb, args } = match Command::try_parse() {
+        let Command { verb, args } = match Command::try_parse_from(arguments) {
             Ok(command) => command,
             // What was asked for: the flags, or the version.
             Err(told) if !told.use_stderr() => {

@@ -1,6 +1,7 @@
 //! The client's verbs, as users call them, with a server of their own.
 
 mod capture;
+mod extcap;
 mod files;
 mod lines;
 mod servers;
