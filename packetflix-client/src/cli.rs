@@ -17,6 +17,7 @@ use crate::{
     error::{Failure, Status},
     extcap::{ExtcapArgs, extcap, install::LAUNCHER},
     list::{ListArgs, list, print},
+    open::{OpenArgs, open},
     server::ServerArgs,
     servers::{ServersArgs, servers},
 };
@@ -47,6 +48,8 @@ pub enum Verb {
     Server(ServersArgs),
     /// Answer to Wireshark, which calls this for an interface in its list
     Extcap(Box<ExtcapArgs>),
+    /// Start Wireshark on the address of a capture, as web pages give it
+    Open(OpenArgs),
     /// Connect standard input and output with the server of this host, for clients that come by ssh
     DialStdio(ServerArgs),
     /// Print what a shell needs to complete this command line
@@ -93,6 +96,7 @@ fn follow(verb: &Verb, command: clap::Command) -> Result<Status, Failure> {
         Verb::Captures(args) => block_on(captures(args)),
         Verb::Server(args) => servers(args),
         Verb::Extcap(args) => block_on(extcap(args)),
+        Verb::Open(args) => open(args),
         Verb::DialStdio(args) => block_on(dial_stdio(args)),
         Verb::Completions { shell } => complete(*shell, command),
         Verb::Man { out: None } => page(command),

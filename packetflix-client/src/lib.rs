@@ -17,6 +17,7 @@ pub mod http;
 pub mod interrupts;
 pub mod lines;
 mod list;
+mod open;
 pub mod output;
 pub mod pcapng;
 mod progress;

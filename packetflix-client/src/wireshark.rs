@@ -36,9 +36,21 @@ pub(crate) enum WiresharkError {
 /// # Errors
 /// When it is not installed, or does not start.
 pub(crate) fn start() -> Result<Child, WiresharkError> {
+    spawn(&["-k", "-i", "-"], Stdio::piped())
+}
+
+/// Starts Wireshark, which captures at once from what it knows by a name, with one of its preferences.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_on(interface: &str, preference: &str) -> Result<Child, WiresharkError> {
+    spawn(&["-k", "-i", interface, "-o", preference], Stdio::null())
+}
+
+fn spawn(arguments: &[&str], input: Stdio) -> Result<Child, WiresharkError> {
     let program = find(env::var_os("PATH")).ok_or(WiresharkError::Missing)?;
     let mut command = Command::new(&program);
-    command.args(["-k", "-i", "-"]).stdin(Stdio::piped());
+    command.args(arguments).stdin(input);
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command

@@ -33,6 +33,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("chromium", "chromium"),
     Tool("tcpdump", "tcpdump"),
     Tool("tshark", "tshark"),
+    Tool("xdg-mime", "xdg-utils"),
     Tool("capinfos", "wireshark-common"),
     Tool("bpftool", "bpftool"),
     Tool("dockerd", "docker.io"),

@@ -15,7 +15,7 @@ pub(crate) const LAUNCHER: &str = "packetflix-extcap";
 
 /// Why it cannot be put there.
 #[derive(Debug, thiserror::Error)]
-enum InstallError {
+pub(super) enum InstallError {
     #[error("there is no folder of this user's: set {HOME}")]
     Nowhere,
     #[error("this program does not know where it is")]
@@ -27,9 +27,9 @@ enum InstallError {
 }
 
 /// Variable that names the folder of a user's programs and configuration.
-const HOME: &str = if cfg!(windows) { "APPDATA" } else { "HOME" };
+pub(super) const HOME: &str = if cfg!(windows) { "APPDATA" } else { "HOME" };
 
-/// Has Wireshark find the program; says what was done.
+/// Has Wireshark find the program, and browsers open its addresses; says what was done.
 ///
 /// # Errors
 /// When a file cannot be made.
@@ -41,6 +41,8 @@ pub(super) fn install() -> Result<Status, Failure> {
         put(&program, &launcher).map_err(Failure::usage)?;
         print(&format!("Wireshark finds packetflix at {}\n", launcher.display()))?;
     }
+    #[cfg(target_os = "linux")]
+    print(&super::handler::install(&program).map_err(Failure::usage)?)?;
     Ok(Status::Done)
 }
 
@@ -50,6 +52,8 @@ pub(super) fn install() -> Result<Status, Failure> {
 /// When a file cannot be taken away.
 pub(super) fn uninstall() -> Result<Status, Failure> {
     let mut files = launchers().map_err(Failure::usage)?;
+    #[cfg(target_os = "linux")]
+    files.push(super::handler::file().map_err(Failure::usage)?);
     files.retain(|file| file.symlink_metadata().is_ok());
     for file in &files {
         fs::remove_file(file).map_err(|error| Failure::usage(InstallError::Remove(file.clone(), error)))?;
@@ -59,6 +63,11 @@ pub(super) fn uninstall() -> Result<Status, Failure> {
         print("nothing was installed for this user\n")?;
     }
     Ok(Status::Done)
+}
+
+/// Whether Wireshark finds the program.
+pub(crate) fn is_installed() -> bool {
+    launchers().is_ok_and(|launchers| launchers.iter().any(|launcher| launcher.exists()))
 }
 
 /// Where Wireshark looks: since 4.2 beside the user's other plugins, before that beside the user's configuration. No version
@@ -78,7 +87,7 @@ fn launchers() -> Result<Vec<PathBuf>, InstallError> {
         .collect())
 }
 
-fn folder(variable: &str) -> Option<PathBuf> {
+pub(super) fn folder(variable: &str) -> Option<PathBuf> {
     env::var_os(variable)
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)

@@ -4,10 +4,12 @@
 //! for a capture into a pipe. What is wrong is read from standard error.
 
 mod control;
+#[cfg(target_os = "linux")]
+mod handler;
 pub(crate) mod install;
 mod sentences;
 
-use sentences::TARGET;
+pub(crate) use sentences::{INTERFACE, TARGET};
 
 use std::{
     fs::{File, OpenOptions},
@@ -93,7 +95,7 @@ pub struct ExtcapArgs {
 /// What its user has to do with it.
 #[derive(Clone, Copy, Debug, clap::Subcommand)]
 enum ExtcapVerb {
-    /// Put it where Wireshark looks, for this user
+    /// Put it where Wireshark looks, for this user; and have it open packetflix: addresses
     Install,
     /// Take it away from there
     Uninstall,

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read as _,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -21,7 +21,7 @@ use packetflix_tests::{
     folder::Folder,
     namespace::Namespace,
     recording::Recording,
-    server::{Server, program, wait_until},
+    server::{Server, percent_encoded, program, wait_until},
 };
 
 use crate::{is_idle, send};
@@ -162,7 +162,12 @@ fn tshark_lists_the_interface_while_it_is_installed() -> anyhow::Result<()> {
 
     assert!(said("uninstall")?.contains(&format!("took away {launcher}\n")));
     assert!(!list()?.contains("packetflix"));
-    assert!(!newer.exists());
+    for gone in [
+        newer,
+        desk.home.file(".local/share/applications/packetflix.desktop"),
+    ] {
+        assert!(!gone.exists(), "{}", gone.display());
+    }
     assert_eq!(said("uninstall")?, "nothing was installed for this user\n");
     Ok(())
 }
@@ -363,6 +368,64 @@ fn filters_are_checked_by_the_server() -> anyhow::Result<()> {
     }
     let told = check("tcp prot 80")?;
     assert!(told.contains("prot") && told.lines().count() == 1, "{told}");
+    Ok(())
+}
+
+#[test]
+fn addresses_of_captures_are_opened() -> anyhow::Result<()> {
+    let (desk, namespace) = (Desk::new(&[])?, Namespace::new()?);
+    let container = percent_encoded(&format!(r#"{{"name": "{}"}}"#, namespace.name()));
+    let port = desk.server.port();
+    let address = format!("packetflix:ws://127.0.0.1:{port}/capture?container={container}&nif=lo&filter=udp");
+
+    // In the place of Wireshark: it tells what it was called with.
+    let (wireshark, called) = (desk.home.file("wireshark"), desk.home.file("called"));
+    fs::write(
+        &wireshark,
+        format!(
+            "#!/bin/sh\nprintf '%s\\n' \"$@\" > {0}.new; mv {0}.new {0}\n",
+            called.display()
+        ),
+    )?;
+    fs::set_permissions(&wireshark, fs::Permissions::from_mode(0o755))?;
+    let path = format!("{}:{}", desk.home.path().display(), std::env::var("PATH")?);
+    let open = |address: &str| -> anyhow::Result<Output> {
+        let mut command = desk.command(&program("packetflix")?, &["open", address]);
+        Ok(command.env("PATH", &path).output()?)
+    };
+    let opened = open(&address)?;
+    assert!(opened.status.success(), "{opened:?}");
+    wait_until(Duration::from_secs(5), || Ok(called.exists()))?;
+    let preference = format!("extcap.packetflix.target:{address}");
+    assert_eq!(
+        fs::read_to_string(&called)?,
+        format!("-k\n-i\npacketflix\n-o\n{preference}\n")
+    );
+
+    let tshark = desk.tshark(
+        &[("target", &address), ("server", "http://127.0.0.1:1")],
+        &["-c", "2"],
+    )?;
+    desk.wait_for_captures(1)?;
+    send(&namespace, 0..4)?;
+    let (status, printed, told) = tshark.end()?;
+    assert_eq!(status, 0, "{told}");
+    assert!(
+        printed.lines().count() == 2 && printed.contains("UDP"),
+        "{printed}"
+    );
+
+    let refused = open("packetflix:ssh://web/capture?netns=5")?;
+    assert_eq!(refused.status.code(), Some(2));
+    let told = String::from_utf8(refused.stderr)?;
+    assert!(told.contains("write packetflix:ws://HOST:PORT/capture"), "{told}");
+
+    let handler = fs::read_to_string(desk.home.file(".local/share/applications/packetflix.desktop"))?;
+    let exec = format!("Exec=\"{}\" open %u\n", program("packetflix")?.display());
+    assert!(handler.contains(&exec), "{handler}");
+    let query = ["query", "default", "x-scheme-handler/packetflix"];
+    let by = desk.command("xdg-mime".as_ref(), &query).output()?;
+    assert_eq!(String::from_utf8(by.stdout)?, "packetflix.desktop\n");
     Ok(())
 }
 
