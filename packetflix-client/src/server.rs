@@ -130,6 +130,17 @@ impl ServerArgs {
         }
     }
 
+    /// Whether the server that is meant can be reached without a word: ssh, and a command for a token, may ask for a password.
+    pub(crate) fn asks_nobody(&self) -> bool {
+        let config = Config::read().unwrap_or_default();
+        let name = self.server.as_ref().or(config.default.as_ref());
+        let is_ssh = |url: &str| url.starts_with("ssh:");
+        name.is_none_or(|name| match config.servers.get(name) {
+            Some(server) => server.token_command.is_none() && !is_ssh(&server.url),
+            None => !is_ssh(name),
+        })
+    }
+
     fn unnamed(&self, address: Address) -> Result<Server, ServerError> {
         Ok(Server {
             address,

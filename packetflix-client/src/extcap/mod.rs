@@ -36,6 +36,9 @@ use crate::{
 /// How long Wireshark may take to open its end of the pipe.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long Wireshark waits for targets that nobody has asked for.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// What Wireshark wants to know or to have.
 #[derive(Clone, Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -139,7 +142,7 @@ impl ExtcapArgs {
         }
         if self.extcap_config {
             return match self.extcap_reload_option.as_deref() {
-                None | Some("") => Ok(sentences::options()),
+                None | Some("") => Ok(self.options().await),
                 Some(option) if option.trim_start_matches('-') == TARGET => Ok(self.list_targets().await),
                 Some(other) => Err(Failure::usage(format!("{other} has no list of values"))),
             };
@@ -150,6 +153,18 @@ impl ExtcapArgs {
                 "this is what Wireshark calls: `packetflix extcap install` puts it where Wireshark looks",
             )),
         }
+    }
+
+    /// The options, with the targets that are there right now: of a list that is empty, Wireshark shows no choice that was
+    /// saved. As this is asked for whenever Wireshark starts, whoever does not answer at once is left to the button.
+    async fn options(&self) -> String {
+        let mut text = sentences::options();
+        if self.server.asks_nobody()
+            && let Ok(Ok(list)) = timeout(AT_ONCE, self.read_targets()).await
+        {
+            text += &sentences::targets(&list.targets);
+        }
+        text
     }
 
     async fn list_targets(&self) -> String {

@@ -339,10 +339,29 @@ fn wireshark_is_told_what_it_asks_for() -> anyhow::Result<()> {
         assert!(config.contains(&format!("{{call=--{option}}}")), "{config}");
     }
 
-    let reload = ["--extcap-config", "--extcap-reload-option", "target"];
-    let targets = of(&reload)?;
     let name = namespace.path().display().to_string();
     let value = format!("value {{arg=1}}{{value={name}}}{{display={name} (bindmount)}}\n");
+    let config = of(&["--extcap-config"])?;
+    assert!(config.contains(&value), "{config}");
+    // Who may ask for a password is asked by the button alone.
+    desk.command(
+        &program("packetflix")?,
+        &[
+            "server",
+            "add",
+            "asks",
+            &desk.url(),
+            "--token-command",
+            "touch $HOME/asked",
+        ],
+    )
+    .output()?;
+    let config = of(&["--extcap-config", "--server", "asks"])?;
+    assert!(!config.contains("value {arg=1}"), "{config}");
+    assert!(!desk.home.file("asked").exists());
+
+    let reload = ["--extcap-config", "--extcap-reload-option", "target"];
+    let targets = of(&reload)?;
     assert!(targets.contains(&value), "{targets}");
     let nowhere = of(&[&reload[..], &["--server", "http://127.0.0.1:1"]].concat())?;
     assert!(
