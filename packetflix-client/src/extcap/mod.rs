@@ -179,11 +179,16 @@ impl ExtcapArgs {
         Targets::read(&server).await.map_err(Failure::refused)
     }
 
-    /// What is wrong with a filter; nothing if it is right.
+    /// What is wrong with a filter; nothing if it is right. Wireshark asks with each letter that is typed.
     async fn check(&self, filter: &str) -> Result<String, Failure> {
         const BAD_REQUEST: u16 = 400;
         if filter.is_empty() {
             return Ok(String::new());
+        }
+        if !self.server.asks_nobody() {
+            return Err(Failure::refused(
+                "the filter is checked once the capture starts: the server is reached by ssh, or a command has its token",
+            ));
         }
         let server = self.server.resolve().map_err(Failure::usage)?;
         let query = serde_urlencoded::to_string([("expr", filter)]).map_err(Failure::usage)?;

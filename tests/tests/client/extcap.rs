@@ -387,6 +387,11 @@ fn filters_are_checked_by_the_server() -> anyhow::Result<()> {
     }
     let told = check("tcp prot 80")?;
     assert!(told.contains("prot") && told.lines().count() == 1, "{told}");
+    // Not for each letter.
+    let by_ssh = desk.answer(&["--extcap-capture-filter", "tcp", "--server", "ssh://nowhere"])?;
+    assert_eq!(by_ssh.status.code(), Some(1));
+    let told = String::from_utf8(by_ssh.stderr)?;
+    assert!(told.contains("checked once the capture starts"), "{told}");
     Ok(())
 }
 
