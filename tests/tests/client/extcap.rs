@@ -54,6 +54,7 @@ impl Desk {
         command
             .args(arguments)
             .env("HOME", self.home.path())
+            .env("TMPDIR", self.home.path())
             .env("PACKETFLIX_SERVER", self.url())
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("XDG_DATA_HOME")
