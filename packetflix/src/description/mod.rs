@@ -89,6 +89,7 @@ impl TargetDescription {
             .name
             .split_once(':')
             .filter(|_| self.is_word() && self.kind.is_empty());
+        let spelled = spelled.filter(|(_, number)| number.bytes().all(|byte| byte.is_ascii_digit()));
         let (pid, netns) = match spelled {
             Some(("pid", number)) => (number.parse().ok(), None),
             Some(("netns", number)) => (None, number.parse().ok()),
@@ -190,6 +191,7 @@ mod tests {
             "pid:",
             "pid:-1",
             "pid:12x",
+            "pid:+12",
             "pid:4294967296",
             "host:1",
             ":1",

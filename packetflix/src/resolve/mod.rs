@@ -217,7 +217,11 @@ impl Resolver {
                 if let Some(state) = self.directory.state_at_rest(&wanted.name).await {
                     return Err(TargetError::Stopped { name, state });
                 }
-                choose_by_part(&wanted, &known).unwrap_or(Err(unknown))
+                match rights.may_discover() {
+                    true => choose_by_part(&wanted, &known).unwrap_or(Err(unknown)),
+                    // Which names there are, they may not find out by their parts.
+                    false => Err(unknown),
+                }
             }
             chosen => chosen,
         }?;

@@ -244,6 +244,27 @@ async fn refusals_list_nothing_for_those_who_may_not_discover() -> anyhow::Resul
 }
 
 #[tokio::test]
+async fn names_are_not_found_out_by_their_parts() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\nblind {BLIND} capture\n"))?;
+    let server = server_with(&tokens, &[])?;
+    let sleeper = Sleeper::unshared_as("pf-scope-part", &["setpriv"])?;
+    let ask = async |name: &str, token: &str| {
+        let container = percent_encoded(&json!({ "name": name }).to_string());
+        capture(&server, &format!("container={container}"), token).await
+    };
+    assert_eq!(ask("pf-scope-p", ALICE).await?.0, 101);
+    let (status, words) = ask("pf-scope-p", BLIND).await?;
+    ensure!(
+        status == 404 && words.starts_with("there is no target pf-scope-p; "),
+        "{status} {words}"
+    );
+    let whole = format!("pf-scope-part({})", sleeper.pid());
+    assert_eq!(ask(&whole, BLIND).await?.0, 101);
+    Ok(())
+}
+
+#[tokio::test]
 async fn streams_name_only_what_may_be_known() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let here_path = here.path().display().to_string();
