@@ -10,6 +10,7 @@ use crate::{
     list::print,
     server::ServerArgs,
     table::table,
+    terminal::shown_json,
     units::{shown_duration, shown_size},
 };
 
@@ -98,7 +99,7 @@ pub(crate) async fn captures(args: &CapturesArgs) -> Result<Status, Failure> {
     let server = args.server.resolve().map_err(Failure::usage)?;
     let text = if args.json {
         let body = get(&server, PATH).await.map_err(Failure::refused)?;
-        String::from_utf8_lossy(&body).into_owned() + "\n"
+        shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n"
     } else {
         let captures: Captures = get_json(&server, PATH).await.map_err(Failure::refused)?;
         captures.shown()

@@ -20,6 +20,7 @@ use crate::{
     open::{OpenArgs, open},
     server::ServerArgs,
     servers::{ServersArgs, servers},
+    terminal::say,
 };
 
 /// The program on systems that have no server.
@@ -83,7 +84,7 @@ pub fn run(verb: &Verb, command: clap::Command) -> ExitCode {
     match follow(verb, command) {
         Ok(status) => status.into(),
         Err(failure) => {
-            eprintln!("packetflix: {failure}");
+            say(&failure);
             failure.status.into()
         }
     }

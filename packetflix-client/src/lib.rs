@@ -29,6 +29,7 @@ mod servers;
 pub mod stream;
 pub mod summary;
 mod table;
+mod terminal;
 mod units;
 pub mod watch;
 mod wireshark;

@@ -13,7 +13,10 @@ use etherparse::{
     TransportSlice,
 };
 
-use crate::pcapng::{Block, Direction, Kind, Packet, blocks};
+use crate::{
+    pcapng::{Block, Direction, Kind, Packet, blocks},
+    terminal::shown,
+};
 
 /// Link types, by libpcap's numbers (<https://www.tcpdump.org/linktypes.html>).
 const ETHERNET: u16 = 1;
@@ -115,10 +118,7 @@ fn clock(nanoseconds: u64) -> impl fmt::Display {
 
 /// What a terminal may be given of a name.
 fn printable(name: &[u8]) -> String {
-    let name = String::from_utf8_lossy(name);
-    name.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    shown(&String::from_utf8_lossy(name)).into_owned()
 }
 
 /// Bytes as `tcpdump -x` writes them.

@@ -14,6 +14,7 @@ use crate::{
     interrupts::Interrupts,
     server::{Server, ServerArgs},
     table::table,
+    terminal::{shown, shown_json},
 };
 
 /// How often a list that is watched is asked for: the server looks at most once a second.
@@ -96,7 +97,7 @@ async fn watch(server: &Server, json: bool) -> Result<Status, Failure> {
 async fn read(server: &Server, json: bool) -> Result<String, Failure> {
     if json {
         let body = get(server, PATH).await.map_err(Failure::refused)?;
-        return Ok(String::from_utf8_lossy(&body).into_owned() + "\n");
+        return Ok(shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n");
     }
     let targets = Targets::read(server).await.map_err(Failure::refused)?;
     Ok(targets.shown())
@@ -123,7 +124,7 @@ impl Targets {
         let rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
         let mut text = table(&["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"], &rows);
         for gap in &self.gaps {
-            text += &format!("not looked at: {gap}\n");
+            text += &format!("not looked at: {}\n", shown(gap));
         }
         text
     }

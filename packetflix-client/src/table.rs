@@ -1,8 +1,14 @@
 //! Tables for people.
 
+use crate::terminal::shown;
+
 /// Rows below a head, in columns as wide as they need; the last has no padding.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| shown(cell).into_owned()).collect())
+        .collect();
     let widths: Vec<usize> = (0..head.len())
         .map(|column| {
             let cells = rows.iter().chain([&head]).filter_map(|row| row.get(column));
@@ -14,7 +20,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         let padded: Vec<String> = cells.map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("{}\n", padded.join("  ").trim_end())
     };
-    [&head].into_iter().chain(rows).map(line).collect()
+    [&head].into_iter().chain(&rows).map(line).collect()
 }
 
 #[cfg(test)]

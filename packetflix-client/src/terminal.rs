@@ -1,0 +1,57 @@
+//! What others have said or named, on the terminal of whoever reads it.
+
+use std::{borrow::Cow, fmt};
+
+/// Tells people a sentence.
+pub(crate) fn say(sentence: impl fmt::Display) {
+    eprintln!("packetflix: {}", shown(&sentence.to_string()));
+}
+
+/// Text without what a terminal would obey: what moves its cursor, changes its colours, or turns the direction of what
+/// follows stands as its number, such as `\u{1b}`.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    escaped(text, is_obeyed, |c| c.escape_unicode().to_string())
+}
+
+/// The same of JSON, which stays JSON.
+pub(crate) fn shown_json(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| is_obeyed(c) && !matches!(c, '\n' | '\t');
+    escaped(text, is_obeyed, |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+fn escaped(text: &str, is_obeyed: impl Fn(char) -> bool, escape: impl Fn(char) -> String) -> Cow<'_, str> {
+    if !text.contains(&is_obeyed) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_obeyed(c) {
+            shown += &escape(c);
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into()
+}
+
+/// Control characters, separators of lines, and those of the Unicode Bidirectional Algorithm (UAX #9, section 2).
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_obeyed() {
+        assert_eq!(shown("wéb \u{65e5}"), "wéb \u{65e5}");
+        assert_eq!(
+            shown("a\x1b[2J\r\n\u{9b}\u{202e}b\x7f"),
+            r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}b\u{7f}"
+        );
+        let text = "{\n\t\"name\": \"\u{9b}\u{202e}\x1b\"}";
+        assert_eq!(shown_json(text), "{\n\t\"name\": \"\\u009b\\u202e\\u001b\"}");
+    }
+}
