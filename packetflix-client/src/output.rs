@@ -47,6 +47,10 @@ pub struct Output {
     /// What the next section tells of those before it.
     gap: Option<String>,
     files: Option<Files>,
+    /// Packets of the blocks that came last: how many stand in a file, or are about to.
+    packets: u64,
+    /// Those of them that are about to.
+    pending_packets: u64,
 }
 
 /// Files that follow each other.
@@ -156,6 +160,8 @@ impl Output {
             section: None,
             gap: None,
             files: None,
+            packets: 0,
+            pending_packets: 0,
         }
     }
 
@@ -189,6 +195,7 @@ impl Output {
     /// # Errors
     /// When there is no room, or nobody reads. Of a file, what is not whole is cut off then.
     pub fn write(&mut self, whole: &Bytes) -> Result<Written, OutputError> {
+        self.packets = 0;
         for block in blocks(whole.clone()) {
             match (block.kind(), &mut self.section) {
                 (Kind::Section, _) => self.begin_section(&block),
@@ -208,8 +215,10 @@ impl Output {
                     if let Some(section) = &mut self.section {
                         section.write(&block, &mut self.pending);
                     }
-                    if let Some(files) = self.files.as_mut().filter(|_| is_packet) {
-                        files.packets += 1;
+                    if is_packet {
+                        self.packets += 1;
+                        self.pending_packets += 1;
+                        self.files.iter_mut().for_each(|files| files.packets += 1);
                     }
                 }
                 (_, None) => self.pending.extend_from_slice(block.bytes()),
@@ -275,13 +284,19 @@ impl Output {
         self.section = Some(Section::begin(header, &mut self.pending));
     }
 
+    /// Of the packets that [`Self::write`] was given last: how many stand in a file, whole.
+    pub(crate) fn packets_written(&self) -> u64 {
+        self.packets - self.pending_packets
+    }
+
     fn flush(&mut self) -> Result<(), OutputError> {
         let written = self.file.write_all(&self.pending);
-        if written.is_err() && self.is_regular {
-            // Of no use to whoever cannot write it, and in the way of all readers.
-            let _ = self.cut();
-        } else {
+        if written.is_ok() {
             self.len += self.pending.len() as u64;
+            self.pending_packets = 0;
+        } else if self.is_regular {
+            // What is not whole is of no use to whoever cannot write it, and in the way of all readers.
+            let _ = self.cut();
         }
         self.pending.clear();
         written.map_err(|error| OutputError::Write(self.name.clone(), error))
@@ -291,8 +306,12 @@ impl Output {
     fn cut(&mut self) -> io::Result<()> {
         let written = usize::try_from(self.file.metadata()?.len() - self.len).unwrap_or_default();
         let written = self.pending.get(..written).unwrap_or(&self.pending);
-        let blocks = blocks(Bytes::copy_from_slice(written));
-        self.len += blocks.map(|block| block.bytes().len() as u64).sum::<u64>();
+        for block in blocks(Bytes::copy_from_slice(written)) {
+            self.len += block.bytes().len() as u64;
+            if matches!(block.kind(), Kind::Packet(_)) {
+                self.pending_packets = self.pending_packets.saturating_sub(1);
+            }
+        }
         self.file.set_len(self.len)
     }
 

@@ -22,6 +22,7 @@ use crate::{
     server::Server,
     stream::{CaptureStream, Close, OpenError, Piece, StreamError},
     summary::{Summary, Tally},
+    terminal::say,
     watch::reader_gone,
 };
 
@@ -84,6 +85,8 @@ enum Broken {
     Closed(Close),
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    #[error("the server has ended the stream within a block")]
+    Cut,
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error("the capture cannot go on")]
@@ -139,6 +142,14 @@ impl Sink {
         }
     }
 
+    /// Of the packets that were last to be written: how many were.
+    fn packets_written(&self) -> u64 {
+        match self {
+            Self::Output(output) => output.packets_written(),
+            Self::Lines(_) => 0,
+        }
+    }
+
     fn end(&mut self) -> Result<(), OutputError> {
         match self {
             Self::Output(output) => output.end(),
@@ -149,7 +160,7 @@ impl Sink {
     fn resume(&mut self, gap: String) {
         match self {
             Self::Output(output) => output.resume(gap),
-            Self::Lines(_) => eprintln!("packetflix: {gap}"),
+            Self::Lines(_) => say(gap),
         }
     }
 
@@ -217,6 +228,9 @@ impl<'a> Run<'a> {
     fn conclude(&mut self, ended: Result<Ended, Broken>) -> Result<(String, Status), Failure> {
         let asked = self.asked.unwrap_or(Status::Done);
         match ended {
+            Ok(Ended::Closed(close)) if close.reason.is_empty() => {
+                Ok(("the server has ended the capture".to_owned(), asked))
+            }
             Ok(Ended::Closed(close)) => Ok((close.reason, asked)),
             Ok(Ended::Enough(limit)) => Ok((limit, asked)),
             Ok(Ended::GivenUp) => Ok(("stopped without a connection".to_owned(), asked)),
@@ -258,6 +272,7 @@ impl<'a> Run<'a> {
             let written = tokio::select! {
                 piece = self.stream.next() => match piece? {
                     Piece::Data(data) => self.take(data)?,
+                    Piece::Closed(_) if self.blocks.is_within_one() => return Err(Broken::Cut),
                     Piece::Closed(close) if close.is_as_asked() => return Ok(Ended::Closed(close)),
                     Piece::Closed(close) => return Err(Broken::Closed(close)),
                 },
@@ -281,9 +296,12 @@ impl<'a> Run<'a> {
 
     fn take(&mut self, data: Bytes) -> Result<Written, Broken> {
         let whole = self.blocks.whole(data)?;
-        let written = self.sink.write(&whole)?;
-        self.tally.note(&whole);
-        Ok(written)
+        let written = self.sink.write(&whole);
+        match &written {
+            Ok(_) => self.tally.note(&whole),
+            Err(_) => self.tally.note_first(&whole, self.sink.packets_written()),
+        }
+        Ok(written?)
     }
 
     /// Opens the capture again, as often as it takes; tells why that is not to be, if it is not.
@@ -341,7 +359,7 @@ impl<'a> Run<'a> {
     fn say(&self, sentence: &str) {
         self.progress.clear();
         if self.manner.talks {
-            eprintln!("packetflix: {sentence}");
+            say(sentence);
         }
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     pcapng::{Kind, Statistics, blocks},
+    terminal::shown,
     units::{shown_duration, shown_size},
 };
 
@@ -44,9 +45,18 @@ pub struct Totals {
 impl Tally {
     /// Takes note of whole blocks.
     pub fn note(&mut self, whole: &Bytes) {
-        self.bytes += whole.len() as u64;
+        self.note_first(whole, u64::MAX);
+    }
+
+    /// Takes note of whole blocks, up to the packet after the first `count`.
+    pub fn note_first(&mut self, whole: &Bytes, count: u64) {
+        let most = self.packets.saturating_add(count);
         for block in blocks(whole.clone()) {
             let kind = block.kind();
+            if matches!(kind, Kind::Packet(_)) && self.packets == most {
+                return;
+            }
+            self.bytes += block.bytes().len() as u64;
             if kind == Kind::Section {
                 self.sections.push(SectionTally::default());
             }
@@ -98,7 +108,7 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let totals = self.tally.totals();
         if let Some(reason) = self.reason {
-            writeln!(f, "packetflix: {reason}")?;
+            writeln!(f, "packetflix: {}", shown(reason))?;
         }
         write!(
             f,

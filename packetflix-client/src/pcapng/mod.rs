@@ -148,6 +148,11 @@ impl Blocks {
         self.begun.extend_from_slice(&data[len..]);
         Ok(data.slice(..len))
     }
+
+    /// Whether a block has begun that is not whole yet.
+    pub fn is_within_one(&self) -> bool {
+        !self.begun.is_empty()
+    }
 }
 
 /// The length of the block that begins here, if that much of it is here.
