@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, IsTerminal as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use crate::{
     run::{Manner, Run, Sink},
     server::{Server, ServerArgs},
     stream::CaptureStream,
+    terminal::say,
     units::{parse_duration, parse_size},
     wireshark,
 };
@@ -113,11 +114,11 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 }
 
 /// Where packets are to go.
-enum Destination<'a> {
+enum Destination {
     Lines,
     Wireshark,
-    Path(&'a Path),
-    Files(&'a Path, Rotation),
+    Path(PathBuf),
+    Files(PathBuf, Rotation),
 }
 
 impl CaptureArgs {
@@ -141,18 +142,18 @@ impl CaptureArgs {
         request
     }
 
-    fn destination(&self) -> Result<Destination<'_>, Failure> {
+    fn destination(&self) -> Result<Destination, Failure> {
         if self.wireshark {
             return Ok(Destination::Wireshark);
         }
-        let path = self.write.as_deref();
+        let path = || self.write.clone().unwrap_or_else(|| PathBuf::from("-"));
         if let Some(rotation) = self.rotation()? {
-            return Ok(Destination::Files(path.unwrap_or(Path::new("-")), rotation));
+            return Ok(Destination::Files(path(), rotation));
         }
-        let is_read_by_people = path.is_none() && io::stdout().is_terminal();
+        let is_read_by_people = self.write.is_none() && io::stdout().is_terminal();
         match self.print || self.verbose || self.hex || is_read_by_people {
             true => Ok(Destination::Lines),
-            false => Ok(Destination::Path(path.unwrap_or(Path::new("-")))),
+            false => Ok(Destination::Path(path())),
         }
     }
 
@@ -195,7 +196,7 @@ impl CaptureArgs {
     }
 }
 
-impl Destination<'_> {
+impl Destination {
     /// What is wrong with it, before anything is captured for it.
     fn check(&self) -> Result<(), Failure> {
         match self {
@@ -248,10 +249,16 @@ pub(crate) async fn capture(args: &CaptureArgs) -> Result<Status, Failure> {
         opened = CaptureStream::open(&server, &request) => opened.map_err(Failure::refused)?,
         status = interrupts.first() => return Ok(status),
     };
-    let sink = destination.open(Detail {
+    let detail = Detail {
         headers: args.verbose,
         bytes: args.hex,
-    })?;
+    };
+    // A pipe is opened once somebody reads it.
+    let opening = tokio::task::spawn_blocking(move || destination.open(detail));
+    let sink = tokio::select! {
+        opened = opening => opened.map_err(Failure::broken)??,
+        status = interrupts.first() => return Ok(status),
+    };
     if !args.quiet {
         announce(args, &server, &stream, &sink);
     }
@@ -265,14 +272,14 @@ pub(crate) async fn capture(args: &CaptureArgs) -> Result<Status, Failure> {
 }
 
 fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &Sink) {
-    eprintln!(
-        "packetflix: capturing {} of {} into {}",
+    say(format_args!(
+        "capturing {} of {} into {}",
         args.target,
         server.address,
         sink.name()
-    );
+    ));
     if let Some(note) = stream.note() {
-        eprintln!("packetflix: {note}");
+        say(note);
     }
 }
 

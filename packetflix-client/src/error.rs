@@ -13,6 +13,8 @@ pub enum Status {
     Usage = 2,
     /// It began, and was broken off.
     Broken = 3,
+    /// Ended since its terminal is gone, as shells have it: 128 and the number of the signal.
+    HungUp = 129,
     /// Ended by Ctrl-C, as shells have it: 128 and the number of the signal.
     Interrupted = 130,
     /// Ended by SIGTERM.

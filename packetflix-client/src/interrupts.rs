@@ -40,6 +40,26 @@ impl Interrupts {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// That the terminal is gone, unless whoever started the program has it ignored, as nohup does.
+    hangup: Option<tokio::signal::unix::Signal>,
+    /// That a file may not be larger: what is written then fails, instead of ending the program.
+    _too_large: tokio::signal::unix::Signal,
+}
+
+/// SIGXFSZ, on Linux and macOS.
+#[cfg(unix)]
+const FILE_SIZE: i32 = 25;
+
+#[cfg(unix)]
+const HANGUP: u32 = 1;
+
+/// Whether a signal is ignored, as far as the system tells: Linux does, in `/proc/self/status` (proc_pid_status(5)).
+#[cfg(unix)]
+fn is_ignored(signal: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
 }
 
 #[cfg(unix)]
@@ -50,13 +70,25 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: match is_ignored(HANGUP) {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
+            _too_large: signal(SignalKind::from_raw(FILE_SIZE))?,
         })
     }
 
     async fn next(&mut self) -> Status {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => Status::Interrupted,
             _ = self.terminate.recv() => Status::Terminated,
+            _ = hangup => Status::HungUp,
         }
     }
 }

@@ -9,8 +9,11 @@ use std::{
 };
 
 use nix::{
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 use packetflix_tests::{
     folder::Folder,
@@ -19,7 +22,7 @@ use packetflix_tests::{
     server::{Server, program, wait_until},
 };
 
-use crate::{Capture, Mounted, file_in, is_idle, packetflix, read, send};
+use crate::{Capture, Mounted, file_in, is_idle, output, packetflix, read, send};
 
 #[test]
 fn files_have_what_was_asked_for() -> anyhow::Result<()> {
@@ -87,7 +90,11 @@ fn limits_end_captures() -> anyhow::Result<()> {
 fn interrupts_end_after_the_final_statistics() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);
     let server = Server::start(&[])?;
-    for (signal, expected) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+    for (signal, expected) in [
+        (Signal::SIGINT, 130),
+        (Signal::SIGTERM, 143),
+        (Signal::SIGHUP, 129),
+    ] {
         let (path, file) = file_in(&folder, signal.as_str());
         let capture = Capture::start(&server, &[namespace.name(), "-w", &file])?;
         send(&namespace, 0..3)?;
@@ -228,9 +235,66 @@ fn a_full_disk_leaves_whole_blocks() -> anyhow::Result<()> {
         told.contains("a.pcapng could not be written to its end: No space left"),
         "{told}"
     );
-    assert!(read(&path)?.packets.len() > 100);
+    let packets = read(&path)?.packets.len();
+    assert!(packets > 100);
+    assert!(
+        told.contains(&format!(" {packets} delivered, ")),
+        "{packets}: {told}"
+    );
     drop(mounted);
     wait_until(Duration::from_secs(5), || is_idle(&server))
+}
+
+#[test]
+fn a_file_that_may_not_be_larger_has_whole_blocks() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let (path, file) = file_in(&folder, "a.pcapng");
+    let client = packetflix(&server, &["capture", namespace.name(), "-w", &file])?;
+    let mut bounded = Command::new("prlimit");
+    bounded
+        .arg("--fsize=16384")
+        .arg(client.get_program())
+        .args(client.get_args());
+    bounded.envs(client.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let capture = Capture::start_by(&mut bounded)?;
+    send(&namespace, 0..1000)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 3, "{told}");
+    let packets = read(&path)?.packets.len();
+    assert!(
+        packets > 10 && told.contains(&format!(" {packets} delivered, ")),
+        "{packets}: {told}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_yet_is_given_up() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let (path, pipe) = file_in(&folder, "pipe");
+    mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let mut client = packetflix(&server, &["capture", namespace.name(), "-w", &pipe])?.spawn()?;
+    wait_until(Duration::from_secs(5), || Ok(!is_idle(&server)?))?;
+    kill(Pid::from_raw(i32::try_from(client.id())?), Signal::SIGINT)?;
+    let mut status = None;
+    wait_until(Duration::from_secs(5), || {
+        status = client.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    assert_eq!(status.and_then(|status| status.code()), Some(130));
+    wait_until(Duration::from_secs(5), || is_idle(&server))
+}
+
+#[test]
+fn names_are_not_obeyed_by_terminals() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let refused = output(&server, &["capture", "a\x1b[31mb\u{202e}c", "-w", "-"])?;
+    assert_eq!(refused.status.code(), Some(1));
+    let told = String::from_utf8(refused.stderr)?;
+    assert!(told.contains(r"a\u{1b}[31mb\u{202e}c"), "{told:?}");
+    Ok(())
 }
 
 #[test]

@@ -232,6 +232,7 @@ fn a_disk_that_is_full_between_two_files_loses_nothing_that_was_written() -> any
     // All files but the last have their final statistics.
     packets(&files[..files.len() - 1])?;
     assert!(next > 300, "{next}");
+    assert!(told.contains(&format!(" {next} delivered, ")), "{next}: {told}");
     drop(small);
     Ok(())
 }
