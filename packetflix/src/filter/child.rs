@@ -16,7 +16,7 @@ use nix::{
 use packetflix_filter::classic::MAX_INSTRUCTIONS;
 use serde::{Deserialize, Serialize};
 
-use super::{bounds::Bounds, libpcap::Handle, resolver};
+use super::{bounds::Bounds, helper::CPU_SECONDS, libpcap::Handle, resolver};
 use crate::{
     capabilities::Capability,
     confined::{Failure, SystemCall, begin, give_up_rights},
@@ -27,8 +27,6 @@ use crate::{
 /// First argument of a process that is to compile: no flag of ours, nor one that may ever be.
 const VERB: &str = "compile-filter";
 
-/// Seconds of CPU time for one filter, and its names. libpcap takes one and a half for three hundred hosts.
-pub(super) const CPU_SECONDS: u64 = 5;
 /// What libpcap says when it is out of memory.
 const OUT_OF_MEMORY: [&str; 3] = ["out of memory", "malloc", "calloc"];
 /// What the kernel does for the process after it has given up its rights.

@@ -5,15 +5,7 @@
 //! next to no rights (`child.rs`), of which few run at the same time (`crate::turns`), and none for long. What became of it is
 //! kept for a while (`cache.rs`). Names, where they may be looked up at all, are numbers by then (`resolver.rs`).
 
-use std::{
-    borrow::Cow,
-    io,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, io, net::Ipv4Addr, path::PathBuf, process::ExitStatus, sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal;
 use packetflix_filter::{
@@ -22,11 +14,6 @@ use packetflix_filter::{
     translate_to_function,
 };
 use std::os::unix::process::ExitStatusExt as _;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, Command},
-    time::timeout,
-};
 
 pub use super::resolver::LookUpError;
 use super::{
@@ -34,6 +21,7 @@ use super::{
     bounds::Bounds,
     cache::{Cache, Key},
     child::{Answer, Order},
+    helper::ask_helper,
     libpcap::language,
     resolver,
 };
@@ -54,8 +42,6 @@ const OVERHEAD: usize = 8 << 10;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The same when it has to wait for others: until the kernel makes a network namespace.
 const PATIENT_DEADLINE: Duration = Duration::from_secs(15);
-/// Bytes of an answer: the longest program is a seventh of that.
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// How expressions are compiled.
 #[derive(Clone, Debug)]
@@ -329,68 +315,6 @@ impl CompileError {
     fn syntax(expression: &str, message: String) -> Self {
         let expression = expression.to_owned();
         Self::Syntax { expression, message }
-    }
-}
-
-/// What a helper, our own program with these arguments, says to this input, and how it ended; `None` when it takes longer
-/// than it may.
-///
-/// # Errors
-/// When it cannot be started, or nothing can be told to it.
-pub(super) async fn ask_helper(
-    program: &Path,
-    arguments: &[String],
-    input: &[u8],
-    deadline: Duration,
-) -> io::Result<Option<(ExitStatus, Vec<u8>)>> {
-    let mut child = start(program, arguments)?;
-    match timeout(deadline, ask(&mut child, input)).await {
-        Ok(Ok(said)) => Ok(Some(said)),
-        Ok(Err(error)) => {
-            end(&mut child).await;
-            Err(error)
-        }
-        Err(_) => {
-            end(&mut child).await;
-            Ok(None)
-        }
-    }
-}
-
-fn start(program: &Path, arguments: &[String]) -> io::Result<Child> {
-    Command::new(program)
-        .arg0("packetflix")
-        .args(arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        // Whoever gives up waiting for us ends it too.
-        .kill_on_drop(true)
-        .spawn()
-}
-
-/// Gives the process its input, and takes how it ended and what it said.
-async fn ask(child: &mut Child, said: &[u8]) -> io::Result<(ExitStatus, Vec<u8>)> {
-    let mut answer = Vec::new();
-    if let Some(mut input) = child.stdin.take() {
-        match input.write_all(said).await {
-            // It may have failed before it reads, of which it tells.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
-        }
-    }
-    if let Some(output) = child.stdout.take() {
-        output.take(MAX_ANSWER).read_to_end(&mut answer).await?;
-    }
-    Ok((child.wait().await?, answer))
-}
-
-/// Ends the process for good, and lets the kernel forget it.
-async fn end(child: &mut Child) {
-    if let Err(error) = child.kill().await {
-        tracing::warn!(%error, "a process that helps with a filter could not be ended");
     }
 }
 

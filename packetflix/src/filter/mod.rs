@@ -7,6 +7,7 @@ mod bounds;
 mod cache;
 mod child;
 pub mod compile;
+mod helper;
 mod libpcap;
 mod lookup;
 mod resolver;

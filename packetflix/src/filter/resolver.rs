@@ -14,7 +14,10 @@ use nix::libc;
 use packetflix_filter::{Found, Known, Lookup, MAX_NAMES};
 use serde::{Deserialize, Serialize};
 
-use super::{child::CPU_SECONDS, compile, lookup};
+use super::{
+    helper::{CPU_SECONDS, ask_helper},
+    lookup,
+};
 use crate::confined::{Failure, SystemCall, begin, give_up_rights};
 
 /// First argument of a process that is to look names up.
@@ -133,7 +136,7 @@ pub(super) async fn look_up(wanted: Vec<Lookup>, program: &Path) -> Result<Known
         return Ok(Known::new());
     }
     let question = serde_json::to_vec(&wanted).map_err(|error| LookUpError::Process(error.into()))?;
-    let helped = compile::ask_helper(program, &[VERB.to_owned()], &question, DEADLINE).await;
+    let helped = ask_helper(program, &[VERB.to_owned()], &question, DEADLINE).await;
     let (status, answer) = helped
         .map_err(LookUpError::Process)?
         .ok_or(LookUpError::Timeout)?;
