@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    engines::Engine,
+    engine::Engine,
     processes::ProcessTable,
     target::{DiscoveredTarget, FirstProcess, Namespace, WorkloadFacts},
     trust::{Authority, Trust},
@@ -362,8 +362,8 @@ mod tests {
     use crate::{
         access::{Rights, Verdict},
         discovery::{
-            Problem, engines::Heard, occupants::Census, peer::SocketPeer, processes::tests::table,
-            sockets::Origin, target::Mount, workload::PodName,
+            Problem, engine::Heard, engine_socket::Origin, occupants::Census, peer::SocketPeer,
+            processes::tests::table, target::Mount, workload::PodName,
         },
         lookout::{Kind, Owner, Place},
     };

@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeSeed as _};
 use super::{
     bounded::{Footprint, Labels, List, Listed, Text, Texts},
     budget::EngineBudget,
-    sockets::EngineSocket,
+    engine_socket::EngineSocket,
     workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
 use crate::http_client::{Answer, Connection, RequestError};

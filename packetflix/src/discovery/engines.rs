@@ -1,6 +1,6 @@
 //! Asks all engines at the same time for what they run. One that hangs or lies costs its own targets and a second.
 
-use std::{io::ErrorKind, path::PathBuf, time::Duration};
+use std::{io::ErrorKind, time::Duration};
 
 use futures_util::{
     StreamExt as _,
@@ -17,15 +17,16 @@ use super::{
     budget::{Budget, EngineBudget},
     cri::{self, CriError},
     docker::{self, DockerError},
+    engine::{Engine, Heard},
+    engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
-    sockets::{Api, EngineSocket, Origin},
     turns::EngineTurns,
     workload::{KnownPids, Workload},
 };
 use crate::{
     capabilities::Capability,
     error::{self, is_exhaustion},
-    lookout::{Owner, Place},
+    lookout::Owner,
     text::readable,
 };
 
@@ -35,40 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long all engines get that are not the host's, and how many of them are asked at the same time.
 const PATIENCE_WITH_OTHERS: Duration = Duration::from_secs(2);
 const OTHERS_AT_ONCE: usize = 8;
-
-/// What one engine told.
-#[derive(Debug)]
-pub(super) struct Engine {
-    /// Its socket, as those see it who have it.
-    pub(super) path: PathBuf,
-    /// Device and inode number of the socket.
-    pub(super) id: (u64, u64),
-    /// Where the socket was found.
-    pub(super) origin: Origin,
-    /// A process that sees the socket there.
-    pub(super) seen_by: u32,
-    /// In which mount namespace.
-    pub(super) place: Place,
-    /// The process that listens there; without one, what is said there is nobody's word.
-    pub(super) peer: Option<SocketPeer>,
-    /// What it runs.
-    pub(super) workloads: Vec<Workload>,
-    /// Why it told nothing, or not everything.
-    pub(super) problem: Option<Problem>,
-    /// Whether it answered.
-    pub(super) heard: Heard,
-}
-
-/// What became of asking an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// It answered, whatever that was.
-    Answered,
-    /// It did not, or not to the end.
-    Silent,
-    /// It was not asked.
-    Unasked,
-}
 
 /// Why an engine told nothing.
 #[derive(Debug, thiserror::Error)]
@@ -181,31 +148,6 @@ impl Problem {
         Self {
             sentence: format!("it did not tell everything within {} s", PATIENCE.as_secs()),
             remedy: SLOW,
-        }
-    }
-}
-
-impl Engine {
-    /// One of which nothing is known yet.
-    fn of(socket: &EngineSocket) -> Self {
-        Self {
-            path: socket.path.clone(),
-            id: socket.id,
-            origin: socket.origin,
-            seen_by: socket.seen_by,
-            place: socket.place,
-            peer: None,
-            workloads: Vec::new(),
-            problem: None,
-            heard: Heard::Unasked,
-        }
-    }
-
-    /// One that is not asked, and why.
-    fn unasked(socket: &EngineSocket, problem: Problem) -> Self {
-        Self {
-            problem: Some(problem),
-            ..Self::of(socket)
         }
     }
 }

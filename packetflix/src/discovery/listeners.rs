@@ -16,8 +16,8 @@ use std::{
 };
 
 use super::{
+    engine_socket::{Api, Origin},
     peer::SocketPeer,
-    sockets::{Api, Origin},
 };
 use crate::{
     lookout::Owner,

@@ -34,6 +34,8 @@ mod cri;
 mod cri_api;
 mod docker;
 mod doubts;
+mod engine;
+mod engine_socket;
 mod engines;
 mod formerly;
 mod gap;
@@ -79,12 +81,12 @@ pub(crate) mod fuzzing {
 
 use self::{
     assemble::RunningWorkload,
-    engines::Engine,
+    engine::Engine,
+    engine_socket::{EngineSocket, Origin},
     gap::together,
     occupants::Census,
     processes::ProcessTable,
     shared::SharedScan,
-    sockets::{EngineSocket, Origin},
     trust::Authority,
     turns::EngineTurns,
     workload::KnownPids,

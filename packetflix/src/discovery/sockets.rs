@@ -4,43 +4,30 @@
 use std::{
     collections::HashSet,
     fs, io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    libc,
-    sys::{
-        stat::{Mode, fstat},
-        statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs},
-    },
+    sys::stat::{Mode, fstat},
 };
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::UnixStream;
 
-use super::{gap::Gap, listeners::EngineProcess, peer::SocketPeer, turns::EngineTurns};
+use super::{
+    engine_socket::{Api, EngineSocket, Origin},
+    gap::Gap,
+    listeners::EngineProcess,
+    turns::EngineTurns,
+};
 use crate::{
     error::{is_exhaustion, note_want},
-    lookout::{Kind, Lookout, Owner, Place, look_aside},
+    lookout::{Kind, Lookout, Owner, Place},
     netns::{RootOf, Unseen, View},
 };
 
-/// File systems on which the kernel alone decides who may do what.
-const KERNELS_OWN: [FsType; 4] = [TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC];
-
 /// Most users whose own engines are looked for.
 const MAX_USERS: usize = 256;
-
-/// What an engine speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Api {
-    /// Docker's HTTP API, that podman speaks too.
-    Docker,
-    /// The Container Runtime Interface of Kubernetes.
-    Cri,
-}
 
 /// Where engines have their sockets.
 const WELL_KNOWN: &[(&str, Api)] = &[
@@ -61,92 +48,6 @@ const WELL_KNOWN_OF_USERS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
 /// Whether engines of the host have their sockets there.
 pub(super) fn is_well_known(path: &Path) -> bool {
     WELL_KNOWN.iter().any(|(place, _)| path == Path::new(place))
-}
-
-/// Where a socket was found, and so whose word is to be had there at the most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// At a path that the operator named.
-    Named,
-    /// At a well-known place of the host's mount namespace, or of our own, or where a process of root's listens there, and the
-    /// socket is root's.
-    Host,
-    /// In the folder of this user, whose socket it is.
-    User(u32),
-    /// Where processes see it that have other mounts than the host, or where it is not its owner's.
-    Elsewhere,
-}
-
-/// A socket that may be an engine's.
-#[derive(Debug)]
-pub(super) struct EngineSocket {
-    /// Where it lies, as those see it who have it.
-    pub(super) path: PathBuf,
-    /// What is spoken there; `None` when that must be tried.
-    pub(super) api: Option<Api>,
-    /// Where it was found.
-    pub(super) origin: Origin,
-    /// A process that sees it there.
-    pub(super) seen_by: u32,
-    /// Device and inode number.
-    pub(super) id: (u64, u64),
-    /// Where it was found, and in whose hands that is.
-    pub(super) place: Place,
-    /// The process by which it was found, and which alone may answer there.
-    pub(super) found_by: Option<Arc<SocketPeer>>,
-    handle: Arc<OwnedFd>,
-    /// Whether connecting asks nobody but the kernel.
-    is_of_kernel: bool,
-}
-
-impl EngineSocket {
-    /// Takes a handle (`O_PATH`), if it is a socket's.
-    fn new(path: &Path, api: Option<Api>, handle: OwnedFd, place: Place, origin: Origin) -> io::Result<Self> {
-        let stat = fstat(&handle)?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no socket"));
-        }
-        let is_owners = match origin {
-            Origin::Host => stat.st_uid == 0,
-            Origin::User(user) => stat.st_uid == user,
-            Origin::Named | Origin::Elsewhere => true,
-        };
-        Ok(Self {
-            path: path.to_owned(),
-            api,
-            origin: if is_owners { origin } else { Origin::Elsewhere },
-            seen_by: std::process::id(),
-            id: (stat.st_dev, stat.st_ino),
-            place,
-            found_by: None,
-            is_of_kernel: KERNELS_OWN.contains(&fstatfs(&handle)?.filesystem_type()),
-            handle: Arc::new(handle),
-        })
-    }
-
-    /// Connects to the very socket that was found.
-    ///
-    /// # Errors
-    /// When nobody listens, or too many wait already, or the file system that it lies on does not answer.
-    pub(super) async fn connect(&self) -> io::Result<UnixStream> {
-        if self.is_of_kernel {
-            return connect(&self.handle).and_then(UnixStream::from_std);
-        }
-        // May be asked for leave, and take as long as it likes.
-        let handle = Arc::clone(&self.handle);
-        look_aside(self.place, move || connect(&handle))
-            .await
-            .map_err(|missed| io::Error::new(io::ErrorKind::TimedOut, missed))?
-            .and_then(UnixStream::from_std)
-    }
-}
-
-/// Connects without waiting for a place in the listener's queue.
-fn connect(handle: &OwnedFd) -> io::Result<std::os::unix::net::UnixStream> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(format!("/proc/self/fd/{}", handle.as_raw_fd()))?)?;
-    Ok(OwnedFd::from(socket).into())
 }
 
 /// What was found of sockets.
@@ -384,10 +285,7 @@ fn well_known(pid: u32, root: &RootOf, place: Place, found: &mut FoundThere) {
         let path = Path::new(path);
         let opened = root.open_path(path);
         let opened = opened.and_then(|handle| EngineSocket::new(path, Some(api), handle, place, origin));
-        Some(EngineSocket {
-            seen_by: pid,
-            ..found.take(opened)?
-        })
+        Some(found.take(opened)?.seen_by(pid))
     };
     let sockets: Vec<EngineSocket> = WELL_KNOWN.iter().filter_map(open).collect();
     found.sockets.extend(sockets);
@@ -426,10 +324,7 @@ fn of_user(pid: u32, root: &RootOf, user: u32, place: Place, found: &mut FoundTh
         let opened =
             opened.and_then(|handle| EngineSocket::new(&path, Some(Api::Docker), handle, place, origin));
         let socket = found.take(opened)?;
-        (socket.origin == origin).then_some(EngineSocket {
-            seen_by: pid,
-            ..socket
-        })
+        (socket.origin == origin).then_some(socket.seen_by(pid))
     };
     let sockets: Vec<EngineSocket> = WELL_KNOWN_OF_USERS.iter().filter_map(open).collect();
     found.sockets.extend(sockets);
@@ -447,11 +342,8 @@ fn of_process(engine: &EngineProcess, place: Place, found: &mut FoundThere) {
         let handle = found.take(root.open_path(&path))?;
         (fstat(&handle).ok()?.st_uid == engine.process.uid).then_some(())?;
         let opened = EngineSocket::new(&path, Some(engine.api), handle, place, engine.origin());
-        Some(EngineSocket {
-            seen_by: pid,
-            found_by: Some(Arc::clone(&engine.process)),
-            ..found.take(opened)?
-        })
+        let socket = found.take(opened)?.seen_by(pid);
+        Some(socket.found_by(Arc::clone(&engine.process)))
     };
     let sockets: Vec<EngineSocket> = paths.into_iter().filter_map(open).collect();
     found.sockets.extend(sockets);
@@ -462,10 +354,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::discovery::{
-        engines::{Heard, ask_all},
-        workload::KnownPids,
-    };
+    use crate::discovery::{engine::Heard, engines::ask_all, workload::KnownPids};
 
     #[tokio::test]
     async fn named_sockets_are_opened_once_and_nothing_else_is() {

@@ -14,7 +14,7 @@
 
 use std::io;
 
-use super::{engines::Engine, processes::ProcessTable, sockets::Origin};
+use super::{engine::Engine, engine_socket::Origin, processes::ProcessTable};
 
 /// Of whom an engine may speak. It follows from where its socket was found, and from who listens there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

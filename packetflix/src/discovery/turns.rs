@@ -11,8 +11,8 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    engines::{Engine, Heard},
-    sockets::EngineSocket,
+    engine::{Engine, Heard},
+    engine_socket::EngineSocket,
 };
 use crate::lookout::{Kind, Owner, Place};
 
