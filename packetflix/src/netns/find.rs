@@ -1,7 +1,6 @@
 //! Finding a network namespace by its inode number.
 
 use std::{
-    cell::Cell,
     fmt, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -10,25 +9,24 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    sched::CloneFlags,
     sys::{
-        stat::{Mode, fstat},
+        stat::Mode,
         statfs::{NSFS_MAGIC, fstatfs},
     },
 };
 
 use super::{
+    exhaustion::Exhaustion,
     hands,
+    holder::{Holder, network_namespace_inode},
     views::{MountLists, Unseen, View},
 };
 use crate::{
     capabilities::Capability,
     error::{is_exhaustion, note_want},
-    lookout::{Lookout, Missed, Place},
+    lookout::{Lookout, Missed},
     proc_fs::{namespace_link, numbers_in, proc_path, program_name},
-    sys,
 };
 
 /// How long a namespace is looked for among the threads of processes: a user may have many.
@@ -39,21 +37,6 @@ const HANDS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Most that is said of what could not be looked at.
 const MAX_TOLD: usize = 3;
-
-/// Who keeps a network namespace in existence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// A process in it.
-    Process { pid: u32 },
-    /// A thread that left its process's namespace for it.
-    Thread { pid: u32, tid: u32 },
-    /// A bind mount, at a path of the mount namespace of process `pid`, whose files are to be looked at with care.
-    Mount { pid: u32, path: PathBuf, files: Place },
-    /// A process that has it open.
-    Descriptor { pid: u32, fd: u32 },
-    /// A process that has a socket there, which has this inode number.
-    Socket { pid: u32, fd: u32, socket: u64 },
-}
 
 /// Why a namespace was not found.
 #[derive(Debug, thiserror::Error)]
@@ -97,31 +80,6 @@ pub enum FindError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Remembers that something could not be looked at for want of descriptors or memory.
-#[derive(Debug, Default)]
-pub(super) struct Exhaustion(Cell<Option<Errno>>);
-
-impl Exhaustion {
-    /// What a look found. Whatever else fails is gone, or nothing that we may look at.
-    fn look<T>(&self, looked: io::Result<T>) -> Option<T> {
-        self.pass_on(looked).ok()
-    }
-
-    /// What a look found, or why it found nothing.
-    pub(super) fn pass_on<T>(&self, looked: io::Result<T>) -> io::Result<T> {
-        looked.inspect_err(|error| {
-            if is_exhaustion(error) {
-                self.0.set(error.raw_os_error().map(Errno::from_raw));
-            }
-        })
-    }
-
-    /// Remembers what another does.
-    pub(super) fn take_in(&self, other: &Self) {
-        self.0.set(self.0.take().or(other.0.take()));
-    }
 }
 
 /// The beginning of a list of what was not looked at.
@@ -172,7 +130,7 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
         (None, true) => {}
         (None, false) => unseen.push("processes have more open files than are looked at".to_owned()),
     }
-    if let Some(errno) = exhaustion.0.take() {
+    if let Some(errno) = exhaustion.take() {
         let source = errno.into();
         return Err(FindError::Exhausted { inode, source });
     }
@@ -412,11 +370,4 @@ impl RootOf {
 
 fn is_network_namespace(descriptor: BorrowedFd<'_>, inode: u64) -> bool {
     network_namespace_inode(descriptor) == Some(inode)
-}
-
-/// Number of the network namespace that is open; `None` when it is something else.
-pub(super) fn network_namespace_inode(descriptor: BorrowedFd<'_>) -> Option<u64> {
-    let kind = sys::namespace_type(descriptor).ok()?;
-    let inode = fstat(descriptor).ok()?.st_ino;
-    (kind == CloneFlags::CLONE_NEWNET.bits()).then_some(inode)
 }

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use super::find::Holder;
+use super::holder::{Holder, network_namespace_inode};
 use crate::{
     capabilities::Capability,
     proc_fs::{namespace_link, numbers_in, parse_namespace, proc_path},
@@ -51,7 +51,7 @@ fn holder(pid: u32, fd: u32, inode: u64, knows_sockets: bool) -> Option<Holder> 
         "socket" if knows_sockets => {
             let namespace = namespace_of_socket(pid, fd).ok()?;
             let socket = number;
-            let is_its = super::find::network_namespace_inode(namespace.as_fd()) == Some(inode);
+            let is_its = network_namespace_inode(namespace.as_fd()) == Some(inode);
             is_its.then_some(Holder::Socket { pid, fd, socket })
         }
         _ => None,

@@ -1,8 +1,10 @@
 //! A network namespace: found once, held as an open descriptor, entered by short-lived threads only.
 
 mod dump;
+mod exhaustion;
 mod find;
 mod hands;
+mod holder;
 mod links;
 mod mount_reader;
 mod netlink;
@@ -26,7 +28,8 @@ use nix::{
 };
 
 pub use find::FindError;
-pub(crate) use find::{Holder, RootOf};
+pub(crate) use find::RootOf;
+pub(crate) use holder::Holder;
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
 pub(crate) use links::{Link, LinkWatch, Links, Look};

@@ -19,7 +19,7 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::find::network_namespace_inode;
+use super::holder::network_namespace_inode;
 use crate::{
     proc_fs::{Stat, live_namespace, namespace_path},
     sys,

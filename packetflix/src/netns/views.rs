@@ -14,7 +14,8 @@ use std::{
 };
 
 use super::{
-    find::{Exhaustion, Holder},
+    exhaustion::Exhaustion,
+    holder::Holder,
     mount_reader::{MountReader, ReadError},
 };
 use crate::{
