@@ -144,7 +144,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "clock",
         program: "faults",
         tests: &["clock::"],
-        core: Core::Only(&["is_set_loses"]),
+        core: Core::Nothing,
     },
 ];
 
