@@ -286,7 +286,7 @@ impl Output {
 
     /// Of the packets that [`Self::write`] was given last: how many stand in a file, whole.
     pub(crate) fn packets_written(&self) -> u64 {
-        self.packets - self.pending_packets
+        self.packets.saturating_sub(self.pending_packets)
     }
 
     fn flush(&mut self) -> Result<(), OutputError> {
@@ -304,7 +304,8 @@ impl Output {
 
     /// Cuts off what is left of a block of which only the beginning could be written.
     fn cut(&mut self) -> io::Result<()> {
-        let written = usize::try_from(self.file.metadata()?.len() - self.len).unwrap_or_default();
+        let written =
+            usize::try_from(self.file.metadata()?.len().saturating_sub(self.len)).unwrap_or_default();
         let written = self.pending.get(..written).unwrap_or(&self.pending);
         for block in blocks(Bytes::copy_from_slice(written)) {
             self.len += block.bytes().len() as u64;
