@@ -352,9 +352,13 @@ mod tests {
         for cut in 0..stream.len() {
             let mut reader = Blocks::default();
             let mut whole = Vec::new();
-            for part in [&stream[..cut], &stream[cut..]] {
+            for (part, is_within_one) in [
+                (&stream[..cut], ![0, 28, 64].contains(&cut)),
+                (&stream[cut..], false),
+            ] {
                 let part = reader.whole(Bytes::copy_from_slice(part)).unwrap();
                 whole.extend(blocks(part).map(|block| block.0.len()));
+                assert_eq!(reader.is_within_one(), is_within_one, "{cut}");
             }
             assert_eq!(whole, [28, 36, 12], "{cut}");
         }
