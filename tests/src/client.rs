@@ -18,7 +18,7 @@ use tokio_tungstenite::{
 use crate::{
     certificates::{Transport, Trust},
     pace,
-    recording::{Recording, Statistics},
+    recording::{Reader, Recording, Statistics},
     server::Server,
 };
 
@@ -262,6 +262,9 @@ impl Capture {
 pub struct Recorder {
     capture: Capture,
     stream: Vec<u8>,
+    reader: Reader,
+    /// So much of the stream has been read.
+    read: usize,
 }
 
 impl Recorder {
@@ -289,6 +292,8 @@ impl Recorder {
         let mut recorder = Self {
             capture,
             stream: Vec::new(),
+            reader: Reader::default(),
+            read: 0,
         };
         recorder.read().await?;
         ensure!(
@@ -321,7 +326,7 @@ impl Recorder {
     /// # Errors
     /// When the stream ends before that.
     pub async fn read_until(&mut self, mut enough: impl FnMut(&Recording) -> bool) -> anyhow::Result<()> {
-        while !enough(&Recording::parse(&self.stream)?) {
+        while !enough(self.recording()?) {
             if let Some((code, reason)) = self.read().await? {
                 bail!("ended with {code} {reason}");
             }
@@ -357,9 +362,7 @@ impl Recorder {
             if let Some((code, reason)) = self.read().await? {
                 bail!("ended with {code} {reason}");
             }
-            if self.capture.is_quiet().await
-                && Recording::parse(&self.stream)?.statistics.iter().any(&mut enough)
-            {
+            if self.capture.is_quiet().await && self.recording()?.statistics.iter().any(&mut enough) {
                 return Ok(());
             }
         }
@@ -394,6 +397,19 @@ impl Recorder {
             "statistics without isb_ifrecv"
         );
         Ok(recording)
+    }
+
+    /// What came so far, as it is read.
+    ///
+    /// # Errors
+    /// As [`Recording::parse`].
+    pub fn recording(&mut self) -> anyhow::Result<&Recording> {
+        let piece = &self.stream[self.read..];
+        self.read = self.stream.len();
+        if piece.is_empty() {
+            return Ok(self.reader.recording());
+        }
+        self.reader.read(piece)
     }
 
     /// What came so far.

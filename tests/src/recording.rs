@@ -6,9 +6,9 @@ use anyhow::{Context as _, bail, ensure};
 use pcap_file::pcapng::{
     Block, PcapNgParser,
     blocks::{
-        enhanced_packet::EnhancedPacketOption,
+        enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption},
         interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption},
-        interface_statistics::InterfaceStatisticsOption,
+        interface_statistics::{InterfaceStatisticsBlock, InterfaceStatisticsOption},
         name_resolution::{NameResolutionBlock, Record},
         section_header::SectionHeaderOption,
     },
@@ -104,76 +104,9 @@ impl Recording {
     /// # Errors
     /// When it is not, or breaks a rule of the service's contract.
     pub fn parse(stream: &[u8]) -> anyhow::Result<Self> {
-        check_block_lengths(stream)?;
-        let (mut rest, mut parser) = PcapNgParser::new(stream)?;
-        let mut recording = Self {
-            comment: comment(&parser)?,
-            ..Self::default()
-        };
-        let mut counts: BTreeMap<usize, u64> = BTreeMap::new();
-        while !rest.is_empty() {
-            let (next, block) = parser.next_block(rest)?;
-            rest = next;
-            match block {
-                Block::InterfaceDescription(block) => recording.interfaces.push(interface(&block)),
-                Block::EnhancedPacket(block) => {
-                    let interface = block.interface_id as usize;
-                    ensure!(
-                        interface < recording.interfaces.len(),
-                        "a packet before its interface"
-                    );
-                    *counts.entry(interface).or_default() += 1;
-                    let mut packet = Packet {
-                        interface,
-                        timestamp: u64::try_from(block.timestamp.as_nanos())?,
-                        original_len: block.original_len,
-                        data: block.data.to_vec(),
-                        flags: 0,
-                        dropped_before: 0,
-                    };
-                    for option in &block.options {
-                        match option {
-                            EnhancedPacketOption::Flags(flags) => packet.flags = *flags,
-                            EnhancedPacketOption::DropCount(count) => packet.dropped_before = *count,
-                            other => bail!("unexpected option {other:?}"),
-                        }
-                    }
-                    recording.packets.push(packet);
-                }
-                Block::InterfaceStatistics(block) => {
-                    let interface = block.interface_id as usize;
-                    let packets_before = counts.get(&interface).copied().unwrap_or_default();
-                    let mut statistics = Statistics {
-                        interface,
-                        packets_before,
-                        ..Statistics::default()
-                    };
-                    let mut received = None;
-                    for option in &block.options {
-                        match option {
-                            InterfaceStatisticsOption::IsbIfRecv(n) => received = Some(*n),
-                            InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
-                            InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
-                            InterfaceStatisticsOption::IsbIfDrop(n) => statistics.dropped = *n,
-                            // Whoever adds it to the other would count twice.
-                            InterfaceStatisticsOption::IsbOsDrop(n) => bail!("losses are told twice: {n}"),
-                            InterfaceStatisticsOption::IsbEndTime(_) => statistics.last = true,
-                            _ => {}
-                        }
-                    }
-                    statistics.has_received = received.is_some();
-                    statistics.received = received.unwrap_or(statistics.accepted);
-                    recording.statistics.push(statistics);
-                }
-                Block::NameResolution(block) => {
-                    let names = names(&block, recording.packets.len())?;
-                    recording.names.extend(names);
-                }
-                other => bail!("unexpected block {other:?}"),
-            }
-        }
-        recording.check()?;
-        Ok(recording)
+        let mut reader = Reader::default();
+        reader.read(stream)?;
+        Ok(reader.recording)
     }
 
     /// Packets of the interface `name`.
@@ -284,9 +217,120 @@ impl Recording {
     }
 }
 
-fn check_block_lengths(stream: &[u8]) -> anyhow::Result<()> {
+/// Reads a stream piece by piece, so that a long one is read once.
+#[derive(Default)]
+pub struct Reader {
+    parser: Option<PcapNgParser>,
+    recording: Recording,
+    /// Packets of each interface.
+    counts: BTreeMap<usize, u64>,
+}
+
+impl Reader {
+    /// Reads on in `piece`, which must be whole blocks, and tells all that came so far.
+    ///
+    /// # Errors
+    /// As [`Recording::parse`].
+    pub fn read(&mut self, piece: &[u8]) -> anyhow::Result<&Recording> {
+        check_block_lengths(piece, self.parser.is_none())?;
+        let mut rest = piece;
+        let mut parser = match self.parser.take() {
+            Some(parser) => parser,
+            None => {
+                let (after, parser) = PcapNgParser::new(piece)?;
+                rest = after;
+                self.recording.comment = comment(&parser)?;
+                parser
+            }
+        };
+        while !rest.is_empty() {
+            let (next, block) = parser.next_block(rest)?;
+            rest = next;
+            self.take(block)?;
+        }
+        self.parser = Some(parser);
+        self.recording.check()?;
+        Ok(&self.recording)
+    }
+
+    /// All that came so far.
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    fn take(&mut self, block: Block) -> anyhow::Result<()> {
+        let recording = &mut self.recording;
+        match block {
+            Block::InterfaceDescription(block) => recording.interfaces.push(interface(&block)),
+            Block::EnhancedPacket(block) => {
+                let packet = packet(&block)?;
+                ensure!(
+                    packet.interface < recording.interfaces.len(),
+                    "a packet before its interface"
+                );
+                *self.counts.entry(packet.interface).or_default() += 1;
+                recording.packets.push(packet);
+            }
+            Block::InterfaceStatistics(block) => {
+                let before = self.counts.get(&(block.interface_id as usize));
+                let statistics = statistics(&block, before.copied().unwrap_or_default())?;
+                recording.statistics.push(statistics);
+            }
+            Block::NameResolution(block) => {
+                let names = names(&block, recording.packets.len())?;
+                recording.names.extend(names);
+            }
+            other => bail!("unexpected block {other:?}"),
+        }
+        Ok(())
+    }
+}
+
+fn packet(block: &EnhancedPacketBlock) -> anyhow::Result<Packet> {
+    let mut packet = Packet {
+        interface: block.interface_id as usize,
+        timestamp: u64::try_from(block.timestamp.as_nanos())?,
+        original_len: block.original_len,
+        data: block.data.to_vec(),
+        flags: 0,
+        dropped_before: 0,
+    };
+    for option in &block.options {
+        match option {
+            EnhancedPacketOption::Flags(flags) => packet.flags = *flags,
+            EnhancedPacketOption::DropCount(count) => packet.dropped_before = *count,
+            other => bail!("unexpected option {other:?}"),
+        }
+    }
+    Ok(packet)
+}
+
+fn statistics(block: &InterfaceStatisticsBlock, packets_before: u64) -> anyhow::Result<Statistics> {
+    let mut statistics = Statistics {
+        interface: block.interface_id as usize,
+        packets_before,
+        ..Statistics::default()
+    };
+    let mut received = None;
+    for option in &block.options {
+        match option {
+            InterfaceStatisticsOption::IsbIfRecv(n) => received = Some(*n),
+            InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
+            InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
+            InterfaceStatisticsOption::IsbIfDrop(n) => statistics.dropped = *n,
+            // Whoever adds it to the other would count twice.
+            InterfaceStatisticsOption::IsbOsDrop(n) => bail!("losses are told twice: {n}"),
+            InterfaceStatisticsOption::IsbEndTime(_) => statistics.last = true,
+            _ => {}
+        }
+    }
+    statistics.has_received = received.is_some();
+    statistics.received = received.unwrap_or(statistics.accepted);
+    Ok(statistics)
+}
+
+fn check_block_lengths(stream: &[u8], mut first: bool) -> anyhow::Result<()> {
     let mut rest = stream;
-    let mut first = true;
     while !rest.is_empty() {
         let head: [u8; 8] = rest.get(..8).context("half a block")?.try_into()?;
         let len = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use packetflix_tests::{
     client::Recorder, clock::SteppedClock, generator::now, namespace::Namespace, pace, raw::RawSocket,
-    recording::Recording, server::Server,
+    server::Server,
 };
 use tokio::time::{sleep, timeout};
 
@@ -45,8 +45,8 @@ async fn clock_that_is_set_loses_and_holds_up_nothing() -> anyhow::Result<()> {
         slowest = slowest.max(sent.elapsed());
         drop(stepped);
         // Whatever the clock says, packets have its time.
-        let recording = Recording::parse(recorder.stream())?;
-        let told = recording
+        let told = recorder
+            .recording()?
             .packets
             .iter()
             .find(|packet| packet.data == frame(number));
