@@ -144,7 +144,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "clock",
         program: "faults",
         tests: &["clock::"],
-        core: Core::Nothing,
+        core: Core::Only(&["clock_that"]),
     },
 ];
 
