@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Scan, target::DiscoveredTarget, trust::Trust};
+use super::{scan::Scan, target::DiscoveredTarget, trust::Trust};
 use crate::access::Occupants;
 
 /// Names of the addresses of all targets. Several namespaces may have the same address.

@@ -362,7 +362,7 @@ mod tests {
     use crate::{
         access::{Rights, Verdict},
         discovery::{
-            Problem, engine::Heard, engine_socket::Origin, occupants::Census, peer::SocketPeer,
+            engine::Heard, engine_socket::Origin, occupants::Census, peer::SocketPeer, problem::Problem,
             processes::tests::table, target::Mount, workload::PodName,
         },
         lookout::{Kind, Owner, Place},

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::{
-    Problem,
     engine_socket::{EngineSocket, Origin},
     peer::SocketPeer,
+    problem::Problem,
     workload::Workload,
 };
 use crate::lookout::Place;

@@ -13,13 +13,13 @@ use tokio::{
 };
 
 use super::{
-    Problem,
     budget::{Budget, EngineBudget},
     cri::{self, CriError},
     docker::{self, DockerError},
     engine::{Engine, Heard},
     engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
+    problem::Problem,
     turns::EngineTurns,
     workload::{KnownPids, Workload},
 };
