@@ -29,7 +29,7 @@ pub enum AuditFileError {
     Open {
         /// Which one.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of `open(2)`.
         source: io::Error,
     },
     /// It is a pipe that nobody reads.
@@ -59,7 +59,7 @@ pub enum AuditFileError {
     Write {
         /// Which one.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of `write(2)`, such as `ENOSPC` or `EFBIG`.
         source: io::Error,
     },
 }

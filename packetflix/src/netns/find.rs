@@ -76,7 +76,7 @@ pub enum FindError {
     Exhausted {
         /// The number that was looked for.
         inode: u64,
-        /// What the kernel said.
+        /// `EMFILE`, `ENFILE` or `ENOMEM`.
         #[source]
         source: io::Error,
     },

@@ -72,7 +72,7 @@ pub enum ProcessError {
     Unreadable {
         /// The PID.
         pid: u32,
-        /// What the kernel said.
+        /// The error of opening it, such as `EACCES`.
         #[source]
         source: io::Error,
     },
@@ -171,8 +171,7 @@ impl ProcessIdentity {
     }
 }
 
-/// A descriptor of a process is readable once the process has ended.
-/// Whether the process has ended, with all its threads.
+/// Whether the process has ended, with all its threads. Its descriptor is readable then.
 pub(crate) fn has_ended(process: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)

@@ -74,7 +74,7 @@ pub enum HookError {
         program: &'static str,
         /// To which interface.
         interface: String,
-        /// What the kernel said.
+        /// The error of `BPF_LINK_CREATE` or `SO_ATTACH_BPF`.
         #[source]
         source: io::Error,
     },
@@ -85,7 +85,7 @@ pub enum HookError {
         interface: String,
         /// Which step.
         step: &'static str,
-        /// What the kernel said.
+        /// The error of that step.
         #[source]
         source: io::Error,
     },

@@ -104,7 +104,7 @@ pub enum TapError {
     Socket {
         /// Which kind.
         kind: &'static str,
-        /// What the kernel said.
+        /// The error of `socket(2)`.
         #[source]
         source: io::Error,
     },
@@ -189,7 +189,7 @@ pub enum TapError {
     Entry {
         /// The interface.
         name: String,
-        /// What the kernel said.
+        /// The error of `BPF_MAP_UPDATE_ELEM`.
         #[source]
         source: MapError,
     },

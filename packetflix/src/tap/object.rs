@@ -102,7 +102,7 @@ pub enum LoadError {
     Program {
         /// Which one.
         name: &'static str,
-        /// What the kernel said.
+        /// The error of `BPF_PROG_LOAD`.
         #[source]
         source: io::Error,
     },
@@ -111,7 +111,7 @@ pub enum LoadError {
     Map {
         /// Which one.
         name: &'static str,
-        /// What the kernel said.
+        /// The error of creating the map, or of writing to it.
         #[source]
         source: MapError,
     },
