@@ -342,10 +342,10 @@ impl Drop for RunningCapture {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn facts(id: u64) -> CaptureFacts {
+    pub(crate) fn facts(id: u64) -> CaptureFacts {
         CaptureFacts {
             id,
             tap: 1,
@@ -358,7 +358,7 @@ mod tests {
         }
     }
 
-    fn captures() -> Arc<Captures> {
+    pub(crate) fn captures() -> Arc<Captures> {
         let metrics = Arc::new(Metrics::new());
         let audit = Audit::open(None, false, Arc::clone(&metrics)).unwrap();
         Arc::new(Captures::new(metrics, Arc::new(audit)))

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::{
         access::Occupant,
-        discovery::Namespace,
+        discovery::target::Namespace,
         netns::{Link, LinkAddress},
     };
 

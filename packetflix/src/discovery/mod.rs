@@ -68,7 +68,7 @@ pub(crate) use self::{
     report::EngineReport,
     scan::Scan,
     shared::{Follower, LateScan},
-    target::{DiscoveredTarget, Namespace},
+    target::DiscoveredTarget,
     trust::Trust,
     workload::PodName,
 };

@@ -11,18 +11,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     backlog::Backlog,
     feed::{Command, Shared},
-    statistics::{InterfaceCounts, TapInterface, Written},
+    statistics::{InterfaceCounts, Written},
+    window::tests::interface,
     *,
 };
 use crate::{
     access::Rights,
-    captures::{Audit, CaptureFacts, Captures, ClientFacts},
+    captures::tests::{captures, facts},
     description::TargetDescription,
     discovery::AddressBook,
-    metrics::Metrics,
-    netns::Link,
-    pcapng::{EnhancedPacket, LinkType, Offloads, PacketDirection, Reception},
-    tap::{CaptureClock, ClockSource, InterfaceSelection, OwnTraffic, RateLimits},
+    pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception},
+    tap::{CaptureClock, ClockSource, OwnTraffic, RateLimits},
 };
 
 /// A session, and what it stands between.
@@ -134,17 +133,6 @@ impl Setup {
     }
 }
 
-fn interface() -> TapInterface {
-    TapInterface {
-        link_type: LinkType::Ethernet,
-        link: Link::default(),
-        left_out: None,
-        note: None,
-        is_seen_by_tcx: false,
-        since: 0,
-    }
-}
-
 fn packet() -> EnhancedPacket<'static> {
     EnhancedPacket {
         interface_id: 0,
@@ -162,19 +150,7 @@ fn packet() -> EnhancedPacket<'static> {
 }
 
 fn capture(stop: CancellationToken) -> Arc<Capture> {
-    let metrics = Arc::new(Metrics::new());
-    let audit = Audit::open(None, false, Arc::clone(&metrics)).unwrap();
-    let facts = CaptureFacts {
-        id: 1,
-        tap: 1,
-        client: ClientFacts::default(),
-        target: TargetDescription::namespace(5),
-        asked: TargetDescription::namespace(5),
-        netns: 5,
-        selection: InterfaceSelection::All,
-        filter: String::new(),
-    };
-    Captures::new(metrics, Arc::new(audit)).prepare(facts, stop)
+    captures().prepare(facts(1), stop)
 }
 
 #[tokio::test]

@@ -372,7 +372,7 @@ fn add(sums: &mut BTreeMap<usize, Sum>, counts: &[PacketCount]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -539,7 +539,7 @@ mod tests {
         assert_eq!((window.share.used(), window.clients()), (0, 1));
     }
 
-    fn interface() -> TapInterface {
+    pub(in crate::session) fn interface() -> TapInterface {
         TapInterface {
             link_type: LinkType::Ethernet,
             link: Link::default(),
