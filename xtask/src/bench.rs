@@ -1,6 +1,6 @@
 //! `cargo xtask bench`
 
-use std::{os::unix::process::CommandExt as _, process::Command};
+use std::{fs, os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, ensure};
 
@@ -14,6 +14,8 @@ use crate::{
 const BENCH: &str = "target/release/bench";
 /// The package with the benchmarks.
 const PACKAGE: &str = "packetflix-bench";
+/// Where its tests are.
+const TESTS: &str = "bench/tests";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,7 +37,14 @@ pub(crate) fn bench(args: &Args) -> anyhow::Result<()> {
     if args.tests {
         setup::libraries()?;
         build_ebpf()?;
-        return execute(cargo().args(["test", "--package", PACKAGE]));
+        // The packages are those of the other tests, so that what they share is not built anew.
+        let mut test = cargo();
+        test.args(["test", "--workspace", "--exclude=packetflix-ebpf"]);
+        for file in fs::read_dir(root().join(TESTS))? {
+            let file = file?.path();
+            test.arg("--test").args(file.file_stem());
+        }
+        return execute(&mut test);
     }
     ensure!(
         is_root(),

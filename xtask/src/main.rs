@@ -8,6 +8,7 @@ mod fuzz;
 mod image;
 mod kernel;
 mod lint;
+mod programs;
 mod rooms;
 mod run;
 mod setup;

@@ -1,12 +1,15 @@
 //! `cargo xtask test`
 
+use std::process::Command;
+
 use anyhow::bail;
 
 use crate::{
     build_ebpf::build_ebpf,
     kernel::{self, Architecture},
+    programs::{self, TestProgram},
     setup,
-    shell::{cargo, execute, is_root},
+    shell::{cargo, execute, is_root, root},
 };
 
 #[derive(clap::Args)]
@@ -31,10 +34,8 @@ pub(crate) struct Args {
     arch: Option<Architecture>,
 }
 
-/// The package whose tests work on the real kernel, as root.
-const PRIVILEGED: &str = "packetflix-tests";
-/// Packages that are none of this verb's: `cargo xtask build-ebpf` and `cargo xtask bench` build them.
-const OTHERS: [&str; 2] = ["packetflix-ebpf", "packetflix-bench"];
+/// The folder of the package whose tests work on the real kernel, as root.
+const PRIVILEGED: &str = "tests";
 
 /// Builds all and runs all tests: first those that need no privilege, then those on the real kernel, one at
 /// a time, since they measure what the whole machine holds.
@@ -57,34 +58,38 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     }
     setup::libraries()?;
     build_ebpf()?;
-    let filter = args.name.iter();
-    execute(
-        cargo()
-            .args(["test", "--workspace"])
-            .args(
-                OTHERS
-                    .iter()
-                    .chain([&PRIVILEGED])
-                    .flat_map(|other| ["--exclude", other]),
-            )
-            .args(filter.clone()),
-    )?;
+    let (mut rest, mut kernel) = (Vec::new(), Vec::new());
+    for program in programs::build(cargo())? {
+        let tests = if program.is_of(PRIVILEGED) {
+            &mut kernel
+        } else {
+            &mut rest
+        };
+        tests.push(program);
+    }
+    run(&rest, args.name.as_deref(), &[])?;
     if !privileged {
-        eprintln!("xtask: left out, as asked: the tests on the real kernel ({PRIVILEGED})");
+        eprintln!("xtask: left out, as asked: the tests on the real kernel (packetflix-tests)");
         return Ok(());
     }
     if !is_root() {
         bail!(
-            "the tests that need no privilege passed. Those on the real kernel ({PRIVILEGED}) were not run: \
+            "the tests that need no privilege passed. Those on the real kernel (packetflix-tests) were not run: \
              they need root. Run `sudo -E env \"PATH=$PATH\" cargo xtask test`, or leave them out with --unprivileged"
         );
     }
-    // The server and the client are tested as programs of their own too.
-    execute(cargo().args(["build", "--package=packetflix", "--package", PRIVILEGED, "--bins"]))?;
-    execute(
-        cargo()
-            .args(["test", "--package", PRIVILEGED])
-            .args(filter)
-            .args(["--", "--test-threads=1"]),
-    )
+    run(&kernel, args.name.as_deref(), &["--test-threads=1"])
+}
+
+/// Runs programs of tests, one after the other, until one fails.
+fn run(programs: &[TestProgram], name: Option<&str>, flags: &[&str]) -> anyhow::Result<()> {
+    for program in programs {
+        execute(
+            Command::new(&program.file)
+                .current_dir(root().join(program.package()))
+                .args(name)
+                .args(flags),
+        )?;
+    }
+    Ok(())
 }

@@ -58,12 +58,10 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
         } else {
             foreign::root(architecture)?
         };
-        let cargo = || {
-            if architecture.is_own() {
-                shell::cargo()
-            } else {
-                foreign::cargo(architecture, &root)
-            }
+        let cargo = if architecture.is_own() {
+            shell::cargo()
+        } else {
+            foreign::cargo(architecture, &root)
         };
         build_ebpf_for(architecture.processor())?;
         let set_aside =

@@ -1,17 +1,13 @@
 //! Which tests are run on another kernel: those whose subject is the kernel.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use anyhow::{Context as _, ensure};
-use serde_json::Value;
+use anyhow::Context as _;
 
-use crate::shell::execute;
+use crate::programs::{self, TestProgram};
+
+/// Folders of the packages whose tests are run on other kernels.
+const PACKAGES: [&str; 2] = ["packetflix-common", "tests"];
 
 /// Tests of one subject, which is a column of the report.
 pub(crate) struct Area {
@@ -184,14 +180,20 @@ pub(crate) fn plan(
 ///
 /// # Errors
 /// When something does not build.
-pub(crate) fn build(cargo: impl Fn() -> Command, folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let programs = build_tests(&cargo)?;
+pub(crate) fn build(cargo: Command, folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let programs = programs::build(cargo)?;
+    let programs = programs
+        .iter()
+        .filter(|program| PACKAGES.iter().any(|package| program.is_of(package)));
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
     let mut files = BTreeMap::new();
-    for (name, program) in programs {
+    for TestProgram {
+        name, file: program, ..
+    } in programs
+    {
         // The programs that tests start are in the folder above.
         let above = program.ancestors().nth(2).context("a program without a folder")?;
         for file in fs::read_dir(above)? {
@@ -203,8 +205,8 @@ pub(crate) fn build(cargo: impl Fn() -> Command, folder: &Path) -> anyhow::Resul
         }
         // The same whatever is built, so that plans can be compared.
         let file = format!("{name}-test");
-        set_aside(&program, &folder.join(&file))?;
-        files.insert(name, file);
+        set_aside(program, &folder.join(&file))?;
+        files.insert(name.clone(), file);
     }
     Ok(files)
 }
@@ -214,38 +216,4 @@ fn set_aside(program: &Path, to: &Path) -> anyhow::Result<()> {
         fs::hard_link(program, to).with_context(|| format!("cannot set {} aside", program.display()))?;
     }
     Ok(())
-}
-
-fn build_tests(cargo: impl Fn() -> Command) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    execute(cargo().args([
-        "build",
-        "--package=packetflix",
-        "--package=packetflix-tests",
-        "--package=xtask",
-        "--bins",
-    ]))?;
-    let mut programs = BTreeMap::new();
-    for package in ["packetflix-common", "packetflix-tests"] {
-        programs.extend(tests_of(package, cargo())?);
-    }
-    Ok(programs)
-}
-
-fn tests_of(package: &str, mut build: Command) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    build
-        .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(["--package", package]);
-    let output = build.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "the tests of {package} do not build");
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text.lines().filter_map(test_program).collect())
-}
-
-/// What cargo says of a program of tests it has built: the name, and where it is.
-fn test_program(line: &str) -> Option<(String, PathBuf)> {
-    let artifact: Value = serde_json::from_str(line).ok()?;
-    let is_test = artifact["profile"]["test"].as_bool()?;
-    let program = artifact["executable"].as_str()?;
-    let name = artifact["target"]["name"].as_str()?;
-    is_test.then(|| (name.to_owned(), PathBuf::from(program)))
 }
