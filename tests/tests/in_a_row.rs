@@ -76,7 +76,13 @@ async fn links_serve_the_next_capture_and_are_gone_after_two_seconds() -> anyhow
     let first = links(&server)?;
     assert_eq!(first.len(), 2);
     for round in 1..5 {
-        let recording = capture_one(&url, (&there, "vb"), round).await?;
+        let mut recorder = Recorder::start(&url).await?;
+        assert_eq!(links(&server)?, first, "{round}");
+        RawSocket::open(&there, "vb")?.send(&frame(round))?;
+        recorder
+            .read_until(|recording| recording.has(&frame(round)))
+            .await?;
+        let recording = recorder.finish().await?;
         ensure!(
             !recording.has(&frame(round - 1)),
             "a packet of the capture before"
@@ -182,6 +188,15 @@ async fn interface_that_replaced_another_is_captured() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A program of TC that does nothing but give a verdict.
+fn returning(verdict: i32) -> anyhow::Result<Program> {
+    let instructions = [
+        Instruction::alu64_imm(Arithmetic::Move, R0, verdict),
+        Instruction::exit(),
+    ];
+    Program::load(ProgramType::Classifier, &native::encode(&instructions))
+}
+
 /// A program that was put before a link that is kept would have the capture see nothing.
 #[tokio::test]
 async fn captures_stand_before_what_came_meanwhile() -> anyhow::Result<()> {
@@ -194,14 +209,45 @@ async fn captures_stand_before_what_came_meanwhile() -> anyhow::Result<()> {
     let url = server.url(&format!("netns={}", here.inode()?));
     capture_one(&url, (&there, "vb"), 1).await?;
     wait_for_ends(&server)?;
-    let dropping = [
-        Instruction::alu64_imm(Arithmetic::Move, R0, DROP),
-        Instruction::exit(),
-    ];
-    let dropping = Program::load(ProgramType::Classifier, &native::encode(&dropping))?;
+    let dropping = returning(DROP)?;
     let ifindex = here.ifindex("va")?;
     let _attached = here.inside(|| dropping.attach_to_ingress(ifindex, Place::First))??;
     capture_one(&url, (&there, "vb"), 2).await?;
+    Ok(())
+}
+
+/// Where others' programs stand before what is kept, and take all other places.
+#[tokio::test]
+async fn links_that_are_kept_make_room_where_it_is_lacking_and_stay_elsewhere() -> anyhow::Result<()> {
+    /// `TCX_NEXT` of `linux/bpf.h`
+    const NEXT: i32 = -1;
+    /// One less than there are places beside a capture's.
+    const OTHERS: usize = 61;
+
+    let Some(tcx) = hook::tcx()? else { return Ok(()) };
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&["--hook", tcx])?;
+    let ifindex = here.ifindex("va")?;
+    let attach = |place| {
+        let program = returning(NEXT)?;
+        anyhow::Ok(here.inside(|| program.attach_to_ingress(ifindex, place))??)
+    };
+    let _others: Vec<_> = (0..OTHERS).map(|_| attach(Place::Last)).collect::<anyhow::Result<_>>()?;
+
+    let all = server.url(&format!("netns={}", here.inode()?));
+    capture_one(&all, (&there, "vb"), 1).await?;
+    wait_for_ends(&server)?;
+    let kept = links(&server)?;
+    // One side of the loopback device, two of the other.
+    assert_eq!(kept.len(), 3);
+    let _last = attach(Place::First)?;
+    ensure!(attach(Place::First).is_err(), "there is more room");
+    for (rest, number) in [("&nif=va", 2), ("", 3)] {
+        capture_one(&format!("{all}{rest}"), (&there, "vb"), number).await?;
+        wait_for_ends(&server)?;
+        // But for what stood behind the others.
+        assert_eq!(links(&server)?.intersection(&kept).count(), 2, "{rest}");
+    }
     Ok(())
 }
 
@@ -330,23 +376,35 @@ async fn streams_in_a_row_have_nothing_of_each_other_and_exact_accounts() -> any
                 Ok(thread::spawn(move || {
                     let mut frame = raw::ethernet(0x88b5, &[0; 46]);
                     while !stop.load(Ordering::Relaxed) {
-                        let number = sent.fetch_add(1, Ordering::SeqCst);
-                        frame[NUMBER].copy_from_slice(&number.to_be_bytes());
-                        socket.send(&frame)?;
+                        for _ in 0..16 {
+                            let number = sent.fetch_add(1, Ordering::SeqCst);
+                            frame[NUMBER].copy_from_slice(&number.to_be_bytes());
+                            socket.send(&frame)?;
+                        }
+                        // A client on a slow machine has to keep up.
+                        thread::sleep(Duration::from_micros(500));
                     }
                     anyhow::Ok(())
                 }))
             })
             .collect::<anyhow::Result<_>>()?;
         let in_a_row = async {
-            for _ in 0..30 {
+            for round in 0..30 {
                 // Two may be on their way.
                 let before = sent.load(Ordering::SeqCst).saturating_sub(2);
                 let mut recorder = Recorder::start(&url).await?;
                 recorder
                     .read_until(|recording| recording.packets.len() > 100)
                     .await?;
-                let recording = recorder.finish().await?;
+                let recording = if round % 3 == 0 {
+                    // What it leaves in the rings is nobody's.
+                    let recording = Recording::parse(recorder.stream())?;
+                    drop(recorder);
+                    wait_for_ends(&server)?;
+                    recording
+                } else {
+                    recorder.finish().await?
+                };
                 let numbers = recording.packets.iter().map(|packet| &packet.data[NUMBER]);
                 let first = numbers.min().context("no packets")?;
                 let first = u64::from_be_bytes(first.try_into()?);

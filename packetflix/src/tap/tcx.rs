@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    io,
+    io, mem,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -61,9 +61,9 @@ impl TcxLinks {
             return Ok(kept);
         }
         let attached = match bpf::attach_tcx(program, ifindex, side) {
-            // Those that are kept take room.
+            // What is kept there behind another's program takes room.
             Err(error) if error.raw_os_error() == Some(Errno::ERANGE as i32) => {
-                self.let_go_of_all();
+                self.let_go_of_those_at(ifindex, side);
                 bpf::attach_tcx(program, ifindex, side)
             }
             attached => attached,
@@ -103,10 +103,17 @@ impl TcxLinks {
         }
     }
 
-    /// Detaches all of them. Blocks for a grace period for each.
-    fn let_go_of_all(&self) {
-        let all = std::mem::take(&mut *self.kept());
-        all.into_iter().for_each(KeptLink::let_go);
+    /// Detaches those at one side of an interface. Blocks for a grace period for each.
+    fn let_go_of_those_at(&self, ifindex: u32, side: TcxSide) {
+        let chain = bpf::tcx_links(ifindex, side).unwrap_or_default();
+        let is_there = |one: &KeptLink| chain.contains(&one.link.number);
+        let there = {
+            let mut kept = self.kept();
+            let (there, elsewhere) = mem::take(&mut *kept).into_iter().partition(is_there);
+            *kept = elsewhere;
+            there
+        };
+        there.into_iter().for_each(KeptLink::let_go);
     }
 
     /// A link that is kept and attached there. Before it there are none but ours: others' programs may end the chain.
