@@ -25,6 +25,10 @@ const PATH: &str = "/targets";
 /// What there is to capture.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ListArgs {
+    /// Those only that one of these words means: a name, a pattern such as `shop-*`, label:KEY=VALUE, compose:PROJECT,
+    /// image:PATTERN, type:TYPE, pod:PATTERN, pid:NUMBER, netns:NUMBER or host; `!` before a word leaves out what it means
+    #[arg(value_name = "WORD")]
+    words: Vec<String>,
     /// Print the server's answer, which is JSON
     #[arg(long)]
     json: bool,
@@ -70,21 +74,31 @@ pub(crate) struct Interface {
 /// When the server refuses.
 pub(crate) async fn list(args: &ListArgs) -> Result<Status, Failure> {
     let server = args.server.resolve().map_err(Failure::usage)?;
+    let path = path(&args.words).map_err(Failure::usage)?;
     if !args.watch {
-        print(&read(&server, args.json).await?)?;
+        print(&read(&server, &path, args.json).await?)?;
         return Ok(Status::Done);
     }
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     tokio::select! {
-        failed = watch(&server, args.json) => failed,
+        failed = watch(&server, &path, args.json) => failed,
         _ = interrupts.first() => Ok(Status::Done),
     }
 }
 
-async fn watch(server: &Server, json: bool) -> Result<Status, Failure> {
+/// Where the targets are that these words select.
+fn path(words: &[String]) -> Result<String, serde_urlencoded::ser::Error> {
+    let pairs: Vec<(&str, &String)> = words.iter().map(|word| ("target", word)).collect();
+    Ok(match words {
+        [] => PATH.to_owned(),
+        _ => format!("{PATH}?{}", serde_urlencoded::to_string(pairs)?),
+    })
+}
+
+async fn watch(server: &Server, path: &str, json: bool) -> Result<Status, Failure> {
     let mut printed = String::new();
     loop {
-        let text = read(server, json).await?;
+        let text = read(server, path, json).await?;
         if text != printed {
             let gap = if printed.is_empty() || json { "" } else { "\n" };
             print(&format!("{gap}{text}"))?;
@@ -94,12 +108,12 @@ async fn watch(server: &Server, json: bool) -> Result<Status, Failure> {
     }
 }
 
-async fn read(server: &Server, json: bool) -> Result<String, Failure> {
+async fn read(server: &Server, path: &str, json: bool) -> Result<String, Failure> {
     if json {
-        let body = get(server, PATH).await.map_err(Failure::refused)?;
+        let body = get(server, path).await.map_err(Failure::refused)?;
         return Ok(shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n");
     }
-    let targets = Targets::read(server).await.map_err(Failure::refused)?;
+    let targets = Targets::read_at(server, path).await.map_err(Failure::refused)?;
     Ok(targets.shown())
 }
 
@@ -117,7 +131,11 @@ impl Targets {
     /// # Errors
     /// When it refuses.
     pub(crate) async fn read(server: &Server) -> Result<Self, RequestError> {
-        get_json(server, PATH).await
+        Self::read_at(server, PATH).await
+    }
+
+    async fn read_at(server: &Server, path: &str) -> Result<Self, RequestError> {
+        get_json(server, path).await
     }
 
     fn shown(&self) -> String {

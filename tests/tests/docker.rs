@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     docker::{Docker, IMAGE},
-    server::Server,
+    server::{Server, percent_encoded},
 };
 use serde_json::json;
 
@@ -89,6 +89,10 @@ async fn container_is_known_by_all_its_names_with_all_its_interfaces() -> anyhow
         "--detach",
         "--name",
         "web",
+        "--label",
+        "app=web/front",
+        "--label",
+        "com.docker.compose.project=shop",
         IMAGE,
         "/bin/busybox",
         "sleep",
@@ -97,6 +101,42 @@ async fn container_is_known_by_all_its_names_with_all_its_interfaces() -> anyhow
     docker.run(&["network", "create", "second"])?;
     let socket = docker.socket().display().to_string();
     let server = Server::start(&["--engine-socket", &socket])?;
+    let image = format!("image:{}*", IMAGE.split(':').next().unwrap_or_default());
+    for (words, is_meant) in [
+        (&["web"][..], true),
+        (&[&id[..4]], true),
+        (&["w?*"], true),
+        (&["label:app=web*"], true),
+        (&["compose:shop"], true),
+        (&[&image], true),
+        (&["!host"], true),
+        (&["label:app=db"], false),
+        (&["compose:shop", "!web"], false),
+        (&["host"], false),
+    ] {
+        let query: Vec<String> = words
+            .iter()
+            .map(|word| format!("target={}", percent_encoded(word)))
+            .collect();
+        let (status, list) = server.get(&format!("/targets?{}", query.join("&")))?;
+        let targets = list["targets"].as_array().context("no targets")?;
+        let is_listed = targets
+            .iter()
+            .any(|target| target["name"] == "web" && target["type"] == "docker");
+        ensure!(status == 200 && is_listed == is_meant, "{words:?}: {list}");
+    }
+    for (query, words) in [
+        ("target=", "target= is empty"),
+        ("target=pid:x", "target=pid:x has no number"),
+        ("target=pid:4194305", "cannot be looked at"),
+        ("taget=web", "there is no parameter taget; there is target"),
+    ] {
+        let (status, sentence) = server.get(&format!("/targets?{query}"))?;
+        ensure!(
+            status == 400 && sentence.to_string().contains(words),
+            "{query}: {status} {sentence}"
+        );
+    }
     for name in [&id[..], &id[..12], &id[..4]] {
         let target = json!({ "name": name });
         let recording = Recorder::start(&server.url_of(&target, ""))

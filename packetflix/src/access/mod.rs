@@ -17,6 +17,7 @@ pub use self::{
 };
 pub(crate) use self::{
     file::{read_public, read_secret},
+    pattern::Pattern,
     reload::{FileAge, Followed, Reloaded, look_now},
     rights::{Occupant, Occupants, Rights, Verdict},
 };

@@ -49,7 +49,7 @@ mod scan;
 mod scanner;
 mod shared;
 mod sockets;
-mod target;
+pub(crate) mod target;
 mod trust;
 mod turns;
 mod workload;

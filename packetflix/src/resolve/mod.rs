@@ -1,6 +1,7 @@
 //! From what a client says of a target to the one namespace that it means.
 
 mod directory;
+mod selection;
 mod service;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
 pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
     directory::{Directory, DirectoryError, KnownTarget, KnownTargets},
+    selection::Selection,
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::{

@@ -25,6 +25,24 @@ fn targets_are_listed() -> anyhow::Result<()> {
     }
     let json: Value = serde_json::from_str(&printed(&server, &["list", "--json"])?)?;
     assert_eq!(json["version"], 1);
+    // Names have no pattern's characters of their own.
+    let left_out = format!("!{}", namespace.name());
+    let path = format!("/run/netns/{}", namespace.name());
+    for (words, is_listed) in [
+        (&["/run/netns/*"][..], true),
+        (&["type:pod", &path], true),
+        (&["/run/netns/*", &left_out], false),
+        (&["host"], false),
+    ] {
+        let list = printed(&server, &[&["list"], words].concat())?;
+        assert_eq!(list.contains(namespace.name()), is_listed, "{words:?}: {list}");
+    }
+    let refused = output(&server, &["list", "label:"])?;
+    let sentence = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && sentence.contains("is empty"),
+        "{sentence}"
+    );
     Ok(())
 }
 

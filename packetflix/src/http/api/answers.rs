@@ -29,10 +29,11 @@ const MAX_UNREAD: usize = 64 << 20;
 const MAX_KEPT: usize = 16;
 
 /// What an answer tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BodyKind {
     Mobyshark,
-    Targets,
+    /// Those that these words select.
+    Targets(Vec<String>),
 }
 
 /// The answers that are kept, and those under way.
@@ -182,7 +183,9 @@ mod tests {
     fn answer(answers: &Answers, subject: &Arc<usize>) -> Response {
         let rights = Arc::new(Rights::ALL);
         answers
-            .tell(subject, BodyKind::Targets, &rights, || "x".repeat(LEN))
+            .tell(subject, BodyKind::Targets(Vec::new()), &rights, || {
+                "x".repeat(LEN)
+            })
             .unwrap()
     }
 
@@ -196,10 +199,12 @@ mod tests {
         let subject = Arc::new(1);
         let rights = [Rights::ALL, Rights::ALL, Rights::ORDINARY].map(Arc::new);
         let mut made = 0;
-        for (rights, kind) in rights
-            .iter()
-            .flat_map(|rights| [(rights, BodyKind::Targets), (rights, BodyKind::Mobyshark)])
-        {
+        for (rights, kind) in rights.iter().flat_map(|rights| {
+            [
+                (rights, BodyKind::Targets(Vec::new())),
+                (rights, BodyKind::Mobyshark),
+            ]
+        }) {
             let response = answers
                 .tell(&subject, kind, rights, || {
                     made += 1;

@@ -106,7 +106,7 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
     }
     match path.as_str() {
         "/version" => version(),
-        "/targets" => targets::details(&api, &handshake.caller)
+        "/targets" => targets::details(&api, &handshake.query, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
         "/mobyshark" | "/discover/mobyshark" => targets::list(&api, &handshake.caller)

@@ -14,13 +14,17 @@ use warp::reply::Response;
 use super::{Api, answers::BodyKind, code::Code, refusal::Refusal};
 use crate::{
     discovery::{DiscoveredTarget, Gap, PodName, Scan},
+    error::chain,
     netns::Link,
-    resolve::Directory,
+    resolve::{Directory, Selection},
     service::Caller,
 };
 
 /// Version of the answer of `/targets`: raised when a program that reads it would have to be altered.
 const VERSION: u32 = 1;
+
+/// The parameter with a word of a selection; it may come several times.
+const TARGET: &str = "target";
 
 /// Most sentences on gaps of a scan: any number of namespaces may have one.
 const MAX_GAPS: usize = 100;
@@ -149,13 +153,33 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
     })
 }
 
-/// `/targets`.
-pub(crate) async fn details(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
+/// `/targets`: all of them, or those that the words `target` of the query select.
+pub(crate) async fn details(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
+    let words = parse_words(query)?;
+    let selection =
+        Selection::parse(&words).map_err(|error| Refusal::new(Code::ParameterInvalid, chain(&error)))?;
     let scan = api.app.discovery.recent().await?;
-    tell(api, &scan, BodyKind::Targets, caller, || {
-        Details::new(&scan, &api.app.config.node_name, caller)
+    tell(api, &scan, BodyKind::Targets(words), caller, || {
+        Details::new(&scan, &selection, &api.app.config.node_name, caller)
     })
+}
+
+fn parse_words(query: &str) -> Result<Vec<String>, Refusal> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).map_err(|error| {
+        Refusal::new(
+            Code::ParameterInvalid,
+            format!("the query cannot be read: {error}"),
+        )
+    })?;
+    let word = |(name, word): (String, String)| match name == TARGET {
+        true => Ok(word),
+        false => Err(Refusal::new(
+            Code::ParameterUnknown,
+            format!("there is no parameter {name}; there is {TARGET}"),
+        )),
+    };
+    pairs.into_iter().map(word).collect()
 }
 
 /// Tells what a scan found to all with the same rights in the same words.
@@ -195,7 +219,7 @@ impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
 }
 
 impl<'a> Details<'a> {
-    fn new(scan: &'a Scan, node_name: &'a str, caller: &Caller) -> Self {
+    fn new(scan: &'a Scan, selection: &Selection, node_name: &'a str, caller: &Caller) -> Self {
         // Who may know of some targets only is not told what else is on the host.
         let knows_all = !caller.rights().are_by_pattern();
         let (engines, gaps) = match knows_all {
@@ -216,6 +240,7 @@ impl<'a> Details<'a> {
             engines: engines.collect(),
             gaps: sentences(gaps),
             targets: listed(scan, caller)
+                .filter(|target| selection.has(target))
                 .map(|target| TargetDetails::of(target, knows_all))
                 .collect(),
         }

@@ -1,0 +1,341 @@
+//! A selection of targets: words of which each may mean several.
+
+use std::{io, path::Path};
+
+use crate::{
+    access::{Pattern, PatternError},
+    description::{HOST, TargetDescription, known_as},
+    discovery::DiscoveredTarget,
+    proc_fs::namespace_link,
+};
+
+/// Most words of a selection.
+pub(crate) const MAX_WORDS: usize = 64;
+
+/// Longer texts are matched by no pattern, so that matching stays quick whatever containers call things.
+const MAX_MATCHED_LEN: usize = 1024;
+
+/// Labels that say to which compose project a container belongs.
+const COMPOSE_LABELS: [&str; 2] = ["com.docker.compose.project", "io.podman.compose.project"];
+
+/// Words of which each means some targets, or, with `!` before it, leaves some out.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    meant: Vec<Meaning>,
+    left_out: Vec<Meaning>,
+}
+
+/// Which targets a word means.
+#[derive(Clone, Debug)]
+enum Meaning {
+    /// What a name means that is asked for alone.
+    Name(String),
+    /// Those with such full names.
+    Names(Pattern),
+    /// Those of a type, with such full names.
+    OfType(String, Option<Pattern>),
+    /// Those with a label of this key, and such a value.
+    Label(String, Option<Pattern>),
+    /// Those of a compose project.
+    Compose(String),
+    /// Those of such images.
+    Image(Pattern),
+    /// Those in a namespace, by its inode number.
+    Namespace(u64),
+    /// Those in the host's namespace.
+    Host,
+}
+
+/// Why a word cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SelectionError {
+    #[error("target= has more than {MAX_WORDS} words")]
+    TooMany,
+    #[error("target= is empty: give a name, a pattern such as shop-*, or label:KEY=VALUE")]
+    Empty,
+    #[error("target={word} cannot be used")]
+    Pattern {
+        word: String,
+        #[source]
+        source: PatternError,
+    },
+    #[error("target={0} has no number: give pid:NUMBER, or netns:NUMBER")]
+    Number(String),
+    #[error("target=pid:{pid}: the namespace of that process cannot be looked at")]
+    Process {
+        pid: u64,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Selection {
+    /// Reads words. Of a process it is looked up now in which namespace it is.
+    pub(crate) fn parse(words: &[String]) -> Result<Self, SelectionError> {
+        if words.len() > MAX_WORDS {
+            return Err(SelectionError::TooMany);
+        }
+        let (mut meant, mut left_out) = (Vec::new(), Vec::new());
+        for word in words {
+            match word.strip_prefix('!') {
+                Some(word) => left_out.push(Meaning::parse(word)?),
+                None => meant.push(Meaning::parse(word)?),
+            }
+        }
+        Ok(Self { meant, left_out })
+    }
+
+    /// Whether a target is selected. Where all words leave something out, all others are meant.
+    pub(crate) fn has(&self, target: &DiscoveredTarget) -> bool {
+        let description = target.description();
+        let is_one_of = |words: &[Meaning]| words.iter().any(|word| word.has(target, &description));
+        (self.meant.is_empty() || is_one_of(&self.meant)) && !is_one_of(&self.left_out)
+    }
+}
+
+impl Meaning {
+    fn parse(word: &str) -> Result<Self, SelectionError> {
+        let pattern = |text: &str| {
+            text.parse().map_err(|source| SelectionError::Pattern {
+                word: word.to_owned(),
+                source,
+            })
+        };
+        // Images and labels have slashes and colons that separate nothing here.
+        let anything = |text: &str| pattern(&text.replace('*', "**"));
+        let number = |text: &str| {
+            let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+            let number = is_number.then(|| text.parse().ok()).flatten();
+            number.ok_or_else(|| SelectionError::Number(word.to_owned()))
+        };
+        Ok(match word.split_once(':') {
+            _ if word.is_empty() => return Err(SelectionError::Empty),
+            None if word == HOST => Self::Host,
+            Some(("pid", text)) => {
+                let pid: u64 = number(text)?;
+                let link = namespace_link(Path::new(&format!("/proc/{pid}/ns/net")));
+                let (_, inode) = link.map_err(|source| SelectionError::Process { pid, source })?;
+                Self::Namespace(inode)
+            }
+            Some(("netns", text)) => Self::Namespace(number(text)?),
+            Some(("type", kind)) if !kind.is_empty() => Self::OfType(kind.to_owned(), None),
+            Some(("pod", names)) => Self::OfType("pod".to_owned(), Some(pattern(names)?)),
+            Some(("label", label)) if !label.is_empty() => match label.split_once('=') {
+                Some((key, value)) => Self::Label(key.to_owned(), Some(anything(value)?)),
+                None => Self::Label(label.to_owned(), None),
+            },
+            Some(("compose", project)) if !project.is_empty() => Self::Compose(project.to_owned()),
+            Some(("image", images)) => Self::Image(anything(images)?),
+            Some(("type" | "label" | "compose", _)) => return Err(SelectionError::Empty),
+            _ if word.contains(['*', '?']) => Self::Names(pattern(word)?),
+            _ => Self::Name(word.to_owned()),
+        })
+    }
+
+    fn has(&self, target: &DiscoveredTarget, description: &TargetDescription) -> bool {
+        let label = |key: &str| target.workload.as_ref().and_then(|facts| facts.labels.get(key));
+        match self {
+            Self::Name(name) => {
+                let wanted = TargetDescription {
+                    name: name.clone(),
+                    ..TargetDescription::default()
+                };
+                description.full_name() == *name || known_as(&wanted, description).next().is_some()
+            }
+            Self::Names(names) => fits(names, &description.full_name()),
+            Self::OfType(kind, names) => {
+                let is_called = |names| fits(names, &description.full_name());
+                target.kind == kind && names.as_ref().is_none_or(is_called)
+            }
+            Self::Label(key, values) => {
+                let is_such = |value: &String| values.as_ref().is_none_or(|values| fits(values, value));
+                label(key).is_some_and(is_such)
+            }
+            Self::Compose(project) => COMPOSE_LABELS.into_iter().any(|key| label(key) == Some(project)),
+            Self::Image(images) => target.images().iter().any(|image| fits(images, image)),
+            Self::Namespace(inode) => *inode == target.namespace.inode,
+            Self::Host => target.namespace.is_host,
+        }
+    }
+}
+
+fn fits(pattern: &Pattern, text: &str) -> bool {
+    text.len() <= MAX_MATCHED_LEN && pattern.matches(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::discovery::{
+        Trust,
+        target::{Mount, Namespace, WorkloadFacts},
+    };
+
+    fn target(name: &str, kind: &'static str, inode: u64) -> DiscoveredTarget {
+        DiscoveredTarget {
+            name: name.to_owned(),
+            kind,
+            trust: Trust::Host,
+            prefix: String::new(),
+            namespace: Arc::new(Namespace {
+                inode,
+                is_host: inode == 1,
+                is_roots: true,
+                links: Vec::new(),
+                mounts: Vec::new(),
+            }),
+            process: None,
+            workload: None,
+        }
+    }
+
+    fn run(
+        name: &str,
+        kind: &'static str,
+        inode: u64,
+        image: &str,
+        labels: &[(&str, &str)],
+    ) -> DiscoveredTarget {
+        DiscoveredTarget {
+            workload: Some(WorkloadFacts {
+                id: format!("{inode:04x}cafe"),
+                engine: "/run/engine.sock".into(),
+                images: vec![image.to_owned()],
+                labels: labels
+                    .iter()
+                    .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                    .collect(),
+                labels_left_out: 0,
+                state: "running".to_owned(),
+                pod: None,
+            }),
+            ..target(name, kind, inode)
+        }
+    }
+
+    fn all() -> Vec<DiscoveredTarget> {
+        let mut nested = run("web", "docker", 7, "nginx", &[]);
+        nested.prefix = "kind".to_owned();
+        let mut mounted = target("/run/netns/s1", "bindmount", 6);
+        Arc::make_mut(&mut mounted.namespace).mounts = vec![Mount {
+            path: "/run/netns/s1".into(),
+            is_hosts: true,
+        }];
+        vec![
+            target("init(1)", "proc", 1),
+            run(
+                "web",
+                "docker",
+                2,
+                "registry:5000/shop/nginx:1.27",
+                &[("app", "web/front"), (COMPOSE_LABELS[0], "shop")],
+            ),
+            run(
+                "db",
+                "docker",
+                3,
+                "postgres:17",
+                &[("app", "db"), (COMPOSE_LABELS[1], "shop")],
+            ),
+            run("shop/cart-1", "pod", 4, "cart", &[("app", "cart")]),
+            run("bank/cart-1", "pod", 5, "cart", &[]),
+            mounted,
+            nested,
+        ]
+    }
+
+    fn selected(words: &[&str]) -> Result<Vec<u64>, SelectionError> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let selection = Selection::parse(&words)?;
+        let targets = all();
+        let selected = targets.iter().filter(|target| selection.has(target));
+        Ok(selected.map(|target| target.namespace.inode).collect())
+    }
+
+    #[test]
+    fn words_select_targets() {
+        for (words, expected) in [
+            (&[][..], &[1, 2, 3, 4, 5, 6, 7][..]),
+            (&["web"], &[2]),
+            (&["kind:web"], &[7]),
+            (&["kind:*"], &[7]),
+            (&["w*"], &[2]),
+            (&["w?b", "db"], &[2, 3]),
+            (&["0003"], &[3]),
+            (&["host"], &[1]),
+            (&["s1"], &[6]),
+            (&["/var/run/netns/s1"], &[6]),
+            (&["/run/netns/*"], &[6]),
+            (&["netns:5"], &[5]),
+            (&["type:docker"], &[2, 3, 7]),
+            (&["type:pod", "!bank/*"], &[4]),
+            (&["pod:shop/*"], &[4]),
+            (&["pod:*"], &[]),
+            (&["label:app"], &[2, 3, 4]),
+            (&["label:app=db"], &[3]),
+            (&["label:app=w*"], &[2]),
+            (&["label:app=*"], &[2, 3, 4]),
+            (&["label:app=w"], &[]),
+            (&["compose:shop"], &[2, 3]),
+            (&["image:*nginx*"], &[2, 7]),
+            (&["image:nginx*"], &[7]),
+            (&["compose:shop", "!db"], &[2]),
+            (&["!type:docker", "!type:pod"], &[1, 6]),
+            (&["nobody"], &[]),
+        ] {
+            assert_eq!(selected(words).unwrap(), expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn process_selects_the_namespace_it_is_in() {
+        let own = namespace_link(Path::new("/proc/self/ns/net")).unwrap().1;
+        let word = format!("pid:{}", std::process::id());
+        let selection = Selection::parse(&[word]).unwrap();
+        assert!(selection.has(&target("here", "proc", own)));
+        assert!(!selection.has(&target("there", "proc", own + 1)));
+        // Beyond what a kernel gives.
+        let error = selected(&["pid:4194305"]).unwrap_err();
+        assert!(matches!(error, SelectionError::Process { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused() {
+        for word in [
+            "",
+            "!",
+            "pid:",
+            "pid:x",
+            "pid:-1",
+            "netns:",
+            "netns:99999999999999999999",
+            "type:",
+            "label:",
+            "compose:",
+        ] {
+            assert!(selected(&["web", word]).is_err(), "{word}");
+        }
+        for word in ["image:", "pod:", "label:app=", &"*x".repeat(300)] {
+            assert!(
+                matches!(selected(&[word]), Err(SelectionError::Pattern { .. })),
+                "{word}"
+            );
+        }
+        assert!(selected(&["web"; MAX_WORDS]).is_ok());
+        assert!(matches!(
+            selected(&["web"; MAX_WORDS + 1]),
+            Err(SelectionError::TooMany)
+        ));
+    }
+
+    #[test]
+    fn long_texts_are_matched_by_no_pattern() {
+        let long = "a".repeat(MAX_MATCHED_LEN + 1);
+        let target = run("web", "docker", 2, "nginx", &[("app", &long)]);
+        let has = |word: &str| Selection::parse(&[word.to_owned()]).unwrap().has(&target);
+        assert!(has("label:app"));
+        assert!(!has("label:app=*"));
+    }
+}
