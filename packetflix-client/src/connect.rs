@@ -135,13 +135,14 @@ fn dial_by_ssh(destination: &str, port: Option<u16>) -> Result<Connection, Conne
     }
 }
 
-/// The system's ssh. Ctrl-C is not for it: it asks for the rest of the stream, which comes by ssh.
+/// The system's ssh. What ends a capture is not for it: that asks for the rest of the stream, which comes by ssh. It ends when
+/// its standard input does.
 fn ssh() -> Command {
     if cfg!(windows) {
         return Command::new("ssh");
     }
     let mut shell = Command::new("sh");
-    shell.args(["-c", "trap '' INT; exec ssh \"$@\"", "ssh"]);
+    shell.args(["-c", "trap '' INT TERM HUP; exec ssh \"$@\"", "ssh"]);
     shell
 }
 

@@ -1,6 +1,8 @@
 //! `packetflix dial-stdio`: a connection to the server of this host over standard input and output, for clients that come by ssh.
 
-use tokio::io::{copy_bidirectional_with_sizes, join, stdin, stdout};
+use std::{future::pending, io};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split, stdin, stdout};
 
 use crate::{
     connect::connect,
@@ -17,9 +19,30 @@ const BUFFER: usize = 256 << 10;
 /// When the server is not reached.
 pub(crate) async fn dial_stdio(args: &ServerArgs) -> Result<Status, Failure> {
     let server = args.resolve().map_err(Failure::usage)?;
-    let mut connection = connect(&server).await.map_err(Failure::refused)?;
-    let mut client = join(stdin(), stdout());
-    // Either end may be gone without a word, which is no fault of this one.
-    let _ = copy_bidirectional_with_sizes(&mut client, &mut connection, BUFFER, BUFFER).await;
+    let connection = connect(&server).await.map_err(Failure::refused)?;
+    let (server, to_server) = split(connection);
+    let asked = async {
+        // Whoever asks may be gone without a word, which is no fault of this one.
+        let _ = carry(stdin(), to_server).await;
+        pending().await
+    };
+    tokio::select! {
+        () = asked => {}
+        // Once the server has ended, it answers nothing that is still asked.
+        _ = carry(server, stdout()) => {}
+    }
     Ok(Status::Done)
+}
+
+/// Carries bytes to their end, which is passed on.
+async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let len = from.read(&mut buffer).await?;
+        if len == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..len]).await?;
+        to.flush().await?;
+    }
 }
