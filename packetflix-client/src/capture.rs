@@ -11,10 +11,11 @@ use crate::{
     error::{Failure, Status},
     interrupts::Interrupts,
     lines::{Detail, Lines},
+    local::StartLocal,
     output::{self, Output, OutputError, Rotation, is_standard_output},
     request::{CaptureRequest, Target},
     run::{Manner, Run, Sink},
-    server::{Server, ServerArgs},
+    server::{Address, Server, ServerArgs},
     stream::CaptureStream,
     terminal::say,
     units::{parse_duration, parse_size},
@@ -239,10 +240,10 @@ fn into_file(output: Result<Output, OutputError>) -> Result<Sink, Failure> {
 ///
 /// # Errors
 /// When the server refuses it, or it breaks off.
-pub(crate) async fn capture(args: &CaptureArgs) -> Result<Status, Failure> {
-    let server = args.server.resolve().map_err(Failure::usage)?;
+pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let destination = args.destination()?;
     destination.check()?;
+    let server = args.server.resolve(local)?;
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     let request = args.request();
     let stream = tokio::select! {
@@ -272,10 +273,13 @@ pub(crate) async fn capture(args: &CaptureArgs) -> Result<Status, Failure> {
 }
 
 fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &Sink) {
+    let place = match &server.address {
+        Address::Local(_) => "in this process, without a server,".to_owned(),
+        address => format!("of {address}"),
+    };
     say(format_args!(
-        "capturing {} of {} into {}",
+        "capturing {} {place} into {}",
         args.target,
-        server.address,
         sink.name()
     ));
     if let Some(note) = stream.note() {

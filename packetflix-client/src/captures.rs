@@ -8,7 +8,8 @@ use crate::{
     error::{Failure, Status},
     http::{delete, get, get_json},
     list::print,
-    server::ServerArgs,
+    local::StartLocal,
+    server::{Server, ServerArgs},
     table::table,
     terminal::shown_json,
     units::{shown_duration, shown_size},
@@ -86,9 +87,9 @@ struct Dropped {
 ///
 /// # Errors
 /// When the server refuses.
-pub(crate) async fn captures(args: &CapturesArgs) -> Result<Status, Failure> {
+pub(crate) async fn captures(args: &CapturesArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     if let Some(CapturesVerb::Stop { ids, server }) = &args.verb {
-        let server = server.resolve().map_err(Failure::usage)?;
+        let server = resolve(server, local)?;
         for id in ids {
             delete(&server, &format!("{PATH}/{id}"))
                 .await
@@ -96,7 +97,7 @@ pub(crate) async fn captures(args: &CapturesArgs) -> Result<Status, Failure> {
         }
         return Ok(Status::Done);
     }
-    let server = args.server.resolve().map_err(Failure::usage)?;
+    let server = resolve(&args.server, local)?;
     let text = if args.json {
         let body = get(&server, PATH).await.map_err(Failure::refused)?;
         shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n"
@@ -106,6 +107,11 @@ pub(crate) async fn captures(args: &CapturesArgs) -> Result<Status, Failure> {
     };
     print(&text)?;
     Ok(Status::Done)
+}
+
+/// One in this process has captures of nobody else, and is an answer only to those who ask for it.
+fn resolve(server: &ServerArgs, local: Option<StartLocal>) -> Result<Server, Failure> {
+    Ok(server.resolve(local.filter(|_| server.local))?)
 }
 
 impl Captures {

@@ -17,6 +17,7 @@ use crate::{
     error::{Failure, Status},
     extcap::{ExtcapArgs, extcap, install::LAUNCHER},
     list::{ListArgs, list, print},
+    local::StartLocal,
     open::{OpenArgs, open},
     server::ServerArgs,
     servers::{ServersArgs, servers},
@@ -79,9 +80,10 @@ fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// Does what is asked, and says why if that was not possible. `command` is the whole command line of the program.
-pub fn run(verb: &Verb, command: clap::Command) -> ExitCode {
-    match follow(verb, command) {
+/// Does what is asked, and says why if that was not possible. `command` is the whole command line of the program, and `local`
+/// starts a server in this process, where the program has one.
+pub fn run(verb: &Verb, command: clap::Command, local: Option<StartLocal>) -> ExitCode {
+    match follow(verb, command, local) {
         Ok(status) => status.into(),
         Err(failure) => {
             say(&failure);
@@ -90,15 +92,15 @@ pub fn run(verb: &Verb, command: clap::Command) -> ExitCode {
     }
 }
 
-fn follow(verb: &Verb, command: clap::Command) -> Result<Status, Failure> {
+fn follow(verb: &Verb, command: clap::Command, local: Option<StartLocal>) -> Result<Status, Failure> {
     match verb {
-        Verb::Capture(args) => block_on(capture(args)),
-        Verb::List(args) => block_on(list(args)),
-        Verb::Captures(args) => block_on(captures(args)),
+        Verb::Capture(args) => block_on(capture(args, local)),
+        Verb::List(args) => block_on(list(args, local)),
+        Verb::Captures(args) => block_on(captures(args, local)),
         Verb::Server(args) => servers(args),
-        Verb::Extcap(args) => block_on(extcap(args)),
+        Verb::Extcap(args) => block_on(extcap(args, local)),
         Verb::Open(args) => open(args),
-        Verb::DialStdio(args) => block_on(dial_stdio(args)),
+        Verb::DialStdio(args) => block_on(dial_stdio(args, local)),
         Verb::Completions { shell } => complete(*shell, command),
         Verb::Man { out: None } => page(command),
         Verb::Man { out: Some(folder) } => pages(folder, command),

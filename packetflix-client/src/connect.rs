@@ -110,6 +110,7 @@ async fn open(server: &Server) -> Result<Connection, ConnectError> {
             Ok(Box::new(stream))
         }
         Address::Ssh { destination, port } => dial_by_ssh(destination, *port),
+        Address::Local(server) => server.connect().map_err(unreachable),
         #[cfg(not(unix))]
         Address::Unix(_) => Err(ConnectError::NoUnixSockets),
     }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, sp
 use crate::{
     connect::connect,
     error::{Failure, Status},
+    local::StartLocal,
     server::ServerArgs,
 };
 
@@ -17,8 +18,8 @@ const BUFFER: usize = 256 << 10;
 ///
 /// # Errors
 /// When the server is not reached.
-pub(crate) async fn dial_stdio(args: &ServerArgs) -> Result<Status, Failure> {
-    let server = args.resolve().map_err(Failure::usage)?;
+pub(crate) async fn dial_stdio(args: &ServerArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
+    let server = args.resolve(local)?;
     let connection = connect(&server).await.map_err(Failure::refused)?;
     let (server, to_server) = split(connection);
     let asked = async {

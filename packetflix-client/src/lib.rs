@@ -17,6 +17,7 @@ pub mod http;
 pub mod interrupts;
 pub mod lines;
 mod list;
+pub mod local;
 mod open;
 pub mod output;
 pub mod pcapng;

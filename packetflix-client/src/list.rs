@@ -12,9 +12,10 @@ use crate::{
     error::{Failure, Status},
     http::{RequestError, get, get_json},
     interrupts::Interrupts,
-    server::{Server, ServerArgs},
+    local::StartLocal,
+    server::{Address, Server, ServerArgs},
     table::table,
-    terminal::{shown, shown_json},
+    terminal::{say, shown, shown_json},
 };
 
 /// How often a list that is watched is asked for: the server looks at most once a second.
@@ -72,9 +73,12 @@ pub(crate) struct Interface {
 ///
 /// # Errors
 /// When the server refuses.
-pub(crate) async fn list(args: &ListArgs) -> Result<Status, Failure> {
-    let server = args.server.resolve().map_err(Failure::usage)?;
+pub(crate) async fn list(args: &ListArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let path = path(&args.words).map_err(Failure::usage)?;
+    let server = args.server.resolve(local)?;
+    if matches!(server.address, Address::Local(_)) && !args.server.local {
+        say("no server answers on this host: this process looks itself");
+    }
     if !args.watch {
         print(&read(&server, &path, args.json).await?)?;
         return Ok(Status::Done);

@@ -1,15 +1,29 @@
 //! Which server is meant, and what is shown to it.
 
 use std::{
+    env,
+    error::Error,
     fmt, fs, io,
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
-use crate::config::{Config, ConfigError, NamedServer};
+use crate::{
+    config::{Config, ConfigError, NamedServer},
+    error::Failure,
+    local::{LocalServer, StartLocal},
+};
 
 /// Port of a server that was not told another.
 const PORT: u16 = 5001;
+
+/// How long a server of this host may take to be there.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Variable that names the server.
+const VARIABLE: &str = "PACKETFLIX_SERVER";
 
 /// Unix sockets of a server on this host that was not told where to listen.
 #[cfg(unix)]
@@ -21,8 +35,12 @@ const SOCKETS: [&str; 2] = ["/run/packetflix/packetflix.sock", "/run/packetflix.
 pub struct ServerArgs {
     /// Where the server is: http://HOST:PORT, https://HOST:PORT, ssh://[USER@]HOST or unix:/PATH; or its name in the
     /// configuration file. By default it is the default of that file, or else the server of this host
-    #[arg(long, env = "PACKETFLIX_SERVER", value_name = "URL|NAME")]
+    #[arg(long, env = VARIABLE, value_name = "URL|NAME")]
     pub server: Option<String>,
+    /// Capture in this process, without a server, which takes root on Linux. This is done, too, where no server is named, and
+    /// none answers on this host
+    #[arg(long)]
+    pub local: bool,
     /// Token that is shown to the server. Other users of this machine see it in the list of processes: --token-file keeps it
     /// from them
     #[arg(
@@ -79,6 +97,8 @@ pub enum Address {
         /// Its port, if it is not the usual one.
         port: Option<u16>,
     },
+    /// In this process.
+    Local(LocalServer),
 }
 
 /// A token, which is never printed.
@@ -109,14 +129,39 @@ pub enum ServerError {
     /// What is to be the token cannot stand in a header.
     #[error("the token in {0} is empty, or has spaces or characters that no token has")]
     Token(String),
+    /// A server, and none.
+    #[error("--local captures without a server: leave it away, or --server")]
+    LocalAndServer,
+    /// There is none in the program.
+    #[error("on this system, captures take a server: leave --local away, and name one with --server")]
+    NoLocal,
+    /// This process cannot be a server.
+    #[error("this process cannot capture without a server")]
+    Local(#[source] Box<dyn Error + Send + Sync>),
+    /// There is no server, and this process cannot be one.
+    #[error("no server answers at {0}, and this process cannot capture without one")]
+    NoServer(Address, #[source] Box<dyn Error + Send + Sync>),
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Local(_) | ServerError::NoServer(..) => Self::refused(error),
+            _ => Self::usage(error),
+        }
+    }
 }
 
 impl ServerArgs {
-    /// The server that is meant.
+    /// The server that is meant. Where none is named, and none answers on this host, it is one in this process, if that can be
+    /// started.
     ///
     /// # Errors
     /// When these flags name none, or what is to be shown to it cannot be had.
-    pub fn resolve(&self) -> Result<Server, ServerError> {
+    pub fn resolve(&self, local: Option<StartLocal>) -> Result<Server, ServerError> {
+        if self.local {
+            return self.unnamed(self.start(local)?);
+        }
         match self.server.as_deref() {
             Some(url) if is_url(url) => self.unnamed(url.parse()?),
             Some(name) => self.named(name, Config::read()?.named(name)?),
@@ -124,10 +169,19 @@ impl ServerArgs {
                 let config = Config::read()?;
                 match &config.default {
                     Some(name) => self.named(name, config.named(name)?),
-                    None => self.unnamed(Address::of_this_host()),
+                    None => self.unnamed(Address::of_this_host(local)?),
                 }
             }
         }
+    }
+
+    /// A server in this process, since that was asked for; the variable may name another for other times.
+    fn start(&self, local: Option<StartLocal>) -> Result<Address, ServerError> {
+        if self.server.is_some() && self.server != env::var(VARIABLE).ok() {
+            return Err(ServerError::LocalAndServer);
+        }
+        let start = local.ok_or(ServerError::NoLocal)?;
+        start().map(Address::Local).map_err(ServerError::Local)
     }
 
     /// Whether the server that is meant can be reached without a word: ssh, and a command for a token, may ask for a password.
@@ -135,10 +189,11 @@ impl ServerArgs {
         let config = Config::read().unwrap_or_default();
         let name = self.server.as_ref().or(config.default.as_ref());
         let is_ssh = |url: &str| url.starts_with("ssh:");
-        name.is_none_or(|name| match config.servers.get(name) {
-            Some(server) => server.token_command.is_none() && !is_ssh(&server.url),
-            None => !is_ssh(name),
-        })
+        self.local
+            || name.is_none_or(|name| match config.servers.get(name) {
+                Some(server) => server.token_command.is_none() && !is_ssh(&server.url),
+                None => !is_ssh(name),
+            })
     }
 
     fn unnamed(&self, address: Address) -> Result<Server, ServerError> {
@@ -207,17 +262,25 @@ fn is_url(text: &str) -> bool {
 
 impl Address {
     /// The server of this host: at its Unix socket, which asks for no token, where that is open to this user; else on loopback.
-    fn of_this_host() -> Self {
+    /// Where none answers it is one in this process, if there can be one.
+    fn of_this_host(local: Option<StartLocal>) -> Result<Self, ServerError> {
         #[cfg(unix)]
         for socket in SOCKETS {
             if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-                return Self::Unix(socket.into());
+                return Ok(Self::Unix(socket.into()));
             }
         }
-        Self::Tcp {
+        let loopback = Self::Tcp {
             host: "127.0.0.1".to_owned(),
             port: PORT,
             tls: false,
+        };
+        let place = (Ipv4Addr::LOCALHOST, PORT).into();
+        match local {
+            Some(start) if TcpStream::connect_timeout(&place, AT_ONCE).is_err() => start()
+                .map(Self::Local)
+                .map_err(|error| ServerError::NoServer(loopback, error)),
+            _ => Ok(loopback),
         }
     }
 
@@ -226,7 +289,7 @@ impl Address {
         match self {
             Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
             Self::Tcp { host, port, .. } => format!("{host}:{port}"),
-            Self::Unix(_) | Self::Ssh { .. } => "localhost".to_owned(),
+            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) => "localhost".to_owned(),
         }
     }
 }
@@ -313,6 +376,7 @@ impl fmt::Display for Address {
                 write!(f, "ssh://{destination}")?;
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))
             }
+            Self::Local(_) => f.write_str("this process"),
         }
     }
 }

@@ -83,6 +83,11 @@ impl Capability {
 
 /// Which of these the service lacks, as a sentence; `None` when it has all.
 pub(crate) fn missing(wanted: &[Capability]) -> Option<String> {
+    lacked(wanted).map(|names| format!("the service lacks {names}"))
+}
+
+/// The names of those of these that the calling thread lacks; `None` when it has all.
+pub(crate) fn lacked(wanted: &[Capability]) -> Option<String> {
     let lacked: Vec<&str> = wanted
         .iter()
         .filter(|one| !one.is_effective())
@@ -90,8 +95,8 @@ pub(crate) fn missing(wanted: &[Capability]) -> Option<String> {
         .collect();
     let (last, others) = lacked.split_last()?;
     Some(match others {
-        [] => format!("the service lacks {last}"),
-        others => format!("the service lacks {} and {last}", others.join(", ")),
+        [] => (*last).to_owned(),
+        others => format!("{} and {last}", others.join(", ")),
     })
 }
 

@@ -27,6 +27,7 @@ mod http_client;
 mod json;
 mod line_bounds;
 mod line_writer;
+pub mod local;
 pub mod logging;
 mod lookout;
 mod memory;
@@ -46,4 +47,4 @@ mod text;
 mod turns;
 mod units;
 
-pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_state};
+pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_signals, settle_inherited_state};

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     use clap::{CommandFactory as _, Parser as _};
     use packetflix_client::cli::{Program, arguments, run};
 
-    run(&Program::parse_from(arguments()).verb, Program::command())
+    run(&Program::parse_from(arguments()).verb, Program::command(), None)
 }
 
 #[cfg(target_os = "linux")]
@@ -28,7 +28,7 @@ mod linux {
         check,
         cli::{self, Args, Command, Verb},
         config::Config,
-        http,
+        http, local,
         logging::{self, LogFormat},
         service::App,
     };
@@ -41,7 +41,9 @@ mod linux {
     pub(super) fn main() -> ExitCode {
         let arguments = client::arguments();
         let first = arguments.get(1).and_then(|word| word.to_str());
-        if !first.is_some_and(client::Verb::has_subcommand) {
+        if first.is_some_and(client::Verb::has_subcommand) {
+            settle_client();
+        } else {
             settle();
             let helped = packetflix::filter::answer_if_asked(std::env::args_os());
             if let Some(status) =
@@ -49,8 +51,8 @@ mod linux {
             {
                 return status;
             }
-            packetflix::limit_allocator_arenas();
         }
+        packetflix::limit_allocator_arenas();
         let Command { verb, args } = match Command::try_parse_from(arguments) {
             Ok(command) => command,
             // What was asked for: the flags, or the version.
@@ -63,7 +65,7 @@ mod linux {
             }
         };
         let done = match verb {
-            Some(Verb::Client(verb)) => Ok(client::run(&verb, Command::command())),
+            Some(Verb::Client(verb)) => Ok(client::run(&verb, Command::command(), Some(local::start))),
             Some(Verb::Check { live: true, args, .. }) => ask(&args),
             Some(Verb::Check { json, args, .. }) => report(&args, json),
             Some(Verb::Serve(args)) => serve(&args),
@@ -75,7 +77,15 @@ mod linux {
         })
     }
 
-    /// Prepares the process of a server. A client stays as its user has started it, and has no rights of its own.
+    /// Prepares the process of a client. It stays as its user has started it, but for what would keep it from starting others,
+    /// and has no rights of its own.
+    fn settle_client() {
+        if let Err(error) = packetflix::settle_inherited_signals() {
+            complain(&format!("signals are as they were inherited: {error}"));
+        }
+    }
+
+    /// Prepares the process of a server.
     fn settle() {
         if let Err(error) = packetflix::settle_inherited_state() {
             complain(&format!(

@@ -323,14 +323,26 @@ fn index(ifindex: u32) -> io::Result<libc::c_int> {
 /// # Errors
 /// When the bounds cannot be read or set.
 pub fn raise_limits() -> io::Result<()> {
-    for resource in [
+    raise(&[
         Resource::RLIMIT_NOFILE,
         Resource::RLIMIT_AS,
         Resource::RLIMIT_DATA,
         Resource::RLIMIT_FSIZE,
         Resource::RLIMIT_CPU,
         Resource::RLIMIT_MEMLOCK,
-    ] {
+    ])
+}
+
+/// Raises those bounds that a user sets for no reason of theirs, and that captures reach.
+///
+/// # Errors
+/// As [`raise_limits`].
+pub(crate) fn raise_limits_of_captures() -> io::Result<()> {
+    raise(&[Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK])
+}
+
+fn raise(resources: &[Resource]) -> io::Result<()> {
+    for &resource in resources {
         let (_, most) = getrlimit(resource)?;
         setrlimit(resource, most, most)?;
     }
@@ -356,15 +368,28 @@ pub(crate) fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Resul
 /// # Errors
 /// Never on Linux.
 pub fn settle_inherited_state() -> io::Result<()> {
-    SigSet::empty().thread_set_mask()?;
-    for (signal, handler) in [
-        (Signal::SIGCHLD, SigHandler::SigDfl),
-        (Signal::SIGXFSZ, SigHandler::SigIgn),
-    ] {
-        // SAFETY: neither disposition runs any code of ours, and there is no other thread that could rely on another.
-        unsafe { signal::signal(signal, handler) }?;
-    }
+    settle_inherited_signals()?;
+    set_disposition(Signal::SIGXFSZ, SigHandler::SigIgn)?;
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    Ok(())
+}
+
+/// Undoes what whoever started this process may have left it: signals that are blocked, and children that nobody may wait for.
+///
+/// To be called before other threads exist.
+///
+/// # Errors
+/// Never on Linux.
+pub fn settle_inherited_signals() -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?;
+    set_disposition(Signal::SIGCHLD, SigHandler::SigDfl)
+}
+
+/// Sets what a signal does, to one of the dispositions that run no code.
+fn set_disposition(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    debug_assert!(matches!(handler, SigHandler::SigDfl | SigHandler::SigIgn));
+    // SAFETY: neither disposition runs any code of ours, and there is no other thread that could rely on another.
+    unsafe { signal::signal(signal, handler) }?;
     Ok(())
 }
 

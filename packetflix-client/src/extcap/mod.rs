@@ -25,6 +25,7 @@ use crate::{
     http::{RequestError, get},
     interrupts::Interrupts,
     list::{Targets, print},
+    local::StartLocal,
     output::Output,
     request::{CaptureRequest, Target},
     run::{Manner, Run, Sink},
@@ -108,8 +109,8 @@ enum ExtcapVerb {
 ///
 /// # Errors
 /// When the server refuses, or the capture breaks off. Where Wireshark takes messages, it gets this one, too.
-pub(crate) async fn extcap(args: &ExtcapArgs) -> Result<Status, Failure> {
-    let done = args.follow().await;
+pub(crate) async fn extcap(args: &ExtcapArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
+    let done = args.follow(local).await;
     if let (Err(failure), Some(pipe)) = (&done, &args.extcap_control_out) {
         // Standard error has it in any case.
         let _ = control::show_error(pipe, &failure.sentence);
@@ -118,7 +119,7 @@ pub(crate) async fn extcap(args: &ExtcapArgs) -> Result<Status, Failure> {
 }
 
 impl ExtcapArgs {
-    async fn follow(&self) -> Result<Status, Failure> {
+    async fn follow(&self, local: Option<StartLocal>) -> Result<Status, Failure> {
         match self.verb {
             Some(ExtcapVerb::Install) => return install::install(),
             Some(ExtcapVerb::Uninstall) => return install::uninstall(),
@@ -127,13 +128,13 @@ impl ExtcapArgs {
         if self.capture
             && let Some(fifo) = &self.fifo
         {
-            return self.capture(fifo).await;
+            return self.capture(fifo, local).await;
         }
-        print(&self.answer().await?)?;
+        print(&self.answer(local).await?)?;
         Ok(Status::Done)
     }
 
-    async fn answer(&self) -> Result<String, Failure> {
+    async fn answer(&self, local: Option<StartLocal>) -> Result<String, Failure> {
         if self.extcap_interfaces {
             return Ok(sentences::interfaces());
         }
@@ -142,13 +143,15 @@ impl ExtcapArgs {
         }
         if self.extcap_config {
             return match self.extcap_reload_option.as_deref() {
-                None | Some("") => Ok(self.options().await),
-                Some(option) if option.trim_start_matches('-') == TARGET => Ok(self.list_targets().await),
+                None | Some("") => Ok(self.options(local).await),
+                Some(option) if option.trim_start_matches('-') == TARGET => {
+                    Ok(self.list_targets(local).await)
+                }
                 Some(other) => Err(Failure::usage(format!("{other} has no list of values"))),
             };
         }
         match &self.extcap_capture_filter {
-            Some(filter) => self.check(filter).await,
+            Some(filter) => self.check(filter, local).await,
             None => Err(Failure::usage(
                 "this is what Wireshark calls: `packetflix extcap install` puts it where Wireshark looks",
             )),
@@ -157,30 +160,30 @@ impl ExtcapArgs {
 
     /// The options, with the targets that are there right now: of a list that is empty, Wireshark shows no choice that was
     /// saved. As this is asked for whenever Wireshark starts, whoever does not answer at once is left to the button.
-    async fn options(&self) -> String {
+    async fn options(&self, local: Option<StartLocal>) -> String {
         let mut text = sentences::options();
         if self.server.asks_nobody()
-            && let Ok(Ok(list)) = timeout(AT_ONCE, self.read_targets()).await
+            && let Ok(Ok(list)) = timeout(AT_ONCE, self.read_targets(local)).await
         {
             text += &sentences::targets(&list.targets);
         }
         text
     }
 
-    async fn list_targets(&self) -> String {
-        match self.read_targets().await {
+    async fn list_targets(&self, local: Option<StartLocal>) -> String {
+        match self.read_targets(local).await {
             Ok(list) => sentences::targets(&list.targets),
             Err(failure) => sentences::no_targets(&failure.sentence),
         }
     }
 
-    async fn read_targets(&self) -> Result<Targets, Failure> {
-        let server = self.server.resolve().map_err(Failure::usage)?;
+    async fn read_targets(&self, local: Option<StartLocal>) -> Result<Targets, Failure> {
+        let server = self.server.resolve(local)?;
         Targets::read(&server).await.map_err(Failure::refused)
     }
 
     /// What is wrong with a filter; nothing if it is right. Wireshark asks with each letter that is typed.
-    async fn check(&self, filter: &str) -> Result<String, Failure> {
+    async fn check(&self, filter: &str, local: Option<StartLocal>) -> Result<String, Failure> {
         const BAD_REQUEST: u16 = 400;
         if filter.is_empty() {
             return Ok(String::new());
@@ -190,7 +193,7 @@ impl ExtcapArgs {
                 "the filter is checked once the capture starts: the server is reached by ssh, or a command has its token",
             ));
         }
-        let server = self.server.resolve().map_err(Failure::usage)?;
+        let server = self.server.resolve(local)?;
         let query = serde_urlencoded::to_string([("expr", filter)]).map_err(Failure::usage)?;
         match get(&server, &format!("/filter?{query}")).await {
             Ok(_) => Ok(String::new()),
@@ -203,13 +206,13 @@ impl ExtcapArgs {
 
     /// Captures until Wireshark has had enough. The pipe is opened before anything can be refused: whoever reads would wait
     /// for ever for a pipe that nobody opens.
-    async fn capture(&self, fifo: &Path) -> Result<Status, Failure> {
+    async fn capture(&self, fifo: &Path, local: Option<StartLocal>) -> Result<Status, Failure> {
         let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
         let pipe = tokio::select! {
             pipe = open(fifo) => pipe?,
             _ = interrupts.first() => return Ok(Status::Done),
         };
-        let (server, request) = self.request()?;
+        let (server, request) = self.request(local)?;
         let gone = reader_gone(&pipe);
         let stream = tokio::select! {
             opened = CaptureStream::open(&server, &request) => opened.map_err(Failure::refused)?,
@@ -228,8 +231,8 @@ impl ExtcapArgs {
     }
 
     /// What is to be captured where; what Wireshark's user says goes before what an address asks for.
-    fn request(&self) -> Result<(Server, CaptureRequest), Failure> {
-        let (server, mut request) = self.target()?;
+    fn request(&self, local: Option<StartLocal>) -> Result<(Server, CaptureRequest), Failure> {
+        let (server, mut request) = self.target(local)?;
         request.snaplen = self.snaplen;
         request.promiscuous &= !self.no_promiscuous_mode;
         if let Some(filter) = &self.extcap_capture_filter
@@ -245,7 +248,7 @@ impl ExtcapArgs {
         Ok((server, request))
     }
 
-    fn target(&self) -> Result<(Server, CaptureRequest), Failure> {
+    fn target(&self, local: Option<StartLocal>) -> Result<(Server, CaptureRequest), Failure> {
         match self.target.as_deref().unwrap_or_default() {
             "" => Err(Failure::usage(
                 "no target is chosen: the options of the interface list them, and tshark takes -o extcap.packetflix.target:NAME",
@@ -255,7 +258,7 @@ impl ExtcapArgs {
                 Ok((Server::at(server).map_err(Failure::usage)?, request))
             }
             name => {
-                let server = self.server.resolve().map_err(Failure::usage)?;
+                let server = self.server.resolve(local)?;
                 Ok((server, CaptureRequest::new(Target::parse(name))))
             }
         }

@@ -14,7 +14,7 @@ mod transport;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::api::fuzzing;
 pub use self::transport::{
-    listen::ListenError,
+    listen::{Dialer, ListenError},
     live::{NotLive, live},
     server::{Server, ServerError},
     tls::TlsError,

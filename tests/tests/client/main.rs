@@ -1,10 +1,13 @@
 //! The client's verbs, as users call them, with a server of their own.
 
+mod apart;
 mod capture;
 mod extcap;
 mod files;
 mod lines;
+mod local;
 mod servers;
+
 mod verbs;
 
 use std::{
@@ -55,6 +58,8 @@ fn printed(server: &Server, arguments: &[&str]) -> anyhow::Result<String> {
 struct Capture {
     child: Child,
     log: BufReader<ChildStderr>,
+    /// What it has said at its start.
+    first: String,
 }
 
 impl Capture {
@@ -67,10 +72,10 @@ impl Capture {
     fn start_by(command: &mut Command) -> anyhow::Result<Self> {
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let mut log = BufReader::new(child.stderr.take().context("no log")?);
-        let mut line = String::new();
-        log.read_line(&mut line)?;
-        ensure!(line.starts_with("packetflix: capturing "), "{line}");
-        Ok(Self { child, log })
+        let mut first = String::new();
+        log.read_line(&mut first)?;
+        ensure!(first.starts_with("packetflix: capturing "), "{first}");
+        Ok(Self { child, log, first })
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {

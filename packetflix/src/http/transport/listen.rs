@@ -1,18 +1,26 @@
 //! The sockets that the service listens at.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::pending,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     os::{
         fd::AsFd as _,
-        unix::fs::{FileTypeExt as _, MetadataExt as _},
+        unix::{
+            fs::{FileTypeExt as _, MetadataExt as _},
+            net,
+        },
     },
     path::{Path, PathBuf},
 };
 
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Mutex, mpsc},
+};
 
 use crate::{config::ListenAddress, service::Peer};
 
@@ -48,6 +56,38 @@ pub enum ListenError {
 pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
+    /// None: connections are made within this process.
+    Own(Mutex<mpsc::Receiver<net::UnixStream>>),
+}
+
+/// Makes connections to a server of this process, at which nobody else can connect.
+#[derive(Clone, Debug)]
+pub struct Dialer(mpsc::Sender<net::UnixStream>);
+
+impl Dialer {
+    /// Makes one. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the server has ended, or does not take what was made before.
+    pub fn dial(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = net::UnixStream::pair()?;
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true)?;
+        }
+        self.0
+            .try_send(theirs)
+            .map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        UnixStream::from_std(ours)
+    }
+}
+
+/// Where connections are made within this process, and how.
+pub(crate) fn own() -> (Listener, Dialer) {
+    /// Most connections that wait to be accepted.
+    const BACKLOG: usize = 16;
+
+    let (dialer, dialed) = mpsc::channel(BACKLOG);
+    (Listener::Own(Mutex::new(dialed)), Dialer(dialer))
 }
 
 /// What has been accepted.
@@ -69,9 +109,12 @@ impl Listener {
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let user = stream.peer_cred()?.uid();
-                Ok((Accepted::Unix(stream), Peer::Unix(user)))
+                accepted_unix(stream)
             }
+            Self::Own(dialed) => match dialed.lock().await.recv().await {
+                Some(stream) => accepted_unix(UnixStream::from_std(stream)?),
+                None => pending().await,
+            },
         }
     }
 
@@ -79,7 +122,7 @@ impl Listener {
     pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(..) => None,
+            Self::Unix(..) | Self::Own(_) => None,
         }
     }
 }
@@ -92,8 +135,14 @@ impl fmt::Display for Listener {
                 Err(error) => write!(f, "unknown ({error})"),
             },
             Self::Unix(_, file) => write!(f, "unix:{}", file.path.display()),
+            Self::Own(_) => f.write_str("this process"),
         }
     }
+}
+
+fn accepted_unix(stream: UnixStream) -> io::Result<(Accepted, Peer)> {
+    let user = stream.peer_cred()?.uid();
+    Ok((Accepted::Unix(stream), Peer::Unix(user)))
 }
 
 /// Opens the sockets of all addresses, which have to be this host's own if `only_here`. Must be called within a tokio
@@ -221,7 +270,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             io::ErrorKind::AlreadyExists,
             "there is something else at its path",
         )),
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => match net::UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
             Err(error) => Err(error),
             Ok(_) => Err(io::Error::new(

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     admission::{Admission, Admitted},
     connection::{Bounded, ClientConnection, Exchange},
-    listen::{Accepted, ListenError, Listener, is_reachable, leads_to, listen},
+    listen::{Accepted, Dialer, ListenError, Listener, is_reachable, leads_to, listen, own},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
@@ -47,6 +47,9 @@ pub struct Server {
     app: Arc<App>,
     listeners: Vec<Listener>,
     tls: Option<Tls>,
+    manager: ServiceManager,
+    /// Whether it makes the kernel's part of a capture ready before one is asked for.
+    prepares: bool,
 }
 
 /// Why clients cannot connect.
@@ -77,11 +80,26 @@ impl Server {
             tls: config.tls.as_ref().map(Tls::open).transpose()?,
             listeners: listen(&config.listen, config.is_closed)?,
             app: Arc::new(app),
+            manager: ServiceManager::from_environment(),
+            prepares: true,
         };
         match &config.discovery_service {
             Some(service) if server.is_reached_at(service).await => Err(ServerError::Loop(service.clone())),
             _ => Ok(server),
         }
+    }
+
+    /// A server that is reached from within this process only, whose caller will do a thing or two, and has all rights.
+    pub fn of_this_process(app: App) -> (Self, Dialer) {
+        let (listener, dialer) = own();
+        let server = Self {
+            app: Arc::new(app),
+            listeners: vec![listener],
+            tls: None,
+            manager: ServiceManager::default(),
+            prepares: false,
+        };
+        (server, dialer)
     }
 
     /// Whether a service that is to be asked is this one, as far as its name is known by now.
@@ -105,9 +123,14 @@ impl Server {
     /// Whenever `hint` is ready, files that are followed are looked at.
     pub async fn serve(self, mut shutdown: impl AsyncFnMut(), hint: impl AsyncFnMut()) {
         let listening = self.tcp_addresses();
-        let Self { app, listeners, tls } = self;
+        let Self {
+            app,
+            listeners,
+            tls,
+            manager,
+            prepares,
+        } = self;
         let patience = app.config.shutdown_timeout;
-        let manager = ServiceManager::from_environment();
         let certificates = tls.as_ref().map(Tls::files);
         let api = Arc::new(Api::new(Arc::clone(&app), listening, certificates));
         let context = Arc::new(ConnectionContext {
@@ -119,7 +142,7 @@ impl Server {
         tokio::select! {
             () = shutdown() => {}
             () = accept_everywhere(&listeners, &context, &app) => {}
-            () = stay_ready(&listeners, &context, &app, &manager) => {}
+            () = stay_ready(&listeners, &context, &app, &manager), if prepares => {}
             () = stay_in_touch(&app, &manager) => {}
             () = context.follow_certificates() => {}
             () = app.maintain() => {}
