@@ -1,6 +1,10 @@
 //! What the project needs on a machine, and how to get it.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -30,6 +34,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("ethtool", "ethtool"),
     Tool("curl", "curl"),
     Tool("openssl", "openssl"),
+    Tool("ssh", "openssh-client"),
+    Tool("ssh-keygen", "openssh-client"),
     Tool("chromium", "chromium"),
     Tool("tcpdump", "tcpdump"),
     Tool("tshark", "tshark"),
@@ -185,38 +191,57 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn test_tools() -> anyhow::Result<()> {
     install_missing(TEST_TOOLS)?;
     promtool()?;
+    sshd()?;
     kubernetes_schemas()
 }
 
 /// What tries Prometheus' rules: the program alone, since its package starts a service where it is installed.
 fn promtool() -> anyhow::Result<()> {
-    const PROGRAM: &str = "usr/bin/promtool";
-    let own = root().join("target/tools/bin/promtool");
+    let tools = root().join("target/tools");
+    let (own, folder) = (tools.join("bin/promtool"), tools.join("prometheus"));
     if own.is_file() {
         return Ok(());
     }
-    let by_hand = "missing: promtool, of Debian's package prometheus; it belongs to target/tools/bin";
-    ensure!(find_program("apt-get").is_some(), by_hand);
-    let folder = root().join("target/tools/prometheus");
-    fs::create_dir_all(&folder)?;
+    unpack(&["prometheus"], &folder)
+        .context("missing: promtool, of Debian's package prometheus; it belongs to target/tools/bin")?;
+    fs::create_dir_all(tools.join("bin"))?;
+    fs::copy(folder.join("usr/bin/promtool"), &own)?;
+    Ok(fs::remove_dir_all(&folder)?)
+}
+
+/// A server of ssh, and a library of its, unpacked alone for the same reason.
+fn sshd() -> anyhow::Result<()> {
+    let own = root().join("target/tools/sshd");
+    if own.is_dir() {
+        return Ok(());
+    }
+    let new = own.with_extension("new");
+    unpack(&["openssh-server", "libwrap0"], &new).context(
+        "missing: sshd, of Debian's packages openssh-server and libwrap0; it belongs to target/tools/sshd",
+    )?;
+    Ok(fs::rename(&new, &own)?)
+}
+
+/// Unpacks Debian packages into a folder, without installing them.
+fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
+    ensure!(find_program("apt-get").is_some(), "there is no apt-get");
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
     execute(
         Command::new("apt-get")
-            .args(["download", "--quiet", "prometheus"])
-            .current_dir(&folder),
-    )
-    .context(by_hand)?;
-    let packed = fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
-    let package = packed
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|end| end == "deb"));
-    execute(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .args([&package.context(by_hand)?, &folder]),
+            .args(["download", "--quiet"])
+            .args(packages)
+            .current_dir(folder),
     )?;
-    fs::create_dir_all(own.parent().context("a file without a folder")?)?;
-    fs::copy(folder.join(PROGRAM), &own)?;
-    Ok(fs::remove_dir_all(&folder)?)
+    for entry in fs::read_dir(folder)? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|end| end == "deb") {
+            execute(Command::new("dpkg-deb").arg("--extract").args([&package, folder]))?;
+        }
+    }
+    Ok(())
 }
 
 /// The schemas of Kubernetes, and what compares manifests with them, in a Python of its own.

@@ -7,7 +7,7 @@ mod files;
 mod lines;
 mod local;
 mod servers;
-
+mod ssh;
 mod verbs;
 
 use std::{
