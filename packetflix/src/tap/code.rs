@@ -9,14 +9,16 @@
 
 use std::{
     collections::HashSet,
+    iter,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::OnceLock,
+    thread,
 };
 
 use aya::{Ebpf, EbpfError, maps::Map};
 use aya_obj::{Function, Object};
 
-use super::{CaptureFilters, object::LoadError};
+use super::{CaptureFilters, cpu_rings::joined, object::LoadError};
 use crate::{
     error::chain,
     sys::bpf::{Functions, Program, ProgramType, load_program, load_types},
@@ -89,8 +91,8 @@ impl Code {
         }
         let sections = sections(&object);
         object.relocate_calls(&sections).map_err(failed)?;
-        let load = |name: &&'static str| {
-            let program = object.programs.get(*name).ok_or(LoadError::Missing(name))?;
+        let load = |name: &'static str| {
+            let program = object.programs.get(name).ok_or(LoadError::Missing(name))?;
             let code = object.functions.get(&program.function_key());
             let code = code.ok_or(LoadError::Missing(name))?;
             let records = code.func_info.func_info_bytes();
@@ -108,7 +110,20 @@ impl Code {
             });
             loaded.map_err(|failure| LoadError::of_program(name, failure, !filters.is_none()))
         };
-        names.iter().map(load).collect()
+        // The verifier takes some milliseconds for each.
+        thread::scope(|scope| {
+            let begin = |name: &'static str| {
+                let load = &load;
+                let begun = thread::Builder::new().spawn_scoped(scope, move || load(name));
+                begun.map_err(|source| LoadError::Program { name, source })
+            };
+            let Some((&first, others)) = names.split_first() else {
+                return Ok(Vec::new());
+            };
+            let others: Vec<_> = others.iter().copied().map(begin).collect();
+            let others = others.into_iter().map(|begun| joined(begun?));
+            iter::once(load(first)).chain(others).collect()
+        })
     }
 }
 
