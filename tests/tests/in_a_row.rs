@@ -232,7 +232,9 @@ async fn links_that_are_kept_make_room_where_it_is_lacking_and_stay_elsewhere() 
         let program = returning(NEXT)?;
         anyhow::Ok(here.inside(|| program.attach_to_ingress(ifindex, place))??)
     };
-    let _others: Vec<_> = (0..OTHERS).map(|_| attach(Place::Last)).collect::<anyhow::Result<_>>()?;
+    let _others: Vec<_> = (0..OTHERS)
+        .map(|_| attach(Place::Last))
+        .collect::<anyhow::Result<_>>()?;
 
     let all = server.url(&format!("netns={}", here.inode()?));
     capture_one(&all, (&there, "vb"), 1).await?;

@@ -54,41 +54,57 @@ const FIRST: [FigureKind; 2] = [
     less("until the first packet, p99", "ms"),
 ];
 
+/// How requests follow each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Apart,
+    InRow,
+    /// Each with a filter that was not asked for before.
+    InRowOfFilters,
+}
+
 pub(crate) fn run(report: &mut Report, rounds: u32, part: &str) -> anyhow::Result<()> {
     let lanes = Lanes::new(1)?;
     let _traffic = Traffic::start(lanes.sockets(1)?, LOAD);
     let bare = "&names=0".to_owned();
     let filter = format!("&names=0{FILTER}");
-    for (name, title, rest, pause) in [
-        ("start-bare", "Start without names or filter", &bare, PAUSE),
+    for (name, title, rest, way) in [
+        ("start-bare", "Start without names or filter", &bare, Way::Apart),
         (
             "start-names",
             "Start with names of addresses",
             &String::new(),
-            PAUSE,
+            Way::Apart,
         ),
-        ("start-filter", "Start with a filter", &filter, PAUSE),
+        ("start-filter", "Start with a filter", &filter, Way::Apart),
         (
             "start-both",
             "Start with names and a filter",
             &FILTER.to_owned(),
-            PAUSE,
+            Way::Apart,
         ),
-        ("start-row", "Start in a row", &bare, Duration::ZERO),
+        ("start-row", "Start in a row", &bare, Way::InRow),
         (
             "start-row-filter",
             "Start in a row, with a filter",
             &filter,
-            Duration::ZERO,
+            Way::InRow,
+        ),
+        (
+            "start-row-filters",
+            "Start in a row, each with another filter",
+            &filter,
+            Way::InRowOfFilters,
         ),
     ] {
         if !name.contains(part) {
             continue;
         }
-        let when = if pause.is_zero() {
-            "each as soon as the one before has its first packet and its connection is cut,"
-        } else {
-            "a fifth of a second apart,"
+        let when = match way {
+            Way::Apart => "a fifth of a second apart,",
+            Way::InRow | Way::InRowOfFilters => {
+                "each as soon as the one before has its first packet and its connection is cut,"
+            }
         };
         let method = format!("{REQUESTS} requests in each round, {when} {BESIDES}");
         let scenario = Scenario::new(name, title, method, Some(contestant::REFERENCE));
@@ -102,9 +118,15 @@ pub(crate) fn run(report: &mut Report, rounds: u32, part: &str) -> anyhow::Resul
             // The first request finds what later ones have in their caches.
             Times::of(&running, &path)?;
             let mut all = Vec::new();
-            for _ in 0..REQUESTS {
+            for number in 0..REQUESTS {
                 check()?;
-                sleep(pause);
+                if way == Way::Apart {
+                    sleep(PAUSE);
+                }
+                let path = match way {
+                    Way::Apart | Way::InRow => path.clone(),
+                    Way::InRowOfFilters => format!("{path}%20or%20tcp%20port%20{}", 1000 + number),
+                };
                 all.push(Times::of(&running, &path)?);
             }
             for (figures, time) in [
