@@ -1,6 +1,6 @@
 //! What is tried: each thing as a capture does it.
 
-use std::{net::UdpSocket, path::Path, process, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::UdpSocket, path::Path, process, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -275,13 +275,21 @@ async fn engines(config: &Config) -> Vec<Finding> {
     }
     let targets = scan.targets.len();
     // What engines did not tell is said of each.
-    let gaps = scan.gaps.iter().filter(|gap| !matches!(gap, Gap::Engine { .. }));
-    let gaps: Vec<String> = gaps.map(ToString::to_string).collect();
-    findings.push(match &gaps[..] {
-        [] => Finding::works("targets", format!("{targets} were found")),
-        gaps => Finding::limited("targets", format!("{targets} were found; {}", gaps.join("; ")))
+    let gaps: Vec<_> = scan
+        .gaps
+        .iter()
+        .filter(|gap| !matches!(gap, Gap::Engine { .. }))
+        .collect();
+    let found = format!("{targets} were found");
+    findings.push(if gaps.is_empty() {
+        Finding::works("targets", found)
+    } else {
+        let sentences: Vec<String> = gaps.iter().map(ToString::to_string).collect();
+        let remedies: BTreeSet<&str> = gaps.iter().map(|gap| gap.remedy()).collect();
+        let remedies: Vec<&str> = remedies.into_iter().collect();
+        Finding::limited("targets", format!("{found}; {}", sentences.join("; ")))
             .costs("others are not found")
-            .remedy("see the capabilities above"),
+            .remedy(remedies.join("; "))
     });
     findings
 }

@@ -88,6 +88,28 @@ impl Gap {
         }
     }
 
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> &'static str {
+        const WANT: &str = "give the service more descriptors and memory";
+
+        match self {
+            Self::Processes { .. } => "see the capabilities above",
+            Self::Want | Self::Place(Unseen::Unopened(_)) => WANT,
+            Self::Engine { .. } => "see the engines above",
+            Self::Place(Unseen::Missed(_)) => {
+                "see whether a file system there hangs, and try again when the machine is less busy"
+            }
+            Self::Place(Unseen::TooMany(_)) => {
+                "ask by a process or by the number of a namespace for what is not listed"
+            }
+            Self::Sockets { .. } => "name the socket of an engine that is missing with --engine-socket",
+            Self::InterfacesOf { .. } | Self::Interfaces { .. } => {
+                "see the capabilities above, and run the service in the host's user namespace"
+            }
+            Self::Several { first, .. } => first.remedy(),
+        }
+    }
+
     /// Whose it is, where it is not the service's own or the host's.
     pub(super) fn owner(&self) -> Owner {
         self.place().map_or(Owner::Host, |place| place.owner)

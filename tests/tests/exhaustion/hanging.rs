@@ -18,7 +18,7 @@ use packetflix_tests::{
     process::{Sleeper, capture_is_of},
     server::{Server, program, wait_until},
 };
-use serde_json::json;
+use serde_json::{Deserializer, Value, json};
 use tokio::time::sleep;
 
 use crate::{gaps, has_gap, has_not_panicked};
@@ -40,6 +40,7 @@ async fn a_view_that_hangs_is_told_and_costs_nobody_else() -> anyhow::Result<()>
     );
     ensure!(has_gap(&details, "did not answer"), "{:?}", gaps(&details));
     server.wait_for_log("does not answer")?;
+    let mut check = check_says_what_to_do()?;
     let name = format!("sleep({})", sleeper.pid());
     let begin = Instant::now();
     capture_is_of(&server, &json!({ "name": name }), "", sleeper.pid()).await?;
@@ -77,12 +78,34 @@ async fn a_view_that_hangs_is_told_and_costs_nobody_else() -> anyhow::Result<()>
     );
 
     hoard.let_go()?;
+    check.wait()?;
     server.wait_for_log("answers again")?;
     wait_until(Duration::from_secs(10), || {
         let (_, details) = server.get("/targets")?;
         Ok(!has_gap(&details, "did not answer"))
     })?;
     has_not_panicked(&server)
+}
+
+/// About what hangs, and not about rights, which are not lacking. The kernel lets go of the program when that answers.
+fn check_says_what_to_do() -> anyhow::Result<Child> {
+    let mut check = Command::new(program("packetflix")?)
+        .args(["check", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let printed = check.stdout.take().context("no output")?;
+    let mut printed = Deserializer::from_reader(printed).into_iter();
+    let report: Value = printed.next().context("no report")??;
+    let findings = report["findings"].as_array().context("no findings")?;
+    let about = findings.iter().find(|finding| finding["subject"] == "targets");
+    let remedy = about
+        .and_then(|finding| finding["remedy"].as_str())
+        .with_context(|| report.to_string())?;
+    ensure!(
+        remedy.contains("a file system there hangs") && !remedy.contains("capabilities"),
+        "{remedy}"
+    );
+    Ok(check)
 }
 
 /// A process in a mount namespace of its own, in which a network namespace is mounted behind a file system.
