@@ -171,6 +171,11 @@ fn description_is_whole() -> anyhow::Result<()> {
             }
         }
     }
+    let stream = document["paths"]["/capture"]["get"]["description"].as_str();
+    ensure!(
+        stream.is_some_and(|told| told.contains("send the text message `stop`, upon which it gets")),
+        "{stream:?}"
+    );
     for (path, item) in document["paths"].as_object().context("no paths")? {
         ensure!(path.starts_with('/'), "{path}");
         let mut parameters = item["parameters"].as_array().cloned().unwrap_or_default();
