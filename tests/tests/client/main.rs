@@ -32,10 +32,12 @@ use packetflix_tests::{
     server::{Server, program, wait_until},
 };
 
-/// A command line of the client.
+/// A command line of the client, which heeds SIGHUP though the tests may have been started with nohup.
 fn packetflix(server: &Server, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(program("packetflix")?);
+    let mut command = Command::new("env");
     command
+        .arg("--default-signal=HUP")
+        .arg(program("packetflix")?)
         .args(arguments)
         .env("PACKETFLIX_SERVER", format!("http://127.0.0.1:{}", server.port()))
         .stdin(Stdio::null());
