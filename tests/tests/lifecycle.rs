@@ -160,12 +160,17 @@ async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
         let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
         let socket = RawSocket::open(&there, "vb")?;
         let sending = tokio::task::spawn_blocking(move || {
+            let mut lateness = Vec::new();
             for _ in 0..101 {
-                std::thread::sleep(Duration::from_millis(17));
+                let pause = Duration::from_millis(17);
+                let began = Instant::now();
+                std::thread::sleep(pause);
+                lateness.push(began.elapsed().saturating_sub(pause));
                 let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
                 socket.send(&raw::ethernet(0x88b5, &now.to_be_bytes()))?;
             }
-            anyhow::Ok(())
+            lateness.sort_unstable();
+            anyhow::Ok(lateness[50])
         });
         let mut delays = Vec::new();
         while delays.len() < 101 {
@@ -174,7 +179,8 @@ async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() as u64;
             delays.extend(payload_times(&recorder.stream()[seen..]).map(|sent| now.saturating_sub(sent)));
         }
-        sending.await??;
+        // On a busy machine whoever sleeps is woken late, and on its way a packet wakes four.
+        let limit = Duration::from_millis(5) + sending.await?? * 4;
         delays.sort_unstable();
         eprintln!(
             "{hook}: delay p50 {} µs, p99 {} µs",
@@ -182,8 +188,8 @@ async fn lone_packet_arrives_within_five_milliseconds() -> anyhow::Result<()> {
             delays[99] / 1000
         );
         ensure!(
-            u128::from(delays[50]) < pace::time(Duration::from_millis(5)).as_nanos(),
-            "{hook}: the median is {} µs",
+            u128::from(delays[50]) < pace::time(limit).as_nanos(),
+            "{hook}: the median is {} µs, and not below {limit:?}",
             delays[50] / 1000
         );
         recorder.finish().await?;
