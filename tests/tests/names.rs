@@ -56,8 +56,12 @@ async fn containers_are_named_those_that_come_later_too() -> anyhow::Result<()> 
         .await?;
 
     let late = start(&docker, "late")?;
+    // While it starts, it is known by the process that starts it.
     recorder
-        .read_until(|recording| recording.names.iter().any(|name| name.address == late))
+        .read_until(|recording| {
+            let mut names = recording.names.iter();
+            names.any(|name| name.address == late && name.name == "late")
+        })
         .await?;
     ping(&docker, "web", late)?;
     let to_late = |packet: &[u8]| match late {
