@@ -17,6 +17,16 @@ pub use own::{
 pub use rate::{Paid, RateCosts};
 pub use record::{Direction, MAX_CAPTURED_LEN, RecordHeader};
 
+/// Number of what both sides agree on, which the eBPF object has in its section [`ABI`](sections::ABI): what is in this crate, and
+/// what a name in it stands for. Whoever changes that takes the next number.
+pub const ABI: u32 = 1;
+
+/// Names of the sections in the eBPF object that no kernel reads.
+pub mod sections {
+    /// The number [`ABI`](crate::ABI) of the sources that the object was built from.
+    pub const ABI: &str = "packetflix.abi";
+}
+
 /// Names of the programs in the eBPF object.
 pub mod programs {
     /// Classifier for packets that an interface receives (TCX ingress, kernel 6.6).

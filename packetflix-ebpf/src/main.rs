@@ -28,6 +28,14 @@ use packetflix_common::Direction;
 
 use crate::{capture::capture, maps::SOCKET_PROGRAM};
 
+/// What the object was built against, for whoever has nothing but the object.
+// SAFETY: no other symbol of the object has this name, and nobody else looks for a section of this one.
+#[used]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "packetflix.abi")]
+#[expect(unsafe_code, reason = "user space finds the number by its section")]
+pub static ABI: u32 = packetflix_common::ABI;
+
 /// TCX ingress: what the interface receives, from the link-layer header on.
 #[classifier]
 pub fn tc_ingress(context: TcContext) -> i32 {

@@ -9,21 +9,34 @@ fn main() -> ExitCode {
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> ExitCode {
-    use clap::{CommandFactory as _, Parser as _};
+    use clap::{CommandFactory as _, FromArgMatches as _};
     use packetflix_client::cli::{Program, arguments, run};
 
-    run(&Program::parse_from(arguments()).verb, Program::command(), None)
+    let command = Program::command();
+    let given = command
+        .clone()
+        .long_version(version(""))
+        .get_matches_from(arguments());
+    let program = Program::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+    run(&program.verb, command, None)
+}
+
+/// What is said of this program for `--version`, beside its name.
+fn version(object: &str) -> &'static str {
+    let program = concat!(env!("CARGO_PKG_VERSION"), "\ncommit ", env!("PACKETFLIX_COMMIT"));
+    (program.to_owned() + object).leak()
 }
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{
+        ffi::OsString,
         io::{self, Write as _},
         process::ExitCode,
         sync::Arc,
     };
 
-    use clap::{CommandFactory as _, Parser as _, Subcommand as _};
+    use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
     use packetflix::{
         check,
         cli::{self, Args, Command, Verb},
@@ -31,6 +44,7 @@ mod linux {
         http, local,
         logging::{self, LogFormat},
         service::App,
+        tap,
     };
     use packetflix_client::cli as client;
     use tokio::signal::unix::{SignalKind, signal};
@@ -53,7 +67,7 @@ mod linux {
             }
         }
         packetflix::limit_allocator_arenas();
-        let Command { verb, args } = match Command::try_parse_from(arguments) {
+        let Command { verb, args } = match parse(arguments) {
             Ok(command) => command,
             // What was asked for: the flags, or the version.
             Err(told) if !told.use_stderr() => {
@@ -75,6 +89,15 @@ mod linux {
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
         })
+    }
+
+    fn parse(arguments: Vec<OsString>) -> Result<Command, clap::Error> {
+        let abi = tap::object_abi().map_or_else(|| "unknown".to_owned(), |abi| abi.to_string());
+        let architecture = std::env::consts::ARCH;
+        let object = format!("\neBPF object for {architecture}, ABI {abi}");
+        let mut command = Command::command().long_version(super::version(&object));
+        let given = command.try_get_matches_from_mut(arguments)?;
+        Command::from_arg_matches(&given).map_err(|error| error.format(&mut command))
     }
 
     /// Prepares the process of a client. It stays as its user has started it, but for what would keep it from starting others,

@@ -44,7 +44,7 @@ pub use self::{
     code::FilterLinkError,
     hook::{Hook, HookError},
     memory::RingConfig,
-    object::LoadError,
+    object::{LoadError, object_abi},
     own::OwnError,
     rates::RateLimits,
     refused::Refused,

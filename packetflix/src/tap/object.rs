@@ -15,6 +15,7 @@ use std::{
     thread,
 };
 
+use ::object::{Endianness, Object as _, ObjectSection as _, read::elf::ElfFile64};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Array, Map, MapData, MapError, PerCpuHashMap},
@@ -22,7 +23,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use nix::sys::utsname::{UtsName, uname};
-use packetflix_common::{InterfaceEntry, Paid, globals, maps, programs::SOCKET};
+use packetflix_common::{InterfaceEntry, Paid, globals, maps, programs::SOCKET, sections};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -45,6 +46,14 @@ use crate::{
 };
 
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packetflix.bpf.o"));
+
+/// Number of the contract that the eBPF object was built against: [`packetflix_common::ABI`], unless the object is older than the
+/// server's source. `None` if it has none.
+pub fn object_abi() -> Option<u32> {
+    let object = ElfFile64::<Endianness>::parse(OBJECT).ok()?;
+    let section = object.section_by_name(sections::ABI)?;
+    Some(u32::from_ne_bytes(section.data().ok()?.try_into().ok()?))
+}
 
 /// Value of aya-log's level that keeps the programs silent, and the one that lets them say all.
 static LOG_OFF: u8 = 0;
@@ -397,3 +406,14 @@ pub(super) static CLOCK_SOURCE: LazyLock<ClockSource> = LazyLock::new(|| {
         ClockSource::Boottime
     }
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_was_built_against_what_the_server_expects() {
+        // Else `cargo xtask build-ebpf` was left out.
+        assert_eq!(object_abi(), Some(packetflix_common::ABI));
+    }
+}

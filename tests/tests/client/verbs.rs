@@ -5,12 +5,27 @@ use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 use packetflix_tests::{
     certificates::Authority,
     folder::Folder,
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     server::{Server, program},
 };
 use serde_json::Value;
 
 use crate::{Capture, is_idle, output, packetflix, printed};
+
+#[test]
+fn the_version_tells_what_the_program_was_made_of() -> anyhow::Result<()> {
+    let told = output_of(Command::new(program("packetflix")?).arg("--version"))?;
+    let lines: Vec<&str> = told.lines().collect();
+    let [program, commit, object] = lines[..] else {
+        panic!("{told}");
+    };
+    assert_eq!(program, concat!("packetflix ", env!("CARGO_PKG_VERSION")));
+    assert!(commit.starts_with("commit "), "{told}");
+    let (of, abi) = object.split_once(", ABI ").unwrap();
+    assert_eq!(of, format!("eBPF object for {}", std::env::consts::ARCH));
+    abi.parse::<u32>()?;
+    Ok(())
+}
 
 #[test]
 fn targets_are_listed() -> anyhow::Result<()> {
