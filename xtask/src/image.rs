@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -131,8 +131,11 @@ fn source() -> Option<String> {
     (address.starts_with("https://") && !address.contains('@')).then(|| address.to_owned())
 }
 
-/// The commit that is checked out, and whether files differ from it.
-fn revision() -> Option<String> {
+/// The commit that is checked out, and whether files differ from it; or what the variable says that the program is told it by.
+pub(crate) fn revision() -> Option<String> {
+    if let Ok(told) = env::var("PACKETFLIX_COMMIT") {
+        return Some(told);
+    }
     let git = |arguments: &[&str]| output_of(Command::new("git").current_dir(root()).args(arguments));
     let commit = git(&["rev-parse", "HEAD"])?;
     let is_altered = git(&["status", "--porcelain", "--untracked-files=no"])?;

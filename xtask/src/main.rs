@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod capture;
+mod dist;
 mod documents;
 mod fuzz;
 mod image;
@@ -33,6 +34,8 @@ enum Verb {
     Capture(capture::Args),
     /// Make an image for container engines, of this machine's program and libraries
     Image(image::Args),
+    /// Make what people install: archives, packages, their checksums and what is in them
+    Dist(dist::Args),
     /// Install what is missing and run all tests, here or on other kernels
     Test(test::Args),
     /// Install what is missing and measure optimised programs on the real kernel
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Capture(args) => capture::capture(&args),
         Verb::Image(args) => image::image(&args),
+        Verb::Dist(args) => dist::dist(&args),
         Verb::Test(args) => test::test(&args),
         Verb::Bench(args) => bench::bench(&args),
         Verb::Fuzz(args) => fuzz::fuzz(&args),

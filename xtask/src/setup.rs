@@ -16,6 +16,10 @@ use crate::{
 /// From 0.11 on bpf-linker wants an LLVM of the system; this one loads the LLVM of rustc.
 const BPF_LINKER: &str = "0.10.3";
 
+const CARGO_DEB: &str = "3.8.0";
+
+const CARGO_CYCLONEDX: &str = "0.5.9";
+
 const CARGO_DENY: &str = "0.20.2";
 
 const CARGO_FUZZ: &str = "0.13.1";
@@ -75,6 +79,18 @@ const KERNEL_TOOLS: &[Tool] = &[
         "/usr/share/keyrings/debian-archive-keyring.gpg",
         "debian-archive-keyring",
     ),
+];
+
+/// What makes archives and packages.
+const DIST_TOOLS: &[Tool] = &[Tool("dpkg-deb", "dpkg"), Tool("xz", "xz-utils")];
+
+/// What installs and runs them.
+const VERIFY_TOOLS: &[Tool] = &[
+    Tool("ip", "iproute2"),
+    Tool("unshare", "util-linux"),
+    Tool("readelf", "binutils"),
+    Tool("capinfos", "wireshark-common"),
+    Tool("systemd-analyze", "systemd"),
 ];
 
 const IMAGE_TOOLS: &[Tool] = &[Tool("setcap", "libcap2-bin"), Tool("strip", "binutils")];
@@ -144,6 +160,22 @@ pub(crate) fn ebpf_toolchain() -> anyhow::Result<PathBuf> {
     cargo_tool("bpf-linker", BPF_LINKER)
 }
 
+/// cargo-deb, which makes Debian packages.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn cargo_deb() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-deb", CARGO_DEB)
+}
+
+/// cargo-cyclonedx, which lists what a program is made of.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn cargo_cyclonedx() -> anyhow::Result<PathBuf> {
+    cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX)
+}
+
 /// cargo-deny, which checks the dependencies' licences and sources.
 ///
 /// # Errors
@@ -190,6 +222,7 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
     install_missing(TEST_TOOLS)?;
+    cargo_deb()?;
     promtool()?;
     sshd()?;
     kubernetes_schemas()
@@ -278,26 +311,78 @@ fn kubernetes_schemas() -> anyhow::Result<()> {
 /// As [`test_tools`], and when rustup is missing that has the standard library of another architecture.
 pub(crate) fn kernel_tools(architecture: Architecture) -> anyhow::Result<()> {
     install_missing(KERNEL_TOOLS)?;
-    let (emulator, compiler) = match architecture {
-        Architecture::Amd64 => (
-            Tool("qemu-system-x86_64", "qemu-system-x86"),
-            Tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
-        ),
-        Architecture::Arm64 => (
-            Tool("qemu-system-aarch64", "qemu-system-arm"),
-            Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
-        ),
+    let emulator = match architecture {
+        Architecture::Amd64 => Tool("qemu-system-x86_64", "qemu-system-x86"),
+        Architecture::Arm64 => Tool("qemu-system-aarch64", "qemu-system-arm"),
     };
     if architecture.is_own() {
         install_missing(&[emulator])?;
         return install_missing(TEST_TOOLS);
     }
-    install_missing(&[emulator, compiler])?;
+    install_missing(&[emulator, compiler(architecture)])?;
     rust_target(&architecture.target())
 }
 
+/// What packs programs.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn dist_tools() -> anyhow::Result<()> {
+    install_missing(DIST_TOOLS)
+}
+
+/// What builds them for Linux on a processor.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn linux_compiler(architecture: Architecture) -> anyhow::Result<()> {
+    const KEYRING: Tool = Tool(
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    );
+    install_missing(&[compiler(architecture), KEYRING])?;
+    libraries()
+}
+
+/// What builds and packs the client for Windows.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn windows_compiler() -> anyhow::Result<()> {
+    install_missing(&[
+        Tool("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
+        Tool("zip", "zip"),
+    ])
+}
+
+/// What tries them.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn verify_tools(arm64: bool, windows: bool) -> anyhow::Result<()> {
+    install_missing(VERIFY_TOOLS)?;
+    if arm64 {
+        install_missing(&[Tool("qemu-aarch64", "qemu-user")])?;
+    }
+    if windows {
+        install_missing(&[Tool("/usr/lib/wine/wine64", "wine64"), Tool("unzip", "unzip")])?;
+    }
+    Ok(())
+}
+
+/// What compiles and links for a processor, whatever the machine's is.
+fn compiler(architecture: Architecture) -> Tool {
+    match architecture {
+        Architecture::Amd64 => Tool("x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu"),
+        Architecture::Arm64 => Tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"),
+    }
+}
+
 /// The standard library for another of Rust's targets.
-fn rust_target(target: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it is missing, and rustup cannot get it.
+pub(crate) fn rust_target(target: &str) -> anyhow::Result<()> {
     if sysroot()?.join("lib/rustlib").join(target).join("lib").exists() {
         return Ok(());
     }
@@ -413,8 +498,8 @@ mod tests {
 
     use super::*;
 
-    /// What the server's build script says in a checkout that has just been made, with this program for the linker.
-    fn build_script_says(folder: &Path, linker: &Path) -> anyhow::Result<String> {
+    /// The server's build script, compiled into a folder.
+    fn build_script(folder: &Path) -> anyhow::Result<Command> {
         let script = folder.join("build-script");
         execute(
             Command::new("rustc")
@@ -422,18 +507,73 @@ mod tests {
                 .arg(&script)
                 .current_dir(root()),
         )?;
-        let said = output_of(
-            Command::new(script)
-                .envs([
-                    ("CARGO_CFG_TARGET_ARCH", "x86_64"),
-                    ("HOST", "same"),
-                    ("TARGET", "same"),
-                ])
-                .env("CARGO_MANIFEST_DIR", folder.join("packetflix"))
-                .env("OUT_DIR", folder)
-                .env("RUSTC_LINKER", linker),
-        );
+        let mut script = Command::new(script);
+        script
+            .envs([
+                ("CARGO_CFG_TARGET_ARCH", "x86_64"),
+                ("HOST", "same"),
+                ("TARGET", "same"),
+            ])
+            .env("CARGO_MANIFEST_DIR", folder.join("packetflix"))
+            .env("OUT_DIR", folder)
+            .env_remove("PACKETFLIX_COMMIT");
+        Ok(script)
+    }
+
+    /// What it says in a checkout that has just been made, with this program for the linker.
+    fn build_script_says(folder: &Path, linker: &Path) -> anyhow::Result<String> {
+        let said = output_of(build_script(folder)?.env("RUSTC_LINKER", linker));
         said.context("the build script failed")
+    }
+
+    #[test]
+    fn releases_are_told_their_commit_and_others_are_not_built_anew_for_it() -> anyhow::Result<()> {
+        let folder = std::env::temp_dir().join(format!("packetflix-commit-{}", std::process::id()));
+        fs::create_dir_all(folder.join("packetflix"))?;
+        let mut script = build_script(&folder)?;
+        let mut says = |profile: &str, told: Option<&str>| {
+            script.env("PROFILE", profile).env_remove("PACKETFLIX_COMMIT");
+            // No repository but that of the folder, whatever lies above it.
+            script.env("GIT_CEILING_DIRECTORIES", &folder);
+            script.envs(told.map(|commit| ("PACKETFLIX_COMMIT", commit)));
+            output_of(&mut script).context("the build script failed")
+        };
+        let git = |arguments: &[&str]| {
+            let mut git = Command::new("git");
+            git.args([
+                "-C",
+                "packetflix",
+                "-c",
+                "user.name=a",
+                "-c",
+                "user.email=a@localhost",
+            ]);
+            output_of(git.args(arguments).current_dir(&folder)).context("git failed")
+        };
+        let outside = says("release", None)?;
+        git(&["init", "--quiet"])?;
+        git(&["commit", "--quiet", "--allow-empty", "--message=one"])?;
+        let commit = git(&["rev-parse", "HEAD"])?;
+        let released = says("release", None)?;
+        let debug = says("debug", None)?;
+        let told = says("debug", Some("abc-altered"))?;
+        git(&["pack-refs", "--all"])?;
+        let packed = says("release", None)?;
+        fs::remove_dir_all(&folder)?;
+
+        let is = |said: &str, commit: &str| said.contains(&format!("PACKETFLIX_COMMIT={}\n", commit.trim()));
+        assert!(is(&outside, "unknown"), "{outside}");
+        assert!(is(&released, &commit), "{released}");
+        for watched in ["/HEAD\n", "/refs/heads/"] {
+            assert!(released.contains(watched), "{released}");
+        }
+        assert!(
+            is(&packed, &commit) && packed.contains("/packed-refs\n"),
+            "{packed}"
+        );
+        assert!(is(&debug, "unknown") && !debug.contains("HEAD"), "{debug}");
+        assert!(is(&told, "abc-altered"), "{told}");
+        Ok(())
     }
 
     #[test]

@@ -70,27 +70,45 @@ const ACCOUNTS: [(&str, &str, &str); 2] = [
 /// When Debian's archive does not have a package, or cannot be reached.
 pub(crate) fn root(architecture: Architecture) -> anyhow::Result<PathBuf> {
     let place = folder().join(architecture.name()).join("root");
+    let name_accounts = |files: &Path| {
+        for (file, master, own) in ACCOUNTS {
+            let base =
+                fs::read_to_string(files.join(master)).with_context(|| format!("cannot make /{file}"))?;
+            fs::write(files.join(file), base + own)?;
+        }
+        Ok(())
+    };
+    root_of(architecture, &place, PACKAGES, name_accounts)
+}
+
+/// Makes a root of packages and what they need, unless it was made before; `finish` puts in what no package has.
+///
+/// # Errors
+/// As [`root`].
+pub(crate) fn root_of(
+    architecture: Architecture,
+    place: &Path,
+    packages: &[&str],
+    finish: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
     let (complete, files) = (place.join("complete"), place.join("files"));
-    let wanted = format!("{SUITE}: {}\n", PACKAGES.join(" "));
+    let wanted = format!("{SUITE}: {}\n", packages.join(" "));
     if fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
         return Ok(files);
     }
-    make(architecture, &place, &files)
+    make(architecture, place, &files, packages)
+        .and_then(|()| finish(&files))
         .with_context(|| format!("the root of {} could not be made", architecture.name()))?;
     fs::write(&complete, wanted)?;
     Ok(files)
 }
 
-fn make(architecture: Architecture, place: &Path, files: &Path) -> anyhow::Result<()> {
+fn make(architecture: Architecture, place: &Path, files: &Path, packages: &[&str]) -> anyhow::Result<()> {
     if place.exists() {
         fs::remove_dir_all(place)?;
     }
     let archive = Archive::open(&place.join("apt"), architecture, SUITE, true)?;
-    archive.unpack(&archive.closure(PACKAGES)?, files)?;
-    for (file, master, own) in ACCOUNTS {
-        let base = fs::read_to_string(files.join(master)).with_context(|| format!("cannot make /{file}"))?;
-        fs::write(files.join(file), base + own)?;
-    }
+    archive.unpack(&archive.closure(packages)?, files)?;
     link_within(files, &files.join("usr/lib").join(architecture.gnu()))
 }
 
@@ -114,26 +132,28 @@ fn link_within(files: &Path, libraries: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// cargo, in the workspace's root, as it builds for the architecture.
-pub(crate) fn cargo(architecture: Architecture, root: &Path) -> Command {
+/// cargo, in the workspace's root, as it builds for the architecture. Libraries in the folders of `first` go before the root's.
+pub(crate) fn cargo(architecture: Architecture, root: &Path, first: &[&Path]) -> Command {
     let target = architecture.target();
     let compiler = format!("{}-gcc", architecture.gnu());
     let sysroot = format!("--sysroot={}", root.display());
     // Where the compiler brings a C library of its own, that would come first, and may be newer than the root's.
-    let first = format!("-B{}/usr/lib/{}", root.display(), architecture.gnu());
+    let start = format!("-B{}/usr/lib/{}", root.display(), architecture.gnu());
+    let mut flags = vec![
+        format!("-Clinker={compiler}"),
+        format!("-Clink-arg={sysroot}"),
+        format!("-Clink-arg={start}"),
+    ];
+    flags.extend(
+        first
+            .iter()
+            .map(|folder| format!("-Lnative={}", folder.display())),
+    );
     let of_target = target.replace('-', "_");
     let mut cargo = shell::cargo();
     cargo
         .env("CARGO_BUILD_TARGET", &target)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            [
-                format!("-Clinker={compiler}"),
-                format!("-Clink-arg={sysroot}"),
-                format!("-Clink-arg={first}"),
-            ]
-            .join("\u{1f}"),
-        )
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env_remove("RUSTFLAGS")
         .env(format!("CC_{of_target}"), &compiler)
         .env(format!("CFLAGS_{of_target}"), &sysroot);

@@ -4,7 +4,7 @@ mod apt;
 mod boot;
 mod catalog;
 mod fetch;
-mod foreign;
+pub(crate) mod foreign;
 mod guest;
 mod initramfs;
 mod plan;
@@ -61,7 +61,7 @@ pub(crate) fn test(choice: &Choice<'_>) -> anyhow::Result<()> {
         let cargo = if architecture.is_own() {
             shell::cargo()
         } else {
-            foreign::cargo(architecture, &root)
+            foreign::cargo(architecture, &root, &[])
         };
         build_ebpf_for(architecture.processor())?;
         let set_aside =
