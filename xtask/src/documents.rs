@@ -194,6 +194,8 @@ fn slug(heading: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -255,6 +257,20 @@ mod tests {
         let needed = commands(&read(".ci/run"));
         assert!(!needed.is_empty());
         assert_eq!(commands(&read(".github/workflows/ci.yml")), needed);
+    }
+
+    #[test]
+    fn forges_release_by_verbs_that_there_are() {
+        let text = fs::read_to_string(root().join(".github/workflows/release.yml")).unwrap();
+        let commands = text.lines().filter_map(|line| line.split_once("cargo xtask "));
+        let verbs: Vec<&str> = commands.map(|(_, verb)| verb).collect();
+        for verb in &verbs {
+            let words = ["xtask"].into_iter().chain(verb.split_whitespace());
+            crate::Verb::try_parse_from(words).unwrap_or_else(|error| panic!("{verb}: {error}"));
+        }
+        for verb in ["dist --verify", "dist --for macos-arm64", "image "] {
+            assert!(verbs.iter().any(|command| command.starts_with(verb)), "{verbs:?}");
+        }
     }
 
     #[test]
