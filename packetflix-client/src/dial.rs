@@ -25,7 +25,7 @@ pub(crate) async fn dial_stdio(args: &ServerArgs, local: Option<StartLocal>) -> 
     let asked = async {
         // Whoever asks may be gone without a word, which is no fault of this one.
         let _ = carry(stdin(), to_server).await;
-        pending().await
+        pending::<()>().await;
     };
     tokio::select! {
         () = asked => {}

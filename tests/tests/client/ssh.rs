@@ -46,7 +46,8 @@ impl Host {
         }
         fs::copy(home.file("key.pub"), home.file("authorized"))?;
         // Whoever is let in finds our program.
-        let programs = program("packetflix")?.parent().unwrap().display().to_string();
+        let programs = program("packetflix")?;
+        let programs = programs.parent().context("no folder")?.display().to_string();
         let server = home.put_secret(
             "sshd_config",
             &format!(
