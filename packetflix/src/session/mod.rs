@@ -59,6 +59,9 @@ use crate::captures::Capture;
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long one that was stopped and is late waits for the last counts.
+const LATE_COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -219,8 +222,7 @@ impl Session {
         match event {
             Event::Stop => self.begin_to_stop(Ended::Stopped).await,
             Event::TargetGone(name) => self.begin_to_stop(Ended::TargetGone(name)).await,
-            // Without its end the stream still holds the statistics of a moment ago.
-            Event::Late => self.phase.complete(),
+            Event::Late => self.give_up_the_rest().await,
             Event::Named => {
                 self.take_names();
                 self.phase.pass();
@@ -290,6 +292,15 @@ impl Session {
             self.take_names();
         }
         self.phase.stop(stopping);
+    }
+
+    /// Ends without what has not come in time, such as what a slow client has yet to take: that counts as lost.
+    async fn give_up_the_rest(&mut self) {
+        let count = timeout(LATE_COUNT_TIMEOUT, self.subscription.count());
+        let now = count.await.ok().flatten();
+        let lost = self.outgoing.end_without_the_rest(now);
+        self.capture.lost_by_client(lost);
+        self.phase.complete();
     }
 
     /// Ends where the stream has reached a limit.

@@ -293,6 +293,20 @@ impl Outgoing {
         self.put_blocks();
     }
 
+    /// Writes the final statistics at this place, though packets are still to come that were captured by `now`: the client
+    /// loses them. Gives how many.
+    pub(super) fn end_without_the_rest(&mut self, now: Option<Statistics>) -> u64 {
+        let Some(now) = now else {
+            self.end_here(None);
+            return 0;
+        };
+        self.known = now;
+        let lost = self.stream.lose_the_rest(&self.known);
+        self.stream.write_statistics(&self.known, Which::All, 0);
+        self.put_blocks();
+        lost
+    }
+
     /// Takes account of what has become of packets that the stream has no place for any more.
     pub(super) fn settle_account(&mut self, now: Statistics) {
         self.known = now;

@@ -286,6 +286,21 @@ impl Stream {
         }
     }
 
+    /// Takes account of all packets that were captured and do not stand in the stream: the client loses them. Gives how many.
+    pub(super) fn lose_the_rest(&mut self, statistics: &Statistics) -> u64 {
+        let mut lost = 0;
+        for (place, interface) in &mut self.interfaces {
+            let Some(counts) = statistics.interfaces.get(place) else {
+                continue;
+            };
+            let captured = counts.delivered.saturating_sub(interface.before.delivered);
+            let rest = captured.saturating_sub(interface.delivered + interface.lost);
+            interface.lost += rest;
+            lost += rest;
+        }
+        lost
+    }
+
     /// Takes account of what has become of all packets.
     pub(super) fn account(&mut self, statistics: &Statistics) {
         for (place, interface) in &mut self.interfaces {

@@ -175,6 +175,47 @@ async fn what_was_captured_until_the_stop_still_comes() {
 }
 
 #[tokio::test]
+async fn what_does_not_come_in_time_after_the_stop_is_told_as_lost() {
+    let mut setup = Setup::new(Limits::default());
+    assert_eq!(setup.next().await, Ok(Some(0)));
+    setup.publish(2, true);
+    assert_eq!(setup.next().await, Ok(Some(2)));
+    setup.stop.cancel();
+    assert!(setup.next().await.is_err());
+    assert!(matches!(setup.commands.try_recv(), Ok(Command::Settle { .. })));
+    // The reader has five of it by then, and two that the kernel lost.
+    let counts = InterfaceCounts {
+        delivered: 5,
+        dropped: 2,
+        ..InterfaceCounts::default()
+    };
+    let statistics = Statistics {
+        clock: setup.clock,
+        taken: setup.clock.now(),
+        written: Written::default(),
+        may_miss: false,
+        interfaces: BTreeMap::from([(0, counts)]),
+    };
+    let mut commands = mem::replace(&mut setup.commands, mpsc::channel(1).1);
+    let reader = tokio::spawn(async move {
+        let Some(Command::Count { reply }) = commands.recv().await else {
+            panic!("no count is asked for");
+        };
+        let _ = reply.send(statistics);
+    });
+    // The final statistics.
+    let message = timeout(FINISH_TIMEOUT * 2, setup.session.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((message.packets, message.blocks.is_empty()), (0, false));
+    assert_eq!(setup.next().await, Ok(None));
+    reader.await.unwrap();
+    let (ended, totals) = setup.session.end();
+    assert_eq!((ended, totals.delivered, totals.dropped), (Ended::Stopped, 2, 5));
+}
+
+#[tokio::test]
 async fn packets_wait_for_names_until_these_are_known_or_it_is_stopped() {
     for is_stopped in [false, true] {
         let (mut setup, named) = Setup::naming(Limits::default());
