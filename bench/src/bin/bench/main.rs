@@ -1,6 +1,7 @@
 //! Benchmarks on the real kernel, as root: `bench [NAME] [--rounds COUNT] [--publish]`, with one module per benchmark.
 
 mod capture;
+mod client;
 mod crowd;
 mod crowds;
 mod discovery;
@@ -29,6 +30,7 @@ use crate::machine::machine;
 /// Benchmarks by their names.
 const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("capture", capture::run),
+    ("client", |args, _| client::run(args)),
     ("crowds", crowds::run),
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
@@ -44,7 +46,7 @@ struct Args {
     /// Only benchmarks whose name contains this
     #[arg(default_value = "")]
     name: String,
-    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` 5 times, `crowds` 3 times and `merge`
+    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` and `client` 5 times, `crowds` 3 times and `merge`
     /// 7 times
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
