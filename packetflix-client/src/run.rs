@@ -310,18 +310,24 @@ impl<'a> Run<'a> {
         self.say(&format!("{why}; connecting again"));
         let mut pause = FIRST_PAUSE;
         loop {
+            let left = self
+                .request
+                .duration
+                .map(|limit| limit.saturating_sub(self.begun.elapsed()));
+            let waited = self.unless_ended(sleep(left.unwrap_or(pause).min(pause))).await;
+            if let Err(ended) = waited {
+                return Ok(Some(ended));
+            }
             let Some(request) = self.rest() else {
                 return Ok(Some(Ended::Enough("the limit is reached".to_owned())));
             };
-            tokio::select! {
-                () = sleep(pause) => {}
-                status = self.interrupts.first() => {
-                    self.asked = Some(status);
-                    return Ok(Some(Ended::GivenUp));
-                }
-                () = &mut self.gone => return Ok(Some(Ended::ReaderGone)),
-            }
-            match CaptureStream::open(self.server, &request).await {
+            let server = self.server;
+            // It may take its time to refuse.
+            let opened = match self.unless_ended(CaptureStream::open(server, &request)).await {
+                Ok(opened) => opened,
+                Err(ended) => return Ok(Some(ended)),
+            };
+            match opened {
                 Ok(stream) => {
                     self.stream = stream;
                     self.blocks = Blocks::default();
@@ -335,6 +341,18 @@ impl<'a> Run<'a> {
                 Err(error) if is_lasting(&error) => return Err(Broken::Reopen(error)),
                 Err(_) => pause = LONGEST_PAUSE.min(pause * 2),
             }
+        }
+    }
+
+    /// Waits for something, unless somebody asks for the end before.
+    async fn unless_ended<T>(&mut self, awaited: impl Future<Output = T>) -> Result<T, Ended> {
+        tokio::select! {
+            done = awaited => Ok(done),
+            status = self.interrupts.first() => {
+                self.asked = Some(status);
+                Err(Ended::GivenUp)
+            }
+            () = &mut self.gone => Err(Ended::ReaderGone),
         }
     }
 

@@ -348,6 +348,83 @@ fn a_connection_that_breaks_is_made_again() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_server_that_is_killed_again_and_again_is_met_again() -> anyhow::Result<()> {
+    const TIMES: u32 = 4;
+
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let mut server = Server::start(&[])?;
+    let address = format!("127.0.0.1:{}", server.port());
+    let (_, ring) = file_in(&folder, "ring.pcapng");
+    let capture = Capture::start(
+        &server,
+        &[
+            namespace.name(),
+            "-f",
+            "udp dst port 9",
+            "-w",
+            &ring,
+            "-b",
+            "packets:4",
+            "--reconnect",
+        ],
+    )?;
+    let written = || -> anyhow::Result<Vec<u32>> {
+        let entries: Result<Vec<_>, _> = fs::read_dir(folder.path())?.collect();
+        let mut files: Vec<_> = entries?.iter().map(fs::DirEntry::path).collect();
+        files.sort();
+        let mut numbers = Vec::new();
+        for file in files {
+            let text = file.display().to_string();
+            // Each opens by itself, whatever it has of which section.
+            let fields = ["-r", &text, "-T", "fields", "-e", "udp.payload"];
+            for line in output_of(Command::new("tshark").args(fields))?.lines() {
+                numbers.push(u32::from_str_radix(line, 16)?);
+            }
+        }
+        Ok(numbers)
+    };
+    for time in 0..TIMES {
+        send(&namespace, 3 * time..3 * time + 3)?;
+        wait_until(Duration::from_secs(20), || {
+            // It may be read in the midst of a block.
+            Ok(written().is_ok_and(|numbers| numbers.len() == 3 * (time as usize + 1)))
+        })?;
+        server.signal(Signal::SIGKILL)?;
+        server.wait()?;
+        server = Server::start(&["--listen", &address])?;
+        wait_until(Duration::from_secs(20), || Ok(!is_idle(&server)?))?;
+    }
+    capture.signal(Signal::SIGINT)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 130, "{told}");
+    assert!(
+        told.contains("12 packets captured, 12 delivered, 0 dropped"),
+        "{told}"
+    );
+    assert_eq!(told.matches("connected again").count(), TIMES as usize, "{told}");
+    assert_eq!(written()?, (0..3 * TIMES).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_does_not_answer_again_is_given_up() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let mut server = Server::start(&[])?;
+    let capture = Capture::start(&server, &[namespace.name(), "-w", "/dev/null", "--reconnect"])?;
+    let address = ("127.0.0.1", server.port());
+    server.signal(Signal::SIGKILL)?;
+    server.wait()?;
+    // Whoever has its port now says nothing.
+    let silent = std::net::TcpListener::bind(address)?;
+    let (_connection, _) = silent.accept()?;
+    capture.signal(Signal::SIGINT)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 130, "{told}");
+    assert!(told.contains("stopped without a connection"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn wireshark_is_started_on_it() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);
     let server = Server::start(&[])?;
