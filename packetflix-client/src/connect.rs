@@ -55,6 +55,12 @@ pub enum ConnectError {
     /// Its certificate is not trusted.
     #[error("the certificate of {0} is not trusted: --cacert names the file of the CA that issued it")]
     Untrusted(Address, #[source] rustls::Error),
+    /// Its certificate is another's.
+    #[error("the certificate of {0} is for another name: call the server by one that it has")]
+    OtherName(Address, #[source] rustls::Error),
+    /// Its certificate is too old, or too new.
+    #[error("the certificate of {0} is not valid today: have it renewed, or set the clock of this machine")]
+    Dated(Address, #[source] rustls::Error),
     /// TLS fails otherwise.
     #[error("TLS with {0} fails")]
     Tls(Address, #[source] io::Error),
@@ -93,7 +99,7 @@ async fn open(server: &Server) -> Result<Connection, ConnectError> {
     let address = &server.address;
     let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
     match address {
-        Address::Tcp { host, port, tls } => {
+        Address::Tcp { host, port, tls, .. } => {
             let stream = TcpStream::connect((&host[..], *port))
                 .await
                 .map_err(unreachable)?;
@@ -193,11 +199,23 @@ async fn encrypt(stream: TcpStream, host: &str, server: &Server) -> Result<Conne
 
 /// What the failure of a handshake means.
 fn tls_error(address: &Address, error: io::Error) -> ConnectError {
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    };
+
     let address = address.clone();
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     match cause {
         Some(rustls::Error::InvalidMessage(_)) => ConnectError::Plain(address),
-        Some(cause @ rustls::Error::InvalidCertificate(_)) => ConnectError::Untrusted(address, cause.clone()),
+        Some(cause @ rustls::Error::InvalidCertificate(why)) => match why {
+            NotValidForName | NotValidForNameContext { .. } => {
+                ConnectError::OtherName(address, cause.clone())
+            }
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+                ConnectError::Dated(address, cause.clone())
+            }
+            _ => ConnectError::Untrusted(address, cause.clone()),
+        },
         _ => ConnectError::Tls(address, error),
     }
 }
