@@ -40,6 +40,11 @@ impl FromStr for CaptureAddress {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = || AddressError::Form(text.to_owned());
         let url = text.strip_prefix(SCHEME).ok_or_else(wrong)?;
+        // As pages write it that take the scheme for that of a server.
+        let url = match url.strip_prefix("//") {
+            Some(rest) => format!("ws://{rest}"),
+            None => url.to_owned(),
+        };
         if !SERVER_SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(wrong());
         }
@@ -101,6 +106,18 @@ mod tests {
         assert_eq!(unescaped.server.to_string(), "https://host:443");
         assert_eq!(unescaped.request.interfaces, Vec::<String>::new());
         assert_eq!(unescaped.request.target, expected.target);
+
+        for (text, server) in [
+            ("packetflix://host:5001/capture?netns=5", "http://host:5001"),
+            (
+                "packetflix:wss://host/edge/shark/capture?netns=5",
+                "https://host:443/edge/shark",
+            ),
+        ] {
+            let address: CaptureAddress = text.parse().unwrap();
+            assert_eq!(address.server.to_string(), server);
+            assert_eq!(address.request.target, Target::Netns(5));
+        }
     }
 
     #[test]
@@ -110,6 +127,7 @@ mod tests {
             "packetflix:unix:/run/s/capture?netns=5",
             "packetflix:ws://-host x/capture?netns=5",
             "packetflix:ws://host/capture",
+            "packetflix:ws://host/a b/capture?netns=5",
             "packetflix:ws://host/?netns=5",
             "packetflix:ws://host/capture?nif=lo",
             "packetflix:ws://host/capture?netns=x",

@@ -247,7 +247,7 @@ pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Re
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     let request = args.request();
     let stream = tokio::select! {
-        opened = CaptureStream::open(&server, &request) => opened.map_err(Failure::refused)?,
+        opened = CaptureStream::open(&server, &request) => opened?,
         status = interrupts.first() => return Ok(status),
     };
     let detail = Detail {

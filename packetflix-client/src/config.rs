@@ -137,7 +137,6 @@ impl NamedServer {
     /// When it cannot be had, or others may read it.
     pub(crate) fn token(&self, name: &str) -> Result<Option<Token>, ServerError> {
         if let Some(file) = &self.token_file {
-            check_private(file)?;
             return Token::read(file).map(Some);
         }
         let Some(command) = &self.token_command else {
@@ -245,8 +244,12 @@ fn private_folders(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
+/// Checks that nobody else may read the file of a token.
+///
+/// # Errors
+/// When others may.
 #[cfg(unix)]
-fn check_private(file: &Path) -> Result<(), ConfigError> {
+pub(crate) fn check_private(file: &Path) -> Result<(), ConfigError> {
     use std::os::unix::fs::PermissionsExt as _;
 
     const OF_OTHERS: u32 = 0o077;
@@ -261,7 +264,7 @@ fn check_private(file: &Path) -> Result<(), ConfigError> {
 
 /// The folder of a user's configuration is the user's alone on this system.
 #[cfg(not(unix))]
-fn check_private(_: &Path) -> Result<(), ConfigError> {
+pub(crate) fn check_private(_: &Path) -> Result<(), ConfigError> {
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     connect::{ConnectError, connect},
+    error::Failure,
     server::{Address, Server},
 };
 
@@ -58,6 +59,16 @@ pub enum RequestError {
     Body(Address, #[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Self {
+        match &error {
+            RequestError::Request(_) => Self::usage(error),
+            RequestError::Refused(refusal) if refusal.is_of_length() => Self::usage(error),
+            _ => Self::refused(error),
+        }
+    }
+}
+
 /// A server's refusal.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}{}", self.remedy())]
@@ -79,6 +90,23 @@ struct RefusalBody {
 }
 
 impl Refusal {
+    /// What a server on the way says, or one before it has read all.
+    fn too_long(status: StatusCode) -> Option<Self> {
+        let refusal = Self {
+            status: status.as_u16(),
+            sentence: "what is asked for is too long: make target, interfaces and filter shorter".to_owned(),
+            code: String::new(),
+        };
+        refusal.is_of_length().then_some(refusal)
+    }
+
+    /// Whether the request is too long.
+    fn is_of_length(&self) -> bool {
+        const URI_TOO_LONG: u16 = 414;
+        const HEAD_TOO_LARGE: u16 = 431;
+        [URI_TOO_LONG, HEAD_TOO_LARGE].contains(&self.status)
+    }
+
     /// What to do about it here, where the server's sentence cannot know.
     fn remedy(&self) -> &'static str {
         match self.status {
@@ -122,6 +150,7 @@ impl Answer {
         let status = self.response.status();
         match self.body(address).await {
             Ok(body) => Refusal::read(status, &body)
+                .or_else(|| Refusal::too_long(status))
                 .map_or_else(|| RequestError::Other(address.clone()), RequestError::Refused),
             Err(error) => error,
         }
@@ -138,7 +167,7 @@ pub(crate) async fn send(
     let address = &server.address;
     let mut request = Request::builder()
         .method(method)
-        .uri(path)
+        .uri(format!("{}{path}", address.prefix()))
         .header(HOST, address.authority());
     if let Some(token) = &server.token {
         request = request.header(AUTHORIZATION, token.bearer());

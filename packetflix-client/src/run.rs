@@ -90,7 +90,7 @@ enum Broken {
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error("the capture cannot go on")]
-    Reopen(#[source] OpenError),
+    Reopen(#[source] Box<OpenError>),
 }
 
 impl Broken {
@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
                     self.say("connected again");
                     return Ok(None);
                 }
-                Err(error) if is_lasting(&error) => return Err(Broken::Reopen(error)),
+                Err(error) if is_lasting(&error) => return Err(Broken::Reopen(error.into())),
                 Err(_) => pause = LONGEST_PAUSE.min(pause * 2),
             }
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ConfigError, NamedServer},
+    config::{Config, ConfigError, NamedServer, check_private},
     error::Failure,
     local::{LocalServer, StartLocal},
 };
@@ -51,7 +51,7 @@ pub struct ServerArgs {
         conflicts_with = "token_file"
     )]
     pub token: Option<String>,
-    /// File that has the token, and nothing else
+    /// File that has the token, and nothing else, and that others may not read
     #[arg(long, env = "PACKETFLIX_CLIENT_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Certificates of the CAs that are trusted, in PEM, instead of those of this machine
@@ -87,6 +87,8 @@ pub enum Address {
         port: u16,
         /// Whether TLS is spoken.
         tls: bool,
+        /// What its paths begin with, behind a proxy that has others: `/edge`, or nothing.
+        prefix: String,
     },
     /// At a Unix socket of this host.
     Unix(PathBuf),
@@ -274,6 +276,7 @@ impl Address {
             host: "127.0.0.1".to_owned(),
             port: PORT,
             tls: false,
+            prefix: String::new(),
         };
         let place = (Ipv4Addr::LOCALHOST, PORT).into();
         match local {
@@ -292,6 +295,14 @@ impl Address {
             Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) => "localhost".to_owned(),
         }
     }
+
+    /// What its paths begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        match self {
+            Self::Tcp { prefix, .. } => prefix,
+            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) => "",
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -307,10 +318,12 @@ impl FromStr for Address {
             };
         }
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        let rest = rest.trim_end_matches('/');
         if scheme == "ssh" {
-            return ssh_destination(authority).ok_or_else(wrong);
+            return ssh_destination(rest).ok_or_else(wrong);
         }
+        let (authority, prefix) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let is_of_path = |byte: u8| byte.is_ascii_graphic() && !b"?#".contains(&byte);
         let (tls, default_port) = match scheme {
             "http" | "ws" => (false, 80),
             "https" | "wss" => (true, 443),
@@ -318,13 +331,14 @@ impl FromStr for Address {
         };
         let (host, port) = split_port(authority).ok_or_else(wrong)?;
         let is_name = |host: &str| !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
-        if !is_name(host) {
+        if !is_name(host) || !prefix.bytes().all(is_of_path) {
             return Err(wrong());
         }
         Ok(Self::Tcp {
             host: host.to_owned(),
             port: port.unwrap_or(default_port),
             tls,
+            prefix: prefix.to_owned(),
         })
     }
 }
@@ -367,9 +381,9 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { tls, .. } => {
+            Self::Tcp { tls, prefix, .. } => {
                 let scheme = if *tls { "https" } else { "http" };
-                write!(f, "{scheme}://{}", self.authority())
+                write!(f, "{scheme}://{}{prefix}", self.authority())
             }
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Ssh { destination, port } => {
@@ -397,8 +411,9 @@ impl Token {
     /// What a file has.
     ///
     /// # Errors
-    /// When it cannot be read, or has no token.
+    /// When others may read it, it cannot be read, or has no token.
     pub(crate) fn read(file: &Path) -> Result<Self, ServerError> {
+        check_private(file)?;
         let text =
             fs::read_to_string(file).map_err(|error| ServerError::TokenFile(file.to_owned(), error))?;
         Self::parse(&text, &file.display().to_string())
@@ -430,6 +445,7 @@ mod tests {
             host: host.to_owned(),
             port,
             tls,
+            prefix: String::new(),
         }
     }
 
@@ -454,6 +470,11 @@ mod tests {
             assert_eq!(url.parse::<Address>().unwrap(), address, "{url}");
             assert_eq!(address.to_string(), shown);
         }
+        for url in ["https://web:5001/edge", "http://[::1]:80/a/b"] {
+            assert_eq!(url.parse::<Address>().unwrap().to_string(), url);
+        }
+        let edge: Address = "wss://web/edge/".parse().unwrap();
+        assert_eq!((edge.prefix(), &edge.authority()[..]), ("/edge", "web:443"));
         let ssh = |destination: &str, port| Address::Ssh {
             destination: destination.to_owned(),
             port,
@@ -474,7 +495,9 @@ mod tests {
             "ftp://web",
             "http://",
             "http://web:x",
-            "http://web/path",
+            "http://web/path?x",
+            "http://web/a b",
+            "http:///path",
             "http://me@web",
             "http://::1:5001",
             "http://[::1]5001",

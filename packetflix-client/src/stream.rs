@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    error::Failure,
     http::{self, RequestError},
     request::CaptureRequest,
     server::Server,
@@ -97,6 +98,15 @@ pub enum OpenError {
     /// The connection broke while it was upgraded.
     #[error("the connection broke off")]
     Upgrade(#[source] hyper::Error),
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Request(error) => error.into(),
+            error => Self::refused(error),
+        }
+    }
 }
 
 /// Why a stream broke off.

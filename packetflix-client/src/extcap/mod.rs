@@ -179,7 +179,7 @@ impl ExtcapArgs {
 
     async fn read_targets(&self, local: Option<StartLocal>) -> Result<Targets, Failure> {
         let server = self.server.resolve(local)?;
-        Targets::read(&server).await.map_err(Failure::refused)
+        Ok(Targets::read(&server).await?)
     }
 
     /// What is wrong with a filter; nothing if it is right. Wireshark asks with each letter that is typed.
@@ -215,7 +215,7 @@ impl ExtcapArgs {
         let (server, request) = self.request(local)?;
         let gone = reader_gone(&pipe);
         let stream = tokio::select! {
-            opened = CaptureStream::open(&server, &request) => opened.map_err(Failure::refused)?,
+            opened = CaptureStream::open(&server, &request) => opened?,
             () = gone => return Ok(Status::Done),
             _ = interrupts.first() => return Ok(Status::Done),
         };
