@@ -13,9 +13,11 @@ use crate::{
     http::{RequestError, get, get_json},
     interrupts::Interrupts,
     local::StartLocal,
+    output::standard_output,
     server::{Address, Server, ServerArgs},
     table::table,
     terminal::{say, shown, shown_json},
+    watch::reader_gone,
 };
 
 /// How often a list that is watched is asked for: the server looks at most once a second.
@@ -84,8 +86,10 @@ pub(crate) async fn list(args: &ListArgs, local: Option<StartLocal>) -> Result<S
         return Ok(Status::Done);
     }
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
+    let output = standard_output().map_err(Failure::broken)?;
     tokio::select! {
         failed = watch(&server, &path, args.json) => failed,
+        () = reader_gone(&output) => Ok(Status::Done),
         _ = interrupts.first() => Ok(Status::Done),
     }
 }
@@ -114,10 +118,10 @@ async fn watch(server: &Server, path: &str, json: bool) -> Result<Status, Failur
 
 async fn read(server: &Server, path: &str, json: bool) -> Result<String, Failure> {
     if json {
-        let body = get(server, path).await.map_err(Failure::refused)?;
+        let body = get(server, path).await?;
         return Ok(shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n");
     }
-    let targets = Targets::read_at(server, path).await.map_err(Failure::refused)?;
+    let targets = Targets::read_at(server, path).await?;
     Ok(targets.shown())
 }
 

@@ -1,12 +1,24 @@
 //! What is asked of a server besides packets, and how refusals are told.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use packetflix_tests::{
     certificates::Authority,
     folder::Folder,
     namespace::{Namespace, output_of},
-    server::{Server, program},
+    server::{Server, program, wait_until},
 };
 use serde_json::Value;
 
@@ -62,6 +74,50 @@ fn targets_are_listed() -> anyhow::Result<()> {
 }
 
 #[test]
+fn lists_are_watched() -> anyhow::Result<()> {
+    let first = Namespace::new()?;
+    let server = Server::start(&[])?;
+    let watch = || -> anyhow::Result<(Child, mpsc::Receiver<String>)> {
+        let mut command = packetflix(&server, &["list", "--watch"])?;
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, printed) = mpsc::sync_channel(0);
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                // Who has had enough reads no more.
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok((child, printed))
+    };
+    let wait_for = |printed: &mpsc::Receiver<String>, name: &str| -> anyhow::Result<()> {
+        while !printed.recv_timeout(Duration::from_secs(20))?.starts_with(name) {}
+        Ok(())
+    };
+    let (mut child, printed) = watch()?;
+    wait_for(&printed, &first.path().display().to_string())?;
+    let second = Namespace::new()?;
+    wait_for(&printed, &second.path().display().to_string())?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    while printed.recv_timeout(Duration::from_secs(20)).is_ok() {}
+    assert_eq!(child.wait()?.code(), Some(0));
+
+    // Who reads no more is noticed while nothing changes.
+    let (mut child, printed) = watch()?;
+    wait_for(&printed, "TARGET")?;
+    drop(printed);
+    let mut status = None;
+    wait_until(Duration::from_secs(20), || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    Ok(())
+}
+
+#[test]
 fn captures_are_listed_and_stopped() -> anyhow::Result<()> {
     let namespace = Namespace::new()?;
     let server = Server::start(&[])?;
@@ -87,6 +143,7 @@ fn captures_are_listed_and_stopped() -> anyhow::Result<()> {
 fn refusals_are_sentences_with_a_status() -> anyhow::Result<()> {
     let (server, namespace) = (Server::start(&[])?, Namespace::new()?);
     let taken = format!("https://127.0.0.1:{}", server.port());
+    let [long, longer, longest] = [62_000, 65_400, 70_000].map(|len| "x".repeat(len));
     for (arguments, status, sentence) in [
         (
             &["capture", "nosuch", "-w", "-"][..],
@@ -113,6 +170,21 @@ fn refusals_are_sentences_with_a_status() -> anyhow::Result<()> {
             2,
             "127.0.0.1:5001 is no server: write http://HOST:PORT",
         ),
+        (
+            &["capture", "x", "-w", "-", "-f", &long],
+            2,
+            "and 61440 is the most",
+        ),
+        (
+            &["capture", "x", "-w", "-", "-f", &longer],
+            2,
+            "what is asked for is too long",
+        ),
+        (
+            &["capture", "x", "-w", "-", "-f", &longest],
+            2,
+            "the request cannot be made",
+        ),
         (&["capture"], 2, "TARGET"),
         (&["capture", "x", "-a", "time:1"], 2, "write duration:SECONDS"),
         (&["capture", "x", "-w", "/etc/passwd"], 2, "/etc/passwd exists"),
@@ -135,11 +207,14 @@ fn tokens_come_from_files_and_variables() -> anyhow::Result<()> {
     )?;
     let token = folder.put_secret("token", "0123456789abcdef0123456789abcdef\n")?;
     let wrong = folder.put_secret("wrong", "0123456789abcdef0123456789abcdee\n")?;
+    let shared = folder.put_secret("shared", "0123456789abcdef0123456789abcdef\n")?;
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o640))?;
     let server = Server::start(&["--token-file", &accounts.display().to_string()])?;
     for (file, status, sentence) in [
         (Some(&token), 0, ""),
         (Some(&wrong), 1, "token"),
         (None, 1, "Show a token with --token-file"),
+        (Some(&shared), 2, "others may read"),
     ] {
         let mut command = packetflix(&server, &["list"])?;
         if let Some(file) = file {
@@ -176,6 +251,7 @@ fn certificates_are_checked_and_shown() -> anyhow::Result<()> {
     let ours = text(authority.certificate());
     let url = format!("https://localhost:{}", server.port());
     let plain = format!("http://127.0.0.1:{}", server.port());
+    let other_name = format!("https://127.0.0.2:{}", server.port());
     let shown = [text(&mine.certificate), text(&mine.key)];
     let identity = ["--cert", &shown[0], "--key", &shown[1]];
     for (arguments, status, sentence) in [
@@ -193,6 +269,11 @@ fn certificates_are_checked_and_shown() -> anyhow::Result<()> {
             vec!["--server", &url, "--cacert", &ours],
             1,
             "with --cert and --key",
+        ),
+        (
+            vec!["--server", &other_name, "--cacert", &ours],
+            1,
+            "is for another name: call the server by one that it has",
         ),
         (
             vec!["--server", &plain],
