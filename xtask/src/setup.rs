@@ -201,7 +201,10 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
         .into_iter()
         .flatten()
     {
-        let printed = output_of(Command::new(&program).arg("--version"));
+        let verb = name.trim_start_matches("cargo-");
+        // Some answer as cargo calls them only.
+        let printed = output_of(Command::new(&program).arg("--version"))
+            .or_else(|| output_of(Command::new(&program).args([verb, "--version"])));
         if printed.is_some_and(|text| text.split_whitespace().any(|word| word == version)) {
             return Ok(program);
         }

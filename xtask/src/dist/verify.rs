@@ -50,6 +50,16 @@ pub(super) const GLIBC: (u32, u32) = (2, 34);
 /// Where Debian has the program that runs those of Windows.
 const WINE: &str = "/usr/lib/wine/wine64";
 
+/// The library with random numbers that Windows 10 has, and Wine only since 9.
+const RANDOM: &str = "
+#include <windows.h>
+BOOLEAN NTAPI SystemFunction036(PVOID buffer, ULONG length);
+__declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE buffer, SIZE_T length)
+{
+    return SystemFunction036(buffer, (ULONG)length);
+}
+";
+
 /// How many packets a capture is to get.
 const PACKETS: &str = "5";
 
@@ -87,11 +97,18 @@ left=$(find changes -path changes/var/lib/dpkg -prune -o -path changes/var/log -
 test -z "$left" || { echo "left behind: $left" >&2; exit 1; }
 "#;
 
-/// Runs the program where nothing is but it and these libraries.
+/// Runs the program where nothing is but it, these libraries and what the kernel has, with a root as that of a container. What
+/// was the root is put aside.
 const SERVE: &str = r#"
-mount -t proc proc "$FOLDER/proc"
-mount --rbind /sys "$FOLDER/sys"
-exec chroot "$FOLDER" /packetflix serve --port "$PORT"
+mount --bind "$FOLDER" "$FOLDER"
+cd "$FOLDER"
+mkdir aside
+mount -t proc proc proc
+mount --rbind /sys sys
+mount --rbind /dev dev
+pivot_root . aside
+cd /
+exec /packetflix serve --port "$PORT"
 "#;
 
 /// Some traffic in a namespace, for half a minute.
@@ -366,6 +383,16 @@ fn captures(
             .arg(out.join(format!("{stem}.zip")))
             .arg("-d")
             .arg(&place))?;
+        fs::write(place.join("random.c"), RANDOM)?;
+        run(Command::new("x86_64-w64-mingw32-gcc")
+            .current_dir(place.join(&stem))
+            .args([
+                "-shared",
+                "-o",
+                "bcryptprimitives.dll",
+                "../random.c",
+                "-ladvapi32",
+            ]))?;
         let wine = |arguments: &[&str]| {
             run(Command::new(WINE)
                 .arg(place.join(&stem).join("packetflix.exe"))
