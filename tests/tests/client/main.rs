@@ -34,7 +34,8 @@ use packetflix_tests::{
 
 /// A command line of the client, which heeds SIGHUP though the tests may have been started with nohup.
 fn packetflix(server: &Server, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new("env");
+    // By its whole path: a test may have no program found.
+    let mut command = Command::new("/usr/bin/env");
     command
         .arg("--default-signal=HUP")
         .arg(program("packetflix")?)
