@@ -290,7 +290,7 @@ fn rights_of_the_program_are_for_captures_alone() -> anyhow::Result<()> {
         .put_secret("secret", "0123456789abcdef0123456789abcdef\n")?;
     let [inside, secret] = [folder.join("b.pcapng"), secret].map(|path| path.display().to_string());
     for (more, status) in [(["-w", &inside], 2), (["--token-file", &secret], 2)] {
-        let arguments = [&arguments[..7], &more].concat();
+        let arguments = [&arguments[..7], &more, &["-a", "duration:1"]].concat();
         let refused = by_nobody(&apart, &packetflix, &arguments).output()?;
         assert_eq!(refused.status.code(), Some(status), "{refused:?}");
         let told = String::from_utf8(refused.stderr)?;
