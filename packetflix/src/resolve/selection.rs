@@ -30,7 +30,7 @@ pub(crate) struct Selection {
 enum Meaning {
     /// What a name means that is asked for alone.
     Name(String),
-    /// Those with such full names.
+    /// Those with such full names, and those whose namespace the host has mounted at such a path.
     Names(Pattern),
     /// Those of a type, with such full names.
     OfType(String, Option<Pattern>),
@@ -142,7 +142,11 @@ impl Meaning {
                 };
                 description.full_name() == *name || known_as(&wanted, description).next().is_some()
             }
-            Self::Names(names) => fits(names, &description.full_name()),
+            Self::Names(names) => {
+                let mut mounts = description.aliases.mounts.iter();
+                fits(names, &description.full_name())
+                    || mounts.any(|mount| mount.is_hosts && fits(names, &mount.path))
+            }
             Self::OfType(kind, names) => {
                 let is_called = |names| fits(names, &description.full_name());
                 target.kind == kind && names.as_ref().is_none_or(is_called)
@@ -223,7 +227,22 @@ mod tests {
             path: "/run/netns/s1".into(),
             is_hosts: true,
         }];
+        let mut inside = target("ping(7)", "proc", 8);
+        inside.namespace = Arc::new(Namespace {
+            mounts: vec![
+                Mount {
+                    path: "/run/netns/used".into(),
+                    is_hosts: true,
+                },
+                Mount {
+                    path: "/run/theirs/x".into(),
+                    is_hosts: false,
+                },
+            ],
+            ..Namespace::clone(&inside.namespace)
+        });
         vec![
+            inside,
             target("init(1)", "proc", 1),
             run(
                 "web",
@@ -257,7 +276,7 @@ mod tests {
     #[test]
     fn words_select_targets() {
         for (words, expected) in [
-            (&[][..], &[1, 2, 3, 4, 5, 6, 7][..]),
+            (&[][..], &[8, 1, 2, 3, 4, 5, 6, 7][..]),
             (&["web"], &[2]),
             (&["kind:web"], &[7]),
             (&["kind:*"], &[7]),
@@ -267,7 +286,8 @@ mod tests {
             (&["host"], &[1]),
             (&["s1"], &[6]),
             (&["/var/run/netns/s1"], &[6]),
-            (&["/run/netns/*"], &[6]),
+            (&["/run/netns/*"], &[8, 6]),
+            (&["/run/theirs/*"], &[]),
             (&["netns:5"], &[5]),
             (&["type:docker"], &[2, 3, 7]),
             (&["type:pod", "!bank/*"], &[4]),
@@ -282,7 +302,7 @@ mod tests {
             (&["image:*nginx*"], &[2, 7]),
             (&["image:nginx*"], &[7]),
             (&["compose:shop", "!db"], &[2]),
-            (&["!type:docker", "!type:pod"], &[1, 6]),
+            (&["!type:docker", "!type:pod"], &[8, 1, 6]),
             (&["nobody"], &[]),
         ] {
             assert_eq!(selected(words).unwrap(), expected, "{words:?}");

@@ -62,7 +62,7 @@ fn targets_are_listed() -> anyhow::Result<()> {
         (&["host"], false),
     ] {
         let list = printed(&server, &[&["list"], words].concat())?;
-        assert_eq!(list.contains(namespace.name()), is_listed, "{words:?}: {list}");
+        assert_eq!(list.contains(&inode), is_listed, "{words:?}: {list}");
     }
     let refused = output(&server, &["list", "label:"])?;
     let sentence = String::from_utf8_lossy(&refused.stderr);
