@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use crate::{
-    access::{Pattern, PatternError},
+    access::{Pattern, PatternError, Rights},
     description::{HOST, TargetDescription, known_as},
     discovery::DiscoveredTarget,
     proc_fs::namespace_link,
@@ -40,8 +40,8 @@ enum Meaning {
     Compose(String),
     /// Those of such images.
     Image(Pattern),
-    /// Those in a namespace, by its inode number.
-    Namespace(u64),
+    /// Those in a namespace, by its inode number; none where it is that of a process which is not to be known.
+    Namespace(Option<u64>),
     /// Those in the host's namespace.
     Host,
 }
@@ -70,16 +70,17 @@ pub(crate) enum SelectionError {
 }
 
 impl Selection {
-    /// Reads words. Of a process it is looked up now in which namespace it is.
-    pub(crate) fn parse(words: &[String]) -> Result<Self, SelectionError> {
+    /// Reads words of somebody with these rights. Of a process it is looked up now in which namespace it is; who may know of some
+    /// targets only is not told whether there is such a process.
+    pub(crate) fn parse(words: &[String], rights: &Rights) -> Result<Self, SelectionError> {
         if words.len() > MAX_WORDS {
             return Err(SelectionError::TooMany);
         }
         let (mut meant, mut left_out) = (Vec::new(), Vec::new());
         for word in words {
             match word.strip_prefix('!') {
-                Some(word) => left_out.push(Meaning::parse(word)?),
-                None => meant.push(Meaning::parse(word)?),
+                Some(word) => left_out.push(Meaning::parse(word, rights)?),
+                None => meant.push(Meaning::parse(word, rights)?),
             }
         }
         Ok(Self { meant, left_out })
@@ -94,7 +95,7 @@ impl Selection {
 }
 
 impl Meaning {
-    fn parse(word: &str) -> Result<Self, SelectionError> {
+    fn parse(word: &str, rights: &Rights) -> Result<Self, SelectionError> {
         let pattern = |text: &str| {
             text.parse().map_err(|source| SelectionError::Pattern {
                 word: word.to_owned(),
@@ -114,10 +115,13 @@ impl Meaning {
             Some(("pid", text)) => {
                 let pid: u64 = number(text)?;
                 let link = namespace_link(Path::new(&format!("/proc/{pid}/ns/net")));
-                let (_, inode) = link.map_err(|source| SelectionError::Process { pid, source })?;
-                Self::Namespace(inode)
+                match link {
+                    Ok((_, inode)) => Self::Namespace(Some(inode)),
+                    Err(_) if rights.are_by_pattern() => Self::Namespace(None),
+                    Err(source) => return Err(SelectionError::Process { pid, source }),
+                }
             }
-            Some(("netns", text)) => Self::Namespace(number(text)?),
+            Some(("netns", text)) => Self::Namespace(Some(number(text)?)),
             Some(("type", kind)) if !kind.is_empty() => Self::OfType(kind.to_owned(), None),
             Some(("pod", names)) => Self::OfType("pod".to_owned(), Some(pattern(names)?)),
             Some(("label", label)) if !label.is_empty() => match label.split_once('=') {
@@ -157,7 +161,7 @@ impl Meaning {
             }
             Self::Compose(project) => COMPOSE_LABELS.into_iter().any(|key| label(key) == Some(project)),
             Self::Image(images) => target.images().iter().any(|image| fits(images, image)),
-            Self::Namespace(inode) => *inode == target.namespace.inode,
+            Self::Namespace(inode) => *inode == Some(target.namespace.inode),
             Self::Host => target.namespace.is_host,
         }
     }
@@ -267,7 +271,7 @@ mod tests {
 
     fn selected(words: &[&str]) -> Result<Vec<u64>, SelectionError> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let selection = Selection::parse(&words)?;
+        let selection = Selection::parse(&words, &Rights::ALL)?;
         let targets = all();
         let selected = targets.iter().filter(|target| selection.has(target));
         Ok(selected.map(|target| target.namespace.inode).collect())
@@ -313,12 +317,19 @@ mod tests {
     fn process_selects_the_namespace_it_is_in() {
         let own = namespace_link(Path::new("/proc/self/ns/net")).unwrap().1;
         let word = format!("pid:{}", std::process::id());
-        let selection = Selection::parse(&[word]).unwrap();
+        let selection = Selection::parse(&[word], &Rights::ALL).unwrap();
         assert!(selection.has(&target("here", "proc", own)));
         assert!(!selection.has(&target("there", "proc", own + 1)));
         // Beyond what a kernel gives.
         let error = selected(&["pid:4194305"]).unwrap_err();
         assert!(matches!(error, SelectionError::Process { .. }), "{error}");
+        let some = Rights::parse(["discover", "capture:web"]).unwrap();
+        let words = ["pid:4194305", "web"].map(str::to_owned);
+        let selection = Selection::parse(&words, &some).unwrap();
+        let targets = all();
+        let selected = targets.iter().filter(|target| selection.has(target));
+        let selected: Vec<u64> = selected.map(|target| target.namespace.inode).collect();
+        assert_eq!(selected, [2]);
     }
 
     #[test]
@@ -354,7 +365,11 @@ mod tests {
     fn long_texts_are_matched_by_no_pattern() {
         let long = "a".repeat(MAX_MATCHED_LEN + 1);
         let target = run("web", "docker", 2, "nginx", &[("app", &long)]);
-        let has = |word: &str| Selection::parse(&[word.to_owned()]).unwrap().has(&target);
+        let has = |word: &str| {
+            Selection::parse(&[word.to_owned()], &Rights::ALL)
+                .unwrap()
+                .has(&target)
+        };
         assert!(has("label:app"));
         assert!(!has("label:app=*"));
     }

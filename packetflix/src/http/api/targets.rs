@@ -157,8 +157,8 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
 pub(crate) async fn details(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     let words = parse_words(query)?;
-    let selection =
-        Selection::parse(&words).map_err(|error| Refusal::new(Code::ParameterInvalid, chain(&error)))?;
+    let selection = Selection::parse(&words, caller.rights())
+        .map_err(|error| Refusal::new(Code::ParameterInvalid, chain(&error)))?;
     let scan = api.app.discovery.recent().await?;
     tell(api, &scan, BodyKind::Targets(words), caller, || {
         Details::new(&scan, &selection, &api.app.config.node_name, caller)
