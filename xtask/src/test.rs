@@ -1,8 +1,8 @@
 //! `cargo xtask test`
 
-use std::process::Command;
+use std::{process::Command, thread};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
 use crate::{
     build_ebpf::build_ebpf,
@@ -53,13 +53,16 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
         });
     }
     let privileged = !args.unprivileged;
-    if privileged && is_root() {
-        setup::test_tools()?;
-    }
     setup::libraries()?;
+    // To download packages takes no CPU, and to build takes nothing else.
+    let tools = (privileged && is_root()).then(|| thread::spawn(setup::test_tools));
     build_ebpf()?;
+    let programs = programs::build(cargo())?;
+    if let Some(tools) = tools {
+        tools.join().map_err(|_| anyhow!("setting up has panicked"))??;
+    }
     let (mut rest, mut kernel) = (Vec::new(), Vec::new());
-    for program in programs::build(cargo())? {
+    for program in programs {
         let tests = if program.is_of(PRIVILEGED) {
             &mut kernel
         } else {
