@@ -6,7 +6,6 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use bytes::Bytes;
 use chrono::{DateTime, Local};
 use etherparse::{
     ArpPacketSlice, EtherType, IpNumber, LaxIpPayloadSlice, LaxNetSlice, LaxSlicedPacket, TcpSlice,
@@ -61,8 +60,8 @@ impl Lines {
     ///
     /// # Errors
     /// When standard output cannot be written to.
-    pub fn write(&mut self, whole: &Bytes) -> io::Result<()> {
-        for block in blocks(whole.clone()) {
+    pub fn write(&mut self, whole: &[u8]) -> io::Result<()> {
+        for block in blocks(whole) {
             self.take(&block);
         }
         let mut out = io::stdout().lock();
@@ -71,7 +70,7 @@ impl Lines {
         written
     }
 
-    fn take(&mut self, block: &Block) {
+    fn take(&mut self, block: &Block<'_>) {
         match block.kind() {
             Kind::Section => self.interfaces.clear(),
             Kind::Interface(interface) => self.interfaces.push(Interface {
@@ -388,7 +387,7 @@ mod tests {
         packet.extend([2, 0, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         write::block(&mut stream, ENHANCED_PACKET, &packet);
         let mut lines = Lines::new(detail);
-        blocks(stream.into()).for_each(|block| lines.take(&block));
+        blocks(&stream).for_each(|block| lines.take(&block));
         let (_, rest) = lines.text.split_once(' ').unwrap();
         rest.to_owned()
     }

@@ -41,7 +41,7 @@ pub struct Output {
     is_regular: bool,
     /// Bytes of the file that were written, all of whole blocks.
     len: u64,
-    /// Whole blocks that are to be written.
+    /// Whole blocks that are to be written, and do not stand in what came.
     pending: Vec<u8>,
     section: Option<Section>,
     /// What the next section tells of those before it.
@@ -190,42 +190,54 @@ impl Output {
         })
     }
 
-    /// Writes whole blocks.
+    /// Writes whole blocks. Those in front stand in the file as they came, and are written in one piece; from the first one
+    /// on that does not, all are copied.
     ///
     /// # Errors
     /// When there is no room, or nobody reads. Of a file, what is not whole is cut off then.
-    pub fn write(&mut self, whole: &Bytes) -> Result<Written, OutputError> {
+    pub fn write(&mut self, whole: &[u8]) -> Result<Written, OutputError> {
         self.packets = 0;
-        for block in blocks(whole.clone()) {
-            match (block.kind(), &mut self.section) {
-                (Kind::Section, _) => self.begin_section(&block),
-                (kind, Some(section)) => {
-                    let is_packet = matches!(kind, Kind::Packet(_));
-                    let more = (block.bytes().len() + self.pending.len()) as u64 + section.end_len();
-                    let is_full = self
-                        .files
-                        .as_ref()
-                        .is_some_and(|files| files.is_full(self.len + more));
-                    if is_packet
-                        && is_full
-                        && let Written::Enough(count) = self.follow()?
-                    {
-                        return Ok(Written::Enough(count));
-                    }
-                    if let Some(section) = &mut self.section {
-                        section.write(&block, &mut self.pending);
-                    }
-                    if is_packet {
-                        self.packets += 1;
-                        self.pending_packets += 1;
-                        self.files.iter_mut().for_each(|files| files.packets += 1);
-                    }
+        let (mut from, mut to) = (0, 0);
+        let mut at = 0;
+        for block in blocks(whole) {
+            let len = block.bytes().len();
+            let kind = block.kind();
+            let is_packet = matches!(kind, Kind::Packet(_));
+            if is_packet && self.is_full_with(to - from + len) {
+                self.flush(&whole[from..to])?;
+                (from, to) = (at, at);
+                if let Written::Enough(count) = self.follow()? {
+                    return Ok(Written::Enough(count));
                 }
-                (_, None) => self.pending.extend_from_slice(block.bytes()),
+            }
+            let is_as_it_came = match (kind, &mut self.section) {
+                (Kind::Section, _) => self.begin_section(&block),
+                (_, Some(section)) => section.takes(&block, &mut self.pending),
+                (_, None) => true,
+            };
+            at += len;
+            match is_as_it_came {
+                true if self.pending.is_empty() && at - len == to => to = at,
+                true => self.pending.extend_from_slice(block.bytes()),
+                false => {}
+            }
+            if is_packet {
+                self.packets += 1;
+                self.pending_packets += 1;
+                self.files.iter_mut().for_each(|files| files.packets += 1);
             }
         }
-        self.flush()?;
+        self.flush(&whole[from..to])?;
         Ok(Written::More)
+    }
+
+    /// Whether the file has all that it may have, when it would get so many bytes more, what is pending, and its end.
+    fn is_full_with(&self, len: usize) -> bool {
+        let Some(files) = &self.files else {
+            return false;
+        };
+        let end = self.section.as_ref().map_or(0, Section::end_len);
+        files.is_full(self.len + (len + self.pending.len()) as u64 + end)
     }
 
     /// When the file is to be followed by the next, whether or not something comes.
@@ -251,7 +263,7 @@ impl Output {
         if let Some(section) = &mut self.section {
             section.begin_file(&mut self.pending);
         }
-        let begun = self.flush();
+        let begun = self.flush(&[]);
         if begun.is_err() && self.len == 0 {
             // Nothing could open it.
             self.files.iter_mut().for_each(Files::discard_newest);
@@ -267,7 +279,7 @@ impl Output {
         if let Some(section) = &mut self.section {
             section.end_file(&mut self.pending);
         }
-        self.flush()
+        self.flush(&[])
     }
 
     /// Has the next section tell why packets between it and the one before are missing.
@@ -276,12 +288,13 @@ impl Output {
         self.gap = Some(gap);
     }
 
-    fn begin_section(&mut self, header: &Block) {
+    fn begin_section(&mut self, header: &Block<'_>) -> bool {
         let header = match self.gap.take() {
             Some(gap) => with_comment(header, &gap),
-            None => header.bytes().clone(),
+            None => Bytes::copy_from_slice(header.bytes()),
         };
         self.section = Some(Section::begin(header, &mut self.pending));
+        false
     }
 
     /// Of the packets that [`Self::write`] was given last: how many stand in a file, whole.
@@ -289,26 +302,32 @@ impl Output {
         self.packets.saturating_sub(self.pending_packets)
     }
 
-    fn flush(&mut self) -> Result<(), OutputError> {
-        let written = self.file.write_all(&self.pending);
+    /// Writes whole blocks, and those that are pending behind them.
+    fn flush(&mut self, front: &[u8]) -> Result<(), OutputError> {
+        let written = self
+            .file
+            .write_all(front)
+            .and_then(|()| self.file.write_all(&self.pending));
         if written.is_ok() {
-            self.len += self.pending.len() as u64;
+            self.len += (front.len() + self.pending.len()) as u64;
             self.pending_packets = 0;
         } else if self.is_regular {
             // What is not whole is of no use to whoever cannot write it, and in the way of all readers.
-            let _ = self.cut();
+            let _ = self.cut(front);
         }
         self.pending.clear();
         written.map_err(|error| OutputError::Write(self.name.clone(), error))
     }
 
     /// Cuts off what is left of a block of which only the beginning could be written.
-    fn cut(&mut self) -> io::Result<()> {
-        let written =
-            usize::try_from(self.file.metadata()?.len().saturating_sub(self.len)).unwrap_or_default();
-        let written = self.pending.get(..written).unwrap_or(&self.pending);
-        for block in blocks(Bytes::copy_from_slice(written)) {
-            self.len += block.bytes().len() as u64;
+    fn cut(&mut self, front: &[u8]) -> io::Result<()> {
+        let end = self.file.metadata()?.len();
+        for block in blocks(front).chain(blocks(&self.pending)) {
+            let len = self.len + block.bytes().len() as u64;
+            if len > end {
+                break;
+            }
+            self.len = len;
             if matches!(block.kind(), Kind::Packet(_)) {
                 self.pending_packets = self.pending_packets.saturating_sub(1);
             }

@@ -105,7 +105,7 @@ impl Broken {
 }
 
 impl Sink {
-    fn write(&mut self, whole: &Bytes) -> Result<Written, OutputError> {
+    fn write(&mut self, whole: &[u8]) -> Result<Written, OutputError> {
         match self {
             Self::Output(output) => output.write(whole),
             Self::Lines(lines) => {

@@ -92,53 +92,57 @@ impl Section {
         u64::from(self.live) * write::STATISTICS_LEN
     }
 
-    /// Writes a block that is no section header.
-    pub(crate) fn write(&mut self, block: &Block, out: &mut Vec<u8>) {
+    /// Takes note of a block that is no section header. Whether it stands in this file as it came; if not, `out` gets what
+    /// stands in its place, if anything does.
+    pub(crate) fn takes(&mut self, block: &Block<'_>, out: &mut Vec<u8>) -> bool {
         match block.kind() {
-            Kind::Interface(_) => self.describe(block, out),
-            Kind::Packet(packet) => self.packet(block, &packet, out),
-            Kind::Statistics(statistics) => self.statistics(block, &statistics, out),
-            Kind::Names => {
-                self.names.extend(name_records(block));
-                out.extend_from_slice(block.bytes());
-            }
-            Kind::Section | Kind::Other => out.extend_from_slice(block.bytes()),
+            Kind::Interface(_) => self.describe(block),
+            Kind::Packet(packet) => return self.takes_packet(block, &packet, out),
+            Kind::Statistics(statistics) => return self.takes_statistics(block, &statistics, out),
+            Kind::Names => self.names.extend(name_records(block)),
+            Kind::Section | Kind::Other => {}
         }
+        true
     }
 
-    fn describe(&mut self, block: &Block, out: &mut Vec<u8>) {
+    fn describe(&mut self, block: &Block<'_>) {
         self.interfaces.push(Interface {
-            description: block.bytes().clone(),
+            description: Bytes::copy_from_slice(block.bytes()),
             told: Count::default(),
             here: Some(Share::of(self.described)),
         });
         self.described += 1;
         self.live += 1;
-        out.extend_from_slice(block.bytes());
     }
 
-    fn packet(&mut self, block: &Block, packet: &Packet<'_>, out: &mut Vec<u8>) {
+    fn takes_packet(&mut self, block: &Block<'_>, packet: &Packet<'_>, out: &mut Vec<u8>) -> bool {
         let Some(share) = self.share_of(packet.interface) else {
-            return;
+            return false;
         };
         share.count.delivered += 1;
         share.count.dropped += packet.dropped_before();
-        write::with_interface(out, block, share.number);
+        share.takes(packet.interface, block, out)
     }
 
     /// Statistics of the stream end an interface. They tell of all files: what the others have told, this one does not.
-    fn statistics(&mut self, block: &Block, statistics: &Statistics, out: &mut Vec<u8>) {
+    fn takes_statistics(
+        &mut self,
+        block: &Block<'_>,
+        statistics: &Statistics,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let begun = self.begun;
         let Some(interface) = self.interfaces.get_mut(statistics.interface as usize) else {
-            return;
+            return false;
         };
         let Some(share) = interface.here.take() else {
-            return;
+            return false;
         };
         self.live = self.live.saturating_sub(1);
+        // No later file describes it.
+        interface.description = Bytes::new();
         if interface.told == Count::default() {
-            write::with_interface(out, block, share.number);
-            return;
+            return share.takes(statistics.interface, block, out);
         }
         let dropped = statistics.dropped.saturating_sub(interface.told.dropped);
         let rest = Statistics {
@@ -147,6 +151,7 @@ impl Section {
             ..share.statistics()
         };
         write::statistics(out, begun, now(), &rest);
+        false
     }
 
     fn share_of(&mut self, interface: u32) -> Option<&mut Share> {
@@ -167,6 +172,15 @@ impl Share {
             number,
             count: Count::default(),
         }
+    }
+
+    /// Whether a block of the interface stands in this file as it came, which had this number for it.
+    fn takes(&self, number: u32, block: &Block<'_>, out: &mut Vec<u8>) -> bool {
+        if number == self.number {
+            return true;
+        }
+        write::with_interface(out, block, self.number);
+        false
     }
 
     fn statistics(&self) -> Statistics {
@@ -190,18 +204,18 @@ mod tests {
     use super::*;
     use crate::pcapng::{ENHANCED_PACKET, INTERFACE_DESCRIPTION, NAME_RESOLUTION, SECTION_HEADER, blocks};
 
-    fn block(kind: u32, body: &[u8]) -> Block {
+    fn block(kind: u32, body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         write::block(&mut out, kind, body);
-        blocks(out.into()).next().unwrap()
+        out
     }
 
-    fn packet(interface: u32) -> Block {
+    fn packet(interface: u32) -> Vec<u8> {
         let numbers = [interface, 0, 0, 4, 4, 0x0403_0201];
         block(ENHANCED_PACKET, &numbers.map(u32::to_le_bytes).concat())
     }
 
-    fn end_of(interface: u32, delivered: u64, dropped: u64) -> Block {
+    fn end_of(interface: u32, delivered: u64, dropped: u64) -> Vec<u8> {
         let mut out = Vec::new();
         let told = Statistics {
             interface,
@@ -211,12 +225,20 @@ mod tests {
             dropped,
         };
         write::statistics(&mut out, 0, 0, &told);
-        blocks(out.into()).next().unwrap()
+        out
+    }
+
+    fn write(section: &mut Section, block: &[u8], out: &mut Vec<u8>) {
+        for block in blocks(block) {
+            if section.takes(&block, out) {
+                out.extend_from_slice(block.bytes());
+            }
+        }
     }
 
     /// What a file has, in short.
     fn read(file: Vec<u8>) -> Vec<String> {
-        let shown = |block: Block| match block.kind() {
+        let shown = |block: Block<'_>| match block.kind() {
             Kind::Section => "section".to_owned(),
             Kind::Interface(interface) => format!("link type {}", interface.link_type),
             Kind::Packet(packet) => format!("packet of {}", packet.interface),
@@ -227,14 +249,14 @@ mod tests {
             Kind::Names => format!("{} names", name_records(&block).count()),
             Kind::Other => "other".to_owned(),
         };
-        blocks(file.into()).map(shown).collect()
+        blocks(&file).map(shown).collect()
     }
 
     #[test]
     fn each_file_opens_by_itself() {
         let mut out = Vec::new();
         let header = block(SECTION_HEADER, &[0; 16]);
-        let mut section = Section::begin(header.bytes().clone(), &mut out);
+        let mut section = Section::begin(header.into(), &mut out);
         let name = |last: u8| [1, 0, 6, 0, 10, 0, 0, last, b'a', 0, 0, 0, 0, 0, 0, 0];
         for block in [
             block(INTERFACE_DESCRIPTION, &[1, 0, 0, 0, 0, 0, 0, 0]),
@@ -244,7 +266,7 @@ mod tests {
             packet(1),
             end_of(0, 1, 2),
         ] {
-            section.write(&block, &mut out);
+            write(&mut section, &block, &mut out);
         }
         assert_eq!(section.end_len(), write::STATISTICS_LEN);
         section.end_file(&mut out);
@@ -268,7 +290,7 @@ mod tests {
             packet(1),
             end_of(1, 2, 5),
         ] {
-            section.write(&block, &mut out);
+            write(&mut section, &block, &mut out);
         }
         section.end_file(&mut out);
         // The interface that has ended is not in it, and the other's losses are those of both files.
@@ -294,6 +316,7 @@ mod tests {
             SECTION_HEADER,
             &[&[0; 16][..], &[1, 0, 2, 0, b'o', b'k', 0, 0, 0, 0, 0, 0]].concat(),
         );
+        let header = blocks(&header).next().unwrap();
         let told = write::with_comment(&header, "a gap");
         let len = u32::from_le_bytes(*told[4..].first_chunk().unwrap()) as usize;
         assert_eq!(len, told.len());

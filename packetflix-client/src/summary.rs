@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use bytes::Bytes;
-
 use crate::{
     pcapng::{Kind, Statistics, blocks},
     terminal::shown,
@@ -44,14 +42,14 @@ pub struct Totals {
 
 impl Tally {
     /// Takes note of whole blocks.
-    pub fn note(&mut self, whole: &Bytes) {
+    pub fn note(&mut self, whole: &[u8]) {
         self.note_first(whole, u64::MAX);
     }
 
     /// Takes note of whole blocks, up to the packet after the first `count`.
-    pub fn note_first(&mut self, whole: &Bytes, count: u64) {
+    pub fn note_first(&mut self, whole: &[u8], count: u64) {
         let most = self.packets.saturating_add(count);
-        for block in blocks(whole.clone()) {
+        for block in blocks(whole) {
             let kind = block.kind();
             if matches!(kind, Kind::Packet(_)) && self.packets == most {
                 return;

@@ -46,8 +46,8 @@ const ISB_FILTERACCEPT: u16 = 6;
 const ISB_USRDELIV: u16 = 8;
 
 /// A whole block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block(Bytes);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block<'a>(&'a [u8]);
 
 /// What a block is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,22 +166,24 @@ fn len_of_first(data: &[u8]) -> Result<Option<usize>, Malformed> {
 }
 
 /// The blocks of a piece that is whole blocks.
-pub fn blocks(mut whole: Bytes) -> impl Iterator<Item = Block> {
+pub fn blocks(mut whole: &[u8]) -> impl Iterator<Item = Block<'_>> {
     std::iter::from_fn(move || {
-        let len = len_of_first(&whole).ok()??;
-        (len <= whole.len()).then(|| Block(whole.split_to(len)))
+        let len = len_of_first(whole).ok()??;
+        let (block, rest) = whole.split_at_checked(len)?;
+        whole = rest;
+        Some(Block(block))
     })
 }
 
-impl Block {
+impl<'a> Block<'a> {
     /// Its bytes.
-    pub fn bytes(&self) -> &Bytes {
-        &self.0
+    pub fn bytes(&self) -> &'a [u8] {
+        self.0
     }
 
     /// What it is.
-    pub fn kind(&self) -> Kind<'_> {
-        let block = &self.0[..];
+    pub fn kind(&self) -> Kind<'a> {
+        let block = self.0;
         let kind = match number(block, 0) {
             Some(SECTION_HEADER) => Some(Kind::Section),
             Some(INTERFACE_DESCRIPTION) => Interface::read(block).map(Kind::Interface),
@@ -249,26 +251,29 @@ impl Statistics {
 }
 
 /// The records of a block of names, each by its kind and address, which a later record of the same replaces.
-pub(crate) fn name_records(block: &Block) -> impl Iterator<Item = (Bytes, Bytes)> {
+pub(crate) fn name_records(block: &Block<'_>) -> impl Iterator<Item = (Bytes, Bytes)> {
     const HEAD: usize = 4;
-    let len = block.0.len().saturating_sub(BEHIND);
-    let mut rest = block.0.slice(NAME_RECORDS.min(len)..len);
+    let mut rest = options_from(block.0, NAME_RECORDS);
     std::iter::from_fn(move || {
         let head: [u8; HEAD] = *rest.first_chunk()?;
         let kind = u16::from_le_bytes([head[0], head[1]]);
         let len = usize::from(u16::from_le_bytes([head[2], head[3]]));
         let whole = HEAD + len.next_multiple_of(4);
-        if kind == NAMES_END || whole > rest.len() {
+        if kind == NAMES_END {
             return None;
         }
-        let record = rest.split_to(whole);
+        let (record, others) = rest.split_at_checked(whole)?;
+        rest = others;
         let address = match kind {
             NAME_IPV4 => 4,
             NAME_IPV6 => 16,
             _ => len,
         };
         let address = &record[HEAD..(HEAD + address).min(whole)];
-        Some(([&record[..2], address].concat().into(), record))
+        Some((
+            [&record[..2], address].concat().into(),
+            Bytes::copy_from_slice(record),
+        ))
     })
 }
 
@@ -313,14 +318,14 @@ mod tests {
         [&kind.to_le_bytes()[..], &len, body, &len].concat()
     }
 
-    fn packet(options: &[u8]) -> Block {
+    fn packet(options: &[u8]) -> Vec<u8> {
         let mut body = Vec::new();
         for number in [7, 1, 2, 3, 60] {
             body.extend(u32::to_le_bytes(number));
         }
         body.extend(b"abc\0");
         body.extend(options);
-        Block(block_of(ENHANCED_PACKET, &body).into())
+        block_of(ENHANCED_PACKET, &body)
     }
 
     #[test]
@@ -332,6 +337,7 @@ mod tests {
         ]
         .concat();
         let block = packet(&options);
+        let block = Block(&block);
         let Kind::Packet(packet) = block.kind() else {
             panic!("{block:?}");
         };
@@ -343,12 +349,7 @@ mod tests {
 
     #[test]
     fn blocks_are_made_whole_however_they_are_cut() {
-        let stream = [
-            block_of(SECTION_HEADER, &[0; 16]),
-            packet(&[]).0.to_vec(),
-            block_of(9, &[]),
-        ]
-        .concat();
+        let stream = [block_of(SECTION_HEADER, &[0; 16]), packet(&[]), block_of(9, &[])].concat();
         for cut in 0..stream.len() {
             let mut reader = Blocks::default();
             let mut whole = Vec::new();
@@ -357,7 +358,7 @@ mod tests {
                 (&stream[cut..], false),
             ] {
                 let part = reader.whole(Bytes::copy_from_slice(part)).unwrap();
-                whole.extend(blocks(part).map(|block| block.0.len()));
+                whole.extend(blocks(&part).map(|block| block.0.len()));
                 assert_eq!(reader.is_within_one(), is_within_one, "{cut}");
             }
             assert_eq!(whole, [28, 36, 12], "{cut}");
@@ -370,8 +371,8 @@ mod tests {
     fn names_are_known_by_their_addresses() {
         let records =
             b"\x01\x00\x08\x00\x0a\x00\x00\x01web\x00\x01\x00\x08\x00\x0a\x00\x00\x02api\x00\0\0\0\0";
-        let block = Block(block_of(NAME_RESOLUTION, records).into());
-        let read: Vec<(Bytes, Bytes)> = name_records(&block).collect();
+        let block = block_of(NAME_RESOLUTION, records);
+        let read: Vec<(Bytes, Bytes)> = name_records(&Block(&block)).collect();
         assert_eq!(read.len(), 2);
         assert_eq!(read[1].0, &b"\x01\x00\x0a\x00\x00\x02"[..]);
         assert_eq!(read[1].1.len(), 12);
@@ -381,7 +382,8 @@ mod tests {
         #[test]
         fn any_block_is_something(kind in 0u32..8, body in prop::collection::vec(any::<u8>(), 0..120)) {
             let body = &body[..body.len() / 4 * 4];
-            let block = Block(block_of(kind, body).into());
+            let block = block_of(kind, body);
+            let block = Block(&block);
             if let Kind::Packet(packet) = block.kind() {
                 let _ = (packet.direction(), packet.dropped_before());
             }

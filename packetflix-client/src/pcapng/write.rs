@@ -16,7 +16,7 @@ const ISB_ENDTIME: u16 = 3;
 pub(crate) const STATISTICS_LEN: u64 = 24 + 5 * 12 + 4;
 
 /// Writes a packet or statistics with another number of its interface.
-pub(crate) fn with_interface(out: &mut Vec<u8>, block: &Block, interface: u32) {
+pub(crate) fn with_interface(out: &mut Vec<u8>, block: &Block<'_>, interface: u32) {
     let start = out.len() + EPB_OR_ISB_INTERFACE;
     out.extend_from_slice(block.bytes());
     if let Some(number) = out.get_mut(start..start + 4) {
@@ -59,7 +59,7 @@ pub(crate) fn names<'a>(out: &mut Vec<u8>, records: impl Iterator<Item = &'a Byt
 }
 
 /// A section header with one comment more, in front of its options.
-pub(crate) fn with_comment(header: &Block, comment: &str) -> Bytes {
+pub(crate) fn with_comment(header: &Block<'_>, comment: &str) -> Bytes {
     let bytes = header.bytes();
     let front = bytes.get(8..SECTION_OPTIONS).unwrap_or_default();
     let mut body = front.to_vec();
