@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{self, Command, Stdio},
 };
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,9 @@ pub enum ConfigError {
     /// Others may read a token.
     #[error("others may read {}: take their rights away (chmod 600)", .0.display())]
     Exposed(PathBuf),
+    /// Others may have it run commands.
+    #[error("others may write {}, which names commands: take their rights away (chmod go-w)", .0.display())]
+    Writable(PathBuf),
     /// The command for the token fails.
     #[error("the command for the token of {0} fails{1}")]
     TokenCommand(String, String),
@@ -100,11 +103,12 @@ impl Config {
     }
 
     fn read_from(file: &Path) -> Result<Self, ConfigError> {
-        let text = match fs::read(file) {
+        let text = match read_short(file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(ConfigError::Read(file.to_owned(), error)),
         };
+        check_written(file)?;
         serde_json::from_slice(&text).map_err(|error| ConfigError::Parse(file.to_owned(), error))
     }
 
@@ -154,14 +158,38 @@ fn output_of(command: &str) -> Result<String, String> {
     } else {
         ("sh", "-c")
     };
-    let output = Command::new(shell)
+    let told = |error: io::Error| format!(": {error}");
+    let mut child = Command::new(shell)
         .args([flag, command])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!(": {error}"))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!(" ({})", output.status)),
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(told)?;
+    let printed = child.stdout.take().map(short).transpose();
+    // One that has more to say ends when nobody reads it.
+    let status = child.wait().map_err(told)?;
+    let printed = printed.map_err(told)?.unwrap_or_default();
+    match status.success() {
+        true => Ok(String::from_utf8_lossy(&printed).into_owned()),
+        false => Err(format!(" ({status})")),
+    }
+}
+
+/// A file of ours: none that is a device or pipe, and has no end.
+///
+/// # Errors
+/// When it cannot be read, or is too large.
+pub(crate) fn read_short(file: &Path) -> io::Result<Vec<u8>> {
+    short(fs::File::open(file)?)
+}
+
+/// All that there is to read, which is not much.
+fn short(from: impl io::Read) -> io::Result<Vec<u8>> {
+    const MAX_LEN: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(from, MAX_LEN + 1), &mut bytes)?;
+    match bytes.len() as u64 > MAX_LEN {
+        true => Err(io::ErrorKind::FileTooLarge.into()),
+        false => Ok(bytes),
     }
 }
 
@@ -175,14 +203,20 @@ pub(crate) fn keep_token(name: &str, token: &Token) -> Result<PathBuf, ConfigErr
     Ok(file)
 }
 
-/// Deletes the token that was kept for a server, if one was.
+/// Deletes the token that was kept for a server, if one was, and none has it now.
 ///
 /// # Errors
-/// When there is no folder for it.
-pub(crate) fn forget_token(name: &str) -> Result<(), ConfigError> {
-    // There may be none.
-    let _ = fs::remove_file(token_file(name)?);
-    Ok(())
+/// When it cannot be deleted.
+pub(crate) fn forget_token(name: &str, config: &Config) -> Result<(), ConfigError> {
+    let file = token_file(name)?;
+    let is_it = |server: &NamedServer| server.token_file.as_ref() == Some(&file);
+    if check_name(name).is_err() || config.servers.values().any(is_it) {
+        return Ok(());
+    }
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ConfigError::Write(file, error)),
+        _ => Ok(()),
+    }
 }
 
 fn token_file(name: &str) -> Result<PathBuf, ConfigError> {
@@ -219,19 +253,28 @@ fn file() -> Result<PathBuf, ConfigError> {
     Ok(folder.ok_or(ConfigError::Nowhere)?.join(FOLDER).join(FILE))
 }
 
-/// Writes a file, and its folders, that nobody else may read. Whoever reads it finds the old or the new.
+/// Writes a file, and its folders, that nobody else may read. Whoever reads it finds the old or the new. A link stays one, and
+/// what it leads to is written.
 fn write_private(file: &Path, text: &str) -> Result<(), ConfigError> {
     let written = || {
-        if let Some(folder) = file.parent() {
-            private_folders(folder)?;
-        }
-        let new = file.with_extension("new");
+        let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+        let folder = file.parent().unwrap_or(Path::new("."));
+        private_folders(folder)?;
+        // No name of a server begins with a dot.
+        let new = folder.join(format!(".new-{}", process::id()));
         let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
+        options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        io::Write::write_all(&mut options.open(&new)?, text.as_bytes())?;
-        fs::rename(&new, file)
+        let mut opened = options.open(&new)?;
+        let done = io::Write::write_all(&mut opened, text.as_bytes())
+            .and_then(|()| opened.sync_all())
+            .and_then(|()| fs::rename(&new, &file));
+        if done.is_err() {
+            // It may hold a token, and is of no use.
+            let _ = fs::remove_file(&new);
+        }
+        done
     };
     written().map_err(|error| ConfigError::Write(file.to_owned(), error))
 }
@@ -260,6 +303,28 @@ pub(crate) fn check_private(file: &Path) -> Result<(), ConfigError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Checks that nobody else may write the file, which may name commands that are run.
+///
+/// # Errors
+/// When others may.
+#[cfg(unix)]
+fn check_written(file: &Path) -> Result<(), ConfigError> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const BY_OTHERS: u32 = 0o022;
+    match file.metadata() {
+        Ok(metadata) if metadata.permissions().mode() & BY_OTHERS == 0 => Ok(()),
+        Ok(metadata) if !metadata.is_file() => Ok(()),
+        Ok(_) => Err(ConfigError::Writable(file.to_owned())),
+        Err(error) => Err(ConfigError::Read(file.to_owned(), error)),
+    }
+}
+
+#[cfg(not(unix))]
+fn check_written(_: &Path) -> Result<(), ConfigError> {
+    Ok(())
 }
 
 /// The folder of a user's configuration is the user's alone on this system.

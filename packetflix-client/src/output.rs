@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::{
     pcapng::{Block, Kind, blocks, write::with_comment},
     section::Section,
+    terminal::say,
 };
 
 /// What `-w` is given for standard output.
@@ -377,8 +378,12 @@ impl Files {
         while self.rotation.kept.is_some_and(|kept| self.names.len() > kept)
             && let Some(oldest) = self.names.pop_front()
         {
-            // Whoever has taken it away was faster.
-            let _ = fs::remove_file(oldest);
+            match fs::remove_file(&oldest) {
+                // Somebody has moved it elsewhere.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => say(format_args!("{} stays: {error}", oldest.display())),
+                Ok(()) => {}
+            }
         }
         Ok((name, file))
     }

@@ -77,11 +77,12 @@ impl Section {
 
     /// Writes the final statistics of the interfaces that have none in this file yet.
     pub(crate) fn end_file(&mut self, out: &mut Vec<u8>) {
+        let (begun, ended) = self.times();
         for interface in &mut self.interfaces {
             let Some(share) = &interface.here else {
                 continue;
             };
-            write::statistics(out, self.begun, now(), &share.statistics());
+            write::statistics(out, begun, ended, &share.statistics());
             interface.told.delivered += share.count.delivered;
             interface.told.dropped += share.count.dropped;
         }
@@ -125,13 +126,8 @@ impl Section {
     }
 
     /// Statistics of the stream end an interface. They tell of all files: what the others have told, this one does not.
-    fn takes_statistics(
-        &mut self,
-        block: &Block<'_>,
-        statistics: &Statistics,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        let begun = self.begun;
+    fn takes_statistics(&mut self, block: &Block<'_>, statistics: &Statistics, out: &mut Vec<u8>) -> bool {
+        let (begun, ended) = self.times();
         let Some(interface) = self.interfaces.get_mut(statistics.interface as usize) else {
             return false;
         };
@@ -150,8 +146,13 @@ impl Section {
             accepted: share.count.delivered + dropped,
             ..share.statistics()
         };
-        write::statistics(out, begun, now(), &rest);
+        write::statistics(out, begun, ended, &rest);
         false
+    }
+
+    /// When this file was begun, and now, which is no earlier although the clock may have been set.
+    fn times(&self) -> (u64, u64) {
+        (self.begun, now().max(self.begun))
     }
 
     fn share_of(&mut self, interface: u32) -> Option<&mut Share> {

@@ -3,7 +3,7 @@
 use std::{
     env,
     error::Error,
-    fmt, fs, io,
+    fmt, io,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     str::FromStr,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ConfigError, NamedServer, check_private},
+    config::{Config, ConfigError, NamedServer, check_private, read_short},
     error::Failure,
     local::{LocalServer, StartLocal},
 };
@@ -164,7 +164,8 @@ impl ServerArgs {
         if self.local {
             return self.unnamed(self.start(local)?);
         }
-        match self.server.as_deref() {
+        // A variable that is empty names none.
+        match self.server.as_deref().filter(|server| !server.is_empty()) {
             Some(url) if is_url(url) => self.unnamed(url.parse()?),
             Some(name) => self.named(name, Config::read()?.named(name)?),
             None => {
@@ -189,7 +190,8 @@ impl ServerArgs {
     /// Whether the server that is meant can be reached without a word: ssh, and a command for a token, may ask for a password.
     pub(crate) fn asks_nobody(&self) -> bool {
         let config = Config::read().unwrap_or_default();
-        let name = self.server.as_ref().or(config.default.as_ref());
+        let named = self.server.as_ref().filter(|server| !server.is_empty());
+        let name = named.or(config.default.as_ref());
         let is_ssh = |url: &str| url.starts_with("ssh:");
         self.local
             || name.is_none_or(|name| match config.servers.get(name) {
@@ -330,7 +332,8 @@ impl FromStr for Address {
             _ => return Err(wrong()),
         };
         let (host, port) = split_port(authority).ok_or_else(wrong)?;
-        let is_name = |host: &str| !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+        let is_of_name = |c: char| !c.is_control() && !c.is_whitespace() && !"/@?#".contains(c);
+        let is_name = |host: &str| !host.is_empty() && host.chars().all(is_of_name);
         if !is_name(host) || !prefix.bytes().all(is_of_path) {
             return Err(wrong());
         }
@@ -414,9 +417,8 @@ impl Token {
     /// When others may read it, it cannot be read, or has no token.
     pub(crate) fn read(file: &Path) -> Result<Self, ServerError> {
         check_private(file)?;
-        let text =
-            fs::read_to_string(file).map_err(|error| ServerError::TokenFile(file.to_owned(), error))?;
-        Self::parse(&text, &file.display().to_string())
+        let text = read_short(file).map_err(|error| ServerError::TokenFile(file.to_owned(), error))?;
+        Self::parse(&String::from_utf8_lossy(&text), &file.display().to_string())
     }
 
     /// What a file of it has.
@@ -499,6 +501,9 @@ mod tests {
             "http://web/a b",
             "http:///path",
             "http://me@web",
+            "http://we\x1bb",
+            "http://we\u{a0}b:80",
+            "http://web\r\nX: y",
             "http://::1:5001",
             "http://[::1]5001",
             "unix:p.sock",

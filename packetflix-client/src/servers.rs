@@ -70,12 +70,17 @@ struct AddArgs {
 /// When the configuration cannot be read or written, or has no such server.
 pub(crate) fn servers(args: &ServersArgs) -> Result<Status, Failure> {
     let mut config = Config::read().map_err(Failure::usage)?;
+    // A token of ours that no server has any more. It goes once that is written.
+    let mut forgotten = None;
     match &args.verb {
         ServersVerb::List => {
             print(&shown(&config))?;
             return Ok(Status::Done);
         }
-        ServersVerb::Add(args) => add(&mut config, args)?,
+        ServersVerb::Add(args) => {
+            add(&mut config, args)?;
+            forgotten = (!args.token_stdin).then_some(&args.name);
+        }
         ServersVerb::Default { name } => {
             config.named(name).map_err(Failure::usage)?;
             config.default = Some(name.clone());
@@ -84,10 +89,13 @@ pub(crate) fn servers(args: &ServersArgs) -> Result<Status, Failure> {
             config.named(name).map_err(Failure::usage)?;
             config.servers.remove(name);
             config.default.take_if(|default| default == name);
-            forget_token(name).map_err(Failure::usage)?;
+            forgotten = Some(name);
         }
     }
     config.write().map_err(Failure::usage)?;
+    if let Some(name) = forgotten {
+        forget_token(name, &config).map_err(Failure::usage)?;
+    }
     Ok(Status::Done)
 }
 

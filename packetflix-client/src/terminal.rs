@@ -1,10 +1,14 @@
 //! What others have said or named, on the terminal of whoever reads it.
 
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{self, Write as _},
+};
 
-/// Tells people a sentence.
+/// Tells people a sentence. That nobody hears it any more is no reason to end.
 pub(crate) fn say(sentence: impl fmt::Display) {
-    eprintln!("packetflix: {}", shown(&sentence.to_string()));
+    let _ = writeln!(io::stderr(), "packetflix: {}", shown(&sentence.to_string()));
 }
 
 /// Text without what a terminal would obey: what moves its cursor, changes its colours, or turns the direction of what

@@ -122,6 +122,137 @@ fn servers_have_names_and_tokens_of_their_own() -> anyhow::Result<()> {
 }
 
 #[test]
+fn what_is_kept_is_what_was_said_last() -> anyhow::Result<()> {
+    let home = Home::new()?;
+    let add_token = |name: &str| -> anyhow::Result<()> {
+        let arguments = ["server", "add", name, "http://127.0.0.1:1", "--token-stdin"];
+        let mut add = home.command(&arguments)?.stdin(Stdio::piped()).spawn()?;
+        add.stdin
+            .take()
+            .unwrap()
+            .write_all(format!("{name}-token").as_bytes())?;
+        ensure!(add.wait()?.success());
+        Ok(())
+    };
+    let kept = |name: &str| fs::read_to_string(home.0.file(".config/packetflix/tokens").join(name));
+    // What a file is called while it is written is no name of a server's.
+    for name in ["prod.new", "prod", "prod.eu"] {
+        add_token(name)?;
+    }
+    for name in ["prod.new", "prod", "prod.eu"] {
+        assert_eq!(kept(name)?, format!("{name}-token\n"));
+    }
+    // A token that nothing leads to any more is gone.
+    home.printed(&[
+        "server",
+        "add",
+        "prod",
+        "http://127.0.0.1:1",
+        "--token-command",
+        "echo x",
+    ])?;
+    assert!(kept("prod").is_err());
+    let own = home
+        .0
+        .file(".config/packetflix/tokens/prod.eu")
+        .display()
+        .to_string();
+    home.printed(&[
+        "server",
+        "add",
+        "prod.eu",
+        "http://127.0.0.1:1",
+        "--token-file",
+        &own,
+    ])?;
+    assert_eq!(kept("prod.eu")?, "prod.eu-token\n");
+
+    // Some keep their configuration elsewhere, and a link to it.
+    let (file, elsewhere) = (
+        home.0.file(".config/packetflix/config.json"),
+        home.0.file("elsewhere.json"),
+    );
+    fs::rename(&file, &elsewhere)?;
+    std::os::unix::fs::symlink(&elsewhere, &file)?;
+    home.printed(&["server", "remove", "prod"])?;
+    assert!(file.symlink_metadata()?.is_symlink());
+    assert!(!fs::read_to_string(&elsewhere)?.contains("\"prod\""));
+    let left: Vec<_> = fs::read_dir(home.0.file(".config/packetflix"))?.collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    Ok(())
+}
+
+#[test]
+fn configurations_that_cannot_be_followed_are_told_of() -> anyhow::Result<()> {
+    let home = Home::new()?;
+    let url = "http://127.0.0.1:1";
+    home.printed(&["server", "add", "talks", url, "--token-command", "yes"])?;
+    let (status, told) = home.refused(&["list"])?;
+    assert_eq!(status, Some(2), "{told}");
+    assert!(
+        told.contains("the command for the token of talks fails"),
+        "{told}"
+    );
+
+    let file = home.0.file(".config/packetflix/config.json");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o620))?;
+    let (status, told) = home.refused(&["list"])?;
+    assert_eq!(status, Some(2));
+    assert!(
+        told.contains("others may write") && told.contains("chmod go-w"),
+        "{told}"
+    );
+
+    // A variable that is empty is none, and the default is meant.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    let mut list = home.command(&["list"])?;
+    let told = String::from_utf8(list.env("PACKETFLIX_SERVER", "").output()?.stderr)?;
+    assert!(told.contains("the token of talks"), "{told}");
+
+    for (text, sentence) in [
+        ("", "config.json cannot be understood: EOF"),
+        ("{\"servers\": []}", "config.json cannot be understood"),
+        (r#"{"default": "gone"}"#, "no server is called gone"),
+        (
+            r#"{"default": "a", "servers": {"a": {"url": "ssh://-oProxyCommand=x"}}}"#,
+            "is no server: write http://HOST:PORT",
+        ),
+    ] {
+        fs::write(&file, text)?;
+        let (status, told) = home.refused(&["list"])?;
+        assert_eq!(status, Some(2), "{told}");
+        assert!(told.contains(sentence), "{text}: {told}");
+    }
+    for (variable, arguments) in [
+        ("PACKETFLIX_CONFIG", &["list"][..]),
+        ("PACKETFLIX_CLIENT_TOKEN_FILE", &["list", "--server", url]),
+    ] {
+        // One that has no end, and that nobody else may read.
+        let endless = home.0.file("endless");
+        fs::File::create(&endless)?.set_len(1 << 40)?;
+        fs::set_permissions(&endless, fs::Permissions::from_mode(0o600))?;
+        let output = home.command(arguments)?.env(variable, &endless).output()?;
+        let told = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("cannot be read") && told.contains("too large"),
+            "{told}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn sentences_that_nobody_hears_change_nothing() -> anyhow::Result<()> {
+    let home = Home::new()?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let mut list = home.command(&["list", "--server", "http://127.0.0.1:1"])?;
+    assert_eq!(list.stderr(writer).status()?.code(), Some(1));
+    Ok(())
+}
+
+#[test]
 fn hosts_are_reached_by_ssh() -> anyhow::Result<()> {
     let (home, namespace) = (Home::new()?, Namespace::new()?);
     let server = Server::start(&[])?;
