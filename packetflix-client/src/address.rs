@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use crate::{
-    request::{CaptureRequest, Target},
+    request::{CaptureRequest, Selection, Target},
     server::{Address, ServerError},
 };
 
@@ -30,7 +30,7 @@ pub(crate) enum AddressError {
     #[error(transparent)]
     Server(#[from] ServerError),
     /// It does not say what.
-    #[error("{0} names no target: container= or netns= is missing")]
+    #[error("{0} names no target: container=, netns= or target= is missing")]
     NoTarget(String),
 }
 
@@ -39,6 +39,10 @@ impl FromStr for CaptureAddress {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let wrong = || AddressError::Form(text.to_owned());
+        // It becomes a preference of Wireshark's, whose file has one in each line.
+        if text.contains(char::is_control) {
+            return Err(wrong());
+        }
         let url = text.strip_prefix(SCHEME).ok_or_else(wrong)?;
         // As pages write it that take the scheme for that of a server.
         let url = match url.strip_prefix("//") {
@@ -56,7 +60,22 @@ impl FromStr for CaptureAddress {
             found.map(|(_, value)| &value[..])
         };
         let given = |name| find(name).filter(|value| !value.is_empty());
+        let switch = |name| match given(name) {
+            None => Ok(None),
+            Some("0") => Ok(Some(false)),
+            Some("1") => Ok(Some(true)),
+            Some(_) => Err(wrong()),
+        };
+        let words = query
+            .iter()
+            .filter(|(name, word)| name == "target" && !word.is_empty());
+        let words: Vec<String> = words.map(|(_, word)| word.clone()).collect();
         let target = match (given("container"), given("netns")) {
+            _ if !words.is_empty() => Target::Selection(Selection {
+                words,
+                follows: switch("follow")?,
+                waits: switch("wait")?.unwrap_or_default(),
+            }),
             (Some(description), _) => Target::Description(description.to_owned()),
             (None, Some(inode)) => Target::Netns(inode.parse().map_err(|_| wrong())?),
             (None, None) => return Err(AddressError::NoTarget(text.to_owned())),
@@ -121,6 +140,24 @@ mod tests {
     }
 
     #[test]
+    fn addresses_name_several_targets() {
+        let address: CaptureAddress =
+            "packetflix:ws://host:5001/capture?target=web&target=label:app%3Ddb&target=!c&follow=0&wait=1"
+                .parse()
+                .unwrap();
+        let selection = Selection {
+            words: ["web", "label:app=db", "!c"].map(str::to_owned).to_vec(),
+            follows: Some(false),
+            waits: true,
+        };
+        assert_eq!(address.request.target, Target::Selection(selection));
+        for wrong in ["target=", "target=web&follow=maybe", "target=web&wait=2"] {
+            let address = format!("packetflix:ws://host:5001/capture?{wrong}");
+            assert!(address.parse::<CaptureAddress>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn addresses_run_no_programs() {
         for wrong in [
             "packetflix:ssh://host/capture?netns=5",
@@ -128,6 +165,9 @@ mod tests {
             "packetflix:ws://-host x/capture?netns=5",
             "packetflix:ws://host/capture",
             "packetflix:ws://host/a b/capture?netns=5",
+            "packetflix:ws://host/capture?netns=5\nextcap.packetflix.server: ssh://other",
+            "packetflix:ws://ho\tst/capture?netns=5",
+            "packetflix:ws://user@host/capture?netns=5",
             "packetflix:ws://host/?netns=5",
             "packetflix:ws://host/capture?nif=lo",
             "packetflix:ws://host/capture?netns=x",

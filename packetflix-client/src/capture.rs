@@ -13,7 +13,7 @@ use crate::{
     lines::{Detail, Lines},
     local::StartLocal,
     output::{self, Output, OutputError, Rotation, is_standard_output},
-    request::{CaptureRequest, Target},
+    request::{CaptureRequest, Selection, Target},
     run::{Manner, Run, Sink},
     server::{Address, Server, ServerArgs},
     stream::CaptureStream,
@@ -26,9 +26,19 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct CaptureArgs {
     /// Name of a container, pod, process or mounted namespace, as listed; or netns:NUMBER, the inode number of a network
-    /// namespace
-    #[arg(value_name = "TARGET")]
-    target: String,
+    /// namespace. Several of them, or a pattern such as `shop-*`, label:KEY=VALUE, compose:PROJECT, image:PATTERN, type:TYPE or
+    /// pod:PATTERN, are captured into one stream; `!` before a word leaves out what it means
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<String>,
+    /// Go on with targets that start again, and with those that come later; the default for patterns
+    #[arg(long, overrides_with = "no_follow")]
+    follow: bool,
+    /// Capture only what is there at the start
+    #[arg(long, overrides_with = "follow")]
+    no_follow: bool,
+    /// Wait for targets that are not there yet
+    #[arg(long)]
+    wait: bool,
     /// Network interface to capture at; may be given more than once. By default all, also those that come later
     #[arg(short, long = "interface", value_name = "INTERFACE")]
     interfaces: Vec<String>,
@@ -130,7 +140,7 @@ impl CaptureArgs {
             snaplen: self.snaplen,
             packets: self.packets,
             promiscuous: !self.no_promiscuous_mode,
-            ..CaptureRequest::new(Target::parse(&self.target))
+            ..CaptureRequest::new(self.target())
         };
         for limit in &self.autostop {
             match *limit {
@@ -141,6 +151,14 @@ impl CaptureArgs {
             }
         }
         request
+    }
+
+    fn target(&self) -> Target {
+        Target::select(Selection {
+            words: self.targets.clone(),
+            follows: (self.follow || self.no_follow).then_some(self.follow),
+            waits: self.wait,
+        })
     }
 
     fn destination(&self) -> Result<Destination, Failure> {
@@ -279,7 +297,7 @@ fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &
     };
     say(format_args!(
         "capturing {} {place} into {}",
-        args.target,
+        args.targets.join(", "),
         sink.name()
     ));
     if let Some(note) = stream.note() {

@@ -34,7 +34,23 @@ pub enum Target {
     Netns(u64),
     /// What a client describes as a JSON object, as an element of `/mobyshark`.
     Description(String),
+    /// All that these words mean.
+    Selection(Selection),
 }
+
+/// What words mean of the targets of a server, now or later.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// As `/targets?target=` takes them.
+    pub words: Vec<String>,
+    /// Whether targets that come later join, and one that starts again goes on; the server decides where it is not said.
+    pub follows: Option<bool>,
+    /// Whether the targets need not be there yet.
+    pub waits: bool,
+}
+
+/// What words begin with that mean any number of targets.
+const KINDS: [&str; 6] = ["!", "type:", "pod:", "label:", "compose:", "image:"];
 
 impl Target {
     /// What somebody has typed.
@@ -42,6 +58,21 @@ impl Target {
         let number = text.strip_prefix("netns:").and_then(|rest| rest.parse().ok());
         number.map_or_else(|| Self::Name(text.to_owned()), Self::Netns)
     }
+
+    /// What somebody has typed in one or several words. One that means one target only is asked for as all servers take it.
+    pub fn select(selection: Selection) -> Self {
+        match &selection.words[..] {
+            [word] if selection.follows.is_none() && !selection.waits && !means_many(word) => {
+                Self::parse(word)
+            }
+            _ => Self::Selection(selection),
+        }
+    }
+}
+
+/// Whether a word may mean several targets.
+fn means_many(word: &str) -> bool {
+    word.contains(['*', '?']) || KINDS.iter().any(|kind| word.starts_with(kind))
 }
 
 impl CaptureRequest {
@@ -62,11 +93,12 @@ impl CaptureRequest {
     /// Path and query. The final statistics are the only ones, as for everyone who ends with `stop`.
     pub(crate) fn path(&self) -> String {
         let mut query = vec![("statistics", "end".to_owned())];
-        query.push(match &self.target {
-            Target::Name(name) => ("container", json!({ "name": name }).to_string()),
-            Target::Netns(inode) => ("netns", inode.to_string()),
-            Target::Description(json) => ("container", json.clone()),
-        });
+        match &self.target {
+            Target::Name(name) => query.push(("container", json!({ "name": name }).to_string())),
+            Target::Netns(inode) => query.push(("netns", inode.to_string())),
+            Target::Description(json) => query.push(("container", json.clone())),
+            Target::Selection(selection) => query.extend(selection.parameters()),
+        }
         match (&self.target, &self.interfaces[..]) {
             // It says itself which.
             (Target::Description(_), []) => {}
@@ -95,6 +127,17 @@ impl CaptureRequest {
         );
         let query = serde_urlencoded::to_string(query).unwrap_or_default();
         format!("/capture?{query}")
+    }
+}
+
+impl Selection {
+    fn parameters(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let words = self.words.iter().map(|word| ("target", word.clone()));
+        let follows = self
+            .follows
+            .map(|follows| ("follow", u8::from(follows).to_string()));
+        let waits = self.waits.then(|| ("wait", "1".to_owned()));
+        words.chain(follows).chain(waits)
     }
 }
 
@@ -137,6 +180,33 @@ mod tests {
         assert_eq!(Target::parse("netns:4026532246"), Target::Netns(4_026_532_246));
         for name in ["web", "netns:x", "pid:12", "host", "/run/netns/s1"] {
             assert_eq!(Target::parse(name), Target::Name(name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn several_words_are_a_selection() {
+        let select = |words: &[&str], follows, waits| {
+            let words = words.iter().map(|word| (*word).to_owned()).collect();
+            Target::select(Selection {
+                words,
+                follows,
+                waits,
+            })
+        };
+        for word in ["web", "netns:5", "pid:12", "host", "docker:web", "/run/netns/s1"] {
+            assert_eq!(select(&[word], None, false), Target::parse(word));
+        }
+        for (target, query) in [
+            (select(&["web", "!db"], None, false), "target=web&target=%21db"),
+            (select(&["shop-*"], Some(false), false), "target=shop-*&follow=0"),
+            (
+                select(&["label:app=web"], None, true),
+                "target=label%3Aapp%3Dweb&wait=1",
+            ),
+            (select(&["web"], Some(true), false), "target=web&follow=1"),
+        ] {
+            let path = CaptureRequest::new(target).path();
+            assert_eq!(path, format!("/capture?statistics=end&{query}&nif=all"));
         }
     }
 }

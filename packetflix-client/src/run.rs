@@ -384,8 +384,9 @@ impl<'a> Run<'a> {
 
 /// Whether a server that refuses will always do so: what was asked cannot be, or not by this caller.
 fn is_lasting(error: &OpenError) -> bool {
-    matches!(
-        error,
-        OpenError::Request(RequestError::Refused(refusal)) if [400, 401, 403].contains(&refusal.status)
-    )
+    match error {
+        OpenError::OneTarget => true,
+        OpenError::Request(RequestError::Refused(refusal)) => [400, 401, 403].contains(&refusal.status),
+        _ => false,
+    }
 }

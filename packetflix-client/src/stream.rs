@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     error::Failure,
     http::{self, RequestError},
-    request::CaptureRequest,
+    request::{CaptureRequest, Target},
     server::Server,
 };
 
@@ -92,6 +92,11 @@ pub enum OpenError {
     /// The server refuses it, or is not reached.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The server is one that captures one target at a time.
+    #[error(
+        "this server captures one target at a time: name one, as `packetflix list` shows it, or install a newer packetflix there"
+    )]
+    OneTarget,
     /// The handshake is none of a WebSocket.
     #[error("the server's handshake is none of a WebSocket: {0}")]
     Handshake(&'static str),
@@ -135,7 +140,7 @@ impl CaptureStream {
         let key = generate_key();
         let answer = http::send(server, Method::GET, &request.path(), upgrade_headers(&key)).await?;
         if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(answer.into_error(&server.address).await.into());
+            return Err(refusal(answer.into_error(&server.address).await, &request.target));
         }
         if answer.header("sec-websocket-accept") != Some(accept_of(&key)) {
             return Err(OpenError::Handshake("it does not know the key"));
@@ -270,6 +275,19 @@ fn close_of(payload: &[u8]) -> Close {
             code: NO_CODE,
             reason: "the server closed without a reason".to_owned(),
         },
+    }
+}
+
+/// A server that does not know how several targets are asked for says so in its own words, which help nobody here.
+fn refusal(error: RequestError, target: &Target) -> OpenError {
+    const NOT_UNDERSTOOD: [&str; 2] = ["parameter_unknown", "target_missing"];
+    match (&error, target) {
+        (RequestError::Refused(refusal), Target::Selection(_))
+            if NOT_UNDERSTOOD.contains(&&refusal.code[..]) =>
+        {
+            OpenError::OneTarget
+        }
+        _ => error.into(),
     }
 }
 

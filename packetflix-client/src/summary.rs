@@ -1,12 +1,15 @@
 //! What a stream amounts to.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use crate::{
-    pcapng::{Kind, Statistics, blocks},
+    pcapng::{Kind, blocks},
     terminal::shown,
     units::{shown_duration, shown_size},
 };
+
+/// Most interfaces that are told of by their names.
+const MAX_TOLD: usize = 32;
 
 /// What has come so far.
 #[derive(Debug, Default)]
@@ -15,21 +18,30 @@ pub struct Tally {
     pub packets: u64,
     /// Bytes of pcapng.
     pub bytes: u64,
-    /// Packets that were lost, as far as that is told by now.
     sections: Vec<SectionTally>,
 }
 
 /// What has come of one section.
 #[derive(Debug, Default)]
 struct SectionTally {
+    /// By their numbers.
+    interfaces: Vec<InterfaceTally>,
+    /// Of interfaces that the section does not describe.
+    others: InterfaceTally,
+}
+
+/// What has come of one interface.
+#[derive(Debug, Default)]
+struct InterfaceTally {
+    name: String,
     packets: u64,
     /// As later packets tell it.
     dropped: u64,
-    /// As the statistics of each interface tell it.
-    statistics: BTreeMap<u32, Statistics>,
+    /// As the statistics tell it, which know of losses that no packet followed.
+    told: u64,
 }
 
-/// What a whole capture came to.
+/// What a whole capture came to, or one interface of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Packets that the filter accepted.
@@ -62,13 +74,18 @@ impl Tally {
                 continue;
             };
             match kind {
+                Kind::Interface(interface) => section.interfaces.push(InterfaceTally {
+                    name: String::from_utf8_lossy(interface.name).into_owned(),
+                    ..InterfaceTally::default()
+                }),
                 Kind::Packet(packet) => {
                     self.packets += 1;
-                    section.packets += 1;
-                    section.dropped += packet.dropped_before();
+                    let interface = section.interface(packet.interface);
+                    interface.packets += 1;
+                    interface.dropped += packet.dropped_before();
                 }
                 Kind::Statistics(statistics) => {
-                    section.statistics.insert(statistics.interface, statistics);
+                    section.interface(statistics.interface).told = statistics.dropped;
                 }
                 _ => {}
             }
@@ -77,20 +94,59 @@ impl Tally {
 
     /// What that comes to.
     pub fn totals(&self) -> Totals {
-        let dropped = self.sections.iter().map(SectionTally::dropped).sum();
-        Totals {
-            captured: self.packets + dropped,
-            delivered: self.packets,
-            dropped,
+        let mut totals = Totals::default();
+        for interface in self.interfaces() {
+            totals.add(interface);
         }
+        totals
+    }
+
+    /// What that comes to for each name of an interface that had packets, in the order of their descriptions.
+    fn totals_by_name(&self) -> Vec<(&str, Totals)> {
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut all: Vec<(&str, Totals)> = Vec::new();
+        for interface in self.interfaces() {
+            let place = *places.entry(&interface.name).or_insert(all.len());
+            if place == all.len() {
+                all.push((&interface.name, Totals::default()));
+            }
+            all[place].1.add(interface);
+        }
+        all.retain(|(_, totals)| totals.captured > 0);
+        all
+    }
+
+    fn interfaces(&self) -> impl Iterator<Item = &InterfaceTally> {
+        self.sections
+            .iter()
+            .flat_map(|section| section.interfaces.iter().chain([&section.others]))
     }
 }
 
 impl SectionTally {
-    /// The statistics know of losses that no packet followed; the packets, of those after the last statistics.
-    fn dropped(&self) -> u64 {
-        let told: u64 = self.statistics.values().map(|one| one.dropped).sum();
-        told.max(self.dropped)
+    fn interface(&mut self, number: u32) -> &mut InterfaceTally {
+        self.interfaces
+            .get_mut(number as usize)
+            .unwrap_or(&mut self.others)
+    }
+}
+
+impl Totals {
+    fn add(&mut self, interface: &InterfaceTally) {
+        let dropped = interface.told.max(interface.dropped);
+        self.captured += interface.packets + dropped;
+        self.delivered += interface.packets;
+        self.dropped += dropped;
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} packets captured, {} delivered, {} dropped",
+            self.captured, self.delivered, self.dropped
+        )
     }
 }
 
@@ -104,19 +160,27 @@ pub(crate) struct Summary<'a> {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let totals = self.tally.totals();
         if let Some(reason) = self.reason {
             writeln!(f, "packetflix: {}", shown(reason))?;
         }
         write!(
             f,
-            "packetflix: {} packets captured, {} delivered, {} dropped ({} in {})",
-            totals.captured,
-            totals.delivered,
-            totals.dropped,
+            "packetflix: {} ({} in {})",
+            self.tally.totals(),
             shown_size(self.tally.bytes),
             shown_duration(self.duration),
-        )
+        )?;
+        let interfaces = self.tally.totals_by_name();
+        if interfaces.len() < 2 {
+            return Ok(());
+        }
+        for (name, totals) in interfaces.iter().take(MAX_TOLD) {
+            write!(f, "\npacketflix: {}: {totals}", shown(name))?;
+        }
+        match interfaces.len().saturating_sub(MAX_TOLD) {
+            0 => Ok(()),
+            others => write!(f, "\npacketflix: and {others} interfaces more"),
+        }
     }
 }
 
@@ -124,27 +188,71 @@ impl fmt::Display for Summary<'_> {
 mod tests {
     use super::*;
 
+    fn tally(section: SectionTally) -> Tally {
+        Tally {
+            sections: vec![section],
+            ..Tally::default()
+        }
+    }
+
+    fn interface(name: &str, packets: u64, dropped: u64, told: u64) -> InterfaceTally {
+        InterfaceTally {
+            name: name.to_owned(),
+            packets,
+            dropped,
+            told,
+        }
+    }
+
     #[test]
     fn losses_are_counted_once() {
-        let mut tally = Tally::default();
-        tally.sections.push(SectionTally {
-            packets: 10,
-            dropped: 3,
-            statistics: BTreeMap::new(),
-        });
-        tally.packets = 10;
-        let told = Totals {
-            captured: 13,
-            delivered: 10,
-            dropped: 3,
+        for (told, dropped) in [(0, 3), (5, 5)] {
+            let tally = tally(SectionTally {
+                interfaces: vec![interface("eth0", 10, 3, told)],
+                ..SectionTally::default()
+            });
+            let expected = Totals {
+                captured: 10 + dropped,
+                delivered: 10,
+                dropped,
+            };
+            assert_eq!(tally.totals(), expected);
+        }
+    }
+
+    #[test]
+    fn each_interface_has_its_account() {
+        let told = |interfaces| {
+            let tally = tally(SectionTally {
+                interfaces,
+                others: interface("", 1, 0, 0),
+            });
+            let summary = Summary {
+                tally: &tally,
+                duration: Duration::from_secs(1),
+                reason: None,
+            };
+            let told = summary.to_string();
+            let lines = told.lines().skip(1).map(|line| line.replace("packetflix: ", ""));
+            lines.collect::<Vec<_>>()
         };
-        assert_eq!(tally.totals(), told);
-        // They know of two more, which no packet followed.
-        let statistics = Statistics {
-            dropped: 5,
-            ..Statistics::default()
-        };
-        tally.sections[0].statistics.insert(0, statistics);
-        assert_eq!((tally.totals().dropped, tally.totals().captured), (5, 15));
+        let interfaces = vec![
+            interface("web/eth0", 2, 0, 0),
+            interface("web/lo", 0, 0, 0),
+            interface("db/eth0", 4, 1, 0),
+            // It has come again.
+            interface("web/eth0", 3, 0, 2),
+        ];
+        assert_eq!(
+            told(interfaces),
+            [
+                "web/eth0: 7 packets captured, 5 delivered, 2 dropped",
+                "db/eth0: 5 packets captured, 4 delivered, 1 dropped",
+                ": 1 packets captured, 1 delivered, 0 dropped",
+            ]
+        );
+        let many = (0..40).map(|number| interface(&format!("eth{number}"), 1, 0, 0));
+        let told = told(many.collect());
+        assert_eq!((told.len(), &told[32][..]), (33, "and 9 interfaces more"));
     }
 }

@@ -9,7 +9,8 @@ mod handler;
 pub(crate) mod install;
 mod sentences;
 
-pub(crate) use sentences::{INTERFACE, TARGET};
+use self::sentences::NO_TARGET;
+pub(crate) use self::sentences::{INTERFACE, TARGET};
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,7 +28,7 @@ use crate::{
     list::{Targets, print},
     local::StartLocal,
     output::Output,
-    request::{CaptureRequest, Target},
+    request::{CaptureRequest, Selection, Target},
     run::{Manner, Run, Sink},
     server::{Server, ServerArgs},
     stream::CaptureStream,
@@ -82,6 +83,16 @@ pub struct ExtcapArgs {
     /// What is captured: a name, as listed; netns:NUMBER; or an address as packetflix:ws://HOST:PORT/capture?container=…
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
+    /// What is captured with it into one stream, with commas between the words: names, or patterns such as `shop-*`,
+    /// label:KEY=VALUE, compose:PROJECT, image:PATTERN, type:TYPE or pod:PATTERN; `!` before a word leaves out what it means
+    #[arg(long, value_name = "WORDS", value_delimiter = ',')]
+    more_targets: Vec<String>,
+    /// Go on with targets that start again, and with those that come later; the default for patterns
+    #[arg(long)]
+    follow: bool,
+    /// Wait for targets that are not there yet
+    #[arg(long)]
+    wait: bool,
     /// Names of network interfaces, with commas between them. By default all
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     interfaces: Vec<String>,
@@ -240,8 +251,7 @@ impl ExtcapArgs {
         {
             request.filter.clone_from(filter);
         }
-        let names = self.interfaces.iter().map(|name| name.trim().to_owned());
-        let names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
+        let names = words(&self.interfaces);
         if !names.is_empty() {
             request.interfaces = names;
         }
@@ -249,20 +259,40 @@ impl ExtcapArgs {
     }
 
     fn target(&self, local: Option<StartLocal>) -> Result<(Server, CaptureRequest), Failure> {
+        let mut words = words(&self.more_targets);
         match self.target.as_deref().unwrap_or_default() {
-            "" => Err(Failure::usage(
-                "no target is chosen: the options of the interface list them, and tshark takes -o extcap.packetflix.target:NAME",
-            )),
-            address if address.starts_with(SCHEME) => {
-                let CaptureAddress { server, request } = address.parse().map_err(Failure::usage)?;
-                Ok((Server::at(server).map_err(Failure::usage)?, request))
-            }
-            name => {
-                let server = self.server.resolve(local)?;
-                Ok((server, CaptureRequest::new(Target::parse(name))))
-            }
+            address if address.starts_with(SCHEME) => return self.address(address, &words),
+            "" | NO_TARGET => {}
+            word => words.insert(0, word.to_owned()),
         }
+        if words.is_empty() {
+            return Err(Failure::usage(
+                "no target is chosen: the options of the interface list them, and tshark takes -o extcap.packetflix.target:NAME",
+            ));
+        }
+        let target = Target::select(Selection {
+            words,
+            follows: self.follow.then_some(true),
+            waits: self.wait,
+        });
+        Ok((self.server.resolve(local)?, CaptureRequest::new(target)))
     }
+
+    fn address(&self, address: &str, more: &[String]) -> Result<(Server, CaptureRequest), Failure> {
+        if !more.is_empty() || self.follow || self.wait {
+            return Err(Failure::usage(
+                "the address of a capture says itself which targets are meant, and how: no more are taken with it",
+            ));
+        }
+        let CaptureAddress { server, request } = address.parse().map_err(Failure::usage)?;
+        Ok((Server::at(server).map_err(Failure::usage)?, request))
+    }
+}
+
+/// Words of a field of Wireshark's, without what stands around them.
+fn words(field: &[String]) -> Vec<String> {
+    let words = field.iter().map(|word| word.trim().to_owned());
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 /// Opens the pipe to Wireshark, which may not have opened its end yet.

@@ -14,7 +14,7 @@ pub(crate) const TARGET: &str = "target";
 const TARGET_NUMBER: usize = 1;
 
 /// The options, in the order of their numbers.
-const OPTIONS: [&str; 7] = [
+const OPTIONS: [&str; 10] = [
     "{call=--server}{display=Server}{type=string}{placeholder=the default, or that of this host}\
      {tooltip=http://HOST:PORT, https://HOST:PORT, ssh://[USER@]HOST or unix:/PATH; or a name of packetflix server list}",
     "{call=--target}{display=Target}{type=selector}{reload=true}{placeholder=List targets}{required=true}\
@@ -28,7 +28,15 @@ const OPTIONS: [&str; 7] = [
      {tooltip=File that has the token, and nothing else}",
     "{call=--cacert}{display=CA certificates}{type=fileselect}{mustexist=true}{group=Access}\
      {tooltip=Certificates of the CAs that are trusted, in PEM, instead of those of this machine}",
+    "{call=--more-targets}{display=More targets}{type=string}{placeholder=none}{group=Several}\
+     {tooltip=Words with commas between them: names, shop-*, label:app=web, compose:PROJECT; and ! before what is left out}",
+    "{call=--follow}{display=Follow targets that start again or come later}{type=boolflag}{default=false}{group=Several}\
+     {tooltip=Where a word is a pattern or a label, that is so in any case}",
+    "{call=--wait}{display=Wait for targets that are not there yet}{type=boolflag}{default=false}{group=Several}",
 ];
+
+/// The value of the target where all are named as more targets.
+pub(super) const NO_TARGET: &str = "-";
 
 pub(super) fn interfaces() -> String {
     format!(
@@ -70,6 +78,10 @@ pub(super) fn targets(targets: &[Target]) -> String {
             "value {{arg={TARGET_NUMBER}}}{{value={value}}}{{display={display}}}"
         );
     }
+    let _ = writeln!(
+        text,
+        "value {{arg={TARGET_NUMBER}}}{{value={NO_TARGET}}}{{display=those of \"More targets\" alone}}"
+    );
     text
 }
 
@@ -117,7 +129,8 @@ mod tests {
              value {arg=1}{value=a:db}{display=a:db (pod)}\n\
              value {arg=1}{value=netns:7}{display=sh (proc)}\n\
              value {arg=1}{value=netns:8}{display=sh (proc)}\n\
-             value {arg=1}{value=netns:9}{display=)(x  (proc)}\n"
+             value {arg=1}{value=netns:9}{display=)(x  (proc)}\n\
+             value {arg=1}{value=-}{display=those of \"More targets\" alone}\n"
         );
     }
 }

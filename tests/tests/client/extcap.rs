@@ -331,6 +331,9 @@ fn wireshark_is_told_what_it_asks_for() -> anyhow::Result<()> {
     for option in [
         "server",
         "target",
+        "more-targets",
+        "follow",
+        "wait",
         "interfaces",
         "snaplen",
         "token-file",

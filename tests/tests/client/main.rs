@@ -7,6 +7,7 @@ mod files;
 mod lines;
 mod local;
 mod servers;
+mod several;
 mod ssh;
 mod verbs;
 

@@ -1,0 +1,298 @@
+//! Several targets in one stream, whose interfaces come and go.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Command, Output},
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, ensure};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use packetflix_tests::{folder::Folder, server::program};
+use tokio_tungstenite::tungstenite::{
+    Message, accept_hdr,
+    handshake::server::{ErrorResponse, Request, Response},
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::read;
+
+/// A server of one capture, in the place of ours: it plays what the test wants, and gives what it was asked.
+struct StandIn {
+    port: u16,
+    served: JoinHandle<anyhow::Result<String>>,
+}
+
+impl StandIn {
+    /// Plays messages of a stream, and ends it.
+    fn of(messages: Vec<Vec<u8>>) -> anyhow::Result<Self> {
+        Self::that(|stream| {
+            let (sender, asked) = mpsc::channel();
+            let note = move |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+                // It is waited for below.
+                let _ = sender.send(request.uri().to_string());
+                Ok(response)
+            };
+            let mut socket = accept_hdr(stream, note)?;
+            for message in messages {
+                socket.send(Message::binary(message))?;
+            }
+            socket.close(Some(CloseFrame {
+                code: CloseCode::Normal,
+                reason: "the targets are gone".into(),
+            }))?;
+            while socket.read().is_ok() {}
+            Ok(asked.recv()?)
+        })
+    }
+
+    /// Refuses whatever it is asked.
+    fn refusing(body: &'static str) -> anyhow::Result<Self> {
+        Self::that(move |mut stream| {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte)?;
+                head.extend(byte);
+            }
+            write!(
+                stream,
+                "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            )?;
+            Ok(String::from_utf8(head)?)
+        })
+    }
+
+    fn that(
+        serve: impl FnOnce(TcpStream) -> anyhow::Result<String> + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let served = thread::spawn(move || serve(listener.accept()?.0));
+        Ok(Self { port, served })
+    }
+
+    /// Runs a capture of it to its end.
+    fn capture(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let server = format!("http://127.0.0.1:{}", self.port);
+        let mut command = Command::new(program("packetflix")?);
+        command.args([&["capture", "--server", &server], arguments].concat());
+        Ok(command.output()?)
+    }
+
+    fn asked(self) -> anyhow::Result<String> {
+        self.served.join().ok().context("it has panicked")?
+    }
+}
+
+fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+    let len = (12 + body.len() as u32).to_le_bytes();
+    [&kind.to_le_bytes()[..], &len, body, &len].concat()
+}
+
+fn section() -> Vec<u8> {
+    let mut body = 0x1a2b_3c4du32.to_le_bytes().to_vec();
+    body.extend([1, 0, 0, 0]);
+    body.extend([0xff; 8]);
+    body.extend(option(1, b"---\n# capture target information"));
+    body.extend([0; 4]);
+    block(0x0a0d_0d0a, &body)
+}
+
+fn option(code: u16, value: &[u8]) -> Vec<u8> {
+    let mut option = [code.to_le_bytes(), (value.len() as u16).to_le_bytes()].concat();
+    option.extend(value);
+    option.resize(option.len().next_multiple_of(4), 0);
+    option
+}
+
+/// An interface of Ethernet, of this name.
+fn interface(name: &str) -> Vec<u8> {
+    let body = [
+        &[1, 0, 0, 0, 0, 0, 4, 0][..],
+        &option(2, name.as_bytes()),
+        &[0; 4],
+    ];
+    block(1, &body.concat())
+}
+
+/// A packet of an interface, which is its number.
+fn packet(interface: u32, number: u32) -> Vec<u8> {
+    let words = [interface, 0x0006_0000, number, 4, 4, number.to_be()];
+    block(6, &words.map(u32::to_le_bytes).concat())
+}
+
+/// The final statistics of an interface.
+fn end(interface: u32, delivered: u64) -> Vec<u8> {
+    let mut body = [interface, 0, 0].map(u32::to_le_bytes).concat();
+    // isb_ifdrop, isb_filteraccept, isb_usrdeliv.
+    for (code, count) in [(5, 0), (6, delivered), (8, delivered)] {
+        body.extend(option(code, &u64::to_le_bytes(count)));
+    }
+    body.extend([0; 4]);
+    block(5, &body)
+}
+
+#[test]
+fn files_that_follow_each_other_have_the_interfaces_that_come_and_go() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let web = |numbers: std::ops::Range<u32>, interface| -> Vec<u8> {
+        numbers.flat_map(|number| packet(interface, number)).collect()
+    };
+    // It stops, and starts again: in the same stream, as an interface more.
+    let server = StandIn::of(vec![
+        [section(), interface("web/eth0"), interface("db/eth0")].concat(),
+        [web(0..5, 0), web(5..9, 1)].concat(),
+        [web(9..11, 0), end(0, 7), web(11..13, 1)].concat(),
+        [interface("web/eth0"), web(13..16, 2), web(16..21, 1)].concat(),
+        [web(21..23, 2), end(1, 11), web(23..27, 2)].concat(),
+        [end(2, 9)].concat(),
+    ])?;
+    let ring = folder.file("ring.pcapng").display().to_string();
+    let output = server.capture(&["web", "db", "-w", &ring, "-b", "packets:4"])?;
+    let told = String::from_utf8(output.stderr)?;
+    assert!(output.status.success(), "{told}");
+    assert!(
+        server.asked()?.contains("&target=web&target=db&nif=all"),
+        "{told}"
+    );
+    for line in [
+        "capturing web, db of http://",
+        "27 packets captured, 27 delivered, 0 dropped",
+        "\npacketflix: web/eth0: 16 packets captured, 16 delivered, 0 dropped\n",
+        "\npacketflix: db/eth0: 11 packets captured, 11 delivered, 0 dropped\n",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+
+    let entries: Result<Vec<_>, _> = fs::read_dir(folder.path())?.collect();
+    let mut files: Vec<PathBuf> = entries?.iter().map(fs::DirEntry::path).collect();
+    files.sort();
+    assert_eq!(files.len(), 7);
+    let (mut next, mut names) = (0u32, BTreeMap::new());
+    for file in &files {
+        let recording = read(file)?;
+        recording.check_complete()?;
+        for packet in &recording.packets {
+            assert_eq!(packet.data, next.to_be_bytes());
+            next += 1;
+            let name = &recording.interfaces[packet.interface].name;
+            *names.entry(name.clone()).or_insert(0) += 1;
+        }
+    }
+    let expected = [("db/eth0", 11), ("web/eth0", 16)].map(|(name, count)| (name.to_owned(), count));
+    assert_eq!((next, names), (27, BTreeMap::from(expected)));
+    // Those that have gone are no longer described.
+    assert_eq!(read(&files[6])?.interfaces.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn lines_name_the_target_of_each_packet() -> anyhow::Result<()> {
+    let server = StandIn::of(vec![
+        [section(), interface("web/eth0"), interface("db/eth0")].concat(),
+        [packet(1, 0), packet(0, 1), end(0, 1), end(1, 1)].concat(),
+    ])?;
+    let output = server.capture(&["label:app=web", "--no-follow", "--wait", "-P"])?;
+    ensure!(output.status.success(), "{output:?}");
+    assert!(
+        server
+            .asked()?
+            .contains("&target=label%3Aapp%3Dweb&follow=0&wait=1&")
+    );
+    let printed = String::from_utf8(output.stdout)?;
+    let names: Vec<&str> = printed
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .collect();
+    assert_eq!(names, ["db/eth0", "web/eth0"]);
+    Ok(())
+}
+
+#[test]
+fn wireshark_asks_for_several_targets() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let fifo = folder.file("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU)?;
+    let pipe = fifo.display().to_string();
+    let extcap = |server: &str, arguments: &[&str]| -> anyhow::Result<Output> {
+        let reader = thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read(fifo)
+        });
+        let mut command = Command::new(program("packetflix")?);
+        command
+            .args([
+                "extcap",
+                "--capture",
+                "--extcap-interface",
+                "packetflix",
+                "--fifo",
+                &pipe,
+            ])
+            .args(["--server", server])
+            .args(arguments);
+        let output = command.output()?;
+        reader.join().ok().context("it has panicked")??;
+        Ok(output)
+    };
+    for (arguments, asked) in [
+        (
+            &["--target", "-", "--more-targets", "web, !db", "--wait"][..],
+            "&target=web&target=%21db&wait=1&",
+        ),
+        (
+            &["--target", "web", "--more-targets", "compose:shop", "--follow"],
+            "&target=web&target=compose%3Ashop&follow=1&",
+        ),
+        (&["--target", "shop-*"], "&target=shop-*&nif="),
+    ] {
+        let server = StandIn::of(vec![section()])?;
+        let output = extcap(&format!("http://127.0.0.1:{}", server.port), arguments)?;
+        assert!(output.status.success(), "{output:?}");
+        let path = server.asked()?;
+        assert!(path.contains(asked), "{path}");
+    }
+    let server = StandIn::of(vec![section()])?;
+    let url = format!("ws://127.0.0.1:{}", server.port);
+    let address = format!("packetflix:{url}/capture?target=web&target=!db&follow=0");
+    let mixed = extcap(
+        "http://127.0.0.1:1",
+        &["--target", &address, "--more-targets", "x"],
+    )?;
+    assert_eq!(mixed.status.code(), Some(2), "{mixed:?}");
+    let output = extcap("http://127.0.0.1:1", &["--target", &address])?;
+    assert!(output.status.success(), "{output:?}");
+    assert!(server.asked()?.contains("&target=web&target=%21db&follow=0&"));
+    Ok(())
+}
+
+#[test]
+fn servers_that_know_one_target_only_are_told_of() -> anyhow::Result<()> {
+    for body in [
+        r#"{"error": "there is no parameter target", "code": "parameter_unknown"}"#,
+        r#"{"error": "no target is given", "code": "target_missing"}"#,
+    ] {
+        let refused = StandIn::refusing(body)?.capture(&["web", "db", "-w", "-"])?;
+        let told = String::from_utf8(refused.stderr)?;
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains("captures one target at a time"), "{told}");
+        // Of one name, it is the server that knows what is wrong.
+        let server = StandIn::refusing(body)?;
+        let refused = server.capture(&["web", "-w", "-"])?;
+        let told = String::from_utf8(refused.stderr)?;
+        assert!(!told.contains("one target at a time"), "{told}");
+        assert!(
+            server
+                .asked()?
+                .contains("&container=%7B%22name%22%3A%22web%22%7D&")
+        );
+    }
+    Ok(())
+}
