@@ -249,13 +249,14 @@ mod tests {
     #[test]
     fn forges_run_what_a_change_has_to_pass() {
         let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
-        let commands = |text: &str| -> Vec<String> {
-            let lines = text.lines().map(|line| line.trim().trim_start_matches("- run: "));
-            let lines = lines.filter(|line| line.starts_with("cargo xtask "));
-            lines.map(str::to_owned).collect()
+        // Whatever stands around them, and in whichever order they are run.
+        let commands = |text: &str| -> BTreeSet<String> {
+            let calls = text.split("cargo xtask ").skip(1);
+            let words = calls.map(|call| call.split(['\n', '>', '&', '|']).next().unwrap_or_default());
+            words.map(|words| words.trim().to_owned()).collect()
         };
         let needed = commands(&read(".ci/run"));
-        assert!(!needed.is_empty());
+        assert_eq!(needed.len(), 4, "{needed:?}");
         assert_eq!(commands(&read(".github/workflows/ci.yml")), needed);
     }
 

@@ -273,6 +273,7 @@ fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
         fs::remove_dir_all(folder)?;
     }
     fs::create_dir_all(folder)?;
+    let _turn = turn_at_apt()?;
     execute(
         Command::new("apt-get")
             .args(["download", "--quiet"])
@@ -472,6 +473,13 @@ fn install_missing(tools: &[Tool]) -> anyhow::Result<()> {
     install(&programs, missing.iter().map(|tool| tool.1).collect())
 }
 
+/// Waits until no other of us uses apt, which does not wait for all of its locks; until this is dropped, none does.
+fn turn_at_apt() -> anyhow::Result<fs::File> {
+    let file = fs::File::create(root().join("target/apt.lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
 /// Installs the Debian packages of what is missing.
 fn install(missing: &[&str], mut packages: Vec<&str>) -> anyhow::Result<()> {
     if missing.is_empty() {
@@ -486,6 +494,7 @@ fn install(missing: &[&str], mut packages: Vec<&str>) -> anyhow::Result<()> {
     if !is_root() || find_program("apt-get").is_none() {
         bail!("{by_hand}");
     }
+    let _turn = turn_at_apt()?;
     execute(Command::new("apt-get").args(["update", "--quiet"])).with_context(|| by_hand.clone())?;
     execute(
         Command::new("apt-get")
