@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::options::{Block, OPT_COMMENT, cut};
 
-const BLOCK_TYPE: u32 = 1;
+pub(super) const BLOCK_TYPE: u32 = 1;
 const IF_NAME: u16 = 2;
 const IF_DESCRIPTION: u16 = 3;
 const IF_IPV4ADDR: u16 = 4;

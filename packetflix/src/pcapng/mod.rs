@@ -4,6 +4,7 @@
 //! Source of every format and number here: "PCAP Now Generic Dump File Format"
 //! (draft-ietf-opsawg-pcapng), sections 3 and 4.
 
+mod blocks;
 mod interface;
 mod names;
 mod options;
@@ -11,6 +12,7 @@ mod packet;
 mod section;
 mod statistics;
 
+pub(crate) use blocks::EncodedBlock;
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType, MAX_ADDRESSES};
 pub use names::{HostName, NameResolution};
 pub use packet::{

@@ -68,6 +68,20 @@ impl<'out> Block<'out> {
     }
 }
 
+/// The options of a block, each with its code, up to the end of options or to what is none.
+pub(super) fn options(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d] = *bytes.first_chunk()?;
+        let (code, len) = (
+            u16::from_le_bytes([a, b]),
+            usize::from(u16::from_le_bytes([c, d])),
+        );
+        let value = bytes.get(RECORD_HEADER_LEN..RECORD_HEADER_LEN + len)?;
+        bytes = bytes.get(RECORD_HEADER_LEN + padded(len)..).unwrap_or_default();
+        (code != OPT_ENDOFOPT).then_some((code, value))
+    })
+}
+
 /// The longest beginning of `text` of at most `len` bytes that is whole characters.
 pub(super) fn cut(text: &str, len: usize) -> &str {
     &text[..text.floor_char_boundary(len)]

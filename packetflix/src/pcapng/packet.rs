@@ -4,7 +4,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{padded, timestamp};
 
-const BLOCK_TYPE: u32 = 6;
+pub(super) const BLOCK_TYPE: u32 = 6;
 const EPB_FLAGS: u16 = 2;
 const EPB_DROPCOUNT: u16 = 4;
 
@@ -216,6 +216,8 @@ pub struct EncodedPacket {
     pub len: usize,
     /// Place of the interface among the section's descriptions.
     pub interface_id: u32,
+    /// Nanoseconds since 1970, UTC.
+    pub timestamp: u64,
     /// Packets of this interface lost since its previous one.
     pub dropped_before: u64,
 }
@@ -238,6 +240,7 @@ impl EncodedPacket {
         Some(Self {
             len,
             interface_id: number(8)?,
+            timestamp: u64::from(number(12)?) << 32 | u64::from(number(16)?),
             dropped_before,
         })
     }

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::options::{Block, OPT_COMMENT, cut};
 use crate::text::is_shown;
 
-const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
+pub(super) const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
 const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
 const SHB_HARDWARE: u16 = 2;
 const SHB_OS: u16 = 3;
@@ -37,6 +37,7 @@ pub struct SectionHeader<'a> {
 }
 
 /// What is captured, for people and for the clients that replace it by what they know.
+#[derive(Clone, Copy, Debug)]
 pub struct CaptureComment<'a> {
     /// Name of the container, process or file that stands for the namespace.
     pub container_name: &'a str,

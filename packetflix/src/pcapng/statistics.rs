@@ -3,11 +3,15 @@
 use bytes::BytesMut;
 
 use super::{
-    options::{Block, OPT_COMMENT},
+    options::{Block, OPT_COMMENT, options},
     timestamp,
 };
 
-const BLOCK_TYPE: u32 = 5;
+pub(super) const BLOCK_TYPE: u32 = 5;
+
+/// Type, length, interface and timestamp, and the length again.
+const HEAD_LEN: usize = 20;
+const TAIL_LEN: usize = 4;
 const ISB_STARTTIME: u16 = 2;
 const ISB_ENDTIME: u16 = 3;
 const ISB_IFRECV: u16 = 4;
@@ -41,7 +45,37 @@ pub struct InterfaceStatistics<'a> {
     pub comment: &'a str,
 }
 
-impl InterfaceStatistics<'_> {
+impl<'a> InterfaceStatistics<'a> {
+    /// Reads a block that [`Self::encode`] has written; `None` when it is none.
+    pub fn decode(block: &'a [u8]) -> Option<Self> {
+        let number = |at: usize| Some(u32::from_le_bytes(*block.get(at..)?.first_chunk()?));
+        if number(0)? != BLOCK_TYPE {
+            return None;
+        }
+        let time = |at: usize| Some(u64::from(number(at)?) << 32 | u64::from(number(at + 4)?));
+        let mut statistics = Self {
+            interface_id: number(8)?,
+            timestamp: time(12)?,
+            ..Self::default()
+        };
+        for (code, value) in options(block.get(HEAD_LEN..block.len().checked_sub(TAIL_LEN)?)?) {
+            let count = || Some(u64::from_le_bytes(value.try_into().ok()?));
+            // A time is two halves, the high one first.
+            let time = || count().map(|count| count.rotate_left(32));
+            match code {
+                OPT_COMMENT => statistics.comment = str::from_utf8(value).ok()?,
+                ISB_STARTTIME => statistics.start = time()?,
+                ISB_ENDTIME => statistics.end = Some(time()?),
+                ISB_IFRECV => statistics.received = count()?,
+                ISB_IFDROP => statistics.dropped = count()?,
+                ISB_FILTERACCEPT => statistics.accepted = count()?,
+                ISB_USRDELIV => statistics.delivered = count()?,
+                _ => {}
+            }
+        }
+        Some(statistics)
+    }
+
     /// Appends the block.
     ///
     /// Lost packets are told once, as `isb_ifdrop`: there dumpcap writes all that it has lost, whoever lost it, and

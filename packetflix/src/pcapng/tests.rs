@@ -134,7 +134,7 @@ proptest! {
         }
         let original_len = expected.len() + more as usize;
         expected.truncate(snaplen as usize);
-        let read_back = EncodedPacket { len: out.len(), interface_id, dropped_before: dropped_before.into() };
+        let read_back = EncodedPacket { len: out.len(), interface_id, timestamp, dropped_before: dropped_before.into() };
         prop_assert_eq!(EncodedPacket::first(&out), Some(read_back));
         let more = read_back.with_more_dropped(&out, 7);
         let with_more = u64::from(dropped_before) + 7;
