@@ -397,7 +397,7 @@ fn container_is_described_as_it_is_read() -> anyhow::Result<()> {
     let schema = description.validator(&json!({ "$ref": "#/components/schemas/Container" }))?;
     let mut containers = vec![
         json!({}),
-        json!([]),
+        json!([[]]),
         json!(null),
         json!("web"),
         json!({ "new": [1] }),

@@ -121,6 +121,8 @@ struct Who<'a> {
 struct Facts<'a> {
     id: u64,
     tap: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<u64>,
     #[serde(flatten)]
     who: Who<'a>,
     /// As the discovery has it.
@@ -427,6 +429,7 @@ impl<'a> Facts<'a> {
         Self {
             id: of.id,
             tap: of.tap,
+            stream: of.stream,
             who: Who::of(&of.client),
             name: start_of(&found.name),
             r#type: start_of(&found.kind),

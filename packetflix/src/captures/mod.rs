@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::Deref,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -28,8 +28,38 @@ const READINGS: usize = 5;
 #[derive(Debug)]
 pub(crate) struct Captures {
     running: Mutex<BTreeMap<u64, Arc<Capture>>>,
+    /// Streams of several captures, by their numbers.
+    streams: Mutex<BTreeMap<u64, Arc<StreamEnd>>>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
+}
+
+/// How a stream of several captures is ended.
+#[derive(Debug)]
+struct StreamEnd {
+    stop: CancellationToken,
+    is_ended_by_operator: AtomicBool,
+}
+
+/// A stream of several captures that can be ended by its number. When it is dropped, it cannot be any more.
+#[derive(Debug)]
+pub(crate) struct RunningStream {
+    id: u64,
+    end: Arc<StreamEnd>,
+    captures: Arc<Captures>,
+}
+
+impl RunningStream {
+    /// Whether an operator has ended it.
+    pub(crate) fn is_ended_by_operator(&self) -> bool {
+        self.end.is_ended_by_operator.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for RunningStream {
+    fn drop(&mut self) {
+        self.captures.streams().remove(&self.id);
+    }
 }
 
 /// A client's capture.
@@ -66,6 +96,8 @@ pub(crate) struct CaptureFacts {
     pub(crate) id: u64,
     /// Number of the capture that began the tap which this one shares.
     pub(crate) tap: u64,
+    /// Number of the stream that this one shares with others, if it does.
+    pub(crate) stream: Option<u64>,
     /// Who captures.
     pub(crate) client: ClientFacts,
     /// What is captured; where it was asked for by its number, with the name of who holds the namespace.
@@ -130,9 +162,28 @@ impl Captures {
         let running = Mutex::default();
         Self {
             running,
+            streams: Mutex::default(),
             metrics,
             audit,
         }
+    }
+
+    /// Has a stream of several captures end with its number, as `stop` ends it.
+    pub(crate) fn begin_stream(self: &Arc<Self>, id: u64, stop: CancellationToken) -> RunningStream {
+        let end = Arc::new(StreamEnd {
+            stop,
+            is_ended_by_operator: AtomicBool::new(false),
+        });
+        self.streams().insert(id, Arc::clone(&end));
+        RunningStream {
+            id,
+            end,
+            captures: Arc::clone(self),
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<StreamEnd>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A capture that is about to begin, which `stop` will end.
@@ -183,8 +234,13 @@ impl Captures {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Has a capture end on behalf of an operator; tells whether it runs.
+    /// Has a capture, or a stream of several, end on behalf of an operator; tells whether it runs.
     pub(crate) fn end(&self, id: u64) -> bool {
+        if let Some(stream) = self.streams().get(&id) {
+            stream.is_ended_by_operator.store(true, Ordering::Relaxed);
+            stream.stop.cancel();
+            return true;
+        }
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(capture) = running.get(&id) else {
             return false;
@@ -349,6 +405,7 @@ pub(crate) mod tests {
         CaptureFacts {
             id,
             tap: 1,
+            stream: None,
             client: ClientFacts::default(),
             target: TargetDescription::namespace(5),
             asked: TargetDescription::namespace(5),

@@ -14,7 +14,7 @@ use std::{
 pub(crate) use self::service::fuzzing;
 pub(crate) use self::{
     directory::{Directory, DirectoryError, KnownTarget, KnownTargets},
-    selection::Selection,
+    selection::{Selection, SelectionError},
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::{

@@ -23,6 +23,8 @@ const COMPOSE_LABELS: [&str; 2] = ["com.docker.compose.project", "io.podman.comp
 pub(crate) struct Selection {
     meant: Vec<Meaning>,
     left_out: Vec<Meaning>,
+    /// Words that mean one target each, as they were given.
+    single: Vec<String>,
 }
 
 /// Which targets a word means.
@@ -76,21 +78,63 @@ impl Selection {
         if words.len() > MAX_WORDS {
             return Err(SelectionError::TooMany);
         }
-        let (mut meant, mut left_out) = (Vec::new(), Vec::new());
+        let (mut meant, mut left_out, mut single) = (Vec::new(), Vec::new(), Vec::new());
         for word in words {
-            match word.strip_prefix('!') {
-                Some(word) => left_out.push(Meaning::parse(word, rights)?),
-                None => meant.push(Meaning::parse(word, rights)?),
+            if let Some(word) = word.strip_prefix('!') {
+                left_out.push(Meaning::parse(word, rights)?);
+                continue;
             }
+            let meaning = Meaning::parse(word, rights)?;
+            if meaning.is_single() {
+                single.push(word.clone());
+            }
+            meant.push(meaning);
         }
-        Ok(Self { meant, left_out })
+        Ok(Self {
+            meant,
+            left_out,
+            single,
+        })
+    }
+
+    /// Words that mean one target each, as they were given.
+    pub(crate) fn single(&self) -> &[String] {
+        &self.single
+    }
+
+    /// Whether a word means one target, if it can be used, and nothing else can come to be meant beside that.
+    pub(crate) fn is_single(word: &str) -> bool {
+        let has_prefix = word
+            .split_once(':')
+            .is_some_and(|(prefix, _)| matches!(prefix, "type" | "pod" | "label" | "compose" | "image"));
+        !word.starts_with('!') && !has_prefix && !word.contains(['*', '?'])
+    }
+
+    /// Whether a word may mean any number of targets.
+    pub(crate) fn has_patterns(&self) -> bool {
+        self.single.len() < self.meant.len() || self.meant.is_empty()
+    }
+
+    /// Whether a target is selected by such a word.
+    pub(crate) fn has_by_pattern(&self, target: &DiscoveredTarget) -> bool {
+        let description = target.description();
+        let is_meant = self.meant.is_empty()
+            || self
+                .meant
+                .iter()
+                .any(|word| !word.is_single() && word.has(target, &description));
+        is_meant && !self.leaves_out(target, &description)
+    }
+
+    fn leaves_out(&self, target: &DiscoveredTarget, description: &TargetDescription) -> bool {
+        self.left_out.iter().any(|word| word.has(target, description))
     }
 
     /// Whether a target is selected. Where all words leave something out, all others are meant.
     pub(crate) fn has(&self, target: &DiscoveredTarget) -> bool {
         let description = target.description();
-        let is_one_of = |words: &[Meaning]| words.iter().any(|word| word.has(target, &description));
-        (self.meant.is_empty() || is_one_of(&self.meant)) && !is_one_of(&self.left_out)
+        let is_meant = self.meant.is_empty() || self.meant.iter().any(|word| word.has(target, &description));
+        is_meant && !self.leaves_out(target, &description)
     }
 }
 
@@ -134,6 +178,11 @@ impl Meaning {
             _ if word.contains(['*', '?']) => Self::Names(pattern(word)?),
             _ => Self::Name(word.to_owned()),
         })
+    }
+
+    /// Whether it means one target, and nothing else can come to be meant beside that.
+    fn is_single(&self) -> bool {
+        matches!(self, Self::Name(_) | Self::Namespace(_) | Self::Host)
     }
 
     fn has(&self, target: &DiscoveredTarget, description: &TargetDescription) -> bool {

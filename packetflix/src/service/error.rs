@@ -2,8 +2,12 @@
 
 use super::{Hidden, QuotaError, TooManyInterfaces};
 use crate::{
-    captures::Unaccounted, discovery::LateScan, filter::FilterError, resolve::TargetError,
-    session::TooFewBytes, tap::TapError,
+    captures::Unaccounted,
+    discovery::LateScan,
+    filter::FilterError,
+    resolve::{SelectionError, TargetError},
+    session::TooFewBytes,
+    tap::TapError,
 };
 
 /// Why a capture was not started.
@@ -22,6 +26,13 @@ pub(crate) enum StartError {
     Hidden(#[from] Hidden),
     #[error(transparent)]
     Target(#[from] TargetError),
+    #[error(transparent)]
+    Selection(#[from] SelectionError),
+    /// The words of a selection mean nothing that there is.
+    #[error(
+        "{words} means none of the {looked_at} targets that there are: wait=1 has the stream begin, and waits for them"
+    )]
+    NothingSelected { words: String, looked_at: usize },
     #[error(transparent)]
     Late(#[from] LateScan),
     #[error(transparent)]

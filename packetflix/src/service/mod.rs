@@ -7,6 +7,7 @@ mod judge;
 mod own;
 mod quotas;
 mod request;
+mod several;
 mod start;
 
 use std::sync::{
@@ -22,7 +23,7 @@ pub(crate) use self::{
     error::StartError,
     own::Claimed,
     quotas::{Permit, Permits, QuotaError, add, remove},
-    request::{CaptureRequest, TooManyInterfaces, select},
+    request::{CaptureRequest, Several, TooManyInterfaces, select},
     start::Asker,
 };
 use crate::{

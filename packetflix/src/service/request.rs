@@ -11,8 +11,10 @@ use crate::{
 /// A capture that a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CaptureRequest {
-    /// What is to be captured.
+    /// What is to be captured, unless it is `several`.
     pub(crate) target: TargetDescription,
+    /// Several targets in one stream.
+    pub(crate) several: Option<Several>,
     /// Which interfaces; `None` leaves it to the target.
     pub(crate) selection: Option<InterfaceSelection>,
     /// The filter, or empty.
@@ -29,6 +31,19 @@ pub(crate) struct CaptureRequest {
     pub(crate) limits: Limits,
     /// When there are statistics beside the final ones.
     pub(crate) statistics: StatisticsPace,
+}
+
+/// Several targets in one stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Several {
+    /// The words of a selection.
+    pub(crate) words: Vec<String>,
+    /// Those that are described.
+    pub(crate) described: Vec<TargetDescription>,
+    /// Whether targets join that come later; `None` leaves it to the words.
+    pub(crate) follow: Option<bool>,
+    /// Whether they need not be there yet.
+    pub(crate) wait: bool,
 }
 
 /// More interfaces are named than a capture can have.

@@ -23,7 +23,9 @@ use crate::{
     discovery::{DiscoveredTarget, Scan},
     netns::{FindError, Netns},
     resolve::{Target, TargetError},
-    session::{CaptureKey, Joined, KnownNames, Limits, MeantTarget, Session, SessionInfo},
+    session::{
+        CaptureKey, Joined, KnownNames, Limits, MeantTarget, Member, NamespacePlace, Session, SessionInfo,
+    },
     sys,
     tap::{
         CaptureFilters, InterfaceSelection, LoadError, OwnTraffic, Tap, TapError, TapRequest,
@@ -47,6 +49,15 @@ pub(crate) struct Asker {
     /// Where the service listens.
     pub(crate) listening: Arc<[SocketAddr]>,
     pub(crate) claimed: Option<Claimed>,
+}
+
+/// The stream that a capture is a part of.
+#[derive(Clone, Debug)]
+pub(super) struct Within {
+    /// Its number.
+    pub(super) stream: u64,
+    /// Ends it.
+    pub(super) stop: CancellationToken,
 }
 
 /// A capture that runs, and whose packets wait for their client.
@@ -89,6 +100,36 @@ impl Started {
         }
         drop(permit);
     }
+
+    /// Makes it one of the captures of a stream, in which its namespace has this place.
+    pub(super) fn join(self, place: NamespacePlace, span: tracing::Span) -> Member {
+        let Self {
+            session,
+            running,
+            judge,
+            app,
+            holder,
+            opened,
+            permit,
+            ..
+        } = self;
+        let capture = running.capture();
+        let watched = async move {
+            tokio::select! {
+                () = judge.watch() => {}
+                () = app.tell_found(&capture, &holder, opened) => {}
+            }
+            drop(permit);
+        };
+        let watched = tokio::spawn(watched.instrument(span.clone()));
+        Member {
+            session,
+            running,
+            companion: Box::new(AbortOnDropHandle::new(watched)),
+            place,
+            span,
+        }
+    }
 }
 
 impl App {
@@ -102,20 +143,49 @@ impl App {
         request: CaptureRequest,
         asker: Asker,
     ) -> Result<Started, StartError> {
+        self.check_account()?;
+        let permit = self.permit(&asker.caller)?;
+        let (rights, rights_by_now) = watch::channel(Arc::clone(asker.caller.rights()));
+        let names = request.names.then(|| self.names(rights_by_now));
+        let target = self.open_target(request.target.clone(), &asker.caller).await?;
+        let mut started = self
+            .begin(id, request, asker, target, permit, rights, None)
+            .await?;
+        if let Some((names, first)) = names {
+            started.session.tell_names(names, first);
+        }
+        Ok(started)
+    }
+
+    /// There can be an account of captures, where there has to be.
+    ///
+    /// # Errors
+    /// When there cannot.
+    pub(super) fn check_account(&self) -> Result<(), StartError> {
+        match self.audit.problem() {
+            Some(problem) => Err(StartError::Unaccountable(problem)),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to capture a namespace that is open, as number `id`; what the caller may do by now goes to `rights`.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        id: u64,
+        request: CaptureRequest,
+        asker: Asker,
+        target: Target,
+        mut permit: Permit,
+        rights: watch::Sender<Arc<Rights>>,
+        within: Option<&Within>,
+    ) -> Result<Started, StartError> {
         let Asker {
             caller,
             listening,
             claimed,
         } = asker;
-        if let Some(problem) = self.audit.problem() {
-            return Err(StartError::Unaccountable(problem));
-        }
-        let mut permit = self.permit(&caller)?;
-
-        let (rights, rights_by_now) = watch::channel(Arc::clone(caller.rights()));
-        let names = request.names.then(|| self.names(rights_by_now));
-        let asked = request.target.clone();
-        let target = self.open_target(request.target, &caller).await?;
+        let asked = request.target;
         permit.name_target(target.netns.inode())?;
         let own = if request.with_own {
             Own::default()
@@ -141,6 +211,7 @@ impl App {
             chaste: request.chaste,
             filter: &request.filter,
             left_out: &own.comment,
+            is_one_of_several: within.is_some(),
             snaplen: request.snaplen,
             rates: self.config.tap.rates,
             limits: Limits {
@@ -169,6 +240,7 @@ impl App {
         let mut facts = CaptureFacts {
             id,
             tap: id,
+            stream: within.map(|within| within.stream),
             client: caller.facts(),
             target,
             asked,
@@ -176,7 +248,7 @@ impl App {
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
-        let stop = self.stop.child_token();
+        let stop = within.map_or(&self.stop, |within| &within.stop).child_token();
         // The namespace is held open, so that its number is nobody else's.
         let (opened, holder) = (Instant::now(), info.holder.clone());
         let accounted = OptionFuture::from(self.audit.is_kept().then(|| self.found(&facts, &holder, opened)));
@@ -194,9 +266,6 @@ impl App {
         }
         let mut session = joined.stream(&info, stop.clone(), Arc::clone(&capture))?;
         let running = self.captures.begin(capture)?;
-        if let Some((names, first)) = names {
-            session.tell_names(names, first);
-        }
         if let Some(process) = meant {
             session.end_with(process);
         }
@@ -232,7 +301,11 @@ impl App {
     /// Opens the target, if the caller may capture it. What that is called is not the caller's to say: a caller whose
     /// captures are bound to patterns is judged by who is in the namespace that is open already, in a scan that began
     /// after that, so that its number cannot have passed to another.
-    async fn open_target(&self, wanted: TargetDescription, caller: &Caller) -> Result<Target, StartError> {
+    pub(super) async fn open_target(
+        &self,
+        wanted: TargetDescription,
+        caller: &Caller,
+    ) -> Result<Target, StartError> {
         let rights = caller.rights();
         let wanted = wanted.spelled_out();
         if !rights.are_by_pattern() {
@@ -369,7 +442,7 @@ impl App {
 
     /// The names of addresses, and how they change. Looking for them begins at once, while the capture is set up; its
     /// packets do not wait for them much longer: whatever comes later is told later.
-    fn names(&self, rights: watch::Receiver<Arc<Rights>>) -> (KnownNames, AbortOnDropHandle<()>) {
+    pub(super) fn names(&self, rights: watch::Receiver<Arc<Rights>>) -> (KnownNames, AbortOnDropHandle<()>) {
         let discovery = Arc::clone(&self.discovery);
         let names = discovery.addresses();
         let first = async move {
@@ -382,7 +455,7 @@ impl App {
     }
 
     /// One more capture, if that many may run and the service does not end.
-    fn permit(&self, caller: &Caller) -> Result<Permit, StartError> {
+    pub(super) fn permit(&self, caller: &Caller) -> Result<Permit, StartError> {
         if self.stop.is_cancelled() {
             return Err(StartError::ShuttingDown);
         }

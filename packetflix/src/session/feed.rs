@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -20,7 +23,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     netns::Netns,
-    tap::{OwnTraffic, Tap},
+    tap::{OwnTraffic, Positions, Tap},
 };
 
 /// Most clients that wait to join, or for statistics.
@@ -55,6 +58,17 @@ pub(super) struct Shared {
     taken: Notify,
     /// The own traffic of clients that have left.
     left: Mutex<Vec<OwnTraffic>>,
+    /// How far the rings are written and read.
+    positions: Positions,
+    /// Whether what was read of them may not be published yet.
+    is_reading: AtomicBool,
+}
+
+/// How far a client is behind what is captured.
+#[derive(Clone, Debug)]
+pub(super) struct Progress {
+    shared: Arc<Shared>,
+    client: u64,
 }
 
 /// What clients ask of the reader.
@@ -97,7 +111,7 @@ impl Feed {
     ) -> (Self, Subscription) {
         let (commands, queue) = mpsc::channel(QUEUED_COMMANDS);
         let feed = Self {
-            shared: Arc::new(Shared::new(id, &context.backlog)),
+            shared: Arc::new(Shared::new(id, &context.backlog, tap.positions().clone())),
             commands,
         };
         let before = Statistics {
@@ -130,14 +144,21 @@ impl Feed {
 
 impl Shared {
     /// Nothing is published yet. `id` is the number of the capture that begins the feed.
-    pub(super) fn new(id: u64, backlog: &Arc<Backlog>) -> Self {
+    pub(super) fn new(id: u64, backlog: &Arc<Backlog>, positions: Positions) -> Self {
         Self {
             id,
             window: Mutex::new(Window::new(backlog.share())),
             published: watch::Sender::default(),
             taken: Notify::new(),
             left: Mutex::default(),
+            positions,
+            is_reading: AtomicBool::new(false),
         }
+    }
+
+    /// Something is about to be read of the rings, or what was read is published.
+    pub(super) fn set_reading(&self, is_reading: bool) {
+        self.is_reading.store(is_reading, Ordering::SeqCst);
     }
 
     pub(super) fn window(&self) -> MutexGuard<'_, Window> {
@@ -177,6 +198,14 @@ impl Subscription {
             own,
             before,
             interfaces: window.interfaces(0..window.described()).unwrap_or_default(),
+        }
+    }
+
+    /// How far it is behind, to be asked beside it.
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            shared: Arc::clone(&self.shared),
+            client: self.client,
         }
     }
 
@@ -222,6 +251,17 @@ impl Subscription {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Count { reply }).await.ok()?;
         answer.await.ok()
+    }
+}
+
+impl Progress {
+    /// Whether the client has taken all that had been captured when this was called, but for what programs were just
+    /// writing.
+    pub(super) fn has_caught_up(&self) -> bool {
+        // In this order: what has left the rings by the first look is in the queue by the last, unless it is on the way there.
+        self.shared.positions.are_read()
+            && !self.shared.is_reading.load(Ordering::SeqCst)
+            && self.shared.window().has_nothing_for(self.client)
     }
 }
 

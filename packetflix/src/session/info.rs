@@ -26,6 +26,8 @@ pub(crate) struct SessionInfo<'a> {
     pub(crate) filter: &'a str,
     /// What is left out for other reasons than the filter, as far as it has to be told, or nothing.
     pub(crate) left_out: &'a str,
+    /// Whether interfaces of other targets are in the same stream.
+    pub(crate) is_one_of_several: bool,
     /// Snapshot length in bytes.
     pub(crate) snaplen: u32,
     /// What bounds the capture's rates.
@@ -87,6 +89,8 @@ impl SessionInfo<'_> {
             chaste: self.chaste,
             filter: self.filter,
             left_out: self.left_out,
+            netns: self.netns,
+            is_one_of_several: self.is_one_of_several,
             snaplen: self.snaplen,
             rates: self.rates,
         }

@@ -3,12 +3,14 @@
 //! between blocks of its own (`stream.rs`), as far as its limits allow (`outgoing.rs`).
 
 mod backlog;
+mod client_stream;
 mod feed;
 mod feeds;
 mod framing;
 mod held;
 mod info;
 mod limits;
+mod merged;
 mod names;
 mod offloads;
 mod outgoing;
@@ -22,6 +24,7 @@ mod stream;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod timeline;
 pub(crate) mod window;
 
 use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -34,8 +37,21 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::packets::fuzzing;
+pub(crate) use self::{
+    client_stream::{ClientStream, SingleStream},
+    feeds::{CaptureKey, Feeds, Joined},
+    info::SessionInfo,
+    limits::{Limit, Limits, TooFewBytes},
+    merged::{
+        Arrival, Arrivals, Member, MergedInfo, MergedMessage, MergedSession, NamespacePlace, Namespaces,
+    },
+    names::KnownNames,
+    outgoing::Message,
+    schedule::StatisticsPace,
+    stream::SEVERAL_LINK_TYPES,
+};
 use self::{
-    feed::Subscription,
+    feed::{Progress, Subscription},
     limits::Timer,
     names::ToldNames,
     outgoing::Outgoing,
@@ -45,16 +61,7 @@ use self::{
     stream::Which,
     window::{Batch, Next, PacketCount},
 };
-pub(crate) use self::{
-    feeds::{CaptureKey, Feeds, Joined},
-    info::SessionInfo,
-    limits::{Limit, Limits, TooFewBytes},
-    names::KnownNames,
-    outgoing::Message,
-    schedule::StatisticsPace,
-    stream::SEVERAL_LINK_TYPES,
-};
-use crate::captures::Capture;
+use crate::{capture_end::CaptureEnd, captures::Capture};
 
 /// How long the end of a capture may take: what is still in the rings is sent as far as the client takes it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,8 +84,32 @@ pub(crate) enum Ended {
     NamespaceGone(u64),
     /// What was meant has ended, whoever else is in its namespace.
     TargetGone(String),
+    /// All of several targets have.
+    TargetsGone(usize),
     /// It could not go on.
     Failed(String),
+}
+
+impl Ended {
+    /// As the account and the log have it, where the client had no part in it.
+    pub(crate) fn told(&self) -> (CaptureEnd, String) {
+        match self {
+            Self::Stopped => (CaptureEnd::Shutdown, "the service is shutting down".to_owned()),
+            Self::Revoked(why) => (CaptureEnd::Revoked, why.clone()),
+            Self::ByOperator => (CaptureEnd::Operator, "ended by the operator".to_owned()),
+            Self::Limit(limit) => (CaptureEnd::Limit, limit.to_string()),
+            Self::NamespaceGone(inode) => (
+                CaptureEnd::NamespaceGone,
+                format!("the network namespace {inode} has ended"),
+            ),
+            Self::TargetGone(name) => (CaptureEnd::TargetGone, format!("the target {name} has ended")),
+            Self::TargetsGone(count) => (
+                CaptureEnd::TargetGone,
+                format!("all targets have ended, of which there were {count}"),
+            ),
+            Self::Failed(why) => (CaptureEnd::Failed, why.clone()),
+        }
+    }
 }
 
 /// What a whole session amounted to, for the log.
@@ -162,7 +193,9 @@ impl Session {
     /// new before the packets that follow. `first` ends when the first are known, or when they are not worth waiting for any
     /// longer. To be called before the first [`next`](Self::next).
     pub(crate) fn tell_names(&mut self, names: KnownNames, first: AbortOnDropHandle<()>) {
-        self.names = Some(ToldNames::new(self.netns, names));
+        let mut told = ToldNames::new(names);
+        told.see_from(self.netns);
+        self.names = Some(told);
         self.phase = Phase::Naming { first, full: None };
     }
 
@@ -192,7 +225,7 @@ impl Session {
                     let event = self.event().await;
                     self.take(event).await;
                 }
-                Phase::Full(limit) => self.end_at(limit).await,
+                Phase::Full(limit) => self.end_here(Ended::Limit(limit)).await,
                 Phase::Ended(_) => return None,
             }
         }
@@ -257,19 +290,31 @@ impl Session {
         }
     }
 
+    /// How far it is behind what is captured.
+    fn progress(&self) -> Progress {
+        self.subscription.progress()
+    }
+
+    /// Ends here: what is captured later is not its client's.
+    async fn cut(&mut self) {
+        if !matches!(self.phase, Phase::Ended(_)) {
+            self.end_here(Ended::Stopped).await;
+        }
+    }
+
     /// Inode number of the namespace.
     pub(crate) fn netns(&self) -> u64 {
         self.netns
     }
 
     /// Why it ended, and what it amounted to.
-    pub(crate) fn end(self) -> (Ended, Totals) {
+    pub(crate) fn end(&self) -> (Ended, Totals) {
         let totals = self.outgoing.totals();
         if let Some(why) = self.capture.revocation() {
             return (Ended::Revoked(why.to_owned()), totals);
         }
-        let ended = match self.phase {
-            Phase::Ended(ended) => ended,
+        let ended = match &self.phase {
+            Phase::Ended(ended) => ended.clone(),
             _ => Ended::Stopped,
         };
         match ended {
@@ -303,12 +348,12 @@ impl Session {
         self.phase.complete();
     }
 
-    /// Ends where the stream has reached a limit.
-    async fn end_at(&mut self, limit: Limit) {
+    /// Ends with the final statistics at this place.
+    async fn end_here(&mut self, why: Ended) {
         let count = timeout(FINISH_TIMEOUT, self.subscription.count());
         let now = count.await.ok().flatten();
         self.outgoing.end_here(now.as_ref());
-        self.phase = Phase::Ended(Ended::Limit(limit));
+        self.phase = Phase::Ended(why);
     }
 
     /// Writes the names that are new.

@@ -1,7 +1,7 @@
 //! Names of addresses: which the stream has told, and which it has yet to tell.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -30,20 +30,25 @@ pub(crate) struct KnownNames {
 /// The names that are known, and those that a stream tells of them.
 #[derive(Debug)]
 pub(super) struct ToldNames {
-    /// Inode number of the namespace from which their addresses are seen.
-    netns: u64,
+    /// Inode numbers of the namespaces from which their addresses are seen.
+    namespaces: BTreeSet<u64>,
     known: KnownNames,
     told: Names,
 }
 
 impl ToldNames {
-    /// As seen from a namespace, by its inode number.
-    pub(super) fn new(netns: u64, known: KnownNames) -> Self {
+    /// As seen from nowhere yet.
+    pub(super) fn new(known: KnownNames) -> Self {
         Self {
-            netns,
+            namespaces: BTreeSet::new(),
             known,
             told: Names::default(),
         }
+    }
+
+    /// As seen from one more namespace, by its inode number.
+    pub(super) fn see_from(&mut self, netns: u64) {
+        self.namespaces.insert(netns);
     }
 
     /// Takes what is known now; gives the names with those that are to be written.
@@ -52,7 +57,9 @@ impl ToldNames {
         let names = Arc::clone(&names.borrow_and_update());
         let rights = Arc::clone(&rights.borrow_and_update());
         let may_see = |occupants: &Occupants| rights.may_list(occupants);
-        self.told.set(names.seen_from(self.netns, may_see));
+        for netns in &self.namespaces {
+            self.told.set(names.seen_from(*netns, may_see));
+        }
         &mut self.told
     }
 

@@ -36,9 +36,8 @@ pub(crate) struct Message {
     pub(super) oldest: u64,
 }
 
-impl Message {
-    /// Whole blocks.
-    pub(crate) fn blocks(&self) -> &Bytes {
+impl AsRef<Bytes> for Message {
+    fn as_ref(&self) -> &Bytes {
         &self.blocks
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
-const MERGE_WINDOW: u64 = 500_000;
+pub(super) const MERGE_WINDOW: u64 = 500_000;
 
 /// How often statistics are published, and the namespace and the clocks looked at.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -386,6 +386,13 @@ impl Reader {
     /// Publishes records that are not younger than `until`, as many as fit into a batch, and the statistics if they are
     /// due; tells how far it came, and how many bytes of packets that is.
     fn drain(&mut self, until: u64) -> (Drained, usize) {
+        self.shared.set_reading(true);
+        let drained = self.drain_and_publish(until);
+        self.shared.set_reading(false);
+        drained
+    }
+
+    fn drain_and_publish(&mut self, until: u64) -> (Drained, usize) {
         let clock = *self.tap.clock();
         let now = clock.now();
         let Self { tap, packets, .. } = self;

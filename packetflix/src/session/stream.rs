@@ -34,6 +34,10 @@ pub(super) struct StreamInfo<'a> {
     pub(super) chaste: bool,
     pub(super) filter: &'a str,
     pub(super) left_out: &'a str,
+    /// Inode number of the namespace.
+    pub(super) netns: u64,
+    /// Whether interfaces of other targets are in the same section.
+    pub(super) is_one_of_several: bool,
     pub(super) snaplen: u32,
     pub(super) rates: RateLimits,
 }
@@ -69,6 +73,8 @@ pub(super) struct Stream {
     link_type: Option<LinkType>,
     /// Whose interfaces they are.
     belongs_to: String,
+    /// What stands before their names, where there are those of several targets.
+    path: String,
     /// The filter as the client wrote it.
     filter: String,
     /// What is left out for other reasons, or nothing.
@@ -145,24 +151,24 @@ impl Stream {
         } else {
             (&full_name[..], &kind[..])
         };
+        let node_name = match &info.description.node_name[..] {
+            "" => info.node_name,
+            told => told,
+        };
         let mut blocks = BytesMut::new();
-        SectionHeader {
-            hardware: std::env::consts::ARCH,
-            os: &OS,
-            application: concat!("packetflix ", env!("CARGO_PKG_VERSION")),
-            comment: CaptureComment {
-                container_name,
-                container_type,
-                node_name: match &info.description.node_name[..] {
-                    "" => info.node_name,
-                    told => told,
-                },
-                cluster_uid: &cluster.uid,
-                filter: info.filter,
-                chaste: info.chaste,
-            },
-        }
-        .encode(&mut blocks);
+        let comment = CaptureComment {
+            container_name,
+            container_type,
+            node_name,
+            cluster_uid: &cluster.uid,
+            filter: info.filter,
+            chaste: info.chaste,
+        };
+        encode_section_header(&comment, &mut blocks);
+        let place = match info.is_one_of_several {
+            true => vec![format!("node {node_name}"), format!("netns {}", info.netns)],
+            false => Vec::new(),
+        };
         let interfaces = before.iter().map(|(place, before)| {
             let interface = Interface {
                 before: *before,
@@ -177,7 +183,14 @@ impl Stream {
             done: Sums::default(),
             since,
             link_type: None,
-            belongs_to: belongs_to(container_name, container_type, &info.description.images),
+            belongs_to: belongs_to(container_name, container_type, &info.description.images, &place),
+            path: match info.is_one_of_several {
+                true => format!(
+                    "{}/",
+                    &container_name[..container_name.floor_char_boundary(MAX_FACT_LEN)]
+                ),
+                false => String::new(),
+            },
             filter: info.filter.to_owned(),
             left_out: info.left_out.to_owned(),
             snaplen: info.snaplen,
@@ -221,6 +234,7 @@ impl Stream {
             let alias = alias.map_or_else(String::new, |alias| format!(", {alias}"));
             let hook = if interface.is_seen_by_tcx { BY_TCX } else { "" };
             let description = format!("{}: {}{alias}{hook}", self.belongs_to, link.name);
+            let name = format!("{}{}", self.path, link.name);
             let addresses = link.addresses.iter().map(|link| InterfaceAddress {
                 address: link.address,
                 prefix_len: link.prefix_len,
@@ -228,7 +242,7 @@ impl Stream {
             InterfaceDescription {
                 link_type: interface.link_type,
                 snaplen: self.snaplen,
-                name: &link.name,
+                name: &name,
                 description: &description,
                 addresses: &addresses.collect::<Vec<_>>(),
                 mac: link.mac,
@@ -416,11 +430,23 @@ impl Stream {
     }
 }
 
+/// Begins a section.
+pub(super) fn encode_section_header(comment: &CaptureComment<'_>, out: &mut BytesMut) {
+    SectionHeader {
+        hardware: std::env::consts::ARCH,
+        os: &OS,
+        application: concat!("packetflix ", env!("CARGO_PKG_VERSION")),
+        comment: *comment,
+    }
+    .encode(out);
+}
+
 /// What an interface belongs to, as people would say it.
-fn belongs_to(name: &str, kind: &str, images: &[String]) -> String {
+fn belongs_to(name: &str, kind: &str, images: &[String], place: &[String]) -> String {
     let facts: Vec<&str> = [kind]
         .into_iter()
         .chain(images.iter().take(MAX_IMAGES).map(String::as_str))
+        .chain(place.iter().map(String::as_str))
         .filter(|fact| !fact.is_empty())
         .map(|fact| &fact[..fact.floor_char_boundary(MAX_FACT_LEN)])
         .collect();
@@ -452,10 +478,13 @@ mod tests {
     #[test]
     fn interfaces_belong_to_whoever_has_them() {
         let image = ["nginx:1.27".to_owned()];
-        assert_eq!(belongs_to("web", "docker", &image), "web (docker, nginx:1.27)");
-        assert_eq!(belongs_to("sleep(7)", "proc", &[]), "sleep(7) (proc)");
-        assert_eq!(belongs_to("web", "", &[]), "web");
-        let long = belongs_to(&"ü".repeat(500), "pod", &vec!["i".repeat(500); 9]);
+        assert_eq!(
+            belongs_to("web", "docker", &image, &[]),
+            "web (docker, nginx:1.27)"
+        );
+        assert_eq!(belongs_to("sleep(7)", "proc", &[], &[]), "sleep(7) (proc)");
+        assert_eq!(belongs_to("web", "", &[], &[]), "web");
+        let long = belongs_to(&"ü".repeat(500), "pod", &vec!["i".repeat(500); 9], &[]);
         assert_eq!(
             (long.len(), long.matches(", ").count()),
             (256 + 2 + 3 + 4 * 258 + 1, 4)

@@ -21,7 +21,7 @@ use crate::{
     description::TargetDescription,
     discovery::AddressBook,
     pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception},
-    tap::{CaptureClock, ClockSource, OwnTraffic, RateLimits},
+    tap::{CaptureClock, ClockSource, OwnTraffic, Positions, RateLimits},
 };
 
 /// A session, and what it stands between.
@@ -38,7 +38,7 @@ struct Setup {
 impl Setup {
     fn new(limits: Limits) -> Self {
         let clock = CaptureClock::new(ClockSource::Tai).unwrap();
-        let shared = Arc::new(Shared::new(1, &Backlog::new(u64::MAX)));
+        let shared = Arc::new(Shared::new(1, &Backlog::new(u64::MAX), Positions::default()));
         shared.window().describe(None, interface());
         let (sender, commands) = mpsc::channel(1);
         let before = Statistics {
@@ -60,6 +60,7 @@ impl Setup {
             chaste: false,
             filter: "",
             left_out: "",
+            is_one_of_several: false,
             snaplen: 1500,
             rates: RateLimits::default(),
             limits,
@@ -291,7 +292,7 @@ async fn what_is_not_sent_is_not_counted() {
     setup.publish(3, false);
     let message = setup.session.next().await.unwrap();
     assert_eq!(setup.capture.amount().packets, 0);
-    let len = message.blocks().len() as u64;
+    let len = message.blocks.len() as u64;
     setup.session.sent(message);
     let amount = setup.capture.amount();
     assert_eq!((amount.packets, amount.bytes), (3, beginning + len));

@@ -199,6 +199,12 @@ impl Window {
         self.furthest >= self.published_until()
     }
 
+    /// Whether a client has taken all that there is, and more may come.
+    pub(super) fn has_nothing_for(&self, client: u64) -> bool {
+        let next = self.clients.get(&client).map(|place| place.next);
+        self.end.is_none() && next == Some(self.published_until())
+    }
+
     /// Adds a batch. Makes room for it by the oldest ones if it must, which clients that have yet to take them lose.
     pub(super) fn publish(&mut self, batch: Batch) {
         add(&mut self.published, &batch.counts);

@@ -7,6 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle, ScopedJoinHandle},
 };
 
@@ -71,7 +72,7 @@ pub(super) fn array_of(programs: &Ebpf, name: &str) -> Result<OwnedFd, MapError>
 /// The rings of a tap, merged.
 pub(super) struct CpuRings {
     merge: Merge<RingBuf<MapData>>,
-    positions: Vec<RingPositions>,
+    positions: Positions,
     /// Those that are not mapped.
     created: Vec<(u32, MapData)>,
     mapping: Mapping,
@@ -86,6 +87,21 @@ pub(super) struct CpuRings {
     spare_seen: usize,
     /// Whether it was told that rings cannot be had.
     has_told: bool,
+}
+
+/// How far each ring is written and read, for whoever wants to know whether there is something in them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Positions(Arc<Mutex<Vec<RingPositions>>>);
+
+impl Positions {
+    /// Whether all that programs have written was read.
+    pub(crate) fn are_read(&self) -> bool {
+        self.lock().iter().all(|ring| ring.waiting() == 0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<RingPositions>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Rings that are being mapped, by a thread that is waited for.
@@ -118,7 +134,7 @@ impl CpuRings {
         let CreatedRings { array, rings, cpus } = created;
         Self {
             merge: Merge::new(Vec::with_capacity(rings.len())),
-            positions: Vec::with_capacity(rings.len()),
+            positions: Positions::default(),
             places: Vec::with_capacity(rings.len()),
             created: rings,
             mapping: Mapping::default(),
@@ -178,7 +194,7 @@ impl CpuRings {
     /// When a descriptor is missing.
     pub(super) fn unmap(&mut self) -> Result<(), TapError> {
         self.ready = None;
-        self.positions.clear();
+        self.positions.lock().clear();
         for (ring, place) in self.merge.take().into_iter().zip(self.places.drain(..)) {
             let descriptor = ring.as_fd().try_clone_to_owned().map_err(TapError::Rings)?;
             drop(ring);
@@ -200,7 +216,7 @@ impl CpuRings {
             put(&self.array, *place, ring).map_err(failed)?;
         }
         self.merge.clear();
-        if self.positions.iter().any(|ring| ring.waiting() > 0) {
+        if !self.positions.are_read() {
             let left = io::Error::other("a program has not finished a record");
             return Err(TapError::Rings(left));
         }
@@ -210,7 +226,7 @@ impl CpuRings {
 
     fn add(&mut self, ring: MappedRing) {
         self.merge.add(ring.ring);
-        self.positions.push(ring.positions);
+        self.positions.lock().push(ring.positions);
         self.places.push(ring.place);
     }
 
@@ -229,9 +245,14 @@ impl CpuRings {
         self.share.size
     }
 
+    /// How far they are written and read.
+    pub(super) fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
     /// How full the fullest ring is, from 0 to 1.
     pub(super) fn fill(&self) -> f64 {
-        let fullest = self.positions.iter().map(RingPositions::waiting).max();
+        let fullest = self.positions.lock().iter().map(RingPositions::waiting).max();
         // More may have been read between a look at the one position and at the other.
         (fullest.unwrap_or(0) as f64 / f64::from(self.size())).min(1.0)
     }
@@ -252,7 +273,7 @@ impl CpuRings {
     /// Whether the spare ring was given something since the last time: a CPU without a ring of its own sees packets.
     pub(super) fn spare_is_used(&mut self) -> bool {
         let spare = self.places.iter().position(|place| *place == SPARE_RING);
-        let given = spare.map_or(0, |spare| self.positions[spare].written());
+        let given = spare.map_or(0, |spare| self.positions.lock()[spare].written());
         std::mem::replace(&mut self.spare_seen, given) != given
     }
 

@@ -34,6 +34,7 @@ use tokio::runtime::Handle;
 pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
     connections::{Connections, OpenConnection},
+    cpu_rings::Positions,
     filters::CaptureFilters,
     interfaces::{ForeseenInterface, LinkChanges, TappedInterface},
     loader::Loader,
@@ -424,6 +425,11 @@ impl Tap {
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
         self.object.rings.size()
+    }
+
+    /// How far its rings are written and read.
+    pub(crate) fn positions(&self) -> &Positions {
+        self.object.rings.positions()
     }
 
     /// How full the fullest ring is, from 0 to 1.

@@ -35,6 +35,14 @@ impl InterfaceSelection {
         }
     }
 
+    /// The same, where one of several namespaces need not have all of them.
+    pub(crate) fn into_listed(self) -> Self {
+        match self {
+            Self::Named(names) => Self::Listed(names),
+            other => other,
+        }
+    }
+
     /// Whether an interface is wanted, if it can be captured.
     pub(super) fn wants(&self, link: &Link) -> bool {
         self.names()

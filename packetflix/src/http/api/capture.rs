@@ -18,11 +18,14 @@ use crate::{
     captures::Attempt,
     description::TargetDescription,
     service::{Asker, Caller},
-    session::SEVERAL_LINK_TYPES,
+    session::{SEVERAL_LINK_TYPES, SingleStream},
 };
 
 /// Header of an answer, for people: what there is to know of a capture that begins.
 const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
+
+/// Why a capture has ended whose client did not wait for it.
+const LEFT_BEFORE: &str = "it left before the stream began";
 
 /// Our end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,7 @@ async fn start(
     check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
     handshake.caller.may_capture_something()?;
     let (mut switching, upgraded) = accept_upgrade(&handshake)?;
-    let request = request::parse(&handshake.query, &handshake.headers)?;
+    let mut request = request::parse(&handshake.query, &handshake.headers)?;
     attempt.target.clone_from(&request.target);
     let Handshake {
         headers,
@@ -81,17 +84,32 @@ async fn start(
         listening: Arc::clone(&api.listening),
         claimed: local.and_then(|LocalEnd(local)| claimed_by(&headers, local, &api.names)),
     };
+    let patience = api.app.config.client_timeout;
+    if let Some(several) = request.several.take() {
+        let started = api.app.start_several(attempt.id, request, several, asker).await?;
+        let streaming = started.deliver(async move |session, stop| match upgraded.await {
+            Ok(socket) => websocket::serve(socket, session, stop, patience).await,
+            Err(error) => {
+                tracing::info!(%error, "ended: the client left before the stream began");
+                session.conclude(CaptureEnd::ClientGone, LEFT_BEFORE);
+            }
+        });
+        api.app.tasks.spawn(streaming.instrument(span));
+        return Ok(switching);
+    }
     let started = api.app.start(attempt.id, request, asker).await?;
     if started.has_several_link_types {
         let note = HeaderValue::from_static(SEVERAL_LINK_TYPES);
         switching.headers_mut().insert(NOTE, note);
     }
-    let patience = api.app.config.client_timeout;
     let streaming = started.deliver(async move |session, running, stop| match upgraded.await {
-        Ok(socket) => websocket::serve(socket, session, running, stop, patience).await,
+        Ok(socket) => {
+            let stream = SingleStream { session, running };
+            websocket::serve(socket, stream, stop, patience).await;
+        }
         Err(error) => {
             tracing::info!(%error, "ended: the client left before the stream began");
-            running.end(CaptureEnd::ClientGone, "it left before the stream began");
+            running.end(CaptureEnd::ClientGone, LEFT_BEFORE);
         }
     });
     api.app.tasks.spawn(streaming.instrument(span));

@@ -36,6 +36,9 @@ struct ListedCapture<'a> {
     id: u64,
     /// Captures with the same number share one in the kernel.
     tap: u64,
+    /// Captures with the same number are one stream, which ends with that number, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<u64>,
     client: ListedClient<'a>,
     target: ListedTarget<'a>,
     /// Absent until it is known.
@@ -176,6 +179,7 @@ impl<'a> ListedCapture<'a> {
         Self {
             id: facts.id,
             tap: facts.tap,
+            stream: facts.stream,
             client: ListedClient {
                 name: &facts.client.name,
                 address: &facts.client.address,

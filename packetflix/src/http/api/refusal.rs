@@ -139,7 +139,9 @@ impl From<RequestError> for Refusal {
             RequestError::Unknown { .. } => Code::ParameterUnknown,
             RequestError::NoTarget => Code::TargetMissing,
             RequestError::Query(_)
-            | RequestError::TwoTargets
+            | RequestError::TwoTargets(..)
+            | RequestError::OfOneTarget(_)
+            | RequestError::TooManyDescribed(_)
             | RequestError::Container(_)
             | RequestError::Switch(..)
             | RequestError::Netns(_)
@@ -296,6 +298,8 @@ impl From<StartError> for Refusal {
             StartError::Hidden(error) => error.into(),
             StartError::Target(error) => error.into(),
             StartError::Late(error) => error.into(),
+            StartError::Selection(_) => Self::new(Code::ParameterInvalid, error::chain(&error)),
+            StartError::NothingSelected { .. } => Self::new(Code::TargetUnknown, error.to_string()),
             StartError::Interfaces(error) => RequestError::from(error).into(),
             StartError::TooFewBytes(error) => error.into(),
             StartError::Filter(error) => error.into(),

@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use serde_json::Value;
 use warp::http::HeaderMap;
 
 use crate::{
     description::TargetDescription,
     nearest::nearest,
     pcapng::SNAPLEN as MAX_SNAPLEN,
-    service::{CaptureRequest, TooManyInterfaces, select},
+    resolve::Selection,
+    service::{CaptureRequest, Several, TooManyInterfaces, select},
     session::{Limits, StatisticsPace},
     tap::InterfaceSelection,
     units::{parse_duration, parse_size},
@@ -20,6 +22,16 @@ const CONTAINER: Parameter = Parameter {
 };
 const NETNS: Parameter = Parameter {
     name: "netns",
+    header: None,
+};
+/// A word of a selection, which may come several times.
+const TARGET: &str = "target";
+const FOLLOW: Parameter = Parameter {
+    name: "follow",
+    header: None,
+};
+const WAIT: Parameter = Parameter {
+    name: "wait",
     header: None,
 };
 const NIF: Parameter = Parameter {
@@ -65,9 +77,29 @@ const STATISTICS: Parameter = Parameter {
 };
 
 /// All of them. No other is read.
-const PARAMETERS: [Parameter; 12] = [
-    CONTAINER, NETNS, NIF, FILTER, NAMES, SELF, CHASTE, SNAPLEN, PACKETS, BYTES, DURATION, STATISTICS,
+const PARAMETERS: [Parameter; 15] = [
+    CONTAINER,
+    NETNS,
+    Parameter {
+        name: TARGET,
+        header: None,
+    },
+    FOLLOW,
+    WAIT,
+    NIF,
+    FILTER,
+    NAMES,
+    SELF,
+    CHASTE,
+    SNAPLEN,
+    PACKETS,
+    BYTES,
+    DURATION,
+    STATISTICS,
 ];
+
+/// Most targets that a request describes.
+const MAX_DESCRIBED: usize = 256;
 
 /// Statistics are known anew after this time, and no sooner.
 const MIN_STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -117,8 +149,12 @@ pub(crate) enum RequestError {
         "no target is given: name a container with container={{\"name\":\"NAME\"}}, or a network namespace with netns=NUMBER"
     )]
     NoTarget,
-    #[error("both container and netns are given: they exclude each other")]
-    TwoTargets,
+    #[error("{0} and {1} are given: they exclude each other")]
+    TwoTargets(&'static str, &'static str),
+    #[error("{0}= goes with several targets: name them with target=")]
+    OfOneTarget(&'static str),
+    #[error("container= describes {0} targets, and {MAX_DESCRIBED} is the most")]
+    TooManyDescribed(usize),
     #[error("container= is no JSON object that describes a target: {0}")]
     Container(String),
     #[error("netns={0} is not the inode number of a network namespace")]
@@ -140,12 +176,23 @@ pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, 
     let parameters = Parameters::parse(query, headers)?;
     let container = parameters.get(&CONTAINER)?.filter(|text| !text.is_empty());
     let netns = parameters.get(&NETNS)?.filter(|text| !text.is_empty());
-    let target = match (container, netns) {
-        (None, None) => return Err(RequestError::NoTarget),
-        (Some(_), Some(_)) => return Err(RequestError::TwoTargets),
-        (Some(container), None) => parse_container(container)?,
-        (None, Some(netns)) => TargetDescription::namespace(parse_netns(netns)?),
+    let words = parameters.words();
+    let described = match (container, netns, &words[..]) {
+        (None, None, []) => return Err(RequestError::NoTarget),
+        (Some(_), Some(_), _) => return Err(RequestError::TwoTargets("container", "netns")),
+        (Some(_), None, [_, ..]) => return Err(RequestError::TwoTargets("container", TARGET)),
+        (None, Some(_), [_, ..]) => return Err(RequestError::TwoTargets("netns", TARGET)),
+        (Some(container), None, []) => parse_containers(container)?,
+        (None, Some(netns), []) => vec![TargetDescription::namespace(parse_netns(netns)?)],
+        (None, None, [_, ..]) => Vec::new(),
     };
+    let several = Several {
+        words,
+        described,
+        follow: parameters.choice(&FOLLOW)?,
+        wait: parameters.switch(&WAIT, false)?,
+    };
+    let (target, several) = one_or_several(several)?;
     let selection = parameters.get(&NIF)?.map(parse_interfaces).transpose()?;
     // Presence alone counts: existing clients rely on it, whatever the value.
     let chaste = parameters.get(&CHASTE)?.is_some();
@@ -157,6 +204,7 @@ pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, 
     };
     Ok(CaptureRequest {
         target,
+        several,
         selection,
         filter: parameters.get(&FILTER)?.unwrap_or_default().trim().to_owned(),
         with_own: parameters.switch(&SELF, false)?,
@@ -172,6 +220,26 @@ pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<CaptureRequest, 
             .unwrap_or_else(|| limits.usual_statistics()),
         limits,
     })
+}
+
+/// A target that is asked for as always has been, or several.
+fn one_or_several(mut several: Several) -> Result<(TargetDescription, Option<Several>), RequestError> {
+    let is_alone = several.follow != Some(true) && !several.wait;
+    match (&several.words[..], &several.described[..]) {
+        ([word], []) if is_alone && Selection::is_single(word) => {
+            let target = TargetDescription {
+                name: word.clone(),
+                ..TargetDescription::default()
+            };
+            Ok((target, None))
+        }
+        ([], [_]) => match (several.follow, several.wait, several.described.pop()) {
+            (None, false, Some(target)) => Ok((target, None)),
+            (Some(_), ..) => Err(RequestError::OfOneTarget(FOLLOW.name)),
+            _ => Err(RequestError::OfOneTarget(WAIT.name)),
+        },
+        _ => Ok((TargetDescription::default(), Some(several))),
+    }
 }
 
 /// Names of the headers that are read.
@@ -221,6 +289,24 @@ pub(crate) fn parse_container(text: &str) -> Result<TargetDescription, RequestEr
         return Err(RequestError::Container("it is a list".to_owned()));
     }
     serde_json::from_str(text).map_err(|error| RequestError::Container(error.to_string()))
+}
+
+/// One description of a target, or a list of them.
+fn parse_containers(text: &str) -> Result<Vec<TargetDescription>, RequestError> {
+    if !text.trim_start().starts_with('[') {
+        return Ok(vec![parse_container(text)?]);
+    }
+    let unreadable = |error: serde_json::Error| RequestError::Container(error.to_string());
+    let parts: Vec<Value> = serde_json::from_str(text).map_err(unreadable)?;
+    let described = |part: Value| match part {
+        Value::Object(_) => serde_json::from_value(part).map_err(unreadable),
+        _ => Err(RequestError::Container(format!("{part} is no object"))),
+    };
+    match parts.len() {
+        0 => Err(RequestError::NoTarget),
+        1..=MAX_DESCRIBED => parts.into_iter().map(described).collect(),
+        count => Err(RequestError::TooManyDescribed(count)),
+    }
 }
 
 fn parse_interfaces(text: &str) -> Result<InterfaceSelection, RequestError> {
@@ -283,12 +369,22 @@ impl<'a> Parameters<'a> {
         })
     }
 
+    /// The words of a selection.
+    fn words(&self) -> Vec<String> {
+        self.query.get(TARGET).cloned().unwrap_or_default()
+    }
+
     /// A parameter that is on or off.
     fn switch(&self, parameter: &Parameter, default: bool) -> Result<bool, RequestError> {
+        Ok(self.choice(parameter)?.unwrap_or(default))
+    }
+
+    /// A parameter that is on or off, if it is given.
+    fn choice(&self, parameter: &Parameter) -> Result<Option<bool>, RequestError> {
         match self.get(parameter)? {
-            None | Some("") => Ok(default),
-            Some("1") => Ok(true),
-            Some("0") => Ok(false),
+            None | Some("") => Ok(None),
+            Some("1") => Ok(Some(true)),
+            Some("0") => Ok(Some(false)),
             Some(other) => Err(RequestError::Switch(parameter.name, other.to_owned())),
         }
     }
@@ -300,7 +396,6 @@ mod tests {
 
     use packetflix_common::MAX_INTERFACES;
     use proptest::prelude::*;
-    use serde_json::Value;
     use warp::http::{HeaderName, HeaderValue};
 
     use super::*;
@@ -341,6 +436,7 @@ mod tests {
                 request,
                 CaptureRequest {
                     target: TargetDescription::namespace(5),
+                    several: None,
                     selection: Some(InterfaceSelection::All),
                     filter: String::new(),
                     with_own: false,
@@ -364,6 +460,70 @@ mod tests {
         assert_eq!(
             parse("netns=5&nif=all/eth0").unwrap().selection,
             named(&["all", "eth0"])
+        );
+    }
+
+    #[test]
+    fn one_target_is_asked_for_as_ever_and_several_are_a_selection() {
+        let word = |name: &str| TargetDescription {
+            name: name.to_owned(),
+            ..TargetDescription::default()
+        };
+        let alone = [
+            ("target=web", "web"),
+            ("target=pid:7", "pid:7"),
+            ("target=kind:web&follow=0", "kind:web"),
+            ("target=host&wait=", "host"),
+            ("container=[{\"name\":\"web\"}]", "web"),
+        ];
+        for (query, name) in alone {
+            let request = parse(query).unwrap();
+            assert_eq!((request.target, request.several), (word(name), None), "{query}");
+        }
+        let several = |words: &[&str], described: &[&str], follow, wait| Several {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            described: described.iter().map(|name| word(name)).collect(),
+            follow,
+            wait,
+        };
+        for (query, expected) in [
+            ("target=web&target=db", several(&["web", "db"], &[], None, false)),
+            ("target=w*", several(&["w*"], &[], None, false)),
+            ("target=!w", several(&["!w"], &[], None, false)),
+            (
+                "target=label:a=b&follow=0",
+                several(&["label:a=b"], &[], Some(false), false),
+            ),
+            ("target=web&follow=1", several(&["web"], &[], Some(true), false)),
+            ("target=web&wait=1", several(&["web"], &[], None, true)),
+            (
+                "container=[{\"name\":\"web\"},{\"name\":\"db\"}]",
+                several(&[], &["web", "db"], None, false),
+            ),
+        ] {
+            let request = parse(query).unwrap();
+            assert_eq!(
+                (request.target, request.several),
+                (word(""), Some(expected)),
+                "{query}"
+            );
+        }
+        for (query, error) in [
+            (
+                "target=web&container={}",
+                RequestError::TwoTargets("container", "target"),
+            ),
+            ("target=web&netns=5", RequestError::TwoTargets("netns", "target")),
+            ("netns=5&follow=0", RequestError::OfOneTarget("follow")),
+            ("container={}&wait=1", RequestError::OfOneTarget("wait")),
+            ("container=[]", RequestError::NoTarget),
+        ] {
+            assert_eq!(parse(query), Err(error), "{query}");
+        }
+        let many = format!("container=[{}{{}}]", "{},".repeat(MAX_DESCRIBED));
+        assert_eq!(
+            parse(&many),
+            Err(RequestError::TooManyDescribed(MAX_DESCRIBED + 1))
         );
     }
 
@@ -399,7 +559,7 @@ mod tests {
             ("netns=-1", Netns("-1".into())),
             ("netns=4026531840x", Netns("4026531840x".into())),
             ("netns=99999999999999999999", Netns("99999999999999999999".into())),
-            ("netns=5&container={}", TwoTargets),
+            ("netns=5&container={}", TwoTargets("container", "netns")),
             ("netns=5&names=no", Switch("names", "no".into())),
             ("netns=5&self=2", Switch("self", "2".into())),
             ("netns=5&netns=6", Repeated("netns")),
@@ -546,7 +706,7 @@ mod tests {
         let names = PARAMETERS.iter().filter_map(|parameter| parameter.header);
         assert_eq!(header, names.map(str::to_owned).collect());
         // What is read is not taken twice.
-        for name in query {
+        for name in query.into_iter().filter(|name| name != TARGET) {
             let query = format!("netns=5&{name}=1&{name}=1");
             assert!(matches!(parse(&query), Err(RequestError::Repeated(found)) if found == name));
         }

@@ -20,8 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     capture_end::CaptureEnd,
-    captures::RunningCapture,
-    session::{Ended, Session},
+    session::{ClientStream, Ended},
 };
 
 /// Most bytes of a frame that a client may send; all that it has to say are control frames.
@@ -113,8 +112,7 @@ struct Peer {
 /// connection.
 pub(crate) async fn serve(
     socket: WebSocket<TokioIo<Upgraded>>,
-    mut session: Session,
-    running: RunningCapture,
+    mut session: impl ClientStream,
     stop: CancellationToken,
     client_timeout: Duration,
 ) {
@@ -156,7 +154,7 @@ pub(crate) async fn serve(
         dropped = totals.dropped,
         "ended"
     );
-    running.end(end, &reason);
+    session.conclude(end, &reason);
     // Of a failed write nobody knows how much went out: what follows it could not be read.
     if !matches!(client.peer.end, Some(ClientEnd::Gone(_) | ClientEnd::Closed)) {
         // A client that does not take the frame in time has had its chance.
@@ -166,7 +164,7 @@ pub(crate) async fn serve(
 
 impl Client {
     /// Sends until the session has no more to say, or the client does not take it any more.
-    async fn send_all(&mut self, session: &mut Session) {
+    async fn send_all(&mut self, session: &mut impl ClientStream) {
         let mut ping = interval(PING_INTERVAL.min(self.timeout / 3));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
@@ -182,7 +180,7 @@ impl Client {
                     // What it has said meanwhile counts: nothing may follow its close.
                     Some(_) if self.peer.has_ended() => return,
                     Some(message) => {
-                        let frame = Frame::binary(Payload::Borrowed(message.blocks()));
+                        let frame = Frame::binary(Payload::Borrowed(message.as_ref()));
                         let written = self.write(frame).await;
                         if written.is_ok() {
                             session.sent(message);
@@ -462,25 +460,16 @@ fn close_reason(client: &Peer, session: &Ended) -> (u16, CaptureEnd, String) {
         (None, Ended::Stopped) if client.has_stopped => {
             (NORMAL, CaptureEnd::Closed, "stopped by the client".to_owned())
         }
-        (None, Ended::Stopped) => (
-            GOING_AWAY,
-            CaptureEnd::Shutdown,
-            "the service is shutting down".to_owned(),
-        ),
-        (None, Ended::Revoked(why)) => (NOT_ALLOWED, CaptureEnd::Revoked, why.clone()),
-        (None, Ended::ByOperator) => (NORMAL, CaptureEnd::Operator, "ended by the operator".to_owned()),
-        (None, Ended::Limit(limit)) => (NORMAL, CaptureEnd::Limit, limit.to_string()),
-        (None, Ended::NamespaceGone(inode)) => (
-            NORMAL,
-            CaptureEnd::NamespaceGone,
-            format!("the network namespace {inode} has ended"),
-        ),
-        (None, Ended::TargetGone(name)) => (
-            NORMAL,
-            CaptureEnd::TargetGone,
-            format!("the target {name} has ended"),
-        ),
-        (None, Ended::Failed(why)) => (FAILED, CaptureEnd::Failed, why.clone()),
+        (None, session) => {
+            let (end, reason) = session.told();
+            let code = match end {
+                CaptureEnd::Shutdown => GOING_AWAY,
+                CaptureEnd::Revoked => NOT_ALLOWED,
+                CaptureEnd::Failed => FAILED,
+                _ => NORMAL,
+            };
+            (code, end, reason)
+        }
     };
     reason.truncate(reason.floor_char_boundary(MAX_REASON_LEN));
     (code, end, reason)

@@ -1,0 +1,727 @@
+//! Several streams become one section: their interfaces get numbers of their own in it, and their packets follow each other
+//! in the order of their times.
+//!
+//! Pure: whoever has the streams says until when they have told all, and packets up to that time are passed on, oldest first,
+//! with a heap of the sources' first packets: O(log sources) when the source changes. A packet that comes later than that is
+//! passed on at once, and not lost.
+//!
+//! What a stream says of an interface goes where it stands between that stream's packets, so that its account stays exact.
+//! Where the section is cut because it is as long as it may be, the packets behind the cut are taken off the accounts that
+//! have counted them. Each interface that is described has final statistics, whatever became of its source.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use super::{limits::Limit, packets::MAX_BATCH_LEN};
+use crate::{
+    pcapng::{
+        EncodedBlock, EncodedPacket, InterfaceDescription, InterfaceStatistics, LinkType, MAX_STATISTICS_LEN,
+        MIN_PACKET_LEN, SNAPLEN,
+    },
+    tap::is_younger,
+};
+
+/// Where the number of its interface stands in a packet's block.
+const INTERFACE_AT: usize = 8;
+
+/// The section, up to what was last taken from it.
+#[derive(Debug)]
+pub(super) struct Timeline {
+    sources: BTreeMap<u64, Source>,
+    /// Time and source of the first packet of those that have one.
+    heads: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Those that have told all that they were given.
+    hungry: Vec<u64>,
+    /// How many interfaces are described.
+    described: u32,
+    /// How many of them have no final statistics yet.
+    open: usize,
+    piece: Piece,
+    /// Those that are as long as a message may be.
+    done: VecDeque<Piece>,
+    /// No packet more fits into the piece.
+    is_full: bool,
+    bounds: Bounds,
+    left: Left,
+    reached: Option<Limit>,
+    /// Packets are passed on no longer.
+    is_cut: bool,
+}
+
+/// Where the section ends at the latest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bounds {
+    /// Packets.
+    pub(super) packets: Option<u64>,
+    /// Bytes of the whole section.
+    pub(super) bytes: Option<u64>,
+}
+
+/// How much may still be written.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    packets: u64,
+    bytes: u64,
+}
+
+/// A piece of the section, to be sent as one message.
+#[derive(Debug, Default)]
+pub(super) struct Piece {
+    /// Whole blocks.
+    pub(super) blocks: BytesMut,
+    /// What of that is of which source.
+    pub(super) parts: BTreeMap<u64, Part>,
+}
+
+/// What a piece has of one source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) packets: u64,
+    pub(super) bytes: usize,
+    /// When the first packet was captured, in nanoseconds since 1970.
+    pub(super) oldest: u64,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    /// Empty, or beginning with a packet.
+    blocks: Bytes,
+    /// How many interfaces it has described.
+    described: u32,
+    /// By their numbers in the source, those without final statistics.
+    interfaces: BTreeMap<u32, Interface>,
+    has_ended: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Interface {
+    /// Its number in the section.
+    id: u32,
+    /// When it was described.
+    since: u64,
+    /// Packets passed on.
+    delivered: u64,
+    /// Packets lost, as far as those that were passed on, or statistics, have told.
+    dropped: u64,
+    /// Packets behind the cut, and those lost of which they tell.
+    cut: u64,
+    cut_dropped: u64,
+}
+
+impl Timeline {
+    /// Begins with a section header.
+    pub(super) fn begin(section_header: BytesMut, bounds: Bounds) -> Self {
+        let len = section_header.len() as u64;
+        Self {
+            sources: BTreeMap::new(),
+            heads: BinaryHeap::new(),
+            hungry: Vec::new(),
+            described: 0,
+            open: 0,
+            piece: Piece {
+                blocks: section_header,
+                parts: BTreeMap::new(),
+            },
+            done: VecDeque::new(),
+            is_full: false,
+            bounds,
+            left: Left {
+                packets: bounds.packets.unwrap_or(u64::MAX),
+                bytes: bounds.bytes.unwrap_or(u64::MAX).saturating_sub(len),
+            },
+            reached: None,
+            is_cut: false,
+        }
+    }
+
+    /// One more source, which has to be given what it tells.
+    pub(super) fn add(&mut self, source: u64) {
+        self.sources.insert(source, Source::default());
+        self.hungry.push(source);
+    }
+
+    /// Those that have told all that they were given since this was last asked: they may be given more.
+    pub(super) fn take_hungry(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.hungry)
+    }
+
+    /// The next blocks of a source that has told all others; `now` is in nanoseconds since 1970.
+    pub(super) fn give(&mut self, source: u64, blocks: Bytes, now: u64) {
+        if let Some(of) = self.sources.get_mut(&source) {
+            debug_assert!(of.blocks.is_empty());
+            of.blocks = blocks;
+            self.proceed(source, None, now);
+        }
+    }
+
+    /// What a source has yet to pass on is not told.
+    pub(super) fn discard(&mut self, source: u64) {
+        self.heads.retain(|Reverse((_, other))| *other != source);
+        if let Some(of) = self.sources.get_mut(&source) {
+            of.blocks = Bytes::new();
+            self.hungry.push(source);
+        }
+    }
+
+    /// A source ends behind what it was given.
+    pub(super) fn end(&mut self, source: u64, now: u64) {
+        if let Some(of) = self.sources.get_mut(&source) {
+            of.has_ended = true;
+            if of.blocks.is_empty() {
+                self.close(source, now);
+            }
+        }
+    }
+
+    /// Whether packets wait for others that may be older.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.heads.is_empty()
+    }
+
+    /// The limit that is reached, if one is.
+    pub(super) fn reached(&self) -> Option<Limit> {
+        self.reached
+    }
+
+    /// Passes on packets that were captured until then, oldest first, as many as fit into a piece, or until a source has told all
+    /// that it was given: it may have more to tell that is older than what others have.
+    pub(super) fn pass_on(&mut self, until: u64, now: u64) {
+        while self.hungry.is_empty()
+            && let Some(Reverse((time, source))) = self.heads.peek().copied()
+            && !is_younger(time, until)
+            && !self.is_full
+            && self.reached.is_none()
+        {
+            self.heads.pop();
+            let others = self.heads.peek().map(|Reverse((time, _))| *time);
+            let until = others.map_or(until, |others| others.min(until));
+            self.proceed(source, Some(until), now);
+        }
+    }
+
+    /// Passes on no more packets. What the sources still say of their interfaces counts for what was passed on.
+    pub(super) fn cut(&mut self, now: u64) {
+        self.is_cut = true;
+        self.heads.clear();
+        let sources: Vec<u64> = self.sources.keys().copied().collect();
+        for source in sources {
+            let is_waiting = self.sources.get(&source).is_some_and(|of| !of.blocks.is_empty());
+            if is_waiting {
+                self.proceed(source, None, now);
+            }
+        }
+    }
+
+    /// Tells why something that is called so is not captured, as an interface without packets; tells whether there was room.
+    pub(super) fn tell(&mut self, name: &str, sentence: &str, now: u64) -> bool {
+        let mut blocks = BytesMut::new();
+        InterfaceDescription {
+            link_type: LinkType::Ethernet,
+            snaplen: SNAPLEN,
+            name,
+            description: sentence,
+            addresses: &[],
+            mac: None,
+            speed: None,
+            filter: "",
+            comment: sentence,
+            os: "",
+        }
+        .encode(&mut blocks);
+        InterfaceStatistics {
+            interface_id: self.described,
+            timestamp: now,
+            start: now,
+            end: Some(now),
+            ..InterfaceStatistics::default()
+        }
+        .encode(&mut blocks);
+        if blocks.len() as u64 > self.room() {
+            return false;
+        }
+        self.described += 1;
+        self.write(&blocks);
+        true
+    }
+
+    /// Writes blocks that are about no interface, such as names; tells whether there was room.
+    pub(super) fn write_others(&mut self, blocks: &[u8]) -> bool {
+        let has_room = blocks.len() as u64 <= self.room();
+        if has_room {
+            self.write(blocks);
+        }
+        has_room
+    }
+
+    /// Whether no packet more fits into what there is to send.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// What there is to send, if anything.
+    pub(super) fn take(&mut self) -> Option<Piece> {
+        self.is_full = false;
+        if let Some(piece) = self.done.pop_front() {
+            return Some(piece);
+        }
+        (!self.piece.blocks.is_empty()).then(|| std::mem::take(&mut self.piece))
+    }
+
+    /// Bytes that may be written beside final statistics.
+    fn room(&self) -> u64 {
+        self.left
+            .bytes
+            .saturating_sub((self.open * MAX_STATISTICS_LEN) as u64)
+    }
+
+    fn write(&mut self, blocks: &[u8]) {
+        if self.piece.blocks.len() + blocks.len() > MAX_BATCH_LEN {
+            self.done.push_back(std::mem::take(&mut self.piece));
+        }
+        self.piece.blocks.extend_from_slice(blocks);
+        self.left.bytes = self.left.bytes.saturating_sub(blocks.len() as u64);
+    }
+
+    /// Goes through what a source was given: up to the first packet that was captured after `until`, or up to the first of all.
+    fn proceed(&mut self, source: u64, until: Option<u64>, now: u64) {
+        let Some(mut of) = self.sources.remove(&source) else {
+            return;
+        };
+        let mut blocks = std::mem::take(&mut of.blocks);
+        while let Some(block) = EncodedBlock::first(&blocks) {
+            let len = block.len();
+            match block {
+                EncodedBlock::Packet(packet) if self.is_cut => of.leave_out(&packet),
+                EncodedBlock::Packet(packet) => {
+                    if until.is_none_or(|until| is_younger(packet.timestamp, until))
+                        || !self.put_packet(source, &mut of, &packet, &blocks[..len])
+                    {
+                        self.heads.push(Reverse((packet.timestamp, source)));
+                        break;
+                    }
+                }
+                EncodedBlock::Interface(block) => self.describe(source, &mut of, block, now),
+                EncodedBlock::Statistics(block) => self.put_statistics(&mut of, block),
+                // The section has its own.
+                EncodedBlock::SectionHeader(_) => {}
+                EncodedBlock::Other(block) => {
+                    let block = Bytes::copy_from_slice(block);
+                    self.write_others(&block);
+                }
+            }
+            blocks.advance(len);
+        }
+        let waits = EncodedBlock::first(&blocks).is_some();
+        of.blocks = if waits { blocks } else { Bytes::new() };
+        let has_ended = of.has_ended;
+        self.sources.insert(source, of);
+        match (waits, has_ended) {
+            (true, _) => {}
+            (false, true) => self.close(source, now),
+            (false, false) => self.hungry.push(source),
+        }
+    }
+
+    /// Puts a packet into the section; tells whether it is there.
+    fn put_packet(&mut self, source: u64, of: &mut Source, packet: &EncodedPacket, block: &[u8]) -> bool {
+        let Some(interface) = of.interfaces.get_mut(&packet.interface_id) else {
+            // It is described always.
+            return true;
+        };
+        if self.left.packets == 0 {
+            self.reached = self.bounds.packets.map(Limit::Packets);
+            return false;
+        }
+        if block.len() as u64 > self.room() {
+            self.reached = self.bounds.bytes.map(Limit::Bytes);
+            return false;
+        }
+        let begun = self.piece.blocks.len();
+        if begun > 0 && begun + block.len() > MAX_BATCH_LEN {
+            self.is_full = true;
+            return false;
+        }
+        interface.delivered += 1;
+        interface.dropped += packet.dropped_before;
+        let id = interface.id.to_le_bytes();
+        self.write(block);
+        self.piece.blocks[begun + INTERFACE_AT..begun + INTERFACE_AT + id.len()].copy_from_slice(&id);
+        self.left.packets -= 1;
+        let part = self.piece.parts.entry(source).or_default();
+        if part.packets == 0 {
+            part.oldest = packet.timestamp;
+        }
+        part.packets += 1;
+        part.bytes += block.len();
+        // At once, and not with the next, which may never come.
+        if self.left.packets == 0 {
+            self.reached = self.bounds.packets.map(Limit::Packets);
+        } else if self.room() < MIN_PACKET_LEN as u64 {
+            self.reached = self.bounds.bytes.map(Limit::Bytes);
+        }
+        true
+    }
+
+    /// Describes the next interface of a source.
+    fn describe(&mut self, source: u64, of: &mut Source, block: &[u8], now: u64) {
+        let local = of.described;
+        of.described += 1;
+        if self.is_cut {
+            return;
+        }
+        let len = (block.len() + MAX_STATISTICS_LEN) as u64;
+        if len > self.room() {
+            self.reached = self.reached.or(self.bounds.bytes.map(Limit::Bytes));
+            return;
+        }
+        let interface = Interface {
+            id: self.described,
+            since: now,
+            ..Interface::default()
+        };
+        of.interfaces.insert(local, interface);
+        self.described += 1;
+        self.open += 1;
+        self.write(block);
+        self.piece.parts.entry(source).or_default().bytes += block.len();
+    }
+
+    /// Puts statistics into the section, of what was passed on.
+    fn put_statistics(&mut self, of: &mut Source, block: &[u8]) {
+        let Some(said) = InterfaceStatistics::decode(block) else {
+            return;
+        };
+        let local = said.interface_id;
+        let Some(interface) = of.interfaces.get_mut(&local) else {
+            return;
+        };
+        let is_final = said.end.is_some();
+        interface.dropped = said.dropped.saturating_sub(interface.cut_dropped);
+        let cut = interface.cut + interface.cut_dropped;
+        let now = InterfaceStatistics {
+            interface_id: interface.id,
+            received: said.received.saturating_sub(cut),
+            accepted: said.accepted.saturating_sub(cut),
+            delivered: said.delivered.saturating_sub(interface.cut),
+            dropped: interface.dropped,
+            ..said
+        };
+        if is_final {
+            of.interfaces.remove(&local);
+            self.open -= 1;
+        } else if self.is_cut || block.len() as u64 > self.room() {
+            return;
+        }
+        let mut block = BytesMut::with_capacity(block.len());
+        now.encode(&mut block);
+        self.write(&block);
+    }
+
+    /// Gives the interfaces of a source that has ended without them their final statistics.
+    fn close(&mut self, source: u64, now: u64) {
+        let Some(of) = self.sources.remove(&source) else {
+            return;
+        };
+        for interface in of.interfaces.values() {
+            let Interface {
+                id,
+                since,
+                delivered,
+                dropped,
+                ..
+            } = *interface;
+            let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN);
+            InterfaceStatistics {
+                interface_id: id,
+                timestamp: now,
+                start: since,
+                end: Some(now),
+                received: delivered + dropped,
+                accepted: delivered + dropped,
+                delivered,
+                dropped,
+                comment: "",
+            }
+            .encode(&mut block);
+            self.open -= 1;
+            self.write(&block);
+        }
+    }
+}
+
+impl Source {
+    /// A packet comes behind the cut.
+    fn leave_out(&mut self, packet: &EncodedPacket) {
+        if let Some(interface) = self.interfaces.get_mut(&packet.interface_id) {
+            interface.cut += 1;
+            interface.cut_dropped += packet.dropped_before;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception};
+
+    /// What a source tells: packets with their times, each of one of its two interfaces, and how many were lost before.
+    type Told = Vec<(u64, u32, u32)>;
+
+    fn packet(time: u64, interface: u32, lost: u32, source: u8) -> BytesMut {
+        let mut block = BytesMut::new();
+        EnhancedPacket {
+            interface_id: interface,
+            timestamp: time,
+            original_len: 60,
+            cooked: None,
+            data: &[source; 20],
+            snaplen: 1500,
+            vlan: None,
+            direction: PacketDirection::Inbound,
+            reception: Reception::Unicast,
+            offloads: Offloads::default(),
+            dropped_before: lost,
+        }
+        .encode(&mut block);
+        block
+    }
+
+    fn description(name: &str) -> BytesMut {
+        let mut block = BytesMut::new();
+        InterfaceDescription {
+            link_type: LinkType::Ethernet,
+            snaplen: SNAPLEN,
+            name,
+            description: "",
+            addresses: &[],
+            mac: None,
+            speed: None,
+            filter: "",
+            comment: "",
+            os: "",
+        }
+        .encode(&mut block);
+        block
+    }
+
+    fn statistics(interface: u32, delivered: u64, dropped: u64, end: Option<u64>) -> BytesMut {
+        let mut block = BytesMut::new();
+        InterfaceStatistics {
+            interface_id: interface,
+            timestamp: 7,
+            start: 1,
+            end,
+            received: delivered + dropped + 3,
+            accepted: delivered + dropped,
+            delivered,
+            dropped,
+            comment: "",
+        }
+        .encode(&mut block);
+        block
+    }
+
+    /// The messages of a source, of so many packets each: a description before the first of each interface, and, if it
+    /// comes to that, its statistics at the end.
+    fn messages(told: &Told, each: usize, source: u8, tells_end: bool) -> Vec<Bytes> {
+        let mut blocks: Vec<BytesMut> = vec![description("one"), description("two")];
+        let mut counts = [(0, 0); 2];
+        for (time, interface, lost) in told {
+            blocks.push(packet(*time, *interface, *lost, source));
+            let (delivered, dropped) = &mut counts[*interface as usize];
+            *delivered += 1;
+            *dropped += u64::from(*lost);
+        }
+        if tells_end {
+            for (interface, (delivered, dropped)) in counts.into_iter().enumerate() {
+                blocks.push(statistics(interface as u32, delivered, dropped, Some(9)));
+            }
+        }
+        blocks
+            .chunks(each)
+            .map(|chunk| Bytes::from(chunk.concat()))
+            .collect()
+    }
+
+    /// What stands in a section.
+    #[derive(Debug, Default)]
+    struct Read {
+        interfaces: u32,
+        packets: Vec<(u64, u32, u8)>,
+        lost: BTreeMap<u32, u64>,
+        last: BTreeMap<u32, (u64, u64, u64, u64)>,
+        len: usize,
+    }
+
+    impl Read {
+        fn read(&mut self, piece: &Piece) {
+            let mut rest = &piece.blocks[..];
+            self.len += rest.len();
+            while let Some(block) = EncodedBlock::first(rest) {
+                let len = block.len();
+                match block {
+                    EncodedBlock::Interface(_) => self.interfaces += 1,
+                    EncodedBlock::Packet(packet) => {
+                        assert!(packet.interface_id < self.interfaces, "described before");
+                        assert!(
+                            !self.last.contains_key(&packet.interface_id),
+                            "not after its statistics"
+                        );
+                        self.packets
+                            .push((packet.timestamp, packet.interface_id, rest[28]));
+                        *self.lost.entry(packet.interface_id).or_default() += packet.dropped_before;
+                    }
+                    EncodedBlock::Statistics(block) => {
+                        let said = InterfaceStatistics::decode(block).unwrap();
+                        assert!(said.end.is_some());
+                        let counts = (said.received, said.accepted, said.delivered, said.dropped);
+                        assert_eq!(self.last.insert(said.interface_id, counts), None, "one of each");
+                    }
+                    EncodedBlock::SectionHeader(_) | EncodedBlock::Other(_) => {}
+                }
+                rest = &rest[len..];
+            }
+            assert!(rest.is_empty());
+        }
+
+        fn delivered(&self, interface: u32) -> u64 {
+            self.packets.iter().filter(|(_, of, _)| *of == interface).count() as u64
+        }
+    }
+
+    fn told() -> impl Strategy<Value = Told> {
+        let one = (0u64..1000, 0u32..2, prop_oneof![4 => Just(0u32), 1 => 1u32..9]);
+        proptest::collection::vec(one, 0..40).prop_map(|mut told| {
+            told.sort_by_key(|(time, ..)| *time);
+            told
+        })
+    }
+
+    /// Gives all that sources tell to a timeline, in steps of time; what was captured until a step is given before it.
+    fn run(sources: &[(Told, usize)], bounds: Bounds, tells_end: bool, step: u64) -> (Read, Option<Limit>) {
+        let mut timeline = Timeline::begin(BytesMut::new(), bounds);
+        let mut queues: Vec<VecDeque<Bytes>> = Vec::new();
+        for (source, (told, each)) in sources.iter().enumerate() {
+            timeline.add(source as u64);
+            queues.push(messages(told, *each, source as u8, tells_end).into());
+        }
+        let mut read = Read::default();
+        let mut until = 0;
+        loop {
+            let mut is_idle = true;
+            let mut hungry = timeline.take_hungry();
+            while let Some(source) = hungry.pop() {
+                is_idle = false;
+                match queues[source as usize].pop_front() {
+                    Some(blocks) => timeline.give(source, blocks, 5),
+                    None => timeline.end(source, 5),
+                }
+                hungry.extend(timeline.take_hungry());
+            }
+            timeline.pass_on(until, 5);
+            if timeline.reached().is_some() && !timeline.is_cut {
+                timeline.cut(5);
+            }
+            let piece = timeline.take();
+            piece.iter().for_each(|piece| read.read(piece));
+            if timeline.sources.is_empty() && piece.is_none() {
+                return (read, timeline.reached());
+            }
+            // All that is older was given: whoever is hungry has nothing of it.
+            if is_idle && piece.is_none() {
+                until += step;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn packets_follow_each_other_in_time_and_each_is_accounted_for(
+            sources in proptest::collection::vec((told(), 1usize..12), 1..6),
+            tells_end in any::<bool>(), step in 1u64..400,
+        ) {
+            let (read, reached) = run(&sources, Bounds::default(), tells_end, step);
+            prop_assert_eq!(reached, None);
+            let mut expected: Vec<u64> = sources.iter().flat_map(|(told, _)| told).map(|(time, ..)| *time).collect();
+            expected.sort_unstable();
+            let times: Vec<u64> = read.packets.iter().map(|(time, ..)| *time).collect();
+            prop_assert_eq!(times, expected);
+            prop_assert_eq!(read.interfaces as usize, 2 * sources.len());
+            prop_assert_eq!(read.last.len(), 2 * sources.len());
+            // No two sources have an interface in common.
+            let mut owners = BTreeMap::new();
+            for (_, interface, source) in &read.packets {
+                prop_assert_eq!(owners.insert(*interface, *source).unwrap_or(*source), *source);
+            }
+            for (interface, (received, accepted, delivered, dropped)) in &read.last {
+                prop_assert_eq!(*delivered, read.delivered(*interface));
+                prop_assert_eq!(*dropped, read.lost.get(interface).copied().unwrap_or_default());
+                prop_assert_eq!(*accepted, delivered + dropped);
+                prop_assert_eq!(*received, accepted + if tells_end { 3 } else { 0 });
+            }
+        }
+
+        #[test]
+        fn cut_section_accounts_for_what_is_in_it_and_nothing_else(
+            sources in proptest::collection::vec((told(), 1usize..12), 1..5),
+            packets in proptest::option::of(1u64..60), bytes in proptest::option::of(1500u64..9000),
+            tells_end in any::<bool>(),
+        ) {
+            let (read, reached) = run(&sources, Bounds { packets, bytes }, tells_end, 50);
+            let all = sources.iter().map(|(told, _)| told.len()).sum::<usize>();
+            prop_assert_eq!(reached.is_none(), read.packets.len() == all && Some(all as u64) != packets
+                && reached.is_none());
+            prop_assert!(packets.is_none_or(|packets| read.packets.len() as u64 <= packets));
+            prop_assert!(bytes.is_none_or(|bytes| read.len as u64 <= bytes), "{} of {:?}", read.len, bytes);
+            if let (Some(Limit::Packets(_)), Some(packets)) = (reached, packets) {
+                prop_assert_eq!(read.packets.len() as u64, packets);
+            }
+            prop_assert_eq!(read.last.len(), read.interfaces as usize);
+            for (interface, (_, accepted, delivered, dropped)) in &read.last {
+                prop_assert_eq!(*delivered, read.delivered(*interface));
+                prop_assert_eq!(*dropped, read.lost.get(interface).copied().unwrap_or_default());
+                prop_assert_eq!(*accepted, delivered + dropped);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_any_more_holds_nothing_up() {
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default());
+        for source in 0..2 {
+            timeline.add(source);
+            let told = vec![(10 + source, 0, 0), (20 + source, 1, 0)];
+            timeline.give(source, messages(&told, 9, source as u8, false).concat().into(), 5);
+        }
+        timeline.discard(0);
+        assert_eq!(timeline.take_hungry(), [0, 1, 0]);
+        timeline.end(0, 5);
+        timeline.pass_on(100, 5);
+        timeline.end(1, 5);
+        let mut read = Read::default();
+        read.read(&timeline.take().unwrap());
+        let times: Vec<u64> = read.packets.iter().map(|(time, ..)| *time).collect();
+        assert_eq!((times, read.last.len()), (vec![11, 21], 4));
+        assert_eq!(timeline.take_hungry(), [1]);
+    }
+
+    #[test]
+    fn sentence_is_an_interface_without_packets() {
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default());
+        assert!(timeline.tell("web", "not captured: too many", 5));
+        let mut read = Read::default();
+        read.read(&timeline.take().unwrap());
+        assert_eq!((read.interfaces, read.last.len()), (1, 1));
+        let bounds = Bounds {
+            bytes: Some(50),
+            ..Bounds::default()
+        };
+        assert!(!Timeline::begin(BytesMut::new(), bounds).tell("web", "not captured", 5));
+    }
+}

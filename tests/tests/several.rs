@@ -1,0 +1,309 @@
+//! Several targets in one stream: one section, one timeline, an exact account of each.
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    client::{Recorder, refusal},
+    hook::hooks,
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    recording::Recording,
+    server::{Server, percent_encoded},
+};
+use tokio::task::spawn_blocking;
+
+fn frame(number: u8) -> Vec<u8> {
+    raw::ethernet(0x88b5, &[number; 46])
+}
+
+/// The address of a stream of what these words mean.
+fn url(server: &Server, words: &[&str], rest: &str) -> String {
+    let words: Vec<String> = words
+        .iter()
+        .map(|word| format!("target={}", percent_encoded(word)))
+        .collect();
+    server.url(&format!("{}{rest}", words.join("&")))
+}
+
+/// A path of the namespace, as it is known.
+fn path(namespace: &Namespace) -> String {
+    namespace.path().display().to_string()
+}
+
+/// The name that an interface of a namespace has among those of several.
+fn interface(namespace: &Namespace, name: &str) -> String {
+    format!("{}/{name}", path(namespace))
+}
+
+fn has(recording: &Recording, name: &str) -> bool {
+    recording.interfaces.iter().any(|one| one.name == name)
+}
+
+#[tokio::test]
+async fn both_ends_of_a_link_stand_on_one_timeline() -> anyhow::Result<()> {
+    for hook in hooks()? {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let (one, two) = (path(&here), path(&there));
+        let url = url(&server, &[&one, &two, &two], "&filter=ether+proto+0x88b5");
+        let mut recorder = Recorder::start(&url).await?;
+        let names = ["va", "lo"].map(|name| interface(&here, name));
+        let others = ["vb", "lo"].map(|name| interface(&there, name));
+        let all = || names.iter().chain(&others);
+        recorder
+            .read_until(|recording| all().all(|name| has(recording, name)))
+            .await?;
+        assert_eq!(recorder.recording()?.interfaces.len(), 4, "each namespace once");
+        let (ours, theirs) = (RawSocket::open(&here, "va")?, RawSocket::open(&there, "vb")?);
+        for number in 0..50 {
+            ours.send(&frame(number))?;
+            theirs.send(&frame(100 + number))?;
+        }
+        recorder
+            .read_until(|recording| recording.packets.len() == 200)
+            .await?;
+        let recording = recorder.finish().await?;
+        recording.check_order()?;
+        for number in 0..50 {
+            for (name, outbound, number) in [
+                (&names[0], true, number),
+                (&others[0], false, number),
+                (&names[0], false, 100 + number),
+                (&others[0], true, 100 + number),
+            ] {
+                assert_eq!(
+                    recording.count_on(name, outbound, &frame(number)),
+                    1,
+                    "{name} {number}"
+                );
+            }
+        }
+        for name in [&names[0], &others[0]] {
+            let statistics = recording.final_statistics(name)?;
+            assert_eq!((statistics.delivered, statistics.dropped), (100, 0), "{name}");
+        }
+        // What was sent at one end came in at the other later.
+        let position = |name: &str, number: u8| {
+            let of = recording.interfaces.iter().position(|one| one.name == name);
+            recording
+                .packets
+                .iter()
+                .position(|packet| Some(packet.interface) == of && packet.data == frame(number))
+        };
+        assert!(position(&names[0], 7) < position(&others[0], 7));
+        assert!(recording.comment.contains("selection"), "{}", recording.comment);
+        let described = &recording.interfaces[0].options;
+        let netns = format!("netns {}", here.inode()?);
+        let other = format!("netns {}", there.inode()?);
+        assert!(
+            described.contains(&netns) || described.contains(&other),
+            "{described}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_packet_of_a_flood_is_accounted_for_in_its_order() -> anyhow::Result<()> {
+    const COUNT: u64 = 200_000;
+    for hook in hooks()? {
+        let pairs = (0..3)
+            .map(|_| Namespace::pair())
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let server = Server::start(&["--hook", hook])?;
+        let words: Vec<String> = pairs.iter().map(|(here, _)| path(here)).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let url = url(&server, &words, "&filter=ether+proto+0x88b5&nif=va");
+        let mut recorder = Recorder::start(&url).await?;
+        let names: Vec<String> = pairs.iter().map(|(here, _)| interface(here, "va")).collect();
+        recorder
+            .read_until(|recording| names.iter().all(|name| has(recording, name)))
+            .await?;
+        let sockets = pairs
+            .iter()
+            .map(|(_, there)| RawSocket::open(there, "vb"))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let flood = spawn_blocking(move || {
+            std::thread::scope(|scope| {
+                let floods = sockets
+                    .iter()
+                    .map(|socket| scope.spawn(|| socket.flood(&frame(0), COUNT, 20)));
+                let floods: Vec<_> = floods.collect();
+                for flood in floods {
+                    flood.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+                }
+                Ok(())
+            })
+        });
+        recorder.read_during(flood).await?;
+        let recording = recorder.finish().await?;
+        recording.check_order()?;
+        for name in &names {
+            let statistics = recording.final_statistics(name)?;
+            assert_eq!(statistics.accepted, COUNT, "{name}");
+            assert_eq!(recording.packets_of(name).len() as u64, statistics.delivered);
+            let told: u64 = recording
+                .packets_of(name)
+                .iter()
+                .map(|one| one.dropped_before)
+                .sum();
+            assert!(told <= statistics.dropped);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_limit_is_that_of_the_whole_stream() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let words = [path(&here), path(&there)];
+    let words = [&words[0][..], &words[1]];
+    let socket = RawSocket::open(&here, "va")?;
+    for (limit, reason) in [
+        ("&packets=7", "the limit of 7 packets is reached"),
+        ("&bytes=6KiB", "the limit of 6144 bytes is reached"),
+    ] {
+        let url = url(
+            &server,
+            &words,
+            &format!("&nif=va/vb&filter=ether+proto+0x88b5{limit}"),
+        );
+        let recorder = Recorder::start(&url).await?;
+        (0..40).try_for_each(|_| socket.send(&frame(1)))?;
+        let (recording, code, told) = recorder.read_to_end().await?;
+        assert_eq!((code, &told[..]), (1000, reason));
+        recording.check_complete()?;
+        recording.check_order()?;
+        if limit == "&packets=7" {
+            assert_eq!(recording.packets.len(), 7);
+        }
+        let delivered: u64 = recording.statistics.iter().map(|one| one.delivered).sum();
+        assert_eq!(delivered, recording.packets.len() as u64);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn targets_join_and_leave_a_stream_that_follows_a_pattern() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let pattern = format!("/run/netns/pf-test-{}-*", std::process::id());
+    let url = url(
+        &server,
+        &[&pattern, &format!("!{}", path(&there))],
+        "&filter=ether+proto+0x88b5",
+    );
+    let mut recorder = Recorder::start(&url).await?;
+    let first = interface(&here, "va");
+    recorder.read_until(|recording| has(recording, &first)).await?;
+    let (later, last) = Namespace::pair()?;
+    let second = interface(&later, "va");
+    recorder.read_until(|recording| has(recording, &second)).await?;
+    let (ours, theirs) = (RawSocket::open(&there, "vb")?, RawSocket::open(&last, "vb")?);
+    ours.send(&frame(1))?;
+    theirs.send(&frame(2))?;
+    let came =
+        |recording: &Recording, name: &str, number| recording.count_on(name, false, &frame(number)) == 1;
+    recorder
+        .read_until(|recording| came(recording, &first, 1) && came(recording, &second, 2))
+        .await?;
+    drop((theirs, last));
+    later.delete()?;
+    recorder
+        .read_until(|recording| recording.final_statistics(&second).is_ok())
+        .await?;
+    ours.send(&frame(3))?;
+    recorder
+        .read_until(|recording| came(recording, &first, 3))
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_order()?;
+    assert!(
+        !has(&recording, &interface(&there, "vb")),
+        "what is excluded is not captured"
+    );
+    assert_eq!(recording.final_statistics(&second)?.delivered, 1);
+    assert_eq!(recording.final_statistics(&first)?.delivered, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_what_is_not_there_yet() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let there = Namespace::new()?;
+    let name = format!(
+        "pf-test-{}-{}",
+        std::process::id(),
+        1 + there
+            .name()
+            .rsplit('-')
+            .next()
+            .context("a number")?
+            .parse::<u32>()?
+    );
+    let url = url(&server, &[&format!("/run/netns/{name}")], "&wait=1&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    assert!(recorder.recording()?.interfaces.is_empty());
+    let here = Namespace::new()?;
+    ensure!(here.name() == name, "{} is not {name}", here.name());
+    here.connect("va", &there, "vb", 1)?;
+    let va = interface(&here, "va");
+    recorder.read_until(|recording| has(recording, &va)).await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 1)
+        .await?;
+    // It waited for one, and does not follow others.
+    here.delete()?;
+    let (recording, code, reason) = recorder.read_to_end().await?;
+    recording.check_complete()?;
+    assert!(code == 1000 && reason.contains("ended"), "{code} {reason}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_selected_is_refused_with_a_sentence() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let here = Namespace::new()?;
+    let word = path(&here);
+    let inode = here.inode()?.to_string();
+    for (query, status, sentence) in [
+        (format!("target={word}&netns={inode}"), 400, "exclude each other"),
+        (
+            format!("target={word}&target=nobody-is-called-so"),
+            404,
+            "nobody-is-called-so",
+        ),
+        ("target=nobody-is-called-so-*".to_owned(), 404, "wait=1"),
+        ("target=label:".to_owned(), 400, "target= is empty"),
+        (
+            format!("netns={inode}&follow=1"),
+            400,
+            "follow= goes with several targets",
+        ),
+        (
+            format!("netns={inode}&wait=1"),
+            400,
+            "wait= goes with several targets",
+        ),
+        (
+            format!("target={word}&target={word}&follow=x"),
+            400,
+            "neither 0 nor 1",
+        ),
+        ("container=[]".to_owned(), 400, "no target is given"),
+        ("container=[1,{}]".to_owned(), 400, "1 is no object"),
+        (
+            format!("target={word}&target=host&filter=nonsense+here"),
+            400,
+            "filter",
+        ),
+    ] {
+        let (found, body) = refusal(&server, &server.url(&query), &[]).await?;
+        ensure!(
+            found == status && body.contains(sentence),
+            "{query}: {found} {body}"
+        );
+    }
+    Ok(())
+}
