@@ -37,6 +37,7 @@ mod nearest;
 pub mod netns;
 pub mod pcapng;
 mod proc_fs;
+mod rates;
 mod resolve;
 pub mod service;
 mod service_manager;

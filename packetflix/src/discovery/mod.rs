@@ -171,6 +171,11 @@ impl Discovery {
         engines::state_at_rest(&found.sockets, name).await
     }
 
+    /// What the last scan found, however long that is ago. Waits for nothing.
+    pub(crate) fn known(&self) -> Option<Arc<Scan>> {
+        self.scans.last()
+    }
+
     /// What there was a moment ago.
     ///
     /// # Errors

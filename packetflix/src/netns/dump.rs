@@ -18,10 +18,10 @@ use crate::lookout::Owner;
 /// What a list may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    links: usize,
+    pub(super) links: usize,
     addresses: usize,
     bytes: usize,
-    time: Duration,
+    pub(super) time: Duration,
 }
 
 impl Bounds {

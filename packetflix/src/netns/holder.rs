@@ -4,7 +4,11 @@ use std::{os::fd::BorrowedFd, path::PathBuf};
 
 use nix::{sched::CloneFlags, sys::stat::fstat};
 
-use crate::{lookout::Place, sys};
+use super::Users;
+use crate::{
+    lookout::{Kind, Place},
+    sys,
+};
 
 /// Who keeps a network namespace in existence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +23,22 @@ pub(crate) enum Holder {
     Descriptor { pid: u32, fd: u32 },
     /// A process that has a socket there, which has this inode number.
     Socket { pid: u32, fd: u32, socket: u64 },
+}
+
+impl Holder {
+    /// Where the interfaces of the namespace of this number are looked at through it, and in whose hands that is.
+    pub(super) fn place_of_links(&self, inode: u64, users: &mut Users) -> Place {
+        match self {
+            Self::Process { pid }
+            | Self::Thread { pid, .. }
+            | Self::Descriptor { pid, .. }
+            | Self::Socket { pid, .. } => Place {
+                owner: users.owner_of(*pid),
+                kind: Kind::Interfaces(inode),
+            },
+            Self::Mount { files, .. } => *files,
+        }
+    }
 }
 
 /// Number of the network namespace that is open; `None` when it is something else.

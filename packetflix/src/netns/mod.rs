@@ -1,5 +1,6 @@
 //! A network namespace: found once, held as an open descriptor, entered by short-lived threads only.
 
+mod counters;
 mod dump;
 mod exhaustion;
 mod find;
@@ -27,6 +28,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
+pub(crate) use counters::{Counters, CountersOf, LinkCounters, counters_of};
 pub use find::FindError;
 pub(crate) use find::RootOf;
 pub(crate) use holder::Holder;
@@ -275,16 +277,7 @@ pub(crate) fn links_of(holders: &HashMap<u64, Vec<Holder>>) -> Result<LinksOf, E
     let mut not_entered = None;
     for (&inode, holders) in holders {
         let visits = holders.iter().map(|holder| {
-            let place = match holder {
-                Holder::Process { pid }
-                | Holder::Thread { pid, .. }
-                | Holder::Descriptor { pid, .. }
-                | Holder::Socket { pid, .. } => Place {
-                    owner: users.owner_of(*pid),
-                    kind: Kind::Interfaces(inode),
-                },
-                Holder::Mount { files, .. } => *files,
-            };
+            let place = holder.place_of_links(inode, &mut users);
             if !spent.has_left(place.owner) {
                 let why = "others in the same hands are too many, or took too long";
                 return (place.owner, Ok(Ok(Visit::Failed(io::Error::other(why)))));

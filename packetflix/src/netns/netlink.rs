@@ -256,11 +256,41 @@ pub(super) fn dump(
     deadline: Instant,
     has_room: impl Fn(&Listing) -> bool,
 ) -> io::Result<Dumped> {
-    send(socket.as_raw_fd(), &request(kind, sequence), MsgFlags::empty())?;
     let mut room = Vec::new();
+    if !has_room(listing) {
+        return Ok(Dumped::InPart);
+    }
+    dump_each(
+        socket,
+        &request(kind, sequence),
+        sequence,
+        deadline,
+        &mut room,
+        |message| {
+            listing.add(message);
+            has_room(listing)
+        },
+    )
+}
+
+/// Sends a request for a list, and hands each of its messages to `take`, for as long as that wants more, and until the
+/// deadline. `room` is for datagrams.
+///
+/// # Errors
+/// When the kernel does not answer as it should.
+pub(super) fn dump_each(
+    socket: BorrowedFd<'_>,
+    request: &[u8],
+    sequence: u32,
+    deadline: Instant,
+    room: &mut Vec<u8>,
+    mut take: impl FnMut(&Message<'_>) -> bool,
+) -> io::Result<Dumped> {
+    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
     let mut dumped = Dumped::AsOfOneTime;
-    while has_room(listing) && Instant::now() < deadline {
-        let datagram = match receive(socket, &mut room) {
+    let mut wants_more = true;
+    while wants_more && Instant::now() < deadline {
+        let datagram = match receive(socket, room) {
             Ok(Some(datagram)) => datagram,
             Ok(None) => {
                 wait(socket, deadline)?;
@@ -280,7 +310,7 @@ pub(super) fn dump(
             match i32::from(message.kind) {
                 libc::NLMSG_DONE => return Ok(dumped),
                 libc::NLMSG_ERROR => return Err(refusal(message.body)),
-                _ => listing.add(&message),
+                _ => wants_more = take(&message),
             }
         }
     }
@@ -330,7 +360,8 @@ fn append(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-fn message(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
+/// A message with a header.
+pub(super) fn message(kind: u16, flags: i32, sequence: u32, body: &[u8]) -> Vec<u8> {
     let len = (HEADER_LEN + body.len()) as u32;
     let flags = (libc::NLM_F_REQUEST | flags) as u16;
     let mut message = len.to_ne_bytes().to_vec();

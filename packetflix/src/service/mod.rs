@@ -34,6 +34,7 @@ use crate::{
     filter::compile::{Compiler, Options},
     line_bounds::{LineBounds, WINDOW},
     metrics::{Load, Metrics},
+    rates::Rates,
     resolve::{Directory, DiscoveryService, Resolver},
     session::Feeds,
     tap::{Connections, Loader},
@@ -66,6 +67,8 @@ pub struct App {
     pub(crate) compiler: Compiler,
     /// Lines of the account for captures that are refused, of each account of callers.
     accounted: LineBounds<Arc<str>>,
+    /// How much traffic there is.
+    pub(crate) rates: Rates,
     feeds: Feeds,
     permits: Arc<Permits>,
     next_id: AtomicU64,
@@ -110,6 +113,7 @@ impl App {
         Ok(Self {
             access: Arc::new(access),
             discovery,
+            rates: Rates::default(),
             resolver: Resolver::new(directory),
             compiler: Compiler::new(Options {
                 resolve_names: config.resolve_filter_names,
@@ -143,7 +147,14 @@ impl App {
                 self.loader.connections().sweep();
             }
         };
-        tokio::join!(lines, connections, self.access.follow(), self.discovery.follow());
+        let rates = self.rates.follow(&self.discovery);
+        tokio::join!(
+            lines,
+            connections,
+            self.access.follow(),
+            self.discovery.follow(),
+            rates
+        );
     }
 
     /// Looks at all files now that are followed, and at that of the account.

@@ -10,6 +10,7 @@ pub(crate) mod filter;
 pub(crate) mod fuzzing;
 pub(crate) mod health;
 pub(crate) mod plain_answer;
+pub(crate) mod rates;
 pub(crate) mod refusal;
 pub(crate) mod refusal_log;
 pub(crate) mod request;

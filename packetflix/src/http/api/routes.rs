@@ -17,20 +17,21 @@ use super::{
     capture::{self, Handshake, LocalEnd},
     captures,
     code::Code,
-    filter, health,
+    filter, health, rates,
     refusal::Refusal,
     targets,
 };
 use crate::service::Caller;
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "/capture",
     "/captures",
     "/filter",
     "/healthz",
     "/metrics",
     "/openapi.json",
+    "/rates",
     "/readyz",
     "/targets",
     "/version",
@@ -115,6 +116,7 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
         "/filter" => filter::show(&api, &handshake.query, &handshake.caller)
             .await
             .unwrap_or_else(Reply::into_response),
+        "/rates" => rates::follow(&api, &handshake.caller).unwrap_or_else(Reply::into_response),
         "/captures" => captures::list(&api, &handshake),
         "/metrics" => health::metrics(&api, &handshake.caller),
         "/healthz" => health::alive(),
@@ -125,7 +127,7 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
             .unwrap_or_else(Reply::into_response),
         unknown => {
             let sentence = format!(
-                "there is nothing at {unknown}: see /capture, /captures, /targets, /filter, /version, /metrics, \
+                "there is nothing at {unknown}: see /capture, /captures, /targets, /rates, /filter, /version, /metrics, \
                  /healthz, /readyz and /openapi.json"
             );
             Refusal::new(Code::PathUnknown, sentence).into_response()

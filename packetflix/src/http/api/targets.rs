@@ -3,6 +3,8 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    hash::{DefaultHasher, Hasher as _},
+    io,
     num::NonZeroUsize,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
@@ -163,6 +165,32 @@ pub(crate) async fn details(api: &Api, query: &str, caller: &Caller) -> Result<R
     tell(api, &scan, BodyKind::Targets(words), caller, || {
         Details::new(&scan, &selection, &api.app.config.node_name, caller)
     })
+}
+
+/// A number for what a caller may know of the targets that a scan found: another one, where that is another.
+pub(crate) fn digest(scan: &Scan, node_name: &str, caller: &Caller) -> u64 {
+    let mut hashed = Hashed(DefaultHasher::new());
+    if let Ok(all) = Selection::parse(&[], caller.rights()) {
+        let mut details = Details::new(scan, &all, node_name, caller);
+        details.scanned_at = 0.0;
+        // What cannot be written is not told either.
+        let _ = serde_json::to_writer(&mut hashed, &details);
+    }
+    hashed.0.finish()
+}
+
+/// Takes in what is written for a hash.
+struct Hashed(DefaultHasher);
+
+impl io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn parse_words(query: &str) -> Result<Vec<String>, Refusal> {
