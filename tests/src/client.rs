@@ -193,6 +193,17 @@ impl Capture {
         }
     }
 
+    /// The next message, which has to be text.
+    ///
+    /// # Errors
+    /// When it is another, or the connection breaks.
+    pub async fn text(&mut self) -> anyhow::Result<String> {
+        match self.socket.next().await.context("the connection ended")?? {
+            Message::Text(text) => Ok(text.as_str().to_owned()),
+            other => bail!("no text: {other}"),
+        }
+    }
+
     /// Asks for what was captured until now, the final statistics, and the server's close.
     ///
     /// # Errors

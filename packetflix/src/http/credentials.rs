@@ -1,6 +1,7 @@
-//! What a request shows of who sends it: a token in a header or in the query, beside what its connection shows.
+//! What a request shows of who sends it: a token in a header, as a subprotocol or in the query, beside what its connection shows.
 
-use warp::http::{HeaderMap, Request, Uri, header, uri::PathAndQuery};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use warp::http::{HeaderMap, HeaderValue, Request, Uri, header, uri::PathAndQuery};
 
 use super::{proxy::headers::wanted_protocol, transport::connection::ClientConnection};
 use crate::{
@@ -11,7 +12,10 @@ use crate::{
 /// The parameter of a query that may hold a token.
 const TOKEN_PARAMETER: &str = "token";
 
-/// Who sends a request with these headers over a connection of `client`; `token` came in its query.
+/// What a subprotocol begins with that is a token, in base64url without padding (RFC 4648, section 5).
+const TOKEN_PROTOCOL: &[u8] = b"bearer.";
+
+/// Who sends a request with these headers over a connection of `client`; `token` came in its query or as a subprotocol.
 ///
 /// # Errors
 /// When they are not let in.
@@ -36,6 +40,32 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(b"Bearer ")
         .then_some(token.trim_ascii())
+}
+
+/// Takes tokens out of the subprotocols that a handshake offers, in which a page of a browser can send one: it may set no
+/// header there. Gives one if the request is for an upgrade; what is there and is none, or not the only one, is a wrong one.
+pub(super) fn take_protocol_token<B>(request: &mut Request<B>) -> Option<Vec<u8>> {
+    let headers = request.headers_mut();
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let offered: Vec<Vec<u8>> = offered
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|protocol| protocol.trim_ascii().to_owned())
+        .collect();
+    let (mut tokens, kept): (Vec<_>, Vec<_>) = offered
+        .into_iter()
+        .partition(|protocol| protocol.starts_with(TOKEN_PROTOCOL));
+    let token = tokens.pop()?;
+    headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+    // Part of what was valid is valid.
+    if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b", "[..]))
+        && !kept.is_empty()
+    {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    }
+    let is_upgrade = wanted_protocol(request).is_some();
+    let decoded = BASE64_URL_SAFE_NO_PAD.decode(&token[TOKEN_PROTOCOL.len()..]);
+    let token = decoded.ok().filter(|_| tokens.is_empty());
+    is_upgrade.then(|| token.unwrap_or_default())
 }
 
 /// Takes tokens out of the request's query, so that nothing that follows can pass them on or log them. Gives one if
@@ -81,8 +111,6 @@ fn token_in(pair: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use warp::http::HeaderValue;
-
     use super::*;
 
     fn request(uri: &str, is_upgrade: bool) -> Request<()> {
@@ -110,6 +138,57 @@ mod tests {
             assert_eq!(bearer(&headers), token.map(str::as_bytes), "{value}");
         }
         assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn tokens_come_as_subprotocols_and_go_no_further() {
+        for (offered, rest, token) in [
+            (
+                &["packetflix.v1, bearer.YWJj"][..],
+                Some("packetflix.v1"),
+                Some("abc"),
+            ),
+            (
+                &["bearer.YWJjZA,packetflix.v1", "x"],
+                Some("packetflix.v1, x"),
+                Some("abcd"),
+            ),
+            (
+                &["packetflix.v1", "bearer.YWJjZGU"],
+                Some("packetflix.v1"),
+                Some("abcde"),
+            ),
+            (&["bearer.Pj8_"], None, Some(">??")),
+            (&["bearer.YWJj, bearer.YWJj"], None, Some("")),
+            (&["bearer."], None, Some("")),
+            (&["bearer.YWI"], None, Some("ab")),
+            (&["bearer.YWJ"], None, Some("")),
+            (&["bearer.YWJj="], None, Some("")),
+            (&["bearer.Y"], None, Some("")),
+            (&["bearer.Pj8/"], None, Some("")),
+            (&["packetflix.v1"], Some("packetflix.v1"), None),
+            (&["Bearer.YWJj"], Some("Bearer.YWJj"), None),
+            (&[], None, None),
+        ] {
+            let mut request = request("/capture", true);
+            for value in offered {
+                let value = HeaderValue::from_static(value);
+                request
+                    .headers_mut()
+                    .append(header::SEC_WEBSOCKET_PROTOCOL, value);
+            }
+            let taken = take_protocol_token(&mut request);
+            assert_eq!(taken.as_deref(), token.map(str::as_bytes), "{offered:?}");
+            let kept = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+            assert_eq!(kept.map(|value| value.to_str().unwrap()), rest, "{offered:?}");
+        }
+        let mut request = request("/targets", false);
+        let value = HeaderValue::from_static("bearer.YWJj");
+        request
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+        assert_eq!(take_protocol_token(&mut request), None);
+        assert!(request.headers().is_empty());
     }
 
     #[test]

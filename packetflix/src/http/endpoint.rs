@@ -24,7 +24,7 @@ use super::{
     api::refusal::Refusal,
     api::routes::{Routes, is_ours, is_public, routes},
     body::{AnswerBody, boxed},
-    credentials::{identify, take_query_token},
+    credentials::{identify, take_protocol_token, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
@@ -116,6 +116,7 @@ impl Endpoint {
         } else {
             None
         };
+        let token = take_protocol_token(&mut request).or(token);
         let log = RequestLog::begin(&self.api.app.config, &request);
         let asked = Asked::of(&request);
         let mut response = match proxy {

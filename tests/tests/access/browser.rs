@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
+    client::{Capture, Piece, Refused},
     folder::Folder,
     namespace::{Namespace, output_of},
     server::Server,
@@ -140,6 +141,93 @@ fn pages_capture_where_their_origin_is_allowed() -> anyhow::Result<()> {
         if told.starts_with("refused") {
             server.wait_for_log("may not capture here: its origin is not")?;
         }
+    }
+    Ok(())
+}
+
+/// A token in the alphabet of URLs, without padding.
+fn base64url(text: &str) -> String {
+    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let groups = text.as_bytes().chunks(3).map(|group| {
+        let mut bytes = [0; 4];
+        bytes[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(bytes);
+        let signs = (0..=group.len()).map(|at| SIGNS[(bits >> (18 - 6 * at) & 63) as usize] as char);
+        signs.collect::<String>()
+    });
+    groups.collect()
+}
+
+#[tokio::test]
+async fn tokens_come_as_subprotocols() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {ALICE}\n"))?;
+    let server = server_with(&tokens, &["--log-requests", "--log-headers"])?;
+    let url = server.url(&format!("netns={}", namespace.inode()?));
+    let token = format!("bearer.{}", base64url(ALICE));
+    let wrong = format!("bearer.{}", base64url("alice-0123456789abcdeg"));
+    let own = format!("http://127.0.0.1:{}", server.port());
+    for (offered, origin, status) in [
+        (format!("packetflix.v1, {token}"), &own[..], 101),
+        (format!("{token}, packetflix.v1"), &own, 101),
+        (format!("packetflix.v1, {wrong}"), &own, 401),
+        (format!("packetflix.v1, {token}, {token}"), &own, 401),
+        ("packetflix.v1".to_owned(), &own, 401),
+        (format!("packetflix.v1, {token}"), "http://evil.example", 403),
+    ] {
+        let headers = [("sec-websocket-protocol", &offered[..]), ("origin", origin)];
+        match Capture::open(&url, &headers).await {
+            Ok(mut capture) => {
+                ensure!(status == 101, "{offered} {origin}");
+                let answer = capture.answer("sec-websocket-protocol");
+                ensure!(answer == Some("packetflix.v1"), "{answer:?}");
+                capture.close().await?;
+            }
+            Err(error) => {
+                let refused: Refused = error.downcast()?;
+                ensure!(refused.status == status, "{offered} {origin}: {refused}");
+            }
+        }
+    }
+    // A client that offers nothing is answered as ever.
+    let bearer = format!("Bearer {ALICE}");
+    let mut capture = Capture::open(&url, &[("authorization", &bearer)]).await?;
+    ensure!(capture.answer("sec-websocket-protocol").is_none());
+    capture.close().await?;
+    ensure!(!server.log().contains(&token), "{}", server.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn pages_are_told_why_there_is_no_capture() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let own = format!("http://127.0.0.1:{}", server.port());
+    let told = "packetflix.v1, refusals.packetflix.v1";
+    let url = server.url("netns=1");
+    let headers = [("sec-websocket-protocol", told), ("origin", &own[..])];
+    let mut capture = Capture::open(&url, &headers).await?;
+    ensure!(capture.answer("sec-websocket-protocol") == Some("packetflix.v1"));
+    let text = capture.text().await?;
+    let refusal: serde_json::Value = serde_json::from_str(&text)?;
+    ensure!(refusal["code"] == "target_unknown", "{text}");
+    let sentence = refusal["error"].as_str().context("no sentence")?;
+    match capture.next().await? {
+        Piece::Closed(1008, reason) => ensure!(sentence.starts_with(&reason), "{reason}"),
+        other => anyhow::bail!("{other:?}"),
+    }
+    server.wait_for_log(&format!("reason={sentence:?}"))?;
+    // Whoever does not ask for that is refused as ever, and so is a page of another site.
+    for (protocols, origin, status) in [
+        ("packetflix.v1", &own[..], 404),
+        (told, "http://evil.example", 403),
+    ] {
+        let headers = [("sec-websocket-protocol", protocols), ("origin", origin)];
+        let refused: Refused = match Capture::open(&url, &headers).await {
+            Ok(_) => anyhow::bail!("let in"),
+            Err(error) => error.downcast()?,
+        };
+        ensure!(refused.status == status, "{refused}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use hyper::upgrade::OnUpgrade;
 use tracing::Instrument as _;
 use warp::{
     Reply,
-    http::{HeaderMap, HeaderName, HeaderValue, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, header},
     reply::Response,
 };
 
@@ -27,6 +27,13 @@ const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
 /// Why a capture has ended whose client did not wait for it.
 const LEFT_BEFORE: &str = "it left before the stream began";
 
+/// The subprotocol of a stream. A browser that offers any takes no answer without one of them.
+const PROTOCOL: &str = "packetflix.v1";
+
+/// What whoever offers it beside that is told by a message and a close: a browser shows a page no answer but the upgrade, and so
+/// no refusal. Nothing else is refused otherwise for its sake: neither those who are not known, nor pages of other sites.
+const TELLS_REFUSALS: &str = "refusals.packetflix.v1";
+
 /// Our end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LocalEnd(pub(crate) SocketAddr);
@@ -41,6 +48,19 @@ pub(crate) struct Handshake {
     pub(crate) caller: Caller,
 }
 
+/// An upgrade to a WebSocket that is accepted.
+struct Upgrade {
+    answer: Response,
+    /// What follows the answer, until somebody takes it.
+    socket: Option<UpgradeFut>,
+}
+
+impl Upgrade {
+    fn take(&mut self) -> Result<UpgradeFut, RequestError> {
+        self.socket.take().ok_or(RequestError::NoUpgrade)
+    }
+}
+
 /// Starts a capture and answers the handshake, or says why not.
 pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response, Refusal> {
     let id = api.app.next_id();
@@ -51,26 +71,53 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
         target: TargetDescription::default(),
     };
     let (peer, account) = (handshake.caller.peer(), handshake.caller.account());
-    let started = start(api, handshake, &mut attempt, span.clone());
-    let started = started.instrument(span.clone()).await;
-    if let Err(refusal) = &started {
-        span.in_scope(|| api.refusals.refused(peer, refusal));
-        let status = refusal.status().as_u16();
-        api.app.refused(&attempt, &account, status, &refusal.sentence);
-    }
-    started
+    let tells_refusals = offers(&handshake.headers, TELLS_REFUSALS);
+    let prepared = span.in_scope(|| prepare(api, &handshake));
+    let (refusal, upgrade) = match prepared {
+        Err(refusal) => (refusal, None),
+        Ok(mut upgrade) => {
+            let started = start(api, handshake, &mut attempt, &mut upgrade, span.clone());
+            match started.instrument(span.clone()).await {
+                Ok(()) => return Ok(upgrade.answer),
+                Err(refusal) => (refusal, Some(upgrade)),
+            }
+        }
+    };
+    span.in_scope(|| api.refusals.refused(peer, &refusal));
+    let status = refusal.status().as_u16();
+    api.app.refused(&attempt, &account, status, &refusal.sentence);
+    let Some(Upgrade {
+        answer,
+        socket: Some(upgraded),
+    }) = upgrade.filter(|_| tells_refusals)
+    else {
+        return Err(refusal);
+    };
+    let told = async move {
+        if let Ok(socket) = upgraded.await {
+            websocket::refuse(socket, &refusal).await;
+        }
+    };
+    api.app.tasks.spawn(told.instrument(span));
+    Ok(answer)
 }
 
+/// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket.
+fn prepare(api: &Api, handshake: &Handshake) -> Result<Upgrade, Refusal> {
+    tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
+    check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
+    handshake.caller.may_capture_something()?;
+    Ok(accept_upgrade(handshake)?)
+}
+
+/// Starts a capture, and takes the socket of `upgrade` once there is one.
 async fn start(
     api: &Api,
     handshake: Handshake,
     attempt: &mut Attempt,
+    upgrade: &mut Upgrade,
     span: tracing::Span,
-) -> Result<Response, Refusal> {
-    tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
-    check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
-    handshake.caller.may_capture_something()?;
-    let (mut switching, upgraded) = accept_upgrade(&handshake)?;
+) -> Result<(), Refusal> {
     let mut request = request::parse(&handshake.query, &handshake.headers)?;
     attempt.target.clone_from(&request.target);
     let Handshake {
@@ -87,6 +134,7 @@ async fn start(
     let patience = api.app.config.client_timeout;
     if let Some(several) = request.several.take() {
         let started = api.app.start_several(attempt.id, request, several, asker).await?;
+        let upgraded = upgrade.take()?;
         let streaming = started.deliver(async move |session, stop| match upgraded.await {
             Ok(socket) => websocket::serve(socket, session, stop, patience).await,
             Err(error) => {
@@ -95,13 +143,14 @@ async fn start(
             }
         });
         api.app.tasks.spawn(streaming.instrument(span));
-        return Ok(switching);
+        return Ok(());
     }
     let started = api.app.start(attempt.id, request, asker).await?;
     if started.has_several_link_types {
         let note = HeaderValue::from_static(SEVERAL_LINK_TYPES);
-        switching.headers_mut().insert(NOTE, note);
+        upgrade.answer.headers_mut().insert(NOTE, note);
     }
+    let upgraded = upgrade.take()?;
     let streaming = started.deliver(async move |session, running, stop| match upgraded.await {
         Ok(socket) => {
             let stream = SingleStream { session, running };
@@ -113,11 +162,11 @@ async fn start(
         }
     });
     api.app.tasks.spawn(streaming.instrument(span));
-    Ok(switching)
+    Ok(())
 }
 
 /// Checks the WebSocket handshake and prepares its answer.
-fn accept_upgrade(handshake: &Handshake) -> Result<(Response, UpgradeFut), RequestError> {
+fn accept_upgrade(handshake: &Handshake) -> Result<Upgrade, RequestError> {
     let mut request = Request::new(());
     *request.headers_mut() = handshake.headers.clone();
     if !is_upgrade_request(&request) {
@@ -126,9 +175,23 @@ fn accept_upgrade(handshake: &Handshake) -> Result<(Response, UpgradeFut), Reque
     // Only a request of HTTP/1.1 can be upgraded.
     let on_upgrade = handshake.on_upgrade.clone().ok_or(RequestError::NoUpgrade)?;
     request.extensions_mut().insert(on_upgrade);
-    let (response, upgraded) = upgrade(&mut request).map_err(|error| match error {
+    let (mut response, upgraded) = upgrade(&mut request).map_err(|error| match error {
         fastwebsockets::WebSocketError::InvalidSecWebsocketVersion => RequestError::WebSocketVersion,
         _ => RequestError::NoWebSocketKey,
     })?;
-    Ok((response.map(|_| "").into_response(), upgraded))
+    if offers(&handshake.headers, PROTOCOL) {
+        let headers = response.headers_mut();
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    }
+    Ok(Upgrade {
+        answer: response.map(|_| "").into_response(),
+        socket: Some(upgraded),
+    })
+}
+
+/// Whether a handshake offers a subprotocol (RFC 6455, section 1.9).
+fn offers(headers: &HeaderMap, wanted: &str) -> bool {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut offered = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    offered.any(|protocol| protocol.trim_ascii() == wanted.as_bytes())
 }

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use warp::{
     Reply,
     http::{HeaderValue, StatusCode, header},
@@ -52,6 +52,11 @@ impl Refusal {
         self.code.status()
     }
 
+    /// What is told to programs.
+    pub(crate) fn body(&self) -> Value {
+        json!({ "error": self.sentence, "code": self.code.name() })
+    }
+
     /// The kernel refused something that took `capability`, or descriptors or memory that it has no more of.
     fn by_kernel(error: &(dyn Error + 'static), capability: Capability) -> Self {
         Self::for_want(error).unwrap_or_else(|| {
@@ -72,7 +77,7 @@ impl Refusal {
 impl Reply for Refusal {
     fn into_response(self) -> Response {
         let status = self.status();
-        let body = reply::json(&json!({ "error": self.sentence, "code": self.code.name() }));
+        let body = reply::json(&self.body());
         let mut response = reply::with_status(body, status).into_response();
         // Its body may have to be another one, and it may have to be accounted for.
         response.extensions_mut().insert(self);

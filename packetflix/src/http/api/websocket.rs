@@ -18,6 +18,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use super::refusal::Refusal;
 use crate::{
     capture_end::CaptureEnd,
     session::{ClientStream, Ended},
@@ -116,10 +117,7 @@ pub(crate) async fn serve(
     stop: CancellationToken,
     client_timeout: Duration,
 ) {
-    let (reader, writer) = socket.split(|stream| {
-        let (reader, writer) = tokio::io::split(stream);
-        (BoundedReads(reader), writer)
-    });
+    let (reader, writer) = split(socket);
     let (sender, events) = mpsc::channel(QUEUED_EVENTS);
     let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
     let peer = Peer {
@@ -160,6 +158,38 @@ pub(crate) async fn serve(
         // A client that does not take the frame in time has had its chance.
         let _ = timeout(CLOSE_TIMEOUT, client.close(code, &reason)).await;
     }
+}
+
+fn split(socket: WebSocket<TokioIo<Upgraded>>) -> (Reader, Writer) {
+    socket.split(|stream| {
+        let (reader, writer) = tokio::io::split(stream);
+        (BoundedReads(reader), writer)
+    })
+}
+
+/// Tells a refusal, as a message that is text with what the body of an answer would be, and closes.
+pub(crate) async fn refuse(socket: WebSocket<TokioIo<Upgraded>>, refusal: &Refusal) {
+    let (reader, mut writer) = split(socket);
+    let (sender, mut events) = mpsc::channel(QUEUED_EVENTS);
+    let _reader = AbortOnDropHandle::new(tokio::spawn(read(reader, sender)));
+    let text = refusal.body().to_string();
+    let reason = &refusal.sentence[..refusal.sentence.floor_char_boundary(MAX_REASON_LEN)];
+    let told = async {
+        let text = Frame::text(Payload::Borrowed(text.as_bytes()));
+        writer.write_frame(text).await?;
+        writer
+            .write_frame(Frame::close(NOT_ALLOWED, reason.as_bytes()))
+            .await?;
+        writer.flush().await?;
+        // Then its close, or whatever else is the last that it says.
+        while !matches!(
+            events.recv().await,
+            None | Some(Event::Close | Event::Gone(_) | Event::Garbage(_))
+        ) {}
+        Ok::<_, WebSocketError>(())
+    };
+    // Whoever does not take it in time has had the chance.
+    let _ = timeout(CLOSE_TIMEOUT, told).await;
 }
 
 impl Client {
