@@ -238,7 +238,7 @@ mod tests {
     }
 
     /// What a file has, in short.
-    fn read(file: Vec<u8>) -> Vec<String> {
+    fn read(file: &[u8]) -> Vec<String> {
         let shown = |block: Block<'_>| match block.kind() {
             Kind::Section => "section".to_owned(),
             Kind::Interface(interface) => format!("link type {}", interface.link_type),
@@ -250,7 +250,7 @@ mod tests {
             Kind::Names => format!("{} names", name_records(&block).count()),
             Kind::Other => "other".to_owned(),
         };
-        blocks(&file).map(shown).collect()
+        blocks(file).map(shown).collect()
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(section.end_len(), write::STATISTICS_LEN);
         section.end_file(&mut out);
         assert_eq!(
-            read(std::mem::take(&mut out)),
+            read(&std::mem::take(&mut out)),
             [
                 "section",
                 "link type 1",
@@ -296,7 +296,7 @@ mod tests {
         section.end_file(&mut out);
         // The interface that has ended is not in it, and the other's losses are those of both files.
         assert_eq!(
-            read(std::mem::take(&mut out)),
+            read(&std::mem::take(&mut out)),
             [
                 "section",
                 "link type 101",
@@ -308,7 +308,7 @@ mod tests {
             ]
         );
         section.begin_file(&mut out);
-        assert_eq!(read(out), ["section", "2 names"]);
+        assert_eq!(read(&out), ["section", "2 names"]);
     }
 
     #[test]
