@@ -29,9 +29,18 @@ impl Namespace {
     pub fn new() -> anyhow::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pf-test-{}-{count}", std::process::id());
-        run("ip", &["netns", "add", &name])?;
-        let namespace = Self { name };
+        Self::named(&format!("pf-test-{}-{count}", std::process::id()))
+    }
+
+    /// Makes one with this name, which nobody else has.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn named(name: &str) -> anyhow::Result<Self> {
+        run("ip", &["netns", "add", name])?;
+        let namespace = Self {
+            name: name.to_owned(),
+        };
         namespace.inside(|| {
             for which in ["all", "default"] {
                 std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1")?;

@@ -50,6 +50,10 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("chromium", "chromium"),
     Tool("tcpdump", "tcpdump"),
     Tool("tshark", "tshark"),
+    // Its window, on a display that nobody sees.
+    Tool("wireshark", "wireshark"),
+    Tool("Xvfb", "xvfb"),
+    Tool("xdotool", "xdotool"),
     Tool("xdg-mime", "xdg-utils"),
     Tool("capinfos", "wireshark-common"),
     Tool("bpftool", "bpftool"),

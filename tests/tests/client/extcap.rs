@@ -27,13 +27,13 @@ use packetflix_tests::{
 use crate::{is_idle, send};
 
 /// A user's home in which the program is installed for Wireshark.
-struct Desk {
-    home: Folder,
-    server: Server,
+pub(crate) struct Desk {
+    pub(crate) home: Folder,
+    pub(crate) server: Server,
 }
 
 impl Desk {
-    fn new(flags: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn new(flags: &[&str]) -> anyhow::Result<Self> {
         let desk = Self {
             home: Folder::new()?,
             server: Server::start(flags)?,
@@ -49,7 +49,7 @@ impl Desk {
         format!("http://127.0.0.1:{}", self.server.port())
     }
 
-    fn command(&self, program: &Path, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -89,7 +89,7 @@ impl Desk {
     }
 
     /// Waits until there is a capture, or none.
-    fn wait_for_captures(&self, count: usize) -> anyhow::Result<()> {
+    pub(crate) fn wait_for_captures(&self, count: usize) -> anyhow::Result<()> {
         wait_until(Duration::from_secs(15), || {
             let (_, list) = self.server.get("/captures")?;
             Ok(list["captures"].as_array().map(Vec::len) == Some(count))

@@ -10,6 +10,7 @@ mod servers;
 mod several;
 mod ssh;
 mod verbs;
+mod window;
 
 use std::{
     fs,

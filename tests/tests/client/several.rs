@@ -9,18 +9,27 @@ use std::{
     process::{Command, Output},
     sync::mpsc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{sys::stat::Mode, unistd::mkfifo};
-use packetflix_tests::{folder::Folder, server::program};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
+use packetflix_tests::{
+    folder::Folder,
+    namespace::Namespace,
+    recording::Packet,
+    server::{Server, program, wait_until},
+};
 use tokio_tungstenite::tungstenite::{
     Message, accept_hdr,
     handshake::server::{ErrorResponse, Request, Response},
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use crate::read;
+use crate::{Capture, read, send};
 
 /// A server of one capture, in the place of ours: it plays what the test wants, and gives what it was asked.
 struct StandIn {
@@ -89,6 +98,14 @@ impl StandIn {
     fn asked(self) -> anyhow::Result<String> {
         self.served.join().ok().context("it has panicked")?
     }
+}
+
+/// The files that were written, in their order.
+fn files(folder: &Folder) -> anyhow::Result<Vec<PathBuf>> {
+    let entries: Result<Vec<_>, _> = fs::read_dir(folder.path())?.collect();
+    let mut files: Vec<PathBuf> = entries?.iter().map(fs::DirEntry::path).collect();
+    files.sort();
+    Ok(files)
 }
 
 fn block(kind: u32, body: &[u8]) -> Vec<u8> {
@@ -171,9 +188,7 @@ fn files_that_follow_each_other_have_the_interfaces_that_come_and_go() -> anyhow
         assert!(told.contains(line), "{line}: {told}");
     }
 
-    let entries: Result<Vec<_>, _> = fs::read_dir(folder.path())?.collect();
-    let mut files: Vec<PathBuf> = entries?.iter().map(fs::DirEntry::path).collect();
-    files.sort();
+    let files = files(&folder)?;
     assert_eq!(files.len(), 7);
     let (mut next, mut names) = (0u32, BTreeMap::new());
     for file in &files {
@@ -191,6 +206,71 @@ fn files_that_follow_each_other_have_the_interfaces_that_come_and_go() -> anyhow
     // Those that have gone are no longer described.
     assert_eq!(read(&files[6])?.interfaces.len(), 1);
     Ok(())
+}
+
+#[test]
+fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
+    const ROUNDS: u32 = 3;
+    const PACKETS: u32 = 8;
+
+    let folder = Folder::new()?;
+    let server = Server::start(&[])?;
+    let name = format!("pf-several-{}", std::process::id());
+    let ring = folder.file("ring.pcapng").display().to_string();
+    let pattern = format!("/run/netns/{name}*");
+    let arguments = ["-f", "udp dst port 9", "-w", &ring, "-b", "packets:5"];
+    let capture = Capture::start(&server, &[&[&pattern[..], "--wait"][..], &arguments].concat())?;
+    let count = |wanted: usize| {
+        wait_until(Duration::from_secs(20), || {
+            let (_, list) = server.get("/captures")?;
+            Ok(list["captures"].as_array().context("no captures")?.len() == wanted)
+        })
+    };
+    let other = Namespace::named(&format!("{name}-db"))?;
+    for round in 0..ROUNDS {
+        // It comes again under its name, in another namespace.
+        let web = Namespace::named(&format!("{name}-web"))?;
+        count(2)?;
+        send(&web, 0..PACKETS)?;
+        send(&other, 0..PACKETS)?;
+        wait_until(Duration::from_secs(10), || {
+            Ok(all_packets(&folder)?.len() == (2 * PACKETS * (round + 1)) as usize)
+        })?;
+        drop(web);
+        count(1)?;
+    }
+    capture.signal(Signal::SIGINT)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 130, "{told}");
+    let sum = ROUNDS * PACKETS;
+    for who in ["web", "db"] {
+        let line = format!("{name}-{who}/lo: {sum} packets captured, {sum} delivered, 0 dropped\n");
+        assert!(told.contains(&line), "{line}: {told}");
+    }
+    let names = all_packets(&folder)?;
+    for who in ["web", "db"] {
+        let end = format!("{name}-{who}/lo");
+        assert_eq!(
+            names.iter().filter(|name| name.ends_with(&end)).count(),
+            sum as usize
+        );
+    }
+    for file in files(&folder)? {
+        read(&file)?.check_complete()?;
+    }
+    Ok(())
+}
+
+/// The interface of each packet, in the order of the files.
+fn all_packets(folder: &Folder) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for file in files(folder)? {
+        // The last one may just have been begun.
+        let Ok(recording) = read(&file) else { continue };
+        let of = |packet: &Packet| recording.interfaces[packet.interface].name.clone();
+        names.extend(recording.packets.iter().map(of));
+    }
+    Ok(names)
 }
 
 #[test]
