@@ -211,9 +211,9 @@ impl Output {
                     return Ok(Written::Enough(count));
                 }
             }
-            let is_as_it_came = match (kind, &mut self.section) {
+            let is_as_it_came = match (&kind, &mut self.section) {
                 (Kind::Section, _) => self.begin_section(&block),
-                (_, Some(section)) => section.takes(&block, &mut self.pending),
+                (kind, Some(section)) => section.takes(&block, kind, &mut self.pending),
                 (_, None) => true,
             };
             at += len;

@@ -93,13 +93,13 @@ impl Section {
         u64::from(self.live) * write::STATISTICS_LEN
     }
 
-    /// Takes note of a block that is no section header. Whether it stands in this file as it came; if not, `out` gets what
-    /// stands in its place, if anything does.
-    pub(crate) fn takes(&mut self, block: &Block<'_>, out: &mut Vec<u8>) -> bool {
-        match block.kind() {
+    /// Takes note of a block of this kind that is no section header. Whether it stands in this file as it came; if not, `out`
+    /// gets what stands in its place, if anything does.
+    pub(crate) fn takes(&mut self, block: &Block<'_>, kind: &Kind<'_>, out: &mut Vec<u8>) -> bool {
+        match kind {
             Kind::Interface(_) => self.describe(block),
-            Kind::Packet(packet) => return self.takes_packet(block, &packet, out),
-            Kind::Statistics(statistics) => return self.takes_statistics(block, &statistics, out),
+            Kind::Packet(packet) => return self.takes_packet(block, packet, out),
+            Kind::Statistics(statistics) => return self.takes_statistics(block, statistics, out),
             Kind::Names => self.names.extend(name_records(block)),
             Kind::Section | Kind::Other => {}
         }
@@ -231,7 +231,7 @@ mod tests {
 
     fn write(section: &mut Section, block: &[u8], out: &mut Vec<u8>) {
         for block in blocks(block) {
-            if section.takes(&block, out) {
+            if section.takes(&block, &block.kind(), out) {
                 out.extend_from_slice(block.bytes());
             }
         }
