@@ -35,6 +35,7 @@ pub mod merging;
 mod metrics;
 mod nearest;
 pub mod netns;
+mod page;
 pub mod pcapng;
 mod proc_fs;
 mod rates;

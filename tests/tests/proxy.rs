@@ -783,7 +783,7 @@ fn nothing_is_proxied_unless_asked_for() -> anyhow::Result<()> {
     let upstream = Upstream::start(tell)?;
     let server = Server::start(&["--gw-port", &upstream.port().to_string()])?;
     for (path, words) in [
-        ("/", "there is nothing at /"),
+        ("/nothing", "there is nothing at /nothing"),
         ("/discover/x", "there is nothing at /discover/x"),
         ("/mobyshark", "start with --proxy-discovery"),
         ("/discover/mobyshark", "start with --proxy-discovery"),

@@ -15,6 +15,7 @@ mod run;
 mod setup;
 mod shell;
 mod test;
+mod ui;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Write the tables in docs/ anew that are made from the program: of flags, and of metrics
     Docs,
+    /// Make the page for browsers anew, that the server has in it
+    Ui(ui::Args),
     /// Check formatting, lints of the host and eBPF crates, links of the documents, and dependencies
     Lint,
     /// Run the tests of a plan: what a kernel under test does
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::bench(&args),
         Verb::Fuzz(args) => fuzz::fuzz(&args),
         Verb::Docs => documents::docs(),
+        Verb::Ui(args) => ui::ui(&args),
         Verb::Lint => lint::lint(),
         Verb::Guest => kernel::guest(),
     };

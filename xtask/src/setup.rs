@@ -16,6 +16,9 @@ use crate::{
 /// From 0.11 on bpf-linker wants an LLVM of the system; this one loads the LLVM of rustc.
 const BPF_LINKER: &str = "0.10.3";
 
+/// From npm: finds in a page what keeps people out.
+const AXE: &str = "4.14.1";
+
 const CARGO_DEB: &str = "3.8.0";
 
 const CARGO_CYCLONEDX: &str = "0.5.9";
@@ -48,6 +51,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("ssh", "openssh-client"),
     Tool("ssh-keygen", "openssh-client"),
     Tool("chromium", "chromium"),
+    Tool("chromedriver", "chromium-driver"),
+    Tool("npm", "npm"),
     Tool("tcpdump", "tcpdump"),
     Tool("tshark", "tshark"),
     // Its window, on a display that nobody sees.
@@ -240,6 +245,7 @@ pub(crate) fn test_tools() -> anyhow::Result<()> {
     cargo_deb()?;
     promtool()?;
     sshd()?;
+    axe()?;
     kubernetes_schemas()
 }
 
@@ -268,6 +274,29 @@ fn sshd() -> anyhow::Result<()> {
         "missing: sshd, of Debian's packages openssh-server and libwrap0; it belongs to target/tools/sshd",
     )?;
     Ok(fs::rename(&new, &own)?)
+}
+
+/// What finds barriers in pages, which the tests put into ours.
+fn axe() -> anyhow::Result<()> {
+    let own = root().join("target/tools/axe-core");
+    if own.join(format!("axe-core-{AXE}.tgz")).is_file() && own.join("package/axe.min.js").is_file() {
+        return Ok(());
+    }
+    fs::create_dir_all(&own)?;
+    let package = format!("axe-core@{AXE}");
+    let pack = ["pack", "--silent", &package];
+    execute(Command::new("npm").current_dir(&own).args(pack))
+        .with_context(|| format!("{package} of npm is missing in {}", own.display()))?;
+    let archive = format!("axe-core-{AXE}.tgz");
+    execute(Command::new("tar").current_dir(&own).args(["-xzf", &archive]))
+}
+
+/// What makes the page.
+///
+/// # Errors
+/// As [`test_tools`].
+pub(crate) fn page_tools() -> anyhow::Result<()> {
+    install_missing(&[Tool("node", "nodejs"), Tool("npm", "npm")])
 }
 
 /// Unpacks Debian packages into a folder, without installing them.

@@ -155,7 +155,7 @@ impl Endpoint {
             true => Ok(()),
             false => self.check_page(&request, client, false),
         });
-        let caller = checked.and_then(|()| match self.caller(&request, client, token) {
+        let caller = checked.and_then(|()| match self.caller(&request, client, token, !is_public) {
             Err(_) if is_public => Ok(Caller::nobody(Some(client.peer))),
             known => known,
         });
@@ -192,7 +192,7 @@ impl Endpoint {
     ) -> Response<AnswerBody> {
         let caller = check_url(request.uri())
             .and_then(|()| self.check_page(&request, client, true))
-            .and_then(|()| self.caller(&request, client, token));
+            .and_then(|()| self.caller(&request, client, token, true));
         let caller = match caller {
             Ok(caller) => caller,
             Err(refusal) => return self.refuse(refusal, client),
@@ -244,15 +244,16 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Who sends a request.
+    /// Who sends a request. Where that takes a right, whoever has one has proved who they are.
     fn caller<B>(
         &self,
         request: &Request<B>,
         client: &ClientConnection,
         token: Option<&[u8]>,
+        takes_right: bool,
     ) -> Result<Caller, Refusal> {
         let caller = identify(&self.access, client, request.headers(), token)?;
-        if let Some(place) = client.place.as_ref().filter(|_| !is_public(request.uri().path())) {
+        if let Some(place) = client.place.as_ref().filter(|_| takes_right) {
             place.prove();
         }
         Ok(caller)

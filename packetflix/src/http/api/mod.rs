@@ -9,6 +9,7 @@ pub(crate) mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 pub(crate) mod health;
+pub(crate) mod page;
 pub(crate) mod plain_answer;
 pub(crate) mod rates;
 pub(crate) mod refusal;

@@ -17,11 +17,11 @@ use super::{
     capture::{self, Handshake, LocalEnd},
     captures,
     code::Code,
-    filter, health, rates,
+    filter, health, page as pages, rates,
     refusal::Refusal,
     targets,
 };
-use crate::service::Caller;
+use crate::{page, service::Caller};
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
 const PATHS: [&str; 10] = [
@@ -40,6 +40,9 @@ const PATHS: [&str; 10] = [
 /// Below this, each capture that runs has its number.
 const CAPTURES: &str = "/captures/";
 
+/// Where the page is, whoever has `/`.
+const PAGE: &str = "/ui";
+
 /// Paths at which nobody is asked who they are.
 const PUBLIC: [&str; 3] = ["/version", "/healthz", "/readyz"];
 
@@ -48,12 +51,12 @@ pub(crate) type Routes = BoxedFilter<(Response,)>;
 
 /// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
 pub(crate) fn is_ours(path: &str) -> bool {
-    PATHS.contains(&path) || path.starts_with(CAPTURES)
+    PATHS.contains(&path) || path.starts_with(CAPTURES) || page::has(path)
 }
 
 /// Whether everyone may know what is at a path.
 pub(crate) fn is_public(path: &str) -> bool {
-    PUBLIC.contains(&path)
+    PUBLIC.contains(&path) || page::file(path).is_some() || path == PAGE
 }
 
 /// All routes, with every answer, the refusals too, as a response.
@@ -125,9 +128,11 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
         "/capture" => capture::capture(&api, handshake)
             .await
             .unwrap_or_else(Reply::into_response),
+        PAGE => pages::lead_into_folder(),
+        path if let Some(file) = page::file(path) => pages::show(file, &handshake.headers),
         unknown => {
             let sentence = format!(
-                "there is nothing at {unknown}: see /capture, /captures, /targets, /rates, /filter, /version, /metrics, \
+                "there is nothing at {unknown}: see /, /capture, /captures, /targets, /rates, /filter, /version, /metrics, \
                  /healthz, /readyz and /openapi.json"
             );
             Refusal::new(Code::PathUnknown, sentence).into_response()

@@ -1,0 +1,147 @@
+// What is to be captured of the targets that were chosen, and what becomes of it.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { type Target, fullName } from "./model";
+import { type Wish, command, curl, nameOf, pathOf, wiresharkAddress } from "./request";
+import { type Saving, save } from "./save";
+import { Refusal, askJson, dial } from "./service";
+import { plural, readable, short } from "./text";
+import type { Source } from "./worker/messages";
+
+/** How long somebody has to rest from typing before a filter is held against the service, in milliseconds. */
+const REST = 250;
+
+const COMMON = ["tcp", "udp port 53", "icmp or icmp6", "arp", "tcp port 80 or tcp port 443", "tcp[tcpflags] & (tcp-syn|tcp-rst) != 0", "not port 22"];
+
+interface Props {
+  targets: Target[];
+  wish: Wish;
+  onWish: (wish: Wish) => void;
+  onWatch: (source: Source) => void;
+  onClose: () => void;
+}
+
+/** What the service says of a filter, if it does not take it. */
+function useFilterError(filter: string): string | undefined {
+  const [error, setError] = useState<string>();
+  useEffect(() => {
+    setError(undefined);
+    if (!filter.trim()) return undefined;
+    const leaving = new AbortController();
+    const timer = setTimeout(async () => {
+      try {
+        await askJson(`filter?${new URLSearchParams({ expr: filter.trim() })}`, { signal: leaving.signal });
+      } catch (refused) {
+        if (refused instanceof Refusal) setError(refused.message);
+      }
+    }, REST);
+    return () => {
+      clearTimeout(timer);
+      leaving.abort();
+    };
+  }, [filter]);
+  return error;
+}
+
+export function Capture({ targets, wish, onWish, onWatch, onClose }: Props) {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const [copied, setCopied] = useState("");
+  const [saving, setSaving] = useState<Saving>();
+  const stop = useRef<(() => void) | undefined>(undefined);
+  const error = useFilterError(wish.filter);
+  const names = [...new Set(targets.flatMap((target) => target["network-interfaces"].map((link) => link.name)))];
+  const set = (part: Partial<Wish>) => onWish({ ...wish, ...part });
+
+  useEffect(() => dialog.current?.showModal(), []);
+
+  const watch = () => onWatch({ name: nameOf(targets), ...dial(pathOf(targets, wish)) });
+  const saveIt = async () => {
+    try {
+      stop.current = await save(targets, wish, setSaving);
+    } catch (given) {
+      // Whoever does not say where it is to go does not want it.
+      if ((given as Error).name !== "AbortError") setSaving({ name: nameOf(targets), bytes: 0, end: (given as Error).message, isRefused: true });
+    }
+  };
+  const copy = async (what: string, text: string) => {
+    try {
+      await navigator.clipboard.writeText(text);
+      setCopied(`${what} is in the clipboard`);
+    } catch {
+      setCopied(text);
+    }
+  };
+  const toggle = (name: string) =>
+    set({ interfaces: wish.interfaces.includes(name) ? wish.interfaces.filter((one) => one !== name) : [...wish.interfaces, name] });
+  const isRunning = saving !== undefined && saving.end === undefined;
+  const limit = (name: "packets" | "duration" | "bytes" | "snaplen", label: string, hint: string) => (
+    <label>
+      {label} <input size={8} value={wish[name]} placeholder={hint} onInput={(event) => set({ [name]: event.currentTarget.value })} />
+    </label>
+  );
+
+  return (
+    <dialog ref={dialog} class="capture" aria-labelledby="capture-title" onClose={onClose}>
+      <h2 id="capture-title">Capture {targets.length === 1 ? <bdi>{readable(fullName(targets[0]!))}</bdi> : plural(targets.length, "target")}</h2>
+      {targets.length > 1 && <p class="names">{targets.map((target) => readable(fullName(target))).join(", ")}</p>}
+      <fieldset>
+        <legend>Interfaces</legend>
+        <label>
+          <input type="checkbox" checked={wish.interfaces.length === 0} onChange={() => set({ interfaces: [] })} /> all, those that come later too
+        </label>
+        <div class="choices">
+          {names.map((name) => (
+            <label key={name}>
+              <input type="checkbox" checked={wish.interfaces.includes(name)} onChange={() => toggle(name)} /> <bdi>{readable(name)}</bdi>
+            </label>
+          ))}
+        </div>
+      </fieldset>
+      <label class="filter">
+        Filter, as for tcpdump
+        <input
+          list="common-filters"
+          value={wish.filter}
+          spellcheck={false}
+          placeholder="everything"
+          aria-invalid={error !== undefined}
+          aria-describedby="filter-error"
+          onInput={(event) => set({ filter: event.currentTarget.value })}
+        />
+      </label>
+      <datalist id="common-filters">
+        {COMMON.map((filter) => (
+          <option key={filter} value={filter} />
+        ))}
+      </datalist>
+      <p id="filter-error" class="error" role="alert">{error && readable(error)}</p>
+      <fieldset>
+        <legend>Limits</legend>
+        <div class="choices">
+          {limit("packets", "packets", "none")}
+          {limit("duration", "duration", "10s, 5m")}
+          {limit("bytes", "size", "10MiB")}
+          {limit("snaplen", "bytes of each packet", "all")}
+          <label>
+            <input type="checkbox" checked={!wish.promiscuous} onChange={() => set({ promiscuous: !wish.promiscuous })} /> no promiscuous mode
+          </label>
+        </div>
+      </fieldset>
+      <div class="bar">
+        <button type="button" class="main" disabled={error !== undefined} onClick={watch}>Watch here</button>
+        <button type="button" disabled={error !== undefined || isRunning} onClick={saveIt}>Save</button>
+        <a class="button" href={wiresharkAddress(targets, wish)}>Open in Wireshark</a>
+        <button type="button" onClick={() => copy("the command", command(targets, wish))}>Copy as command</button>
+        <button type="button" onClick={() => copy("the call of curl", curl(targets, wish))}>Copy for curl</button>
+        <button type="button" onClick={() => dialog.current?.close()}>Close</button>
+      </div>
+      <p role="status" class="copied">{copied}</p>
+      {saving && (
+        <p role="status" class={saving.isRefused ? "error saving" : "saving"}>
+          {readable(saving.name)}: {short(saving.bytes)}B{saving.end !== undefined && `, ${readable(saving.end)}`}
+        </p>
+      )}
+      {isRunning && <button type="button" onClick={() => stop.current?.()}>Stop and finish the file</button>}
+    </dialog>
+  );
+}

@@ -1,0 +1,83 @@
+// What is asked of a capture, and how that is written: as a path for us, as an address for Wireshark, and as commands.
+
+import { type Target, fullName } from "./model";
+import { base, hasToken } from "./service";
+
+export interface Wish {
+  /** Names of interfaces; all without any. */
+  interfaces: string[];
+  filter: string;
+  packets: string;
+  duration: string;
+  bytes: string;
+  snaplen: string;
+  promiscuous: boolean;
+}
+
+export const ANYTHING: Wish = { interfaces: [], filter: "", packets: "", duration: "", bytes: "", snaplen: "", promiscuous: true };
+
+function describe(target: Target): string {
+  const { name, type, prefix, netns, pid, starttime } = target;
+  return JSON.stringify({ name, type, prefix, netns, pid, starttime });
+}
+
+/** The path of a capture, below where the service is. */
+export function pathOf(targets: Target[], wish: Wish): string {
+  const described = targets.map(describe);
+  return withLimits(new URLSearchParams({ container: described.length === 1 ? described[0]! : `[${described.join(",")}]` }), wish);
+}
+
+function withLimits(query: URLSearchParams, wish: Wish): string {
+  if (wish.interfaces.length) query.set("nif", wish.interfaces.join("/"));
+  for (const limit of ["filter", "packets", "duration", "bytes", "snaplen"] as const) {
+    if (wish[limit].trim()) query.set(limit, wish[limit].trim());
+  }
+  if (!wish.promiscuous) query.set("chaste", "");
+  // As programs read it that know no form.
+  return `capture?${query.toString().replaceAll("+", "%20")}`;
+}
+
+/** What Wireshark opens, where our client or the plugin is installed. */
+export function wiresharkAddress(targets: Target[], wish: Wish): string {
+  // A list of descriptions is read by the service alone, words by our client too.
+  const words = new URLSearchParams(targets.map((target) => ["target", fullName(target)]));
+  const url = new URL(targets.length === 1 ? pathOf(targets, wish) : withLimits(words, wish), base);
+  return `packetflix:${url.href.replace(/^http/, "ws")}`;
+}
+
+/** A word as a shell reads it. */
+function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
+export function command(targets: Target[], wish: Wish): string {
+  const words = ["packetflix", "capture", "--server", base.href.replace(/\/$/, ""), ...targets.map(fullName)];
+  for (const name of wish.interfaces) words.push("-i", name);
+  if (wish.filter.trim()) words.push("-f", wish.filter.trim());
+  if (wish.snaplen) words.push("-s", wish.snaplen);
+  if (wish.packets) words.push("-c", wish.packets);
+  if (wish.duration) words.push("-a", `duration:${wish.duration}`);
+  if (wish.bytes) words.push("-a", `filesize:${wish.bytes}`);
+  if (!wish.promiscuous) words.push("-p");
+  words.push("-w", fileName(nameOf(targets)));
+  return (hasToken() ? "PACKETFLIX_TOKEN=TOKEN " : "") + words.map(quoted).join(" ");
+}
+
+/** For curl from 7.86 on, which speaks WebSocket. */
+export function curl(targets: Target[], wish: Wish): string {
+  const url = new URL(pathOf(targets, wish), base).href.replace(/^http/, "ws");
+  const words = ["curl", "--no-buffer", ...(hasToken() ? ["--header", "Authorization: Bearer TOKEN"] : [])];
+  return [...words, "--output", fileName(nameOf(targets)), url].map(quoted).join(" ");
+}
+
+/** What is captured, for people. */
+export function nameOf(targets: Target[]): string {
+  return targets.map(fullName).join(", ");
+}
+
+/** Names that sort by target and time, and that every file system takes. */
+export function fileName(captured: string, at = new Date()): string {
+  const time = at.toISOString().replace(/[-:]|\.\d+/g, "");
+  const name = captured.replace(/[^\w.-]+/g, "_").replace(/^[_.]+|_+$/g, "").slice(0, 80);
+  return `${name || "capture"}_${time}.pcapng`;
+}

@@ -1,0 +1,135 @@
+// A list of any length, of which those rows are drawn that are seen.
+
+import type { ComponentChildren, VNode } from "preact";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+
+interface Props {
+  count: number;
+  /** Height of each, in pixels. */
+  height: number;
+  label: string;
+  /** The names of the columns. */
+  head: ComponentChildren;
+  columns: number;
+  row: (at: number, isActive: boolean) => VNode;
+  active: number;
+  onActive: (at: number) => void;
+  /** Enter or a double click; and space. */
+  onOpen?: (at: number) => void;
+  onToggle?: (at: number) => void;
+  /** Whether the last row is to be seen, until somebody goes elsewhere. */
+  follows?: boolean;
+  onFollow?: (follows: boolean) => void;
+  /** Is told which rows are seen. */
+  onSeen?: (from: number, to: number) => void;
+  id: string;
+}
+
+/** Rows that are drawn beyond those that are seen. */
+const MARGIN = 6;
+
+/** Browsers have a highest element: beyond that, the place in it stands for the place among the rows. */
+const HIGHEST = 8_000_000;
+
+export function Rows(props: Props) {
+  const { count, height, label, head, columns, row, active, onActive, follows, id } = props;
+  const box = useRef<HTMLDivElement>(null);
+  const [top, setTop] = useState(0);
+  const [seen, setSeen] = useState(20);
+  const whole = count * height;
+  const drawn = Math.min(whole, HIGHEST);
+  const view = seen * height;
+  // From a place in the element to one among all rows, and back.
+  const scale = whole > view && drawn > view ? (whole - view) / (drawn - view) : 1;
+  const place = top * scale;
+  const first = Math.max(0, Math.min(count - 1, Math.floor(place / height)) - MARGIN);
+  const last = Math.min(count, Math.ceil(place / height) + seen + MARGIN);
+
+  useEffect(() => {
+    const element = box.current!;
+    const measure = () => setSeen(Math.max(1, Math.ceil(element.clientHeight / height)));
+    const observer = new ResizeObserver(measure);
+    observer.observe(element);
+    measure();
+    return () => observer.disconnect();
+  }, [height]);
+  useLayoutEffect(() => {
+    if (follows) box.current!.scrollTop = drawn;
+  }, [follows, count, drawn]);
+  useEffect(() => props.onSeen?.(first, last), [first, last]);
+
+  const go = (to: number) => {
+    const at = Math.max(0, Math.min(count - 1, to));
+    onActive(at);
+    if (follows && at < count - 1) props.onFollow?.(false);
+    const element = box.current!;
+    const lowest = (at * height) / scale;
+    const header = height;
+    if (lowest < element.scrollTop) element.scrollTop = lowest;
+    else if (lowest + height > element.scrollTop + element.clientHeight - header) {
+      element.scrollTop = lowest + height - element.clientHeight + header;
+    }
+  };
+  const onKey = (event: KeyboardEvent) => {
+    const page = Math.max(1, seen - 2);
+    const steps: Record<string, number> = {
+      ArrowDown: active + 1,
+      ArrowUp: active - 1,
+      PageDown: active + page,
+      PageUp: active - page,
+      Home: 0,
+      End: count - 1,
+    };
+    const to = steps[event.key];
+    if (to !== undefined) go(to);
+    else if (event.key === "Enter" && props.onOpen && active >= 0) props.onOpen(active);
+    else if (event.key === " " && props.onToggle && active >= 0) props.onToggle(active);
+    else return;
+    event.preventDefault();
+  };
+  const onScroll = () => {
+    const element = box.current!;
+    setTop(element.scrollTop);
+    const isAtEnd = element.scrollTop + element.clientHeight >= element.scrollHeight - height;
+    if (follows !== undefined && isAtEnd !== follows && count * height > element.clientHeight) props.onFollow?.(isAtEnd);
+  };
+  const rows = [];
+  for (let at = first; at < last; at += 1) {
+    rows.push(
+      <div
+        key={at}
+        id={`${id}-${at}`}
+        role="row"
+        aria-rowindex={at + 2}
+        class={at === active ? "row active" : "row"}
+        style={{ top: `${at * height - place + top}px`, height: `${height}px` }}
+        onClick={() => onActive(at)}
+        onDblClick={() => props.onOpen?.(at)}
+      >
+        {row(at, at === active)}
+      </div>,
+    );
+  }
+  const isShown = active >= first && active < last;
+  return (
+    <div
+      ref={box}
+      class={`rows ${id}`}
+      role="grid"
+      aria-label={label}
+      aria-rowcount={count + 1}
+      aria-colcount={columns}
+      tabIndex={0}
+      {...(isShown ? { "aria-activedescendant": `${id}-${active}` } : {})}
+      onKeyDown={onKey}
+      onScroll={onScroll}
+    >
+      <div class="head" role="row" aria-rowindex={1} style={{ height: `${height}px` }}>
+        {head}
+      </div>
+      <div class="all" role="presentation" style={{ height: `${drawn}px` }}>
+        {rows}
+      </div>
+    </div>
+  );
+}

@@ -1,0 +1,111 @@
+// How the service is asked, from wherever it has served this page.
+
+/** Where the service is: what lies above the folder of this script. */
+export const base = new URL("..", (document.currentScript as HTMLScriptElement).src);
+
+const TOKEN = "packetflix-token";
+
+/** The token of this session; it is in no URL, and gone with the tab. */
+let token: string | null = sessionStorage.getItem(TOKEN);
+
+export function hasToken(): boolean {
+  return token !== null;
+}
+
+export function signIn(given: string): void {
+  token = given.trim();
+  sessionStorage.setItem(TOKEN, token);
+}
+
+export function signOut(): void {
+  token = null;
+  sessionStorage.removeItem(TOKEN);
+}
+
+/** An answer that says why there is no better one. */
+export class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    sentence: string,
+  ) {
+    super(sentence);
+  }
+}
+
+/** What is said where nobody answers. */
+export class Unreachable extends Error {}
+
+function at(path: string): URL {
+  return new URL(path, base);
+}
+
+/** Asks for what is at a path, with the token if there is one. */
+export async function ask(path: string, options: RequestInit = {}): Promise<Response> {
+  const headers = new Headers(options.headers);
+  if (token !== null) headers.set("Authorization", `Bearer ${token}`);
+  let response: Response;
+  try {
+    response = await fetch(at(path), { ...options, headers, cache: "no-store" });
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") throw error;
+    throw new Unreachable("the service does not answer");
+  }
+  if (response.ok) return response;
+  const text = await response.text();
+  let said: { error?: unknown; code?: unknown } = {};
+  try {
+    said = JSON.parse(text);
+  } catch {
+    // Not ours: a proxy's, say.
+  }
+  const sentence = typeof said.error === "string" ? said.error : `the service answers ${response.status}`;
+  throw new Refusal(response.status, typeof said.code === "string" ? said.code : "", sentence);
+}
+
+export async function askJson<T>(path: string, options?: RequestInit): Promise<T> {
+  return (await ask(path, options)).json();
+}
+
+/** The events of a stream (HTML, section 9.2.6), for as long as it goes on. EventSource can send no token. */
+export async function* events(path: string, signal: AbortSignal): AsyncGenerator<{ kind: string; data: string }> {
+  const response = await ask(path, { signal });
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop() ?? "";
+    for (const block of blocks) {
+      let kind = "message";
+      const data: string[] = [];
+      for (const line of block.split("\n")) {
+        if (line.startsWith("event: ")) kind = line.slice(7);
+        if (line.startsWith("data: ")) data.push(line.slice(6));
+      }
+      if (data.length) yield { kind, data: data.join("\n") };
+    }
+  }
+}
+
+/** How a WebSocket is opened: the token goes as a subprotocol, since no page can set a header there. */
+export interface Dial {
+  url: string;
+  protocols: string[];
+}
+
+export function dial(path: string): Dial {
+  const url = at(path);
+  url.protocol = url.protocol.replace("http", "ws");
+  // The second has the service say why there is no capture: a browser shows no page the answer to a handshake.
+  const protocols = ["packetflix.v1", "refusals.packetflix.v1"];
+  if (token !== null) protocols.push(`bearer.${base64url(token)}`);
+  return { url: url.href, protocols };
+}
+
+function base64url(text: string): string {
+  const bytes = Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte));
+  return btoa(bytes.join("")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}

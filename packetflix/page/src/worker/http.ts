@@ -1,0 +1,29 @@
+// The head of a message of HTTP/1.
+
+import type { Out } from "./dissect";
+
+const BEGINNING = /^(?:(?:GET|HEAD|POST|PUT|DELETE|PATCH|OPTIONS|CONNECT|TRACE) \S+ HTTP\/1\.[01]|HTTP\/1\.[01] \d{3}[^\r\n]*)/;
+
+/** Most bytes of a head that are looked at. */
+const MOST = 8192;
+
+/** Whether it is one. */
+export function http(out: Out, from: number, end: number, mark: string): boolean {
+  const first = out.bytes.u8(from);
+  // No letter, and so no method.
+  if (first < 0x41 || first > 0x5a) return false;
+  const text = out.bytes.ascii(from, Math.min(end, from + MOST));
+  const line = BEGINNING.exec(text)?.[0];
+  if (line === undefined) return false;
+  const field = out.layer("HTTP", "http", from);
+  let at = from;
+  for (const header of text.split("\r\n")) {
+    if (header === "") break;
+    const colon = at === from ? -1 : header.indexOf(":");
+    if (colon > 0) field(header.slice(0, colon), header.slice(colon + 1).trim(), at, at + header.length);
+    else field(at === from ? "first line" : "line", header, at, at + header.length);
+    at += header.length + 2;
+  }
+  out.say(mark + line);
+  return true;
+}

@@ -1,0 +1,299 @@
+// The worker: it has the streams and the window, so that the page draws and does nothing else.
+
+import { shortest } from "./bytes";
+import { type Conversation, Conversations, MARKS, ipAt } from "./conversations";
+import { type Packet, type Stream, dissect } from "./dissect";
+import { type Seen, parse } from "./filter";
+import type { ConversationRow, FromWorker, Row, Source, ToWorker } from "./messages";
+import { type Kept, Window } from "./window";
+
+/** How often the page is told what there is, in milliseconds. */
+const TOLD = 100;
+
+/** How long packets are held against a filter before something else has its turn, in milliseconds. */
+const TURN = 20;
+
+/** Most rows that are told at once. */
+const MOST_ROWS = 500;
+
+/** Most conversations that are told. */
+const MOST_CONVERSATIONS = 500;
+
+let source: Source | undefined;
+let socket: WebSocket | undefined;
+let conversations = new Conversations();
+let window = new Window(0, conversations);
+let filter: ((seen: Seen) => boolean) | undefined;
+/** Numbers of the packets that the filter lets through, and of the next that it is to be asked about. */
+let matches: number[] = [];
+let asked = 0;
+/** Up to which packet the page is shown any, if it is paused. */
+let paused: number | undefined;
+let wanted = { from: 0, to: 0 };
+
+function tell(message: FromWorker): void {
+  postMessage(message);
+}
+
+function shown(): number {
+  return paused ?? window.total;
+}
+
+function rowCount(): number {
+  return filter ? matches.length : Math.max(0, shown() - window.first);
+}
+
+function numberOf(row: number): number | undefined {
+  return filter ? matches[row] : window.first + row;
+}
+
+function start(message: Extract<ToWorker, { do: "start" }>): void {
+  source = message.source;
+  conversations = new Conversations();
+  window = new Window(message.most, conversations);
+  socket = open(source);
+}
+
+function open(source: Source): WebSocket {
+  const socket = new WebSocket(source.url, source.protocols);
+  let hasBegun = false;
+  let refusal: string | undefined;
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = ({ data }) => {
+    if (typeof data === "string") {
+      refusal = sentenceOf(data);
+      return;
+    }
+    if (!hasBegun) tell({ is: "begun" });
+    hasBegun = true;
+    try {
+      window.add(data);
+    } catch (error) {
+      socket.close(1000);
+      tell({ is: "ended", code: 1002, reason: (error as Error).message, begun: true });
+      socket.onclose = null;
+    }
+  };
+  socket.onclose = ({ code, reason }) => tell({ is: "ended", code, reason: refusal ?? reason, begun: hasBegun });
+  return socket;
+}
+
+/** Why there is no capture, as the service has told it. */
+function sentenceOf(message: string): string {
+  const said: { error?: unknown } = JSON.parse(message);
+  return String(said.error);
+}
+
+/** Names of an address, as the stream told them. */
+function named(address: string): string | undefined {
+  if (address.includes(":")) {
+    const parts = address.split("::");
+    if (address.split(":").length === 6 && parts.length === 1) return undefined;
+    return window.names.get(bytesOf(address).join("."));
+  }
+  return window.names.get(address);
+}
+
+/** The bytes of an IPv6 address. */
+function bytesOf(address: string): number[] {
+  const [head = "", tail] = address.split("::");
+  const groups = (text: string) => (text ? text.split(":") : []);
+  const [front, back] = [groups(head), groups(tail ?? "")];
+  const middle = tail === undefined ? [] : Array<string>(Math.max(0, 8 - front.length - back.length)).fill("0");
+  return [...front, ...middle, ...back].flatMap((group) => {
+    const value = Number.parseInt(group, 16);
+    return [value >> 8, value & 0xff];
+  });
+}
+
+function streamOf(kept: Kept): Stream | undefined {
+  const from = kept.at + 28;
+  const ip = ipAt(kept.view, from, from + kept.captured, window.links[kept.link]!.linkType);
+  const stream = ip === undefined ? undefined : conversations.stream(kept.view, ip, from + kept.captured, kept.link);
+  if (stream) stream.mark = MARKS[kept.mark & 3]!;
+  return stream;
+}
+
+function look(kept: Kept): { packet: Packet; seen: Seen } {
+  const link = window.links[kept.link]!;
+  const packet = dissect(kept.bytes, link.linkType, kept.captured < kept.length, streamOf(kept));
+  const seen: Seen = {
+    packet,
+    target: link.target || (source?.name ?? ""),
+    link: link.name,
+    direction: kept.direction,
+    length: kept.length,
+    named: packet.addresses.flatMap((address) => named(address) ?? []),
+    mark: MARKS[kept.mark & 3]!,
+  };
+  return { packet, seen };
+}
+
+const COLOURS = ["dns", "dhcp", "arp", "icmp", "icmpv6", "http", "tls", "tcp", "udp"];
+
+function colourOf(packet: Packet, kept: Kept): string {
+  if ((packet.tcp?.flags ?? 0) & 4) return "reset";
+  if (kept.mark & 3) return "retransmission";
+  return COLOURS.find((name) => packet.protocols.includes(name)) ?? "other";
+}
+
+function rowOf(number: number): Row | undefined {
+  const kept = window.get(number);
+  if (!kept) return undefined;
+  const { packet, seen } = look(kept);
+  const last = packet.layers.filter((layer) => layer.name !== "Data").at(-1);
+  return {
+    number,
+    time: Number(kept.time - (window.began ?? kept.time)) / 1e9,
+    target: seen.target,
+    link: seen.link,
+    direction: kept.direction,
+    source: named(packet.source) ?? packet.source,
+    destination: named(packet.destination) ?? packet.destination,
+    protocol: last?.name ?? "?",
+    length: kept.length,
+    summary: packet.summary,
+    lost: kept.lost,
+    colour: colourOf(packet, kept),
+  };
+}
+
+function tellRows(): void {
+  const to = Math.min(wanted.to, rowCount(), wanted.from + MOST_ROWS);
+  const rows: Row[] = [];
+  for (let row = wanted.from; row < to; row += 1) {
+    const number = numberOf(row);
+    const told = number === undefined ? undefined : rowOf(number);
+    if (told) rows.push(told);
+  }
+  tell({ is: "rows", from: wanted.from, rows });
+}
+
+function tellStatus(): void {
+  tell({
+    is: "status",
+    count: rowCount(),
+    total: window.total,
+    gone: window.first,
+    bytes: window.bytes,
+    lost: window.lost,
+    seconds: window.seconds,
+    behind: filter ? shown() - asked : 0,
+  });
+}
+
+/** Holds packets against the filter that were not yet, for a while. */
+function catchUp(): void {
+  if (!filter) return;
+  const until = performance.now() + TURN;
+  asked = Math.max(asked, window.first);
+  while (asked < shown()) {
+    const kept = window.get(asked);
+    if (kept && filter(look(kept).seen)) matches.push(asked);
+    asked += 1;
+    if (asked % 64 === 0 && performance.now() > until) break;
+  }
+  const gone = matches.findIndex((number) => number >= window.first);
+  if (gone > 0) matches.splice(0, gone);
+  else if (gone < 0) matches.length = 0;
+}
+
+function setFilter(expression: string): void {
+  const parsed = parse(expression);
+  const isError = typeof parsed === "string";
+  tell({ is: "filter", error: isError ? parsed : undefined });
+  if (isError) return;
+  filter = parsed;
+  matches = [];
+  asked = window.first;
+}
+
+function tellDetail(row: number): void {
+  const number = numberOf(row);
+  const kept = number === undefined ? undefined : window.get(number);
+  if (!kept) return tell({ is: "detail", detail: undefined });
+  const { packet, seen } = look(kept);
+  const milliseconds = new Date(Number(kept.time / 1_000_000n)).toISOString().slice(0, -1);
+  const rest = String(kept.time % 1_000_000n).padStart(6, "0");
+  return tell({
+    is: "detail",
+    detail: {
+      row,
+      layers: packet.layers,
+      bytes: kept.bytes.slice(),
+      time: `${milliseconds.replace("T", " ")}${rest}`,
+      link: seen.link,
+      length: kept.length,
+    },
+  });
+}
+
+/** An address as people write it, with its name. */
+function written(address: string): string {
+  if (!address.includes(":")) return named(address) ?? address;
+  const parts = address.split(":").flatMap((part) => {
+    const value = Number.parseInt(part, 16);
+    return [value >>> 16, value & 0xffff];
+  });
+  const text = shortest(parts);
+  return named(text) ?? text;
+}
+
+function tellConversations(): void {
+  const all = conversations.values();
+  const busy = (one: Conversation) => one.sides[0].bytes + one.sides[1].bytes;
+  all.sort((one, other) => busy(other) - busy(one));
+  const rows: ConversationRow[] = all.slice(0, MOST_CONVERSATIONS).map((one) => {
+    const [own, other] = one.sides;
+    const end = (side: typeof own) => written(side.address) + (side.port === undefined ? "" : `:${side.port}`);
+    const link = window.links[one.link]!;
+    return {
+      key: `${one.link} ${one.protocol} ${own.address} ${own.port} ${other.address} ${other.port}`,
+      protocol: one.protocol,
+      link: link.name,
+      from: end(own),
+      to: end(other),
+      packets: [own.packets, other.packets],
+      bytes: [own.bytes, other.bytes],
+      duration: one.last - one.began,
+      roundTrip: one.roundTrip,
+      retransmissions: own.retransmissions + other.retransmissions,
+      resets: one.resets,
+    };
+  });
+  tell({ is: "conversations", conversations: rows, forgotten: conversations.forgotten + Math.max(0, all.length - rows.length) });
+}
+
+onmessage = ({ data }: MessageEvent<ToWorker>) => {
+  switch (data.do) {
+    case "start":
+      return start(data);
+    case "stop":
+      // What came until now, the final statistics and the end are still to come.
+      if (socket?.readyState === WebSocket.OPEN) socket.send("stop");
+      else socket?.close();
+      return;
+    case "filter":
+      setFilter(data.expression);
+      return;
+    case "pause":
+      paused = data.isPaused ? window.total : undefined;
+      return;
+    case "rows":
+      wanted = { from: data.from, to: data.to };
+      return tellRows();
+    case "detail":
+      return tellDetail(data.row);
+    case "conversations":
+      return tellConversations();
+    case "save":
+      return tell({ is: "file", file: new Blob([...window.file()], { type: "application/x-pcapng" }), packets: window.total - window.first });
+  }
+};
+
+setInterval(() => {
+  catchUp();
+  tellStatus();
+  tellRows();
+}, TOLD);
+

@@ -1,0 +1,84 @@
+// What the page and its worker say to each other.
+
+import type { Layer } from "./dissect";
+import type { Second } from "./window";
+
+export interface Source {
+  /** What is captured, for people. */
+  name: string;
+  url: string;
+  protocols: string[];
+}
+
+export type ToWorker =
+  | { do: "start"; source: Source; most: number }
+  | { do: "stop" }
+  | { do: "filter"; expression: string }
+  | { do: "pause"; isPaused: boolean }
+  | { do: "rows"; from: number; to: number }
+  | { do: "detail"; row: number }
+  | { do: "conversations" }
+  | { do: "save" };
+
+export interface Row {
+  number: number;
+  /** Seconds since the first packet. */
+  time: number;
+  target: string;
+  link: string;
+  direction: string;
+  source: string;
+  destination: string;
+  protocol: string;
+  length: number;
+  summary: string;
+  /** Packets that were lost before it. */
+  lost: number;
+  colour: string;
+}
+
+export interface Detail {
+  row: number;
+  layers: Layer[];
+  bytes: Uint8Array;
+  time: string;
+  link: string;
+  length: number;
+}
+
+export interface ConversationRow {
+  key: string;
+  protocol: string;
+  link: string;
+  from: string;
+  to: string;
+  packets: [number, number];
+  bytes: [number, number];
+  duration: number;
+  roundTrip: number | undefined;
+  retransmissions: number;
+  resets: number;
+}
+
+export interface Status {
+  /** Rows that there are, under the filter. */
+  count: number;
+  total: number;
+  /** Packets that were given up for others. */
+  gone: number;
+  bytes: number;
+  lost: number;
+  seconds: Second[];
+  /** Packets that are still to be held against the filter. */
+  behind: number;
+}
+
+export type FromWorker =
+  | ({ is: "status" } & Status)
+  | { is: "rows"; from: number; rows: Row[] }
+  | { is: "detail"; detail: Detail | undefined }
+  | { is: "conversations"; conversations: ConversationRow[]; forgotten: number }
+  | { is: "filter"; error: string | undefined }
+  | { is: "begun" }
+  | { is: "ended"; code: number; reason: string; begun: boolean }
+  | { is: "file"; file: Blob; packets: number };
