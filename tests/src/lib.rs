@@ -4,6 +4,7 @@
 
 pub mod bpf_objects;
 pub mod bpf_run;
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod clock;

@@ -59,9 +59,21 @@ impl Server {
     /// # Errors
     /// When it does not get to listen.
     pub fn start_by(command: &mut Command, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_by_at(command, 0, flags)
+    }
+
+    /// Starts a server at a port, which another has had.
+    ///
+    /// # Errors
+    /// When it does not get to listen.
+    pub fn start_at(port: u16, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::start_by_at(&mut Command::new(program("packetflix")?), port, flags)
+    }
+
+    fn start_by_at(command: &mut Command, port: u16, flags: &[&str]) -> anyhow::Result<Self> {
         hook::tell(flags);
         let mut child = command
-            .args(["--port", "0"])
+            .args(["--port", &port.to_string()])
             .args(flags)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

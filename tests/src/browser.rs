@@ -1,0 +1,321 @@
+//! A real browser: Chromium, told what to do by its driver (WebDriver, W3C).
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    folder::Folder,
+    http::{Body, Head},
+    root,
+    server::wait_until,
+};
+
+/// How long the driver may take for one thing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Under which name the driver gives an element (WebDriver, section 12.1).
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// What a key is called that is none of a sign (WebDriver, section 17.4.2).
+pub const ENTER: &str = "\u{e007}";
+/// See [`ENTER`].
+pub const DOWN: &str = "\u{e015}";
+
+/// A browser with one window; ended when dropped.
+pub struct Browser {
+    driver: Child,
+    port: u16,
+    session: String,
+    folder: Folder,
+}
+
+impl Browser {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start() -> anyhow::Result<Self> {
+        let folder = Folder::new()?;
+        let mut driver = Command::new("chromedriver")
+            .args(["--port=0", "--allowed-ips="])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("chromedriver cannot be started")?;
+        let mut lines = BufReader::new(driver.stdout.take().context("no output")?).lines();
+        let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, rest) = line.split_once("successfully on port ")?;
+            rest.trim_end_matches('.').parse().ok()
+        });
+        thread::spawn(move || lines.for_each(drop));
+        let mut browser = Self {
+            driver,
+            port: port.context("the driver tells no port")?,
+            session: String::new(),
+            folder,
+        };
+        let profile = browser.folder.file("profile");
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--window-size=1400,900",
+            &format!("--user-data-dir={}", profile.display()),
+        ];
+        let preferences = json!({ "download.default_directory": browser.downloads(), "download.prompt_for_download": false });
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": { "args": arguments, "prefs": preferences },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        } } });
+        let session = browser.ask("POST", "/session", &capabilities)?;
+        session["sessionId"]
+            .as_str()
+            .context("no session")?
+            .clone_into(&mut browser.session);
+        Ok(browser)
+    }
+
+    /// Where what it downloads is put.
+    pub fn downloads(&self) -> PathBuf {
+        self.folder.file("downloads")
+    }
+
+    /// The only file that was downloaded, once it is whole.
+    ///
+    /// # Errors
+    /// When there is none, or are several.
+    pub fn downloaded(&self) -> anyhow::Result<PathBuf> {
+        let mut files = Vec::new();
+        wait_until(Duration::from_secs(20), || {
+            let entries = fs::read_dir(self.downloads()).into_iter().flatten();
+            files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            let is_whole = |file: &PathBuf| file.extension().is_some_and(|end| end == "pcapng");
+            Ok(!files.is_empty() && files.iter().all(is_whole))
+        })?;
+        ensure!(files.len() == 1, "{files:?}");
+        files.pop().context("nothing")
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let body = if method == "POST" {
+            body.to_string()
+        } else {
+            String::new()
+        };
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut stream = BufReader::new(stream);
+        let head = Head::read(&mut stream)?;
+        let answer = Body::of_answer(&head, &mut stream)?.read_all()?;
+        let mut answer: Value = serde_json::from_slice(&answer)?;
+        let value = answer["value"].take();
+        ensure!(head.status()? == 200, "{path}: {}", value["message"]);
+        Ok(value)
+    }
+
+    fn tell(&self, command: &str, body: &Value) -> anyhow::Result<Value> {
+        self.ask("POST", &format!("/session/{}/{command}", self.session), body)
+    }
+
+    /// Goes to a page, and waits until it is loaded.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn go(&self, url: &str) -> anyhow::Result<()> {
+        self.tell("url", &json!({ "url": url })).map(drop)
+    }
+
+    /// What a function of this body gives, in the page.
+    ///
+    /// # Errors
+    /// When it throws.
+    pub fn script(&self, body: &str) -> anyhow::Result<Value> {
+        self.tell("execute/sync", &json!({ "script": body, "args": [] }))
+    }
+
+    /// Waits until a function of this body gives something that is true, and tells what.
+    ///
+    /// # Errors
+    /// When it does not within twenty seconds; tells what the page shows then.
+    pub fn wait_for(&self, body: &str) -> anyhow::Result<Value> {
+        let mut found = Value::Null;
+        let waited = wait_until(Duration::from_secs(20), || {
+            found = self.script(body)?;
+            Ok(!matches!(found, Value::Null | Value::Bool(false)) && found != json!(""))
+        });
+        waited.with_context(|| {
+            let shown = self.script("return document.body.innerText");
+            format!(
+                "{body}: {found}; the page shows {shown:?}, and says {:?}",
+                self.log()
+            )
+        })?;
+        Ok(found)
+    }
+
+    /// Waits until the page shows a text.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn wait_for_text(&self, text: &str) -> anyhow::Result<()> {
+        let text = json!(text);
+        self.wait_for(&format!("return document.body.innerText.includes({text})"))
+            .map(drop)
+    }
+
+    fn element(&self, xpath: &str) -> anyhow::Result<String> {
+        let mut found = String::new();
+        wait_until(Duration::from_secs(20), || {
+            let elements = self.tell("elements", &json!({ "using": "xpath", "value": xpath }))?;
+            if let Some(element) = elements[0][ELEMENT].as_str() {
+                element.clone_into(&mut found);
+            }
+            Ok(!found.is_empty())
+        })
+        .with_context(|| format!("no {xpath}: {:?}", self.script("return document.body.innerText")))?;
+        Ok(found)
+    }
+
+    /// Clicks at what an XPath leads to.
+    ///
+    /// # Errors
+    /// When it is not there, or something covers it.
+    pub fn click(&self, xpath: &str) -> anyhow::Result<()> {
+        let element = self.element(xpath)?;
+        self.tell(&format!("element/{element}/click"), &json!({}))
+            .map(drop)
+    }
+
+    /// Types keys into what an XPath leads to.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn type_into(&self, xpath: &str, keys: &str) -> anyhow::Result<()> {
+        let element = self.element(xpath)?;
+        self.tell(&format!("element/{element}/value"), &json!({ "text": keys }))
+            .map(drop)
+    }
+
+    /// Clicks at a button of this name.
+    ///
+    /// # Errors
+    /// As [`Self::click`].
+    pub fn press(&self, name: &str) -> anyhow::Result<()> {
+        self.click(&format!("//button[normalize-space()='{name}']"))
+    }
+
+    /// Sets the size of the window.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn resize(&self, width: u32, height: u32) -> anyhow::Result<()> {
+        self.tell("window/rect", &json!({ "width": width, "height": height }))
+            .map(drop)
+    }
+
+    /// Has pages take the user for one who wants dark colours, or light ones.
+    ///
+    /// # Errors
+    /// When the browser does not know that.
+    pub fn set_dark(&self, is_dark: bool) -> anyhow::Result<()> {
+        let value = if is_dark { "dark" } else { "light" };
+        let parameters = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
+        let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": parameters });
+        self.tell("goog/cdp/execute", &command).map(drop)
+    }
+
+    /// What the console has had to say since the last time.
+    ///
+    /// # Errors
+    /// When the driver does not tell.
+    pub fn log(&self) -> anyhow::Result<Vec<String>> {
+        let entries = self.tell("se/log", &json!({ "type": "browser" }))?;
+        let entries = entries.as_array().context("no list")?.iter();
+        let text = |entry: &Value| format!("{}: {}", entry["level"], entry["message"]);
+        Ok(entries.map(text).collect())
+    }
+
+    /// Puts what the window shows into a file.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn screenshot(&self, file: &Path) -> anyhow::Result<()> {
+        let path = format!("/session/{}/screenshot", self.session);
+        let image = self.ask("GET", &path, &Value::Null)?;
+        let mut decode = Command::new("base64")
+            .arg("--decode")
+            .stdin(Stdio::piped())
+            .stdout(fs::File::create(file)?)
+            .spawn()?;
+        decode
+            .stdin
+            .take()
+            .context("no input")?
+            .write_all(image.as_str().context("no image")?.as_bytes())?;
+        ensure!(decode.wait()?.success(), "base64");
+        Ok(())
+    }
+
+    /// What axe finds that keeps people from using the page who do not see, or use no mouse (WCAG 2.2, A and AA, and its own best
+    /// practices); a line for each.
+    ///
+    /// # Errors
+    /// When `cargo xtask test` has not got it, or it fails.
+    pub fn barriers(&self) -> anyhow::Result<Vec<String>> {
+        let file = root().join("target/tools/axe-core/package/axe.min.js");
+        let axe = fs::read_to_string(&file)
+            .with_context(|| format!("{}: use `cargo xtask test`", file.display()))?;
+        self.script(&format!("{axe}; window.axe = axe"))?;
+        let run = "const done = arguments[0]; axe.run(document).then(found => done(found.violations.map(one => \
+                   one.id + ': ' + one.help + ': ' + one.nodes.map(node => node.html + ' ' + node.failureSummary).join(' | '))), \
+                   error => done(['axe failed: ' + error]))";
+        let found = self.tell("execute/async", &json!({ "script": run, "args": [] }))?;
+        let lines = found.as_array().context("no list")?.iter();
+        Ok(lines
+            .map(|line| line.as_str().unwrap_or_default().to_owned())
+            .collect())
+    }
+
+    /// Fails if the page broke its policy, or threw.
+    ///
+    /// # Errors
+    /// With what the console says.
+    pub fn check_console(&self) -> anyhow::Result<()> {
+        let log = self.log()?;
+        let is_bad = |line: &&String| line.contains("Content Security Policy") || line.contains("Uncaught");
+        if let Some(line) = log.iter().find(is_bad) {
+            bail!("{line}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.ask("DELETE", &format!("/session/{}", self.session), &Value::Null);
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
