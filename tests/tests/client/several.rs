@@ -39,6 +39,7 @@ struct StandIn {
 
 impl StandIn {
     /// Plays messages of a stream, and ends it.
+    #[expect(clippy::result_large_err, reason = "the library has the callback return that")]
     fn of(messages: Vec<Vec<u8>>) -> anyhow::Result<Self> {
         Self::that(|stream| {
             let (sender, asked) = mpsc::channel();
