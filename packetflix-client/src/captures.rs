@@ -35,7 +35,7 @@ pub struct CapturesArgs {
 enum CapturesVerb {
     /// End captures; their clients get what was captured until now, and the final statistics
     Stop {
-        /// Numbers of the captures, as listed
+        /// Numbers of the captures, as listed; that of a stream ends all that it has
         #[arg(value_name = "ID", required = true)]
         ids: Vec<u64>,
         #[command(flatten)]
@@ -52,6 +52,9 @@ struct Captures {
 #[derive(Deserialize)]
 struct Capture {
     id: u64,
+    /// That of the stream it is in, with other targets.
+    #[serde(default)]
+    stream: Option<u64>,
     client: Client,
     target: Target,
     #[serde(default)]
@@ -117,7 +120,7 @@ fn resolve(server: &ServerArgs, local: Option<StartLocal>) -> Result<Server, Fai
 impl Captures {
     fn shown(&self) -> String {
         let head = [
-            "ID", "CLIENT", "TARGET", "FOR", "PACKETS", "BYTES", "DROPPED", "FILTER",
+            "ID", "STREAM", "CLIENT", "TARGET", "FOR", "PACKETS", "BYTES", "DROPPED", "FILTER",
         ];
         let rows: Vec<Vec<String>> = self.captures.iter().map(Capture::row).collect();
         table(&head, &rows)
@@ -135,6 +138,7 @@ impl Capture {
         let duration = Duration::try_from_secs_f64(self.duration).unwrap_or_default();
         vec![
             self.id.to_string(),
+            self.stream.map(|stream| stream.to_string()).unwrap_or_default(),
             client.join(" "),
             target,
             shown_duration(duration),
@@ -153,16 +157,20 @@ mod tests {
     #[test]
     fn captures_are_rows() {
         let captures: Captures = serde_json::from_str(
-            r#"{"version": 1, "captures": [{"id": 3, "tap": 1, "client": {"name": "ann", "address": "10.0.0.7"},
+            r#"{"version": 1, "captures": [
+                {"id": 3, "tap": 1, "client": {"name": "ann", "address": "10.0.0.7"},
                 "target": {"netns": 5}, "filter": "tcp port 80", "started-at": 1.0, "duration": 61.5, "packets": 10,
                 "bytes": 1500, "packets-per-second": 1.0, "bytes-per-second": 1.0,
-                "dropped": {"kernel": 1, "slow-client": 2}}]}"#,
+                "dropped": {"kernel": 1, "slow-client": 2}},
+                {"id": 5, "tap": 2, "stream": 4, "client": {"name": "bob"}, "target": {"name": "web", "netns": 6},
+                "started-at": 1.0, "duration": 1.0, "packets": 0, "bytes": 0, "dropped": {"kernel": 0, "slow-client": 0}}]}"#,
         )
         .unwrap();
         assert_eq!(
             captures.shown(),
-            "ID  CLIENT        TARGET   FOR       PACKETS  BYTES   DROPPED  FILTER\n\
-             3   ann 10.0.0.7  netns:5  1:01 min  10       1.5 kB  3        tcp port 80\n"
+            "ID  STREAM  CLIENT        TARGET   FOR       PACKETS  BYTES   DROPPED  FILTER\n\
+             3           ann 10.0.0.7  netns:5  1:01 min  10       1.5 kB  3        tcp port 80\n\
+             5   4       bob           web      1.0 s     0        0 B     0\n"
         );
     }
 }

@@ -222,6 +222,38 @@ fn packets_are_not_written_to_a_terminal() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_terminal_that_is_closed_ends_a_capture_after_the_final_statistics() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let (path, file) = file_in(&folder, "a.pcapng");
+    let client = packetflix(&server, &["capture", namespace.name(), "-w", &file])?;
+    let words = std::iter::once(client.get_program()).chain(client.get_args());
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    // It gives its command a terminal, which is gone when it is killed.
+    let mut terminal = Command::new("script");
+    terminal
+        .args(["--quiet", "--command", &words.join(" "), "/dev/null"])
+        .envs(client.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let mut terminal = terminal.spawn()?;
+    wait_until(
+        Duration::from_secs(10),
+        || Ok(path.exists() && !is_idle(&server)?),
+    )?;
+    // The line that tells how it goes is written to nobody, too.
+    send(&namespace, 0..3)?;
+    terminal.kill()?;
+    terminal.wait()?;
+    wait_until(Duration::from_secs(10), || is_idle(&server))?;
+    wait_until(Duration::from_secs(5), || {
+        Ok(read(&path).is_ok_and(|recording| recording.check_complete().is_ok()))
+    })?;
+    assert_eq!(read(&path)?.packets.len(), 3);
+    Ok(())
+}
+
+#[test]
 fn a_full_disk_leaves_whole_blocks() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);
     let server = Server::start(&[])?;

@@ -13,10 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use nix::{
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
-};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use packetflix_tests::{
     folder::Folder,
     namespace::Namespace,
@@ -29,7 +26,7 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use crate::{Capture, read, send};
+use crate::{Capture, printed, read, send};
 
 /// A server of one capture, in the place of ours: it plays what the test wants, and gives what it was asked.
 struct StandIn {
@@ -240,9 +237,15 @@ fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
         drop(web);
         count(1)?;
     }
-    capture.signal(Signal::SIGINT)?;
+    let list = printed(&server, &["captures"])?;
+    let row = list
+        .lines()
+        .find(|row| row.contains(&name))
+        .context("no capture")?;
+    let stream = row.split_whitespace().nth(1).context("no stream")?;
+    printed(&server, &["captures", "stop", stream])?;
     let (status, told) = capture.end()?;
-    assert_eq!(status, 130, "{told}");
+    assert_eq!(status, 0, "{told}");
     let sum = ROUNDS * PACKETS;
     for who in ["web", "db"] {
         let line = format!("{name}-{who}/lo: {sum} packets captured, {sum} delivered, 0 dropped\n");
