@@ -121,6 +121,42 @@ fn packets_are_captured_without_a_server_and_without_a_port() -> anyhow::Result<
 }
 
 #[test]
+fn several_targets_are_captured_without_a_server() -> anyhow::Result<()> {
+    let (apart, one, other) = (Apart::new()?, Namespace::new()?, Namespace::new()?);
+    let (path, file) = file_of(&apart, "a.pcapng");
+    let capture = start(
+        &apart,
+        &[
+            one.name(),
+            other.name(),
+            "--local",
+            "-f",
+            "udp dst port 9",
+            "-c",
+            "5",
+            "-w",
+            &file,
+        ],
+    )?;
+    send(&one, 0..2)?;
+    send(&other, 2..6)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 0, "{told}");
+    for (namespace, count) in [(&one, 2), (&other, 3)] {
+        let line = format!(
+            "{}/lo: {count} packets captured, {count} delivered",
+            namespace.name()
+        );
+        assert!(told.contains(&line), "{told}");
+    }
+    let recording = read(&path)?;
+    recording.check_complete()?;
+    recording.check_order()?;
+    assert_eq!((recording.interfaces.len(), recording.packets.len()), (2, 5));
+    Ok(())
+}
+
+#[test]
 fn whatever_ends_it_nothing_is_left() -> anyhow::Result<()> {
     let (apart, namespace) = (Apart::new()?, Namespace::new()?);
     let before = traces_before(None, &[&namespace])?;
