@@ -2,7 +2,7 @@
 //! among the tests. They panic when a parser does, or gives what it must never give.
 
 pub use crate::{
-    discovery::fuzzing::{cri, docker},
+    discovery::fuzzing::{cri, docker, told},
     filter::fuzzing::program,
     http::fuzzing::{container, request},
     http_client::fuzzing::answer,
@@ -20,7 +20,7 @@ mod tests {
     /// The name of a parser, and what it is fed with.
     type Parser = (&'static str, fn(&[u8]));
 
-    const PARSERS: [Parser; 9] = [
+    const PARSERS: [Parser; 10] = [
         ("answer", answer),
         ("container", container),
         ("cri", cri),
@@ -30,6 +30,7 @@ mod tests {
         ("program", program),
         ("record", record),
         ("request", request),
+        ("told", told),
     ];
 
     /// What is of interest to begin with, as the fuzzer has it.

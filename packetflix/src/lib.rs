@@ -49,4 +49,5 @@ mod text;
 mod turns;
 mod units;
 
+pub use discovery::ask_engine_if_asked;
 pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_signals, settle_inherited_state};

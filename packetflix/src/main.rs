@@ -59,10 +59,10 @@ mod linux {
             settle_client();
         } else {
             settle();
-            let helped = packetflix::filter::answer_if_asked(std::env::args_os());
-            if let Some(status) =
-                helped.or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os()))
-            {
+            let helped = packetflix::filter::answer_if_asked(std::env::args_os())
+                .or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os()))
+                .or_else(|| packetflix::ask_engine_if_asked(std::env::args_os()));
+            if let Some(status) = helped {
                 return status;
             }
         }

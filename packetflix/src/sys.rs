@@ -7,19 +7,21 @@ pub(crate) mod bpf;
 use std::{
     ffi::CStr,
     fs::File,
-    io,
+    io::{self, IoSlice, IoSliceMut},
     mem::size_of,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use nix::{
+    cmsg_space,
     errno::Errno,
     libc,
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{self, SigHandler, SigSet, Signal},
+        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
         stat::{Mode, fstat, umask},
     },
 };
@@ -152,6 +154,49 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> 
         Err(Errno::ENOPROTOOPT) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Sends bytes, few enough for the kernel to take them at once, over a Unix socket, and a descriptor with them.
+///
+/// # Errors
+/// When there is no room at the moment, or nobody at the other end.
+pub(crate) fn send_with(socket: impl AsFd, bytes: &[u8], descriptor: Option<&impl AsFd>) -> io::Result<()> {
+    let descriptors: Vec<RawFd> = descriptor
+        .iter()
+        .map(|descriptor| descriptor.as_fd().as_raw_fd())
+        .collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let rights = if descriptors.is_empty() { &[] } else { &rights[..] };
+    let parts = [IoSlice::new(bytes)];
+    let sent = sendmsg::<()>(
+        socket.as_fd().as_raw_fd(),
+        &parts,
+        rights,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    if sent != bytes.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
+}
+
+/// Receives from a Unix socket what was sent by [`send_with`]: how many bytes, and the descriptor that came with them.
+///
+/// # Errors
+/// When there is nothing at the moment, or the descriptor cannot be had.
+pub(crate) fn receive_with(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut parts = [IoSliceMut::new(bytes)];
+    let mut space = cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
+    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let descriptor = received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    let descriptor = descriptor.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) });
+    Ok((received.bytes, descriptor))
 }
 
 /// A descriptor of another process, as one of ours. Kernel 5.6.

@@ -213,3 +213,24 @@ pub fn script_in(unshared: &[&str], script: &str) -> anyhow::Result<(Child, Stri
     ensure!(line.ends_with('\n'), "it printed {line:?}");
     Ok((process, line.trim_end().to_owned()))
 }
+
+/// A process, given by its folder in `/proc`, has soon no rights; gives its status then.
+///
+/// # Errors
+/// When it has some, or has ended.
+pub fn is_confined(folder: &Path) -> anyhow::Result<String> {
+    let status = || anyhow::Ok(std::fs::read_to_string(folder.join("status"))?);
+    wait_until(Duration::from_secs(10), || Ok(status()?.contains("Seccomp:\t2")))?;
+    let status = status()?;
+    for line in [
+        "Uid:\t65534\t65534\t65534\t65534",
+        "Gid:\t65534\t65534\t65534\t65534",
+        "Groups:\t ",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        ensure!(status.lines().any(|found| found == line), "{line}: {status}");
+    }
+    Ok(status)
+}

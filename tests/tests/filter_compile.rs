@@ -18,10 +18,7 @@ use packetflix::{
     pcapng::LinkType,
 };
 use packetflix_filter::classic::Instruction;
-use packetflix_tests::{
-    namespace::Namespace,
-    server::{program, wait_until},
-};
+use packetflix_tests::{namespace::Namespace, process::is_confined, server::program};
 
 /// What tcpdump says that the netmask is.
 const NETMASK: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
@@ -316,24 +313,6 @@ fn resolver() -> anyhow::Result<std::process::Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?)
-}
-
-/// A process, given by its folder in `/proc`, has soon no rights; gives its status then.
-fn is_confined(folder: &Path) -> anyhow::Result<String> {
-    let status = || anyhow::Ok(fs::read_to_string(folder.join("status"))?);
-    wait_until(Duration::from_secs(10), || Ok(status()?.contains("Seccomp:\t2")))?;
-    let status = status()?;
-    for line in [
-        "Uid:\t65534\t65534\t65534\t65534",
-        "Gid:\t65534\t65534\t65534\t65534",
-        "Groups:\t ",
-        "CapPrm:\t0000000000000000",
-        "CapEff:\t0000000000000000",
-        "NoNewPrivs:\t1",
-    ] {
-        ensure!(status.lines().any(|found| found == line), "{line}: {status}");
-    }
-    Ok(status)
 }
 
 #[test]

@@ -16,9 +16,9 @@ use serde::{
 use super::budget::EngineBudget;
 
 /// Most labels of a container or pod, most bytes of one, and of all.
-const MAX_LABELS: usize = 256;
+pub(super) const MAX_LABELS: usize = 256;
 const MAX_LABEL_LEN: usize = 4 << 10;
-const MAX_LABELS_LEN: usize = 32 << 10;
+pub(super) const MAX_LABELS_LEN: usize = 32 << 10;
 
 /// What is kept of a value beside its text.
 const OVERHEAD: usize = 64;

@@ -41,6 +41,17 @@ pub(super) struct EngineBudget {
     left_for_all: Arc<AtomicUsize>,
 }
 
+/// What an engine may tell, as a process knows it that has no part in what all may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) list: usize,
+    pub(super) details: usize,
+    pub(super) workloads: usize,
+    pub(super) parallel: usize,
+    /// Bytes that are kept at most.
+    pub(super) kept: usize,
+}
+
 impl Budget {
     /// That of one scan, of the memory that there is.
     pub(super) fn new() -> Self {
@@ -91,6 +102,29 @@ pub(super) const MAX_LIST_LEN: usize = 8 << 20;
 pub(super) const MAX_DETAILS_LEN: usize = 512 << 10;
 
 impl EngineBudget {
+    /// One that nobody else has a part in.
+    pub(super) fn within(bounds: Bounds) -> Self {
+        Self {
+            list: bounds.list,
+            details: bounds.details,
+            workloads: bounds.workloads,
+            parallel: bounds.parallel,
+            left: bounds.kept,
+            left_for_all: Arc::new(AtomicUsize::new(bounds.kept)),
+        }
+    }
+
+    /// What of it there is at the moment.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            list: self.list,
+            details: self.details,
+            workloads: self.workloads,
+            parallel: self.parallel,
+            kept: self.left.min(self.left_for_all.load(Ordering::Relaxed)),
+        }
+    }
+
     /// Takes so many bytes; `false` when there are not as many left.
     #[must_use]
     pub(super) fn take(&mut self, len: usize) -> bool {

@@ -100,7 +100,7 @@ pub(super) async fn pods(
     socket: UnixStream,
     known: &KnownPids,
     allowance: &mut EngineBudget,
-    found: &mut Vec<Workload>,
+    found: &mut impl Extend<Workload>,
 ) -> Result<(), CriError> {
     let tasks = OwnedTasks::default();
     let engine = Engine::connect(socket, allowance, &tasks).await?;
@@ -141,7 +141,7 @@ pub(super) async fn pods(
                 ..pod.clone()
             };
             match pid {
-                Some(_) => found.push(part),
+                Some(_) => found.extend([part]),
                 None => unknown.push((asked, part)),
             }
         }

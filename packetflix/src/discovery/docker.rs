@@ -10,9 +10,9 @@ use hyper::{HeaderMap, StatusCode, header::SERVER};
 use serde::{Deserialize, de::DeserializeSeed as _};
 
 use super::{
+    asker::{Line, is_word},
     bounded::{Footprint, Labels, List, Listed, Text, Texts},
     budget::EngineBudget,
-    engine_socket::EngineSocket,
     workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
 use crate::http_client::{Answer, Connection, RequestError};
@@ -104,15 +104,15 @@ struct DetailedState {
 /// When the list cannot be had, or what is told of a container: the others are found before the first such is returned.
 /// A container that is gone meanwhile is left out.
 pub(super) async fn containers(
-    socket: &EngineSocket,
+    line: &Line,
     known: &KnownPids,
     allowance: &mut EngineBudget,
-    found: &mut Vec<Workload>,
+    found: &mut impl Extend<Workload>,
 ) -> Result<(), DockerError> {
     let EngineBudget {
         details, parallel, ..
     } = *allowance;
-    let (headers, list) = list(socket, allowance).await?;
+    let (headers, list) = list(line, allowance).await?;
     let kind = engine_of(&headers);
     let listed = list.items.len() + list.left_out;
     let containers: Vec<Summary> = list
@@ -126,7 +126,7 @@ pub(super) async fn containers(
         .map(|summary| async move {
             let pid = match known.get(&summary.id.0) {
                 Some(pid) => Ok(Some(*pid)),
-                None => pid_of(socket, &summary.id.0, details).await,
+                None => pid_of(line, &summary.id.0, details).await,
             };
             (summary, pid)
         })
@@ -145,12 +145,12 @@ pub(super) async fn containers(
 
 /// What the engine says that it runs, as far as there is room for it.
 async fn list(
-    socket: &EngineSocket,
+    line: &Line,
     allowance: &mut EngineBudget,
 ) -> Result<(HeaderMap, Listed<Summary>), DockerError> {
     const PATH: &str = "/containers/json";
 
-    let answer = get(socket, PATH, allowance.list).await?;
+    let answer = get(line, PATH, allowance.list).await?;
     let mut deserializer = serde_json::Deserializer::from_slice(&answer.body);
     let list = List::within(allowance)
         .deserialize(&mut deserializer)
@@ -166,24 +166,27 @@ fn not_understood(path: &str) -> impl FnOnce(serde_json::Error) -> DockerError {
 }
 
 /// The state of a container that does not run, by its name or identifier; nothing when there is none.
-pub(super) async fn state_at_rest(socket: &EngineSocket, name: &str) -> Option<String> {
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if !name.bytes().all(is_name) || name.starts_with('.') {
+pub(super) async fn state_at_rest(line: &Line, name: &str) -> Option<String> {
+    if !may_be_name(name) {
         return None;
     }
     let path = format!("/containers/{name}/json");
-    let answer = get(socket, &path, super::budget::MAX_DETAILS_LEN).await.ok()?;
+    let answer = get(line, &path, super::budget::MAX_DETAILS_LEN).await.ok()?;
     let details: Details = serde_json::from_slice(&answer.body).ok()?;
     let DetailedState { pid, status } = details.state;
-    let is_word =
-        !status.is_empty() && status.len() <= 32 && status.bytes().all(|byte| byte.is_ascii_lowercase());
-    (pid == 0 && is_word).then_some(status)
+    (pid == 0 && is_word(&status)).then_some(status)
+}
+
+/// Whether this may be the name or identifier of a container, and become part of a path.
+pub(super) fn may_be_name(name: &str) -> bool {
+    let is_names = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    name.bytes().all(is_names) && !name.starts_with('.')
 }
 
 /// The first process of a container, if it still runs.
-async fn pid_of(socket: &EngineSocket, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
+async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
     let path = format!("/containers/{id}/json");
-    match get(socket, &path, max_len).await {
+    match get(line, &path, max_len).await {
         Ok(answer) => {
             let details: Details = serde_json::from_slice(&answer.body).map_err(not_understood(&path))?;
             Ok(u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0))
@@ -198,12 +201,12 @@ async fn pid_of(socket: &EngineSocket, id: &str, max_len: usize) -> Result<Optio
 
 /// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
 /// each other.
-async fn get(socket: &EngineSocket, path: &str, max_len: usize) -> Result<Answer, DockerError> {
+async fn get(line: &Line, path: &str, max_len: usize) -> Result<Answer, DockerError> {
     let failed = |source| DockerError::Request {
         path: path.to_owned(),
         source,
     };
-    let stream = socket.connect().await.map_err(DockerError::Connect)?;
+    let stream = line.connect().await.map_err(DockerError::Connect)?;
     let mut connection = Connection::open(stream, "localhost", max_len)
         .await
         .map_err(failed)?;

@@ -13,15 +13,15 @@ use tokio::{
 };
 
 use super::{
+    asker::{Asker, AskerError},
     budget::{Budget, EngineBudget},
-    cri::{self, CriError},
-    docker::{self, DockerError},
+    docker::may_be_name,
     engine::{Engine, Heard},
     engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
     problem::Problem,
     turns::EngineTurns,
-    workload::{KnownPids, Workload},
+    workload::KnownPids,
 };
 use crate::{
     capabilities::Capability,
@@ -55,11 +55,7 @@ enum EngineError {
     )]
     NotItself { pid: u32, found_by: u32 },
     #[error(transparent)]
-    Docker(#[from] DockerError),
-    #[error(transparent)]
-    Cri(#[from] CriError),
-    #[error("it speaks neither Docker's API ({docker}) nor the CRI ({cri})")]
-    Unknown { docker: String, cri: String },
+    Asker(#[from] AskerError),
 }
 
 /// What to do about an engine that takes too long.
@@ -68,9 +64,14 @@ const SLOW: &str = "see whether the engine itself answers (docker ps, crictl ps)
 impl EngineError {
     /// Whether nobody answered as an engine does, that runs or fails.
     fn is_of_no_engine(&self) -> bool {
+        matches!(self, Self::Asker(AskerError::Engine(failure)) if failure.is_of_no_engine)
+    }
+
+    /// Whether there is no engine, though something is there.
+    fn is_no_engine(&self) -> bool {
         match self {
-            Self::Docker(error) => error.is_of_no_engine(),
-            Self::Cri(error) => error.is_of_no_engine(),
+            Self::Connect(_) => true,
+            Self::Asker(AskerError::Engine(failure)) => failure.is_unimplemented,
             _ => false,
         }
     }
@@ -87,7 +88,10 @@ impl EngineError {
             Self::Peer(_) | Self::NotTheirs { .. } => {
                 "start the engine anew, so that its own process listens at its socket"
             }
-            Self::Docker(_) | Self::Cri(_) | Self::Unknown { .. } => {
+            Self::Asker(AskerError::Start(_) | AskerError::Ended(_)) => {
+                "see whether the service may start processes, and has memory for them (dmesg)"
+            }
+            Self::Asker(AskerError::Forged | AskerError::TooMuch | AskerError::Engine(_)) => {
                 "see the log of the engine; if it is none, name the socket of one with --engine-socket"
             }
         }
@@ -154,32 +158,34 @@ impl Problem {
 
 /// The state of a container that does not run, as one of the engines tells it that are asked by name.
 pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Option<String> {
+    if !may_be_name(name) {
+        return None;
+    }
     let speak_docker = sockets.iter().filter(|socket| socket.api != Some(Api::Cri));
-    let asked = speak_docker.map(|socket| timeout(PATIENCE, docker::state_at_rest(socket, name)));
-    let answers = join_all(asked).await;
-    answers.into_iter().find_map(|answer| answer.ok().flatten())
+    let asked = speak_docker.map(|socket| async move {
+        let asker = Asker::start().await.ok()?;
+        let state = timeout(PATIENCE, asker.state_at_rest(socket, name)).await;
+        state.ok().flatten()
+    });
+    join_all(asked).await.into_iter().flatten().next()
 }
 
 /// Asks one; `None` when there is no engine behind a socket at a well-known place.
 async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: EngineBudget) -> Option<Engine> {
     let mut engine = Engine::of(socket);
-    let asked = timeout(PATIENCE, listen_to(socket, &known, &mut allowance, &mut engine)).await;
-    engine.heard = if asked.is_ok() {
+    let asked = listen_to(socket, &known, &mut allowance, &mut engine).await;
+    engine.heard = if asked.is_some() {
         Heard::Answered
     } else {
         Heard::Silent
     };
     engine.problem = match asked {
-        Ok(Ok(())) => None,
+        Some(Ok(())) => None,
         // A socket outlives its engine, and containerd without the CRI is another's servant.
-        Ok(Err(EngineError::Connect(_) | EngineError::Cri(CriError::Unimplemented { .. })))
-            if socket.origin != Origin::Named =>
-        {
-            return None;
-        }
+        Some(Err(error)) if socket.origin != Origin::Named && error.is_no_engine() => return None,
         // An engine has sockets for other purposes, too.
-        Ok(Err(error)) if socket.found_by.is_some() && error.is_of_no_engine() => return None,
-        Ok(Err(error)) => {
+        Some(Err(error)) if socket.found_by.is_some() && error.is_of_no_engine() => return None,
+        Some(Err(error)) => {
             let blame = match &error {
                 EngineError::Denied(_) => Capability::DacOverride.blame(&error),
                 _ => String::new(),
@@ -190,17 +196,36 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: EngineBudge
                 remedy: error.remedy(),
             })
         }
-        Err(_) => Some(Problem::slow()),
+        None => Some(Problem::slow()),
     };
     Some(engine)
 }
 
+/// Listens to an engine for as long as it is given; `None` when it takes longer.
 async fn listen_to(
     socket: &EngineSocket,
     known: &KnownPids,
     allowance: &mut EngineBudget,
     engine: &mut Engine,
-) -> Result<(), EngineError> {
+) -> Option<Result<(), EngineError>> {
+    let began = Instant::now();
+    let (stream, peer) = match timeout(PATIENCE, meet(socket, engine)).await.ok()? {
+        Ok(met) => met,
+        Err(error) => return Some(Err(error)),
+    };
+    engine.peer = Some(peer);
+    let left = PATIENCE.saturating_sub(began.elapsed());
+    let asker = match Asker::start().await {
+        Ok(asker) => asker,
+        Err(error) => return Some(Err(error.into())),
+    };
+    let asked = asker.workloads(socket, stream, known, allowance, &mut engine.workloads);
+    let told = timeout(left, asked).await.ok()?;
+    Some(told.map_err(EngineError::from))
+}
+
+/// Connects to an engine, if who listens there may.
+async fn meet(socket: &EngineSocket, engine: &mut Engine) -> Result<(UnixStream, SocketPeer), EngineError> {
     let stream = socket.connect().await.map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => EngineError::Denied(error),
         _ if is_exhaustion(&error) => EngineError::Busy(error),
@@ -222,33 +247,5 @@ async fn listen_to(
             found_by: process.pid,
         });
     }
-    engine.peer = Some(peer);
-    let found = &mut engine.workloads;
-    match socket.api {
-        Some(Api::Docker) => Ok(docker::containers(socket, known, allowance, found).await?),
-        Some(Api::Cri) => Ok(cri::pods(stream, known, allowance, found).await?),
-        None => try_both(socket, stream, known, allowance, found).await,
-    }
-}
-
-/// Docker's API is tried first: an engine of the CRI notices at once that it is not spoken to.
-async fn try_both(
-    socket: &EngineSocket,
-    stream: UnixStream,
-    known: &KnownPids,
-    allowance: &mut EngineBudget,
-    found: &mut Vec<Workload>,
-) -> Result<(), EngineError> {
-    let Err(docker) = docker::containers(socket, known, allowance, found).await else {
-        return Ok(());
-    };
-    if !matches!(docker, DockerError::Request { .. }) {
-        return Err(docker.into());
-    }
-    cri::pods(stream, known, allowance, found)
-        .await
-        .map_err(|cri| EngineError::Unknown {
-            docker: error::chain(&docker),
-            cri: error::chain(&cri),
-        })
+    Ok((stream, peer))
 }

@@ -9,7 +9,7 @@
 //! # Nothing that an engine says is taken on trust
 //!
 //! Anyone in a container can put a socket at a well-known place. It is found by `openat2` within that container's root and
-//! connected to through its handle. Answers are bounded in bytes, count and time (`bounded.rs`, `budget.rs`). A pidfd holds the
+//! connected to through its handle. Who is asked is asked by a process without rights (`asker`). Answers are bounded in bytes, count and time (`bounded.rs`, `budget.rs`). A pidfd holds the
 //! process that listens (`peer.rs`), which has to live before and after it was asked. `trust.rs` says of whom it may speak.
 //! What it says is translated from its PID namespace. Sockets that the operator named are asked first, then the host's, then
 //! those of containers and users in turn (`turns.rs`).
@@ -27,6 +27,7 @@
 //! `Gap`. A search that ends without all having been seen says so, and does not say that there is nothing.
 
 mod addresses;
+mod asker;
 mod assemble;
 mod bounded;
 mod budget;
@@ -61,6 +62,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::asker::ask_engine_if_asked;
 pub(crate) use self::{
     addresses::AddressBook,
     formerly::Formerly,
@@ -74,7 +76,7 @@ pub(crate) use self::{
 };
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
-    pub use super::{cri::fuzzing::cri, docker::fuzzing::docker};
+    pub use super::{asker::fuzzing::told, cri::fuzzing::cri, docker::fuzzing::docker};
 }
 
 use self::{

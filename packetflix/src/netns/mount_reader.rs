@@ -7,9 +7,9 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    io::{self, BufReader, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{self, BufReader, Read as _, Write as _},
     os::{
-        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::{
             ffi::{OsStrExt as _, OsStringExt as _},
             net::UnixStream,
@@ -21,14 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    cmsg_space, libc,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
-};
+use nix::libc;
 
 use crate::{
     confined::{Failure, SystemCall, begin, give_up_rights},
     proc_fs::{MountBounds, namespace_mounts},
+    sys,
 };
 
 /// First argument of a process that is to read lists of mounts.
@@ -141,20 +139,10 @@ impl MountReader {
 
     /// Hands over a list; gives what it says of that.
     fn ask(&mut self, list: File, bounds: MountBounds) -> io::Result<io::Result<Found>> {
-        let descriptors = [list.as_raw_fd()];
-        let sent = sendmsg::<()>(
-            self.socket.as_raw_fd(),
-            &[IoSlice::new(&order(bounds))],
-            &[ControlMessage::ScmRights(&descriptors)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
+        sys::send_with(&self.socket, &order(bounds), Some(&list))?;
         // What the kernel has composed ends with the last who has it open.
         drop(list);
         let mut head = [0; HEAD_LEN];
-        if sent != ORDER_LEN {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
         self.socket.read_exact(&mut head)?;
         let [len, errno] = numbers(&head);
         if errno != 0 {
@@ -270,22 +258,11 @@ fn answer_all(socket: &mut UnixStream) -> io::Result<()> {
 /// A list and its bounds; `None` when there are no more.
 fn next_order(socket: &UnixStream) -> io::Result<Option<(File, MountBounds)>> {
     let mut order = [0; ORDER_LEN];
-    let mut into = [IoSliceMut::new(&mut order)];
-    let mut space = cmsg_space!(libc::c_int);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_WAITALL;
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut space), flags)?;
-    let len = received.bytes;
-    let descriptor = received.cmsgs()?.find_map(|message| match message {
-        ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
-        _ => None,
-    });
-    let Some(descriptor) = descriptor.filter(|_| len == ORDER_LEN) else {
+    let (len, list) = sys::receive_with(socket, &mut order)?;
+    let Some(list) = list.filter(|_| len == ORDER_LEN) else {
         return Ok(None);
     };
-    #[expect(unsafe_code, reason = "takes what the message has brought")]
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    let list = unsafe { File::from_raw_fd(descriptor) };
-    Ok(Some((list, bounds(&order))))
+    Ok(Some((list.into(), bounds(&order))))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Who gets whose packets: what attackers in containers, local users and holders of scoped tokens may try.
 
+mod asker;
 mod engines;
 mod hidden;
 mod occupants;

@@ -1,0 +1,240 @@
+//! Has an engine asked by a process without rights: what it answers is HTTP, JSON and messages of gRPC in the words of whoever
+//! has the socket, which may be anybody.
+//!
+//! There is one process for each engine that is asked (`child.rs`), and what it may reach is this engine. The server finds and
+//! opens the socket, connects to it, and looks who listens there. Then it hands the connection over, and another for each request
+//! that the process wants to make. It is told one container after the other (`wire.rs`). Whoever takes the process over can say
+//! what the engine could have said, and no more than an engine may say is listened to.
+
+mod child;
+mod wire;
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    net::UnixStream,
+    process::Child,
+    time::timeout,
+};
+
+pub use self::child::ask_engine_if_asked;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use self::wire::fuzzing;
+use self::wire::{LEN_LEN, MAX_TOLD_LEN, Order, Told, Which};
+pub(super) use self::{child::Line, wire::is_word};
+use super::{
+    budget::EngineBudget,
+    engine_socket::EngineSocket,
+    workload::{KnownPids, Workload},
+};
+use crate::{error::note_want, sys};
+
+/// How long the process may take until it has given up its rights. That is none of the engine's time.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Most requests that are made of an engine beside one for each container: for lists, in either API.
+const LISTS: usize = 3;
+
+/// Why an engine told nothing, or not everything.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskerError {
+    /// There is nobody to ask it.
+    #[error("the process that asks it could not be started")]
+    Start(#[source] io::Error),
+    /// As for want of memory, or of time that the CPU has for it.
+    #[error("the process that asks it was ended")]
+    Ended(#[source] io::Error),
+    /// It has been taken over, or is none of ours.
+    #[error("the process that asks it says what it never would")]
+    Forged,
+    /// All engines together have told enough.
+    #[error("it tells of more than is kept of all engines")]
+    TooMuch,
+    /// What became of asking.
+    #[error("{}", .0.sentence)]
+    Engine(Failure),
+}
+
+/// What an engine did not tell, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// Whether nobody answered as an engine does, that runs or fails.
+    pub(super) is_of_no_engine: bool,
+    /// Whether it speaks the CRI, and has nothing to say there.
+    pub(super) is_unimplemented: bool,
+    pub(super) sentence: String,
+}
+
+/// A process that asks one engine, ended when dropped.
+pub(super) struct Asker {
+    line: UnixStream,
+    #[expect(dead_code, reason = "ends the process when it is dropped")]
+    child: Option<Child>,
+}
+
+impl Asker {
+    /// Starts one, which waits for its order.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub(super) async fn start() -> Result<Self, AskerError> {
+        let begin = || {
+            let (line, theirs) = std::os::unix::net::UnixStream::pair().inspect_err(note_want)?;
+            line.set_nonblocking(true)?;
+            let child = start(theirs).inspect_err(note_want)?;
+            let line = UnixStream::from_std(line)?;
+            Ok(Self { line, child })
+        };
+        let mut asker = begin().map_err(AskerError::Start)?;
+        match timeout(START_PATIENCE, asker.hear()).await {
+            Ok(Ok((Told::Ready, _))) => Ok(asker),
+            Ok(Ok(_)) => Err(AskerError::Forged),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(AskerError::Start(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Finds what an engine runs: `found` has it as soon as it is known. The engine is asked by `checked`, a connection to
+    /// `socket` of which is known who listens, and by others that are made as they are wanted. What is in `known` is not asked
+    /// for.
+    ///
+    /// # Errors
+    /// When the engine cannot be asked, or says something wrong. What was found before that is found.
+    pub(super) async fn workloads(
+        mut self,
+        socket: &EngineSocket,
+        checked: UnixStream,
+        known: &KnownPids,
+        allowance: &mut EngineBudget,
+        found: &mut Vec<Workload>,
+    ) -> Result<(), AskerError> {
+        let order = Order::Workloads {
+            api: socket.api,
+            bounds: allowance.bounds(),
+            known: known.clone(),
+        };
+        self.order(&order).await?;
+        self.listen(socket, checked, allowance, found).await
+    }
+
+    /// The state of a container that does not run, by its name or identifier; nothing when there is none.
+    pub(super) async fn state_at_rest(mut self, socket: &EngineSocket, name: &str) -> Option<String> {
+        let order = Order::AtRest(name.to_owned());
+        self.order(&order).await.ok()?;
+        let connection = match self.hear().await.ok()? {
+            (Told::Connect(Which::Another), _) => socket.connect().await.ok()?,
+            _ => return None,
+        };
+        self.give(connection).await.ok()?;
+        match self.hear().await.ok()? {
+            (Told::AtRest(state), _) => state,
+            _ => None,
+        }
+    }
+
+    async fn order(&mut self, order: &Order) -> Result<(), AskerError> {
+        let written = self.line.write_all(&order.encode()).await;
+        written.map_err(AskerError::Ended)
+    }
+
+    /// Gives the process what it asks for, and takes what it tells, within its bounds.
+    async fn listen(
+        &mut self,
+        socket: &EngineSocket,
+        checked: UnixStream,
+        allowance: &mut EngineBudget,
+        found: &mut Vec<Workload>,
+    ) -> Result<(), AskerError> {
+        let mut checked = Some(checked);
+        let mut connections = allowance.workloads + LISTS;
+        let mut has_left_out = false;
+        loop {
+            let (told, len) = self.hear().await?;
+            match told {
+                Told::Workload(_) if found.len() == allowance.workloads => return Err(AskerError::Forged),
+                Told::Workload(workload) if allowance.take(size_of::<Workload>() + len) => {
+                    found.push(workload);
+                }
+                Told::Workload(_) => has_left_out = true,
+                Told::Connect(which) => {
+                    connections = connections.checked_sub(1).ok_or(AskerError::Forged)?;
+                    let connection = match which {
+                        Which::Checked => Ok(checked.take().ok_or(AskerError::Forged)?),
+                        Which::Another => socket.connect().await,
+                    };
+                    match connection {
+                        Ok(connection) => self.give(connection).await?,
+                        Err(error) => self.refuse(&error).await?,
+                    }
+                }
+                Told::Ready | Told::AtRest(_) => return Err(AskerError::Forged),
+                Told::Done(_) if has_left_out => return Err(AskerError::TooMuch),
+                Told::Done(done) => return done.map_err(AskerError::Engine),
+            }
+        }
+    }
+
+    /// What it says next, and how many bytes that is.
+    async fn hear(&mut self) -> Result<(Told, usize), AskerError> {
+        let mut len = [0; LEN_LEN];
+        let read = self.line.read_exact(&mut len).await;
+        read.map_err(AskerError::Ended)?;
+        let len = u32::from_ne_bytes(len) as usize;
+        if len > MAX_TOLD_LEN {
+            return Err(AskerError::Forged);
+        }
+        let mut told = vec![0; len];
+        let read = self.line.read_exact(&mut told).await;
+        read.map_err(AskerError::Ended)?;
+        let told = Told::decode(&told).ok_or(AskerError::Forged)?;
+        Ok((told, len))
+    }
+
+    /// Hands a connection over.
+    async fn give(&self, connection: UnixStream) -> Result<(), AskerError> {
+        self.answer(0, Some(connection)).await
+    }
+
+    /// Tells that there is no connection.
+    async fn refuse(&self, error: &io::Error) -> Result<(), AskerError> {
+        let errno = error.raw_os_error().unwrap_or(nix::libc::ETIMEDOUT);
+        self.answer(errno, None).await
+    }
+
+    async fn answer(&self, errno: i32, connection: Option<UnixStream>) -> Result<(), AskerError> {
+        let send = || sys::send_with(&self.line, &errno.to_ne_bytes(), connection.as_ref());
+        let sent = self.line.async_io(Interest::WRITABLE, send).await;
+        sent.map_err(AskerError::Ended)
+    }
+}
+
+/// Starts the process, at the other end.
+#[cfg(not(test))]
+fn start(theirs: std::os::unix::net::UnixStream) -> io::Result<Option<Child>> {
+    use std::{os::fd::OwnedFd, process::Stdio};
+
+    let child = tokio::process::Command::new("/proc/self/exe")
+        .arg0("packetflix")
+        .arg(child::VERB)
+        .env_clear()
+        .current_dir("/")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Whoever gives up waiting for it ends it too.
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok(Some(child))
+}
+
+/// A thread in its place: the program that runs these tests is not ours.
+#[cfg(test)]
+fn start(theirs: std::os::unix::net::UnixStream) -> io::Result<Option<Child>> {
+    theirs.set_nonblocking(true)?;
+    std::thread::spawn(move || child::runtime().unwrap().block_on(child::answer(theirs)));
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests;
