@@ -9,6 +9,11 @@ fn slowness() -> u32 {
     told.and_then(|told| told.parse().ok()).unwrap_or(1).max(1)
 }
 
+/// Whether it is no machine of today: how soon its programs get a CPU is up to others.
+pub fn is_slow() -> bool {
+    slowness() > 1
+}
+
 /// As long as `time` on a machine of today: the limit of a wait for what the machine does.
 pub fn time(time: Duration) -> Duration {
     time * slowness()
