@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,10 +21,11 @@ use packetflix_tests::{
     generator::{Generator, Plan},
     namespace::{Namespace, inside, of_process, output_of},
     process::Sleeper,
+    raw::{RawSocket, arp, ethernet, ipv4_udp, ipv6_udp, vlan},
     server::{Server, wait_until},
     upstream::{Upstream, answer},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Whether the stream has begun that is watched: from then on packets are captured.
 const BEGUN: &str = "return document.querySelector('.status') && !document.body.innerText.includes('waiting for the service')";
@@ -100,7 +101,7 @@ fn targets_are_listed_searched_and_have_traffic() -> anyhow::Result<()> {
     browser.wait_for_text("1 target of")?;
     let names =
         browser.script("return [...document.querySelectorAll('.row .name')].map(one => one.innerText)")?;
-    assert_eq!(names, serde_json::json!([format!("web({})", web.pid())]));
+    assert_eq!(names, json!([format!("web({})", web.pid())]));
     let deadline = Instant::now() + Duration::from_secs(20);
     let has_traffic =
         "return [...document.querySelectorAll('.row .number')].some(one => !one.innerText.startsWith('0'))";
@@ -383,6 +384,344 @@ fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
     )?;
     browser.wait_for_text("3 shown")?;
     browser.check_console()
+}
+
+/// What programs really say to each other, as the page tells it.
+#[test]
+fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    // It takes whatever comes, so that whoever asks goes on to say what they want.
+    let listener = there.inside(|| TcpListener::bind("10.9.1.2:443"))??;
+    let serving = thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept()?;
+            let _ = stream.read(&mut [0; 4096])?;
+        }
+        anyhow::Ok(())
+    });
+    let run = |program: &str, arguments: &[&str]| {
+        // They hear of no good answer, which is no matter here.
+        let mut command = here.command(program);
+        let command = command.args(arguments).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status()
+    };
+    run("busybox", &["ping", "-c", "1", "-W", "1", "10.9.1.2"])?;
+    run(
+        "curl",
+        &["--silent", "--max-time", "2", "http://10.9.1.2:443/some/thing"],
+    )?;
+    run(
+        "timeout",
+        &[
+            "2",
+            "openssl",
+            "s_client",
+            "-connect",
+            "10.9.1.2:443",
+            "-servername",
+            "shop.example",
+        ],
+    )?;
+    run(
+        "timeout",
+        &["2", "busybox", "nslookup", "db.shop.example", "10.9.1.2"],
+    )?;
+    run(
+        "busybox",
+        &[
+            "udhcpc",
+            "-i",
+            "va",
+            "-n",
+            "-q",
+            "-t",
+            "1",
+            "-T",
+            "1",
+            "-s",
+            "/bin/true",
+        ],
+    )?;
+    serving.join().map_err(|_| anyhow::anyhow!("nobody served"))??;
+    let raw = RawSocket::open(&here, "va")?;
+    raw.send(&ethernet(0x8100, &vlan(42, 0x0800, &ipv4_udp(b"in a VLAN"))))?;
+    for (filter, text) in [
+        ("proto:arp", "who has 10.9.1.2? tell 10.9.1.1"),
+        ("proto:icmp", "echo request, identifier"),
+        ("proto:http", "GET /some/thing HTTP/1.1"),
+        ("proto:tls", "client hello, server name shop.example"),
+        ("proto:dns", "query A db.shop.example"),
+        ("proto:dhcp", "discover"),
+        ("proto:vlan", "12345 → 12346 len 9"),
+        ("flags:syn port:443", "[SYN] seq 0"),
+    ] {
+        browser.type_into("//input[@type='search']", &format!("\u{e009}a\u{e000}{filter}"))?;
+        browser.wait_for_text(text).with_context(|| filter.to_owned())?;
+    }
+    browser.press("conversations")?;
+    // The kernel answered a SYN, which has taken a time.
+    browser.wait_for(
+        "return [...document.querySelectorAll('tr')].some(row => row.innerText.includes('10.9.1.2:443') && / ms/.test(row.innerText))",
+    )?;
+    browser.check_console()
+}
+
+/// A segment that is sent twice is told as such.
+#[test]
+fn segments_that_are_sent_again_are_marked() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let raw = RawSocket::open(&here, "va")?;
+    for (sequence, flags, payload) in [
+        (1000_u32, 0x02, &b""[..]),
+        (1001, 0x18, b"hello"),
+        (1006, 0x18, b"world"),
+        (1001, 0x18, b"hello"),
+        (1010, 0x10, b"d"),
+        (1011, 0x04, b""),
+    ] {
+        raw.send(&ethernet(0x0800, &ipv4_tcp(sequence, flags, payload)))?;
+    }
+    wait_for_total(&browser, 6)?;
+    browser.type_into("//input[@type='search']", "mark:retransmission")?;
+    browser.wait_for_text("1 shown")?;
+    browser.wait_for_text("[retransmission] 40000 → 80 [PSH, ACK] seq 1")?;
+    browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}mark:keep-alive")?;
+    browser.wait_for_text("[keep-alive] 40000 → 80 [ACK] seq 10")?;
+    browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}flags:rst")?;
+    browser.wait_for_text("seq 11 win")?;
+    browser.check_console()
+}
+
+/// An IPv4 packet with a segment of TCP, from 10.9.9.1 to 10.9.9.2.
+fn ipv4_tcp(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut tcp = [&40_000_u16.to_be_bytes()[..], &80_u16.to_be_bytes()].concat();
+    tcp.extend(sequence.to_be_bytes());
+    tcp.extend([0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    tcp.extend(payload);
+    let len = u16::try_from(20 + tcp.len()).unwrap_or(u16::MAX);
+    let mut packet = vec![0x45, 0];
+    packet.extend(len.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 9, 9, 1, 10, 9, 9, 2]);
+    packet.extend(tcp);
+    packet
+}
+
+/// Packets of which nothing can be relied on are each told, and keep nothing else from it.
+#[test]
+fn packets_that_are_wrong_are_told_like_others() -> anyhow::Result<()> {
+    const COUNT: u64 = 3000;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let raw = RawSocket::open(&here, "va")?;
+    let good = [
+        ethernet(0x0800, &ipv4_udp(b"payload")),
+        ethernet(0x86dd, &ipv6_udp(b"payload")),
+        ethernet(0x0806, &arp()),
+        ethernet(0x8100, &vlan(1, 0x86dd, &ipv6_udp(b""))),
+        ethernet(0x0800, &ipv4_tcp(1, 0x18, b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\x03")),
+        ethernet(0x0800, &ipv4_tcp(1, 0x18, b"GET / HTTP/1.1\r\nHost: \xff\r\n\r\n")),
+        ethernet(0x0800, &udp_of(53, b"\x12\x34\x81\x80\0\x01\0\x02\0\0\0\0\x01a\xc0\x0c\0\x01\0\x01\xc0\x0c\0\x05\0\x01\0\0\0\x01\0\x02\xc0\x0c")),
+        ethernet(0x0800, &udp_of(67, &[1; 300])),
+    ];
+    // The same each time: Marsaglia's xorshift.
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    for _ in 0..COUNT {
+        let mut frame = good[next(good.len())].clone();
+        for _ in 0..next(4) {
+            // The addresses stay, without which the kernel sends nothing.
+            let at = 12 + next(frame.len() - 12);
+            frame[at] = next(256) as u8;
+        }
+        frame.truncate(14 + next(frame.len()));
+        raw.send(&frame)?;
+    }
+    wait_for_total(&browser, COUNT)?;
+    // Each is held against a filter that all pass, and so is decoded.
+    browser.type_into("//input[@type='search']", "!no-packet-says-this")?;
+    browser.wait_for(&format!(
+        "return Number(document.querySelector('.rows').getAttribute('aria-rowcount')) > {COUNT}"
+    ))?;
+    browser.wait_for("return document.querySelectorAll('.row .summary').length > 5")?;
+    browser.check_console()
+}
+
+/// An IPv4 packet with UDP for a port.
+fn udp_of(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = ipv4_udp(payload);
+    packet[22..24].copy_from_slice(&port.to_be_bytes());
+    if port == 67 {
+        packet[20..22].copy_from_slice(&68_u16.to_be_bytes());
+    }
+    packet
+}
+
+/// A list of any length, and names of any kind: behind a service that tells of them.
+#[test]
+fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
+    const COUNT: usize = 10_000;
+    let server = Server::start(&[])?;
+    let port = server.port();
+    let list = json!({
+        "version": 1, "scanned-at": 1.0, "node-name": "many", "engines": [], "gaps": ["a <b>place</b>"],
+        "targets": (0..COUNT).map(|number| json!({
+            "name": format!("app-{number:05}"), "type": "docker", "prefix": "", "netns": 4_026_600_000_u64 + number as u64,
+            "pid": 1000 + number, "starttime": 100, "host": false,
+            "network-interfaces": [{ "name": "eth0", "index": 2, "state": "up", "addresses": [format!("10.1.{}.{}/16", number / 256, number % 256)] }],
+            "container": { "id": format!("{number:064x}"), "engine": "/run/docker.sock", "state": "running", "images": ["nginx"],
+                "labels": { "com.docker.compose.project": format!("shop-{}", number % 10) } },
+        })).collect::<Vec<_>>(),
+    });
+    let list = list.to_string();
+    let many = Upstream::start(move |head, mut stream| {
+        let path = head.line.split(' ').nth(1).unwrap_or_default();
+        match path {
+            "/targets" => answer(&stream, "200 OK", "Content-Type: application/json\r\n", &list),
+            "/rates" => {
+                let told = "event: targets\ndata: 1\n\nevent: rates\ndata: {\"uptime\": 3700, \"rates\": \
+                            {\"4026609999\": {\"2\": [1000, 500, 1000000, 500]}}}\n\n";
+                write!(
+                    stream.get_mut(),
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{told}"
+                )?;
+                thread::sleep(Duration::from_secs(60));
+                Ok(())
+            }
+            path => {
+                let at = format!("http://127.0.0.1:{port}{path}");
+                let body = output_of(Command::new("curl").args(["--silent", &at]))?;
+                let kind = if path.ends_with("css") {
+                    "text/css"
+                } else {
+                    "text/html"
+                };
+                answer(&stream, "200 OK", &format!("Content-Type: {kind}\r\n"), &body)
+            }
+        }
+    })?;
+    let browser = Browser::start()?;
+    browser.go(&format!("http://127.0.0.1:{}/", many.port()))?;
+    browser.wait_for_text("10,000 targets of 10,000")?;
+    browser.wait_for_text("app-00000")?;
+    browser.wait_for_text("1 h 1 min")?;
+    let drawn = browser.script("return document.querySelectorAll('.row').length")?;
+    ensure!(
+        drawn.as_u64().is_some_and(|drawn| drawn < 100),
+        "{drawn} rows are drawn"
+    );
+    // To the end of it, by a key.
+    browser.type_into("//div[@role='grid']", "\u{e010}")?;
+    browser.wait_for_text("app-09999")?;
+    browser.wait_for_text("1.50 k/s")?;
+    browser.type_into("//input[@type='search']", "10.1.39.15")?;
+    browser.wait_for_text("1 target of")?;
+    browser.click("//select/option[@value='compose']")?;
+    browser.wait_for_text("project shop-9 (1)")?;
+    browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}shop-3")?;
+    browser.wait_for_text("1,000 targets of 10,000")?;
+    // All of a group, by a key.
+    browser.type_into("//div[@role='grid']", " ")?;
+    browser.wait_for_text("Capture 1,000 targets")?;
+    browser.wait_for_text("1 place could not be looked at")?;
+    // And in a narrow window nothing has to be moved sideways but the list itself.
+    browser.resize(420, 700)?;
+    browser.wait_for("return document.documentElement.scrollWidth <= innerWidth")?;
+    let found = browser.barriers()?;
+    ensure!(found.is_empty(), "{found:#?}");
+    Ok(())
+}
+
+/// Into a file that the browser has been given, and what is handed over to other programs.
+#[test]
+fn captures_are_handed_over() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    // In the place of the window in which somebody says where the file is to go.
+    browser.script(
+        "window.showSaveFilePicker = async options => { window.asked_ = options.suggestedName; const root = await \
+         navigator.storage.getDirectory(); return root.getFileHandle('saved', { create: true }) }; \
+         navigator.clipboard.writeText = async text => { window.copied_ = text }",
+    )?;
+    let name = format!("web({})", web.pid());
+    choose(&browser, &name)?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Save")?;
+    browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
+    send(web.pid(), 4711, 100, &[0; 1000])?;
+    browser.press("Stop and finish the file")?;
+    browser.wait_for_text("stopped by the client")?;
+    browser.script(
+        "navigator.storage.getDirectory().then(root => root.getFileHandle('saved')).then(handle => handle.getFile())\
+         .then(file => file.arrayBuffer()).then(bytes => { window.bytes_ = [...new Uint8Array(bytes)] })",
+    )?;
+    let bytes: Vec<u8> = serde_json::from_value(browser.wait_for("return window.bytes_")?)?;
+    let folder = Folder::new()?;
+    let file = folder.file("saved.pcapng");
+    std::fs::write(&file, bytes)?;
+    assert_eq!(fields(&file)?.len(), 100);
+    let asked = browser.script("return asked_")?;
+    ensure!(
+        asked
+            .as_str()
+            .is_some_and(|asked| asked.starts_with("web_") && asked.ends_with(".pcapng")),
+        "{asked}"
+    );
+
+    let address = browser.script("return document.querySelector('dialog a').href")?;
+    let address = address.as_str().context("no address")?;
+    let expected = format!("packetflix:ws://127.0.0.1:{}/capture?container=", server.port());
+    ensure!(
+        address.starts_with(&expected) && address.contains("filter=udp%20port%204711"),
+        "{address}"
+    );
+
+    // The command does what the page has done.
+    browser.press("Copy as command")?;
+    let command = browser.wait_for("return window.copied_")?;
+    let command = command.as_str().context("no text")?;
+    let (words, _) = command.rsplit_once(" -w ").context("no file")?;
+    let again = folder.file("again.pcapng");
+    let line = format!(
+        "{} -c 5 -w {}",
+        words.replacen("packetflix", "\"$PROGRAM\"", 1),
+        again.display()
+    );
+    let mut shell = Command::new("sh")
+        .args(["-c", &line])
+        .env("PROGRAM", packetflix_tests::server::program("packetflix")?)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_until(Duration::from_secs(20), || {
+        send(web.pid(), 4711, 5, b"x")?;
+        Ok(shell.try_wait()?.is_some())
+    })?;
+    assert_eq!(fields(&again)?.len(), 5, "{line}");
+    Ok(())
 }
 
 /// What is at the page's paths, whoever asks, also behind a proxy that has put a path before them.
