@@ -22,7 +22,7 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Times that reading takes of a CPU, to rest before the next: among many namespaces it is done less often.
-const REST: u32 = 66;
+const REST: u32 = 100;
 
 /// Traffic of an interface, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,6 +11,7 @@ mod http;
 mod interrupt;
 mod machine;
 mod merge;
+mod rates;
 mod table;
 mod usage;
 
@@ -35,6 +36,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
     ("merge", merge::run),
+    ("rates", |args, _| rates::run(args)),
 ];
 
 /// Prints what it finds out, or puts it into the report.
@@ -46,11 +48,11 @@ struct Args {
     /// Only benchmarks whose name contains this
     #[arg(default_value = "")]
     name: String,
-    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` and `client` 5 times, `crowds` 3 times and `merge`
-    /// 7 times
+    /// How often each thing is measured: by default 20 times, in the benchmarks `capture` and `client` 5 times, `crowds` 3 times, `merge`
+    /// 7 times and `rates` 6 times
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Network namespaces of the benchmark `discovery`, which is done with none and with twice as many too
+    /// Network namespaces of the benchmarks `discovery` and `rates`, which are done with none and with twice as many too
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..=5000))]
     namespaces: u32,
     /// Only scenarios of the benchmarks `capture`, `crowds` and `merge` whose name contains this
