@@ -7,7 +7,6 @@ use nix::sched::{CloneFlags, unshare};
 use packetflix_tests::{
     client::Recorder,
     namespace::Namespace,
-    pace,
     process::script_in,
     raw::{self, RawSocket},
     server::{Server, wait_until},
@@ -87,20 +86,8 @@ async fn namespace_mounted_in_another_mount_namespace_is_found() -> anyhow::Resu
                   unshare --net='/mnt/a b' true && stat -Lc %i '/mnt/a b' && exec sleep 60";
     let (mut process, line) = script_in(&["--mount"], script)?;
     let server = Server::start(&[])?;
-    let url = server.url(&format!("netns={line}"));
-    let mut started = Recorder::start(&url).await;
-    // Its limit of two seconds for a list of mounts is not for machines that get a CPU now and then.
-    let is_late = |started: &anyhow::Result<Recorder>| {
-        started
-            .as_ref()
-            .is_err_and(|error| error.to_string().starts_with("504 "))
-    };
-    let mut tries = if pace::is_slow() { 5 } else { 0 };
-    while tries > 0 && is_late(&started) {
-        started = Recorder::start(&url).await;
-        tries -= 1;
-    }
-    let recording = started?.finish().await?;
+    let recorder = Recorder::start(&server.url(&format!("netns={line}"))).await?;
+    let recording = recorder.finish().await?;
     ensure!(
         recording.comment.contains("container-name: \"/mnt/a b\""),
         "{}",
