@@ -219,7 +219,7 @@ fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
     let arguments = ["-f", "udp dst port 9", "-w", &ring, "-b", "packets:5"];
     let capture = Capture::start(&server, &[&[&pattern[..], "--wait"][..], &arguments].concat())?;
     let count = |wanted: usize| {
-        wait_until(Duration::from_secs(20), || {
+        wait_until(Duration::from_secs(60), || {
             let (_, list) = server.get("/captures")?;
             Ok(list["captures"].as_array().context("no captures")?.len() == wanted)
         })
