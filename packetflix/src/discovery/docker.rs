@@ -10,7 +10,7 @@ use hyper::{HeaderMap, StatusCode, header::SERVER};
 use serde::{Deserialize, de::DeserializeSeed as _};
 
 use super::{
-    asker::{Line, is_word},
+    asker::{Line, Question, is_word},
     bounded::{Footprint, Labels, List, Listed, Text, Texts},
     budget::EngineBudget,
     workload::{KnownPids, PodName, Workload, WorkloadKind},
@@ -148,21 +148,17 @@ async fn list(
     line: &Line,
     allowance: &mut EngineBudget,
 ) -> Result<(HeaderMap, Listed<Summary>), DockerError> {
-    const PATH: &str = "/containers/json";
-
-    let answer = get(line, PATH, allowance.list).await?;
+    let answer = get(line, Question::List, allowance.list).await?;
     let mut deserializer = serde_json::Deserializer::from_slice(&answer.body);
     let list = List::within(allowance)
         .deserialize(&mut deserializer)
         .and_then(|list| deserializer.end().map(|()| list));
-    Ok((answer.headers, list.map_err(not_understood(PATH))?))
+    Ok((answer.headers, list.map_err(not_understood(&Question::List))?))
 }
 
-fn not_understood(path: &str) -> impl FnOnce(serde_json::Error) -> DockerError {
-    move |source| DockerError::Answer {
-        path: path.to_owned(),
-        source,
-    }
+fn not_understood(question: &Question) -> impl FnOnce(serde_json::Error) -> DockerError {
+    let path = question.path();
+    move |source| DockerError::Answer { path, source }
 }
 
 /// The state of a container that does not run, by its name or identifier; nothing when there is none.
@@ -170,8 +166,8 @@ pub(super) async fn state_at_rest(line: &Line, name: &str) -> Option<String> {
     if !may_be_name(name) {
         return None;
     }
-    let path = format!("/containers/{name}/json");
-    let answer = get(line, &path, super::budget::MAX_DETAILS_LEN).await.ok()?;
+    let question = Question::Details(name.to_owned());
+    let answer = get(line, question, super::budget::MAX_DETAILS_LEN).await.ok()?;
     let details: Details = serde_json::from_slice(&answer.body).ok()?;
     let DetailedState { pid, status } = details.state;
     (pid == 0 && is_word(&status)).then_some(status)
@@ -180,15 +176,15 @@ pub(super) async fn state_at_rest(line: &Line, name: &str) -> Option<String> {
 /// Whether this may be the name or identifier of a container, and become part of a path.
 pub(super) fn may_be_name(name: &str) -> bool {
     let is_names = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    name.bytes().all(is_names) && !name.starts_with('.')
+    !name.is_empty() && name.len() <= 128 && name.bytes().all(is_names) && !name.starts_with('.')
 }
 
 /// The first process of a container, if it still runs.
 async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
-    let path = format!("/containers/{id}/json");
-    match get(line, &path, max_len).await {
+    let question = Question::Details(id.to_owned());
+    match get(line, question.clone(), max_len).await {
         Ok(answer) => {
-            let details: Details = serde_json::from_slice(&answer.body).map_err(not_understood(&path))?;
+            let details: Details = serde_json::from_slice(&answer.body).map_err(not_understood(&question))?;
             Ok(u32::try_from(details.state.pid).ok().filter(|pid| *pid != 0))
         }
         Err(DockerError::Status {
@@ -201,19 +197,20 @@ async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, Do
 
 /// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
 /// each other.
-async fn get(line: &Line, path: &str, max_len: usize) -> Result<Answer, DockerError> {
+async fn get(line: &Line, question: Question, max_len: usize) -> Result<Answer, DockerError> {
+    let path = question.path();
     let failed = |source| DockerError::Request {
-        path: path.to_owned(),
+        path: path.clone(),
         source,
     };
-    let stream = line.connect().await.map_err(DockerError::Connect)?;
+    let stream = line.ask(question).await.map_err(DockerError::Connect)?;
     let mut connection = Connection::open(stream, "localhost", max_len)
         .await
         .map_err(failed)?;
-    let answer = connection.get(path).await.map_err(failed)?;
+    let answer = connection.get(&path).await.map_err(failed)?;
     if answer.status != StatusCode::OK {
         return Err(DockerError::Status {
-            path: path.to_owned(),
+            path,
             status: answer.status,
         });
     }

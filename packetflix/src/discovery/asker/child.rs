@@ -1,12 +1,14 @@
 //! The process that asks one engine: our own program, executed anew, which gives up its rights before it is told what to ask.
 //!
-//! What remains to it are memory, the connections that it is given, and saying what it has heard, all of it bounded.
+//! What remains to it are memory, what it is given to read, and saying what it has heard, all of it bounded.
 
 use std::{
+    collections::VecDeque,
     ffi::{OsStr, OsString},
     io,
     os::{fd::AsFd as _, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::future::join;
@@ -16,8 +18,8 @@ use tokio::{
     net::{UnixStream, unix::OwnedReadHalf},
     runtime::{self, Runtime},
     sync::{
-        Mutex,
-        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        mpsc::{UnboundedSender, unbounded_channel},
+        oneshot,
     },
 };
 
@@ -30,7 +32,7 @@ use super::{
         workload::{KnownPids, Workload},
     },
     Failure,
-    wire::{LEN_LEN, MAX_ORDER_LEN, Order, Told, Which},
+    wire::{LEN_LEN, MAX_ORDER_LEN, Order, Question, Told},
 };
 use crate::{
     confined::{self, SystemCall, begin, give_up_rights},
@@ -44,7 +46,7 @@ pub(super) const VERB: &str = "ask-engine";
 const ROOM: u64 = 256 << 20;
 /// Seconds of CPU time, of which it is given one by the clock.
 const CPU_SECONDS: u64 = 5;
-/// Descriptors that it may have: its standard ones, the line, what it waits with, and connections.
+/// Descriptors that it may have: its standard ones, the line, what it waits with, and where answers come.
 const DESCRIPTORS: u64 = 48;
 
 /// What the kernel does for the process after it has given up its rights.
@@ -144,23 +146,21 @@ pub(super) async fn answer(line: StdUnixStream) -> io::Result<()> {
     }
     let order = order(&mut read).await?;
     let (says, mut said) = unbounded_channel::<Vec<u8>>();
-    let (gives, given) = unbounded_channel();
+    let waiting = Waiting::default();
     let telling = async {
         while let Some(words) = said.recv().await {
             write.write_all(&words).await?;
         }
         Ok(())
     };
-    let asking = carry_out(
-        order,
-        Line {
-            says,
-            given: Mutex::new(given),
-        },
-    );
+    let line = Line {
+        says,
+        waiting: Arc::clone(&waiting),
+    };
+    let asking = carry_out(order, line);
     tokio::select! {
         ((), told) = join(asking, telling) => told,
-        error = take_connections(&read, &gives) => Err(error),
+        error = take_connections(&read, &waiting) => Err(error),
     }
 }
 
@@ -177,10 +177,7 @@ async fn order(read: &mut OwnedReadHalf) -> io::Result<Order> {
 }
 
 /// Takes what the server gives, until that is gone; says why there will be no more.
-async fn take_connections(
-    read: &OwnedReadHalf,
-    gives: &UnboundedSender<io::Result<UnixStream>>,
-) -> io::Error {
+async fn take_connections(read: &OwnedReadHalf, waiting: &Waiting) -> io::Error {
     let line: &UnixStream = read.as_ref();
     loop {
         let mut errno = [0; size_of::<i32>()];
@@ -196,32 +193,39 @@ async fn take_connections(
             Some(connection) => UnixStream::from_std(connection.into()),
             None => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
         };
+        let first = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         // Whoever has waited for it may have given up.
-        let _ = gives.send(connection);
+        let _ = first.map(|first| first.send(connection));
     }
 }
+
+/// Who waits for what the server gives, in the order in which it was asked for that.
+type Waiting = Arc<Mutex<VecDeque<oneshot::Sender<io::Result<UnixStream>>>>>;
 
 /// To the server.
 pub(in crate::discovery) struct Line {
     /// All that is told in one ask is bounded by what may be kept.
     says: UnboundedSender<Vec<u8>>,
-    given: Mutex<UnboundedReceiver<io::Result<UnixStream>>>,
+    waiting: Waiting,
 }
 
 impl Line {
-    /// Another connection to the engine.
+    /// Where the engine's answer to a question comes.
     ///
     /// # Errors
     /// When nobody listens, or too many wait already.
-    pub(in crate::discovery) async fn connect(&self) -> io::Result<UnixStream> {
-        self.connect_to(Which::Another).await
+    pub(in crate::discovery) async fn ask(&self, question: Question) -> io::Result<UnixStream> {
+        self.connection_for(&Told::Ask(question)).await
     }
 
-    async fn connect_to(&self, which: Which) -> io::Result<UnixStream> {
-        self.tell(&Told::Connect(which));
-        // They are all the same to whoever waits.
-        let given = self.given.lock().await.recv().await;
-        given.unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into()))
+    async fn connection_for(&self, told: &Told) -> io::Result<UnixStream> {
+        let (gives, given) = oneshot::channel();
+        let waiting = self.waiting.lock();
+        waiting.unwrap_or_else(PoisonError::into_inner).push_back(gives);
+        self.tell(told);
+        given
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
     /// Says something; `false` if that is longer than may be.
@@ -284,7 +288,9 @@ async fn find(
 
 /// The connection of which the server knows who listens.
 async fn checked(line: &Line) -> Result<UnixStream, AskError> {
-    line.connect_to(Which::Checked).await.map_err(AskError::Connect)
+    line.connection_for(&Told::Connect)
+        .await
+        .map_err(AskError::Connect)
 }
 
 /// Docker's API is tried first: an engine of the CRI notices at once that it is not spoken to.

@@ -1,12 +1,14 @@
 //! Has an engine asked by a process without rights: what it answers is HTTP, JSON and messages of gRPC in the words of whoever
 //! has the socket, which may be anybody.
 //!
-//! There is one process for each engine that is asked (`child.rs`), and what it may reach is this engine. The server finds and
-//! opens the socket, connects to it, and looks who listens there. Then it hands the connection over, and another for each request
-//! that the process wants to make. It is told one container after the other (`wire.rs`). Whoever takes the process over can say
-//! what the engine could have said, and no more than an engine may say is listened to.
+//! There is one process for each engine that is asked (`child.rs`). The server finds and opens the socket, connects to it, and
+//! looks who listens there. It puts the process's questions to an engine of Docker's API, and hands the answers over
+//! (`relay.rs`); gRPC takes turns of both sides, for which it hands over the connection. It is told one container after the
+//! other (`wire.rs`). Whoever takes the process over can say what the engine could have said, and no more than an engine may say
+//! is listened to.
 
 mod child;
+mod relay;
 mod wire;
 
 use std::{io, time::Duration};
@@ -21,11 +23,17 @@ use tokio::{
 pub use self::child::ask_engine_if_asked;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) use self::wire::fuzzing;
-use self::wire::{LEN_LEN, MAX_TOLD_LEN, Order, Told, Which};
-pub(super) use self::{child::Line, wire::is_word};
+pub(super) use self::{
+    child::Line,
+    wire::{Question, is_word},
+};
+use self::{
+    relay::Relay,
+    wire::{LEN_LEN, MAX_TOLD_LEN, Order, Told},
+};
 use super::{
-    budget::EngineBudget,
-    engine_socket::EngineSocket,
+    budget::{EngineBudget, MAX_DETAILS_LEN},
+    engine_socket::{Api, EngineSocket},
     workload::{KnownPids, Workload},
 };
 use crate::{error::note_want, sys};
@@ -33,8 +41,8 @@ use crate::{error::note_want, sys};
 /// How long the process may take until it has given up its rights. That is none of the engine's time.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Most requests that are made of an engine beside one for each container: for lists, in either API.
-const LISTS: usize = 3;
+/// Most questions that are put to an engine beside one for each container: one for the list.
+const LISTS: usize = 1;
 
 /// Why an engine told nothing, or not everything.
 #[derive(Debug, thiserror::Error)]
@@ -95,9 +103,8 @@ impl Asker {
         }
     }
 
-    /// Finds what an engine runs: `found` has it as soon as it is known. The engine is asked by `checked`, a connection to
-    /// `socket` of which is known who listens, and by others that are made as they are wanted. What is in `known` is not asked
-    /// for.
+    /// Finds what an engine runs: `found` has it as soon as it is known. An engine of the CRI is asked by `checked`, a connection
+    /// to `socket` of which is known who listens. What is in `known` is not asked for.
     ///
     /// # Errors
     /// When the engine cannot be asked, or says something wrong. What was found before that is found.
@@ -122,11 +129,12 @@ impl Asker {
     pub(super) async fn state_at_rest(mut self, socket: &EngineSocket, name: &str) -> Option<String> {
         let order = Order::AtRest(name.to_owned());
         self.order(&order).await.ok()?;
-        let connection = match self.hear().await.ok()? {
-            (Told::Connect(Which::Another), _) => socket.connect().await.ok()?,
+        let mut relay = Relay::new(1);
+        let answer = match self.hear().await.ok()? {
+            (Told::Ask(question), _) => relay.ask(socket, &question, MAX_DETAILS_LEN).await.ok()?,
             _ => return None,
         };
-        self.give(connection).await.ok()?;
+        self.give(answer).await.ok()?;
         match self.hear().await.ok()? {
             (Told::AtRest(state), _) => state,
             _ => None,
@@ -147,7 +155,8 @@ impl Asker {
         found: &mut Vec<Workload>,
     ) -> Result<(), AskerError> {
         let mut checked = Some(checked);
-        let mut connections = allowance.workloads + LISTS;
+        let mut relay = Relay::new(allowance.parallel);
+        let mut questions = allowance.workloads + LISTS;
         let mut has_left_out = false;
         loop {
             let (told, len) = self.hear().await?;
@@ -157,16 +166,26 @@ impl Asker {
                     found.push(workload);
                 }
                 Told::Workload(_) => has_left_out = true,
-                Told::Connect(which) => {
-                    connections = connections.checked_sub(1).ok_or(AskerError::Forged)?;
-                    let connection = match which {
-                        Which::Checked => Ok(checked.take().ok_or(AskerError::Forged)?),
-                        Which::Another => socket.connect().await,
+                Told::Ask(_) if socket.api == Some(Api::Cri) => return Err(AskerError::Forged),
+                Told::Ask(question) => {
+                    questions = questions.checked_sub(1).ok_or(AskerError::Forged)?;
+                    let most = match &question {
+                        Question::List => allowance.list,
+                        Question::Details(_) => allowance.details,
                     };
-                    match connection {
-                        Ok(connection) => self.give(connection).await?,
+                    match relay.ask(socket, &question, most).await {
+                        Ok(answer) => self.give(answer).await?,
                         Err(error) => self.refuse(&error).await?,
                     }
+                }
+                Told::Connect => {
+                    // At a socket of Docker's API one may have it do anything.
+                    let is_of_cri = match socket.api {
+                        Some(api) => api == Api::Cri,
+                        None => relay.is_of_another_api(),
+                    };
+                    let checked = checked.take().filter(|_| is_of_cri);
+                    self.give(checked.ok_or(AskerError::Forged)?).await?;
                 }
                 Told::Ready | Told::AtRest(_) => return Err(AskerError::Forged),
                 Told::Done(_) if has_left_out => return Err(AskerError::TooMuch),

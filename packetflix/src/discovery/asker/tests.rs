@@ -143,14 +143,14 @@ fn what_makes_no_sense_is_none() {
     );
 }
 
-/// A socket at which somebody listens, who answers nothing.
+/// A socket at which somebody listens.
 struct Engine {
     socket: EngineSocket,
-    _listener: UnixListener,
+    listener: UnixListener,
 }
 
 impl Engine {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, api: Option<Api>) -> Self {
         let path = std::env::temp_dir().join(format!("packetflix-asker-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -160,23 +160,126 @@ impl Engine {
             owner: Owner::User(1),
             kind: Kind::Files(1),
         };
-        let socket = EngineSocket::new(
-            Path::new("/run/engine"),
-            Some(Api::Docker),
-            handle,
-            place,
-            Origin::Elsewhere,
-        );
+        let socket = EngineSocket::new(Path::new("/run/engine"), api, handle, place, Origin::Elsewhere);
         Self {
             socket: socket.unwrap(),
-            _listener: listener,
+            listener,
         }
     }
+
+    /// Answers one question; gives that.
+    async fn answer(&self, answer: &[u8]) -> String {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let mut question = Vec::new();
+        while !question.ends_with(b"\r\n\r\n") {
+            question.push(stream.read_u8().await.unwrap());
+        }
+        // It may be longer than is taken.
+        let _ = stream.write_all(answer).await;
+        String::from_utf8(question).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn engines_of_dockers_api_hear_our_questions_alone() {
+    let engine = Engine::new("asked", Some(Api::Docker));
+    let long = [b"HTTP/1.1 200 OK\r\n\r\n", &[b'x'; 200_000][..]].concat();
+    let asking = async {
+        let mut relay = Relay::new(1);
+        let question = Question::Details("web".to_owned());
+        let mut answer = relay.ask(&engine.socket, &question, 1000).await.unwrap();
+        answer
+            .write_all(b"POST /containers/create HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await
+            .unwrap();
+        let mut heard = Vec::new();
+        answer.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let (heard, question) = tokio::join!(asking, engine.answer(&long));
+    assert_eq!(
+        question,
+        "GET /containers/web/json HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
+         Connection: close\r\n\r\n"
+    );
+    assert!(heard.len() == 1000 + (64 << 10) && long.starts_with(&heard));
+}
+
+#[tokio::test]
+async fn answers_that_nobody_wants_any_more_make_room_for_others() {
+    let engine = Engine::new("silent-ones", Some(Api::Docker));
+    let mut relay = Relay::new(1);
+    let mut unanswered = Vec::new();
+    for _ in 0..5 {
+        let asking = relay.ask(&engine.socket, &Question::List, 1000);
+        let mut answer = timeout(Duration::from_secs(10), asking).await.unwrap().unwrap();
+        answer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let (mut stream, _) = engine.listener.accept().await.unwrap();
+        stream.read_u8().await.unwrap();
+        unanswered.push(stream);
+    }
+}
+
+#[tokio::test]
+async fn connections_to_what_may_be_dockers_api_are_not_given() {
+    for (words, is_given) in [
+        (&b"HTTP/1.1 200 OK\r\n\r\n"[..], false),
+        (b"HT", false),
+        (b"\0\0\x06\x04", true),
+        (b"", true),
+    ] {
+        let engine = Engine::new("unknown", None);
+        let checked = engine.socket.connect().await.unwrap();
+        drop(engine.listener.accept().await.unwrap());
+        let (line, mut theirs) = UnixStream::pair().unwrap();
+        let mut asker = Asker { line, child: None };
+        let saying = async {
+            theirs
+                .write_all(&said(&[Told::Ask(Question::List)]))
+                .await
+                .unwrap();
+            let mut answer = given(&theirs).await.unwrap();
+            answer.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut heard = Vec::new();
+            answer.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, words);
+            theirs.write_all(&said(&[Told::Connect])).await.unwrap();
+            let connection = given(&theirs).await;
+            let _ = theirs.write_all(&said(&[Told::Done(Ok(()))])).await;
+            connection.is_some()
+        };
+        let listening = async {
+            let mut allowance = Budget::new().allow(Owner::User(1));
+            let mut found = Vec::new();
+            let listened = asker
+                .listen(&engine.socket, checked, &mut allowance, &mut found)
+                .await;
+            drop(asker);
+            listened
+        };
+        let (was_given, listened, _) = tokio::join!(saying, listening, engine.answer(words));
+        assert_eq!((was_given, listened.is_ok()), (is_given, is_given), "{words:?}");
+    }
+    // Without a question that was answered, nobody knows.
+    let engine = Engine::new("unknown", None);
+    let (listened, _) = listen_to_engine(&engine, said(&[Told::Connect])).await;
+    assert!(matches!(listened, Err(AskerError::Forged)), "{listened:?}");
+}
+
+/// What the server gives next.
+async fn given(line: &UnixStream) -> Option<UnixStream> {
+    let mut errno = [0; 4];
+    let receive = || sys::receive_with(line, &mut errno);
+    let (_, connection) = line.async_io(Interest::READABLE, receive).await.unwrap();
+    connection.map(|connection| UnixStream::from_std(connection.into()).unwrap())
 }
 
 /// What comes of it when the process says these words, and how much is then believed of what it found.
 async fn listen_to(name: &str, words: Vec<u8>) -> (Result<(), AskerError>, Vec<Workload>) {
-    let engine = Engine::new(name);
+    listen_to_engine(&Engine::new(name, Some(Api::Docker)), words).await
+}
+
+async fn listen_to_engine(engine: &Engine, words: Vec<u8>) -> (Result<(), AskerError>, Vec<Workload>) {
     let (line, mut theirs) = UnixStream::pair().unwrap();
     let mut asker = Asker { line, child: None };
     let saying = tokio::spawn(async move {
@@ -205,18 +308,17 @@ fn said(told: &[Told]) -> Vec<u8> {
 #[tokio::test]
 async fn what_a_process_that_was_taken_over_says_is_taken_within_its_bounds() {
     let container = || Told::Workload(workload("web"));
-    let another = Told::Connect(Which::Another);
+    let question = Told::Ask(Question::List);
     let done = Told::Done(Ok(()));
-    let (listened, found) = listen_to("well", said(&[another.clone(), container(), done.clone()])).await;
+    let (listened, found) = listen_to("well", said(&[question.clone(), container(), done])).await;
     assert!(listened.is_ok() && found == [workload("web")], "{listened:?}");
 
-    let checked = Told::Connect(Which::Checked);
     let forged: [(&str, Vec<u8>); 8] = [
         ("more containers than are taken", said(&vec![container(); 11])),
-        ("more connections than it can use", said(&vec![another; 14])),
+        ("more questions than there are", said(&vec![question; 12])),
         (
-            "the connection that it has already",
-            said(&[checked.clone(), checked]),
+            "that it wants a connection to Docker's API",
+            said(&[Told::Connect]),
         ),
         ("that it is ready, twice", said(&[Told::Ready])),
         ("the answer to another order", said(&[Told::AtRest(None)])),
@@ -242,7 +344,7 @@ async fn process_that_ends_too_soon_is_told_and_what_it_found_is_kept() {
         Asker { line, child: None }.hear().await,
         Err(AskerError::Ended(_))
     ));
-    let engine = Engine::new("soon");
+    let engine = Engine::new("soon", Some(Api::Docker));
     let checked = engine.socket.connect().await.unwrap();
     let (line, mut theirs) = UnixStream::pair().unwrap();
     theirs
@@ -272,7 +374,7 @@ async fn what_all_engines_tell_is_bounded_together() {
     let mut allowance = Budget::new().allow(Owner::User(1));
     // Others have told that much.
     while allowance.take(100_000) {}
-    let engine = Engine::new("much");
+    let engine = Engine::new("much", Some(Api::Docker));
     let checked = engine.socket.connect().await.unwrap();
     let (line, mut theirs) = UnixStream::pair().unwrap();
     let saying = tokio::spawn(async move { theirs.write_all(&said(&told)).await });
@@ -287,7 +389,7 @@ async fn what_all_engines_tell_is_bounded_together() {
 
 #[tokio::test]
 async fn the_process_ends_with_the_server_whatever_the_engine_does() {
-    let engine = Engine::new("silent");
+    let engine = Engine::new("silent", Some(Api::Docker));
     let (line, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     line.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
@@ -304,7 +406,7 @@ async fn the_process_ends_with_the_server_whatever_the_engine_does() {
         known: KnownPids::new(),
     };
     asker.line.write_all(&order.encode()).await.unwrap();
-    assert_eq!(asker.hear().await.unwrap().0, Told::Connect(Which::Another));
+    assert_eq!(asker.hear().await.unwrap().0, Told::Ask(Question::List));
     asker.give(engine.socket.connect().await.unwrap()).await.unwrap();
     // It waits for what never comes.
     assert!(timeout(Duration::from_millis(100), asker.hear()).await.is_err());

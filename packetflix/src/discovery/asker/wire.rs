@@ -7,6 +7,7 @@ use super::{
     super::{
         bounded::{MAX_LABELS, MAX_LABELS_LEN},
         budget::{Bounds, MAX_WORKLOADS},
+        docker::may_be_name,
         engine_socket::Api,
         workload::{KnownPids, PodName, Workload, WorkloadKind},
     },
@@ -48,21 +49,33 @@ pub(super) enum Told {
     Ready,
     /// That the engine runs this.
     Workload(Workload),
-    /// That it wants a connection.
-    Connect(Which),
+    /// That this is to be asked of an engine of Docker's API.
+    Ask(Question),
+    /// That it wants the connection to an engine of the CRI.
+    Connect,
     /// The state of a container that does not run.
     AtRest(Option<String>),
     /// That there is nothing more, and why not.
     Done(Result<(), Failure>),
 }
 
-/// A connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    /// The one of which is known who listens.
-    Checked,
-    /// One more.
-    Another,
+/// What an engine of Docker's API can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::discovery) enum Question {
+    /// What it runs.
+    List,
+    /// What it knows of a container, by its name or identifier.
+    Details(String),
+}
+
+impl Question {
+    /// The path that has the answer.
+    pub(in crate::discovery) fn path(&self) -> String {
+        match self {
+            Self::List => "/containers/json".to_owned(),
+            Self::Details(name) => format!("/containers/{name}/json"),
+        }
+    }
 }
 
 impl Order {
@@ -143,8 +156,12 @@ impl Told {
                     return None;
                 }
             }
-            Self::Connect(Which::Checked) => words.byte(1),
-            Self::Connect(Which::Another) => words.byte(2),
+            Self::Connect => words.byte(1),
+            Self::Ask(Question::List) => words.byte(2),
+            Self::Ask(Question::Details(name)) => {
+                words.byte(8);
+                words.text(name);
+            }
             Self::AtRest(None) => words.byte(3),
             Self::AtRest(Some(state)) => {
                 words.byte(4);
@@ -167,8 +184,8 @@ impl Told {
         let mut reader = Reader(words);
         let told = match reader.byte()? {
             0 => Self::Workload(reader.workload()?),
-            1 => Self::Connect(Which::Checked),
-            2 => Self::Connect(Which::Another),
+            1 => Self::Connect,
+            2 => Self::Ask(Question::List),
             3 => Self::AtRest(None),
             4 => Self::AtRest(Some(reader.text()?).filter(|state| is_word(state))),
             5 => Self::Done(Ok(())),
@@ -178,6 +195,7 @@ impl Told {
                 sentence: reader.text().filter(|text| text.len() <= MAX_SENTENCE_LEN)?,
             })),
             7 => Self::Ready,
+            8 => Self::Ask(Question::Details(reader.text().filter(|name| may_be_name(name))?)),
             _ => return None,
         };
         reader.end().map(|()| told)
