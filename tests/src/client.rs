@@ -89,7 +89,7 @@ impl Capture {
     pub async fn open(url: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<Self> {
         const LATE: u16 = 504;
         let mut opened = Self::open_once(url, headers).await;
-        for _ in 0..if pace::is_slow() { 5 } else { 0 } {
+        for _ in 0..if pace::is_slow() { 20 } else { 0 } {
             let refused = opened.as_ref().err().and_then(|error| error.downcast_ref());
             if refused.is_none_or(|refused: &Refused| refused.status != LATE) {
                 break;
