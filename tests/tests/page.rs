@@ -97,6 +97,13 @@ fn targets_are_listed_searched_and_have_traffic() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     browser.wait_for_text(&format!("web({})", web.pid()))?;
     browser.wait_for_text(&format!("db({})", db.pid()))?;
+    let first = browser.script(
+        "const [page] = performance.getEntriesByType('navigation'); const sum = performance.getEntriesByType('resource')\
+         .filter(one => /\\/ui\\//.test(one.name)).reduce((sum, one) => sum + one.transferSize, page.transferSize); \
+         return { bytes: sum, milliseconds: page.domContentLoadedEventEnd }",
+    )?;
+    eprintln!("the page: {first}");
+    ensure!(first["bytes"].as_u64() < Some(300 << 10), "{first}");
     browser.type_into("//input[@type='search']", "web(")?;
     browser.wait_for_text("1 target of")?;
     let names =
@@ -576,6 +583,43 @@ fn udp_of(port: u16, payload: &[u8]) -> Vec<u8> {
         packet[20..22].copy_from_slice(&68_u16.to_be_bytes());
     }
     packet
+}
+
+/// What is lost is told at its place, and in sum.
+#[test]
+fn losses_are_told_where_they_happened() -> anyhow::Result<()> {
+    const COUNT: u64 = 20_000;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&["--max-packet-rate", "1000"])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.type_into("//label[@class='filter']/input", "udp port 9")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let plan = Plan {
+        interface: "va".to_owned(),
+        to_mac: [0xff; 6],
+        addresses: [[10, 9, 1, 1].into(), [10, 9, 1, 2].into()],
+        packets: COUNT,
+        lens: vec![64],
+        rate: Some(10_000.0),
+        is_irregular: false,
+        select_each: None,
+    };
+    let sent = Generator::start(&here, &plan)?.finish()?;
+    // One more, before which the last were lost.
+    thread::sleep(Duration::from_secs(2));
+    Generator::start(&here, &Plan { packets: 1, ..plan })?.finish()?;
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    let lost = browser.wait_for(
+        "return document.querySelector('.status').innerText.match(/, ([\\d,]+) packets dropped/)?.[1]",
+    )?;
+    let lost: u64 = lost.as_str().context("no text")?.replace(',', "").parse()?;
+    assert_eq!(total(&browser)? + lost, sent.packets + 1);
+    browser.wait_for_text("dropped before this")?;
+    browser.check_console()
 }
 
 /// A list of any length, and names of any kind: behind a service that tells of them.

@@ -62,7 +62,8 @@ function App() {
   const view = useView();
   const live = useLive(session);
   const { trouble, list } = live;
-  const isUnknown = trouble instanceof Refusal && trouble.status === 401;
+  const refused = trouble instanceof Refusal ? trouble.status : undefined;
+  const isUnknown = refused === 401;
   const targets = (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
   const watch = (source: Source) => {
     setCapturing(false);
@@ -84,9 +85,9 @@ function App() {
         {hasToken() && !isUnknown && <button type="button" onClick={leave}>Sign out</button>}
       </header>
       <main>
-        <p class="trouble" role="alert">{trouble && !isUnknown && `${readable(trouble.message)}: trying again …`}</p>
+        <p class="trouble" role="alert">{trouble && !isUnknown && readable(trouble.message) + (refused === 403 ? "" : ": trying again …")}</p>
         {isUnknown ? (
-          <SignIn why={trouble.message} onSign={() => setSession(session + 1)} />
+          <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />
         ) : watched ? (
           <Watch source={watched} onLeave={() => setWatched(undefined)} />
         ) : view === "captures" ? (

@@ -47,6 +47,8 @@ pub(super) fn write(system: System, to: &Path, libpcap: Option<&Origin>) -> anyh
     let mut bill: Value = serde_json::from_str(&bill.context("cargo-cyclonedx made no list")?)?;
     if let Some(origin) = libpcap {
         add_libpcap(&mut bill, &origin.version)?;
+        // Where the server is, so is its page.
+        add_page(&mut bill)?;
     }
     fs::write(to, serde_json::to_string_pretty(&bill)? + "\n")?;
     Ok(())
@@ -82,9 +84,57 @@ fn add_libpcap(bill: &mut Value, version: &str) -> anyhow::Result<()> {
         "licenses": [{"license": {"id": "BSD-3-Clause"}}],
         "purl": url,
     });
+    add(bill, &url, library)
+}
+
+/// What others have written of the page that the server has in it.
+fn add_page(bill: &mut Value) -> anyhow::Result<()> {
+    let package = fs::read_to_string(root().join("packetflix/page/package.json"))?;
+    let package: Value = serde_json::from_str(&package)?;
+    for (name, version) in package["dependencies"].as_object().context("no dependencies")? {
+        let url = format!("pkg:npm/{name}@{}", version.as_str().context("no version")?);
+        let library = json!({
+            "type": "library",
+            "bom-ref": url,
+            "name": name,
+            "version": version,
+            "licenses": [{"license": {"id": "MIT"}}],
+            "purl": url,
+        });
+        add(bill, &url, library)?;
+    }
+    Ok(())
+}
+
+fn add(bill: &mut Value, reference: &str, library: Value) -> anyhow::Result<()> {
     let components = bill["components"].as_array_mut();
     components.context("no components")?.push(library);
     let dependencies = bill["dependencies"].as_array_mut();
-    dependencies.context("no dependencies")?.push(json!({"ref": url}));
+    dependencies
+        .context("no dependencies")?
+        .push(json!({"ref": reference}));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libraries_of_the_page_are_listed_as_they_are_in_it() -> anyhow::Result<()> {
+        let mut bill = json!({"components": [], "dependencies": []});
+        add_page(&mut bill)?;
+        let licences = fs::read_to_string(root().join("packetflix/page/dist/licences.txt"))?;
+        let listed = bill["components"].as_array().context("no list")?;
+        assert!(listed.len() >= 2);
+        for library in listed {
+            let line = format!(
+                "\n{} {}\n",
+                library["name"].as_str().unwrap_or_default(),
+                library["version"].as_str().unwrap_or_default()
+            );
+            assert!(licences.contains(&line), "{line}");
+        }
+        Ok(())
+    }
 }
