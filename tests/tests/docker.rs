@@ -1,14 +1,16 @@
 //! A real Docker container, while another one talks to it.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     docker::{Docker, IMAGE},
+    recording::{Packet, Recording},
     server::{Server, percent_encoded},
 };
 use serde_json::json;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn captures_a_container_that_another_talks_to() -> anyhow::Result<()> {
@@ -42,7 +44,7 @@ async fn captures_a_container_that_another_talks_to() -> anyhow::Result<()> {
         &address,
     ])?;
     // ICMP of IPv4: three requests in, three replies out.
-    let echoes = |recording: &packetflix_tests::recording::Recording, kind: u8, outbound: bool| {
+    let echoes = |recording: &Recording, kind: u8, outbound: bool| {
         recording
             .packets_of("eth0")
             .iter()
@@ -185,5 +187,118 @@ async fn container_is_known_by_all_its_names_with_all_its_interfaces() -> anyhow
         status == 404 && sentence.contains("web is stopped (exited)"),
         "{status} {sentence}"
     );
+    Ok(())
+}
+
+/// Whether a packet of Ethernet is the first of a TCP connection to this port.
+fn is_syn(packet: &[u8], port: u16) -> bool {
+    let is_tcp = packet.len() > 14 + 20 + 13 && packet[12..14] == [8, 0] && packet[23] == 6;
+    is_tcp && packet[36..38] == port.to_be_bytes() && packet[47] & 0x12 == 2
+}
+
+#[tokio::test]
+async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow::Result<()> {
+    const STARTS: u16 = 6;
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    let docker = Docker::start()?;
+    // Other engines of this host may have an app of the same name.
+    let label = format!("app=web-{}", std::process::id());
+    docker.run(&[
+        "run",
+        "--detach",
+        "--name",
+        "first",
+        "--label",
+        &label,
+        IMAGE,
+        "/bin/busybox",
+        "sleep",
+        "600",
+    ])?;
+    let address = docker.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", "first"])?;
+    let socket = docker.socket().display().to_string();
+    let server = Server::start(&["--engine-socket", &socket])?;
+    let mut recorder = Recorder::start(&server.url(&format!("target=label:{label}&names=0"))).await?;
+    let has = |recording: &Recording, name: &str| recording.interfaces.iter().any(|one| one.name == name);
+    recorder
+        .read_until(|recording| has(recording, "first/eth0"))
+        .await?;
+    // Docker gives an interface its name while it moves it, and takes that back soon.
+    let connections_of = |recording: &Recording, name: &str, port: u16| {
+        let prefix = format!("{name}/");
+        let theirs = |packet: &&Packet| recording.interfaces[packet.interface].name.starts_with(&prefix);
+        let packets = recording.packets.iter().filter(theirs);
+        packets.filter(|packet| is_syn(&packet.data, port)).count()
+    };
+    let mut caught = 0;
+    for number in 0..STARTS {
+        let (name, port) = (format!("web-{number}"), 2000 + number);
+        let connects = ["/bin/busybox", "nc", "-w", "1", &address, &port.to_string()];
+        let starts = ["run", "--name", &name, "--label", &label, IMAGE];
+        // Its end is that of a program that is refused, within milliseconds of its start.
+        let refused = docker.run(&[&starts[..], &connects].concat()).unwrap_err();
+        ensure!(refused.to_string().contains("refused"), "{refused:#}");
+        docker.run(&[
+            "run",
+            "--rm",
+            "--label",
+            "app=other",
+            IMAGE,
+            "/bin/busybox",
+            "true",
+        ])?;
+        let came = recorder.read_until(|recording| connections_of(recording, &name, port) == 1);
+        caught += u16::from(timeout(PATIENCE, came).await.is_ok());
+    }
+    // Where others leave an engine no time, it may not tell in those milliseconds.
+    ensure!(caught >= STARTS - 1, "{caught} of {STARTS} first packets");
+    // One that starts anew is a new namespace under the old name.
+    let before = connections_of(recorder.recording()?, "first", 2000);
+    docker.run(&[
+        "run",
+        "--detach",
+        "--name",
+        "again",
+        "--label",
+        &label,
+        IMAGE,
+        "/bin/busybox",
+        "sleep",
+        "600",
+    ])?;
+    recorder
+        .read_until(|recording| has(recording, "again/eth0"))
+        .await?;
+    docker.run(&["restart", "--time", "0", "again"])?;
+    let times = |recording: &Recording| {
+        let named = recording.interfaces.iter().filter(|one| one.name == "again/eth0");
+        named.count()
+    };
+    recorder.read_until(|recording| times(recording) >= 2).await?;
+    docker
+        .run(&["exec", "again", "/bin/busybox", "nc", "-w", "1", &address, "3000"])
+        .unwrap_err();
+    recorder
+        .read_until(|recording| connections_of(recording, "again", 3000) == 1)
+        .await?;
+    ensure!(before >= 1, "what came in stands beside what went out");
+    let recording = recorder.finish().await?;
+    recording.check_order()?;
+    let incoming = recording.packets_of("first/eth0");
+    for number in 0..STARTS {
+        let syns = incoming
+            .iter()
+            .filter(|packet| is_syn(&packet.data, 2000 + number));
+        assert_eq!(syns.count(), 1);
+    }
+    let names = recording.interfaces.iter().map(|interface| &interface.name);
+    let is_meant = |name: &&String| {
+        ["first/", "web-", "again/"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    };
+    let others: Vec<&String> = names.filter(|name| !is_meant(name)).collect();
+    ensure!(others.is_empty(), "{others:?}");
     Ok(())
 }

@@ -153,6 +153,7 @@ mod tests {
             Occupants::new(names.iter().map(occupant), true)
         };
         let scan = Scan {
+            began: tokio::time::Instant::now(),
             at: std::time::SystemTime::now(),
             formerly: Arc::default(),
             holders: [].into(),

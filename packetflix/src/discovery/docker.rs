@@ -3,7 +3,7 @@
 //! Source: Docker Engine API, `GET /containers/json` and `GET /containers/{id}/json`; without a version in the path
 //! each engine answers in its own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use futures_util::{StreamExt as _, stream};
 use hyper::{HeaderMap, StatusCode, header::SERVER};
@@ -16,6 +16,9 @@ use super::{
     workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
 use crate::http_client::{Answer, Connection, RequestError};
+
+/// Most bytes of what has happened of late. Docker remembers 256 events.
+pub(super) const MAX_EVENTS_LEN: usize = 1 << 20;
 
 const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
@@ -179,6 +182,266 @@ pub(super) fn may_be_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 128 && name.bytes().all(is_names) && !name.starts_with('.')
 }
 
+/// What has happened, of which the engine tells.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Event {
+    #[serde(default)]
+    r#type: Text<32>,
+    #[serde(default)]
+    actor: Actor,
+}
+
+/// A container, with its name, image and labels, or a network, with the container that it is about.
+#[derive(Debug, Default, Deserialize)]
+struct Actor {
+    #[serde(default, rename = "ID")]
+    id: Text<128>,
+    #[serde(default, rename = "Attributes")]
+    attributes: Labels,
+}
+
+/// A network, with the ends that it has in containers by their identifiers.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Network {
+    #[serde(default)]
+    containers: BTreeMap<String, NetworkEnd>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkEnd {
+    #[serde(default)]
+    mac_address: Text<32>,
+}
+
+/// A container as it is told in whole, whether it runs or not.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    #[serde(default)]
+    name: Text<512>,
+    config: InspectedConfig,
+    network_settings: InspectedNetwork,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedConfig {
+    #[serde(default)]
+    image: Text<1024>,
+    #[serde(default)]
+    labels: Labels,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedNetwork {
+    /// Where its network namespace is mounted.
+    #[serde(default)]
+    sandbox_key: Text<4096>,
+}
+
+/// The state of a container that its engine does not say to run yet.
+const STARTING: &str = "starting";
+
+/// Most containers, and networks, that are asked for to which something happened.
+const MAX_RECENT: usize = 32;
+
+/// A container that is being started, or has been, and what its network namespace is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Starting {
+    pub(super) workload: Workload,
+    /// The hardware address of one of its interfaces.
+    pub(super) mac: Option<[u8; 6]>,
+    /// Where its namespace is mounted, or empty.
+    pub(super) path: String,
+}
+
+/// A network namespace that has come.
+pub(super) struct NewNamespace<'a> {
+    /// Where the host has mounted it.
+    pub(super) path: &'a Path,
+    /// The hardware addresses that there are in it by now.
+    pub(super) macs: &'a (dyn Fn() -> Vec<[u8; 6]> + Sync),
+}
+
+impl NewNamespace<'_> {
+    /// Whether it is that of a container.
+    pub(super) fn is_of(&self, Starting { mac, path, .. }: &Starting) -> bool {
+        mac.is_some_and(|mac| (self.macs)().contains(&mac)) || is_mounted_at(path, self.path)
+    }
+}
+
+/// What is known of containers that are being started, by their identifiers.
+#[derive(Default)]
+pub(super) struct KnownStarts(BTreeMap<String, Workload>);
+
+/// The containers to which something has happened of late.
+///
+/// Docker does not answer for a container while it starts it. That a namespace is its own shows by an end of a network which it
+/// has there, as soon as it is connected, and before its first process runs. podman tells where the namespace is mounted.
+///
+/// # Errors
+/// When the engine does not tell.
+///
+/// Source: Docker Engine API, `GET /events`, `GET /networks/{id}`, and `SandboxKey` of `GET /containers/{id}/json`.
+pub(super) async fn starting(line: &Line, known: &mut KnownStarts) -> Result<Vec<Starting>, DockerError> {
+    let recent = Recent::ask(line).await?;
+    let mut starting = Vec::new();
+    if recent.kind == WorkloadKind::Podman {
+        for id in recent.containers.keys().take(MAX_RECENT) {
+            if let Some(found) = inspect(line, id).await? {
+                starting.push(Starting {
+                    path: found.network_settings.sandbox_key.0.clone(),
+                    workload: found.workload(id.clone(), recent.kind),
+                    mac: None,
+                });
+            }
+        }
+        return Ok(starting);
+    }
+    for network in recent.networks.iter().rev().take(MAX_RECENT) {
+        for (id, mac) in recent.ends_of(line, network).await? {
+            if !known.0.contains_key(&id)
+                && let Some(workload) = recent.workload(line, id.clone()).await?
+            {
+                known.0.insert(id.clone(), workload);
+            }
+            starting.extend(known.0.get(&id).map(|workload| Starting {
+                workload: workload.clone(),
+                mac: Some(mac),
+                path: String::new(),
+            }));
+        }
+    }
+    Ok(starting)
+}
+
+/// Containers and networks to which something has happened of late.
+struct Recent {
+    kind: WorkloadKind,
+    /// What was said of containers, by their identifiers.
+    containers: BTreeMap<String, Labels>,
+    /// Identifiers of networks.
+    networks: Vec<String>,
+}
+
+impl Recent {
+    async fn ask(line: &Line) -> Result<Self, DockerError> {
+        let answer = get(line, Question::Recent, MAX_EVENTS_LEN).await?;
+        let mut recent = Self {
+            kind: engine_of(&answer.headers),
+            containers: BTreeMap::new(),
+            networks: Vec::new(),
+        };
+        for event in serde_json::Deserializer::from_slice(&answer.body).into_iter::<Event>() {
+            let Event { r#type, actor } = event.map_err(not_understood(&Question::Recent))?;
+            let Actor { id, attributes } = actor;
+            match &r#type.0[..] {
+                _ if !is_identifier(&id.0) => {}
+                "container" => {
+                    recent.containers.insert(id.0, attributes);
+                }
+                "network" => {
+                    let container = attributes.kept.get("container");
+                    if let Some(id) = container.filter(|id| is_identifier(id)) {
+                        recent.containers.entry(id.clone()).or_default();
+                    }
+                    if !recent.networks.contains(&id.0) {
+                        recent.networks.push(id.0);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(recent)
+    }
+
+    /// The containers that have an end of a network, with its hardware address.
+    async fn ends_of(&self, line: &Line, network: &str) -> Result<Vec<(String, [u8; 6])>, DockerError> {
+        let question = Question::Network(network.to_owned());
+        let answer = match get(line, question.clone(), MAX_EVENTS_LEN).await {
+            Ok(answer) => answer,
+            // It is gone.
+            Err(DockerError::Status { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let network: Network = serde_json::from_slice(&answer.body).map_err(not_understood(&question))?;
+        let ends = network.containers.into_iter();
+        let recent = ends.filter(|(id, _)| self.containers.contains_key(id));
+        let ends = recent.filter_map(|(id, end)| Some((id, parse_mac(&end.mac_address.0)?)));
+        Ok(ends.take(MAX_RECENT).collect())
+    }
+
+    /// A container, as what has happened to it tells, or, where that does not tell its name, as it is told in whole.
+    async fn workload(&self, line: &Line, id: String) -> Result<Option<Workload>, DockerError> {
+        let mut labels = self.containers.get(&id).cloned().unwrap_or_default();
+        match (labels.kept.remove("name"), labels.kept.remove("image")) {
+            (Some(name), image) => {
+                let summary = Summary {
+                    names: Texts(vec![name]),
+                    image: Text(image.unwrap_or_default()),
+                    labels,
+                    id: Text(id),
+                    state: Text(STARTING.to_owned()),
+                };
+                Ok(Some(workload(summary, self.kind, 0)))
+            }
+            (None, _) => {
+                let found = inspect(line, &id).await?;
+                Ok(found.map(|found| found.workload(id, self.kind)))
+            }
+        }
+    }
+}
+
+impl Inspected {
+    fn workload(self, id: String, kind: WorkloadKind) -> Workload {
+        let summary = Summary {
+            names: Texts(vec![self.name.0]),
+            image: self.config.image,
+            labels: self.config.labels,
+            id: Text(id),
+            state: Text(STARTING.to_owned()),
+        };
+        workload(summary, kind, 0)
+    }
+}
+
+/// A container as it is told in whole; nothing where it is gone.
+async fn inspect(line: &Line, id: &str) -> Result<Option<Inspected>, DockerError> {
+    let question = Question::Details(id.to_owned());
+    match get(line, question.clone(), super::budget::MAX_DETAILS_LEN).await {
+        Ok(answer) => serde_json::from_slice(&answer.body)
+            .map(Some)
+            .map_err(not_understood(&question)),
+        Err(DockerError::Status { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A hardware address as engines write it, `02:42:ac:11:00:02`.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut octets = text.split(':');
+    for octet in &mut mac {
+        *octet = u8::from_str_radix(octets.next()?, 16).ok()?;
+    }
+    octets.next().is_none().then_some(mac)
+}
+
+/// Whether a path as an engine tells it is this one of the host's, where `/var/run` is a link.
+fn is_mounted_at(told: &str, path: &Path) -> bool {
+    let told = Path::new(told);
+    let told = match told.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => told.to_owned(),
+    };
+    !told.as_os_str().is_empty() && told == path
+}
+
 /// The first process of a container, if it still runs.
 async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
     let question = Question::Details(id.to_owned());
@@ -289,6 +552,29 @@ fn is_identifier(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_is_known_by_its_path_and_by_hardware_addresses() {
+        let path = Path::new("/run/docker/netns/1f");
+        for (told, is_it) in [
+            ("/var/run/docker/netns/1f", true),
+            ("/run/docker/netns/1f", true),
+            ("/run/docker/netns/1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_mounted_at(told, path), is_it, "{told}");
+        }
+        assert_eq!(parse_mac("02:42:ac:11:00:02"), Some([2, 0x42, 0xac, 0x11, 0, 2]));
+        for text in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:02:03",
+            "02:42:ac:11:00:0g",
+            "02:42:ac:11:00:102",
+        ] {
+            assert_eq!(parse_mac(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn labels_make_a_pod_where_the_name_is_a_kubelets() {

@@ -1,11 +1,12 @@
 //! Asks all engines at the same time for what they run. One that hangs or lies costs its own targets and a second.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{io::ErrorKind, path::PathBuf, time::Duration};
 
 use futures_util::{
     StreamExt as _,
     future::{join, join_all},
     stream,
+    stream::FuturesUnordered,
 };
 use tokio::{
     net::UnixStream,
@@ -15,13 +16,13 @@ use tokio::{
 use super::{
     asker::{Asker, AskerError},
     budget::{Budget, EngineBudget},
-    docker::may_be_name,
+    docker::{NewNamespace, may_be_name},
     engine::{Engine, Heard},
     engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
     problem::Problem,
     turns::EngineTurns,
-    workload::KnownPids,
+    workload::{KnownPids, Workload},
 };
 use crate::{
     capabilities::Capability,
@@ -168,6 +169,46 @@ pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Optio
         state.ok().flatten()
     });
     join_all(asked).await.into_iter().flatten().next()
+}
+
+/// The container that has a network namespace which has come, as one of the host's engines tells that is starting it, and the socket
+/// of that.
+pub(super) async fn starting_in(
+    sockets: &[EngineSocket],
+    namespace: &NewNamespace<'_>,
+) -> Option<(PathBuf, Workload)> {
+    let asked = sockets.iter().map(|socket| async move {
+        let told = start_told_by(socket, namespace).await?;
+        let told = told.inspect_err(|error| {
+            tracing::debug!(error = %error::chain(error), "an engine does not tell what it starts");
+        });
+        Some((socket.path.clone(), told.ok()?))
+    });
+    let mut answers = asked.collect::<FuturesUnordered<_>>();
+    while let Some(answer) = answers.next().await {
+        if answer.is_some() {
+            return answer;
+        }
+    }
+    None
+}
+
+/// What an engine of the host's starts in a namespace; nothing where it is another's engine.
+async fn start_told_by(
+    socket: &EngineSocket,
+    namespace: &NewNamespace<'_>,
+) -> Option<Result<Workload, AskerError>> {
+    let is_hosts = matches!(socket.origin, Origin::Host | Origin::Named);
+    if !is_hosts || socket.place.owner != Owner::Host || socket.api == Some(Api::Cri) {
+        return None;
+    }
+    let stream = socket.connect().await.ok()?;
+    // What an engine elsewhere mounts, it mounts elsewhere.
+    SocketPeer::of(&stream).ok()?.has_mounts_of_host().then_some(())?;
+    match Asker::start().await {
+        Ok(asker) => Some(asker.starting(socket, namespace).await),
+        Err(error) => Some(Err(error)),
+    }
 }
 
 /// Asks one; `None` when there is no engine behind a socket at a well-known place.

@@ -27,6 +27,7 @@
 //! `Gap`. A search that ends without all having been seen says so, and does not say that there is nothing.
 
 mod addresses;
+mod arrivals;
 mod asker;
 mod assemble;
 mod bounded;
@@ -55,16 +56,22 @@ mod trust;
 mod turns;
 mod workload;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
+    sync::{Mutex, broadcast, watch},
+    time::{Instant, sleep, timeout},
 };
 
 pub use self::asker::ask_engine_if_asked;
 pub(crate) use self::{
     addresses::AddressBook,
+    arrivals::Arrived,
     formerly::Formerly,
     gap::Gap,
     report::EngineReport,
@@ -80,6 +87,9 @@ pub(crate) mod fuzzing {
 }
 
 use self::{
+    arrivals::ArrivalWatch,
+    docker::NewNamespace,
+    engine_socket::EngineSocket,
     scan::{blocking, process_ids},
     scanner::Scanner,
     shared::SharedScan,
@@ -96,6 +106,12 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
 /// Times that a scan took, to rest before the next.
 const FOLLOW_REST: u32 = 100;
 
+/// How long the sockets of engines are taken for those that there are, by who asks what is started.
+const SOCKETS_ARE_FRESH: Duration = Duration::from_secs(10);
+
+/// How long engines are asked what they start.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long captures may go on without being judged anew.
 const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 
@@ -104,6 +120,9 @@ const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 pub(crate) struct Discovery {
     scans: Arc<SharedScan<Scan>>,
     scanner: Arc<Scanner>,
+    arrivals: ArrivalWatch,
+    /// Sockets of engines that answer, and when they were found.
+    answering: Mutex<Option<(Instant, Arc<Vec<EngineSocket>>)>>,
 }
 
 impl Discovery {
@@ -112,6 +131,8 @@ impl Discovery {
         Self {
             scans: SharedScan::new(),
             scanner: Arc::new(Scanner::new(engine_sockets, node_name, metrics)),
+            arrivals: ArrivalWatch::new(),
+            answering: Mutex::default(),
         }
     }
 
@@ -119,6 +140,11 @@ impl Discovery {
     /// [`Self::follow`] runs.
     pub(crate) fn addresses(&self) -> watch::Receiver<Arc<AddressBook>> {
         self.scanner.addresses.subscribe()
+    }
+
+    /// What comes into being from now on, as soon as it does, as long as [`Self::follow`] runs. What is missed, scans find.
+    pub(crate) fn arrivals(&self) -> broadcast::Receiver<Arrived> {
+        self.arrivals.follow()
     }
 
     /// Each scan that there is from now on, again and again as long as [`Self::follow`] runs.
@@ -129,6 +155,23 @@ impl Discovery {
     /// Looks again and again while there is someone who wants to know the names of addresses, or to judge by who is where.
     /// Never ends.
     pub(crate) async fn follow(&self) {
+        tokio::join!(self.arrivals.run(|| self.mounted_in()), self.scan_again());
+    }
+
+    /// Where the host had network namespaces mounted in the last scan.
+    fn mounted_in(&self) -> BTreeSet<PathBuf> {
+        let Some(last) = self.scans.last() else {
+            return BTreeSet::new();
+        };
+        let mounts = last.targets.iter().flat_map(|target| &target.namespace.mounts);
+        let hosts = mounts.filter(|mount| mount.is_hosts);
+        hosts
+            .filter_map(|mount| mount.path.parent())
+            .map(Path::to_owned)
+            .collect()
+    }
+
+    async fn scan_again(&self) {
         self.scanner.look_at_named().await;
         let mut pause = FOLLOW_INTERVAL;
         loop {
@@ -176,6 +219,49 @@ impl Discovery {
     /// What the last scan found, however long that is ago. Waits for nothing.
     pub(crate) fn known(&self) -> Option<Arc<Scan>> {
         self.scans.last()
+    }
+
+    /// The container whose network namespace, of this inode number, the host has mounted at a path, as the engine tells that is
+    /// starting it: before a scan can, and although it may end before one does. `macs` gives the hardware addresses that there
+    /// are in the namespace by then. Asks again and again, for a bounded time.
+    pub(crate) async fn starting_at(
+        &self,
+        path: &Path,
+        netns: u64,
+        macs: impl Fn() -> Vec<[u8; 6]> + Sync,
+    ) -> Option<DiscoveredTarget> {
+        let sockets = self.answering_sockets().await;
+        let namespace = NewNamespace { path, macs: &macs };
+        let told = timeout(START_PATIENCE, engines::starting_in(&sockets, &namespace)).await;
+        let (engine, workload) = told.ok().flatten()?;
+        Some(DiscoveredTarget::starting(workload, engine, netns, path))
+    }
+
+    /// Looks for the sockets of engines, if that was long ago, so that [`Self::starting_at`] need not.
+    pub(crate) async fn look_for_sockets(&self) {
+        drop(self.answering_sockets().await);
+    }
+
+    /// The sockets of engines that answered in the last scan, as they were found a moment ago: to find them takes longer than a
+    /// container may live.
+    async fn answering_sockets(&self) -> Arc<Vec<EngineSocket>> {
+        let mut known = self.answering.lock().await;
+        if let Some((found_at, sockets)) = &*known
+            && found_at.elapsed() < SOCKETS_ARE_FRESH
+        {
+            return Arc::clone(sockets);
+        }
+        let configured = self.scanner.engine_sockets.clone();
+        let found =
+            blocking(move || sockets::find(&process_ids(), &configured, &EngineTurns::default())).await;
+        let last = self.scans.last();
+        let answers = |socket: &EngineSocket| {
+            let mut engines = last.iter().flat_map(|scan| &scan.engines);
+            engines.any(|engine| engine.problem.is_none() && engine.path == socket.path)
+        };
+        let sockets = Arc::new(found.sockets.into_iter().filter(answers).collect::<Vec<_>>());
+        *known = Some((Instant::now(), Arc::clone(&sockets)));
+        sockets
     }
 
     /// What there was a moment ago.

@@ -8,7 +8,11 @@ use std::{
 use tokio::net::UnixStream;
 
 use super::processes::users_of;
-use crate::{netns::has_ended, proc_fs::Stat, sys};
+use crate::{
+    netns::has_ended,
+    proc_fs::{Stat, namespace_link, proc_path},
+    sys,
+};
 
 /// The process that began to listen at a socket. Its PID means it for as long as [`Self::is_alive`] says so.
 #[derive(Debug)]
@@ -90,6 +94,14 @@ impl SocketPeer {
     /// Whether this is the same process as one that was held before, and still lives.
     pub(super) fn is_still(&self, before: &Self) -> bool {
         self.pid == before.pid && before.is_alive()
+    }
+
+    /// Whether it sees what the host has mounted where the host sees it.
+    pub(super) fn has_mounts_of_host(&self) -> bool {
+        let mounts = |pid: u32| namespace_link(&proc_path(pid, "ns/mnt")).ok();
+        let theirs = mounts(self.pid);
+        let hosts = [1, std::process::id()].map(mounts);
+        theirs.is_some() && hosts.contains(&theirs) && self.is_alive()
     }
 
     /// Whether it has not ended since, so that nobody else has had its PID.

@@ -8,6 +8,8 @@ use std::{
     time::SystemTime,
 };
 
+use tokio::time::Instant;
+
 use super::{
     assemble::{self, RunningWorkload},
     engine::Engine,
@@ -59,6 +61,8 @@ pub(super) struct Remembered {
 pub(crate) struct Scan {
     /// When the scan began.
     pub(crate) at: SystemTime,
+    /// The same, on the clock that is not set.
+    pub(crate) began: Instant,
     /// All targets, ordered by name.
     pub(crate) targets: Vec<DiscoveredTarget>,
     /// The engines that were asked.
@@ -99,7 +103,7 @@ impl Scan {
 
 /// Looks for targets, given what is known from the scan before.
 pub(super) async fn scan(engine_sockets: &[PathBuf], known: Remembered) -> (Scan, Remembered) {
-    let at = SystemTime::now();
+    let (at, began) = (SystemTime::now(), Instant::now());
     let wants_before = wants();
     let configured = engine_sockets.to_vec();
     let (found, mut known, pids) = blocking(move || {
@@ -124,6 +128,7 @@ pub(super) async fn scan(engine_sockets: &[PathBuf], known: Remembered) -> (Scan
     gaps.extend(found.gaps);
     let scan = Scan {
         at,
+        began,
         targets: found.targets,
         engines: reports,
         gaps: together(gaps),

@@ -1,8 +1,16 @@
 //! A target of a capture, as our own discovery knows it.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use super::{trust::Trust, workload::PodName};
+use super::{
+    trust::Trust,
+    workload::{PodName, Workload},
+};
 use crate::{
     description::{Aliases, MountName, TargetDescription, full_name},
     netns::Link,
@@ -77,6 +85,37 @@ pub(crate) struct WorkloadFacts {
 }
 
 impl DiscoveredTarget {
+    /// A container that an engine of the host, with this socket, is starting, in a namespace that is mounted at `path`.
+    pub(super) fn starting(workload: Workload, engine: PathBuf, netns: u64, path: &Path) -> Self {
+        let (kind, name) = workload.title(true);
+        Self {
+            name,
+            kind: kind.as_str(),
+            trust: Trust::Host,
+            prefix: String::new(),
+            namespace: Arc::new(Namespace {
+                inode: netns,
+                is_host: false,
+                is_roots: false,
+                links: Vec::new(),
+                mounts: vec![Mount {
+                    path: path.to_owned(),
+                    is_hosts: true,
+                }],
+            }),
+            process: None,
+            workload: Some(WorkloadFacts {
+                id: workload.id,
+                engine,
+                images: workload.images,
+                labels: workload.labels,
+                labels_left_out: workload.labels_left_out,
+                state: workload.state,
+                pod: workload.pod,
+            }),
+        }
+    }
+
     /// Its name as people write it, with its prefix.
     pub(crate) fn full_name(&self) -> String {
         full_name(&self.prefix, &self.name)

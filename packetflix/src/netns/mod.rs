@@ -1,5 +1,6 @@
 //! A network namespace: found once, held as an open descriptor, entered by short-lived threads only.
 
+mod arrivals;
 mod counters;
 mod dump;
 mod exhaustion;
@@ -28,6 +29,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
+pub(crate) use arrivals::{ArrivalNews, Arrivals};
 pub(crate) use counters::{Counters, CountersOf, LinkCounters, counters_of};
 pub use find::FindError;
 pub(crate) use find::RootOf;
@@ -119,6 +121,15 @@ impl Netns {
             process,
             holder: Mutex::new(holder),
         })
+    }
+
+    fn opened(descriptor: OwnedFd, inode: u64, holder: Holder) -> Self {
+        Self {
+            descriptor,
+            inode,
+            process: None,
+            holder: Mutex::new(holder),
+        }
     }
 
     /// Makes one that nobody else has, and that ends with this. Its loopback device is up if we may set it up.

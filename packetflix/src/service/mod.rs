@@ -3,6 +3,7 @@
 
 mod caller;
 mod error;
+mod follow;
 mod judge;
 mod own;
 mod quotas;

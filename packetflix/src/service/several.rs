@@ -4,11 +4,7 @@
 //! for alone; what a pattern means, a scan says that began after the request came. Whoever may capture some targets only is
 //! told of none that a pattern means beside those.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::{
@@ -20,13 +16,12 @@ use tracing::Instrument as _;
 
 use super::{App, Asker, CaptureRequest, Permit, Several, StartError, start::Within};
 use crate::{
-    access::Rights,
-    allowance::Allowance,
+    access::{Rights, Verdict},
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
     error::chain,
     resolve::Selection,
-    session::{Arrival, Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
+    session::{Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
     tap::InterfaceSelection,
 };
 
@@ -38,13 +33,6 @@ const RENEWAL: Duration = Duration::from_secs(1);
 
 /// Most bytes of the words of a selection that stand for its name.
 const MAX_NAME_LEN: usize = 120;
-
-/// So many captures of one name may begin one right after the other, and then one in each such time.
-const STARTS_AT_ONCE: u32 = 10;
-const TIME_OF_A_START: Duration = Duration::from_secs(2);
-
-/// Most sentences that are remembered, so that each is told once.
-const MOST_TOLD: usize = 1024;
 
 /// A stream that runs, and waits for its client.
 pub(crate) struct StartedStream {
@@ -72,28 +60,28 @@ impl StartedStream {
 }
 
 /// What all captures of a stream have in common.
-struct Common {
-    app: Arc<App>,
+pub(super) struct Common {
+    pub(super) app: Arc<App>,
     /// Each of them, but for its target.
-    request: CaptureRequest,
-    asker: Asker,
-    selection: Selection,
-    within: Within,
-    namespaces: Namespaces,
+    pub(super) request: CaptureRequest,
+    pub(super) asker: Asker,
+    pub(super) selection: Selection,
+    pub(super) within: Within,
+    pub(super) namespaces: Namespaces,
 }
 
 /// What a stream is to capture.
-struct Wanted {
-    target: TargetDescription,
+pub(super) struct Wanted {
+    pub(super) target: TargetDescription,
     /// Whether it was meant alone, so that its want is told.
-    is_single: bool,
+    pub(super) is_single: bool,
 }
 
 /// One that is not captured.
-struct Failed {
-    name: String,
-    is_single: bool,
-    error: StartError,
+pub(super) struct Failed {
+    pub(super) name: String,
+    pub(super) is_single: bool,
+    pub(super) error: StartError,
 }
 
 impl App {
@@ -191,14 +179,12 @@ impl App {
 
 impl Common {
     /// The targets that its caller may know of.
-    fn known<'a>(&self, scan: &'a Scan) -> impl Iterator<Item = &'a DiscoveredTarget> {
+    pub(super) fn known<'a>(&self, scan: &'a Scan) -> impl Iterator<Item = &'a DiscoveredTarget> {
         let rights = Arc::clone(self.asker.caller.rights());
         scan.targets.iter().filter(move |target| {
             let occupants = scan.occupants(target.namespace.inode);
-            match rights.are_by_pattern() {
-                true => occupants.is_some_and(|occupants| rights.may_list(occupants)),
-                false => true,
-            }
+            let are_theirs = |occupants| rights.may_capture(occupants) == Verdict::Allowed;
+            !rights.are_by_pattern() || occupants.is_some_and(are_theirs)
         })
     }
 
@@ -220,7 +206,7 @@ impl Common {
     }
 
     /// Targets of a scan that are selected, one for each namespace that is not captured yet.
-    fn new_in(&self, scan: &Scan, is_selected: impl Fn(&DiscoveredTarget) -> bool) -> Vec<Wanted> {
+    pub(super) fn new_in(&self, scan: &Scan, is_selected: impl Fn(&DiscoveredTarget) -> bool) -> Vec<Wanted> {
         let mut by_namespace: BTreeMap<u64, &DiscoveredTarget> = BTreeMap::new();
         for target in self.known(scan) {
             let netns = target.namespace.inode;
@@ -245,7 +231,7 @@ impl Common {
     }
 
     /// Begins to capture all of these, some at a time.
-    async fn start_all(&self, wanted: Vec<Wanted>) -> (Vec<Member>, Vec<Failed>) {
+    pub(super) async fn start_all(&self, wanted: Vec<Wanted>) -> (Vec<Member>, Vec<Failed>) {
         let (mut members, mut failed) = (Vec::new(), Vec::new());
         let starts = wanted.into_iter().map(|wanted| self.start(wanted));
         let mut starts = stream::iter(starts).buffered(AT_ONCE);
@@ -344,81 +330,12 @@ impl Common {
             });
         }
     }
-
-    /// Has targets join as scans find them; only until the first, where they are not followed.
-    async fn follow(&self, arrivals: &Arrivals, follows: bool) {
-        let mut scans = self.app.discovery.scans();
-        let mut starts = Starts::default();
-        let mut told = BTreeSet::new();
-        loop {
-            let scan = scans.next().await;
-            self.namespaces
-                .retain(|netns| scan.occupants(netns).is_some() || scan.is_cut);
-            let wanted = self.new_in(&scan, |target| self.selection.has(target));
-            let (wanted, too_fast) = starts.allow(wanted);
-            let (members, failed) = self.start_all(wanted).await;
-            let has_joined = !members.is_empty();
-            let joined = members
-                .into_iter()
-                .map(|member| Arrival::Member(Box::new(member)));
-            let failed = failed.into_iter().filter(|failed| !failed.is_hidden());
-            let new = sentences(failed.collect()).into_iter().chain(too_fast);
-            // What stays so is told once.
-            let new = new.filter(|one| told.len() < MOST_TOLD && told.insert(one.clone()));
-            let new = new.map(|(name, sentence)| Arrival::NotCaptured { name, sentence });
-            for arrival in joined.chain(new).collect::<Vec<_>>() {
-                if arrivals.send(arrival).await.is_err() {
-                    return;
-                }
-            }
-            if has_joined && !follows {
-                return;
-            }
-        }
-    }
 }
 
 impl Failed {
     /// Whether its caller is not even to know that it is there.
-    fn is_hidden(&self) -> bool {
+    pub(super) fn is_hidden(&self) -> bool {
         matches!(self.error, StartError::Hidden(_)) && !self.is_single
-    }
-}
-
-/// How often captures of each name have begun of late: a container that starts again and again at full speed does not take all.
-#[derive(Default)]
-struct Starts {
-    by_name: BTreeMap<String, Allowance>,
-}
-
-impl Starts {
-    /// Most names that are remembered.
-    const MOST: usize = 4096;
-
-    /// Those that may begin, and a sentence on each that may not.
-    fn allow(&mut self, wanted: Vec<Wanted>) -> (Vec<Wanted>, Vec<(String, String)>) {
-        if self.by_name.len() > Self::MOST {
-            self.by_name.clear();
-        }
-        let (mut allowed, mut told) = (Vec::new(), Vec::new());
-        for one in wanted {
-            let name = shown(&one.target);
-            let saved = TIME_OF_A_START * (STARTS_AT_ONCE - 1);
-            let starts = self
-                .by_name
-                .entry(name.clone())
-                .or_insert_with(|| Allowance::new(saved));
-            if starts.is_due() {
-                starts.spend(TIME_OF_A_START);
-                allowed.push(one);
-            } else {
-                told.push((
-                    name,
-                    "it starts again and again, faster than it is followed".to_owned(),
-                ));
-            }
-        }
-        (allowed, told)
     }
 }
 
@@ -448,7 +365,7 @@ fn judge_failures(failed: Vec<Failed>, are_all: bool, may_wait: bool) -> Result<
 }
 
 /// Names of what is not captured, each with a sentence on why; one for all that are beyond the same bound.
-fn sentences(failed: Vec<Failed>) -> Vec<(String, String)> {
+pub(super) fn sentences(failed: Vec<Failed>) -> Vec<(String, String)> {
     let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for Failed { name, error, .. } in failed {
         tracing::info!(name, error = %chain(&error), "a target of a stream is not captured");
@@ -465,7 +382,7 @@ fn sentences(failed: Vec<Failed>) -> Vec<(String, String)> {
 }
 
 /// What a target is called where it cannot be captured.
-fn shown(target: &TargetDescription) -> String {
+pub(super) fn shown(target: &TargetDescription) -> String {
     let name = target.full_name();
     match (target.netns, target.pid) {
         _ if !name.is_empty() => name,

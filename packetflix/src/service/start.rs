@@ -24,7 +24,8 @@ use crate::{
     netns::{FindError, Netns},
     resolve::{Target, TargetError},
     session::{
-        CaptureKey, Joined, KnownNames, Limits, MeantTarget, Member, NamespacePlace, Session, SessionInfo,
+        CaptureKey, Joined, KnownNames, Limits, MeantTarget, Member, NamespacePlace, Progress, Session,
+        SessionInfo,
     },
     sys,
     tap::{
@@ -58,6 +59,47 @@ pub(super) struct Within {
     pub(super) stream: u64,
     /// Ends it.
     pub(super) stop: CancellationToken,
+}
+
+/// A namespace that is captured, of which nothing is told yet.
+struct Begun {
+    joined: Joined,
+    /// Who holds it.
+    holder: (String, &'static str),
+    /// When it was open.
+    opened: Instant,
+    permit: Permit,
+}
+
+/// A namespace that is captured before it is known whose it is.
+pub(super) struct Held {
+    id: u64,
+    netns: u64,
+    selection: InterfaceSelection,
+    left_out: String,
+    begun: Begun,
+}
+
+impl Held {
+    /// Number of the capture.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Inode number of the namespace.
+    pub(super) fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// How far what was captured is behind what is told of it, which is nothing.
+    pub(super) fn progress(&self) -> Progress {
+        self.begun.joined.progress()
+    }
+
+    /// When it was open.
+    pub(super) fn opened(&self) -> Instant {
+        self.begun.opened
+    }
 }
 
 /// A capture that runs, and whose packets wait for their client.
@@ -180,19 +222,9 @@ impl App {
         rights: watch::Sender<Arc<Rights>>,
         within: Option<&Within>,
     ) -> Result<Started, StartError> {
-        let Asker {
-            caller,
-            listening,
-            claimed,
-        } = asker;
-        let asked = request.target;
         permit.name_target(target.netns.inode())?;
-        let own = if request.with_own {
-            Own::default()
-        } else {
-            let peer = caller.peer().and_then(Peer::address);
-            Own::find(target.netns.inode(), &listening, peer, claimed)
-        };
+        let own = self.own(target.netns.inode(), &request, &asker);
+        let (asked, caller) = (request.target, asker.caller);
         let Target {
             mut netns,
             mut description,
@@ -231,13 +263,9 @@ impl App {
             chaste: request.chaste,
             alone: is_alone.then_some(id),
         };
-        let mut target = description.clone();
-        if target.name.is_empty() {
-            let (name, kind) = info.holder.clone();
-            (target.name, target.kind) = (name, kind.to_owned());
-        }
+        let target = named(&description, &info.holder);
         let meant = meant_target(&mut netns, &target);
-        let mut facts = CaptureFacts {
+        let facts = CaptureFacts {
             id,
             tap: id,
             stream: within.map(|within| within.stream),
@@ -248,15 +276,139 @@ impl App {
             selection: key.selection.clone(),
             filter: request.filter.clone(),
         };
-        let stop = within.map_or(&self.stop, |within| &within.stop).child_token();
         // The namespace is held open, so that its number is nobody else's.
         let (opened, holder) = (Instant::now(), info.holder.clone());
         let accounted = OptionFuture::from(self.audit.is_kept().then(|| self.found(&facts, &holder, opened)));
         let (joined, found) = tokio::join!(
-            self.join_or_begin(&info, facts.id, key, netns, own.traffic, &caller),
+            self.join_or_begin(Some(&info), facts.id, key, netns, own.traffic, &caller),
             accounted
         );
         let joined = joined?;
+        let begun = Begun {
+            joined,
+            holder,
+            opened,
+            permit,
+        };
+        self.go(begun, facts, found, &info, meant, caller, rights, within)
+    }
+
+    /// What of the traffic in a namespace is the service's own.
+    fn own(&self, netns: u64, request: &CaptureRequest, asker: &Asker) -> Own {
+        if request.with_own {
+            return Own::default();
+        }
+        let peer = asker.caller.peer().and_then(Peer::address);
+        Own::find(netns, &asker.listening, peer, asker.claimed)
+    }
+
+    /// Begins to capture a namespace before it is known what is in it.
+    pub(super) async fn hold(
+        &self,
+        id: u64,
+        request: &CaptureRequest,
+        asker: &Asker,
+        netns: Netns,
+        mut permit: Permit,
+    ) -> Result<Held, StartError> {
+        permit.name_target(netns.inode())?;
+        let own = self.own(netns.inode(), request, asker);
+        let is_alone = own.is_claimed || self.compiler.looks_names_up_in(&request.filter);
+        let selection = request.selection.clone().unwrap_or(InterfaceSelection::All);
+        let key = CaptureKey {
+            netns: netns.inode(),
+            selection: selection.clone(),
+            filter: request.filter.clone(),
+            snaplen: request.snaplen,
+            with_own: request.with_own,
+            chaste: request.chaste,
+            alone: is_alone.then_some(id),
+        };
+        let (inode, holder, opened) = (netns.inode(), netns.name_and_type(), Instant::now());
+        let joined = self
+            .join_or_begin(None, id, key, netns, own.traffic, &asker.caller)
+            .await?;
+        Ok(Held {
+            id,
+            netns: inode,
+            selection,
+            left_out: own.comment,
+            begun: Begun {
+                joined,
+                holder,
+                opened,
+                permit,
+            },
+        })
+    }
+
+    /// What was held is a target's: its capture goes on as such.
+    pub(super) fn release(
+        self: &Arc<Self>,
+        held: Held,
+        request: &CaptureRequest,
+        asker: &Asker,
+        description: &TargetDescription,
+        rights: watch::Sender<Arc<Rights>>,
+        within: &Within,
+    ) -> Result<Started, StartError> {
+        let Held {
+            id,
+            netns,
+            selection,
+            left_out,
+            begun,
+        } = held;
+        let info = SessionInfo {
+            netns,
+            holder: begun.holder.clone(),
+            description,
+            node_name: &self.config.node_name,
+            chaste: request.chaste,
+            filter: &request.filter,
+            left_out: &left_out,
+            is_one_of_several: true,
+            snaplen: request.snaplen,
+            rates: self.config.tap.rates,
+            limits: Limits::default(),
+            statistics: request.statistics,
+        };
+        let facts = CaptureFacts {
+            id,
+            tap: id,
+            stream: Some(within.stream),
+            client: asker.caller.facts(),
+            target: named(description, &begun.holder),
+            asked: TargetDescription::default(),
+            netns,
+            selection,
+            filter: request.filter.clone(),
+        };
+        let caller = asker.caller.clone();
+        self.go(begun, facts, None, &info, None, caller, rights, Some(within))
+    }
+
+    /// The capture of a namespace is one of a target from now on.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn go(
+        self: &Arc<Self>,
+        begun: Begun,
+        mut facts: CaptureFacts,
+        found: Option<FoundNames>,
+        info: &SessionInfo<'_>,
+        meant: Option<MeantTarget>,
+        caller: Caller,
+        rights: watch::Sender<Arc<Rights>>,
+        within: Option<&Within>,
+    ) -> Result<Started, StartError> {
+        let Begun {
+            joined,
+            holder,
+            opened,
+            permit,
+        } = begun;
+        let description = info.description;
+        let stop = within.map_or(&self.stop, |within| &within.stop).child_token();
         facts.tap = joined.tap();
         let has_several_link_types = joined.has_several_link_types();
         // Until it is sure that there is a stream, nothing has begun.
@@ -264,7 +416,7 @@ impl App {
         if let Some(found) = found {
             capture.set_found(found);
         }
-        let mut session = joined.stream(&info, stop.clone(), Arc::clone(&capture))?;
+        let mut session = joined.stream(info, stop.clone(), Arc::clone(&capture))?;
         let running = self.captures.begin(capture)?;
         if let Some(process) = meant {
             session.end_with(process);
@@ -349,7 +501,7 @@ impl App {
     /// Joins the capture if it runs, or begins it, with the number `id`, if the stream that `info` tells of has room for packets.
     async fn join_or_begin(
         &self,
-        info: &SessionInfo<'_>,
+        info: Option<&SessionInfo<'_>>,
         id: u64,
         key: CaptureKey,
         netns: Netns,
@@ -363,7 +515,7 @@ impl App {
         let filters = CaptureFilters::build(&key.filter, &self.compiler, &caller.account())
             .await
             .map_err(|error| StartError::Filter(error).about_filter(&key.filter, None))?;
-        if info.limits.bytes.is_some() {
+        if let Some(info) = info.filter(|info| info.limits.bytes.is_some()) {
             let interfaces = look_at_interfaces(&netns, &key.selection, &filters, &self.loader)?;
             info.check_interfaces(interfaces)?;
         }
@@ -493,6 +645,16 @@ fn hidden(error: TargetError, caller: &Caller, asked: &str, scan: &Scan) -> Star
         | TargetError::Successor { .. }
         | TargetError::Ended { .. } => caller.has_no(asked).into(),
     }
+}
+
+/// A description, with the name of who holds the namespace where it has none.
+fn named(description: &TargetDescription, holder: &(String, &'static str)) -> TargetDescription {
+    let mut target = description.clone();
+    if target.name.is_empty() {
+        let (name, kind) = holder.clone();
+        (target.name, target.kind) = (name, kind.to_owned());
+    }
+    target
 }
 
 /// What was meant by a name or a process, as far as the kernel can tell when it ends.

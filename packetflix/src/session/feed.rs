@@ -66,7 +66,7 @@ pub(super) struct Shared {
 
 /// How far a client is behind what is captured.
 #[derive(Clone, Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     shared: Arc<Shared>,
     client: u64,
 }
@@ -255,6 +255,11 @@ impl Subscription {
 }
 
 impl Progress {
+    /// Hardware addresses of the interfaces that are described.
+    pub(crate) fn macs(&self) -> Vec<[u8; 6]> {
+        self.shared.window().macs()
+    }
+
     /// Whether the client has taken all that had been captured when this was called, but for what programs were just
     /// writing.
     pub(super) fn has_caught_up(&self) -> bool {

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Session, SessionInfo,
     backlog::Backlog,
-    feed::{Feed, FeedContext, Subscription},
+    feed::{Feed, FeedContext, Progress, Subscription},
     held::Searches,
     limits::TooFewBytes,
 };
@@ -123,6 +123,11 @@ impl Joined {
     /// Number of the capture that began the tap.
     pub(crate) fn tap(&self) -> u64 {
         self.0.feed()
+    }
+
+    /// How far its client is behind what is captured.
+    pub(crate) fn progress(&self) -> Progress {
+        self.0.progress()
     }
 
     /// Whether packets of different interfaces begin differently.

@@ -43,6 +43,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// The type of target that stands in the section header.
 const KIND: &str = "selection";
 
+/// How long packets wait for captures that have older ones, of which it is not known yet whether they join.
+const PATIENCE_WITH_HELD: Duration = Duration::from_secs(2);
+
 /// Most captures and sentences that wait to join.
 const QUEUED_ARRIVALS: usize = 64;
 
@@ -57,6 +60,8 @@ pub(crate) struct MergedSession {
     next_member: u64,
     steps: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send>>>,
     arrivals: Option<mpsc::Receiver<Arrival>>,
+    /// Captures that may join with what they have captured already, by their namespaces, and until when they are waited for.
+    held: BTreeMap<u64, (Progress, Instant)>,
     names: Option<Names>,
     limits: Limits,
     timer: Option<Timer>,
@@ -93,6 +98,15 @@ pub(crate) struct Member {
 /// What comes to a stream while it runs.
 pub(crate) enum Arrival {
     Member(Box<Member>),
+    /// The capture of this namespace is held until it is known whether it joins.
+    Held {
+        netns: u64,
+        progress: Progress,
+    },
+    /// It has been decided: what joins has come before this.
+    Decided {
+        netns: u64,
+    },
     /// What is called so is not captured, for this reason.
     NotCaptured {
         name: String,
@@ -261,6 +275,7 @@ impl MergedSession {
             next_member: 0,
             steps: FuturesUnordered::new(),
             arrivals: Some(arrivals),
+            held: BTreeMap::new(),
             names: None,
             limits: info.limits.clone(),
             timer: None,
@@ -436,11 +451,22 @@ impl MergedSession {
         match event {
             Event::Step(step) => self.took(*step),
             Event::Arrival(Some(Arrival::Member(member))) => self.join(*member),
+            Event::Arrival(Some(Arrival::Held { netns, progress })) => {
+                self.held
+                    .insert(netns, (progress, Instant::now() + PATIENCE_WITH_HELD));
+            }
+            Event::Arrival(Some(Arrival::Decided { netns })) => {
+                self.held.remove(&netns);
+            }
             Event::Arrival(Some(Arrival::NotCaptured { name, sentence })) => self.tell(&name, &sentence),
-            Event::Arrival(None) => self.arrivals = None,
+            Event::Arrival(None) => {
+                self.arrivals = None;
+                self.held.clear();
+            }
             Event::Stop => {
                 self.is_stopping = true;
                 self.arrivals = None;
+                self.held.clear();
             }
             Event::Named => {
                 if let Some(names) = &mut self.names {
@@ -552,7 +578,11 @@ impl MergedSession {
     /// Until when all captures have told all, in nanoseconds since 1970; `None` while one may have more to tell. One that does
     /// not come to that in time is not waited for.
     fn told_until(&mut self) -> Option<u64> {
-        let now = now();
+        let (now, time) = (now(), Instant::now());
+        self.held.retain(|_, (_, until)| time < *until);
+        if self.held.values().any(|(progress, _)| !progress.has_caught_up()) {
+            return None;
+        }
         let mut silent = self.members.values().filter(|member| member.session.is_none());
         if silent.all(|member| member.progress.has_caught_up()) {
             self.waiting = None;

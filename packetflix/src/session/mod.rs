@@ -39,6 +39,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 pub(crate) use self::packets::fuzzing;
 pub(crate) use self::{
     client_stream::{ClientStream, SingleStream},
+    feed::Progress,
     feeds::{CaptureKey, Feeds, Joined},
     info::SessionInfo,
     limits::{Limit, Limits, TooFewBytes},
@@ -51,7 +52,7 @@ pub(crate) use self::{
     stream::SEVERAL_LINK_TYPES,
 };
 use self::{
-    feed::{Progress, Subscription},
+    feed::Subscription,
     limits::Timer,
     names::ToldNames,
     outgoing::Outgoing,

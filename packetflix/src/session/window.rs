@@ -268,6 +268,14 @@ impl Window {
         (interfaces.len() == places.len()).then_some(interfaces)
     }
 
+    /// Hardware addresses of the interfaces.
+    pub(super) fn macs(&self) -> Vec<[u8; 6]> {
+        self.interfaces
+            .values()
+            .filter_map(|interface| interface.link.mac)
+            .collect()
+    }
+
     /// The place of the next description.
     pub(super) fn described(&self) -> usize {
         self.described

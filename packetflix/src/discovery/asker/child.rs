@@ -9,6 +9,7 @@ use std::{
     os::{fd::AsFd as _, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::future::join;
@@ -21,13 +22,14 @@ use tokio::{
         mpsc::{UnboundedSender, unbounded_channel},
         oneshot,
     },
+    time::sleep,
 };
 
 use super::{
     super::{
         budget::{Bounds, EngineBudget},
         cri::{self, CriError},
-        docker::{self, DockerError},
+        docker::{self, DockerError, KnownStarts},
         engine_socket::Api,
         workload::{KnownPids, Workload},
     },
@@ -48,6 +50,9 @@ const ROOM: u64 = 256 << 20;
 const CPU_SECONDS: u64 = 5;
 /// Descriptors that it may have: its standard ones, the line, what it waits with, and where answers come.
 const DESCRIPTORS: u64 = 48;
+
+/// How long an engine is left alone before it is asked again what it starts.
+const START_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the kernel does for the process after it has given up its rights.
 const SYSTEM_CALLS: &[libc::c_long] = &[
@@ -264,6 +269,22 @@ async fn carry_out(order: Order, line: Line) {
             let state = docker::state_at_rest(&line, &name).await;
             line.tell(&Told::AtRest(state));
         }
+        Order::Starting => {
+            let asked = tell_starts(&line).await;
+            line.tell(&Told::Done(asked.map_err(Failure::from)));
+        }
+    }
+}
+
+/// Tells what is being started, again and again, until nobody listens.
+async fn tell_starts(line: &Line) -> Result<(), AskError> {
+    let mut known = KnownStarts::default();
+    loop {
+        for starting in docker::starting(line, &mut known).await? {
+            // One that is longer than may be is not told.
+            line.tell(&Told::Starting(starting));
+        }
+        sleep(START_PAUSE).await;
     }
 }
 

@@ -33,6 +33,7 @@ use self::{
 };
 use super::{
     budget::{EngineBudget, MAX_DETAILS_LEN},
+    docker::{MAX_EVENTS_LEN, NewNamespace},
     engine_socket::{Api, EngineSocket},
     workload::{KnownPids, Workload},
 };
@@ -43,6 +44,9 @@ const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Most questions that are put to an engine beside one for each container: one for the list.
 const LISTS: usize = 1;
+
+/// Most questions that are put to an engine to learn what it starts.
+const MAX_START_QUESTIONS: usize = 8192;
 
 /// Why an engine told nothing, or not everything.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +145,36 @@ impl Asker {
         }
     }
 
+    /// The container that is being started in a namespace, as soon as the engine tells of it. Asks again and again, and so has to be
+    /// bounded in time.
+    ///
+    /// # Errors
+    /// When the engine cannot be asked, or says something wrong.
+    pub(super) async fn starting(
+        mut self,
+        socket: &EngineSocket,
+        namespace: &NewNamespace<'_>,
+    ) -> Result<Workload, AskerError> {
+        self.order(&Order::Starting).await?;
+        let mut relay = Relay::new(1);
+        let mut questions = MAX_START_QUESTIONS;
+        loop {
+            match self.hear().await?.0 {
+                Told::Starting(starting) if namespace.is_of(&starting) => return Ok(starting.workload),
+                Told::Starting(_) => {}
+                Told::Ask(question) if question != Question::List => {
+                    questions = questions.checked_sub(1).ok_or(AskerError::Forged)?;
+                    match relay.ask(socket, &question, MAX_EVENTS_LEN).await {
+                        Ok(answer) => self.give(answer).await?,
+                        Err(error) => self.refuse(&error).await?,
+                    }
+                }
+                Told::Done(Err(failure)) => return Err(AskerError::Engine(failure)),
+                _ => return Err(AskerError::Forged),
+            }
+        }
+    }
+
     async fn order(&mut self, order: &Order) -> Result<(), AskerError> {
         let written = self.line.write_all(&order.encode()).await;
         written.map_err(AskerError::Ended)
@@ -172,6 +206,7 @@ impl Asker {
                     let most = match &question {
                         Question::List => allowance.list,
                         Question::Details(_) => allowance.details,
+                        Question::Recent | Question::Network(_) => return Err(AskerError::Forged),
                     };
                     match relay.ask(socket, &question, most).await {
                         Ok(answer) => self.give(answer).await?,
@@ -187,7 +222,7 @@ impl Asker {
                     let checked = checked.take().filter(|_| is_of_cri);
                     self.give(checked.ok_or(AskerError::Forged)?).await?;
                 }
-                Told::Ready | Told::AtRest(_) => return Err(AskerError::Forged),
+                Told::Ready | Told::AtRest(_) | Told::Starting(_) => return Err(AskerError::Forged),
                 Told::Done(_) if has_left_out => return Err(AskerError::TooMuch),
                 Told::Done(done) => return done.map_err(AskerError::Engine),
             }

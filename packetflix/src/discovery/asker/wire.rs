@@ -1,13 +1,17 @@
 //! What the server and the process that asks an engine say to each other: how long it is, in four bytes, and then that. Numbers are
 //! in the host's byte order, and before a text stands how long that is.
 
-use std::{collections::BTreeMap, iter};
+use std::{
+    collections::BTreeMap,
+    iter,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::{
     super::{
         bounded::{MAX_LABELS, MAX_LABELS_LEN},
         budget::{Bounds, MAX_WORKLOADS},
-        docker::may_be_name,
+        docker::{Starting, may_be_name},
         engine_socket::Api,
         workload::{KnownPids, PodName, Workload, WorkloadKind},
     },
@@ -40,6 +44,8 @@ pub(super) enum Order {
     },
     /// The state of a container, by its name.
     AtRest(String),
+    /// What is being started, again and again.
+    Starting,
 }
 
 /// What the process says.
@@ -55,6 +61,8 @@ pub(super) enum Told {
     Connect,
     /// The state of a container that does not run.
     AtRest(Option<String>),
+    /// That something is being started.
+    Starting(Starting),
     /// That there is nothing more, and why not.
     Done(Result<(), Failure>),
 }
@@ -66,7 +74,14 @@ pub(in crate::discovery) enum Question {
     List,
     /// What it knows of a container, by its name or identifier.
     Details(String),
+    /// What has happened of late.
+    Recent,
+    /// What it knows of a network, by its identifier.
+    Network(String),
 }
+
+/// How long ago something may have happened to a container that starts now.
+const RECENT: Duration = Duration::from_secs(5);
 
 impl Question {
     /// The path that has the answer.
@@ -74,6 +89,16 @@ impl Question {
         match self {
             Self::List => "/containers/json".to_owned(),
             Self::Details(name) => format!("/containers/{name}/json"),
+            Self::Recent => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                format!(
+                    "/events?stream=false&since={}&until={}.{:09}",
+                    now.saturating_sub(RECENT).as_secs(),
+                    now.as_secs(),
+                    now.subsec_nanos()
+                )
+            }
+            Self::Network(id) => format!("/networks/{id}"),
         }
     }
 }
@@ -111,6 +136,7 @@ impl Order {
                 words.byte(3);
                 words.text(name);
             }
+            Self::Starting => words.byte(4),
         }
         words.finish()
     }
@@ -126,6 +152,7 @@ impl Order {
                 let name = reader.text()?;
                 return reader.end().map(|()| Self::AtRest(name));
             }
+            4 => return reader.end().map(|()| Self::Starting),
             _ => return None,
         };
         let mut large = || reader.array().map(|bytes| u64::from_ne_bytes(bytes) as usize);
@@ -167,6 +194,18 @@ impl Told {
                 words.byte(4);
                 words.text(state);
             }
+            Self::Ask(Question::Recent) => words.byte(9),
+            Self::Ask(Question::Network(id)) => {
+                words.byte(10);
+                words.text(id);
+            }
+            Self::Starting(Starting { workload, mac, path }) => {
+                words.byte(11);
+                words.byte(mac.is_some().into());
+                words.bytes(&mac.unwrap_or_default());
+                words.text(path);
+                words.workload(workload);
+            }
             Self::Done(Ok(())) => words.byte(5),
             Self::Ready => words.byte(7),
             Self::Done(Err(failure)) => {
@@ -183,7 +222,7 @@ impl Told {
     pub(super) fn decode(words: &[u8]) -> Option<Self> {
         let mut reader = Reader(words);
         let told = match reader.byte()? {
-            0 => Self::Workload(reader.workload()?),
+            0 => Self::Workload(reader.workload().filter(|workload| workload.pid != 0)?),
             1 => Self::Connect,
             2 => Self::Ask(Question::List),
             3 => Self::AtRest(None),
@@ -196,6 +235,17 @@ impl Told {
             })),
             7 => Self::Ready,
             8 => Self::Ask(Question::Details(reader.text().filter(|name| may_be_name(name))?)),
+            9 => Self::Ask(Question::Recent),
+            10 => Self::Ask(Question::Network(reader.text().filter(|id| may_be_name(id))?)),
+            11 => {
+                let has_mac = reader.byte()? != 0;
+                let mac = reader.array()?;
+                Self::Starting(Starting {
+                    mac: has_mac.then_some(mac),
+                    path: reader.text()?,
+                    workload: reader.workload()?,
+                })
+            }
             _ => return None,
         };
         reader.end().map(|()| told)
@@ -326,7 +376,7 @@ impl Reader<'_> {
             _ => return None,
         };
         let [id, key, name, state] = [self.text()?, self.text()?, self.text()?, self.text()?];
-        let pid = self.number().filter(|pid| *pid != 0)?;
+        let pid = self.number()?;
         let labels_left_out = self.len()?;
         let pod = match self.byte()? {
             0 => None,

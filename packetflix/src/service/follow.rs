@@ -1,0 +1,388 @@
+//! Targets that join a stream while it runs.
+//!
+//! A namespace is captured as soon as the host mounts it, which an engine has done before the first process of a container runs.
+//! What it captures is held until a scan says whose it is: then it joins the stream, or nothing of it is told. What is not
+//! mounted by the host, or was missed, scans find, and so later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, future::OptionFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
+
+use super::{
+    several::{Common, Failed, Wanted, sentences, shown},
+    start::Held,
+};
+use crate::{
+    allowance::Allowance,
+    description::TargetDescription,
+    discovery::{Arrived, DiscoveredTarget, Scan},
+    error::chain,
+    netns::Netns,
+    session::{Arrival, Arrivals, Member, NamespacePlace, Progress},
+};
+
+/// So many captures of one name may begin one right after the other, and then one in each such time.
+const STARTS_AT_ONCE: u32 = 10;
+const TIME_OF_A_START: Duration = Duration::from_secs(2);
+
+/// Most sentences that are remembered, so that each is told once.
+const MOST_TOLD: usize = 1024;
+
+impl Common {
+    /// Has targets join as they come; only until the first, where they are not followed.
+    pub(super) async fn follow(&self, arrivals: &Arrivals, follows: bool) {
+        let mut scans = self.app.discovery.scans();
+        let mut coming = self.app.discovery.arrivals();
+        let mut holding = Holding::default();
+        let mut named = FuturesUnordered::new();
+        let mut starts = Starts::default();
+        let mut told = BTreeSet::new();
+        loop {
+            let joining = tokio::select! {
+                            scan = scans.next() => {
+                    // Whoever asks what an engine starts has no time to look for its socket.
+                    let discovery = Arc::clone(&self.app.discovery);
+                    tokio::spawn(async move { discovery.look_for_sockets().await });
+                    self.joining(&scan, &mut holding, &mut starts).await
+                }
+                            Some(Ok((netns, target))) = named.next() => {
+                                self.joining_early(netns, target, &mut holding, &mut starts)
+                            }
+                            came = coming.recv() => {
+                                if let Ok(Arrived::Mount(path)) = came
+                                    && holding.has_room()
+                                    && let Some((held, place)) = self.hold(path.clone()).await
+                                {
+                                    let (netns, progress) = (held.netns(), held.progress());
+                                    named.push(self.ask_whose(path, netns, progress.clone()));
+                                    holding.held.push((held, place));
+                                    if arrivals.send(Arrival::Held { netns, progress }).await.is_err() {
+                                        return;
+                                    }
+                                }
+                                holding.look_soon();
+                                continue;
+                            }
+                            () = holding.look_is_due() => {
+                                holding.looks();
+                                // It comes to all who follow scans.
+                                let discovery = Arc::clone(&self.app.discovery);
+            tokio::spawn(async move { drop(discovery.scan_now().await) });
+                                continue;
+                            }
+                        };
+            let has_joined = !joining.members.is_empty();
+            let decided = holding
+                .take_decided()
+                .into_iter()
+                .map(|netns| Arrival::Decided { netns });
+            for arrival in joining.arrivals(&mut told).into_iter().chain(decided) {
+                if arrivals.send(arrival).await.is_err() {
+                    return;
+                }
+            }
+            if has_joined && !follows {
+                return;
+            }
+        }
+    }
+
+    /// What joins by a scan.
+    async fn joining(&self, scan: &Scan, holding: &mut Holding, starts: &mut Starts) -> Joining {
+        self.namespaces
+            .retain(|netns| scan.occupants(netns).is_some() || scan.is_cut);
+        let mut joining = Joining::default();
+        for (held, place, target) in holding.decide(|held| self.whose(scan, held)) {
+            self.release(held, place, &target, starts, &mut joining);
+        }
+        let mut wanted = self.new_in(scan, |target| self.selection.has(target));
+        wanted.retain(|Wanted { target, .. }| joining.allows(target, starts));
+        let (members, failed) = self.start_all(wanted).await;
+        joining.members.extend(members);
+        joining.failed.extend(failed);
+        joining
+    }
+
+    /// What joins as its engine starts it.
+    fn joining_early(
+        &self,
+        netns: u64,
+        target: Option<DiscoveredTarget>,
+        holding: &mut Holding,
+        starts: &mut Starts,
+    ) -> Joining {
+        let mut joining = Joining::default();
+        if let Some(target) = target
+            && let Some((held, place)) = holding.take(netns)
+            && self.selection.has(&target)
+        {
+            self.release(held, place, &target.description(), starts, &mut joining);
+        }
+        joining
+    }
+
+    /// Asks whose a namespace is that has come, as the engine tells that starts it, beside all else; nothing comes of it where what
+    /// is there decides whether it may be captured, which only a scan knows.
+    fn ask_whose(&self, path: PathBuf, netns: u64, progress: Progress) -> Asked {
+        let is_decided_by_scans = self.asker.caller.rights().are_by_pattern();
+        let discovery = Arc::clone(&self.app.discovery);
+        let asked = async move {
+            let starting = discovery.starting_at(&path, netns, || progress.macs());
+            let target = OptionFuture::from((!is_decided_by_scans).then_some(starting));
+            (netns, target.await.flatten())
+        };
+        AbortOnDropHandle::new(tokio::spawn(asked.in_current_span()))
+    }
+
+    /// Begins to capture the namespace that the host mounts at this path, if one is there soon and there may be one more capture.
+    /// What cannot be is left to scans.
+    async fn hold(&self, path: PathBuf) -> Option<(Held, NamespacePlace)> {
+        let permit = self.app.permit(&self.asker.caller).ok()?;
+        let opening = tokio::task::spawn_blocking(move || Netns::arriving_at(&path));
+        let netns = opening.await.ok()?.ok()?;
+        let place = self.namespaces.enter(netns.inode())?;
+        let id = self.app.next_id();
+        let span = tracing::info_span!("capture", id, stream = self.within.stream);
+        let held = self.app.hold(id, &self.request, &self.asker, netns, permit);
+        match held.instrument(span).await {
+            Ok(held) => Some((held, place)),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "what comes is not held");
+                None
+            }
+        }
+    }
+
+    /// Whose a namespace is that is held. A scan that began before it was open may have another of that number.
+    fn whose(&self, scan: &Scan, held: &Held) -> Whose {
+        if scan.began < held.opened() {
+            return Whose::Unknown;
+        }
+        let netns = held.netns();
+        let mut known = self.known(scan).filter(|target| target.namespace.inode == netns);
+        match known.find(|target| self.selection.has(target)) {
+            Some(target) => Whose::Selected(Box::new(TargetDescription {
+                interfaces: Vec::new(),
+                ..target.description()
+            })),
+            None if scan.targets_in(netns).any(|target| target.workload.is_some()) => Whose::Others,
+            None => Whose::Unknown,
+        }
+    }
+
+    /// What was held is this target's, which joins.
+    fn release(
+        &self,
+        held: Held,
+        place: NamespacePlace,
+        target: &TargetDescription,
+        starts: &mut Starts,
+        joining: &mut Joining,
+    ) {
+        if !joining.allows(target, starts) {
+            return;
+        }
+        let span = tracing::info_span!("capture", id = held.id(), stream = self.within.stream);
+        let (rights, _) = watch::channel(Arc::clone(self.asker.caller.rights()));
+        let released = span.in_scope(|| {
+            self.app
+                .release(held, &self.request, &self.asker, target, rights, &self.within)
+        });
+        match released {
+            Ok(started) => joining.members.push(started.join(place, span)),
+            Err(error) => joining.failed.push(Failed {
+                name: shown(target),
+                is_single: false,
+                error,
+            }),
+        }
+    }
+}
+
+/// What joins a stream, and what cannot.
+#[derive(Default)]
+struct Joining {
+    members: Vec<Member>,
+    failed: Vec<Failed>,
+    /// Names of those that start too often, each with a sentence on that.
+    too_often: Vec<(String, String)>,
+}
+
+impl Joining {
+    /// Whether a target may begin, or has begun too often of late.
+    fn allows(&mut self, target: &TargetDescription, starts: &mut Starts) -> bool {
+        let allowed = starts.allow(target);
+        let is_allowed = allowed.is_ok();
+        self.too_often.extend(allowed.err());
+        is_allowed
+    }
+
+    /// What the stream is told of it, but for what it was told before.
+    fn arrivals(self, told: &mut BTreeSet<(String, String)>) -> Vec<Arrival> {
+        let members = self
+            .members
+            .into_iter()
+            .map(|member| Arrival::Member(Box::new(member)));
+        let failed = self.failed.into_iter().filter(|failed| !failed.is_hidden());
+        let sentences = sentences(failed.collect()).into_iter().chain(self.too_often);
+        let new = sentences.filter(|one| told.len() < MOST_TOLD && told.insert(one.clone()));
+        let new = new.map(|(name, sentence)| Arrival::NotCaptured { name, sentence });
+        members.chain(new).collect()
+    }
+}
+
+/// A namespace, and the container that it is of, if that is told.
+type Asked = AbortOnDropHandle<(u64, Option<DiscoveredTarget>)>;
+
+/// Whose a namespace is.
+enum Whose {
+    /// A target's that is selected.
+    Selected(Box<TargetDescription>),
+    /// A container's or pod's that is not.
+    Others,
+    /// That may be said yet.
+    Unknown,
+}
+
+/// Namespaces that are captured before it is known whose they are.
+#[derive(Default)]
+struct Holding {
+    held: Vec<(Held, NamespacePlace)>,
+    /// Those of which it has been decided.
+    decided: Vec<u64>,
+    /// When there is to be a scan, and how long after that the next.
+    look: Option<(Instant, Duration)>,
+}
+
+impl Holding {
+    /// Most that are held.
+    const MOST: usize = 16;
+
+    /// How long each is held at most: what an engine does until it can tell whose it is.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// How soon there is a scan once something has come, and how long it is until the next at most.
+    const SOON: Duration = Duration::from_millis(30);
+    const LATE: Duration = Duration::from_secs(1);
+
+    fn has_room(&self) -> bool {
+        self.held.len() < Self::MOST
+    }
+
+    /// Something has come.
+    fn look_soon(&mut self) {
+        self.look = Some((Instant::now() + Self::SOON, Self::SOON));
+    }
+
+    /// There is a scan: the next is twice as far, while anything is held.
+    fn looks(&mut self) {
+        let next = self.look.filter(|_| !self.held.is_empty()).map(|(_, pause)| {
+            let pause = (2 * pause).min(Self::LATE);
+            (Instant::now() + pause, pause)
+        });
+        self.look = next;
+    }
+
+    /// Waits until there is to be a scan; for ever while nothing is held.
+    async fn look_is_due(&self) {
+        match self.look {
+            Some((at, _)) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Those of which it has been decided since this was last asked.
+    fn take_decided(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.decided)
+    }
+
+    /// Lets go of the one in a namespace, if it is held.
+    fn take(&mut self, netns: u64) -> Option<(Held, NamespacePlace)> {
+        let at = self.held.iter().position(|(held, _)| held.netns() == netns)?;
+        self.decided.push(netns);
+        Some(self.held.swap_remove(at))
+    }
+
+    /// Gives those that are somebody's who is selected, and lets go of those that are others', or are held for too long.
+    fn decide(&mut self, whose: impl Fn(&Held) -> Whose) -> Vec<(Held, NamespacePlace, TargetDescription)> {
+        let mut selected = Vec::new();
+        for (held, place) in std::mem::take(&mut self.held) {
+            match whose(&held) {
+                Whose::Selected(target) => {
+                    self.decided.push(held.netns());
+                    selected.push((held, place, *target));
+                }
+                Whose::Unknown if held.opened().elapsed() < Self::PATIENCE => self.held.push((held, place)),
+                Whose::Others | Whose::Unknown => self.decided.push(held.netns()),
+            }
+        }
+        selected
+    }
+}
+
+/// How often captures of each name have begun of late: a container that starts again and again at full speed does not take all.
+#[derive(Default)]
+struct Starts {
+    by_name: BTreeMap<String, Allowance>,
+}
+
+impl Starts {
+    /// Most names that are remembered.
+    const MOST: usize = 4096;
+
+    /// Whether this one may begin; else its name and a sentence on that.
+    fn allow(&mut self, target: &TargetDescription) -> Result<(), (String, String)> {
+        if self.by_name.len() > Self::MOST {
+            self.by_name.clear();
+        }
+        let name = shown(target);
+        let saved = TIME_OF_A_START * (STARTS_AT_ONCE - 1);
+        let starts = self
+            .by_name
+            .entry(name.clone())
+            .or_insert_with(|| Allowance::new(saved));
+        if starts.is_due() {
+            starts.spend(TIME_OF_A_START);
+            return Ok(());
+        }
+        let sentence = "it starts again and again, faster than it is followed";
+        Err((name, sentence.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_starts_again_and_again_leaves_others_alone() {
+        let mut starts = Starts::default();
+        let target = |name: &str| TargetDescription {
+            name: name.to_owned(),
+            ..TargetDescription::default()
+        };
+        let allowed = (0..40).filter(|_| starts.allow(&target("loop")).is_ok());
+        assert_eq!(allowed.count(), STARTS_AT_ONCE as usize);
+        let (name, sentence) = starts.allow(&target("loop")).unwrap_err();
+        assert!(
+            name == "loop" && sentence.contains("again and again"),
+            "{sentence}"
+        );
+        assert!(starts.allow(&target("web")).is_ok());
+        for number in 0..2 * Starts::MOST {
+            assert!(starts.allow(&target(&number.to_string())).is_ok());
+        }
+        assert!(starts.by_name.len() <= Starts::MOST + 1);
+    }
+}
