@@ -1,14 +1,17 @@
 //! Several targets in one stream: one section, one timeline, an exact account of each.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     hook::hooks,
-    namespace::Namespace,
+    namespace::{Namespace, output_of, run},
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, percent_encoded},
 };
+use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 fn frame(number: u8) -> Vec<u8> {
@@ -231,33 +234,167 @@ async fn targets_join_and_leave_a_stream_that_follows_a_pattern() -> anyhow::Res
 async fn a_stream_waits_for_what_is_not_there_yet() -> anyhow::Result<()> {
     let server = Server::start(&[])?;
     let there = Namespace::new()?;
-    let name = format!(
-        "pf-test-{}-{}",
-        std::process::id(),
-        1 + there
-            .name()
-            .rsplit('-')
-            .next()
-            .context("a number")?
-            .parse::<u32>()?
-    );
-    let url = url(&server, &[&format!("/run/netns/{name}")], "&wait=1&names=0");
+    let name = format!("{}-later", there.name());
+    let word = format!("/run/netns/{name}");
+    let (status, sentence) = refusal(&server, &url(&server, &[&word], ""), &[]).await?;
+    ensure!(status == 404, "{status} {sentence}");
+    let url = url(&server, &[&word], "&wait=1&names=0");
     let mut recorder = Recorder::start(&url).await?;
     assert!(recorder.recording()?.interfaces.is_empty());
-    let here = Namespace::new()?;
-    ensure!(here.name() == name, "{} is not {name}", here.name());
-    here.connect("va", &there, "vb", 1)?;
-    let va = interface(&here, "va");
-    recorder.read_until(|recording| has(recording, &va)).await?;
-    RawSocket::open(&there, "vb")?.send(&frame(1))?;
-    recorder
-        .read_until(|recording| recording.count(&frame(1)) == 1)
-        .await?;
+    run("ip", &["netns", "add", &name])?;
+    let later = |arguments: &[&str]| run("ip", &[&["-n", &name], arguments].concat());
+    let waited = async {
+        later(&["link", "set", "lo", "up"])?;
+        let lo = format!("{word}/lo");
+        recorder.read_until(|recording| has(recording, &lo)).await?;
+        let pings = [
+            "netns",
+            "exec",
+            &name,
+            "busybox",
+            "ping",
+            "-q",
+            "-c",
+            "1",
+            "127.0.0.1",
+        ];
+        run("ip", &pings)?;
+        recorder
+            .read_until(|recording| recording.packets_of(&lo).len() == 2)
+            .await
+    };
+    let waited = waited.await;
+    run("ip", &["netns", "delete", &name])?;
+    waited?;
     // It waited for one, and does not follow others.
-    here.delete()?;
     let (recording, code, reason) = recorder.read_to_end().await?;
     recording.check_complete()?;
     assert!(code == 1000 && reason.contains("ended"), "{code} {reason}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_beyond_a_limit_is_told_in_the_stream_of_the_others() -> anyhow::Result<()> {
+    // The stream waits for more, and so is a capture itself.
+    let server = Server::start(&["--max-captures-per-client", "3"])?;
+    let namespaces = (0..4)
+        .map(|_| Namespace::new())
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let words: Vec<String> = namespaces.iter().map(|one| format!("{}*", path(one))).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut recorder = Recorder::start(&url(&server, &words, "&names=0")).await?;
+    recorder
+        .read_until(|recording| has(recording, "2 targets") && recording.interfaces.len() == 3)
+        .await?;
+    let captured = |recording: &Recording| {
+        let mut all = namespaces.iter();
+        all.position(|one| has(recording, &interface(one, "lo")))
+    };
+    let first = captured(recorder.recording()?).context("none is captured")?;
+    let pings = ["ping", "-q", "-c", "2", "127.0.0.1"];
+    output_of(namespaces[first].command("busybox").args(pings))?;
+    let lo = interface(&namespaces[first], "lo");
+    recorder
+        .read_until(|recording| recording.packets_of(&lo).len() == 4)
+        .await?;
+    let recording = recorder.finish().await?;
+    let told = recording.interfaces.iter().find(|one| one.name == "2 targets");
+    let told = &told.context("nothing is told")?.options;
+    ensure!(
+        told.contains("not captured") && told.contains("--max-captures-per-client"),
+        "{told}"
+    );
+    assert_eq!(recording.final_statistics("2 targets")?.received, 0);
+    // Where nothing else can be captured, there is no stream.
+    let server = Server::start(&["--max-captures-per-client", "1"])?;
+    let (status, sentence) = refusal(&server, &url(&server, &words, ""), &[]).await?;
+    ensure!(
+        status == 429 && sentence.contains("--max-captures-per-client"),
+        "{status} {sentence}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_ends_one_target_or_the_whole_stream() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let (here, there) = (Namespace::new()?, Namespace::new()?);
+    let words = [path(&here), path(&there)];
+    let words = [&words[0][..], &words[1]];
+    let url = url(&server, &words, "&follow=1&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    let names = [interface(&here, "lo"), interface(&there, "lo")];
+    recorder
+        .read_until(|recording| names.iter().all(|name| has(recording, name)))
+        .await?;
+    // Another client's selection has one of them in common, which is captured once.
+    let alone = Recorder::start(&server.url(&format!("target={}", words[0]))).await?;
+    let listed = || -> anyhow::Result<Vec<Value>> {
+        let (_, list) = server.get("/captures")?;
+        Ok(list["captures"].as_array().context("no list")?.clone())
+    };
+    let captures = listed()?;
+    let of = |netns: u64, has_stream: bool| {
+        captures
+            .iter()
+            .find(|one| one["target"]["netns"] == netns && one["stream"].is_u64() == has_stream)
+            .context("it is not listed")
+    };
+    let (one, two, shared) = (
+        of(here.inode()?, true)?,
+        of(there.inode()?, true)?,
+        of(here.inode()?, false)?,
+    );
+    assert_eq!(one["stream"], two["stream"]);
+    assert_eq!(one["tap"], shared["tap"]);
+    assert_ne!(one["tap"], two["tap"]);
+    let end = |number: &Value| server.ask(&format!("DELETE /captures/{number} HTTP/1.1"));
+    end(&one["id"])?;
+    recorder
+        .read_until(|recording| recording.final_statistics(&names[0]).is_ok())
+        .await?;
+    assert!(recorder.recording()?.final_statistics(&names[1]).is_err());
+    // What somebody has ended does not come back, although it is followed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(listed()?.len(), 2);
+    end(&two["stream"])?;
+    let (recording, code, reason) = recorder.read_to_end().await?;
+    assert_eq!((code, &reason[..]), (1000, "ended by the operator"));
+    recording.check_complete()?;
+    assert_eq!(recording.interfaces.len(), 2);
+    alone.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_with_many_targets_has_an_exact_account_of_each() -> anyhow::Result<()> {
+    const COUNT: u64 = 60_000;
+    let server = Server::start(&["--ring-size", "512KiB"])?;
+    let pairs = (0..6)
+        .map(|_| Namespace::pair())
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let words: Vec<String> = pairs.iter().map(|(here, _)| path(here)).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let url = url(&server, &words, "&filter=ether+proto+0x88b5&nif=va&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    let names: Vec<String> = pairs.iter().map(|(here, _)| interface(here, "va")).collect();
+    recorder
+        .read_until(|recording| names.iter().all(|name| has(recording, name)))
+        .await?;
+    // Nothing is read meanwhile.
+    let frame = raw::ethernet(0x88b5, &[7; 1000]);
+    for (_, there) in &pairs {
+        RawSocket::open(there, "vb")?.flood(&frame, COUNT, 20)?;
+    }
+    let recording = recorder.finish().await?;
+    let mut dropped = 0;
+    for name in &names {
+        let statistics = recording.final_statistics(name)?;
+        assert_eq!(statistics.accepted, COUNT, "{name}");
+        assert_eq!(recording.packets_of(name).len() as u64, statistics.delivered);
+        dropped += statistics.dropped;
+    }
+    ensure!(dropped > 0, "nothing was too much");
     Ok(())
 }
 

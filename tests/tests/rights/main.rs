@@ -5,6 +5,7 @@ mod engines;
 mod hidden;
 mod occupants;
 mod running;
+mod selections;
 mod shares;
 
 use std::{path::Path, process::Command};
