@@ -26,6 +26,9 @@ use packetflix_tests::{
 
 use crate::{is_idle, send};
 
+/// Wireshark's window may take its time to open on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A user's home in which the program is installed for Wireshark.
 pub(crate) struct Desk {
     pub(crate) home: Folder,
@@ -90,7 +93,7 @@ impl Desk {
 
     /// Waits until there is a capture, or none.
     pub(crate) fn wait_for_captures(&self, count: usize) -> anyhow::Result<()> {
-        wait_until(Duration::from_secs(15), || {
+        wait_until(PATIENCE, || {
             let (_, list) = self.server.get("/captures")?;
             Ok(list["captures"].as_array().map(Vec::len) == Some(count))
         })

@@ -125,7 +125,7 @@ fn the_window_of_wireshark_has_packets_of_several_targets() -> anyhow::Result<()
         socket.send_to(&number.to_be_bytes(), "10.9.1.2:7000")?;
     }
     let names = [&web, &db].map(|namespace| format!("{}/eth0", namespace.name()));
-    wait_until(Duration::from_secs(30), || {
+    wait_until(Duration::from_secs(60), || {
         let captured = captured(desk.home.path())?;
         Ok(names
             .iter()
@@ -137,7 +137,7 @@ fn the_window_of_wireshark_has_packets_of_several_targets() -> anyhow::Result<()
         output_of(command.args(words).env("DISPLAY", &number).stderr(Stdio::null()))
     };
     let mut window = String::new();
-    wait_until(Duration::from_secs(30), || {
+    wait_until(Duration::from_secs(60), || {
         window = xdotool(&["search", "--name", "^Capturing from packetflix"]).unwrap_or_default();
         Ok(!window.is_empty())
     })?;
@@ -166,6 +166,6 @@ fn the_window_of_wireshark_has_packets_of_several_targets() -> anyhow::Result<()
     // As whoever closes it.
     let window = window.lines().next().context("no window")?;
     xdotool(&["windowfocus", "--sync", window, "key", "ctrl+q"])?;
-    wait_until(Duration::from_secs(30), || Ok(wireshark.0.try_wait()?.is_some()))?;
+    wait_until(Duration::from_secs(60), || Ok(wireshark.0.try_wait()?.is_some()))?;
     desk.wait_for_captures(0)
 }
