@@ -3,7 +3,7 @@
 //! Source: Docker Engine API, `GET /containers/json` and `GET /containers/{id}/json`; without a version in the path
 //! each engine answers in its own.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use futures_util::{StreamExt as _, stream};
 use hyper::{HeaderMap, StatusCode, header::SERVER};
@@ -223,7 +223,6 @@ struct Inspected {
     #[serde(default)]
     name: Text<512>,
     config: InspectedConfig,
-    network_settings: InspectedNetwork,
 }
 
 #[derive(Debug, Deserialize)]
@@ -233,14 +232,6 @@ struct InspectedConfig {
     image: Text<1024>,
     #[serde(default)]
     labels: Labels,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct InspectedNetwork {
-    /// Where its network namespace is mounted.
-    #[serde(default)]
-    sandbox_key: Text<4096>,
 }
 
 /// The state of a container that its engine does not say to run yet.
@@ -254,23 +245,19 @@ const MAX_RECENT: usize = 32;
 pub(super) struct Starting {
     pub(super) workload: Workload,
     /// The hardware address of one of its interfaces.
-    pub(super) mac: Option<[u8; 6]>,
-    /// Where its namespace is mounted, or empty.
-    pub(super) path: String,
+    pub(super) mac: [u8; 6],
 }
 
 /// A network namespace that has come.
 pub(super) struct NewNamespace<'a> {
-    /// Where the host has mounted it.
-    pub(super) path: &'a Path,
     /// The hardware addresses that there are in it by now.
     pub(super) macs: &'a (dyn Fn() -> Vec<[u8; 6]> + Sync),
 }
 
 impl NewNamespace<'_> {
     /// Whether it is that of a container.
-    pub(super) fn is_of(&self, Starting { mac, path, .. }: &Starting) -> bool {
-        mac.is_some_and(|mac| (self.macs)().contains(&mac)) || is_mounted_at(path, self.path)
+    pub(super) fn is_of(&self, starting: &Starting) -> bool {
+        (self.macs)().contains(&starting.mac)
     }
 }
 
@@ -281,27 +268,15 @@ pub(super) struct KnownStarts(BTreeMap<String, Workload>);
 /// The containers to which something has happened of late.
 ///
 /// Docker does not answer for a container while it starts it. That a namespace is its own shows by an end of a network which it
-/// has there, as soon as it is connected, and before its first process runs. podman tells where the namespace is mounted.
+/// has there, as soon as it is connected, and before its first process runs. podman tells of no such ends.
 ///
 /// # Errors
 /// When the engine does not tell.
 ///
-/// Source: Docker Engine API, `GET /events`, `GET /networks/{id}`, and `SandboxKey` of `GET /containers/{id}/json`.
+/// Source: Docker Engine API, `GET /events` and `GET /networks/{id}`.
 pub(super) async fn starting(line: &Line, known: &mut KnownStarts) -> Result<Vec<Starting>, DockerError> {
     let recent = Recent::ask(line).await?;
     let mut starting = Vec::new();
-    if recent.kind == WorkloadKind::Podman {
-        for id in recent.containers.keys().take(MAX_RECENT) {
-            if let Some(found) = inspect(line, id).await? {
-                starting.push(Starting {
-                    path: found.network_settings.sandbox_key.0.clone(),
-                    workload: found.workload(id.clone(), recent.kind),
-                    mac: None,
-                });
-            }
-        }
-        return Ok(starting);
-    }
     for network in recent.networks.iter().rev().take(MAX_RECENT) {
         for (id, mac) in recent.ends_of(line, network).await? {
             if !known.0.contains_key(&id)
@@ -311,8 +286,7 @@ pub(super) async fn starting(line: &Line, known: &mut KnownStarts) -> Result<Vec
             }
             starting.extend(known.0.get(&id).map(|workload| Starting {
                 workload: workload.clone(),
-                mac: Some(mac),
-                path: String::new(),
+                mac,
             }));
         }
     }
@@ -432,16 +406,6 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     octets.next().is_none().then_some(mac)
 }
 
-/// Whether a path as an engine tells it is this one of the host's, where `/var/run` is a link.
-fn is_mounted_at(told: &str, path: &Path) -> bool {
-    let told = Path::new(told);
-    let told = match told.strip_prefix("/var/run") {
-        Ok(rest) => Path::new("/run").join(rest),
-        Err(_) => told.to_owned(),
-    };
-    !told.as_os_str().is_empty() && told == path
-}
-
 /// The first process of a container, if it still runs.
 async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
     let question = Question::Details(id.to_owned());
@@ -554,16 +518,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_is_known_by_its_path_and_by_hardware_addresses() {
-        let path = Path::new("/run/docker/netns/1f");
-        for (told, is_it) in [
-            ("/var/run/docker/netns/1f", true),
-            ("/run/docker/netns/1f", true),
-            ("/run/docker/netns/1", false),
-            ("", false),
-        ] {
-            assert_eq!(is_mounted_at(told, path), is_it, "{told}");
-        }
+    fn hardware_addresses_are_read_as_engines_write_them() {
         assert_eq!(parse_mac("02:42:ac:11:00:02"), Some([2, 0x42, 0xac, 0x11, 0, 2]));
         for text in [
             "",

@@ -231,7 +231,7 @@ impl Discovery {
         macs: impl Fn() -> Vec<[u8; 6]> + Sync,
     ) -> Option<DiscoveredTarget> {
         let sockets = self.answering_sockets().await;
-        let namespace = NewNamespace { path, macs: &macs };
+        let namespace = NewNamespace { macs: &macs };
         let told = timeout(START_PATIENCE, engines::starting_in(&sockets, &namespace)).await;
         let (engine, workload) = told.ok().flatten()?;
         Some(DiscoveredTarget::starting(workload, engine, netns, path))

@@ -199,11 +199,9 @@ impl Told {
                 words.byte(10);
                 words.text(id);
             }
-            Self::Starting(Starting { workload, mac, path }) => {
+            Self::Starting(Starting { workload, mac }) => {
                 words.byte(11);
-                words.byte(mac.is_some().into());
-                words.bytes(&mac.unwrap_or_default());
-                words.text(path);
+                words.bytes(mac);
                 words.workload(workload);
             }
             Self::Done(Ok(())) => words.byte(5),
@@ -237,15 +235,10 @@ impl Told {
             8 => Self::Ask(Question::Details(reader.text().filter(|name| may_be_name(name))?)),
             9 => Self::Ask(Question::Recent),
             10 => Self::Ask(Question::Network(reader.text().filter(|id| may_be_name(id))?)),
-            11 => {
-                let has_mac = reader.byte()? != 0;
-                let mac = reader.array()?;
-                Self::Starting(Starting {
-                    mac: has_mac.then_some(mac),
-                    path: reader.text()?,
-                    workload: reader.workload()?,
-                })
-            }
+            11 => Self::Starting(Starting {
+                mac: reader.array()?,
+                workload: reader.workload()?,
+            }),
             _ => return None,
         };
         reader.end().map(|()| told)

@@ -55,7 +55,7 @@ impl Stream {
     }
 }
 
-/// Sends packets on links while clients capture: each its own link, or all the one that there is.
+/// Sends packets on links while clients capture: each its own link, all the one that there is, or one all links.
 pub(crate) fn measure(
     running: &Running,
     clients: &[Client],
@@ -78,7 +78,12 @@ pub(crate) fn measure(
     let resident = Memory::of(&pids)?.resident;
 
     let analyses = streams.finish()?;
-    let each = sent.each.iter().copied().cycle();
+    // One client alone has what is sent on all links.
+    let each = match clients {
+        [_] => vec![sent.each.iter().sum()],
+        _ => sent.each.clone(),
+    };
+    let each = each.into_iter().cycle();
     let streams = analyses
         .into_iter()
         .zip(each)

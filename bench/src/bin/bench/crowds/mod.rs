@@ -11,6 +11,7 @@ mod measure;
 mod slow;
 mod start;
 mod streams;
+mod together;
 mod traffic;
 
 use anyhow::{Context as _, ensure};
@@ -30,6 +31,7 @@ const SCENARIOS: &[(&str, Measure)] = &[
     ("idle", idle::run),
     ("slow", slow::run),
     ("start", start::run),
+    ("together", together::run),
 ];
 
 /// Takes the number of rounds, and what is to be in the names of scenarios.

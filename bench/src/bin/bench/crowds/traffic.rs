@@ -35,6 +35,8 @@ pub(crate) struct Load {
     pub(crate) time: Duration,
     /// Whether they have numbers and times.
     is_numbered: bool,
+    /// Whether no two links have a number in common.
+    is_numbered_over_all: bool,
 }
 
 /// A running sender; it ends when dropped.
@@ -61,6 +63,15 @@ impl Load {
             len,
             time,
             is_numbered: true,
+            is_numbered_over_all: false,
+        }
+    }
+
+    /// The same with numbers of which no two links have one in common.
+    pub(crate) const fn numbered_over_all(self) -> Self {
+        Self {
+            is_numbered_over_all: true,
+            ..self
         }
     }
 
@@ -73,8 +84,9 @@ impl Load {
         }
     }
 
-    /// Packets on each link, at most.
+    /// The numbers of packets on each link are below this.
     pub(crate) fn most(&self, links: usize) -> u64 {
+        let links = if self.is_numbered_over_all { 1 } else { links };
         (self.rate as f64 * self.time.as_secs_f64()) as u64 / links as u64 + 1
     }
 }
@@ -137,7 +149,12 @@ fn send(sockets: &[RawSocket], load: Load, stop: &AtomicBool) -> anyhow::Result<
         }
         for _ in 0..(due - sent).min(AT_ONCE) {
             let link = usize::try_from(sent % links)?;
-            frame[at..at + 8].copy_from_slice(&(sent / links).to_be_bytes());
+            let number = if load.is_numbered_over_all {
+                sent
+            } else {
+                sent / links
+            };
+            frame[at..at + 8].copy_from_slice(&number.to_be_bytes());
             frame[at + 8..at + 16].copy_from_slice(&now()?.to_be_bytes());
             sockets[link].send(&frame)?;
             each[link] += 1;
