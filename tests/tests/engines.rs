@@ -17,6 +17,7 @@ use packetflix_tests::{
     namespace::{Namespace, run},
     podman::Podman,
     process::{Sleeper, capture_is_of, netns_of, starttime_of},
+    recording::Recording,
     server::{Server, program, wait_until},
 };
 use serde_json::{Value, json};
@@ -133,7 +134,53 @@ async fn containers_pods_processes_and_mounts_are_listed_and_captured() -> anyho
             .contains(&format!("container-name: {}", mount["name"]))
     );
 
-    more_is_told_of_each(&server, &docker)
+    more_is_told_of_each(&server, &docker)?;
+    all_are_captured_in_one_stream(&server, &docker, &podman).await
+}
+
+/// Containers and pods of all engines, and those that come and go meanwhile.
+async fn all_are_captured_in_one_stream(
+    server: &Server,
+    docker: &Docker,
+    podman: &Podman,
+) -> anyhow::Result<()> {
+    let url = server.url("target=web&target=type:podman&target=label:app%3Dcart&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    let has = |recording: &Recording, name: &str| recording.interfaces.iter().any(|one| one.name == name);
+    let first = ["web/eth0", "db/eth0", "shop/cart-0/eth0"];
+    recorder
+        .read_until(|recording| first.iter().all(|name| has(recording, name)))
+        .await?;
+    podman_run(podman, "later")?;
+    recorder
+        .read_until(|recording| has(recording, "later/eth0"))
+        .await?;
+    for name in ["db", "later"] {
+        podman.run(&["exec", name, "/bin/busybox", "ping", "-c", "1", "127.0.0.1"])?;
+    }
+    docker.run(&["kill", "web"])?;
+    recorder
+        .read_until(|recording| recording.final_statistics("web/eth0").is_ok())
+        .await?;
+    docker.run(&["start", "web"])?;
+    let again = |recording: &Recording| {
+        recording
+            .interfaces
+            .iter()
+            .filter(|one| one.name == "web/eth0")
+            .count()
+    };
+    recorder.read_until(|recording| again(recording) >= 2).await?;
+    let recording = recorder.finish().await?;
+    recording.check_order()?;
+    for name in ["db/lo", "later/lo"] {
+        let statistics = recording.final_statistics(name)?;
+        ensure!(
+            statistics.delivered >= 2 && statistics.dropped == 0,
+            "{name}: {statistics:?}"
+        );
+    }
+    Ok(())
 }
 
 /// `/targets` has what `/mobyshark` has no place for.
