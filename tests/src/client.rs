@@ -94,6 +94,8 @@ impl Capture {
             if refused.is_none_or(|refused: &Refused| refused.status != LATE) {
                 break;
             }
+            // What was late is left alone for a while.
+            tokio::time::sleep(Duration::from_secs(2)).await;
             opened = Self::open_once(url, headers).await;
         }
         opened
