@@ -297,16 +297,16 @@ impl Common {
         may_wait: bool,
         follows: bool,
     ) {
-        if !may_wait {
-            // Nothing joins any more: the stream ends with its last capture.
-            drop(arrivals);
-            return self.renew(&rights).await;
+        if may_wait {
+            tokio::select! {
+                () = arrivals.closed() => return,
+                () = self.renew(&rights) => return,
+                () = self.follow(&arrivals, follows) => {}
+            }
         }
-        tokio::select! {
-            () = arrivals.closed() => {}
-            () = self.renew(&rights) => {}
-            () = self.follow(&arrivals, follows) => {}
-        }
+        // Nothing joins any more: the stream ends with its last capture.
+        drop(arrivals);
+        self.renew(&rights).await;
     }
 
     /// Looks again and again what the caller may do; ends when they would not be let in any more.
