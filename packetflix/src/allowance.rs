@@ -30,6 +30,11 @@ impl Allowance {
         self.due() <= Instant::now()
     }
 
+    /// So much was spent for nothing.
+    pub(crate) fn give_back(&mut self, cost: Duration) {
+        self.spent_until = self.spent_until.checked_sub(cost).unwrap_or(self.spent_until);
+    }
+
     /// Spends so much.
     pub(crate) fn spend(&mut self, cost: Duration) {
         self.spent_until = self.spent_until.max(Instant::now()) + cost;

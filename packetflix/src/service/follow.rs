@@ -36,6 +36,9 @@ use crate::{
 const STARTS_AT_ONCE: u32 = 10;
 const TIME_OF_A_START: Duration = Duration::from_secs(2);
 
+/// How long one is left alone that could not begin, as for want of a place among the captures that may run.
+const REST: Duration = Duration::from_secs(30);
+
 /// Most sentences that are remembered, so that each is told once.
 const MOST_TOLD: usize = 1024;
 
@@ -106,9 +109,11 @@ impl Common {
         for (held, place, target) in holding.decide(|held| self.whose(scan, held)) {
             self.release(held, place, &target, starts, &mut joining);
         }
+        starts.wake();
         let mut wanted = self.new_in(scan, |target| self.selection.has(target));
-        wanted.retain(|Wanted { target, .. }| joining.allows(target, starts));
+        wanted.retain(|Wanted { target, .. }| !starts.rests(target) && joining.allows(target, starts));
         let (members, failed) = self.start_all(wanted).await;
+        failed.iter().for_each(|failed| starts.rest(failed));
         joining.members.extend(members);
         joining.failed.extend(failed);
         joining
@@ -203,6 +208,7 @@ impl Common {
             Ok(started) => joining.members.push(started.join(place, span)),
             Err(error) => joining.failed.push(Failed {
                 name: shown(target),
+                netns: target.netns,
                 is_single: false,
                 error,
             }),
@@ -331,15 +337,41 @@ impl Holding {
     }
 }
 
-/// How often captures of each name have begun of late: a container that starts again and again at full speed does not take all.
+/// How often captures of each name have begun of late: a container that starts again and again at full speed does not take all. One
+/// that could not begin is not tried again for a while.
 #[derive(Default)]
 struct Starts {
     by_name: BTreeMap<String, Allowance>,
+    /// Namespaces of which a capture could not begin, and until when each is left alone.
+    resting: BTreeMap<u64, Instant>,
 }
 
 impl Starts {
     /// Most names that are remembered.
     const MOST: usize = 4096;
+
+    /// Those that have been left alone for long enough may be tried again.
+    fn wake(&mut self) {
+        let now = Instant::now();
+        self.resting.retain(|_, until| now < *until);
+    }
+
+    /// Whether it could not begin a moment ago.
+    fn rests(&self, target: &TargetDescription) -> bool {
+        target
+            .netns
+            .is_some_and(|netns| self.resting.contains_key(&netns))
+    }
+
+    /// One could not begin. That it was tried is no start.
+    fn rest(&mut self, failed: &Failed) {
+        if let Some(netns) = failed.netns {
+            self.resting.insert(netns, Instant::now() + REST);
+        }
+        if let Some(starts) = self.by_name.get_mut(&failed.name) {
+            starts.give_back(TIME_OF_A_START);
+        }
+    }
 
     /// Whether this one may begin; else its name and a sentence on that.
     fn allow(&mut self, target: &TargetDescription) -> Result<(), (String, String)> {
@@ -364,6 +396,7 @@ impl Starts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::StartError;
 
     #[test]
     fn one_that_starts_again_and_again_leaves_others_alone() {
@@ -384,5 +417,25 @@ mod tests {
             assert!(starts.allow(&target(&number.to_string())).is_ok());
         }
         assert!(starts.by_name.len() <= Starts::MOST + 1);
+    }
+
+    #[test]
+    fn one_that_cannot_begin_is_not_taken_for_one_that_starts_again_and_again() {
+        let mut starts = Starts::default();
+        let target = TargetDescription {
+            name: "web".to_owned(),
+            ..TargetDescription::namespace(5)
+        };
+        for _ in 0..4 * STARTS_AT_ONCE {
+            assert!(starts.allow(&target).is_ok());
+            starts.rest(&Failed {
+                name: "web".to_owned(),
+                netns: Some(5),
+                is_single: false,
+                error: StartError::ShuttingDown,
+            });
+            assert!(starts.rests(&target));
+        }
+        assert!(!starts.rests(&TargetDescription::namespace(6)));
     }
 }

@@ -80,6 +80,8 @@ pub(super) struct Wanted {
 /// One that is not captured.
 pub(super) struct Failed {
     pub(super) name: String,
+    /// Inode number of its namespace, as far as it was known.
+    pub(super) netns: Option<u64>,
     pub(super) is_single: bool,
     pub(super) error: StartError,
 }
@@ -247,12 +249,13 @@ impl Common {
     /// Begins to capture a target; nothing where its namespace is captured already.
     async fn start(&self, wanted: Wanted) -> Result<Option<Member>, Failed> {
         let Wanted { target, is_single } = wanted;
-        let name = shown(&target);
+        let (name, netns) = (shown(&target), target.netns);
         let id = self.app.next_id();
         let span = tracing::info_span!("capture", id, stream = self.within.stream);
         let started = self.start_one(id, target, span.clone()).instrument(span);
         started.await.map_err(|error| Failed {
             name,
+            netns,
             is_single,
             error,
         })
@@ -368,8 +371,11 @@ fn judge_failures(failed: Vec<Failed>, are_all: bool, may_wait: bool) -> Result<
 pub(super) fn sentences(failed: Vec<Failed>) -> Vec<(String, String)> {
     let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for Failed { name, error, .. } in failed {
-        tracing::info!(name, error = %chain(&error), "a target of a stream is not captured");
         by_reason.entry(chain(&error)).or_default().push(name);
+    }
+    for (reason, names) in &by_reason {
+        let (count, first) = (names.len(), names.first().map(String::as_str).unwrap_or_default());
+        tracing::info!(count, first, reason, "targets of a stream are not captured");
     }
     let told = by_reason.into_iter().map(|(reason, names)| match &names[..] {
         [name] => (name.clone(), format!("not captured: {reason}")),
