@@ -274,6 +274,39 @@ async fn a_stream_waits_for_what_is_not_there_yet() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn namespaces_that_come_and_go_hold_nobody_up_for_long() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let url = url(&server, &[&format!("{}*", path(&here))], "&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    let va = interface(&here, "va");
+    recorder.read_until(|recording| has(recording, &va)).await?;
+    // Each has packets, and nobody says whose it is.
+    let name = format!("pf-test-churn-{}", std::process::id());
+    let churn = spawn_blocking(move || {
+        for _ in 0..25 {
+            run("ip", &["netns", "add", &name])?;
+            let with = |arguments: &[&str]| run("ip", &[&["netns", "exec", &name], arguments].concat());
+            with(&["ip", "link", "set", "lo", "up"])?;
+            with(&["busybox", "ping", "-q", "-c", "1", "127.0.0.1"])?;
+            std::thread::sleep(Duration::from_millis(300));
+            run("ip", &["netns", "delete", &name])?;
+        }
+        anyhow::Ok(())
+    });
+    let socket = RawSocket::open(&there, "vb")?;
+    for number in 0..2 {
+        socket.send(&frame(number))?;
+        recorder
+            .read_until(|recording| recording.count(&frame(number)) == 1)
+            .await?;
+    }
+    ensure!(!churn.is_finished(), "they were held up until all was over");
+    churn.await??;
+    recorder.finish().await?.check_order()
+}
+
+#[tokio::test]
 async fn what_is_beyond_a_limit_is_told_in_the_stream_of_the_others() -> anyhow::Result<()> {
     // The stream waits for more, and so is a capture itself.
     let server = Server::start(&["--max-captures-per-client", "3"])?;
@@ -416,13 +449,9 @@ async fn what_cannot_be_selected_is_refused_with_a_sentence() -> anyhow::Result<
         (
             format!("netns={inode}&follow=1"),
             400,
-            "follow= goes with several targets",
+            "follow= goes with targets",
         ),
-        (
-            format!("netns={inode}&wait=1"),
-            400,
-            "wait= goes with several targets",
-        ),
+        (format!("netns={inode}&wait=1"), 400, "wait= goes with targets"),
         (
             format!("target={word}&target={word}&follow=x"),
             400,

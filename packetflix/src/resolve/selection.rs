@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use crate::{
     access::{Pattern, PatternError, Rights},
-    description::{HOST, TargetDescription, known_as},
+    description::{Alias, HOST, TargetDescription, known_as},
     discovery::DiscoveredTarget,
     proc_fs::namespace_link,
 };
@@ -193,7 +193,10 @@ impl Meaning {
                     name: name.clone(),
                     ..TargetDescription::default()
                 };
-                description.full_name() == *name || known_as(&wanted, description).next().is_some()
+                // What others have mounted at such a path is known by that to them alone.
+                let is_known = |alias| !matches!(alias, Alias::Mount { is_hosts: false });
+                let mut aliases = known_as(&wanted, description).map(|(_, alias)| alias);
+                description.full_name() == *name || aliases.any(is_known)
             }
             Self::Names(names) => {
                 let mut mounts = description.aliases.mounts.iter();
@@ -341,6 +344,8 @@ mod tests {
             (&["/var/run/netns/s1"], &[6]),
             (&["/run/netns/*"], &[8, 6]),
             (&["/run/theirs/*"], &[]),
+            (&["/run/theirs/x"], &[]),
+            (&["/run/netns/used"], &[8]),
             (&["netns:5"], &[5]),
             (&["type:docker"], &[2, 3, 7]),
             (&["type:pod", "!bank/*"], &[4]),

@@ -1,7 +1,8 @@
 //! Why there is no capture.
 
-use super::{Hidden, QuotaError, TooManyInterfaces};
+use super::{Forbidden, Hidden, QuotaError, TooManyInterfaces};
 use crate::{
+    access::AccessError,
     captures::Unaccounted,
     discovery::LateScan,
     filter::FilterError,
@@ -22,6 +23,10 @@ pub(crate) enum StartError {
     Unaccounted(#[from] Unaccounted),
     #[error(transparent)]
     Quota(#[from] QuotaError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
     #[error(transparent)]
     Hidden(#[from] Hidden),
     #[error(transparent)]

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{
+    Asker, Caller,
     several::{Common, Failed, Wanted, sentences, shown},
     start::Held,
 };
@@ -106,11 +107,19 @@ impl Common {
         self.namespaces
             .retain(|netns| scan.occupants(netns).is_some() || scan.is_cut);
         let mut joining = Joining::default();
-        for (held, place, target) in holding.decide(|held| self.whose(scan, held)) {
-            self.release(held, place, &target, starts, &mut joining);
+        // What they may do now counts, and not what they might when the stream began.
+        let Ok(asker) = self.asker() else {
+            return joining;
+        };
+        let caller = &asker.caller;
+        if self.selection.has_patterns() && caller.may_discover().is_err() {
+            return joining;
+        }
+        for (held, place, target) in holding.decide(|held| self.whose(scan, caller, held)) {
+            self.release(held, place, &target, &asker, starts, &mut joining);
         }
         starts.wake();
-        let mut wanted = self.new_in(scan, |target| self.selection.has(target));
+        let mut wanted = self.new_in(scan, caller, |target| self.selection.has(target));
         wanted.retain(|Wanted { target, .. }| !starts.rests(target) && joining.allows(target, starts));
         let (members, failed) = self.start_all(wanted).await;
         failed.iter().for_each(|failed| starts.rest(failed));
@@ -129,10 +138,12 @@ impl Common {
     ) -> Joining {
         let mut joining = Joining::default();
         if let Some(target) = target
+            && let Ok(asker) = self.asker()
+            && !is_decided_by_scans(&asker.caller)
             && let Some((held, place)) = holding.take(netns)
             && self.selection.has(&target)
         {
-            self.release(held, place, &target.description(), starts, &mut joining);
+            self.release(held, place, &target.description(), &asker, starts, &mut joining);
         }
         joining
     }
@@ -140,7 +151,7 @@ impl Common {
     /// Asks whose a namespace is that has come, as the engine tells that starts it, beside all else; nothing comes of it where what
     /// is there decides whether it may be captured, which only a scan knows.
     fn ask_whose(&self, path: PathBuf, netns: u64, progress: Progress) -> Asked {
-        let is_decided_by_scans = self.asker.caller.rights().are_by_pattern();
+        let is_decided_by_scans = self.asker().is_ok_and(|asker| is_decided_by_scans(&asker.caller));
         let discovery = Arc::clone(&self.app.discovery);
         let asked = async move {
             let starting = discovery.starting_at(&path, netns, || progress.macs());
@@ -150,16 +161,17 @@ impl Common {
         AbortOnDropHandle::new(tokio::spawn(asked.in_current_span()))
     }
 
-    /// Begins to capture the namespace that the host mounts at this path, if one is there soon and there may be one more capture.
-    /// What cannot be is left to scans.
+    /// Begins to capture the namespace that the host mounts at this path, if one is there soon. What cannot be is left to scans. It
+    /// takes a place among the captures that may run once it is known whose it is.
     async fn hold(&self, path: PathBuf) -> Option<(Held, NamespacePlace)> {
-        let permit = self.app.permit(&self.asker.caller).ok()?;
+        let asker = self.asker().ok()?;
         let opening = tokio::task::spawn_blocking(move || Netns::arriving_at(&path));
         let netns = opening.await.ok()?.ok()?;
+        self.namespaces.forget_over(netns.inode());
         let place = self.namespaces.enter(netns.inode())?;
         let id = self.app.next_id();
         let span = tracing::info_span!("capture", id, stream = self.within.stream);
-        let held = self.app.hold(id, &self.request, &self.asker, netns, permit);
+        let held = self.app.hold(id, &self.request, &asker, netns);
         match held.instrument(span).await {
             Ok(held) => Some((held, place)),
             Err(error) => {
@@ -170,12 +182,14 @@ impl Common {
     }
 
     /// Whose a namespace is that is held. A scan that began before it was open may have another of that number.
-    fn whose(&self, scan: &Scan, held: &Held) -> Whose {
-        if scan.began < held.opened() {
+    fn whose(&self, scan: &Scan, caller: &Caller, held: &Held) -> Whose {
+        if scan.began < held.opened() || scan.have_left(held.netns()) {
             return Whose::Unknown;
         }
         let netns = held.netns();
-        let mut known = self.known(scan).filter(|target| target.namespace.inode == netns);
+        let mut known = self
+            .known(scan, caller)
+            .filter(|target| target.namespace.inode == netns);
         match known.find(|target| self.selection.has(target)) {
             Some(target) => Whose::Selected(Box::new(TargetDescription {
                 interfaces: Vec::new(),
@@ -192,6 +206,7 @@ impl Common {
         held: Held,
         place: NamespacePlace,
         target: &TargetDescription,
+        asker: &Asker,
         starts: &mut Starts,
         joining: &mut Joining,
     ) {
@@ -199,10 +214,10 @@ impl Common {
             return;
         }
         let span = tracing::info_span!("capture", id = held.id(), stream = self.within.stream);
-        let (rights, _) = watch::channel(Arc::clone(self.asker.caller.rights()));
+        let (rights, _) = watch::channel(Arc::clone(asker.caller.rights()));
         let released = span.in_scope(|| {
             self.app
-                .release(held, &self.request, &self.asker, target, rights, &self.within)
+                .release(held, &self.request, asker, target, rights, &self.within)
         });
         match released {
             Ok(started) => joining.members.push(started.join(place, span)),
@@ -214,6 +229,11 @@ impl Common {
             }),
         }
     }
+}
+
+/// Whether what is in a namespace decides if it may be captured, which only a scan knows.
+fn is_decided_by_scans(caller: &Caller) -> bool {
+    caller.rights().are_by_pattern() || !caller.rights().may_capture_something()
 }
 
 /// What joins a stream, and what cannot.
@@ -242,9 +262,19 @@ impl Joining {
             .map(|member| Arrival::Member(Box::new(member)));
         let failed = self.failed.into_iter().filter(|failed| !failed.is_hidden());
         let sentences = sentences(failed.collect()).into_iter().chain(self.too_often);
-        let new = sentences.filter(|one| told.len() < MOST_TOLD && told.insert(one.clone()));
+        let new = sentences.filter(|one| told.len() < MOST_TOLD && told.insert(without_numbers(one)));
         let new = new.map(|(name, sentence)| Arrival::NotCaptured { name, sentence });
         members.chain(new).collect()
+    }
+}
+
+/// A name and a sentence, but for the numbers in them, which change while all else stays as it was.
+fn without_numbers((name, sentence): &(String, String)) -> (String, String) {
+    let sentence = sentence.split(" (").next().unwrap_or_default();
+    let without = |text: &str| text.chars().filter(|one| !one.is_ascii_digit()).collect();
+    match name.ends_with(" targets") {
+        true => (without(name), without(sentence)),
+        false => (name.clone(), without(sentence)),
     }
 }
 

@@ -4,7 +4,11 @@
 //! for alone; what a pattern means, a scan says that began after the request came. Whoever may capture some targets only is
 //! told of none that a pattern means beside those.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::{
@@ -14,14 +18,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument as _;
 
-use super::{App, Asker, CaptureRequest, Permit, Several, StartError, start::Within};
+use super::{App, Asker, Caller, CaptureRequest, Permit, Several, StartError, start::Within};
 use crate::{
-    access::{Rights, Verdict},
+    access::{AccessError, Rights, Verdict},
+    capture_end::CaptureEnd,
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
     error::chain,
-    resolve::Selection,
-    session::{Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
+    netns::FindError,
+    resolve::{Selection, TargetError},
+    session::{Arrival, Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
     tap::InterfaceSelection,
 };
 
@@ -30,6 +36,9 @@ const AT_ONCE: usize = 8;
 
 /// How often it is looked whether a caller would still be let in.
 const RENEWAL: Duration = Duration::from_secs(1);
+
+/// Why captures have ended of a stream that did not begin.
+const NOT_BEGUN: &str = "the stream did not begin, since another of its targets cannot be captured";
 
 /// Most bytes of the words of a selection that stand for its name.
 const MAX_NAME_LEN: usize = 120;
@@ -64,7 +73,7 @@ pub(super) struct Common {
     pub(super) app: Arc<App>,
     /// Each of them, but for its target.
     pub(super) request: CaptureRequest,
-    pub(super) asker: Asker,
+    asker: Mutex<Asker>,
     pub(super) selection: Selection,
     pub(super) within: Within,
     pub(super) namespaces: Namespaces,
@@ -102,10 +111,14 @@ impl App {
         let caller = asker.caller.clone();
         let selection = Selection::parse(&several.words, caller.rights())?;
         let has_patterns = !several.words.is_empty() && selection.has_patterns();
+        if has_patterns {
+            // What there is shows by what a pattern means.
+            caller.may_discover()?;
+        }
         let follows = several.follow.unwrap_or(has_patterns);
         let may_wait = follows || several.wait;
         // What waits for targets takes a place as those do.
-        let permit = may_wait.then(|| self.permit(&caller)).transpose()?;
+        let mut permit = may_wait.then(|| self.permit(&caller)).transpose()?;
         let stop = self.stop.child_token();
         let (rights, rights_by_now) = watch::channel(Arc::clone(caller.rights()));
         let names = request.names.then(|| self.names(rights_by_now));
@@ -122,7 +135,7 @@ impl App {
                 several: None,
                 ..request.clone()
             },
-            asker,
+            asker: Mutex::new(asker),
             selection,
             within: Within {
                 stream: id,
@@ -132,13 +145,31 @@ impl App {
         };
 
         let scan = self.discovery.scan_now().await?;
-        let wanted = common.wanted(&several.described, &scan, has_patterns);
+        let wanted = common.wanted(&several.described, &scan, &caller, has_patterns);
         let (members, failed) = common.start_all(wanted).await;
-        let failed = judge_failures(failed, members.is_empty(), several.wait)?;
         let words = words(&several);
-        if members.is_empty() && !several.wait {
-            let looked_at = common.known(&scan).count();
-            return Err(StartError::NothingSelected { words, looked_at });
+        let judged = judge_failures(failed, members.is_empty(), several.wait).and_then(|judged| {
+            if members.is_empty() && !several.wait {
+                let looked_at = common.known(&scan, &caller).count();
+                return Err(StartError::NothingSelected {
+                    words: words.clone(),
+                    looked_at,
+                });
+            }
+            Ok(judged)
+        });
+        let Judged { told, awaited } = match judged {
+            Ok(judged) => judged,
+            Err(error) => {
+                for member in members {
+                    member.running.end(CaptureEnd::Failed, NOT_BEGUN);
+                }
+                return Err(error);
+            }
+        };
+        let may_wait = follows || (several.wait && (awaited || members.is_empty()));
+        if !may_wait {
+            permit = None;
         }
 
         let info = MergedInfo {
@@ -157,7 +188,7 @@ impl App {
         for member in members {
             session.join(member);
         }
-        for (name, sentence) in sentences(failed) {
+        for (name, sentence) in sentences(told) {
             session.tell(&name, &sentence);
         }
         tracing::info!(
@@ -180,9 +211,23 @@ impl App {
 }
 
 impl Common {
+    /// Who asks, with the rights that they have by now.
+    ///
+    /// # Errors
+    /// When they would not be let in any more.
+    pub(super) fn asker(&self) -> Result<Asker, AccessError> {
+        let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
+        asker.caller = asker.caller.renew(&self.app.access)?;
+        Ok(asker.clone())
+    }
+
     /// The targets that its caller may know of.
-    pub(super) fn known<'a>(&self, scan: &'a Scan) -> impl Iterator<Item = &'a DiscoveredTarget> {
-        let rights = Arc::clone(self.asker.caller.rights());
+    pub(super) fn known<'a>(
+        &self,
+        scan: &'a Scan,
+        caller: &Caller,
+    ) -> impl Iterator<Item = &'a DiscoveredTarget> {
+        let rights = Arc::clone(caller.rights());
         scan.targets.iter().filter(move |target| {
             let occupants = scan.occupants(target.namespace.inode);
             let are_theirs = |occupants| rights.may_capture(occupants) == Verdict::Allowed;
@@ -191,7 +236,13 @@ impl Common {
     }
 
     /// What a stream begins with: what is described, what single words mean, and what patterns mean in a scan.
-    fn wanted(&self, described: &[TargetDescription], scan: &Scan, has_patterns: bool) -> Vec<Wanted> {
+    fn wanted(
+        &self,
+        described: &[TargetDescription],
+        scan: &Scan,
+        caller: &Caller,
+        has_patterns: bool,
+    ) -> Vec<Wanted> {
         let named = self.selection.single().iter().map(|word| TargetDescription {
             name: word.clone(),
             ..TargetDescription::default()
@@ -202,15 +253,20 @@ impl Common {
         });
         let mut wanted: Vec<Wanted> = single.collect();
         if has_patterns {
-            wanted.extend(self.new_in(scan, |target| self.selection.has_by_pattern(target)));
+            wanted.extend(self.new_in(scan, caller, |target| self.selection.has_by_pattern(target)));
         }
         wanted
     }
 
     /// Targets of a scan that are selected, one for each namespace that is not captured yet.
-    pub(super) fn new_in(&self, scan: &Scan, is_selected: impl Fn(&DiscoveredTarget) -> bool) -> Vec<Wanted> {
+    pub(super) fn new_in(
+        &self,
+        scan: &Scan,
+        caller: &Caller,
+        is_selected: impl Fn(&DiscoveredTarget) -> bool,
+    ) -> Vec<Wanted> {
         let mut by_namespace: BTreeMap<u64, &DiscoveredTarget> = BTreeMap::new();
-        for target in self.known(scan) {
+        for target in self.known(scan, caller) {
             let netns = target.namespace.inode;
             if self.namespaces.have(netns) || !is_selected(target) {
                 continue;
@@ -267,8 +323,9 @@ impl Common {
         target: TargetDescription,
         span: tracing::Span,
     ) -> Result<Option<Member>, StartError> {
-        let caller = &self.asker.caller;
-        let permit = self.app.permit(caller)?;
+        let asker = self.asker()?;
+        let caller = asker.caller.clone();
+        let permit = self.app.permit(&caller)?;
         let request = CaptureRequest {
             target: target.clone(),
             // Each has those of them that it has.
@@ -279,13 +336,12 @@ impl Common {
                 .map(InterfaceSelection::into_listed),
             ..self.request.clone()
         };
-        let target = self.app.open_target(target, caller).await?;
+        let target = self.app.open_target(target, &caller).await?;
         let Some(place) = self.namespaces.enter(target.netns.inode()) else {
             return Ok(None);
         };
         // What its judge finds out, the stream finds out itself.
         let (rights, _) = watch::channel(Arc::clone(caller.rights()));
-        let asker = self.asker.clone();
         let begun = self
             .app
             .begin(id, request, asker, target, permit, rights, Some(&self.within));
@@ -303,7 +359,12 @@ impl Common {
         if may_wait {
             tokio::select! {
                 () = arrivals.closed() => return,
-                () = self.renew(&rights) => return,
+                why = self.renew(&rights) => {
+                    tracing::info!(reason = why, "a stream loses its right");
+                    // Where it has ended, nobody wants to know.
+                    drop(arrivals.send(Arrival::Revoked(why)).await);
+                    return;
+                }
                 () = self.follow(&arrivals, follows) => {}
             }
         }
@@ -312,19 +373,18 @@ impl Common {
         self.renew(&rights).await;
     }
 
-    /// Looks again and again what the caller may do; ends when they would not be let in any more.
-    async fn renew(&self, rights: &watch::Sender<Arc<Rights>>) {
+    /// Looks again and again what the caller may do; ends when they may capture nothing any more, and says why.
+    async fn renew(&self, rights: &watch::Sender<Arc<Rights>>) -> String {
         let mut looks = interval(RENEWAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut caller = self.asker.caller.clone();
         loop {
             looks.tick().await;
-            match caller.renew(&self.app.access) {
-                Ok(renewed) => caller = renewed,
-                Err(error) => {
-                    tracing::info!(error = %chain(&error), "nothing joins the stream any more");
-                    return;
-                }
+            let caller = match self.asker() {
+                Ok(asker) => asker.caller,
+                Err(error) => return chain(&error),
+            };
+            if let Err(error) = caller.may_capture_something() {
+                return error.to_string();
             }
             rights.send_if_modified(|known| {
                 let is_new = known != caller.rights();
@@ -342,28 +402,55 @@ impl Failed {
     }
 }
 
+/// What is said of captures that could not begin.
+struct Judged {
+    told: Vec<Failed>,
+    /// Some were meant that are not there yet.
+    awaited: bool,
+}
+
 /// Which of the captures that could not begin are told in the stream.
 ///
 /// # Errors
 /// Why there is no stream: one that was meant alone is not there, or none could begin at all.
-fn judge_failures(failed: Vec<Failed>, are_all: bool, may_wait: bool) -> Result<Vec<Failed>, StartError> {
-    let is_bound = |error: &StartError| matches!(error, StartError::Quota(_));
-    let is_absent = |error: &StartError| matches!(error, StartError::Target(_) | StartError::Hidden(_));
-    let mut told = Vec::new();
+fn judge_failures(failed: Vec<Failed>, are_all: bool, may_wait: bool) -> Result<Judged, StartError> {
+    let (mut told, mut awaited) = (Vec::new(), false);
     for one in failed {
-        let is_awaited = may_wait && is_absent(&one.error);
-        if one.is_hidden() || is_awaited {
+        if one.is_hidden() {
             continue;
         }
-        let is_fatal = one.is_single && !is_bound(&one.error);
-        if is_fatal || matches!(one.error, StartError::AboutFilter { .. } | StartError::Filter(_)) {
+        if may_wait && is_absent(&one.error) {
+            awaited = true;
+            continue;
+        }
+        let is_bound = matches!(one.error, StartError::Quota(_));
+        let is_filters = matches!(one.error, StartError::AboutFilter { .. } | StartError::Filter(_));
+        if (one.is_single && !is_bound) || is_filters {
             return Err(one.error);
         }
         told.push(one);
     }
     match (are_all, told.is_empty()) {
         (true, false) => Err(told.swap_remove(0).error),
-        _ => Ok(told),
+        _ => Ok(Judged { told, awaited }),
+    }
+}
+
+/// Whether what was asked for is not there, and may come.
+fn is_absent(error: &StartError) -> bool {
+    match error {
+        StartError::Hidden(_) => true,
+        StartError::Target(error) => matches!(
+            error,
+            TargetError::Unknown { .. }
+                | TargetError::Stopped { .. }
+                | TargetError::NoProcess { .. }
+                | TargetError::NotFoundAgain { .. }
+                | TargetError::Stale(_)
+                | TargetError::Ended { .. }
+                | TargetError::Find(FindError::NotFound { .. })
+        ),
+        _ => false,
     }
 }
 

@@ -68,7 +68,6 @@ struct Begun {
     holder: (String, &'static str),
     /// When it was open.
     opened: Instant,
-    permit: Permit,
 }
 
 /// A namespace that is captured before it is known whose it is.
@@ -288,9 +287,8 @@ impl App {
             joined,
             holder,
             opened,
-            permit,
         };
-        self.go(begun, facts, found, &info, meant, caller, rights, within)
+        self.go(begun, permit, facts, found, &info, meant, caller, rights, within)
     }
 
     /// What of the traffic in a namespace is the service's own.
@@ -309,9 +307,7 @@ impl App {
         request: &CaptureRequest,
         asker: &Asker,
         netns: Netns,
-        mut permit: Permit,
     ) -> Result<Held, StartError> {
-        permit.name_target(netns.inode())?;
         let own = self.own(netns.inode(), request, asker);
         let is_alone = own.is_claimed || self.compiler.looks_names_up_in(&request.filter);
         let selection = request.selection.clone().unwrap_or(InterfaceSelection::All);
@@ -337,7 +333,6 @@ impl App {
                 joined,
                 holder,
                 opened,
-                permit,
             },
         })
     }
@@ -352,6 +347,8 @@ impl App {
         rights: watch::Sender<Arc<Rights>>,
         within: &Within,
     ) -> Result<Started, StartError> {
+        let mut permit = self.permit(&asker.caller)?;
+        permit.name_target(held.netns)?;
         let Held {
             id,
             netns,
@@ -385,7 +382,17 @@ impl App {
             filter: request.filter.clone(),
         };
         let caller = asker.caller.clone();
-        self.go(begun, facts, None, &info, None, caller, rights, Some(within))
+        self.go(
+            begun,
+            permit,
+            facts,
+            None,
+            &info,
+            None,
+            caller,
+            rights,
+            Some(within),
+        )
     }
 
     /// The capture of a namespace is one of a target from now on.
@@ -393,6 +400,7 @@ impl App {
     fn go(
         self: &Arc<Self>,
         begun: Begun,
+        permit: Permit,
         mut facts: CaptureFacts,
         found: Option<FoundNames>,
         info: &SessionInfo<'_>,
@@ -405,7 +413,6 @@ impl App {
             joined,
             holder,
             opened,
-            permit,
         } = begun;
         let description = info.description;
         let stop = within.map_or(&self.stop, |within| &within.stop).child_token();

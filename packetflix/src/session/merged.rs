@@ -80,6 +80,8 @@ pub(crate) struct MergedSession {
     last: Option<Ended>,
     /// Those that have ended because the stream ends.
     stopped: Vec<RunningCapture>,
+    /// Why its caller may have it no more.
+    revoked: Option<String>,
     totals: Totals,
 }
 
@@ -107,6 +109,8 @@ pub(crate) enum Arrival {
     Decided {
         netns: u64,
     },
+    /// Its caller may have it no more, for this reason.
+    Revoked(String),
     /// What is called so is not captured, for this reason.
     NotCaptured {
         name: String,
@@ -124,7 +128,7 @@ pub(crate) struct Namespaces(Arc<Mutex<BTreeMap<u64, Presence>>>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Captured,
-    /// Not again: somebody has ended it, or it failed.
+    /// Not again: somebody has ended it.
     Over,
 }
 
@@ -210,6 +214,12 @@ impl Namespaces {
         })
     }
 
+    /// A namespace of this number has just come: what was said of another of this number is not said of it.
+    pub(crate) fn forget_over(&self, netns: u64) {
+        self.lock()
+            .retain(|other, presence| *other != netns || *presence == Presence::Captured);
+    }
+
     /// Whether it is captured, or is not to be captured again.
     pub(crate) fn have(&self, netns: u64) -> bool {
         self.lock().contains_key(&netns)
@@ -288,6 +298,7 @@ impl MergedSession {
             joined: 0,
             last: None,
             stopped: Vec::new(),
+            revoked: None,
             totals: Totals::default(),
         };
         Ok((session, sender))
@@ -401,6 +412,7 @@ impl MergedSession {
         let ended = match (self.timeline.reached(), &self.last) {
             (Some(limit), _) => Ended::Limit(limit),
             _ if self.running.is_ended_by_operator() => Ended::ByOperator,
+            _ if self.revoked.is_some() => Ended::Revoked(self.revoked.clone().unwrap_or_default()),
             _ if self.stop.is_cancelled() => {
                 match self.timer.as_ref().and_then(|timer| timer.over(Instant::now())) {
                     Some(limit) => Ended::Limit(limit),
@@ -412,7 +424,15 @@ impl MergedSession {
             (None, Some(last)) => last.clone(),
             (None, None) => Ended::Stopped,
         };
-        (ended, self.totals)
+        let sessions = self.members.values().filter_map(|member| member.session.as_ref());
+        let totals = sessions.fold(self.totals, |sum, session| {
+            let (_, Totals { delivered, dropped }) = session.end();
+            Totals {
+                delivered: sum.delivered + delivered,
+                dropped: sum.dropped + dropped,
+            }
+        });
+        (ended, totals)
     }
 
     /// The captures that still run have ended with the stream, for this reason.
@@ -458,6 +478,10 @@ impl MergedSession {
             Event::Arrival(Some(Arrival::Decided { netns })) => {
                 self.held.remove(&netns);
             }
+            Event::Arrival(Some(Arrival::Revoked(why))) => {
+                self.revoked = Some(why);
+                self.stop.cancel();
+            }
             Event::Arrival(Some(Arrival::NotCaptured { name, sentence })) => self.tell(&name, &sentence),
             Event::Arrival(None) => {
                 self.arrivals = None;
@@ -465,8 +489,7 @@ impl MergedSession {
             }
             Event::Stop => {
                 self.is_stopping = true;
-                self.arrivals = None;
-                self.held.clear();
+                self.let_nobody_join();
             }
             Event::Named => {
                 if let Some(names) = &mut self.names {
@@ -521,7 +544,7 @@ impl MergedSession {
             span,
             ..
         } = member;
-        place.is_over = !matches!(ended, Ended::NamespaceGone(_) | Ended::TargetGone(_));
+        place.is_over = ended == Ended::ByOperator;
         if ended == Ended::Stopped {
             // Why, whoever stops the stream knows.
             span.in_scope(|| tracing::info!(delivered, dropped, "stopped"));
@@ -580,20 +603,38 @@ impl MergedSession {
     fn told_until(&mut self) -> Option<u64> {
         let (now, time) = (now(), Instant::now());
         self.held.retain(|_, (_, until)| time < *until);
-        if self.held.values().any(|(progress, _)| !progress.has_caught_up()) {
-            return None;
-        }
+        // Whatever comes and is held, what is older than this waits for nothing of it.
+        let waits_for_held = self.held.values().any(|(progress, _)| !progress.has_caught_up());
+        let held_back = if waits_for_held {
+            PATIENCE_WITH_HELD.as_nanos() as u64
+        } else {
+            MERGE_WINDOW
+        };
         let mut silent = self.members.values().filter(|member| member.session.is_none());
         if silent.all(|member| member.progress.has_caught_up()) {
             self.waiting = None;
-            return Some(now.saturating_sub(MERGE_WINDOW));
+            return Some(now.saturating_sub(held_back));
         }
         let since = *self.waiting.get_or_insert_with(Instant::now);
         if since.elapsed() < PATIENCE {
             return None;
         }
         tracing::debug!("packets are passed on before a capture that does not tell of its own");
-        Some(now)
+        Some(now.saturating_sub(held_back))
+    }
+
+    /// What is on its way to the stream comes too late.
+    fn let_nobody_join(&mut self) {
+        self.held.clear();
+        let Some(mut arrivals) = self.arrivals.take() else {
+            return;
+        };
+        arrivals.close();
+        while let Ok(arrival) = arrivals.try_recv() {
+            if let Arrival::Member(member) = arrival {
+                self.stopped.push(member.running);
+            }
+        }
     }
 
     /// The section is as long as it may be.
@@ -602,7 +643,7 @@ impl MergedSession {
             return;
         }
         tracing::debug!(%limit, "the stream ends here");
-        self.arrivals = None;
+        self.let_nobody_join();
         self.is_stopping = true;
         self.cut.cancel();
         self.timeline.cut(now());

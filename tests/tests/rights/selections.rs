@@ -66,3 +66,63 @@ async fn patterns_mean_what_may_be_captured_and_names_of_others_are_refused() ->
     assert_eq!(counted(nothing), counted(hidden));
     Ok(())
 }
+
+#[tokio::test]
+async fn what_joins_is_judged_by_the_rights_of_then() -> anyhow::Result<()> {
+    let theirs = Namespace::new()?;
+    let at = theirs.path().display().to_string();
+    let server = Guarded::start("**", &[])?;
+    let all = format!(
+        "target={}&names=0",
+        percent_encoded(&format!("/run/netns/pf-test-{}-*", std::process::id()))
+    );
+    let mut recorder = server.record(PART, &all).await?;
+    let lo = format!("{at}/lo");
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == lo))
+        .await?;
+    let put = |scopes: &str| {
+        let lines = format!("admin {ADMIN} admin discover capture\npart {PART} {scopes}\n");
+        server.folder.put_secret("tokens", &lines)
+    };
+    put(&format!("discover capture:{at}"))?;
+    // Until the file is read.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let later = Namespace::new()?;
+    let others = later.path().display().to_string();
+    let joins = recorder.read_until(|recording| {
+        recording
+            .interfaces
+            .iter()
+            .any(|one| one.name.starts_with(&others))
+    });
+    ensure!(
+        timeout(Duration::from_secs(5), joins).await.is_err(),
+        "it joins by rights that are gone"
+    );
+    // Who may capture nothing any more has no stream, whatever it waits for.
+    put("discover")?;
+    let end = async {
+        loop {
+            if let Some(end) = recorder.read().await? {
+                return anyhow::Ok(end);
+            }
+        }
+    };
+    let (code, reason) = timeout(Duration::from_secs(15), end).await??;
+    ensure!(code == 1008, "{code} {reason}");
+
+    // What a pattern means shows what there is.
+    put("capture")?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (status, sentence) = server.status(PART, &all).await?;
+    ensure!(
+        status == 403 && sentence.contains("discover"),
+        "{status} {sentence}"
+    );
+    let (status, sentence) = server
+        .status(PART, &format!("target={}", percent_encoded(&at)))
+        .await?;
+    ensure!(status == 101, "{status} {sentence}");
+    Ok(())
+}

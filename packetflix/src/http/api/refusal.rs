@@ -300,6 +300,8 @@ impl From<StartError> for Refusal {
             StartError::Unaccountable(_) => Self::new(Code::AuditUnavailable, error.to_string()),
             StartError::Unaccounted(error) => error.into(),
             StartError::Quota(error) => error.into(),
+            StartError::Access(error) => error.into(),
+            StartError::Forbidden(error) => error.into(),
             StartError::Hidden(error) => error.into(),
             StartError::Target(error) => error.into(),
             StartError::Late(error) => error.into(),

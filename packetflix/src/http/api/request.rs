@@ -151,7 +151,7 @@ pub(crate) enum RequestError {
     NoTarget,
     #[error("{0} and {1} are given: they exclude each other")]
     TwoTargets(&'static str, &'static str),
-    #[error("{0}= goes with several targets: name them with target=")]
+    #[error("{0}= goes with targets that are named with target=")]
     OfOneTarget(&'static str),
     #[error("container= describes {0} targets, and {MAX_DESCRIBED} is the most")]
     TooManyDescribed(usize),
@@ -233,6 +233,9 @@ fn one_or_several(mut several: Several) -> Result<(TargetDescription, Option<Sev
             };
             Ok((target, None))
         }
+        // What is described is one target each: nothing else can come to be meant.
+        ([], [_, _, ..]) if several.follow == Some(true) => Err(RequestError::OfOneTarget(FOLLOW.name)),
+        ([], [_, _, ..]) if several.wait => Err(RequestError::OfOneTarget(WAIT.name)),
         ([], [_]) => match (several.follow, several.wait, several.described.pop()) {
             (None, false, Some(target)) => Ok((target, None)),
             (Some(_), ..) => Err(RequestError::OfOneTarget(FOLLOW.name)),
@@ -516,6 +519,8 @@ mod tests {
             ("target=web&netns=5", RequestError::TwoTargets("netns", "target")),
             ("netns=5&follow=0", RequestError::OfOneTarget("follow")),
             ("container={}&wait=1", RequestError::OfOneTarget("wait")),
+            ("container=[{},{}]&wait=1", RequestError::OfOneTarget("wait")),
+            ("container=[{},{}]&follow=1", RequestError::OfOneTarget("follow")),
             ("container=[]", RequestError::NoTarget),
         ] {
             assert_eq!(parse(query), Err(error), "{query}");
