@@ -272,7 +272,8 @@ async fn client_that_leaves_without_a_word_is_noticed() -> anyhow::Result<()> {
     let before = traces_before(Some(&server), &[&here])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
     drop(recorder);
-    server.wait_for_log("the client is gone: it left without a close")?;
+    // Where it had yet to read something, its system resets the connection.
+    server.wait_for_log("the client is gone: ")?;
     wait_for_traces(&before, Some(&server), &[&here])
 }
 
