@@ -450,9 +450,10 @@ async fn absurd_descriptions_are_refused() -> anyhow::Result<()> {
             400,
             "EOF while parsing an object at line 1 column 19",
         ),
-        ("[]", 400, "it is a list"),
+        ("[]", 400, "no target is given"),
+        ("[7]", 400, "7 is no object"),
         ("\u{fffd}", 400, "line 1 column 1"),
-        (&deep, 400, "it is a list"),
+        (&deep, 400, "recursion limit exceeded"),
         (&format!("{{\"x\":{deep}}}"), 400, "no target is given"),
         (&long, 404, "there is no target xxx"),
     ] {
