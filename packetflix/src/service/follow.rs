@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     allowance::Allowance,
     description::TargetDescription,
-    discovery::{Arrived, DiscoveredTarget, Scan},
+    discovery::{Arrived, DiscoveredTarget, Discovery, Scan},
     error::chain,
     netns::Netns,
     session::{Arrival, Arrivals, Member, NamespacePlace, Progress},
@@ -54,38 +54,30 @@ impl Common {
         let mut told = BTreeSet::new();
         loop {
             let joining = tokio::select! {
-                            scan = scans.next() => {
-                    // Whoever asks what an engine starts has no time to look for its socket.
-                    let discovery = Arc::clone(&self.app.discovery);
-                    tokio::spawn(async move { discovery.look_for_sockets().await });
+                scan = scans.next() => {
+                    self.in_background(|discovery| async move { discovery.look_for_sockets().await });
                     self.joining(&scan, &mut holding, &mut starts).await
                 }
-                            Some(Ok((netns, target))) = named.next() => {
-                                self.joining_early(netns, target, &mut holding, &mut starts)
-                            }
-                            came = coming.recv() => {
-                                if let Ok(Arrived::Mount(path)) = came
-                                    && holding.has_room()
-                                    && let Some((held, place)) = self.hold(path.clone()).await
-                                {
-                                    let (netns, progress) = (held.netns(), held.progress());
-                                    named.push(self.ask_whose(path, netns, progress.clone()));
-                                    holding.held.push((held, place));
-                                    if arrivals.send(Arrival::Held { netns, progress }).await.is_err() {
-                                        return;
-                                    }
-                                }
-                                holding.look_soon();
-                                continue;
-                            }
-                            () = holding.look_is_due() => {
-                                holding.looks();
-                                // It comes to all who follow scans.
-                                let discovery = Arc::clone(&self.app.discovery);
-            tokio::spawn(async move { drop(discovery.scan_now().await) });
-                                continue;
-                            }
-                        };
+                Some(Ok((netns, target))) = named.next() => {
+                    self.joining_early(netns, target, &mut holding, &mut starts)
+                }
+                came = coming.recv() => {
+                    holding.look_soon();
+                    let Ok(Arrived::Mount(path)) = came else { continue };
+                    let Some((netns, progress)) = self.hold(&path, &mut holding).await else { continue };
+                    named.push(self.ask_whose(path, netns, progress.clone()));
+                    if arrivals.send(Arrival::Held { netns, progress }).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                () = holding.look_is_due() => {
+                    holding.looks();
+                    // It comes to all who follow scans.
+                    self.in_background(|discovery| async move { drop(discovery.scan_now().await) });
+                    continue;
+                }
+            };
             let has_joined = !joining.members.is_empty();
             let decided = holding
                 .take_decided()
@@ -108,13 +100,11 @@ impl Common {
             .retain(|netns| scan.occupants(netns).is_some() || scan.is_cut);
         let mut joining = Joining::default();
         // What they may do now counts, and not what they might when the stream began.
-        let Ok(asker) = self.asker() else {
+        let Some(asker) = self.joiner() else {
+            holding.let_go();
             return joining;
         };
         let caller = &asker.caller;
-        if self.selection.has_patterns() && caller.may_discover().is_err() {
-            return joining;
-        }
         for (held, place, target) in holding.decide(|held| self.whose(scan, caller, held)) {
             self.release(held, place, &target, &asker, starts, &mut joining);
         }
@@ -138,7 +128,7 @@ impl Common {
     ) -> Joining {
         let mut joining = Joining::default();
         if let Some(target) = target
-            && let Ok(asker) = self.asker()
+            && let Some(asker) = self.joiner()
             && !is_decided_by_scans(&asker.caller)
             && let Some((held, place)) = holding.take(netns)
             && self.selection.has(&target)
@@ -161,24 +151,31 @@ impl Common {
         AbortOnDropHandle::new(tokio::spawn(asked.in_current_span()))
     }
 
-    /// Begins to capture the namespace that the host mounts at this path, if one is there soon. What cannot be is left to scans. It
-    /// takes a place among the captures that may run once it is known whose it is.
-    async fn hold(&self, path: PathBuf) -> Option<(Held, NamespacePlace)> {
-        let asker = self.asker().ok()?;
+    /// Begins to capture the namespace that the host mounts at this path, if one is there soon; gives its inode number, and how far
+    /// that is behind. What cannot be is left to scans. It takes a place among the captures that may run once it is known whose
+    /// it is.
+    async fn hold(&self, path: &Path, holding: &mut Holding) -> Option<(u64, Progress)> {
+        let asker = self.joiner().filter(|_| holding.has_room())?;
+        let path = path.to_owned();
         let opening = tokio::task::spawn_blocking(move || Netns::arriving_at(&path));
         let netns = opening.await.ok()?.ok()?;
         self.namespaces.forget_over(netns.inode());
         let place = self.namespaces.enter(netns.inode())?;
         let id = self.app.next_id();
         let span = tracing::info_span!("capture", id, stream = self.within.stream);
-        let held = self.app.hold(id, &self.request, &asker, netns);
-        match held.instrument(span).await {
-            Ok(held) => Some((held, place)),
-            Err(error) => {
-                tracing::debug!(error = %chain(&error), "what comes is not held");
-                None
-            }
-        }
+        let held = self.app.hold(id, &self.request, &asker, netns).instrument(span);
+        let held = held.await.inspect_err(|error| {
+            tracing::debug!(error = %chain(error), "what comes is not held");
+        });
+        let held = held.ok()?;
+        let told = (held.netns(), held.progress());
+        holding.held.push((held, place));
+        Some(told)
+    }
+
+    /// Does something with the discovery that nobody waits for.
+    fn in_background<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Discovery>) -> F) {
+        tokio::spawn(work(Arc::clone(&self.app.discovery)));
     }
 
     /// Whose a namespace is that is held. A scan that began before it was open may have another of that number.
@@ -336,6 +333,12 @@ impl Holding {
             Some((at, _)) => sleep_until(at).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Nothing of what is held may join any more.
+    fn let_go(&mut self) {
+        let held = self.held.drain(..).map(|(held, _)| held.netns());
+        self.decided.extend(held);
     }
 
     /// Those of which it has been decided since this was last asked.

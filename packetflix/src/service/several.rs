@@ -144,10 +144,20 @@ impl App {
             namespaces: Namespaces::default(),
         };
 
+        let words = words(&several);
+        let info = MergedInfo {
+            words: &words,
+            node_name: &self.config.node_name,
+            filter: &request.filter,
+            chaste: request.chaste,
+            limits,
+        };
+        let running = self.captures.begin_stream(id, stop.clone());
+        let (mut session, arrivals) = MergedSession::begin(&info, running, stop.clone())?;
+
         let scan = self.discovery.scan_now().await?;
         let wanted = common.wanted(&several.described, &scan, &caller, has_patterns);
         let (members, failed) = common.start_all(wanted).await;
-        let words = words(&several);
         let judged = judge_failures(failed, members.is_empty(), several.wait).and_then(|judged| {
             if members.is_empty() && !several.wait {
                 let looked_at = common.known(&scan, &caller).count();
@@ -172,15 +182,6 @@ impl App {
             permit = None;
         }
 
-        let info = MergedInfo {
-            words: &words,
-            node_name: &self.config.node_name,
-            filter: &request.filter,
-            chaste: request.chaste,
-            limits,
-        };
-        let running = self.captures.begin_stream(id, stop.clone());
-        let (mut session, arrivals) = MergedSession::begin(&info, running, stop.clone())?;
         if let Some((names, first)) = names {
             session.tell_names(names, first);
         }
@@ -219,6 +220,13 @@ impl Common {
         let mut asker = self.asker.lock().unwrap_or_else(PoisonError::into_inner);
         asker.caller = asker.caller.renew(&self.app.access)?;
         Ok(asker.clone())
+    }
+
+    /// Who asks, if they may have others join by now: what a pattern means shows what there is.
+    pub(super) fn joiner(&self) -> Option<Asker> {
+        let asker = self.asker().ok()?;
+        let may_know = !self.selection.has_patterns() || asker.caller.may_discover().is_ok();
+        may_know.then_some(asker)
     }
 
     /// The targets that its caller may know of.

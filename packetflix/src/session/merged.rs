@@ -560,8 +560,7 @@ impl MergedSession {
     /// Has sessions go on of which all is passed on; gives how many.
     fn ask_the_hungry(&mut self) -> usize {
         let hungry = self.timeline.take_hungry();
-        for id in &hungry {
-            let id = *id;
+        for &id in &hungry {
             let session = self.members.get_mut(&id).and_then(|member| member.session.take());
             if let Some(session) = session {
                 self.steps.push(Box::pin(step(id, session, self.cut.clone())));

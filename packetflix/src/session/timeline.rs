@@ -22,7 +22,7 @@ use crate::{
         EncodedBlock, EncodedPacket, InterfaceDescription, InterfaceStatistics, LinkType, MAX_STATISTICS_LEN,
         MIN_PACKET_LEN, SNAPLEN,
     },
-    tap::is_younger,
+    tap::CLOCK_WAS_SET_BACK,
 };
 
 /// Where the number of its interface stands in a packet's block.
@@ -192,7 +192,7 @@ impl Timeline {
     pub(super) fn pass_on(&mut self, until: u64, now: u64) {
         while self.hungry.is_empty()
             && let Some(Reverse((time, source))) = self.heads.peek().copied()
-            && !is_younger(time, until)
+            && !waits(time, until, now)
             && !self.is_full
             && self.reached.is_none()
         {
@@ -297,7 +297,7 @@ impl Timeline {
             match block {
                 EncodedBlock::Packet(packet) if self.is_cut => of.leave_out(&packet),
                 EncodedBlock::Packet(packet) => {
-                    if until.is_none_or(|until| is_younger(packet.timestamp, until))
+                    if until.is_none_or(|until| waits(packet.timestamp, until, now))
                         || !self.put_packet(source, &mut of, &packet, &blocks[..len])
                     {
                         self.heads.push(Reverse((packet.timestamp, source)));
@@ -453,6 +453,12 @@ impl Timeline {
     }
 }
 
+/// Whether a packet of this time waits for what was captured until then. One that lies further in the future than a clock goes
+/// wrong is from before that was set back: nothing waits until its time comes again.
+fn waits(time: u64, until: u64, now: u64) -> bool {
+    time > until && time < now.saturating_add(CLOCK_WAS_SET_BACK)
+}
+
 impl Source {
     /// A packet comes behind the cut.
     fn leave_out(&mut self, packet: &EncodedPacket) {
@@ -469,6 +475,10 @@ mod tests {
 
     use super::*;
     use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception};
+
+    /// Times of packets are multiples of this, in nanoseconds, and before this one.
+    const STEP: u64 = 10_000_000;
+    const NOW: u64 = 1000 * STEP;
 
     /// What a source tells: packets with their times, each of one of its two interfaces, and how many were lost before.
     type Told = Vec<(u64, u32, u32)>;
@@ -596,7 +606,9 @@ mod tests {
     }
 
     fn told() -> impl Strategy<Value = Told> {
-        let one = (0u64..1000, 0u32..2, prop_oneof![4 => Just(0u32), 1 => 1u32..9]);
+        // Up to ten seconds: what comes of one source may lie far apart.
+        let time = (0u64..1000).prop_map(|step| step * STEP);
+        let one = (time, 0u32..2, prop_oneof![4 => Just(0u32), 1 => 1u32..9]);
         proptest::collection::vec(one, 0..40).prop_map(|mut told| {
             told.sort_by_key(|(time, ..)| *time);
             told
@@ -619,14 +631,14 @@ mod tests {
             while let Some(source) = hungry.pop() {
                 is_idle = false;
                 match queues[source as usize].pop_front() {
-                    Some(blocks) => timeline.give(source, blocks, 5),
-                    None => timeline.end(source, 5),
+                    Some(blocks) => timeline.give(source, blocks, NOW),
+                    None => timeline.end(source, NOW),
                 }
                 hungry.extend(timeline.take_hungry());
             }
-            timeline.pass_on(until, 5);
+            timeline.pass_on(until, NOW);
             if timeline.reached().is_some() && !timeline.is_cut {
-                timeline.cut(5);
+                timeline.cut(NOW);
             }
             let piece = timeline.take();
             piece.iter().for_each(|piece| read.read(piece));
@@ -635,7 +647,7 @@ mod tests {
             }
             // All that is older was given: whoever is hungry has nothing of it.
             if is_idle && piece.is_none() {
-                until += step;
+                until += step * STEP;
             }
         }
     }
@@ -709,6 +721,22 @@ mod tests {
         let times: Vec<u64> = read.packets.iter().map(|(time, ..)| *time).collect();
         assert_eq!((times, read.last.len()), (vec![11, 21], 4));
         assert_eq!(timeline.take_hungry(), [1]);
+    }
+
+    #[test]
+    fn packet_waits_for_older_ones_however_old_and_not_for_a_clock_that_was_set_back() {
+        let second = CLOCK_WAS_SET_BACK;
+        let now = 100 * second;
+        for (time, until, expected) in [
+            (now - second, now - second, false),
+            (now - 1, now - 2 * second, true),
+            (now - second, now - 90 * second, true),
+            (now + second - 1, now, true),
+            (now + second, now, false),
+            (u64::MAX, now, false),
+        ] {
+            assert_eq!(waits(time, until, now), expected, "{time} {until}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) use self::{
     interfaces::{ForeseenInterface, LinkChanges, TappedInterface},
     loader::Loader,
     own::OwnTraffic,
-    rings::{Drained, Head, is_younger},
+    rings::{CLOCK_WAS_SET_BACK, Drained, Head, is_younger},
 };
 pub use self::{
     code::FilterLinkError,

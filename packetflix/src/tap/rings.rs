@@ -24,7 +24,7 @@ use crate::sys;
 
 /// A time that lies further in the future than this, in nanoseconds, is from before the clock was set back: nothing waits
 /// until that time comes again.
-const CLOCK_WAS_SET_BACK: u64 = 1_000_000_000;
+pub(crate) const CLOCK_WAS_SET_BACK: u64 = 1_000_000_000;
 
 /// One CPU's ring: records in the order of their timestamps.
 pub trait Ring {
