@@ -65,6 +65,16 @@ fn send(pid: u32, port: u16, count: usize, payload: &[u8]) -> anyhow::Result<()>
     })?
 }
 
+/// A browser in which all that a namespace has is watched.
+fn watching(server: &Server, namespace: &Namespace) -> anyhow::Result<Browser> {
+    let browser = Browser::start()?;
+    browser.go(&url(server))?;
+    choose(&browser, &namespace.path().display().to_string())?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    Ok(browser)
+}
+
 /// How many packets the page says that it has.
 fn total(browser: &Browser) -> anyhow::Result<u64> {
     let total = browser.script("return document.querySelector('.total')?.dataset.total ?? '0'")?;
@@ -405,11 +415,7 @@ fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
 fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let server = Server::start(&[])?;
-    let browser = Browser::start()?;
-    browser.go(&url(&server))?;
-    choose(&browser, &here.path().display().to_string())?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    let browser = watching(&server, &here)?;
     // It takes whatever comes, so that whoever asks goes on to say what they want.
     let listener = there.inside(|| TcpListener::bind("10.9.1.2:443"))??;
     let serving = thread::spawn(move || {
@@ -491,11 +497,7 @@ fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
 fn segments_that_are_sent_again_are_marked() -> anyhow::Result<()> {
     let (here, _there) = Namespace::pair()?;
     let server = Server::start(&[])?;
-    let browser = Browser::start()?;
-    browser.go(&url(&server))?;
-    choose(&browser, &here.path().display().to_string())?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    let browser = watching(&server, &here)?;
     let raw = RawSocket::open(&here, "va")?;
     for (sequence, flags, payload) in [
         (1000_u32, 0x02, &b""[..]),
@@ -538,11 +540,7 @@ fn packets_that_are_wrong_are_told_like_others() -> anyhow::Result<()> {
     const COUNT: u64 = 3000;
     let (here, _there) = Namespace::pair()?;
     let server = Server::start(&[])?;
-    let browser = Browser::start()?;
-    browser.go(&url(&server))?;
-    choose(&browser, &here.path().display().to_string())?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    let browser = watching(&server, &here)?;
     let raw = RawSocket::open(&here, "va")?;
     let good = [
         ethernet(0x0800, &ipv4_udp(b"payload")),

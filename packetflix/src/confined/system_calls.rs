@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, env::consts::ARCH, io};
 
-use nix::libc::{EPERM, c_long};
+use nix::libc::{self, EPERM, c_long};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
@@ -23,7 +23,34 @@ enum Arguments {
     NoneOf(u8, u32),
 }
 
+/// What such a process takes whatever it is for: memory, locks, the clock, signals, what it has open, and its end.
+const OF_ALL: [c_long; 17] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_close,
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
 impl SystemCall {
+    /// Those that each process takes, and these, with any arguments.
+    pub(crate) fn of_all(others: &[c_long]) -> Vec<Self> {
+        let all = OF_ALL.iter().chain(others);
+        all.copied().map(Self::any).collect()
+    }
+
     /// With whatever arguments.
     pub(crate) const fn any(number: c_long) -> Self {
         Self {

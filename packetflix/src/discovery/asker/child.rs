@@ -54,38 +54,21 @@ const DESCRIPTORS: u64 = 48;
 /// How long an engine is left alone before it is asked again what it starts.
 const START_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the kernel does for the process after it has given up its rights.
+/// What the kernel does for the process after it has given up its rights, beside what it does for all such processes.
 const SYSTEM_CALLS: &[libc::c_long] = &[
-    libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
-    libc::SYS_close,
     libc::SYS_fcntl,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
-    libc::SYS_brk,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
     libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_getrandom,
-    libc::SYS_clock_gettime,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
 /// Why an engine told nothing, or not everything.
@@ -132,8 +115,7 @@ fn serve() -> Result<(), confined::Failure> {
     let set = line.set_nonblocking(true);
     set.map_err(failed("the line cannot be waited for"))?;
     let runtime = runtime().map_err(failed("connections could not be waited for"))?;
-    let system_calls: Vec<SystemCall> = SYSTEM_CALLS.iter().copied().map(SystemCall::any).collect();
-    give_up_rights(DESCRIPTORS, &system_calls)?;
+    give_up_rights(DESCRIPTORS, &SystemCall::of_all(SYSTEM_CALLS))?;
     let answered = runtime.block_on(answer(line));
     answered.map_err(failed("an answer could not be given"))
 }
