@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "this is where the remaining libc calls live")]
 
 pub(crate) mod bpf;
+pub(crate) mod ring;
 
 use std::{
     ffi::CStr,
@@ -10,8 +11,6 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::size_of,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
-    ptr::{self, NonNull},
-    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use nix::{
@@ -493,74 +492,4 @@ fn interface_name(name: &[u8]) -> [libc::c_char; libc::IFNAMSIZ] {
         *to = *from as libc::c_char;
     }
     field
-}
-
-/// How far a BPF ring buffer was written and read: its first two pages, which the kernel shares.
-///
-/// Source: `kernel/bpf/ringbuf.c`, `struct bpf_ringbuf`: `consumer_pos` and `producer_pos`, each on a page of its own.
-/// Kernel 5.8.
-#[derive(Debug)]
-pub(crate) struct RingPositions {
-    pages: NonNull<libc::c_void>,
-    page_size: usize,
-}
-
-// SAFETY: the mapping belongs to the value and is only read, atomically, whichever thread does so.
-unsafe impl Send for RingPositions {}
-// SAFETY: as above.
-unsafe impl Sync for RingPositions {}
-
-impl RingPositions {
-    /// Maps the positions of a ring.
-    ///
-    /// # Errors
-    /// When `ring` is no ring buffer, or there is no room for the mapping.
-    pub(crate) fn map(ring: BorrowedFd<'_>) -> io::Result<Self> {
-        // SAFETY: the call takes an integer.
-        let page_size = Errno::result(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })? as usize;
-        // SAFETY: a new mapping, at an address that the kernel chooses, touches nothing that is mapped already.
-        let pages = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                2 * page_size,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                ring.as_raw_fd(),
-                0,
-            )
-        };
-        if pages == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let pages = NonNull::new(pages).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { pages, page_size })
-    }
-
-    /// Bytes that were written and not yet read.
-    pub(crate) fn waiting(&self) -> usize {
-        // What is read first grows too: the other way round more could seem to be read than was written. Acquiring it
-        // keeps the order on processors that would look ahead; the reader releases it when it has read.
-        let read = self.position(0, Ordering::Acquire);
-        self.position(self.page_size, Ordering::Relaxed)
-            .wrapping_sub(read)
-    }
-
-    /// Bytes that were ever written, modulo the numbers that there are.
-    pub(crate) fn written(&self) -> usize {
-        self.position(self.page_size, Ordering::Relaxed)
-    }
-
-    fn position(&self, offset: usize, order: Ordering) -> usize {
-        // SAFETY: each of the two pages begins with an `unsigned long`, is mapped for as long as `self` lives, and is
-        // written by nobody but atomically.
-        let position = unsafe { self.pages.byte_add(offset).cast::<AtomicUsize>().as_ref() };
-        position.load(order)
-    }
-}
-
-impl Drop for RingPositions {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, has this size, and nobody has a reference into it any more.
-        unsafe { libc::munmap(self.pages.as_ptr(), 2 * self.page_size) };
-    }
 }

@@ -270,11 +270,15 @@ unsafe fn information<T>(of: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a program into an array of programs.
+/// Puts a program into an array of programs, or a map into an array of maps.
 ///
 /// # Errors
-/// When `array` is none, is too short, or is for other programs.
-pub(crate) fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+/// When `array` is none, is too short, or is for others.
+pub(crate) fn set_descriptor(
+    array: BorrowedFd<'_>,
+    index: u32,
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<()> {
     /// The part of `union bpf_attr` that this command reads.
     #[repr(C)]
     struct UpdateElement {
@@ -285,7 +289,7 @@ pub(crate) fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd
         flags: u64,
     }
 
-    let value = program.as_raw_fd() as u32;
+    let value = descriptor.as_raw_fd() as u32;
     let mut attributes = UpdateElement {
         map: array.as_raw_fd() as u32,
         padding: 0,

@@ -6,14 +6,14 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle, ScopedJoinHandle},
 };
 
 use aya::{
     Ebpf,
-    maps::{ArrayOfMaps, InnerMap, Map, MapData, MapError, RingBuf},
+    maps::{Map, MapData, MapError},
 };
 use packetflix_common::{SPARE_RING, maps, ring_of};
 
@@ -22,7 +22,14 @@ use super::{
     memory::RingShare,
     rings::{Drained, Head, Merge, RingsReady},
 };
-use crate::{cpus::Cpus, error::chain, sys::RingPositions};
+use crate::{
+    cpus::Cpus,
+    error::chain,
+    sys::{
+        bpf,
+        ring::{RingPages, RingReader},
+    },
+};
 
 /// `BPF_MAP_TYPE_RINGBUF` of `linux/bpf.h`
 const RING_BUFFER: u32 = 27;
@@ -40,7 +47,7 @@ pub(super) fn places(cpus: &Cpus) -> u32 {
 pub(super) struct CreatedRings {
     array: OwnedFd,
     /// By their places in the array.
-    rings: Vec<(u32, MapData)>,
+    rings: Vec<(u32, OwnedFd)>,
     cpus: Cpus,
 }
 
@@ -52,7 +59,7 @@ impl CreatedRings {
         let places: Vec<u32> = spare.into_iter().chain(of_cpus).collect();
         let rings = on_threads(places, MapError::IoError, |place| {
             let ring = create_ring(size)?;
-            put(&array, place, &ring)?;
+            put(&array, place, ring.as_fd())?;
             Ok((place, ring))
         });
         let rings = rings.into_iter().collect::<Result<_, MapError>>()?;
@@ -71,10 +78,10 @@ pub(super) fn array_of(programs: &Ebpf, name: &str) -> Result<OwnedFd, MapError>
 
 /// The rings of a tap, merged.
 pub(super) struct CpuRings {
-    merge: Merge<RingBuf<MapData>>,
+    merge: Merge<RingReader>,
     positions: Positions,
     /// Those that are not mapped.
-    created: Vec<(u32, MapData)>,
+    created: Vec<(u32, OwnedFd)>,
     mapping: Mapping,
     ready: Option<RingsReady>,
     share: RingShare,
@@ -91,7 +98,7 @@ pub(super) struct CpuRings {
 
 /// How far each ring is written and read, for whoever wants to know whether there is something in them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Positions(Arc<Mutex<Vec<RingPositions>>>);
+pub(crate) struct Positions(Arc<Mutex<Vec<Arc<RingPages>>>>);
 
 impl Positions {
     /// Whether all that programs have written was read.
@@ -99,7 +106,7 @@ impl Positions {
         self.lock().iter().all(|ring| ring.waiting() == 0)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<RingPositions>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<RingPages>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,8 +166,9 @@ impl CpuRings {
             return Ok(());
         }
         let created = std::mem::take(&mut self.created);
+        let size = self.size();
         let map = move || {
-            let map = |(place, ring)| MappedRing::map(place, ring);
+            let map = |(place, ring)| MappedRing::map(place, ring, size);
             on_threads(created, TapError::Rings, map)
         };
         let thread = thread::Builder::new().spawn(map).map_err(TapError::Rings)?;
@@ -189,19 +197,11 @@ impl CpuRings {
     }
 
     /// Takes them out of our memory again, where they count as ours.
-    ///
-    /// # Errors
-    /// When a descriptor is missing.
-    pub(super) fn unmap(&mut self) -> Result<(), TapError> {
+    pub(super) fn unmap(&mut self) {
         self.ready = None;
         self.positions.lock().clear();
-        for (ring, place) in self.merge.take().into_iter().zip(self.places.drain(..)) {
-            let descriptor = ring.as_fd().try_clone_to_owned().map_err(TapError::Rings)?;
-            drop(ring);
-            self.created
-                .push((place, MapData::from_fd(descriptor).map_err(failed)?));
-        }
-        Ok(())
+        let rings = self.merge.take().into_iter().map(RingReader::unmap);
+        self.created.extend(self.places.drain(..).zip(rings));
     }
 
     /// Waits until no program runs any more that was attached when this was called, and forgets all that they have
@@ -213,7 +213,7 @@ impl CpuRings {
         if let (Some(ring), Some(place)) = (self.merge.rings().first(), self.places.first()) {
             // To put a map into an array of maps waits for all programs that run (`maybe_wait_bpf_programs` of
             // `kernel/bpf/syscall.c`): here it is the one that is there.
-            put(&self.array, *place, ring).map_err(failed)?;
+            put(&self.array, *place, ring.as_fd()).map_err(failed)?;
         }
         self.merge.clear();
         if !self.positions.are_read() {
@@ -225,8 +225,8 @@ impl CpuRings {
     }
 
     fn add(&mut self, ring: MappedRing) {
+        self.positions.lock().push(Arc::clone(ring.ring.pages()));
         self.merge.add(ring.ring);
-        self.positions.lock().push(ring.positions);
         self.places.push(ring.place);
     }
 
@@ -252,7 +252,7 @@ impl CpuRings {
 
     /// How full the fullest ring is, from 0 to 1.
     pub(super) fn fill(&self) -> f64 {
-        let fullest = self.positions.lock().iter().map(RingPositions::waiting).max();
+        let fullest = self.positions.lock().iter().map(|ring| ring.waiting()).max();
         // More may have been read between a look at the one position and at the other.
         (fullest.unwrap_or(0) as f64 / f64::from(self.size())).min(1.0)
     }
@@ -307,11 +307,11 @@ impl CpuRings {
         let Self { array, ready, .. } = &*self;
         // Nothing may be written to a ring that could not be read: the array comes last.
         let grown = on_threads(places.to_vec(), TapError::Rings, |place| {
-            let ring = MappedRing::map(place, create_ring(size).map_err(failed)?)?;
+            let ring = MappedRing::map(place, create_ring(size).map_err(failed)?, size)?;
             if let Some(ready) = ready {
                 ready.add(&ring.ring).map_err(TapError::Rings)?;
             }
-            put(array, place, &ring.ring).map_err(failed)?;
+            put(array, place, ring.ring.as_fd()).map_err(failed)?;
             Ok(ring)
         });
         let mut result = Ok(());
@@ -330,19 +330,13 @@ impl CpuRings {
 /// A ring that can be read.
 struct MappedRing {
     place: u32,
-    ring: RingBuf<MapData>,
-    positions: RingPositions,
+    ring: RingReader,
 }
 
 impl MappedRing {
-    fn map(place: u32, ring: MapData) -> Result<Self, TapError> {
-        let ring = RingBuf::try_from(Map::RingBuf(ring)).map_err(failed)?;
-        let positions = RingPositions::map(ring.as_fd()).map_err(TapError::Rings)?;
-        Ok(Self {
-            place,
-            ring,
-            positions,
-        })
+    fn map(place: u32, ring: OwnedFd, size: u32) -> Result<Self, TapError> {
+        let ring = RingReader::map(ring, size).map_err(TapError::Rings)?;
+        Ok(Self { place, ring })
     }
 }
 
@@ -353,25 +347,24 @@ fn failed(source: MapError) -> LoadError {
     }
 }
 
-fn create_ring(size: u32) -> Result<MapData, MapError> {
+fn create_ring(size: u32) -> Result<OwnedFd, MapError> {
     let ring = aya_obj::Map::new_from_params(RING_BUFFER, 0, 0, size, 0);
-    MapData::create(ring, "ring", None)
+    let ring = MapData::create(ring, "ring", None)?;
+    let descriptor = ring.fd().as_fd().try_clone_to_owned();
+    descriptor.map_err(MapError::IoError)
 }
 
 /// Puts maps that others have, too, into an array, each at its place.
 pub(super) fn share(array: &OwnedFd, maps: &[(u32, OwnedFd)]) -> Result<(), MapError> {
     let shared = on_threads(maps.iter().collect(), MapError::IoError, |(place, map)| {
-        let map = map.try_clone().map_err(MapError::IoError)?;
-        put(array, *place, &MapData::from_fd(map)?)
+        put(array, *place, map.as_fd())
     });
     shared.into_iter().collect()
 }
 
 /// Puts a map into an array, for programs to find.
-fn put<R: InnerMap>(array: &OwnedFd, place: u32, map: &R) -> Result<(), MapError> {
-    let array = array.try_clone().map_err(MapError::IoError)?;
-    let mut array: ArrayOfMaps<_, R> = Map::ArrayOfMaps(MapData::from_fd(array)?).try_into()?;
-    array.set(place, map, 0)
+fn put(array: &OwnedFd, place: u32, map: BorrowedFd<'_>) -> Result<(), MapError> {
+    bpf::set_descriptor(array.as_fd(), place, map).map_err(MapError::IoError)
 }
 
 /// Does `work` for each, shared among threads. One result stands for all those of a thread that could not be had.

@@ -234,12 +234,13 @@ impl Loader {
         }
         let unmapped = tokio::task::spawn_blocking(move || {
             drop(old);
-            last.map(|mut last| last.object.rest().map(|()| last))
+            if let Some(last) = &mut last {
+                last.object.rest();
+            }
+            last
         });
         match unmapped.await {
-            Ok(Some(Ok(last))) => self.spares().ready.insert(0, last),
-            Ok(Some(Err(error))) => tracing::debug!(%error, "an object that was ready is lost"),
-            Ok(None) => {}
+            Ok(last) => self.spares().ready.splice(..0, last).for_each(drop),
             Err(error) => tracing::error!(%error, "unmapping rings was cut off"),
         }
     }

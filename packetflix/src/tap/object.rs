@@ -291,12 +291,9 @@ impl Object {
     }
 
     /// Has no more than when it was loaded, until the next capture.
-    ///
-    /// # Errors
-    /// When a descriptor is missing. It cannot be used any more then.
-    pub(super) fn rest(&mut self) -> Result<(), TapError> {
+    pub(super) fn rest(&mut self) {
         self.filtered = None;
-        self.rings.unmap()
+        self.rings.unmap();
     }
 
     /// Passes on what the programs log, from now on.
@@ -376,7 +373,7 @@ fn lead_to(made: &Ebpf, hook: ChosenHook, programs: &Programs) -> Result<(), Loa
     }
     let array = made.map(maps::SOCKET_PROGRAM).and_then(descriptor_of);
     let array = array.ok_or(LoadError::Missing(maps::SOCKET_PROGRAM))?;
-    bpf::set_program(array, 0, programs.get(SOCKET)?)
+    bpf::set_descriptor(array, 0, programs.get(SOCKET)?)
         .map_err(MapError::IoError)
         .map_err(LoadError::of_map(maps::SOCKET_PROGRAM))
 }

@@ -15,12 +15,11 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use aya::maps::{MapData, RingBuf};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use packetflix_common::RecordHeader;
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use crate::sys::{self, ring::RingReader};
 
 /// A time that lies further in the future than this, in nanoseconds, is from before the clock was set back: nothing waits
 /// until that time comes again.
@@ -54,14 +53,11 @@ pub enum Drained {
     Full(u64),
 }
 
-impl Ring for RingBuf<MapData> {
+impl Ring for RingReader {
     fn with_head<R>(&mut self, look: impl FnOnce(&[u8]) -> (Head, R)) -> Option<R> {
-        let item = self.next()?;
-        let (head, result) = look(&item);
-        match head {
-            Head::Remove => drop(item),
-            // The item removes the record when it is dropped; forgotten, it leaves the ring as it was.
-            Head::Keep => std::mem::forget(item),
+        let (head, result) = look(self.head()?);
+        if head == Head::Remove {
+            self.remove_head();
         }
         Some(result)
     }
