@@ -55,14 +55,14 @@ pub fn traces_before(server: Option<&Server>, namespaces: &[&Namespace]) -> anyh
 /// Waits until the server and the kernel hold what they held.
 ///
 /// # Errors
-/// When they hold something else for five seconds, which is told.
+/// When they hold something else for fifteen seconds, which is told.
 pub fn wait_for_traces(
     before: &str,
     server: Option<&Server>,
     namespaces: &[&Namespace],
 ) -> anyhow::Result<()> {
     let mut now = String::new();
-    wait_until(Duration::from_secs(5), || {
+    wait_until(Duration::from_secs(15), || {
         now = traces(server, namespaces)?;
         Ok(now == before)
     })

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -195,9 +195,9 @@ impl LinkWatch {
     }
 
     /// The links as they are now, and what was heard since the last look, whether they could be listed or not.
-    pub(crate) fn look(&mut self, socket: BorrowedFd<'_>) -> Look {
+    pub(crate) fn look(&mut self) -> Look {
         let began = Instant::now();
-        let listed = self.list_between(socket);
+        let listed = self.list_between();
         self.looks.spend(LOOK_COST.max(began.elapsed() * LOOK_SHARE));
         Look {
             listed,
@@ -213,12 +213,12 @@ impl LinkWatch {
     }
 
     /// Lists the links, and hears of all that happened before that.
-    fn list_between(&mut self, socket: BorrowedFd<'_>) -> io::Result<Links> {
+    fn list_between(&mut self) -> io::Result<Links> {
         self.hear()?;
         // What is heard from here on may have happened after the list.
         self.heard.has_changed = false;
         let began = Instant::now();
-        let links = self.list_until(socket, began + self.patience)?;
+        let links = self.list_until(began + self.patience)?;
         self.patience = if began.elapsed() < self.patience {
             SHORTEST_PATIENCE
         } else {
@@ -237,12 +237,12 @@ impl LinkWatch {
         Ok(())
     }
 
-    /// The links with their addresses. `socket` is any socket of the namespace.
+    /// The links with their addresses.
     ///
     /// # Errors
     /// When the kernel does not answer as it should, or names none in time.
-    pub(crate) fn list(&mut self, socket: BorrowedFd<'_>) -> io::Result<Links> {
-        let links = self.list_until(socket, Instant::now() + FIRST_PATIENCE)?;
+    pub(crate) fn list(&mut self) -> io::Result<Links> {
+        let links = self.list_until(Instant::now() + FIRST_PATIENCE)?;
         if links.links.is_empty() && !links.is_whole {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -269,12 +269,12 @@ impl LinkWatch {
         Ok(())
     }
 
-    fn list_until(&mut self, socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<Links> {
+    fn list_until(&mut self, deadline: Instant) -> io::Result<Links> {
         let (listing, dumped) = netlink::list(self.asking.as_fd(), &mut self.sequence, deadline)?;
         let mut links = listing.finish();
         // Each asks the driver, for which the kernel may have one wait.
         for link in links.iter_mut().take_while(|_| Instant::now() < deadline) {
-            link.speed = sys::interface_speed(socket, &link.raw_name);
+            link.speed = sys::interface_speed(self.asking.as_fd(), &link.raw_name);
         }
         Ok(Links {
             links,

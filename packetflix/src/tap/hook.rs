@@ -99,8 +99,6 @@ pub(super) enum Attachment {
     Tcx { links: Vec<TcxLink>, beside: OwnedFd },
     /// A socket whose filter captures.
     Socket { socket: OwnedFd },
-    /// None of its packets is wanted.
-    Nothing,
 }
 
 impl Attachment {
@@ -122,15 +120,12 @@ impl Attachment {
                 ended
             }
             Self::Socket { socket } => bpf::silence(socket.as_fd()),
-            Self::Nothing => Ok(()),
         }
     }
 
     /// Where its interface is: one that is removed lets go of links and sockets, whoever has its index then.
     pub(super) fn whereabouts(&self) -> Whereabouts {
-        let (Self::Tcx { beside: socket, .. } | Self::Socket { socket }) = self else {
-            return Whereabouts::Here;
-        };
+        let (Self::Tcx { beside: socket, .. } | Self::Socket { socket }) = self;
         if sys::index_of_packet_socket(socket.as_fd()).is_ok_and(|index| index > 0) {
             return Whereabouts::Here;
         }

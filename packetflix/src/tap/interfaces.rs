@@ -2,28 +2,23 @@
 
 use std::{
     io,
-    os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 
-use aya::maps::{MapError, PerCpuValues};
 use nix::errno::Errno;
-use packetflix_common::{
-    InterfaceCounters, InterfaceEntry, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES,
-};
+use packetflix_common::{InterfaceCounters, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES};
 
 use super::{
     CaptureFilters, Drained, Head, InterfaceSelection, Tap, TapError, blocking,
-    hook::{Attachment, ChosenHook, HookError, Whereabouts},
+    hook::{ChosenHook, HookError, Whereabouts},
+    kernel::Attachments,
     link_types::{hands_back, link_type, network_offset},
-    object::Entry,
 };
 use crate::{
     allowance::Allowance,
     error,
     netns::{EnterError, Link, Links, Look, Netns},
     pcapng::LinkType,
-    sys,
 };
 
 /// After how long an interface that could not be attached to is tried again: first, and at most.
@@ -57,8 +52,8 @@ pub(crate) struct TappedInterface {
     renames: Allowance,
     /// Why none of its packets is captured, if so.
     pub(crate) left_out: Option<LeftOut>,
-    /// `None` when it is being detached.
-    attachment: Option<Attachment>,
+    /// Whether it was detached from, if it ever was attached to, and has yet to be forgotten.
+    is_leaving: bool,
     /// Whether it was, or may have been, in another network namespace when it was detached.
     pub(crate) has_moved: bool,
 }
@@ -108,15 +103,12 @@ pub(crate) struct LinkChanges {
 
 impl TappedInterface {
     /// Takes note whether it is in another network namespace; `may_have_been` there, where it was removed.
-    fn note_where_it_is(&mut self, may_have_been: impl FnOnce() -> bool) {
-        // A packet socket stays where it is.
-        if let Some(attachment @ Attachment::Tcx { .. }) = &self.attachment {
-            self.has_moved |= match attachment.whereabouts() {
-                Whereabouts::Here => false,
-                Whereabouts::Elsewhere => true,
-                Whereabouts::Removed => may_have_been(),
-            };
-        }
+    fn note_where_it_is(&mut self, attachments: &Attachments, may_have_been: impl FnOnce() -> bool) {
+        self.has_moved |= match attachments.whereabouts_of_programs(self.link.ifindex) {
+            None | Some(Whereabouts::Here) => false,
+            Some(Whereabouts::Elsewhere) => true,
+            Some(Whereabouts::Removed) => may_have_been(),
+        };
     }
 }
 
@@ -206,7 +198,7 @@ impl Tap {
         let now = Instant::now();
         let is_due = |interface: &TappedInterface| {
             let retry = interface.left_out.as_ref().and_then(|left_out| left_out.retry);
-            interface.attachment.is_some() && retry.is_some_and(|retry| retry.at <= now)
+            !interface.is_leaving && retry.is_some_and(|retry| retry.at <= now)
         };
         let due: Vec<Link> = self
             .interfaces
@@ -242,14 +234,12 @@ impl Tap {
         let id = self.next_interface_id;
         self.next_interface_id += 1;
         let since = self.clock.now();
-        let attachment = if left_out.is_some() {
-            Attachment::Nothing
-        } else {
+        if left_out.is_none() {
             match self.attach(link, id, link_type) {
                 Err(TapError::Hook(HookError::Gone { .. })) => return Ok(None),
                 attached => attached?,
             }
-        };
+        }
         Ok(Some(TappedInterface {
             id,
             since,
@@ -258,53 +248,39 @@ impl Tap {
             untold: None,
             renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out,
-            attachment: Some(attachment),
+            is_leaving: false,
             has_moved: false,
         }))
     }
 
     fn judge(&self, link: &Link) -> Option<(LinkType, Option<LeftOut>)> {
         let others = self.interfaces.values().next().map(|first| first.link_type);
-        let judged = judge(link, &self.selection, self.object.hook, &self.filters, others);
+        let judged = judge(link, &self.selection, self.kernel.hook(), &self.filters, others);
         judged.map(|(link_type, reason)| (link_type, reason.map(LeftOut::for_good)))
     }
 
-    fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<Attachment, TapError> {
+    fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<(), TapError> {
         let others = self.interfaces.keys().filter(|index| **index != link.ifindex);
         if others.count() >= MAX_INTERFACES as usize {
             return Err(TapError::TooManyInterfaces);
         }
-        let entry = Entry(InterfaceEntry {
-            settings: InterfaceSettings {
-                costs: self.rates.costs(),
-                interface_id: id,
-                hands_back: u16::from(hands_back(link)),
-                network_offset: network_offset(link_type),
-                filter: self.filters.number_of(link_type) as u32,
-                snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
-            },
-            ..InterfaceEntry::default()
-        });
-        self.insert_entry(link.ifindex, entry)
-            .map_err(|source| TapError::Entry {
-                name: link.name.clone(),
-                source,
-            })?;
-        let (object, links) = (&self.object, self.loader.tcx());
-        let attached = object.hook.attach(object, self.programs(), link, links);
-        let attachment = attached.inspect_err(|_| {
-            // Of two sides, one may have been attached to.
-            self.is_detached = false;
-            self.remove_entry(link.ifindex);
-        })?;
+        let settings = InterfaceSettings {
+            costs: self.rates.costs(),
+            interface_id: id,
+            hands_back: u16::from(hands_back(link)),
+            network_offset: network_offset(link_type),
+            filter: self.filters.number_of(link_type) as u32,
+            snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
+        };
+        self.kernel.attach(link, settings)?;
         if self.promiscuous
             && !link.loopback
-            && let Err(error) = sys::add_promiscuous_membership(self.control.as_fd(), link.ifindex)
+            && let Err(error) = self.kernel.make_promiscuous(link.ifindex)
             && self.may_warn()
         {
             tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
         }
-        Ok(attachment)
+        Ok(())
     }
 
     /// Takes note of an interface; gives what stood in its place.
@@ -334,7 +310,7 @@ impl Tap {
             untold: None,
             renames: Allowance::new(SAVED_FOR_RENAMES),
             left_out: Some(left_out),
-            attachment: Some(Attachment::Nothing),
+            is_leaving: false,
             has_moved: false,
         });
     }
@@ -361,38 +337,24 @@ impl Tap {
     /// Detaches from one interface, whose records are still in the rings.
     pub(crate) fn detach(&mut self, ifindex: u32) {
         if let Some(interface) = self.interfaces.get_mut(&ifindex) {
-            let attachment = interface.attachment.take();
-            self.end(attachment.into_iter().collect());
+            interface.is_leaving = true;
+            blocking(|| self.kernel.detach(ifindex));
         }
     }
 
     /// Detaches from all interfaces: no record comes after this.
     pub(crate) fn detach_all(&mut self) {
         let Self {
-            interfaces, links, ..
+            interfaces,
+            kernel,
+            links,
+            ..
         } = self;
         for (ifindex, interface) in interfaces {
-            interface.note_where_it_is(|| links.may_have_moved(*ifindex));
+            interface.note_where_it_is(kernel.attachments(), || links.may_have_moved(*ifindex));
+            interface.is_leaving = true;
         }
-        let attachments: Vec<_> = self
-            .interfaces
-            .values_mut()
-            .filter_map(|interface| interface.attachment.take())
-            .collect();
-        self.end(attachments);
-    }
-
-    fn end(&mut self, attachments: Vec<Attachment>) {
-        let end = |attachment: Attachment| attachment.end(&self.object, self.loader.tcx());
-        let ends: Vec<_> = blocking(|| attachments.into_iter().map(end).collect());
-        // Links may be kept for a while.
-        self.loader.tend();
-        for end in ends {
-            if let Err(error) = end {
-                self.is_detached = false;
-                tracing::debug!(%error, "a program was detached by closing its descriptor alone");
-            }
-        }
+        blocking(|| kernel.detach_all());
     }
 
     /// Takes records that are not younger than `until`, oldest first, each with a way to ask whether its interface, by its
@@ -404,18 +366,19 @@ impl Tap {
         mut take: impl FnMut(&[u8], &mut dyn FnMut(u32) -> bool) -> Head,
     ) -> Drained {
         let Self {
-            object,
+            kernel,
             interfaces,
             links,
             ..
         } = self;
+        let (rings, attachments) = kernel.rings_and_attachments();
         let mut is_here = |ifindex| {
             interfaces.get_mut(&ifindex).is_some_and(|interface| {
-                interface.note_where_it_is(|| links.may_have_moved(ifindex));
+                interface.note_where_it_is(attachments, || links.may_have_moved(ifindex));
                 !interface.has_moved
             })
         };
-        object.rings.drain(until, |record| take(record, &mut is_here))
+        rings.drain(until, |record| take(record, &mut is_here))
     }
 
     /// Forgets a detached interface, and tells its last counts.
@@ -423,7 +386,7 @@ impl Tap {
         let counters = self.counters(ifindex);
         let interface = self.interfaces.remove(&ifindex)?;
         if interface.left_out.is_none() {
-            self.remove_entry(ifindex);
+            self.kernel.remove(ifindex);
         }
         Some((interface, counters))
     }
@@ -434,8 +397,8 @@ impl Tap {
         if !self.interfaces.get(&ifindex).is_some_and(is_captured) {
             return InterfaceCounters::default();
         }
-        match self.object.entries.get(&ifindex, 0) {
-            Ok(by_cpu) => by_cpu.iter().map(|entry| entry.0.counters).sum(),
+        match self.kernel.counters(ifindex) {
+            Ok(by_cpu) => by_cpu.into_iter().sum(),
             Err(error) => {
                 tracing::error!(ifindex, %error, "the counters of an interface could not be read");
                 InterfaceCounters::default()
@@ -463,7 +426,7 @@ impl Tap {
         let mut renamed = Vec::new();
         for (ifindex, interface) in self.interfaces.iter_mut().filter(|(index, _)| is_meant(**index)) {
             if let Some(link) = interface.untold.take()
-                && interface.attachment.is_some()
+                && !interface.is_leaving
             {
                 interface.link = link;
                 renamed.push(*ifindex);
@@ -474,13 +437,12 @@ impl Tap {
 
     /// Compares the interfaces that there are, as far as they can be listed, with those that are captured.
     pub(crate) fn link_changes(&mut self) -> LinkChanges {
-        let Self { links, control, .. } = self;
         let Look {
             listed,
             mut removed,
             moved,
             has_missed,
-        } = blocking(|| links.look(control.as_fd()));
+        } = blocking(|| self.links.look());
         let (present, are_all) = match listed {
             Ok(Links { links, is_whole }) => (links, Ok(is_whole)),
             Err(error) => (Vec::new(), Err(error)),
@@ -499,13 +461,13 @@ impl Tap {
         let mut gone: Vec<u32> = self
             .interfaces
             .values()
-            .filter(|interface| interface.attachment.is_some())
+            .filter(|interface| !interface.is_leaving)
             .map(|interface| interface.link.ifindex)
             .filter(|index| is_gone(*index))
             .collect();
         for index in &gone {
             if let Some(interface) = self.interfaces.get_mut(index) {
-                interface.note_where_it_is(|| has_missed || moved.contains(index));
+                interface.note_where_it_is(self.kernel.attachments(), || has_missed || moved.contains(index));
             }
         }
         let mut renamed = Vec::new();
@@ -513,7 +475,7 @@ impl Tap {
             let Some(interface) = self.interfaces.get_mut(&link.ifindex) else {
                 continue;
             };
-            if gone.contains(&link.ifindex) || interface.attachment.is_none() {
+            if gone.contains(&link.ifindex) || interface.is_leaving {
                 continue;
             }
             // What its packets begin with is another thing, or it is wanted by now: it begins anew.
@@ -561,8 +523,10 @@ impl Tap {
     /// Indexes of interfaces that were removed, whoever has them now.
     fn removed_unheard(&self) -> impl Iterator<Item = u32> {
         self.interfaces.iter().filter_map(|(index, interface)| {
-            let attachment = interface.attachment.as_ref()?;
-            (attachment.whereabouts() != Whereabouts::Here).then_some(*index)
+            let attachments = self.kernel.attachments();
+            let is_away = |whereabouts| whereabouts != Whereabouts::Here;
+            let is_removed = !interface.is_leaving && attachments.whereabouts(*index).is_some_and(is_away);
+            is_removed.then_some(*index)
         })
     }
 
@@ -577,19 +541,6 @@ impl Tap {
     /// What there was to say of the request's list of the target's interfaces.
     pub(crate) fn note(&self) -> Option<&str> {
         self.note.as_deref()
-    }
-
-    /// The same entry for every CPU.
-    fn insert_entry(&mut self, ifindex: u32, entry: Entry) -> Result<(), MapError> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-        let by_cpu = PerCpuValues::try_from(vec![entry; cpus]).map_err(MapError::IoError)?;
-        self.object.entries.insert(ifindex, by_cpu, 0)
-    }
-
-    fn remove_entry(&mut self, ifindex: u32) {
-        if let Err(error) = self.object.entries.remove(&ifindex) {
-            tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
-        }
     }
 }
 

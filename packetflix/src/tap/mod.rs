@@ -8,6 +8,7 @@ mod cpu_rings;
 mod filters;
 mod hook;
 mod interfaces;
+mod kernel;
 mod link_types;
 mod loader;
 mod memory;
@@ -22,7 +23,7 @@ mod tcx;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
@@ -54,14 +55,14 @@ pub use self::{
 use self::{
     hook::ChosenHook,
     interfaces::foresee,
+    kernel::KernelCapture,
     link_types::link_type,
-    object::{CLOCK_SOURCE, Object, Programs},
+    object::CLOCK_SOURCE,
     selection::{Selected, select},
 };
 use crate::{
     allowance::Allowance,
     capabilities::Capability,
-    error::chain,
     netns::{EnterError, Link, LinkWatch, Links, Netns},
     sys,
 };
@@ -245,20 +246,10 @@ pub(crate) struct TapRequest {
 
 /// A running kernel capture.
 pub(crate) struct Tap {
-    // Dropped in this order: first the hooks, so that nothing runs any more when the rings go.
+    /// Dropped first, so that nothing runs any more when the rest goes.
+    kernel: KernelCapture,
     interfaces: BTreeMap<u32, TappedInterface>,
-    /// With the capture's filters, if it has any.
-    filtered: Option<Arc<Programs>>,
-    object: Object,
-    /// Gets the object back.
-    loader: Arc<Loader>,
-    /// Whether it is certain that what was detached is.
-    is_detached: bool,
-    /// What the kernel had spent on the programs before.
-    used_before: ProgramUse,
     links: LinkWatch,
-    /// A packet socket that receives nothing: it holds the promiscuous mode of the interfaces.
-    control: OwnedFd,
     clock: CaptureClock,
     selection: InterfaceSelection,
     /// Indexes of interfaces that were there at the beginning, and not wanted.
@@ -324,36 +315,13 @@ impl Tap {
         } = selected;
         check_filters(&filters, &wanted)?;
 
-        let mut object = blocking(|| loader.take(&filters, is_admin))?;
-        if let Err(error) = check_hook(object.hook, &selection, &wanted) {
-            loader.keep(object);
-            return Err(error);
-        }
-        if loader.config().log_programs {
-            object.forward_logs()?;
-        }
-        // Goes on while all else is done.
-        object.rings.begin_to_map()?;
-        let filtered = match blocking(|| object.load_filtered(&filters)) {
-            Ok(filtered) => filtered,
-            Err(error) => {
-                // It was attached to nothing yet.
-                if blocking(|| object.rings.wait_until_mapped()).is_ok() {
-                    loader.keep(object);
-                }
-                return Err(error.into());
-            }
-        };
+        check_hook(ChosenHook::choose(loader.config().hook)?, &selection, &wanted)?;
+        let kernel = blocking(|| KernelCapture::begin(loader, control, &filters, is_admin))?;
         let mut tap = Self {
             interfaces: BTreeMap::new(),
-            used_before: filtered.as_deref().unwrap_or(&object.unfiltered).usage(),
-            filtered,
-            clock: CaptureClock::new(object.clock).map_err(TapError::Clock)?,
-            object,
-            loader: Arc::clone(loader),
-            is_detached: true,
+            clock: CaptureClock::new(kernel.clock()).map_err(TapError::Clock)?,
+            kernel,
             links,
-            control,
             selection,
             unwanted,
             note,
@@ -366,42 +334,13 @@ impl Tap {
         };
         tap.add_own(&own)?;
         tap.begin(netns, wanted)?;
-        blocking(|| tap.object.rings.wait_until_mapped())?;
+        blocking(|| tap.kernel.rings_mut().wait_until_mapped())?;
         Ok(tap)
     }
 
     /// Detaches from what is still attached to, and leaves what was loaded to the next capture, without a trace of this one.
-    pub(crate) fn close(mut self) {
-        self.detach_all();
-        let Self {
-            interfaces,
-            filtered,
-            mut object,
-            loader,
-            is_detached,
-            links,
-            control,
-            ..
-        } = self;
-        blocking(move || {
-            drop((interfaces, filtered, links, control));
-            if !is_detached {
-                tracing::debug!("the programs of a capture are not used again");
-                return;
-            }
-            match object.clear() {
-                Ok(()) => loader.keep(object),
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(error, "the programs of a capture are not used again");
-                }
-            }
-        });
-    }
-
-    /// Those that are attached.
-    fn programs(&self) -> &Programs {
-        self.filtered.as_deref().unwrap_or(&self.object.unfiltered)
+    pub(crate) fn close(self) {
+        blocking(move || self.kernel.close());
     }
 
     /// Leaves out what is the service's own traffic on account of a client, from now on.
@@ -409,12 +348,12 @@ impl Tap {
     /// # Errors
     /// When there is no room for it, or the kernel refuses; all is as before then.
     pub(crate) fn add_own(&mut self, own: &OwnTraffic) -> Result<(), OwnError> {
-        self.object.own.add(own)
+        self.kernel.add_own(own)
     }
 
     /// A client has gone for which `own` was added: what no other needs is captured again.
     pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
-        self.object.own.remove(own);
+        self.kernel.remove_own(own);
     }
 
     /// Snapshot length in bytes.
@@ -424,26 +363,22 @@ impl Tap {
 
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
-        self.object.rings.size()
+        self.kernel.rings().size()
     }
 
     /// How far its rings are written and read.
     pub(crate) fn positions(&self) -> &Positions {
-        self.object.rings.positions()
+        self.kernel.rings().positions()
     }
 
     /// How full the fullest ring is, from 0 to 1.
     pub(crate) fn ring_fill(&self) -> f64 {
-        self.object.rings.fill()
+        self.kernel.rings().fill()
     }
 
     /// What the kernel has spent on the programs.
     pub(crate) fn program_use(&self) -> ProgramUse {
-        let now = self.programs().usage();
-        ProgramUse {
-            time: now.time.saturating_sub(self.used_before.time),
-            runs: now.runs.saturating_sub(self.used_before.runs),
-        }
+        self.kernel.program_use()
     }
 
     /// The records' clock.
@@ -466,34 +401,31 @@ impl Tap {
     pub(crate) async fn changed(&mut self, rings_too: bool) -> io::Result<TapChange> {
         tokio::select! {
             () = self.links.changed() => Ok(TapChange::Links),
-            ready = self.object.rings.filled(), if rings_too => ready.map(|()| TapChange::Rings),
+            ready = self.kernel.rings().filled(), if rings_too => ready.map(|()| TapChange::Rings),
         }
     }
 
     /// Gives rings to the CPUs that came online and have seen packets since.
     pub(crate) fn follow_cpus(&mut self) {
-        if self.object.rings.spare_is_used() {
+        if self.kernel.rings_mut().spare_is_used() {
             let has_packets = self.cpus_with_packets();
-            blocking(|| self.object.rings.follow(&has_packets));
+            blocking(|| self.kernel.rings_mut().follow(&has_packets));
         }
     }
 
     /// Whether its hook is TCX.
     pub(crate) fn uses_tcx(&self) -> bool {
-        self.object.hook == ChosenHook::Tcx
+        self.kernel.hook() == ChosenHook::Tcx
     }
 
     /// Which of the possible CPUs have accepted packets of an interface that is captured.
     fn cpus_with_packets(&self) -> Vec<bool> {
         let mut has_packets = Vec::new();
-        for by_cpu in self
-            .interfaces
-            .keys()
-            .filter_map(|ifindex| self.object.entries.get(ifindex, 0).ok())
-        {
+        let attached = self.interfaces.keys();
+        for by_cpu in attached.filter_map(|ifindex| self.kernel.counters(*ifindex).ok()) {
             has_packets.resize(by_cpu.len(), false);
-            for (has, entry) in has_packets.iter_mut().zip(by_cpu.iter()) {
-                *has |= entry.0.counters.accepted > 0;
+            for (has, counters) in has_packets.iter_mut().zip(by_cpu) {
+                *has |= counters.accepted > 0;
             }
         }
         has_packets
@@ -503,7 +435,7 @@ impl Tap {
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tap")
-            .field("hook", &self.object.hook)
+            .field("hook", &self.kernel.hook())
             .finish_non_exhaustive()
     }
 }
@@ -541,8 +473,7 @@ fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapErr
 fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkWatch, Selected), TapError> {
     let runtime = Handle::current();
     let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-    let (present, is_whole) =
-        blocking(|| list(&mut links, control.as_fd(), selection)).map_err(TapError::List)?;
+    let (present, is_whole) = blocking(|| list(&mut links, selection)).map_err(TapError::List)?;
     let mut selected = select(present, selection)?;
     if !is_whole && !selection.is_by_name() {
         let note = selected.note.into_iter().chain([MAY_MISS_INTERFACES.to_owned()]);
@@ -552,15 +483,11 @@ fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkW
 }
 
 /// The links as far as they could be listed, with those that are asked for in any case, and whether there are no others.
-fn list(
-    links: &mut LinkWatch,
-    socket: BorrowedFd<'_>,
-    selection: &InterfaceSelection,
-) -> io::Result<(Vec<Link>, bool)> {
+fn list(links: &mut LinkWatch, selection: &InterfaceSelection) -> io::Result<(Vec<Link>, bool)> {
     let Links {
         links: mut present,
         is_whole,
-    } = links.list(socket)?;
+    } = links.list()?;
     if !is_whole && let Some(names) = selection.names() {
         links.find(names, &mut present)?;
     }
