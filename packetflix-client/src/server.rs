@@ -314,7 +314,8 @@ impl FromStr for Address {
         let wrong = || ServerError::Url(url.to_owned());
         if let Some(path) = url.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            return match Path::new(path).is_absolute() {
+            // As Unix has it: Windows would say of such a path that it is not whole.
+            return match path.starts_with('/') {
                 true => Ok(Self::Unix(path.into())),
                 false => Err(wrong()),
             };

@@ -8,6 +8,11 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
+use crate::{
+    setup,
+    shell::{cargo, execute},
+};
+
 /// Chooses the packages that are tested. All that is built for tests is built with this choice: with another, cargo would
 /// build what packages share anew, with other features.
 pub(crate) const PACKAGES: [&str; 3] = [
@@ -15,6 +20,9 @@ pub(crate) const PACKAGES: [&str; 3] = [
     "--exclude=packetflix-ebpf",
     "--exclude=packetflix-bench",
 ];
+
+/// Rust's target of the client for Windows.
+const WINDOWS: &str = "x86_64-pc-windows-gnu";
 
 /// A program of tests.
 pub(crate) struct TestProgram {
@@ -59,6 +67,19 @@ pub(crate) fn build(mut cargo: Command) -> anyhow::Result<Vec<TestProgram>> {
         .collect::<Result<_, _>>()?;
     programs.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(programs)
+}
+
+/// Builds the client for Windows, which a test runs with Wine.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn build_for_windows() -> anyhow::Result<()> {
+    setup::rust_target(WINDOWS)?;
+    execute(
+        cargo()
+            .args(["build", "--package=packetflix", "--bin=packetflix", "--target"])
+            .arg(WINDOWS),
+    )
 }
 
 /// What cargo says of a program of tests it has built, if this line says so.

@@ -85,6 +85,12 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("python3", "python3"),
 ];
 
+/// What builds for Windows. The package without `-win32` has the same twice, for two kinds of threads.
+const WINDOWS_COMPILER: Tool = Tool("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64-win32");
+
+/// What runs programs for Windows.
+const WINE: Tool = Tool("/usr/lib/wine/wine64", "wine64");
+
 /// What boots other kernels.
 const KERNEL_TOOLS: &[Tool] = &[
     Tool("busybox", "busybox-static"),
@@ -241,13 +247,18 @@ fn cargo_tool(name: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When something is missing and we may not install it, or installing fails; the sentence names it all.
 pub(crate) fn test_tools() -> anyhow::Result<()> {
-    install_missing(TEST_TOOLS)?;
+    // At once, since apt takes its time to look for what there is.
+    let windows = HAS_WINE.then_some([WINDOWS_COMPILER, WINE]);
+    install_missing(TEST_TOOLS.iter().chain(windows.iter().flatten()))?;
     cargo_deb()?;
     promtool()?;
     sshd()?;
     axe()?;
     kubernetes_schemas()
 }
+
+/// Whether programs for Windows on 64-bit PCs can be run here, as Wine does on these alone.
+pub(crate) const HAS_WINE: bool = cfg!(target_arch = "x86_64");
 
 /// What tries Prometheus' rules: the program alone, since its package starts a service where it is installed.
 fn promtool() -> anyhow::Result<()> {
@@ -394,10 +405,7 @@ pub(crate) fn linux_compiler(architecture: Architecture) -> anyhow::Result<()> {
 /// # Errors
 /// As [`test_tools`].
 pub(crate) fn windows_compiler() -> anyhow::Result<()> {
-    install_missing(&[
-        Tool("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64"),
-        Tool("zip", "zip"),
-    ])
+    install_missing(&[WINDOWS_COMPILER, Tool("zip", "zip")])
 }
 
 /// What tries them.
@@ -410,7 +418,7 @@ pub(crate) fn verify_tools(arm64: bool, windows: bool) -> anyhow::Result<()> {
         install_missing(&[Tool("qemu-aarch64", "qemu-user")])?;
     }
     if windows {
-        install_missing(&[Tool("/usr/lib/wine/wine64", "wine64"), Tool("unzip", "unzip")])?;
+        install_missing(&[WINE, Tool("unzip", "unzip")])?;
     }
     Ok(())
 }
@@ -497,9 +505,9 @@ pub(crate) fn bench_tools() -> anyhow::Result<()> {
     install_missing(BENCH_TOOLS)
 }
 
-fn install_missing(tools: &[Tool]) -> anyhow::Result<()> {
+fn install_missing<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> anyhow::Result<()> {
     let missing: Vec<&Tool> = tools
-        .iter()
+        .into_iter()
         .filter(|tool| find_program(tool.0).is_none())
         .collect();
     let programs: Vec<&str> = missing.iter().map(|tool| tool.0).collect();

@@ -1,6 +1,6 @@
 //! `cargo xtask test`
 
-use std::{process::Command, thread};
+use std::{process::Command, thread, time::Instant};
 
 use anyhow::{anyhow, bail};
 
@@ -60,6 +60,9 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     let programs = programs::build(cargo())?;
     if let Some(tools) = tools {
         tools.join().map_err(|_| anyhow!("setting up has panicked"))??;
+        if setup::HAS_WINE {
+            programs::build_for_windows()?;
+        }
     }
     let (mut rest, mut kernel) = (Vec::new(), Vec::new());
     for program in programs {
@@ -84,15 +87,18 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
     run(&kernel, args.name.as_deref(), &["--test-threads=1"])
 }
 
-/// Runs programs of tests, one after the other, until one fails.
+/// Runs programs of tests, one after the other, until one fails. Tells how long each has taken, so that it is seen where the
+/// time goes.
 fn run(programs: &[TestProgram], name: Option<&str>, flags: &[&str]) -> anyhow::Result<()> {
     for program in programs {
+        let begun = Instant::now();
         execute(
             Command::new(&program.file)
                 .current_dir(root().join(program.package()))
                 .args(name)
                 .args(flags),
         )?;
+        eprintln!("xtask: {}: {:.1} s", program.name, begun.elapsed().as_secs_f64());
     }
     Ok(())
 }

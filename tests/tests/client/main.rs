@@ -11,6 +11,9 @@ mod several;
 mod ssh;
 mod verbs;
 mod window;
+// Wine runs programs for 64-bit PCs on these alone.
+#[cfg(target_arch = "x86_64")]
+mod windows;
 
 use std::{
     fs,
