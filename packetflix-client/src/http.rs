@@ -1,6 +1,6 @@
 //! A request and its answer.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -27,6 +27,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most bytes of an answer.
 const MAX_LEN: usize = 64 << 20;
+
+/// Where a server tells its version, and its name there.
+const VERSION: &str = "/version";
+const NAME: &str = "packetflix";
+
+/// Most bytes of that.
+const MAX_VERSION_LEN: usize = 64 * 1024;
+
+/// Header in which a server tells its time beside its version: nanoseconds since 1970, UTC.
+const TIME: &str = "packetflix-time";
+
+/// How often it is asked for that. The quickest answer tells most.
+const READINGS: usize = 4;
+
+type Sender = http1::SendRequest<Empty<Bytes>>;
 
 /// Why there is no answer, or another than was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -136,9 +151,9 @@ impl Answer {
         Some(self.response.headers().get(name)?.to_str().ok()?.to_owned())
     }
 
-    async fn body(self, address: &Address) -> Result<Bytes, RequestError> {
+    async fn body(self, address: &Address, max_len: usize) -> Result<Bytes, RequestError> {
         let _driver = self.driver;
-        let body = timeout(PATIENCE, Limited::new(self.response, MAX_LEN).collect())
+        let body = timeout(PATIENCE, Limited::new(self.response, max_len).collect())
             .await
             .map_err(|_| RequestError::Late(address.clone()))?
             .map_err(|error| RequestError::Body(address.clone(), error))?;
@@ -148,7 +163,7 @@ impl Answer {
     /// The error that this answer is.
     pub(crate) async fn into_error(self, address: &Address) -> RequestError {
         let status = self.response.status();
-        match self.body(address).await {
+        match self.body(address, MAX_LEN).await {
             Ok(body) => Refusal::read(status, &body)
                 .or_else(|| Refusal::too_long(status))
                 .map_or_else(|| RequestError::Other(address.clone()), RequestError::Refused),
@@ -164,6 +179,14 @@ pub(crate) async fn send(
     path: &str,
     headers: HeaderMap,
 ) -> Result<Answer, RequestError> {
+    let mut request = request(server, method, path)?;
+    request.headers_mut().extend(headers);
+    let (mut sender, driver) = open(server).await?;
+    let response = exchange(server, &mut sender, request).await?;
+    Ok(Answer { response, driver })
+}
+
+fn request(server: &Server, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
     let address = &server.address;
     let mut request = Request::builder()
         .method(method)
@@ -172,24 +195,39 @@ pub(crate) async fn send(
     if let Some(token) = &server.token {
         request = request.header(AUTHORIZATION, token.bearer());
     }
-    let mut request = request.body(Empty::<Bytes>::new())?;
-    request.headers_mut().extend(headers);
+    request.body(Empty::new())
+}
 
-    let not_http = |error| match address {
-        Address::Ssh { .. } => RequestError::Ssh(address.clone()),
-        _ => RequestError::NotHttp(address.clone(), error),
-    };
+/// Opens a connection, which ends with what drives it.
+async fn open(server: &Server) -> Result<(Sender, AbortOnDropHandle<()>), RequestError> {
     let stream = TokioIo::new(connect(server).await?);
-    let (mut sender, connection) = http1::handshake(stream).await.map_err(not_http)?;
+    let (sender, connection) = http1::handshake(stream)
+        .await
+        .map_err(|error| not_http(server, error))?;
     let driver = AbortOnDropHandle::new(tokio::spawn(async {
         // Whoever waits for the answer is told the same.
         let _ = connection.with_upgrades().await;
     }));
-    let response = timeout(PATIENCE, sender.send_request(request))
+    Ok((sender, driver))
+}
+
+async fn exchange(
+    server: &Server,
+    sender: &mut Sender,
+    request: Request<Empty<Bytes>>,
+) -> Result<Response<Incoming>, RequestError> {
+    timeout(PATIENCE, sender.send_request(request))
         .await
-        .map_err(|_| RequestError::Late(address.clone()))?
-        .map_err(not_http)?;
-    Ok(Answer { response, driver })
+        .map_err(|_| RequestError::Late(server.address.clone()))?
+        .map_err(|error| not_http(server, error))
+}
+
+fn not_http(server: &Server, error: hyper::Error) -> RequestError {
+    let address = server.address.clone();
+    match address {
+        Address::Ssh { .. } => RequestError::Ssh(address),
+        _ => RequestError::NotHttp(address, error),
+    }
 }
 
 /// What a server answers to a GET, as bytes of JSON.
@@ -197,9 +235,17 @@ pub(crate) async fn send(
 /// # Errors
 /// When it refuses, or there is no such answer.
 pub async fn get(server: &Server, path: &str) -> Result<Bytes, RequestError> {
+    get_within(server, path, MAX_LEN).await
+}
+
+/// The same, of so many bytes at most.
+///
+/// # Errors
+/// When it refuses, or there is no such answer, or a longer one.
+pub async fn get_within(server: &Server, path: &str, max_len: usize) -> Result<Bytes, RequestError> {
     let answer = send(server, Method::GET, path, HeaderMap::new()).await?;
     match answer.response.status() {
-        StatusCode::OK => answer.body(&server.address).await,
+        StatusCode::OK => answer.body(&server.address, max_len).await,
         _ => Err(answer.into_error(&server.address).await),
     }
 }
@@ -211,6 +257,92 @@ pub async fn get(server: &Server, path: &str) -> Result<Bytes, RequestError> {
 pub async fn get_json<T: DeserializeOwned>(server: &Server, path: &str) -> Result<T, RequestError> {
     let body = get(server, path).await?;
     serde_json::from_slice(&body).map_err(|_| RequestError::Other(server.address.clone()))
+}
+
+/// What a server says of itself, and how its clock stands to ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The version of its program.
+    pub version: String,
+    /// How its clock stands, where it tells the time.
+    pub clock: Option<ClockReading>,
+}
+
+/// How the clock of a server stands to ours: by the time that it told in an answer, which it told somewhere between our request
+/// and the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockReading {
+    /// By how many nanoseconds it is ahead of ours; negative where it is behind.
+    pub ahead: i64,
+    /// By how many nanoseconds that may be wrong: half of the time that the answer took.
+    pub uncertainty: u64,
+}
+
+#[derive(Deserialize)]
+struct VersionBody {
+    name: String,
+    version: String,
+}
+
+/// Asks a server for its version, and for its time as often as makes a good reading of its clock.
+///
+/// # Errors
+/// When it refuses, or is no packetflix.
+pub async fn greet(server: &Server) -> Result<Greeting, RequestError> {
+    let other = || RequestError::Other(server.address.clone());
+    let (mut sender, _driver) = open(server).await?;
+    let mut greeting: Option<Greeting> = None;
+    for _ in 0..READINGS {
+        let before = nanoseconds_now();
+        let answer = exchange(server, &mut sender, request(server, Method::GET, VERSION)?).await?;
+        let after = nanoseconds_now();
+        let clock = time_in(answer.headers()).and_then(|time| ClockReading::of(before, time, after));
+        let best = greeting.as_ref().and_then(|greeting| greeting.clock);
+        let clock = best
+            .into_iter()
+            .chain(clock)
+            .min_by_key(|reading| reading.uncertainty);
+        let body = timeout(PATIENCE, Limited::new(answer, MAX_VERSION_LEN).collect());
+        let body = body
+            .await
+            .map_err(|_| RequestError::Late(server.address.clone()))?
+            .map_err(|error| RequestError::Body(server.address.clone(), error))?;
+        let body: VersionBody = serde_json::from_slice(&body.to_bytes()).map_err(|_| other())?;
+        if body.name != NAME {
+            return Err(other());
+        }
+        greeting = Some(Greeting {
+            version: body.version,
+            clock,
+        });
+        if clock.is_none() || sender.ready().await.is_err() {
+            break;
+        }
+    }
+    greeting.ok_or_else(other)
+}
+
+impl ClockReading {
+    /// Of a time that was told between two of ours.
+    fn of(before: u128, told: u128, after: u128) -> Option<Self> {
+        let took = after.checked_sub(before)?;
+        let middle = i128::try_from(before + took / 2).ok()?;
+        let ahead = i128::try_from(told).ok()? - middle;
+        Some(Self {
+            ahead: i64::try_from(ahead).ok()?,
+            uncertainty: u64::try_from(took / 2).ok()?,
+        })
+    }
+}
+
+/// The time that a server tells, in nanoseconds since 1970.
+fn time_in(headers: &HeaderMap) -> Option<u128> {
+    headers.get(TIME)?.to_str().ok()?.parse().ok()
+}
+
+fn nanoseconds_now() -> u128 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_nanos())
 }
 
 /// Has a server delete something.
@@ -228,6 +360,17 @@ pub async fn delete(server: &Server, path: &str) -> Result<(), RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_are_read_in_the_middle_of_the_road() {
+        let reading = |ahead, uncertainty| Some(ClockReading { ahead, uncertainty });
+        assert_eq!(ClockReading::of(1000, 1100, 1200), reading(0, 100));
+        assert_eq!(ClockReading::of(1000, 6_100, 1200), reading(5000, 100));
+        assert_eq!(ClockReading::of(1000, 0, 1201), reading(-1100, 100));
+        // Our own was set back meanwhile, and what it tells is no time of today.
+        assert_eq!(ClockReading::of(1200, 1100, 1000), None);
+        assert_eq!(ClockReading::of(0, u128::MAX, 10), None);
+    }
 
     #[test]
     fn refusals_say_what_to_do() {

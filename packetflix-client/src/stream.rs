@@ -61,6 +61,24 @@ pub struct CaptureStream {
     _reader: AbortOnDropHandle<()>,
 }
 
+/// How much of a stream is held that nobody has taken yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most bytes of a message.
+    pub message_len: usize,
+    /// Most messages that wait.
+    pub pieces: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            message_len: MAX_MESSAGE_LEN,
+            pieces: QUEUED_PIECES,
+        }
+    }
+}
+
 /// A piece of the stream, or its end.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
@@ -137,10 +155,22 @@ impl CaptureStream {
     /// # Errors
     /// When the server refuses it, or cannot be reached.
     pub async fn open(server: &Server, request: &CaptureRequest) -> Result<Self, OpenError> {
+        let opened = Self::open_at(server, &request.path(), &Bounds::default()).await;
+        opened.map_err(|error| match error {
+            OpenError::Request(error) => refusal(error, &request.target),
+            error => error,
+        })
+    }
+
+    /// Starts the capture that a path with its query asks for, within bounds.
+    ///
+    /// # Errors
+    /// When the server refuses it, or cannot be reached.
+    pub async fn open_at(server: &Server, path: &str, bounds: &Bounds) -> Result<Self, OpenError> {
         let key = generate_key();
-        let answer = http::send(server, Method::GET, &request.path(), upgrade_headers(&key)).await?;
+        let answer = http::send(server, Method::GET, path, upgrade_headers(&key)).await?;
         if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(answer.into_error(&server.address).await, &request.target));
+            return Err(answer.into_error(&server.address).await.into());
         }
         if answer.header("sec-websocket-accept") != Some(accept_of(&key)) {
             return Err(OpenError::Handshake("it does not know the key"));
@@ -151,11 +181,11 @@ impl CaptureStream {
             .map_err(OpenError::Upgrade)?;
         let socket = WebSocket::after_handshake(TokioIo::new(upgraded), Role::Client);
         let (mut reader, writer) = socket.split(tokio::io::split);
-        reader.set_max_message_size(MAX_MESSAGE_LEN);
+        reader.set_max_message_size(bounds.message_len);
         // A ping is heard of the server, and so has to be seen.
         reader.set_auto_pong(false);
         let writer = Arc::new(Mutex::new(writer));
-        let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
+        let (sender, pieces) = mpsc::channel(bounds.pieces);
         let reading = tokio::spawn(read(reader, Arc::clone(&writer), sender));
         Ok(Self {
             pieces,
