@@ -46,6 +46,7 @@ mod session;
 mod sys;
 pub mod tap;
 mod text;
+mod timeline;
 mod turns;
 mod units;
 

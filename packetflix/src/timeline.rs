@@ -16,21 +16,20 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::{limits::Limit, packets::MAX_BATCH_LEN};
-use crate::{
-    pcapng::{
-        EncodedBlock, EncodedPacket, InterfaceDescription, InterfaceStatistics, LinkType, MAX_STATISTICS_LEN,
-        MIN_PACKET_LEN, SNAPLEN,
-    },
-    tap::CLOCK_WAS_SET_BACK,
+use crate::pcapng::{
+    EncodedBlock, EncodedPacket, InterfaceDescription, InterfaceStatistics, LinkType, MAX_STATISTICS_LEN,
+    MIN_PACKET_LEN, SNAPLEN,
 };
+
+/// Most bytes of a piece, but for a single block that is longer.
+const MAX_PIECE_LEN: usize = 256 * 1024;
 
 /// Where the number of its interface stands in a packet's block.
 const INTERFACE_AT: usize = 8;
 
 /// The section, up to what was last taken from it.
 #[derive(Debug)]
-pub(super) struct Timeline {
+pub(crate) struct Timeline {
     sources: BTreeMap<u64, Source>,
     /// Time and source of the first packet of those that have one.
     heads: BinaryHeap<Reverse<(u64, u64)>>,
@@ -46,19 +45,28 @@ pub(super) struct Timeline {
     /// No packet more fits into the piece.
     is_full: bool,
     bounds: Bounds,
+    /// How far in the future the time of a packet may lie, in nanoseconds.
+    foresight: u64,
     left: Left,
-    reached: Option<Limit>,
+    reached: Option<Bound>,
     /// Packets are passed on no longer.
     is_cut: bool,
 }
 
 /// Where the section ends at the latest.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Packets.
-    pub(super) packets: Option<u64>,
+    pub(crate) packets: Option<u64>,
     /// Bytes of the whole section.
-    pub(super) bytes: Option<u64>,
+    pub(crate) bytes: Option<u64>,
+}
+
+/// The bound that a section has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bound {
+    Packets(u64),
+    Bytes(u64),
 }
 
 /// How much may still be written.
@@ -70,26 +78,28 @@ struct Left {
 
 /// A piece of the section, to be sent as one message.
 #[derive(Debug, Default)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// Whole blocks.
-    pub(super) blocks: BytesMut,
+    pub(crate) blocks: BytesMut,
     /// What of that is of which source.
-    pub(super) parts: BTreeMap<u64, Part>,
+    pub(crate) parts: BTreeMap<u64, Part>,
 }
 
 /// What a piece has of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Part {
-    pub(super) packets: u64,
-    pub(super) bytes: usize,
+pub(crate) struct Part {
+    pub(crate) packets: u64,
+    pub(crate) bytes: usize,
     /// When the first packet was captured, in nanoseconds since 1970.
-    pub(super) oldest: u64,
+    pub(crate) oldest: u64,
 }
 
 #[derive(Debug, Default)]
 struct Source {
     /// Empty, or beginning with a packet.
     blocks: Bytes,
+    /// By how much its clock is ahead of the others', in nanoseconds.
+    ahead: i64,
     /// How many interfaces it has described.
     described: u32,
     /// By their numbers in the source, those without final statistics.
@@ -113,8 +123,9 @@ struct Interface {
 }
 
 impl Timeline {
-    /// Begins with a section header.
-    pub(super) fn begin(section_header: BytesMut, bounds: Bounds) -> Self {
+    /// Begins with a section header. A packet of a time that lies further than `foresight` nanoseconds in the future is from
+    /// before a clock was set back, and waits for nothing.
+    pub(crate) fn begin(section_header: BytesMut, bounds: Bounds, foresight: u64) -> Self {
         let len = section_header.len() as u64;
         Self {
             sources: BTreeMap::new(),
@@ -129,6 +140,7 @@ impl Timeline {
             done: VecDeque::new(),
             is_full: false,
             bounds,
+            foresight,
             left: Left {
                 packets: bounds.packets.unwrap_or(u64::MAX),
                 bytes: bounds.bytes.unwrap_or(u64::MAX).saturating_sub(len),
@@ -138,19 +150,24 @@ impl Timeline {
         }
     }
 
-    /// One more source, which has to be given what it tells.
-    pub(super) fn add(&mut self, source: u64) {
-        self.sources.insert(source, Source::default());
+    /// One more source, which has to be given what it tells. Its clock is ahead of the others' by so many nanoseconds, by which
+    /// its packets are put among theirs; their times stay what they are.
+    pub(crate) fn add(&mut self, source: u64, ahead: i64) {
+        let of = Source {
+            ahead,
+            ..Source::default()
+        };
+        self.sources.insert(source, of);
         self.hungry.push(source);
     }
 
     /// Those that have told all that they were given since this was last asked: they may be given more.
-    pub(super) fn take_hungry(&mut self) -> Vec<u64> {
+    pub(crate) fn take_hungry(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.hungry)
     }
 
     /// The next blocks of a source that has told all others; `now` is in nanoseconds since 1970.
-    pub(super) fn give(&mut self, source: u64, blocks: Bytes, now: u64) {
+    pub(crate) fn give(&mut self, source: u64, blocks: Bytes, now: u64) {
         if let Some(of) = self.sources.get_mut(&source) {
             debug_assert!(of.blocks.is_empty());
             of.blocks = blocks;
@@ -159,7 +176,7 @@ impl Timeline {
     }
 
     /// What a source has yet to pass on is not told.
-    pub(super) fn discard(&mut self, source: u64) {
+    pub(crate) fn discard(&mut self, source: u64) {
         self.heads.retain(|Reverse((_, other))| *other != source);
         if let Some(of) = self.sources.get_mut(&source) {
             of.blocks = Bytes::new();
@@ -168,7 +185,7 @@ impl Timeline {
     }
 
     /// A source ends behind what it was given.
-    pub(super) fn end(&mut self, source: u64, now: u64) {
+    pub(crate) fn end(&mut self, source: u64, now: u64) {
         if let Some(of) = self.sources.get_mut(&source) {
             of.has_ended = true;
             if of.blocks.is_empty() {
@@ -178,21 +195,21 @@ impl Timeline {
     }
 
     /// Whether packets wait for others that may be older.
-    pub(super) fn has_waiting(&self) -> bool {
+    pub(crate) fn has_waiting(&self) -> bool {
         !self.heads.is_empty()
     }
 
     /// The limit that is reached, if one is.
-    pub(super) fn reached(&self) -> Option<Limit> {
+    pub(crate) fn reached(&self) -> Option<Bound> {
         self.reached
     }
 
     /// Passes on packets that were captured until then, oldest first, as many as fit into a piece, or until a source has told all
     /// that it was given: it may have more to tell that is older than what others have.
-    pub(super) fn pass_on(&mut self, until: u64, now: u64) {
+    pub(crate) fn pass_on(&mut self, until: u64, now: u64) {
         while self.hungry.is_empty()
             && let Some(Reverse((time, source))) = self.heads.peek().copied()
-            && !waits(time, until, now)
+            && !waits(time, until, now, self.foresight)
             && !self.is_full
             && self.reached.is_none()
         {
@@ -204,7 +221,7 @@ impl Timeline {
     }
 
     /// Passes on no more packets. What the sources still say of their interfaces counts for what was passed on.
-    pub(super) fn cut(&mut self, now: u64) {
+    pub(crate) fn cut(&mut self, now: u64) {
         self.is_cut = true;
         self.heads.clear();
         let sources: Vec<u64> = self.sources.keys().copied().collect();
@@ -217,7 +234,7 @@ impl Timeline {
     }
 
     /// Tells why something that is called so is not captured, as an interface without packets; tells whether there was room.
-    pub(super) fn tell(&mut self, name: &str, sentence: &str, now: u64) -> bool {
+    pub(crate) fn tell(&mut self, name: &str, sentence: &str, now: u64) -> bool {
         let mut blocks = BytesMut::new();
         InterfaceDescription {
             link_type: LinkType::Ethernet,
@@ -249,7 +266,7 @@ impl Timeline {
     }
 
     /// Writes blocks that are about no interface, such as names; tells whether there was room.
-    pub(super) fn write_others(&mut self, blocks: &[u8]) -> bool {
+    pub(crate) fn write_others(&mut self, blocks: &[u8]) -> bool {
         let has_room = blocks.len() as u64 <= self.room();
         if has_room {
             self.write(blocks);
@@ -258,12 +275,12 @@ impl Timeline {
     }
 
     /// Whether no packet more fits into what there is to send.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.is_full
     }
 
     /// What there is to send, if anything.
-    pub(super) fn take(&mut self) -> Option<Piece> {
+    pub(crate) fn take(&mut self) -> Option<Piece> {
         self.is_full = false;
         if let Some(piece) = self.done.pop_front() {
             return Some(piece);
@@ -279,7 +296,7 @@ impl Timeline {
     }
 
     fn write(&mut self, blocks: &[u8]) {
-        if self.piece.blocks.len() + blocks.len() > MAX_BATCH_LEN {
+        if self.piece.blocks.len() + blocks.len() > MAX_PIECE_LEN {
             self.done.push_back(std::mem::take(&mut self.piece));
         }
         self.piece.blocks.extend_from_slice(blocks);
@@ -297,10 +314,11 @@ impl Timeline {
             match block {
                 EncodedBlock::Packet(packet) if self.is_cut => of.leave_out(&packet),
                 EncodedBlock::Packet(packet) => {
-                    if until.is_none_or(|until| waits(packet.timestamp, until, now))
+                    let time = of.time_of(&packet);
+                    if until.is_none_or(|until| waits(time, until, now, self.foresight))
                         || !self.put_packet(source, &mut of, &packet, &blocks[..len])
                     {
-                        self.heads.push(Reverse((packet.timestamp, source)));
+                        self.heads.push(Reverse((time, source)));
                         break;
                     }
                 }
@@ -333,15 +351,15 @@ impl Timeline {
             return true;
         };
         if self.left.packets == 0 {
-            self.reached = self.bounds.packets.map(Limit::Packets);
+            self.reached = self.bounds.packets.map(Bound::Packets);
             return false;
         }
         if block.len() as u64 > self.room() {
-            self.reached = self.bounds.bytes.map(Limit::Bytes);
+            self.reached = self.bounds.bytes.map(Bound::Bytes);
             return false;
         }
         let begun = self.piece.blocks.len();
-        if begun > 0 && begun + block.len() > MAX_BATCH_LEN {
+        if begun > 0 && begun + block.len() > MAX_PIECE_LEN {
             self.is_full = true;
             return false;
         }
@@ -353,15 +371,15 @@ impl Timeline {
         self.left.packets -= 1;
         let part = self.piece.parts.entry(source).or_default();
         if part.packets == 0 {
-            part.oldest = packet.timestamp;
+            part.oldest = of.time_of(packet);
         }
         part.packets += 1;
         part.bytes += block.len();
         // At once, and not with the next, which may never come.
         if self.left.packets == 0 {
-            self.reached = self.bounds.packets.map(Limit::Packets);
+            self.reached = self.bounds.packets.map(Bound::Packets);
         } else if self.room() < MIN_PACKET_LEN as u64 {
-            self.reached = self.bounds.bytes.map(Limit::Bytes);
+            self.reached = self.bounds.bytes.map(Bound::Bytes);
         }
         true
     }
@@ -375,7 +393,7 @@ impl Timeline {
         }
         let len = (block.len() + MAX_STATISTICS_LEN) as u64;
         if len > self.room() {
-            self.reached = self.reached.or(self.bounds.bytes.map(Limit::Bytes));
+            self.reached = self.reached.or(self.bounds.bytes.map(Bound::Bytes));
             return;
         }
         let interface = Interface {
@@ -455,11 +473,18 @@ impl Timeline {
 
 /// Whether a packet of this time waits for what was captured until then. One that lies further in the future than a clock goes
 /// wrong is from before that was set back: nothing waits until its time comes again.
-fn waits(time: u64, until: u64, now: u64) -> bool {
-    time > until && time < now.saturating_add(CLOCK_WAS_SET_BACK)
+fn waits(time: u64, until: u64, now: u64, foresight: u64) -> bool {
+    time > until && time < now.saturating_add(foresight)
 }
 
 impl Source {
+    /// When a packet was captured, by the clock of the others.
+    fn time_of(&self, packet: &EncodedPacket) -> u64 {
+        packet
+            .timestamp
+            .saturating_add_signed(self.ahead.saturating_neg())
+    }
+
     /// A packet comes behind the cut.
     fn leave_out(&mut self, packet: &EncodedPacket) {
         if let Some(interface) = self.interfaces.get_mut(&packet.interface_id) {
@@ -478,6 +503,7 @@ mod tests {
 
     /// Times of packets are multiples of this, in nanoseconds, and before this one.
     const STEP: u64 = 10_000_000;
+    const SECOND: u64 = 1_000_000_000;
     const NOW: u64 = 1000 * STEP;
 
     /// What a source tells: packets with their times, each of one of its two interfaces, and how many were lost before.
@@ -616,11 +642,11 @@ mod tests {
     }
 
     /// Gives all that sources tell to a timeline, in steps of time; what was captured until a step is given before it.
-    fn run(sources: &[(Told, usize)], bounds: Bounds, tells_end: bool, step: u64) -> (Read, Option<Limit>) {
-        let mut timeline = Timeline::begin(BytesMut::new(), bounds);
+    fn run(sources: &[(Told, usize)], bounds: Bounds, tells_end: bool, step: u64) -> (Read, Option<Bound>) {
+        let mut timeline = Timeline::begin(BytesMut::new(), bounds, SECOND);
         let mut queues: Vec<VecDeque<Bytes>> = Vec::new();
         for (source, (told, each)) in sources.iter().enumerate() {
-            timeline.add(source as u64);
+            timeline.add(source as u64, 0);
             queues.push(messages(told, *each, source as u8, tells_end).into());
         }
         let mut read = Read::default();
@@ -691,7 +717,7 @@ mod tests {
                 && reached.is_none());
             prop_assert!(packets.is_none_or(|packets| read.packets.len() as u64 <= packets));
             prop_assert!(bytes.is_none_or(|bytes| read.len as u64 <= bytes), "{} of {:?}", read.len, bytes);
-            if let (Some(Limit::Packets(_)), Some(packets)) = (reached, packets) {
+            if let (Some(Bound::Packets(_)), Some(packets)) = (reached, packets) {
                 prop_assert_eq!(read.packets.len() as u64, packets);
             }
             prop_assert_eq!(read.last.len(), read.interfaces as usize);
@@ -705,9 +731,9 @@ mod tests {
 
     #[test]
     fn what_is_not_told_any_more_holds_nothing_up() {
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default());
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
         for source in 0..2 {
-            timeline.add(source);
+            timeline.add(source, 0);
             let told = vec![(10 + source, 0, 0), (20 + source, 1, 0)];
             timeline.give(source, messages(&told, 9, source as u8, false).concat().into(), 5);
         }
@@ -725,7 +751,7 @@ mod tests {
 
     #[test]
     fn packet_waits_for_older_ones_however_old_and_not_for_a_clock_that_was_set_back() {
-        let second = CLOCK_WAS_SET_BACK;
+        let second = SECOND;
         let now = 100 * second;
         for (time, until, expected) in [
             (now - second, now - second, false),
@@ -735,13 +761,13 @@ mod tests {
             (now + second, now, false),
             (u64::MAX, now, false),
         ] {
-            assert_eq!(waits(time, until, now), expected, "{time} {until}");
+            assert_eq!(waits(time, until, now, second), expected, "{time} {until}");
         }
     }
 
     #[test]
     fn sentence_is_an_interface_without_packets() {
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default());
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
         assert!(timeline.tell("web", "not captured: too many", 5));
         let mut read = Read::default();
         read.read(&timeline.take().unwrap());
@@ -750,6 +776,6 @@ mod tests {
             bytes: Some(50),
             ..Bounds::default()
         };
-        assert!(!Timeline::begin(BytesMut::new(), bounds).tell("web", "not captured", 5));
+        assert!(!Timeline::begin(BytesMut::new(), bounds, SECOND).tell("web", "not captured", 5));
     }
 }

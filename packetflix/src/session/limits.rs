@@ -17,7 +17,7 @@ use super::{
     schedule::StatisticsPace,
     window::{MAX_DESCRIPTIONS, PacketCount},
 };
-use crate::pcapng::EncodedPacket;
+use crate::{pcapng::EncodedPacket, timeline::Bound};
 
 /// What a client gets at most; `None` is any amount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,15 @@ pub(crate) enum Limit {
     MaxDuration(Duration),
     /// Descriptions of interfaces that are kept for a client.
     Untold,
+}
+
+impl From<Bound> for Limit {
+    fn from(bound: Bound) -> Self {
+        match bound {
+            Bound::Packets(packets) => Self::Packets(packets),
+            Bound::Bytes(bytes) => Self::Bytes(bytes),
+        }
+    }
 }
 
 /// Not even what every stream begins and ends with can be sent.

@@ -26,12 +26,13 @@ use super::{
     packets::MAX_BATCH_LEN,
     reader::MERGE_WINDOW,
     stream::encode_section_header,
-    timeline::{Bounds, Part, Piece, Timeline},
 };
 use crate::{
     capture_end::CaptureEnd,
     captures::{Capture, RunningCapture, RunningStream},
     pcapng::{CaptureComment, MAX_STATISTICS_LEN},
+    tap::CLOCK_WAS_SET_BACK,
+    timeline::{Bounds, Part, Piece, Timeline},
 };
 
 /// Packets are passed on no more often: what comes meanwhile is looked through in one go.
@@ -280,7 +281,7 @@ impl MergedSession {
         let (sender, arrivals) = mpsc::channel(QUEUED_ARRIVALS);
         let session = Self {
             running,
-            timeline: Timeline::begin(header, bounds),
+            timeline: Timeline::begin(header, bounds, CLOCK_WAS_SET_BACK),
             members: BTreeMap::new(),
             next_member: 0,
             steps: FuturesUnordered::new(),
@@ -324,7 +325,7 @@ impl MergedSession {
         let id = self.next_member;
         self.next_member += 1;
         self.joined += 1;
-        self.timeline.add(id);
+        self.timeline.add(id, 0);
         if let Some(names) = &mut self.names {
             names.told.see_from(session.netns());
         }
@@ -410,7 +411,7 @@ impl MergedSession {
     /// Why it ended, and what it amounted to.
     pub(crate) fn end(&self) -> (Ended, Totals) {
         let ended = match (self.timeline.reached(), &self.last) {
-            (Some(limit), _) => Ended::Limit(limit),
+            (Some(bound), _) => Ended::Limit(bound.into()),
             _ if self.running.is_ended_by_operator() => Ended::ByOperator,
             _ if self.revoked.is_some() => Ended::Revoked(self.revoked.clone().unwrap_or_default()),
             _ if self.stop.is_cancelled() => {
@@ -534,7 +535,7 @@ impl MergedSession {
         self.totals.delivered += totals.delivered;
         self.totals.dropped += totals.dropped;
         let ended = match self.timeline.reached() {
-            Some(limit) => Ended::Limit(limit),
+            Some(bound) => Ended::Limit(bound.into()),
             None => ended,
         };
         let Totals { delivered, dropped } = totals;
@@ -579,7 +580,7 @@ impl MergedSession {
             };
             self.timeline.pass_on(until, now());
             if let Some(limit) = self.timeline.reached() {
-                self.cut_at(limit);
+                self.cut_at(limit.into());
             }
             if self.ask_the_hungry() == 0 {
                 // What waits is too young.

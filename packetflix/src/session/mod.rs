@@ -24,7 +24,6 @@ mod stream;
 mod tally;
 #[cfg(test)]
 mod tests;
-mod timeline;
 pub(crate) mod window;
 
 use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};
