@@ -51,6 +51,8 @@ pub enum Verb {
         #[command(flatten)]
         args: Args,
     },
+    /// Serve the captures of several hosts at one address: a gateway to the packetflix of each
+    Gateway(Box<GatewayArgs>),
     /// What a client does.
     #[command(flatten)]
     Client(packetflix_client::cli::Verb),
@@ -59,6 +61,81 @@ pub enum Verb {
 /// Flags, each also as an environment variable. `docs/flags.md` has a table of them, which `cargo xtask docs` makes from here.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
+    /// Who is let in, and how much they may have.
+    #[command(flatten)]
+    pub frontend: FrontendArgs,
+
+    /// Name of this host, as its streams and lists have it. By default it is the name that the host calls itself
+    #[arg(long, env = "PACKETFLIX_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Where in the kernel packets are seen
+    #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
+    pub hook: Hook,
+
+    /// Size of one ring, such as 4MiB: a power of two from 512 KiB to 1 GiB (KiB, MiB and GiB are understood). A capture has a ring for
+    /// each CPU that is online, and one more where further CPUs may come. By default these share 64 MiB, 1 to 32 MiB each,
+    /// and less when --ring-memory gets scarce
+    #[arg(long, env = "PACKETFLIX_RING_SIZE", value_name = "SIZE", value_parser = parse_size)]
+    pub ring_size: Option<u64>,
+
+    /// Most memory of the rings of all captures together. A sixteenth of it is kept for callers with the scope admin. By
+    /// default it is an eighth of what the machine, or the control group of this process, has
+    #[arg(long, env = "PACKETFLIX_RING_MEMORY", value_name = "SIZE", value_parser = parse_size)]
+    pub ring_memory: Option<u64>,
+
+    /// How many captures of one network namespace may run at the same time
+    #[arg(
+        long,
+        env = "PACKETFLIX_MAX_CAPTURES_PER_TARGET",
+        value_name = "COUNT",
+        default_value_t = 64
+    )]
+    pub max_captures_per_target: u16,
+
+    /// How many packets a capture may have in a second, on all its interfaces, and as many at once after a pause. More are
+    /// dropped in the kernel, and counted as dropped. By default it is any number
+    #[arg(long, env = "PACKETFLIX_MAX_PACKET_RATE", value_name = "COUNT", value_parser = value_parser!(u64).range(1..))]
+    pub max_packet_rate: Option<u64>,
+
+    /// How many bytes of packets a capture may have in a second, such as 100MiB, of what snaplen= leaves of them (KiB, MiB
+    /// and GiB are understood). Packets over that are dropped in the kernel, and counted as dropped. By default it is any
+    /// number
+    #[arg(long, env = "PACKETFLIX_MAX_BYTE_RATE", value_name = "SIZE", value_parser = parse_size)]
+    pub max_byte_rate: Option<u64>,
+
+    /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]. Without this, --gw-port
+    /// and --proxy-discovery, packetflix finds the targets itself
+    #[arg(long, env = "PACKETFLIX_DISCOVERY_SERVICE", value_name = "HOST")]
+    pub discovery_service: Option<String>,
+
+    /// TCP port of the discovery service [default: 5000]. The service does not start where that is its own port
+    #[arg(long, env = "PACKETFLIX_GW_PORT", value_name = "PORT")]
+    pub gw_port: Option<u16>,
+
+    /// Hand requests for /discover/…, and all that are not for packetflix, to the discovery service
+    #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY", value_parser = parse_switch)]
+    pub proxy_discovery: bool,
+
+    /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places. May be
+    /// given more than once; in the variable, separated by commas
+    #[arg(
+        long,
+        env = "PACKETFLIX_ENGINE_SOCKET",
+        value_name = "PATH",
+        value_delimiter = ','
+    )]
+    pub engine_socket: Vec<PathBuf>,
+
+    /// Let the names of hosts, networks, ports and protocols in filters be looked up, for which clients then make the
+    /// server ask its resolver
+    #[arg(long, env = "PACKETFLIX_RESOLVE_FILTER_NAMES", value_parser = parse_switch)]
+    pub resolve_filter_names: bool,
+}
+
+/// Flags of whatever is asked over HTTP: where it listens, whom it lets in, how much these may have, and what is logged of it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FrontendArgs {
     /// TCP port, over IPv4 and IPv6. It is open at all addresses if callers have to show a token or a certificate
     /// (--token-file, --tls-client-ca), or if --open-to-everyone is given; else on loopback only. 0 takes any free port,
     /// which the log names
@@ -139,21 +216,6 @@ pub struct Args {
     )]
     pub max_connections_per_address: u16,
 
-    /// Where in the kernel packets are seen
-    #[arg(long, env = "PACKETFLIX_HOOK", value_enum, default_value_t = Hook::Socket)]
-    pub hook: Hook,
-
-    /// Size of one ring, such as 4MiB: a power of two from 512 KiB to 1 GiB (KiB, MiB and GiB are understood). A capture has a ring for
-    /// each CPU that is online, and one more where further CPUs may come. By default these share 64 MiB, 1 to 32 MiB each,
-    /// and less when --ring-memory gets scarce
-    #[arg(long, env = "PACKETFLIX_RING_SIZE", value_name = "SIZE", value_parser = parse_size)]
-    pub ring_size: Option<u64>,
-
-    /// Most memory of the rings of all captures together. A sixteenth of it is kept for callers with the scope admin. By
-    /// default it is an eighth of what the machine, or the control group of this process, has
-    #[arg(long, env = "PACKETFLIX_RING_MEMORY", value_name = "SIZE", value_parser = parse_size)]
-    pub ring_memory: Option<u64>,
-
     /// How many captures may run at the same time. One of sixteen is kept for callers with the scope admin, as of those of a
     /// namespace
     #[arg(
@@ -174,29 +236,9 @@ pub struct Args {
     )]
     pub max_captures_per_client: u16,
 
-    /// How many captures of one network namespace may run at the same time
-    #[arg(
-        long,
-        env = "PACKETFLIX_MAX_CAPTURES_PER_TARGET",
-        value_name = "COUNT",
-        default_value_t = 64
-    )]
-    pub max_captures_per_target: u16,
-
     /// How long a capture may take, such as 8h (ms, s, m and h are understood). By default it is for ever
     #[arg(long, env = "PACKETFLIX_MAX_DURATION", value_name = "DURATION", value_parser = parse_duration)]
     pub max_duration: Option<Duration>,
-
-    /// How many packets a capture may have in a second, on all its interfaces, and as many at once after a pause. More are
-    /// dropped in the kernel, and counted as dropped. By default it is any number
-    #[arg(long, env = "PACKETFLIX_MAX_PACKET_RATE", value_name = "COUNT", value_parser = value_parser!(u64).range(1..))]
-    pub max_packet_rate: Option<u64>,
-
-    /// How many bytes of packets a capture may have in a second, such as 100MiB, of what snaplen= leaves of them (KiB, MiB
-    /// and GiB are understood). Packets over that are dropped in the kernel, and counted as dropped. By default it is any
-    /// number
-    #[arg(long, env = "PACKETFLIX_MAX_BYTE_RATE", value_name = "SIZE", value_parser = parse_size)]
-    pub max_byte_rate: Option<u64>,
 
     /// Seconds after which a client that takes nothing, or answers no ping, is given up
     #[arg(long, env = "PACKETFLIX_CLIENT_TIMEOUT", value_name = "SECONDS", default_value = "120", value_parser = parse_seconds)]
@@ -205,34 +247,6 @@ pub struct Args {
     /// Seconds that captures and connections get to end when the service is shut down
     #[arg(long, env = "PACKETFLIX_SHUTDOWN_TIMEOUT", value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
     pub shutdown_timeout: Duration,
-
-    /// Host of the GhostWire discovery service that knows the targets [default: 127.0.0.1]. Without this, --gw-port
-    /// and --proxy-discovery, packetflix finds the targets itself
-    #[arg(long, env = "PACKETFLIX_DISCOVERY_SERVICE", value_name = "HOST")]
-    pub discovery_service: Option<String>,
-
-    /// TCP port of the discovery service [default: 5000]. The service does not start where that is its own port
-    #[arg(long, env = "PACKETFLIX_GW_PORT", value_name = "PORT")]
-    pub gw_port: Option<u16>,
-
-    /// Hand requests for /discover/…, and all that are not for packetflix, to the discovery service
-    #[arg(long, env = "PACKETFLIX_PROXY_DISCOVERY", value_parser = parse_switch)]
-    pub proxy_discovery: bool,
-
-    /// API socket of a container engine (Docker's API or the CRI) to ask beside those at well-known places. May be
-    /// given more than once; in the variable, separated by commas
-    #[arg(
-        long,
-        env = "PACKETFLIX_ENGINE_SOCKET",
-        value_name = "PATH",
-        value_delimiter = ','
-    )]
-    pub engine_socket: Vec<PathBuf>,
-
-    /// Let the names of hosts, networks, ports and protocols in filters be looked up, for which clients then make the
-    /// server ask its resolver
-    #[arg(long, env = "PACKETFLIX_RESOLVE_FILTER_NAMES", value_parser = parse_switch)]
-    pub resolve_filter_names: bool,
 
     /// Log what is of use for finding faults, from the eBPF programs too
     #[arg(long, env = "PACKETFLIX_DEBUG", value_parser = parse_switch)]
@@ -260,8 +274,37 @@ pub struct Args {
     pub log_headers: bool,
 }
 
+/// Flags of a gateway.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GatewayArgs {
+    /// A host whose packetflix is asked, by the name that it has here: NAME=URL, where the URL begins with http or https. May be
+    /// given more than once; in the variable, separated by commas
+    #[arg(long, env = "PACKETFLIX_NODE", value_name = "NAME=URL", value_delimiter = ',')]
+    pub node: Vec<String>,
+
+    /// File with the token that is shown to the nodes, and nothing else. It is followed when it changes
+    #[arg(long, env = "PACKETFLIX_NODE_TOKEN_FILE", value_name = "FILE")]
+    pub node_token_file: Option<PathBuf>,
+
+    /// Certificates of the CAs that issue the nodes' certificates, in PEM, instead of those that this machine trusts. It is
+    /// followed when it changes
+    #[arg(long, env = "PACKETFLIX_NODE_CACERT", value_name = "FILE")]
+    pub node_cacert: Option<PathBuf>,
+
+    /// Seconds that a node may take to answer. What all nodes are asked takes three times that at most
+    #[arg(long, env = "PACKETFLIX_NODE_TIMEOUT", value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
+    pub node_timeout: Duration,
+
+    /// Who is let in, and how much they may have.
+    #[command(flatten)]
+    pub frontend: FrontendArgs,
+}
+
 /// How all variables begin that stand for a flag.
 const PREFIX: &str = "PACKETFLIX_";
+
+/// The verb of a gateway.
+const GATEWAY: &str = "gateway";
 
 /// A variable that looks like one of ours and is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -301,8 +344,11 @@ pub(crate) fn unknown_variables(
 /// The variables that stand for flags.
 fn variables() -> impl Iterator<Item = String> {
     let command = Command::command();
-    let names: Vec<String> = command
-        .get_arguments()
+    let gateway = command.find_subcommand(GATEWAY);
+    let names: Vec<String> = gateway
+        .into_iter()
+        .chain([&command])
+        .flat_map(clap::Command::get_arguments)
         .filter_map(|flag| Some(flag.get_env()?.to_string_lossy().into_owned()))
         .collect();
     names.into_iter()
@@ -321,7 +367,7 @@ fn is_of_service(name: &str, value: &str) -> bool {
             .any(|scheme| value.starts_with(scheme))
 }
 
-impl Args {
+impl FrontendArgs {
     /// What is logged, and how.
     #[must_use]
     pub fn log(&self) -> LogConfig {
@@ -460,6 +506,12 @@ mod tests {
             .map(|row| vec![row[0].clone(), row[3].clone()])
             .collect();
         documents::check("flags.md", "check", &["flag", "meaning"], &of_check);
+        let known = rows(&command);
+        let of_gateway: Vec<Vec<String>> = rows(command.find_subcommand(GATEWAY).unwrap())
+            .into_iter()
+            .filter(|row| !row[0].contains("--help") && known.iter().all(|known| known[0] != row[0]))
+            .collect();
+        documents::check("flags.md", "gateway", &head, &of_gateway);
     }
 
     /// A row for each flag of a command.

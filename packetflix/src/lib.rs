@@ -22,6 +22,7 @@ mod error;
 pub mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod gateway;
 pub mod http;
 mod http_client;
 mod json;

@@ -18,7 +18,7 @@ use tokio::{runtime::Runtime, sync::oneshot};
 
 use crate::{
     capabilities::{self, Capability},
-    cli::{self, Args, Command},
+    cli::{self, Args, Command, FrontendArgs},
     config::{Config, ConfigError},
     http::{Dialer, Server},
     service::{App, AppError},
@@ -126,16 +126,19 @@ fn args() -> Result<Args, LocalError> {
     let command = Command::try_parse_from(["packetflix"]);
     let command = command.map_err(|error| LocalError::Variable(cli::sentence_of(&error)))?;
     Ok(Args {
-        listen: Vec::new(),
-        token_file: None,
-        allow_query_token: false,
-        tls_cert: None,
-        tls_key: None,
-        tls_client_ca: None,
-        tls_client_crl: None,
-        allow_origin: Vec::new(),
-        allow_host: Vec::new(),
-        open_to_everyone: false,
+        frontend: FrontendArgs {
+            listen: Vec::new(),
+            token_file: None,
+            allow_query_token: false,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            tls_client_crl: None,
+            allow_origin: Vec::new(),
+            allow_host: Vec::new(),
+            open_to_everyone: false,
+            ..command.args.frontend
+        },
         proxy_discovery: false,
         ..command.args
     })

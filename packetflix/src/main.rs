@@ -39,8 +39,9 @@ mod linux {
     use clap::{CommandFactory as _, FromArgMatches as _, Subcommand as _};
     use packetflix::{
         check,
-        cli::{self, Args, Command, Verb},
+        cli::{self, Args, Command, FrontendArgs, GatewayArgs, Verb},
         config::Config,
+        gateway::{Gateway, GatewayConfig},
         http, local,
         logging::{self, LogFormat},
         service::App,
@@ -57,6 +58,8 @@ mod linux {
         let first = arguments.get(1).and_then(|word| word.to_str());
         if first.is_some_and(client::Verb::has_subcommand) {
             settle_client();
+        } else if first == Some("gateway") {
+            settle_gateway();
         } else {
             settle();
             let helped = packetflix::filter::answer_if_asked(std::env::args_os())
@@ -82,8 +85,12 @@ mod linux {
             Some(Verb::Client(verb)) => Ok(client::run(&verb, Command::command(), Some(local::start))),
             Some(Verb::Check { live: true, args, .. }) => ask(&args),
             Some(Verb::Check { json, args, .. }) => report(&args, json),
-            Some(Verb::Serve(args)) => serve(&args),
-            None => serve(&args),
+            Some(Verb::Gateway(args)) => {
+                let GatewayArgs { frontend, .. } = &*args;
+                logged(frontend, || run_gateway(&args))
+            }
+            Some(Verb::Serve(args)) => logged(&args.frontend, || run(&args)),
+            None => logged(&args.frontend, || run(&args)),
         };
         done.unwrap_or_else(|error| {
             complain(&format!("{error:#}"));
@@ -105,6 +112,15 @@ mod linux {
     fn settle_client() {
         if let Err(error) = packetflix::settle_inherited_signals() {
             complain(&format!("signals are as they were inherited: {error}"));
+        }
+    }
+
+    /// Prepares the process of a gateway, which takes no rights of the kernel.
+    fn settle_gateway() {
+        if let Err(error) = packetflix::settle_inherited_state() {
+            complain(&format!(
+                "signals and permissions are as they were inherited: {error}"
+            ));
         }
     }
 
@@ -130,8 +146,8 @@ mod linux {
 
     /// Says what works on this machine.
     fn report(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-        if args.debug {
-            logging::init(args.log());
+        if args.frontend.debug {
+            logging::init(args.frontend.log());
         }
         let config = Config::try_from(args)?;
         let _ = packetflix::raise_limits();
@@ -158,9 +174,9 @@ mod linux {
 
     /// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
     /// a line of that.
-    fn serve(args: &Args) -> anyhow::Result<ExitCode> {
+    fn logged(args: &FrontendArgs, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
         logging::init(args.log());
-        match run(args) {
+        match run() {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) if args.log_format == LogFormat::Json => {
                 tracing::error!("{error:#}");
@@ -176,11 +192,24 @@ mod linux {
             tracing::warn!(%error, "the bounds of resources could not be raised");
         }
         check::log_what_does_not_work(&config);
+        serve(async || Ok(http::Server::bind(App::build(Arc::new(config))?).await?))
+    }
+
+    fn run_gateway(args: &GatewayArgs) -> anyhow::Result<()> {
+        let config = GatewayConfig::try_from(args)?;
+        if let Err(error) = packetflix::raise_limits() {
+            tracing::warn!(%error, "the bounds of resources could not be raised");
+        }
+        serve(async || Ok(http::Server::of_gateway(Gateway::build(config)?)?))
+    }
+
+    /// Makes a server, and serves until signals end it.
+    fn serve(make: impl AsyncFnOnce() -> anyhow::Result<http::Server>) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             // It ends nothing from here on, not even the start.
             let mut hangup = signal(SignalKind::hangup())?;
-            let server = http::Server::bind(App::build(Arc::new(config))?).await?;
+            let server = make().await?;
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             let shutdown = async move || {

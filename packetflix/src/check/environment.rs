@@ -281,7 +281,7 @@ fn descriptors(config: &Config) -> Finding {
         return Finding::limited(SUBJECT, "their bound could not be read");
     };
     let rings = Cpus::look().map_or(0, |cpus| u64::from(cpus.rings()));
-    let wanted = config.quotas.total as u64 * (DESCRIPTORS_OF_CAPTURE + rings) + OTHER_DESCRIPTORS;
+    let wanted = config.frontend.quotas.total as u64 * (DESCRIPTORS_OF_CAPTURE + rings) + OTHER_DESCRIPTORS;
     let found = format!("at most {most}");
     if most < wanted {
         return Finding::limited(SUBJECT, found)

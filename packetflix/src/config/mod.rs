@@ -4,7 +4,7 @@ mod host;
 mod listen;
 mod origin;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use packetflix_common::MAX_OWN_PORTS;
 
@@ -14,7 +14,7 @@ pub use self::{
     origin::{Origin, OriginError},
 };
 use crate::{
-    cli::Args,
+    cli::{Args, FrontendArgs},
     cpus::Cpus,
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
@@ -39,6 +39,25 @@ const OWN_SOCKET: &str = "packetflix.sock";
 /// How the server runs.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Who is let in, and how much they may have.
+    pub frontend: Arc<Frontend>,
+    /// How captures are made.
+    pub tap: TapConfig,
+    /// Where the targets are asked for; `None` when packetflix finds them itself.
+    pub discovery_service: Option<ServiceAddress>,
+    /// Whether requests that are not ours go to the discovery service.
+    pub proxy_discovery: bool,
+    /// API sockets of container engines beside those at well-known places.
+    pub engine_sockets: Vec<PathBuf>,
+    /// Whether names in filters may be looked up.
+    pub resolve_filter_names: bool,
+    /// The host's name, as streams and lists have it.
+    pub node_name: String,
+}
+
+/// How whatever is asked over HTTP lets clients in.
+#[derive(Clone, Debug)]
+pub struct Frontend {
     /// Where it listens.
     pub listen: Vec<ListenAddress>,
     /// Whether nobody but this host may reach it: those who come are not asked who they are, and nobody said that this is
@@ -56,16 +75,6 @@ pub struct Config {
     pub allowed_hosts: Vec<HostName>,
     /// How many connections there may be from one address.
     pub max_connections_per_address: usize,
-    /// How captures are made.
-    pub tap: TapConfig,
-    /// Where the targets are asked for; `None` when packetflix finds them itself.
-    pub discovery_service: Option<ServiceAddress>,
-    /// Whether requests that are not ours go to the discovery service.
-    pub proxy_discovery: bool,
-    /// API sockets of container engines beside those at well-known places.
-    pub engine_sockets: Vec<PathBuf>,
-    /// Whether names in filters may be looked up.
-    pub resolve_filter_names: bool,
     /// How many captures may run at the same time.
     pub quotas: Quotas,
     /// How long a capture may take at most.
@@ -82,8 +91,8 @@ pub struct Config {
     pub log_requests: bool,
     /// Whether the headers of each request are logged.
     pub log_headers: bool,
-    /// The host's name.
-    pub node_name: String,
+    /// What the machine calls itself.
+    pub host_name: String,
 }
 
 /// How many captures may run at the same time.
@@ -189,6 +198,33 @@ impl TryFrom<&Args> for Config {
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let cpus = Cpus::look().map_err(ConfigError::Cpus)?;
+        let frontend = Frontend::new(&args.frontend, usize::from(args.max_captures_per_target))?;
+        Ok(Self {
+            tap: TapConfig {
+                hook: args.hook,
+                rings: rings(args, cpus.rings())?,
+                rates: rates(args)?,
+                log_programs: args.frontend.debug,
+            },
+            discovery_service: discovery_service(args),
+            proxy_discovery: args.proxy_discovery,
+            engine_sockets: args.engine_socket.clone(),
+            resolve_filter_names: args.resolve_filter_names,
+            node_name: match &args.node_name {
+                Some(name) => name.clone(),
+                None => frontend.host_name.clone(),
+            },
+            frontend: Arc::new(frontend),
+        })
+    }
+}
+
+impl Frontend {
+    /// What these flags amount to, where so many captures may be of one target.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub(crate) fn new(args: &FrontendArgs, per_target: usize) -> Result<Self, ConfigError> {
         Ok(Self {
             listen: listen(args)?,
             is_closed: is_closed(args)?,
@@ -206,20 +242,10 @@ impl TryFrom<&Args> for Config {
                 .map(|name| name.parse())
                 .collect::<Result<_, _>>()?,
             max_connections_per_address: usize::from(args.max_connections_per_address),
-            tap: TapConfig {
-                hook: args.hook,
-                rings: rings(args, cpus.rings())?,
-                rates: rates(args)?,
-                log_programs: args.debug,
-            },
-            discovery_service: discovery_service(args),
-            proxy_discovery: args.proxy_discovery,
-            engine_sockets: args.engine_socket.clone(),
-            resolve_filter_names: args.resolve_filter_names,
             quotas: Quotas {
                 total: usize::from(args.max_captures),
                 per_client: usize::from(args.max_captures_per_client),
-                per_target: usize::from(args.max_captures_per_target),
+                per_target,
             },
             max_duration: args.max_duration,
             client_timeout: args.client_timeout,
@@ -228,13 +254,13 @@ impl TryFrom<&Args> for Config {
             audit_required: audit_required(args)?,
             log_requests: args.log_requests,
             log_headers: args.log_headers,
-            node_name: nix::unistd::gethostname()
+            host_name: nix::unistd::gethostname()
                 .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
         })
     }
 }
 
-fn is_closed(args: &Args) -> Result<bool, ConfigError> {
+fn is_closed(args: &FrontendArgs) -> Result<bool, ConfigError> {
     let asks = args.token_file.is_some() || args.tls_client_ca.is_some();
     match (asks, args.open_to_everyone) {
         (true, true) => Err(ConfigError::Open),
@@ -242,7 +268,7 @@ fn is_closed(args: &Args) -> Result<bool, ConfigError> {
     }
 }
 
-fn listen(args: &Args) -> Result<Vec<ListenAddress>, ConfigError> {
+fn listen(args: &FrontendArgs) -> Result<Vec<ListenAddress>, ConfigError> {
     if args.listen.is_empty() {
         return Ok(match is_closed(args)? {
             true => vec![
@@ -272,21 +298,21 @@ fn own_socket() -> PathBuf {
     folder.unwrap_or_else(|| PathBuf::from("/run")).join(OWN_SOCKET)
 }
 
-fn allow_query_token(args: &Args) -> Result<bool, ConfigError> {
+fn allow_query_token(args: &FrontendArgs) -> Result<bool, ConfigError> {
     if args.allow_query_token && args.token_file.is_none() {
         return Err(ConfigError::QueryToken);
     }
     Ok(args.allow_query_token)
 }
 
-fn audit_required(args: &Args) -> Result<bool, ConfigError> {
+fn audit_required(args: &FrontendArgs) -> Result<bool, ConfigError> {
     if args.audit_required && args.audit_log.is_none() {
         return Err(ConfigError::AuditRequired);
     }
     Ok(args.audit_required)
 }
 
-fn tls(args: &Args) -> Result<Option<TlsFiles>, ConfigError> {
+fn tls(args: &FrontendArgs) -> Result<Option<TlsFiles>, ConfigError> {
     match (&args.tls_cert, &args.tls_key, &args.tls_client_ca) {
         (None, None, None) => Ok(None),
         (Some(certificate), Some(key), client_ca) => Ok(Some(TlsFiles {
@@ -357,11 +383,11 @@ mod tests {
     use super::*;
     use crate::cli::Command;
 
-    fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+    fn config(flags: &[&str]) -> Result<Arc<Frontend>, ConfigError> {
         let args = Command::try_parse_from([&["packetflix"], flags].concat())
             .unwrap()
             .args;
-        Config::try_from(&args)
+        Config::try_from(&args).map(|config| config.frontend)
     }
 
     #[test]

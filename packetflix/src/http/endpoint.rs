@@ -17,17 +17,16 @@ use warp::{
 };
 
 use super::{
-    api::Api,
     api::capture::LocalEnd,
     api::code::Code,
     api::plain_answer::instead_of_a_list,
     api::refusal::Refusal,
-    api::routes::{Routes, is_ours, is_public, routes},
     body::{AnswerBody, boxed},
     credentials::{identify, take_protocol_token, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
+    site::{Paths, Site},
     transport::admission::TurnedAway,
     transport::connection::ClientConnection,
 };
@@ -69,27 +68,19 @@ impl Asked {
 
 /// The service behind every connection.
 pub(super) struct Endpoint {
-    api: Arc<Api>,
+    site: Arc<Site>,
     pub(super) access: Arc<Access>,
-    routes: Routes,
-    proxy: Option<Proxy>,
+    paths: Paths,
     /// Lines of the account for requests of each client that were refused.
     accounted: LineBounds<ClientId>,
 }
 
 impl Endpoint {
-    pub(super) fn new(api: &Arc<Api>) -> Self {
-        let app = &api.app;
-        let service = app.config.discovery_service.clone();
-        let origins = app.config.allowed_origins.clone();
-        let proxy = service
-            .filter(|_| app.config.proxy_discovery)
-            .map(|service| Proxy::new(service, origins, app.tasks.clone(), app.stop.clone()));
+    pub(super) fn new(site: Arc<Site>, paths: Paths) -> Self {
         Self {
-            access: Arc::clone(&app.access),
-            routes: routes(Arc::clone(api)),
-            api: Arc::clone(api),
-            proxy,
+            access: Arc::clone(&site.frontend().access),
+            site,
+            paths,
             accounted: LineBounds::new(ACCOUNTED_LINES),
         }
     }
@@ -98,7 +89,10 @@ impl Endpoint {
     pub(super) fn tell_the_rest(&self) {
         for (client, count) in self.accounted.take_the_rest() {
             let client = client.map_or_else(|| "others".to_owned(), |client| client.to_string());
-            self.api.app.audit.more_refused(&client, count, WINDOW.as_secs());
+            self.site
+                .frontend()
+                .audit
+                .more_refused(&client, count, WINDOW.as_secs());
         }
     }
 
@@ -108,16 +102,20 @@ impl Endpoint {
         mut request: Request<Incoming>,
         client: &ClientConnection,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        let proxy = self.proxy.as_ref().filter(|_| !is_ours(request.uri().path()));
+        let proxy = self
+            .paths
+            .proxy
+            .as_ref()
+            .filter(|_| !(self.paths.is_ours)(request.uri().path()));
         // Only where a query may have a token is it ours to take out of what is the discovery service's.
-        let allows_token = self.api.app.config.allow_query_token;
+        let allows_token = self.site.frontend().config.allow_query_token;
         let token = if allows_token || proxy.is_none() {
             take_query_token(&mut request).filter(|_| allows_token)
         } else {
             None
         };
         let token = take_protocol_token(&mut request).or(token);
-        let log = RequestLog::begin(&self.api.app.config, &request);
+        let log = RequestLog::begin(&self.site.frontend().config, &request);
         let asked = Asked::of(&request);
         let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
@@ -131,7 +129,7 @@ impl Endpoint {
             let body = instead_of_a_list(code, &sentence).to_string();
             *response.body_mut() = boxed(Full::from(body));
         }
-        self.api.app.metrics.answered(response.status().as_u16());
+        self.site.frontend().metrics.answered(response.status().as_u16());
         if let Some(log) = log {
             log.end(response.status());
         }
@@ -145,12 +143,12 @@ impl Endpoint {
         client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Result<Response<AnswerBody>, Infallible> {
-        let origins = &self.api.app.config.allowed_origins;
+        let origins = &self.site.frontend().config.allowed_origins;
         if let Some(answer) = answer_preflight::<_, Empty<Bytes>>(&request, origins) {
             return Ok(answer.map(boxed));
         }
         let reader = allowed_origin(request.headers(), origins).cloned();
-        let is_public = is_public(request.uri().path());
+        let is_public = (self.paths.is_public)(request.uri().path());
         let checked = check_bounds(&request).and_then(|()| match is_public {
             true => Ok(()),
             false => self.check_page(&request, client, false),
@@ -170,7 +168,7 @@ impl Endpoint {
                 if let Some(local) = client.local {
                     extensions.insert(LocalEnd(local));
                 }
-                let service = TowerToHyperService::new(warp::service(self.routes.clone()));
+                let service = TowerToHyperService::new(warp::service(self.paths.routes.clone()));
                 let mut response = service.call(request).await?.map(boxed);
                 response.extensions_mut().insert(name);
                 response
@@ -215,7 +213,7 @@ impl Endpoint {
             request.headers_mut().remove(header::AUTHORIZATION);
         }
         let right = UseOfService::new(caller, Arc::clone(&self.access));
-        proxy.answer(request, client, right, &self.api.refusals).await
+        proxy.answer(request, client, right, &self.site.refusals).await
     }
 
     /// Whether a browser may be made to send this by whatever page it shows. Whoever shows a token or a certificate is no
@@ -229,10 +227,10 @@ impl Endpoint {
         if client.place.as_ref().is_some_and(|place| place.is_reserved()) {
             return Err(TurnedAway::Full.into());
         }
-        let origins = &self.api.app.config.allowed_origins;
+        let origins = &self.site.frontend().config.allowed_origins;
         let headers = request.headers();
         if self.access.is_open() && matches!(client.peer, Peer::Tcp(_)) {
-            self.api.names.check(request.uri(), headers)?;
+            self.site.names.check(request.uri(), headers)?;
         }
         // The discovery service has pages of its own, to which links lead.
         let is_page = is_proxied && [Method::GET, Method::HEAD].contains(request.method());
@@ -276,7 +274,7 @@ impl Endpoint {
             address: client.peer.to_string(),
             ..ClientFacts::default()
         };
-        self.api.app.audit.not_let_in(&RequestRefusal {
+        self.site.frontend().audit.not_let_in(&RequestRefusal {
             client: known.map_or(&unknown, |known| &known.0),
             method: asked.method.as_str(),
             path: &asked.path,
@@ -287,7 +285,7 @@ impl Endpoint {
 
     /// Refuses what does not get as far as our routes or the discovery service.
     fn refuse(&self, refusal: Refusal, client: &ClientConnection) -> Response<AnswerBody> {
-        self.api.refusals.not_let_in(client.peer, &refusal);
+        self.site.refusals.not_let_in(client.peer, &refusal);
         refusal.into_response().map(boxed)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use warp::http::{HeaderMap, Method, Request, StatusCode};
 
-use crate::config::Config;
+use crate::config::Frontend;
 
 /// Words in the names of headers whose values are never logged: of tokens and cookies, whatever they are called, and where the
 /// address of a page may have one in its query.
@@ -23,7 +23,7 @@ pub(super) struct RequestLog {
 
 impl RequestLog {
     /// Notes the request as it came; `None` when nobody asked for that.
-    pub(super) fn begin<B>(config: &Config, request: &Request<B>) -> Option<Self> {
+    pub(super) fn begin<B>(config: &Frontend, request: &Request<B>) -> Option<Self> {
         (config.log_requests || config.log_headers).then(|| Self {
             method: request.method().clone(),
             path: request.uri().path().chars().take(MAX_LEN).collect(),

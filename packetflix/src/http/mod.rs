@@ -5,10 +5,13 @@ mod api;
 mod body;
 mod credentials;
 mod endpoint;
+mod gateway;
 mod host;
 mod log;
 mod origin;
 mod proxy;
+mod served;
+mod site;
 mod transport;
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -88,6 +88,61 @@ impl Metrics {
         metrics
     }
 
+    /// Those of a gateway: what it hands to clients, and how they are let in.
+    pub(crate) fn of_gateway() -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessCollector));
+        let ours = registry.sub_registry_with_prefix("packetflix_gateway");
+        // What it does not do itself is not told.
+        let mut metrics = Self::register(&mut Registry::default());
+        ours.register(
+            "captures",
+            "Streams of clients that run",
+            metrics.captures.clone(),
+        );
+        ours.register_with_unit(
+            "delivered",
+            "Packets that were handed to the sockets of clients",
+            Unit::Other("packets".to_owned()),
+            metrics.delivered.clone(),
+        );
+        ours.register_with_unit(
+            "delivered",
+            "Bytes of pcapng that were handed to the sockets of clients",
+            Unit::Bytes,
+            metrics.delivered_bytes.clone(),
+        );
+        ours.register_with_unit(
+            "delivery_delay",
+            "From a packet's timestamp, by the gateway's clock, until it was handed to a client's socket, of the oldest packet of \
+             each message",
+            Unit::Seconds,
+            metrics.delay.clone(),
+        );
+        ours.register(
+            "http_requests",
+            "Requests that were answered",
+            metrics.requests.clone(),
+        );
+        ours.register(
+            "captures_refused",
+            "Requests for a capture that were refused",
+            metrics.refused.clone(),
+        );
+        ours.register(
+            "captures_ended",
+            "Streams of clients that have ended",
+            metrics.ended.clone(),
+        );
+        ours.register(
+            "audit_lines_lost",
+            "Lines of the account of captures (--audit-log) that could not be written",
+            metrics.audit_lines_lost.clone(),
+        );
+        metrics.registry = registry;
+        metrics
+    }
+
     fn register(registry: &mut Registry) -> Self {
         let dropped: Labelled<&'static str, Counter> = packets(
             registry,

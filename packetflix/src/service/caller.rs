@@ -92,6 +92,8 @@ pub(crate) enum Forbidden {
         "{0} may capture some targets only, and the discovery service would show all of them: ask for /targets instead"
     )]
     Unfiltered(Arc<str>),
+    #[error("{0} may capture some targets only, of which a gateway cannot tell: ask the node that has them")]
+    OfSome(Arc<str>),
     #[error("{0} may capture some targets only, and the metrics tell of all")]
     Metrics(Arc<str>),
 }
@@ -254,6 +256,16 @@ impl Caller {
         self.may_discover()?;
         allow(!self.rights().are_by_pattern(), || {
             Forbidden::Unfiltered(self.shared_name())
+        })
+    }
+
+    /// They may list and capture what other hosts have, whatever it is: who else is in a namespace there is not known here.
+    ///
+    /// # Errors
+    /// When they may capture some targets only.
+    pub(crate) fn may_have_all(&self) -> Result<(), Forbidden> {
+        allow(!self.rights().are_by_pattern(), || {
+            Forbidden::OfSome(self.shared_name())
         })
     }
 

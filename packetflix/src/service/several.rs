@@ -123,7 +123,7 @@ impl App {
         let (rights, rights_by_now) = watch::channel(Arc::clone(caller.rights()));
         let names = request.names.then(|| self.names(rights_by_now));
         let limits = Limits {
-            max_duration: self.config.max_duration,
+            max_duration: self.frontend.config.max_duration,
             ..request.limits.clone()
         };
         let common = Common {

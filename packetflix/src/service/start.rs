@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument as _;
 
 use super::{
-    App, Caller, ClientId, Peer, Permit, StartError, TooManyInterfaces,
+    App, Caller, Peer, Permit, StartError, TooManyInterfaces,
     judge::Judge,
     own::{Claimed, Own},
     request::{CaptureRequest, select},
@@ -198,17 +198,6 @@ impl App {
         Ok(started)
     }
 
-    /// There can be an account of captures, where there has to be.
-    ///
-    /// # Errors
-    /// When there cannot.
-    pub(super) fn check_account(&self) -> Result<(), StartError> {
-        match self.audit.problem() {
-            Some(problem) => Err(StartError::Unaccountable(problem)),
-            None => Ok(()),
-        }
-    }
-
     /// Begins to capture a namespace that is open, as number `id`; what the caller may do by now goes to `rights`.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     pub(super) async fn begin(
@@ -246,7 +235,7 @@ impl App {
             snaplen: request.snaplen,
             rates: self.config.tap.rates,
             limits: Limits {
-                max_duration: self.config.max_duration,
+                max_duration: self.frontend.config.max_duration,
                 ..request.limits.clone()
             },
             statistics: request.statistics,
@@ -611,16 +600,6 @@ impl App {
         };
         let first = AbortOnDropHandle::new(tokio::spawn(first.in_current_span()));
         (KnownNames { names, rights }, first)
-    }
-
-    /// One more capture, if that many may run and the service does not end.
-    pub(super) fn permit(&self, caller: &Caller) -> Result<Permit, StartError> {
-        if self.stop.is_cancelled() {
-            return Err(StartError::ShuttingDown);
-        }
-        let client = ClientId::new(caller.peer().and_then(Peer::ip));
-        let is_admin = caller.rights().may_administer();
-        Ok(self.permits.permit(client, caller.account(), is_admin)?)
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
             }
         }
     };
-    span.in_scope(|| api.refusals.refused(peer, &refusal));
+    span.in_scope(|| api.site.refusals.refused(peer, &refusal));
     let status = refusal.status().as_u16();
     api.app.refused(&attempt, &account, status, &refusal.sentence);
     let Some(Upgrade {
@@ -105,7 +105,7 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
 /// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket.
 fn prepare(api: &Api, handshake: &Handshake) -> Result<Upgrade, Refusal> {
     tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
-    check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
+    check_origin(&handshake.headers, &api.app.frontend.config.allowed_origins)?;
     handshake.caller.may_capture_something()?;
     Ok(accept_upgrade(handshake)?)
 }
@@ -128,10 +128,10 @@ async fn start(
     } = handshake;
     let asker = Asker {
         caller,
-        listening: Arc::clone(&api.listening),
-        claimed: local.and_then(|LocalEnd(local)| claimed_by(&headers, local, &api.names)),
+        listening: Arc::clone(&api.site.listening),
+        claimed: local.and_then(|LocalEnd(local)| claimed_by(&headers, local, &api.site.names)),
     };
-    let patience = api.app.config.client_timeout;
+    let patience = api.app.frontend.config.client_timeout;
     if let Some(several) = request.several.take() {
         let started = api.app.start_several(attempt.id, request, several, asker).await?;
         let upgraded = upgrade.take()?;

@@ -3,16 +3,17 @@
 use std::{borrow::Cow, time::UNIX_EPOCH};
 
 use serde::Serialize;
+use serde_json::Value;
 use warp::{
     Reply as _,
     http::{Method, StatusCode, header},
     reply::{self, Response},
 };
 
-use super::{Api, capture::Handshake, code::Code, refusal::Refusal};
+use super::{capture::Handshake, code::Code, refusal::Refusal};
 use crate::{
     captures::{Amount, Capture, FoundNames},
-    http::origin::check_origin,
+    http::{origin::check_origin, site::Site},
 };
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
@@ -103,11 +104,11 @@ struct Dropped {
 }
 
 /// All captures that run.
-pub(crate) fn list(api: &Api, handshake: &Handshake) -> Response {
-    if let Err(refusal) = check_right(api, handshake) {
+pub(crate) fn list(site: &Site, handshake: &Handshake) -> Response {
+    if let Err(refusal) = check_right(site, handshake) {
         return refusal.into_response();
     }
-    let captures = api.app.captures.list();
+    let captures = site.frontend().captures.list();
     let list = CaptureList {
         version: VERSION,
         captures: captures
@@ -118,19 +119,29 @@ pub(crate) fn list(api: &Api, handshake: &Handshake) -> Response {
     reply::json(&list).into_response()
 }
 
+/// The captures that run, each as it is listed.
+pub(crate) fn listed(site: &Site) -> Vec<Value> {
+    let captures = site.frontend().captures.list();
+    let listed = captures.iter().map(|capture| ListedCapture::of(capture));
+    // What cannot be written is not told.
+    listed
+        .filter_map(|capture| serde_json::to_value(capture).ok())
+        .collect()
+}
+
 /// One capture: shown, or ended.
-pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
+pub(crate) fn one(site: &Site, method: &Method, id: &str, handshake: &Handshake) -> Response {
     if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE) {
         let sentence = format!("a capture is read with GET and ended with DELETE, not with {method}");
         let refusal = Refusal::new(Code::MethodNotAllowed, sentence);
         return reply::with_header(refusal, header::ALLOW, "GET, HEAD, DELETE").into_response();
     }
-    if let Err(refusal) = check_right(api, handshake) {
+    if let Err(refusal) = check_right(site, handshake) {
         return refusal.into_response();
     }
     let number = id.parse().ok();
     let answer = if *method == Method::DELETE {
-        let is_ended = number.is_some_and(|id| api.app.captures.end(id));
+        let is_ended = number.is_some_and(|id| site.frontend().captures.end(id));
         let status = if is_ended {
             tracing::info!(
                 id,
@@ -142,12 +153,12 @@ pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -
         } else {
             StatusCode::NOT_FOUND
         };
-        api.app
+        site.frontend()
             .audit
             .end_asked(id, &handshake.caller.facts(), status.as_u16());
         is_ended.then(|| status.into_response())
     } else {
-        let captures = api.app.captures.list();
+        let captures = site.frontend().captures.list();
         let capture = captures.iter().find(|one| Some(one.facts().id) == number);
         capture.map(|capture| reply::json(&ListedCapture::of(capture)).into_response())
     };
@@ -158,8 +169,8 @@ pub(crate) fn one(api: &Api, method: &Method, id: &str, handshake: &Handshake) -
 }
 
 /// Whether whoever asks may see, and end, the captures of others.
-fn check_right(api: &Api, handshake: &Handshake) -> Result<(), Refusal> {
-    check_origin(&handshake.headers, &api.app.config.allowed_origins)?;
+pub(crate) fn check_right(site: &Site, handshake: &Handshake) -> Result<(), Refusal> {
+    check_origin(&handshake.headers, &site.frontend().config.allowed_origins)?;
     Ok(handshake.caller.may_administer()?)
 }
 

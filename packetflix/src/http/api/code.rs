@@ -14,6 +14,11 @@ macro_rules! codes {
             #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$code),*];
 
+            /// The one of a name, as another service has it in its answers.
+            pub(crate) fn named(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$code),)* _ => None }
+            }
+
             /// Its name in answers.
             pub(crate) fn name(self) -> &'static str {
                 match self { $(Self::$code => $name),* }
@@ -49,6 +54,7 @@ codes! {
     // What is asked for.
     TargetMissing "target_missing" BAD_REQUEST,
     TargetUnknown "target_unknown" NOT_FOUND,
+    NodeUnknown "node_unknown" NOT_FOUND,
     TargetStopped "target_stopped" NOT_FOUND,
     TargetStale "target_stale" CONFLICT,
     TargetAmbiguous "target_ambiguous" CONFLICT,
@@ -68,6 +74,8 @@ codes! {
     Internal "internal" INTERNAL_SERVER_ERROR,
     DiscoveryFailed "discovery_failed" BAD_GATEWAY,
     DiscoveryTimeout "discovery_timeout" GATEWAY_TIMEOUT,
+    NodeFailed "node_failed" BAD_GATEWAY,
+    NodeTimeout "node_timeout" GATEWAY_TIMEOUT,
     ShuttingDown "shutting_down" SERVICE_UNAVAILABLE,
     NotReady "not_ready" SERVICE_UNAVAILABLE,
     AuditUnavailable "audit_unavailable" SERVICE_UNAVAILABLE,

@@ -19,9 +19,14 @@ pub(crate) fn metrics(api: &Api, caller: &Caller) -> Response {
         return Refusal::from(forbidden).into_response();
     }
     let mut load = api.app.load();
-    let certificates = api.certificates.as_ref();
+    let certificates = api.site.certificates.as_ref();
     load.files.extend(certificates.map(|files| files.age()));
-    reply::with_header(api.app.metrics.render(&load), header::CONTENT_TYPE, OPEN_METRICS).into_response()
+    open_metrics(api.app.metrics.render(&load))
+}
+
+/// An answer with metrics.
+pub(crate) fn open_metrics(text: String) -> Response {
+    reply::with_header(text, header::CONTENT_TYPE, OPEN_METRICS).into_response()
 }
 
 /// That there is an answer says that the service lives.
@@ -29,9 +34,9 @@ pub(crate) fn alive() -> Response {
     reply::json(&json!({ "status": "alive" })).into_response()
 }
 
-/// Whether captures can begin.
-pub(crate) fn ready(api: &Api) -> Response {
-    match api.app.problem() {
+/// Whether captures can begin, or the problem that there is.
+pub(crate) fn ready(problem: Option<String>) -> Response {
+    match problem {
         Some(problem) => Refusal::new(Code::NotReady, problem).into_response(),
         None => reply::json(&json!({ "status": "ready" })).into_response(),
     }

@@ -19,45 +19,26 @@ pub(crate) mod routes;
 pub(crate) mod targets;
 pub(crate) mod websocket;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
-use self::{answers::Answers, refusal_log::RefusalLog};
-use crate::http::host::OwnNames;
-use crate::{access::Followed, service::App};
+use self::answers::Answers;
+use super::site::Site;
+use crate::service::App;
 
-/// The service, and what answering over HTTP takes beside it.
+/// The captures of this host, and what answering over HTTP takes beside them.
 pub(crate) struct Api {
     pub(crate) app: Arc<App>,
-    /// What the service may be called.
-    pub(crate) names: OwnNames,
-    /// The TCP addresses that are listened at.
-    pub(crate) listening: Arc<[SocketAddr]>,
-    /// The files of TLS, which are followed.
-    pub(crate) certificates: Option<Arc<dyn Followed>>,
-    /// Tells of those who are refused.
-    pub(crate) refusals: RefusalLog,
+    pub(crate) site: Arc<Site>,
     /// Lists of targets that are told.
     pub(crate) answers: Answers,
 }
 
 impl Api {
-    pub(crate) fn new(
-        app: Arc<App>,
-        listening: Vec<SocketAddr>,
-        certificates: Option<Arc<dyn Followed>>,
-    ) -> Self {
+    pub(crate) fn new(app: Arc<App>, site: Arc<Site>) -> Self {
         Self {
-            names: OwnNames::of_machine(&app.config.node_name, &app.config.allowed_hosts),
-            listening: listening.into(),
-            certificates,
-            refusals: RefusalLog::new(),
-            answers: Answers::new(),
             app,
+            site,
+            answers: Answers::new(),
         }
-    }
-
-    /// Logs, where lines are bounded, what had none since the last time.
-    pub(crate) fn tell_the_rest(&self) {
-        self.refusals.tell_the_rest();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use packetflix_client::http::RequestError as NodeRequestError;
 use serde_json::{Value, json};
 use warp::{
     Reply,
@@ -21,6 +22,7 @@ use crate::{
         FilterError,
         compile::{CompileError, LookUpError, excerpt},
     },
+    gateway::{AskError, NodeError},
     netns::FindError,
     resolve::{DirectoryError, ServiceProblem, TargetError},
     service::{Forbidden, Hidden, QuotaError, StartError},
@@ -318,6 +320,36 @@ impl From<StartError> for Refusal {
             } => about_filter((*source).into(), &expression, instructions),
         }
     }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        let code = match &error {
+            AskError::Busy => Code::ServiceBusy,
+            AskError::Token(_) => Code::Internal,
+            AskError::NoNode { .. } => Code::NodeUnknown,
+            AskError::None(failed) => return of_nodes(&error, failed.first().map(|failed| &failed.why)),
+            AskError::Node(failed) => return of_nodes(&error, Some(&failed.why)),
+        };
+        Self::new(code, error::chain(&error))
+    }
+}
+
+/// The refusal for what a node has said, or not: in its own words, where they are about what was asked for. What it says of who
+/// asks is of the gateway.
+fn of_nodes(problem: &AskError, why: Option<&NodeError>) -> Refusal {
+    let code = match why {
+        Some(NodeError::Late(_) | NodeError::NotAsked) => Code::NodeTimeout,
+        Some(NodeError::Request(error)) => match &**error {
+            NodeRequestError::Refused(refusal) => match Code::named(&refusal.code) {
+                None | Some(Code::NotAuthenticated | Code::Forbidden) => Code::NodeFailed,
+                Some(code) => code,
+            },
+            _ => Code::NodeFailed,
+        },
+        _ => Code::NodeFailed,
+    };
+    Refusal::new(code, error::chain(problem))
 }
 
 /// A refusal that may be owed to the filter: it names the expression, and how large that became.

@@ -1,12 +1,15 @@
 //! Which request goes where.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use hyper::upgrade::OnUpgrade;
 use serde_json::json;
 use warp::{
-    Filter, Reply,
-    filters::BoxedFilter,
+    Filter as _, Reply,
     http::{Method, header},
     path::FullPath,
     reply::Response,
@@ -21,7 +24,7 @@ use super::{
     refusal::Refusal,
     targets,
 };
-use crate::{page, service::Caller};
+use crate::{http::site::Routes, page, service::Caller};
 
 /// Paths that are ours, whether there is something at them in this configuration or not.
 const PATHS: [&str; 10] = [
@@ -38,16 +41,16 @@ const PATHS: [&str; 10] = [
 ];
 
 /// Below this, each capture that runs has its number.
-const CAPTURES: &str = "/captures/";
+pub(crate) const CAPTURES: &str = "/captures/";
+
+/// Header of the answer with the version: nanoseconds since 1970, UTC.
+const TIME: &str = "packetflix-time";
 
 /// Where the page is, whoever has `/`.
-const PAGE: &str = "/ui";
+pub(crate) const PAGE: &str = "/ui";
 
 /// Paths at which nobody is asked who they are.
 const PUBLIC: [&str; 3] = ["/version", "/healthz", "/readyz"];
-
-/// All routes, as a filter that never rejects.
-pub(crate) type Routes = BoxedFilter<(Response,)>;
 
 /// Whether a path is ours in any case. The rest is the discovery service's, if that is proxied.
 pub(crate) fn is_ours(path: &str) -> bool {
@@ -61,6 +64,13 @@ pub(crate) fn is_public(path: &str) -> bool {
 
 /// All routes, with every answer, the refusals too, as a response.
 pub(crate) fn routes(api: Arc<Api>) -> Routes {
+    handing_to(move |method, path, handshake| route(Arc::clone(&api), method, path, handshake))
+}
+
+/// Has everything answered by `answer`.
+pub(crate) fn handing_to<A: Future<Output = Response> + Send + 'static>(
+    answer: impl Fn(Method, FullPath, Handshake) -> A + Clone + Send + Sync + 'static,
+) -> Routes {
     let query = warp::query::raw().or_else(|_| async { Ok::<_, Infallible>((String::new(),)) });
     warp::method()
         .and(warp::path::full())
@@ -77,34 +87,26 @@ pub(crate) fn routes(api: Arc<Api>) -> Routes {
                   on_upgrade: Option<OnUpgrade>,
                   local,
                   caller: Option<Caller>| {
-                let api = Arc::clone(&api);
                 // A HEAD is answered without what a GET would begin.
                 let on_upgrade = on_upgrade.filter(|_| method == Method::GET);
-                async move {
-                    route(
-                        api,
-                        &method,
-                        &path,
-                        Handshake {
-                            query,
-                            headers,
-                            on_upgrade,
-                            local,
-                            caller: caller.unwrap_or_else(|| Caller::nobody(None)),
-                        },
-                    )
-                    .await
-                }
+                let handshake = Handshake {
+                    query,
+                    headers,
+                    on_upgrade,
+                    local,
+                    caller: caller.unwrap_or_else(|| Caller::nobody(None)),
+                };
+                answer(method, path, handshake)
             },
         )
         .boxed()
 }
 
-async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Handshake) -> Response {
+async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handshake) -> Response {
     if let Some(id) = path.as_str().strip_prefix(CAPTURES) {
-        return captures::one(&api, method, id, &handshake);
+        return captures::one(&api.site, &method, id, &handshake);
     }
-    if !matches!(*method, Method::GET | Method::HEAD) {
+    if !matches!(method, Method::GET | Method::HEAD) {
         let sentence = format!("{} is read with GET, not {method}", path.as_str());
         return Refusal::new(Code::MethodNotAllowed, sentence).into_response();
     }
@@ -120,10 +122,10 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
             .await
             .unwrap_or_else(Reply::into_response),
         "/rates" => rates::follow(&api, &handshake.caller).unwrap_or_else(Reply::into_response),
-        "/captures" => captures::list(&api, &handshake),
+        "/captures" => captures::list(&api.site, &handshake),
         "/metrics" => health::metrics(&api, &handshake.caller),
         "/healthz" => health::alive(),
-        "/readyz" => health::ready(&api),
+        "/readyz" => health::ready(api.app.problem()),
         "/openapi.json" => openapi(),
         "/capture" => capture::capture(&api, handshake)
             .await
@@ -140,8 +142,16 @@ async fn route(api: Arc<Api>, method: &Method, path: &FullPath, handshake: Hands
     }
 }
 
-fn version() -> Response {
-    warp::reply::json(&json!({ "name": "packetflix", "version": env!("CARGO_PKG_VERSION") })).into_response()
+/// The version, and beside it the time, by which a gateway knows how our clock stands to its own.
+pub(crate) fn version() -> Response {
+    let version = json!({ "name": "packetflix", "version": env!("CARGO_PKG_VERSION") });
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    warp::reply::with_header(
+        warp::reply::json(&version),
+        TIME,
+        since_1970.as_nanos().to_string(),
+    )
+    .into_response()
 }
 
 /// The description of all this for programs.

@@ -55,8 +55,8 @@ pub async fn live(config: &Config) -> Result<(), NotLive> {
     let mut found = Vec::new();
     // The socket that nobody asked for may be another service's.
     let is_asked_for = |address: &&ListenAddress| !matches!(address, ListenAddress::OwnSocket(_));
-    for address in config.listen.iter().filter(is_asked_for) {
-        let answered = timeout(PATIENCE, ask(address, config.tls.is_some())).await;
+    for address in config.frontend.listen.iter().filter(is_asked_for) {
+        let answered = timeout(PATIENCE, ask(address, config.frontend.tls.is_some())).await;
         match answered.unwrap_or(Err(Silent::Late)) {
             Ok(()) => return Ok(()),
             Err(error) => found.push(format!("{address}: {}", chain(&error))),

@@ -18,11 +18,12 @@ use super::{
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
-use crate::http::{api::Api, endpoint::Endpoint};
+use crate::http::{endpoint::Endpoint, served::Served, site::Site};
 use crate::{
     config::ServiceAddress,
+    gateway::Gateway,
     line_bounds::WINDOW,
-    service::{App, Peer},
+    service::{App, Frontend, Peer},
     service_manager::ServiceManager,
     tap::Connections,
 };
@@ -44,7 +45,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The sockets that the service listens at, and what speaks TLS there.
 pub struct Server {
-    app: Arc<App>,
+    served: Arc<dyn Served>,
     listeners: Vec<Listener>,
     tls: Option<Tls>,
     manager: ServiceManager,
@@ -76,24 +77,37 @@ impl Server {
     /// When a file cannot be used, or an address is taken or not allowed.
     pub async fn bind(app: App) -> Result<Self, ServerError> {
         let config = Arc::clone(&app.config);
-        let server = Self {
-            tls: config.tls.as_ref().map(Tls::open).transpose()?,
-            listeners: listen(&config.listen, config.is_closed)?,
-            app: Arc::new(app),
-            manager: ServiceManager::from_environment(),
-            prepares: true,
-        };
+        let server = Self::open(Arc::new(app))?;
         match &config.discovery_service {
             Some(service) if server.is_reached_at(service).await => Err(ServerError::Loop(service.clone())),
             _ => Ok(server),
         }
     }
 
+    /// A server of a gateway: opens the listening sockets. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When a file cannot be used, or an address is taken or not allowed.
+    pub fn of_gateway(gateway: Gateway) -> Result<Self, ServerError> {
+        Self::open(Arc::new(gateway))
+    }
+
+    fn open(served: Arc<dyn Served>) -> Result<Self, ServerError> {
+        let config = Arc::clone(&served.frontend().config);
+        Ok(Self {
+            tls: config.tls.as_ref().map(Tls::open).transpose()?,
+            listeners: listen(&config.listen, config.is_closed)?,
+            served,
+            manager: ServiceManager::from_environment(),
+            prepares: true,
+        })
+    }
+
     /// A server that is reached from within this process only, whose caller will do a thing or two, and has all rights.
     pub fn of_this_process(app: App) -> (Self, Dialer) {
         let (listener, dialer) = own();
         let server = Self {
-            app: Arc::new(app),
+            served: Arc::new(app),
             listeners: vec![listener],
             tls: None,
             manager: ServiceManager::default(),
@@ -124,65 +138,67 @@ impl Server {
     pub async fn serve(self, mut shutdown: impl AsyncFnMut(), hint: impl AsyncFnMut()) {
         let listening = self.tcp_addresses();
         let Self {
-            app,
+            served,
             listeners,
             tls,
             manager,
             prepares,
         } = self;
-        let patience = app.config.shutdown_timeout;
+        let frontend = served.frontend();
+        let patience = frontend.config.shutdown_timeout;
         let certificates = tls.as_ref().map(Tls::files);
-        let api = Arc::new(Api::new(Arc::clone(&app), listening, certificates));
+        let site = Arc::new(Site::new(Arc::clone(&served), listening, certificates));
+        let paths = Arc::clone(&served).paths(&site);
         let context = Arc::new(ConnectionContext {
-            admission: Admission::new(app.config.max_connections_per_address),
-            connections: Arc::clone(app.loader.connections()),
-            endpoint: Endpoint::new(&api),
+            admission: Admission::new(frontend.config.max_connections_per_address),
+            connections: served.connections().cloned(),
+            endpoint: Endpoint::new(Arc::clone(&site), paths),
             tls,
         });
         tokio::select! {
             () = shutdown() => {}
-            () = accept_everywhere(&listeners, &context, &app) => {}
-            () = stay_ready(&listeners, &context, &app, &manager), if prepares => {}
-            () = stay_in_touch(&app, &manager) => {}
+            () = accept_everywhere(&listeners, &context, frontend) => {}
+            () = stay_ready(&listeners, &context, &*served, &manager), if prepares => {}
+            () = stay_in_touch(&*served, &manager) => {}
             () = context.follow_certificates() => {}
-            () = app.maintain() => {}
-            () = take_hints(&app, hint) => {}
-            () = tell_the_rest(&api, &context.endpoint) => {}
+            () = served.maintain() => {}
+            () = take_hints(frontend, hint) => {}
+            () = tell_the_rest(&site, &context.endpoint) => {}
         }
 
-        tracing::info!(captures = app.captures.count(), "shutting down");
-        app.stop.cancel();
-        app.tasks.close();
-        manager.stopping(patience, &status(&app));
+        tracing::info!(captures = frontend.captures.count(), "shutting down");
+        frontend.stop.cancel();
+        frontend.tasks.close();
+        manager.stopping(patience, &status(&*served));
         tokio::select! {
-            drained = timeout(patience, app.tasks.wait()) => if drained.is_err() {
-                tracing::warn!(tasks = app.tasks.len(), "not everything ended in time");
+            drained = timeout(patience, frontend.tasks.wait()) => if drained.is_err() {
+                tracing::warn!(tasks = frontend.tasks.len(), "not everything ended in time");
             },
-            () = shutdown() => tracing::warn!(tasks = app.tasks.len(), "a second signal: what still runs is cut off"),
+            () = shutdown() => tracing::warn!(tasks = frontend.tasks.len(), "a second signal: what still runs is cut off"),
             // Whoever asks meanwhile is told that the service is not ready.
-            () = accept_everywhere(&listeners, &context, &app) => {}
-            () = stay_in_touch(&app, &manager) => {}
+            () = accept_everywhere(&listeners, &context, frontend) => {}
+            () = stay_in_touch(&*served, &manager) => {}
         }
-        app.tell_the_rest();
-        api.tell_the_rest();
+        served.tell_the_rest();
+        site.tell_the_rest();
         context.endpoint.tell_the_rest();
     }
 }
 
 /// Looks at the files whenever they are said to be others. Never ends.
-async fn take_hints(app: &App, mut hint: impl AsyncFnMut()) {
+async fn take_hints(frontend: &Frontend, mut hint: impl AsyncFnMut()) {
     loop {
         hint().await;
-        app.look_at_files();
+        frontend.look_at_files();
         sleep(HINT_PAUSE).await;
     }
 }
 
 /// Tells again and again what lines of the log were left out. Never ends.
-async fn tell_the_rest(api: &Api, endpoint: &Endpoint) {
+async fn tell_the_rest(site: &Site, endpoint: &Endpoint) {
     loop {
         sleep(WINDOW).await;
-        api.tell_the_rest();
+        site.tell_the_rest();
         endpoint.tell_the_rest();
     }
 }
@@ -190,7 +206,7 @@ async fn tell_the_rest(api: &Api, endpoint: &Endpoint) {
 /// What all connections share.
 struct ConnectionContext {
     admission: Arc<Admission>,
-    connections: Arc<Connections>,
+    connections: Option<Arc<Connections>>,
     endpoint: Endpoint,
     tls: Option<Tls>,
 }
@@ -230,61 +246,61 @@ impl ConnectionContext {
     }
 }
 
-/// Keeps an object ready for the next capture, and tells when the first one is: the first capture has no longer to wait
-/// than others. Never ends.
+/// Keeps the service ready, and tells when it is for the first time: the first capture has no longer to wait than others. Never
+/// ends.
 async fn stay_ready(
     listeners: &[Listener],
     context: &ConnectionContext,
-    app: &App,
+    served: &dyn Served,
     manager: &ServiceManager,
 ) {
-    app.loader.make_ready().await;
-    context.announce(listeners, app.config.is_closed);
-    manager.ready(&status(app));
-    app.loader.keep_one_ready().await;
+    served.get_ready().await;
+    context.announce(listeners, served.frontend().config.is_closed);
+    manager.ready(&status(served));
+    served.stay_ready().await;
 }
 
 /// Tells the service manager again and again that all is well. Never ends.
-async fn stay_in_touch(app: &App, manager: &ServiceManager) {
+async fn stay_in_touch(served: &dyn Served, manager: &ServiceManager) {
     loop {
         sleep(manager.interval()).await;
-        manager.alive(&status(app));
+        manager.alive(&status(served));
     }
 }
 
 /// How the service is, in a sentence.
-fn status(app: &App) -> String {
-    let captures = match app.captures.count() {
+fn status(served: &dyn Served) -> String {
+    let captures = match served.frontend().captures.count() {
         0 => "no captures".to_owned(),
         1 => "1 capture".to_owned(),
         count => format!("{count} captures"),
     };
-    match app.problem() {
+    match served.problem() {
         // A line is all that there is room for: what the verifier has to say may be many.
         Some(problem) => format!("{captures}; {}", problem.lines().next().unwrap_or_default()),
         None => captures,
     }
 }
 
-async fn accept_everywhere(listeners: &[Listener], context: &Arc<ConnectionContext>, app: &App) {
+async fn accept_everywhere(listeners: &[Listener], context: &Arc<ConnectionContext>, frontend: &Frontend) {
     join_all(
         listeners
             .iter()
-            .map(|listener| accept_all(listener, context, app)),
+            .map(|listener| accept_all(listener, context, frontend)),
     )
     .await;
 }
 
-async fn accept_all(listener: &Listener, context: &Arc<ConnectionContext>, app: &App) {
+async fn accept_all(listener: &Listener, context: &Arc<ConnectionContext>, frontend: &Frontend) {
     loop {
         match listener.accept().await {
             Ok((accepted, peer)) => {
                 let context = Arc::clone(context);
-                let stop = app.stop.clone();
+                let stop = frontend.stop.clone();
                 let exchange = Exchange::new();
                 match context.admission.admit(peer, exchange.clone()) {
                     Ok(admitted) => {
-                        app.tasks.spawn(async move {
+                        frontend.tasks.spawn(async move {
                             let place = Arc::clone(admitted.place());
                             tokio::select! {
                                 () = serve_accepted(accepted, peer, admitted, exchange, context, stop) => {}
@@ -294,7 +310,7 @@ async fn accept_all(listener: &Listener, context: &Arc<ConnectionContext>, app: 
                     }
                     Err(why) => {
                         tracing::debug!(%peer, %why, "a connection is not let in");
-                        app.tasks.spawn(async move {
+                        frontend.tasks.spawn(async move {
                             match accepted {
                                 // It expects TLS, and a handshake is too much to do for those who are not let in.
                                 Accepted::Tcp(_) if context.tls.is_some() => {}
@@ -337,7 +353,10 @@ async fn serve_accepted(
             keep_prompt_and_alive(&stream);
             client.local = stream.local_addr().ok();
             let ends = client.local.zip(peer.address());
-            let own = ends.map(|(local, peer)| context.connections.open(local, peer));
+            let connections = context.connections.as_ref();
+            let own = connections
+                .zip(ends)
+                .map(|(connections, (local, peer))| connections.open(local, peer));
             if let Some(tls) = tls {
                 client.is_encrypted = true;
                 let shaken = tokio::select! {

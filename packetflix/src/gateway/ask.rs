@@ -1,0 +1,265 @@
+//! All nodes are asked the same, at the same time and within bounds of time, size and count. One that does not answer costs its
+//! own answer only.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use packetflix_client::{
+    http::{self, RequestError},
+    server::Server,
+};
+use serde_json::Value;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::node::{Node, Nodes, TokenError};
+use crate::error::chain;
+
+/// How many nodes are asked at the same time.
+const AT_ONCE: usize = 64;
+
+/// Most bytes of what a node answers, and of what all together do for one request.
+const MAX_ANSWER_LEN: usize = 4 << 20;
+const MAX_ANSWERS_LEN: usize = 32 << 20;
+
+/// So many times what one node may take is the most that all together may.
+const ROUNDS_OF_PATIENCE: u32 = 3;
+
+/// What a node has answered, or why it has not.
+#[derive(Debug)]
+pub(super) struct Asked<T> {
+    pub(super) node: Arc<Node>,
+    pub(super) answer: Result<T, NodeError>,
+}
+
+/// Why a node has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error(transparent)]
+    Request(Box<RequestError>),
+    #[error("it does not answer within {0:?}")]
+    Late(Duration),
+    #[error("it was not asked, since others took too long")]
+    NotAsked,
+    #[error("its answer is no JSON of packetflix")]
+    Unreadable(#[source] serde_json::Error),
+    #[error("the answers of all nodes have more than {MAX_ANSWERS_LEN} bytes, and this one is left out")]
+    TooMuch,
+}
+
+/// Why there is no answer of any node.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("too many requests wait for nodes: try again")]
+    Busy,
+    #[error("there is nothing to show to nodes")]
+    Token(#[from] TokenError),
+    #[error("there is no node {name}: there {}", are(known))]
+    NoNode { name: String, known: Vec<String> },
+    /// Each is named with its reason.
+    #[error("no node answers: {}", first_of(.0))]
+    None(Vec<Failed>),
+    #[error("node {}: {}", .0.name, .0.why)]
+    Node(Box<Failed>),
+}
+
+/// A node that has not answered, and why.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) node: Arc<Node>,
+    pub(crate) name: String,
+    pub(crate) why: NodeError,
+}
+
+/// The nodes that there are, up to a bound.
+fn are(known: &[String]) -> String {
+    const MOST: usize = 8;
+    match known {
+        [] => "is none".to_owned(),
+        [one] => format!("is {one}"),
+        known if known.len() <= MOST => format!("are {}", known.join(", ")),
+        known => format!("are {} and {} more", known[..MOST].join(", "), known.len() - MOST),
+    }
+}
+
+/// The first of those that have failed, and how many more there are.
+fn first_of(failed: &[Failed]) -> String {
+    match failed {
+        [] => "there is none".to_owned(),
+        [one] => format!("{}: {}", one.name, chain(&one.why)),
+        [one, rest @ ..] => format!("{}: {}; and {} more", one.name, chain(&one.why), rest.len()),
+    }
+}
+
+impl NodeError {
+    /// Whether the node is not reached, or does not answer.
+    fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Request(error) => matches!(**error, RequestError::Connect(_)),
+            Self::Late(_) => true,
+            Self::NotAsked | Self::Unreadable(_) | Self::TooMuch => false,
+        }
+    }
+}
+
+impl From<RequestError> for NodeError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(Box::new(error))
+    }
+}
+
+impl AskError {
+    /// What is left to list where nobody has answered.
+    pub(super) fn into_asked<T>(self) -> Vec<Asked<T>> {
+        let Self::None(failed) = self else {
+            return Vec::new();
+        };
+        let asked = |Failed { node, why, .. }| Asked {
+            node,
+            answer: Err(why),
+        };
+        failed.into_iter().map(asked).collect()
+    }
+}
+
+impl Nodes {
+    /// Asks each of these nodes, and gives the answers in their order.
+    async fn ask<T, F>(
+        &self,
+        nodes: Vec<Arc<Node>>,
+        ask: impl Fn(Server) -> F,
+    ) -> Result<Vec<Asked<T>>, AskError>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
+        let patience = self.timeout;
+        let deadline = Instant::now() + patience * ROUNDS_OF_PATIENCE;
+        let _round = timeout_at(deadline, self.rounds.acquire())
+            .await
+            .map_err(|_| AskError::Busy)?;
+        let token = self.token()?;
+        let asked = stream::iter(nodes).map(|node| {
+            let asking = ask(self.server(&node, token.as_ref()));
+            async move {
+                if Instant::now() >= deadline {
+                    let answer = Err(NodeError::NotAsked);
+                    return Asked { node, answer };
+                }
+                let until = deadline.min(Instant::now() + patience);
+                let answer = timeout_at(until, asking).await;
+                let answer = answer.unwrap_or(Err(NodeError::Late(patience)));
+                Asked { node, answer }
+            }
+        });
+        Ok(asked.buffered(AT_ONCE).collect().await)
+    }
+
+    /// Asks these nodes for JSON.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub(super) async fn ask_for_json(
+        &self,
+        nodes: Vec<Arc<Node>>,
+        path: &str,
+    ) -> Result<Vec<Asked<Value>>, AskError> {
+        let room = AtomicUsize::new(MAX_ANSWERS_LEN);
+        let asked = self
+            .ask(nodes, async |server| {
+                let body = http::get_within(&server, path, MAX_ANSWER_LEN).await?;
+                take(&room, body.len())?;
+                serde_json::from_slice(&body).map_err(NodeError::Unreadable)
+            })
+            .await?;
+        for Asked { node, answer } in &asked {
+            if let Err(error) = answer
+                && error.is_of_connection()
+            {
+                node.failed(&chain(error));
+            }
+        }
+        if asked.iter().any(|one| one.answer.is_ok()) {
+            return Ok(asked);
+        }
+        let failed = asked.into_iter().filter_map(|Asked { node, answer }| {
+            Some(Failed {
+                name: node.name.clone(),
+                node,
+                why: answer.err()?,
+            })
+        });
+        Err(AskError::None(failed.collect()))
+    }
+
+    /// Asks all nodes for their metrics.
+    pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
+        let room = AtomicUsize::new(MAX_ANSWERS_LEN);
+        let asked = self.ask(self.all(), async |server| {
+            let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
+            take(&room, body.len())?;
+            Ok(String::from_utf8_lossy(&body).into_owned())
+        });
+        asked.await.unwrap_or_default()
+    }
+
+    /// Asks all nodes how they are.
+    pub(super) async fn look(&self) {
+        let asked = self.ask(self.all(), async |server| Ok(http::greet(&server).await?));
+        let asked = match asked.await {
+            Ok(asked) => asked,
+            Err(error) => {
+                self.all().iter().for_each(|node| node.failed(&chain(&error)));
+                return;
+            }
+        };
+        for Asked { node, answer } in asked {
+            match answer {
+                Ok(greeting) => node.greeted(greeting),
+                Err(error) => node.failed(&chain(&error)),
+            }
+        }
+    }
+
+    /// Has a node delete something.
+    ///
+    /// # Errors
+    /// When it refuses, or there is no such node.
+    pub(super) async fn delete(&self, name: &str, path: &str) -> Result<(), AskError> {
+        let node = self.find(name)?;
+        let server = self.server(node, self.token()?.as_ref());
+        let deleted = timeout(self.timeout, http::delete(&server, path)).await;
+        let failed = |why| {
+            AskError::Node(Box::new(Failed {
+                node: Arc::clone(node),
+                name: name.to_owned(),
+                why,
+            }))
+        };
+        deleted
+            .map_err(|_| failed(NodeError::Late(self.timeout)))?
+            .map_err(|error| failed(error.into()))
+    }
+
+    /// The node of a name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn find(&self, name: &str) -> Result<&Arc<Node>, AskError> {
+        self.get(name).ok_or_else(|| AskError::NoNode {
+            name: name.to_owned(),
+            known: self.all().iter().map(|node| node.name.clone()).collect(),
+        })
+    }
+}
+
+/// Takes so many bytes of what there is room for.
+fn take(room: &AtomicUsize, len: usize) -> Result<(), NodeError> {
+    room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(len))
+        .map(drop)
+        .map_err(|_| NodeError::TooMuch)
+}

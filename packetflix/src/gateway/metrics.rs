@@ -1,0 +1,140 @@
+//! Metrics of several nodes become one text, each sample with the name of its node as a label. Pure.
+//!
+//! Source: OpenMetrics 1.0, section 4: what is said of a family stands before its samples, and a family in one piece.
+
+use std::{collections::HashMap, fmt::Write as _};
+
+use super::ask::Asked;
+
+/// How the text ends.
+const END: &str = "# EOF";
+
+/// Whether a node has told its metrics.
+const UP: &str = "packetflix_node_up";
+
+/// A family of metrics: what is said of it, and its samples.
+#[derive(Debug, Default)]
+struct Family {
+    said: String,
+    samples: String,
+}
+
+/// Families in the order in which they came.
+#[derive(Debug, Default)]
+struct Families {
+    list: Vec<Family>,
+    by_name: HashMap<String, usize>,
+}
+
+/// The gateway's own, as they are, and those of all nodes.
+pub(super) fn merged(own: &str, asked: &[Asked<String>]) -> String {
+    let mut families = Families::default();
+    families.add(own, None);
+    let mut up = Family {
+        said: format!("# HELP {UP} Whether the node has told its metrics.\n# TYPE {UP} gauge\n"),
+        samples: String::new(),
+    };
+    for Asked { node, answer } in asked {
+        let value = u8::from(answer.is_ok());
+        let _ = writeln!(up.samples, "{UP}{{node=\"{}\"}} {value}", node.name);
+        if let Ok(text) = answer {
+            families.add(text, Some(&node.name));
+        }
+    }
+    families.list.push(up);
+    let mut text = String::new();
+    for Family { said, samples } in &families.list {
+        text += said;
+        text += samples;
+    }
+    text + END + "\n"
+}
+
+impl Families {
+    /// Adds the families of a text; the samples get the name of a node as a label.
+    fn add(&mut self, text: &str, node: Option<&str>) {
+        let mut current = None;
+        for line in text.lines() {
+            match line.strip_prefix("# ") {
+                Some(rest) => {
+                    let mut words = rest.split(' ').skip(1);
+                    let Some(name) = words.next() else {
+                        continue;
+                    };
+                    let (index, is_new) = self.family(name);
+                    // Of what several say of it, the first counts.
+                    if is_new || current == Some((index, true)) {
+                        let said = &mut self.list[index].said;
+                        said.push_str(line);
+                        said.push('\n');
+                        current = Some((index, true));
+                    } else {
+                        current = Some((index, false));
+                    }
+                }
+                None => {
+                    let family = current.and_then(|(index, _)| self.list.get_mut(index));
+                    if let Some(family) = family
+                        && !line.is_empty()
+                    {
+                        labelled(line, node, &mut family.samples);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The family of a name, and whether it is new.
+    fn family(&mut self, name: &str) -> (usize, bool) {
+        if let Some(index) = self.by_name.get(name) {
+            return (*index, false);
+        }
+        let index = self.list.len();
+        self.list.push(Family::default());
+        self.by_name.insert(name.to_owned(), index);
+        (index, true)
+    }
+}
+
+/// A sample with the name of a node before its other labels. Names of nodes have nothing that would have to be escaped.
+fn labelled(sample: &str, node: Option<&str>, out: &mut String) {
+    let end = sample.find(['{', ' ']).unwrap_or(sample.len());
+    let (name, rest) = sample.split_at(end);
+    // Writing to a string does not fail.
+    let _ = match (node, rest.strip_prefix('{')) {
+        (None, _) => writeln!(out, "{sample}"),
+        (Some(node), Some(labels)) if labels.starts_with('}') => {
+            writeln!(out, "{name}{{node=\"{node}\"{labels}")
+        }
+        (Some(node), Some(labels)) => writeln!(out, "{name}{{node=\"{node}\",{labels}"),
+        (Some(node), None) => writeln!(out, "{name}{{node=\"{node}\"}}{rest}"),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_stand_in_one_piece_and_samples_have_their_node() {
+        let mut families = Families::default();
+        families.add(
+            "# HELP a_x Things.\n# TYPE a_x counter\na_x_total 1\n# EOF\n",
+            None,
+        );
+        for node in ["n1", "n2"] {
+            let text = "# HELP a_x Other words.\n# TYPE a_x counter\na_x_total 2\n# TYPE b gauge\nb{c=\"d e\"} 3\nb{} 4\n# EOF\n";
+            families.add(text, Some(node));
+        }
+        let text: String = families
+            .list
+            .iter()
+            .map(|family| family.said.clone() + &family.samples)
+            .collect();
+        assert_eq!(
+            text,
+            "# HELP a_x Things.\n# TYPE a_x counter\na_x_total 1\na_x_total{node=\"n1\"} 2\na_x_total{node=\"n2\"} 2\n\
+             # TYPE b gauge\nb{node=\"n1\",c=\"d e\"} 3\nb{node=\"n1\"} 4\nb{node=\"n2\",c=\"d e\"} 3\nb{node=\"n2\"} 4\n"
+        );
+    }
+}

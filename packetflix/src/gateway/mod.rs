@@ -1,0 +1,131 @@
+//! One address for the captures of several hosts, the nodes: their lists become one list, and their streams one stream.
+//!
+//! It is a client of the nodes, as everyone else is, and captures nothing itself: it takes no right of the kernel. Who may ask
+//! for what is decided here, before a node is asked; the nodes know the gateway only.
+
+mod ask;
+mod config;
+mod lists;
+mod metrics;
+mod node;
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
+use tokio::time::sleep;
+
+pub use self::config::{GatewayConfig, GatewayConfigError};
+use self::{ask::Asked, node::Nodes};
+pub(crate) use self::{
+    ask::{AskError, NodeError},
+    node::Node,
+};
+use crate::{
+    metrics::{Load, Metrics},
+    service::{AppError, Frontend, StartError},
+};
+
+/// How often nodes are looked at that nobody asks for anything.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The whole gateway but for the sockets at which it is asked.
+pub struct Gateway {
+    pub(crate) frontend: Frontend,
+    nodes: Nodes,
+}
+
+impl Gateway {
+    /// Lets clients in. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the tokens or the account cannot be used.
+    pub fn build(config: GatewayConfig) -> Result<Self, AppError> {
+        Ok(Self {
+            frontend: Frontend::open(Arc::clone(&config.frontend), Metrics::of_gateway())?,
+            nodes: Nodes::new(config),
+        })
+    }
+
+    /// Does again and again what is to be done beside requests. Never ends.
+    pub(crate) async fn maintain(&self) {
+        let looks = async {
+            loop {
+                sleep(LOOK_INTERVAL).await;
+                self.look().await;
+            }
+        };
+        tokio::join!(self.frontend.maintain(), looks);
+    }
+
+    /// Asks all nodes how they are.
+    pub(crate) async fn look(&self) {
+        self.nodes.look().await;
+    }
+
+    /// Why nothing can be captured, if so.
+    pub(crate) fn problem(&self) -> Option<String> {
+        if self.frontend.stop.is_cancelled() {
+            return Some(StartError::ShuttingDown.to_string());
+        }
+        self.nodes.problem().or_else(|| self.frontend.audit.problem())
+    }
+
+    /// `/targets` of all nodes, with a query that they understand.
+    ///
+    /// # Errors
+    /// When no node answers.
+    pub(crate) async fn targets(&self, query: &str, nodes: Vec<Arc<Node>>) -> Result<Value, AskError> {
+        let path = match query {
+            "" => "/targets".to_owned(),
+            query => format!("/targets?{query}"),
+        };
+        let asked = self.nodes.ask_for_json(nodes, &path).await?;
+        Ok(lists::targets(asked, &self.frontend.config.host_name))
+    }
+
+    /// `/mobyshark` of all nodes.
+    ///
+    /// # Errors
+    /// When no node answers.
+    pub(crate) async fn mobyshark(&self) -> Result<Value, AskError> {
+        let asked = self.nodes.ask_for_json(self.nodes.all(), "/mobyshark").await?;
+        Ok(lists::mobyshark(asked))
+    }
+
+    /// `/captures` of all nodes, behind `own`, the captures of the gateway's clients.
+    pub(crate) async fn captures(&self, own: Vec<Value>) -> Value {
+        let asked = self.nodes.ask_for_json(self.nodes.all(), "/captures").await;
+        lists::captures(own, asked.unwrap_or_else(AskError::into_asked))
+    }
+
+    /// Has a node end a capture.
+    ///
+    /// # Errors
+    /// When it refuses, or there is no such node.
+    pub(crate) async fn end_on(&self, node: &str, id: u64) -> Result<(), AskError> {
+        self.nodes.delete(node, &format!("/captures/{id}")).await
+    }
+
+    /// The gateway's metrics, and those of all nodes, each with its name as a label.
+    pub(crate) async fn metrics(&self, load: &Load) -> String {
+        let own = self.frontend.metrics.render(load);
+        let asked: Vec<Asked<String>> = self.nodes.ask_for_metrics().await;
+        metrics::merged(&own, &asked)
+    }
+
+    /// The nodes that are known.
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.all()
+    }
+
+    /// What is in use at the moment.
+    pub(crate) fn load(&self) -> Load {
+        let files = self.frontend.access.files();
+        Load {
+            captures: self.frontend.captures.count(),
+            ring_memory: 0,
+            ring_memory_limit: 0,
+            files: files.iter().map(|files| files.age()).collect(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The routes of a gateway.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use warp::{
+    Reply as _,
+    http::{Method, StatusCode},
+    path::FullPath,
+    reply::{self, Response},
+};
+
+use super::{
+    api::{
+        capture::Handshake,
+        captures,
+        code::Code,
+        health, page as pages,
+        refusal::Refusal,
+        routes::{self, CAPTURES, PAGE},
+    },
+    served::{Served, Work},
+    site::{Paths, Site},
+};
+use crate::{
+    gateway::Gateway,
+    page,
+    service::{Caller, Frontend},
+    tap::Connections,
+};
+
+/// A gateway, and what answering over HTTP takes beside it.
+struct Api {
+    gateway: Arc<Gateway>,
+    site: Arc<Site>,
+}
+
+impl Served for Gateway {
+    fn frontend(&self) -> &Frontend {
+        &self.frontend
+    }
+
+    fn paths(self: Arc<Self>, site: &Arc<Site>) -> Paths {
+        let api = Arc::new(Api {
+            gateway: self,
+            site: Arc::clone(site),
+        });
+        Paths {
+            routes: routes::handing_to(move |method, path, handshake| {
+                route(Arc::clone(&api), method, path, handshake)
+            }),
+            is_ours: |_| true,
+            is_public: routes::is_public,
+            proxy: None,
+        }
+    }
+
+    /// It captures nothing itself, and has nothing to leave out.
+    fn connections(&self) -> Option<&Arc<Connections>> {
+        None
+    }
+
+    fn get_ready(&self) -> Work<'_> {
+        Box::pin(self.look())
+    }
+
+    fn stay_ready(&self) -> Work<'_> {
+        Box::pin(std::future::pending())
+    }
+
+    fn maintain(&self) -> Work<'_> {
+        Box::pin(Self::maintain(self))
+    }
+
+    fn problem(&self) -> Option<String> {
+        Self::problem(self)
+    }
+
+    fn tell_the_rest(&self) {
+        self.frontend.tell_the_rest();
+    }
+}
+
+async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handshake) -> Response {
+    if let Some(id) = path.as_str().strip_prefix(CAPTURES) {
+        return one_capture(&api, &method, id, &handshake).await;
+    }
+    if !matches!(method, Method::GET | Method::HEAD) {
+        let sentence = format!("{} is read with GET, not {method}", path.as_str());
+        return Refusal::new(Code::MethodNotAllowed, sentence).into_response();
+    }
+    let Handshake { query, caller, .. } = &handshake;
+    match path.as_str() {
+        "/version" => routes::version(),
+        "/targets" => told(targets(&api, query, caller).await),
+        "/mobyshark" | "/discover/mobyshark" => told(mobyshark(&api, caller).await),
+        "/captures" => told(all_captures(&api, &handshake).await),
+        "/metrics" => metrics(&api, caller).await.unwrap_or_else(Refusal::into_response),
+        "/healthz" => health::alive(),
+        "/readyz" => health::ready(api.gateway.problem()),
+        PAGE => pages::lead_into_folder(),
+        path if let Some(file) = page::file(path) => pages::show(file, &handshake.headers),
+        unknown => {
+            let sentence = format!(
+                "there is nothing at {unknown} of a gateway: see /, /captures, /targets, /version, /metrics, /healthz and \
+                 /readyz"
+            );
+            Refusal::new(Code::PathUnknown, sentence).into_response()
+        }
+    }
+}
+
+fn told(answer: Result<Value, Refusal>) -> Response {
+    answer.map_or_else(Refusal::into_response, |value| {
+        reply::json(&value).into_response()
+    })
+}
+
+/// `/targets`: all of them, or those that the words `target` of the query select.
+async fn targets(api: &Api, query: &str, caller: &Caller) -> Result<Value, Refusal> {
+    caller.may_discover()?;
+    caller.may_have_all()?;
+    Ok(api.gateway.targets(query, api.gateway.nodes()).await?)
+}
+
+async fn mobyshark(api: &Api, caller: &Caller) -> Result<Value, Refusal> {
+    caller.may_discover()?;
+    caller.may_have_all()?;
+    Ok(api.gateway.mobyshark().await?)
+}
+
+async fn all_captures(api: &Api, handshake: &Handshake) -> Result<Value, Refusal> {
+    captures::check_right(&api.site, handshake)?;
+    Ok(api.gateway.captures(captures::listed(&api.site)).await)
+}
+
+/// `/captures/ID` is one of the gateway's clients, and `/captures/NODE/ID` one of a node.
+async fn one_capture(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
+    let Some((node, id)) = id.split_once('/') else {
+        return captures::one(&api.site, method, id, handshake);
+    };
+    end_on_node(api, method, node, id, handshake)
+        .await
+        .unwrap_or_else(Refusal::into_response)
+}
+
+async fn end_on_node(
+    api: &Api,
+    method: &Method,
+    node: &str,
+    id: &str,
+    handshake: &Handshake,
+) -> Result<Response, Refusal> {
+    if *method != Method::DELETE {
+        let sentence =
+            format!("a capture of a node is ended with DELETE, not {method}, and listed in /captures");
+        return Err(Refusal::new(Code::MethodNotAllowed, sentence));
+    }
+    captures::check_right(&api.site, handshake)?;
+    let number = id.parse().map_err(|_| {
+        let sentence = format!("no capture {id} is running on {node}: see /captures");
+        Refusal::new(Code::CaptureUnknown, sentence)
+    })?;
+    api.gateway.end_on(node, number).await?;
+    tracing::info!(
+        node,
+        id,
+        caller = handshake.caller.name(),
+        caller_type = handshake.caller.kind(),
+        "a capture of a node is ended by the operator"
+    );
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn metrics(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
+    caller.may_see_metrics()?;
+    let mut load = api.gateway.load();
+    let certificates = api.site.certificates.as_ref();
+    load.files.extend(certificates.map(|files| files.age()));
+    Ok(health::open_metrics(api.gateway.metrics(&load).await))
+}
