@@ -54,6 +54,8 @@ pub struct Containerd {
 pub struct Pod {
     /// Identifier of its sandbox.
     pub id: String,
+    /// Identifier of its container.
+    pub container: String,
     /// Its address, as the engine tells it.
     pub address: String,
 }
@@ -105,6 +107,20 @@ impl Containerd {
     /// # Errors
     /// When the engine refuses; one such reason is another pod of that name.
     pub fn run_pod(&self, namespace: &str, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<Pod> {
+        self.run_pod_with(namespace, name, labels, &[])
+    }
+
+    /// The same, with a command that its container runs in the place of the image's.
+    ///
+    /// # Errors
+    /// As [`Self::run_pod`].
+    pub fn run_pod_with(
+        &self,
+        namespace: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        command: &[&str],
+    ) -> anyhow::Result<Pod> {
         let labels = labels
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -135,11 +151,12 @@ impl Containerd {
                 image: Some(ImageSpec {
                     image: IMAGE.to_owned(),
                 }),
+                command: command.iter().map(|&word| word.to_owned()).collect(),
             }),
             sandbox_config: Some(config),
         };
         let container: Container = self.call("CreateContainer", request)?;
-        self.call::<_, Nothing>("StartContainer", container)?;
+        self.call::<_, Nothing>("StartContainer", container.clone())?;
 
         let sandbox = PodSandbox { pod_sandbox_id: id };
         let status: PodSandboxStatusResponse = self.call("PodSandboxStatus", sandbox.clone())?;
@@ -150,7 +167,20 @@ impl Containerd {
             .context("a pod without an address")?;
         Ok(Pod {
             id: sandbox.pod_sandbox_id,
+            container: container.container_id,
             address,
+        })
+    }
+
+    /// Waits until the container of a pod has ended.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_for_end(&self, pod: &Pod) -> anyhow::Result<()> {
+        wait_until(Duration::from_secs(10), || {
+            let tasks = self.ctr(&["tasks", "list"])?;
+            let mut rows = tasks.lines();
+            Ok(!rows.any(|row| row.starts_with(&pod.container) && row.ends_with("RUNNING")))
         })
     }
 
@@ -406,6 +436,8 @@ struct ContainerConfig {
     metadata: Option<ContainerMetadata>,
     #[prost(message, optional, tag = "2")]
     image: Option<ImageSpec>,
+    #[prost(string, repeated, tag = "3")]
+    command: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -74,6 +74,15 @@ impl SharedFolders {
         let missing = folders.iter().map(PathBuf::from);
         Self(missing.filter(|folder| !folder.exists()).collect())
     }
+
+    /// Removes what an engine has left in those that were not there before, by these names.
+    pub(crate) fn remove_files(&self, names: &[&str]) {
+        for folder in &self.0 {
+            for name in names {
+                let _ = fs::remove_file(folder.join(name));
+            }
+        }
+    }
 }
 
 impl Drop for SharedFolders {

@@ -1,5 +1,5 @@
-//! A podman engine of the test's own, in a network namespace and a mount namespace of its own: nothing of it
-//! touches the host's.
+//! A podman engine of the test's own, in a network namespace and, unless it is to mount where the host does, a mount namespace
+//! of its own: nothing of it is left on the host.
 
 use std::{
     fs::{self, File},
@@ -35,7 +35,16 @@ runtime = "runc"
 network_backend = "netavark"
 "#;
 
-/// Hides the folders whose places cannot be chosen, and becomes the command that follows.
+/// Folders whose places cannot be chosen; innermost first.
+const SHARED_FOLDERS: &[&str] = &[
+    "/run/containers/networks",
+    "/run/containers",
+    "/run/runc",
+    "/var/lib/containers/cache",
+    "/var/lib/containers",
+];
+
+/// Hides these folders, and becomes the command that follows.
 const IN_PRIVATE: &str = "mkdir -p /run/containers /run/netns /run/runc /var/lib/containers \
     && mount -t tmpfs none /run/containers && mount -t tmpfs none /run/netns \
     && mount -t tmpfs none /run/runc && mount -t tmpfs none /var/lib/containers \
@@ -46,7 +55,7 @@ pub struct Podman {
     service: Child,
     folder: PathBuf,
     _namespace: Namespace,
-    _shared: SharedFolders,
+    shared: SharedFolders,
 }
 
 impl Podman {
@@ -55,7 +64,20 @@ impl Podman {
     /// # Errors
     /// When it does not come up; the message holds its log.
     pub fn start() -> anyhow::Result<Self> {
-        let shared = SharedFolders::look(&["/run/containers", "/run/runc", "/var/lib/containers"]);
+        Self::start_in(&["unshare", "--mount", "sh", "-c", IN_PRIVATE, "sh"])
+    }
+
+    /// The same, where it mounts namespaces as the host's own engine does.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_mounts_of_host() -> anyhow::Result<Self> {
+        Self::start_in(&["env"])
+    }
+
+    /// Starts it by a command that becomes the one that follows.
+    fn start_in(becomes: &[&str]) -> anyhow::Result<Self> {
+        let shared = SharedFolders::look(SHARED_FOLDERS);
         let namespace = Namespace::new()?;
         let folder = std::env::temp_dir().join(format!("packetflix-podman-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
@@ -63,8 +85,9 @@ impl Podman {
         let log = File::create(folder.join("log"))?;
         let path = |name: &str| folder.join(name).display().to_string();
         let service = namespace
-            .command("unshare")
-            .args(["--mount", "sh", "-c", IN_PRIVATE, "sh", "podman"])
+            .command(becomes[0])
+            .args(&becomes[1..])
+            .arg("podman")
             .args(["--root", &path("root-of-storage"), "--runroot", &path("run")])
             .args([
                 "--tmpdir",
@@ -89,7 +112,7 @@ impl Podman {
             service,
             folder,
             _namespace: namespace,
-            _shared: shared,
+            shared,
         };
         wait_until(Duration::from_secs(60), || Ok(podman.run(&["version"]).is_ok()))
             .with_context(|| fs::read_to_string(podman.folder.join("log")).unwrap_or_default())?;
@@ -128,6 +151,8 @@ impl Drop for Podman {
         let _ = self.service.wait();
         kill_processes_of(&self.folder);
         remove_control_groups(&["libpod_parent/conmon", "libpod_parent"]);
+        self.shared
+            .remove_files(&["ipam.db", "blob-info-cache-v1.boltdb"]);
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

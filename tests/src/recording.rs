@@ -96,6 +96,13 @@ impl Packet {
     pub fn is_outbound(&self) -> bool {
         self.flags & 3 == 2
     }
+
+    /// Whether it is the first of a TCP connection to this port, over Ethernet and IPv4.
+    pub fn is_syn(&self, port: u16) -> bool {
+        let packet = &self.data;
+        let is_tcp = packet.len() > 14 + 20 + 13 && packet[12..14] == [8, 0] && packet[23] == 6;
+        is_tcp && packet[36..38] == port.to_be_bytes() && packet[47] & 0x12 == 2
+    }
 }
 
 impl Recording {
@@ -118,6 +125,15 @@ impl Recording {
             .iter()
             .filter(|packet| ids.contains(&packet.interface))
             .collect()
+    }
+
+    /// How many connections to a port were begun at the interfaces of a target, whatever those are called at the time: engines
+    /// give an interface its name while they move it, and take that back soon.
+    pub fn connections_of(&self, target: &str, port: u16) -> usize {
+        let prefix = format!("{target}/");
+        let theirs = |packet: &&Packet| self.interfaces[packet.interface].name.starts_with(&prefix);
+        let packets = self.packets.iter().filter(theirs);
+        packets.filter(|packet| packet.is_syn(port)).count()
     }
 
     /// How many packets are just `data`.

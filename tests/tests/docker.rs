@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     docker::{Docker, IMAGE},
-    recording::{Packet, Recording},
+    recording::Recording,
     server::{Server, percent_encoded},
 };
 use serde_json::json;
@@ -190,12 +190,6 @@ async fn container_is_known_by_all_its_names_with_all_its_interfaces() -> anyhow
     Ok(())
 }
 
-/// Whether a packet of Ethernet is the first of a TCP connection to this port.
-fn is_syn(packet: &[u8], port: u16) -> bool {
-    let is_tcp = packet.len() > 14 + 20 + 13 && packet[12..14] == [8, 0] && packet[23] == 6;
-    is_tcp && packet[36..38] == port.to_be_bytes() && packet[47] & 0x12 == 2
-}
-
 #[tokio::test]
 async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow::Result<()> {
     const STARTS: u16 = 6;
@@ -224,13 +218,6 @@ async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow
     recorder
         .read_until(|recording| has(recording, "first/eth0"))
         .await?;
-    // Docker gives an interface its name while it moves it, and takes that back soon.
-    let connections_of = |recording: &Recording, name: &str, port: u16| {
-        let prefix = format!("{name}/");
-        let theirs = |packet: &&Packet| recording.interfaces[packet.interface].name.starts_with(&prefix);
-        let packets = recording.packets.iter().filter(theirs);
-        packets.filter(|packet| is_syn(&packet.data, port)).count()
-    };
     let mut caught = 0;
     for number in 0..STARTS {
         let (name, port) = (format!("web-{number}"), 2000 + number);
@@ -248,13 +235,13 @@ async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow
             "/bin/busybox",
             "true",
         ])?;
-        let came = recorder.read_until(|recording| connections_of(recording, &name, port) == 1);
+        let came = recorder.read_until(|recording| recording.connections_of(&name, port) == 1);
         caught += u16::from(timeout(PATIENCE, came).await.is_ok());
     }
     // Where others leave an engine no time, it may not tell in those milliseconds.
     ensure!(caught >= STARTS - 1, "{caught} of {STARTS} first packets");
     // One that starts anew is a new namespace under the old name.
-    let before = connections_of(recorder.recording()?, "first", 2000);
+    let before = recorder.recording()?.connections_of("first", 2000);
     docker.run(&[
         "run",
         "--detach",
@@ -280,16 +267,14 @@ async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow
         .run(&["exec", "again", "/bin/busybox", "nc", "-w", "1", &address, "3000"])
         .unwrap_err();
     recorder
-        .read_until(|recording| connections_of(recording, "again", 3000) == 1)
+        .read_until(|recording| recording.connections_of("again", 3000) == 1)
         .await?;
     ensure!(before >= 1, "what came in stands beside what went out");
     let recording = recorder.finish().await?;
     recording.check_order()?;
     let incoming = recording.packets_of("first/eth0");
     for number in 0..STARTS {
-        let syns = incoming
-            .iter()
-            .filter(|packet| is_syn(&packet.data, 2000 + number));
+        let syns = incoming.iter().filter(|packet| packet.is_syn(2000 + number));
         assert_eq!(syns.count(), 1);
     }
     let names = recording.interfaces.iter().map(|interface| &interface.name);

@@ -1,13 +1,14 @@
 //! The pods of containerd and CRI-O, by the Kubernetes Container Runtime Interface: gRPC over a Unix socket.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     error::Error,
     future::{Ready, ready},
     io,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -15,7 +16,7 @@ use hyper::{Uri, http::uri::PathAndQuery};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use serde::Deserialize;
-use tokio::{net::UnixStream, task::JoinSet};
+use tokio::{net::UnixStream, task::JoinSet, time::sleep};
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -24,12 +25,13 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    bounded::Labels,
-    budget::EngineBudget,
+    bounded::{Labels, Text},
+    budget::{EngineBudget, MAX_DETAILS_LEN, MAX_LIST_LEN},
     cri_api::{
         Call, Container, ContainerState, ContainerStatusRequest, ListContainersRequest,
         ListPodSandboxRequest, PodSandbox, PodSandboxState, PodSandboxStatusRequest, StatusAnswer,
     },
+    starts::{MAX_PATH_LEN, Mark, STARTING, Starting},
     workload::{KnownPids, PodName, Workload, WorkloadKind},
 };
 
@@ -103,7 +105,7 @@ pub(super) async fn pods(
     found: &mut impl Extend<Workload>,
 ) -> Result<(), CriError> {
     let tasks = OwnedTasks::default();
-    let engine = Engine::connect(socket, allowance, &tasks).await?;
+    let engine = Engine::connect(socket, (allowance.list, allowance.details), &tasks).await?;
     let (sandboxes, containers) = tokio::try_join!(
         engine.call(ListPodSandboxRequest::of(PodSandboxState::Ready)),
         engine.call(ListContainersRequest::of(ContainerState::Running)),
@@ -168,6 +170,64 @@ pub(super) async fn pods(
     refusal.map_or(Ok(()), Err)
 }
 
+/// How long an engine is left alone before it is asked again what it starts. A pod outlives its containers.
+const START_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long ago a pod may have been made that starts now, and most such that are asked for at once.
+const RECENT: Duration = Duration::from_secs(60);
+const MAX_RECENT: usize = 32;
+
+/// Tells which pods an engine makes, again and again, each with where its namespace is mounted, until that cannot be asked for.
+///
+/// A pod is told of as soon as its sandbox is there, which is before its containers are made, and also when it has ended.
+pub(super) async fn follow_starts(socket: UnixStream, tell: impl Fn(Starting)) -> CriError {
+    let tasks = OwnedTasks::default();
+    let engine = match Engine::connect(socket, (MAX_LIST_LEN, MAX_DETAILS_LEN), &tasks).await {
+        Ok(engine) => engine,
+        Err(error) => return error,
+    };
+    let mut told = BTreeSet::new();
+    loop {
+        if let Err(error) = tell_starts(&engine, &mut told, &tell).await {
+            return error;
+        }
+        sleep(START_PAUSE).await;
+    }
+}
+
+/// Tells of pods that were made of late, but for those that were told of, by their identifiers.
+async fn tell_starts(
+    engine: &Engine,
+    told: &mut BTreeSet<String>,
+    tell: &impl Fn(Starting),
+) -> Result<(), CriError> {
+    let sandboxes = engine.call(ListPodSandboxRequest::default()).await?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = i64::try_from(now.saturating_sub(RECENT).as_nanos()).unwrap_or(i64::MAX);
+    let recent = sandboxes.items.into_iter();
+    let mut recent: Vec<_> = recent.filter(|sandbox| sandbox.created_at >= since).collect();
+    recent.sort_unstable_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
+    for sandbox in recent.into_iter().take(MAX_RECENT) {
+        if told.contains(&sandbox.id) {
+            continue;
+        }
+        // One that has no namespace yet is asked for again.
+        if let Some(path) = engine.mounted_at(&sandbox.id).await? {
+            told.insert(sandbox.id.clone());
+            let pod = named(sandbox, &[]).map(|pod| Workload {
+                state: STARTING.to_owned(),
+                ..pod
+            });
+            let starting = pod.map(|workload| Starting {
+                workload,
+                mark: Mark::Mount(path),
+            });
+            starting.into_iter().for_each(tell);
+        }
+    }
+    Ok(())
+}
+
 /// What an engine is asked for the process of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
@@ -177,9 +237,14 @@ enum Asked {
 
 /// A pod whose PID is still to be found; `None` when it has no name, or is not ready.
 fn workload(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
-    if sandbox.state() != PodSandboxState::Ready {
-        return None;
+    match sandbox.state() {
+        PodSandboxState::Ready => named(sandbox, containers),
+        PodSandboxState::NotReady => None,
     }
+}
+
+/// The same of one in any state.
+fn named(sandbox: PodSandbox, containers: &[Container]) -> Option<Workload> {
     let metadata = sandbox
         .metadata
         .filter(|metadata| !metadata.name.is_empty() && !metadata.namespace.is_empty());
@@ -232,6 +297,38 @@ fn pid(status: &StatusAnswer) -> Option<u32> {
     u32::try_from(info.pid).ok().filter(|pid| *pid != 0)
 }
 
+/// Where a pod's network namespace is mounted, as the answer's verbose part has it.
+fn network_path(status: &StatusAnswer) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Info {
+        #[serde(rename = "runtimeSpec")]
+        spec: Spec,
+    }
+
+    #[derive(Deserialize)]
+    struct Spec {
+        linux: Linux,
+    }
+
+    #[derive(Deserialize)]
+    struct Linux {
+        namespaces: Vec<Namespace>,
+    }
+
+    #[derive(Deserialize)]
+    struct Namespace {
+        #[serde(default)]
+        r#type: Text<32>,
+        #[serde(default)]
+        path: Text<MAX_PATH_LEN>,
+    }
+
+    let info: Info = serde_json::from_str(&status.info.as_ref()?.json).ok()?;
+    let mut namespaces = info.spec.linux.namespaces.into_iter();
+    let network = namespaces.find(|namespace| namespace.r#type.0 == "network")?;
+    Some(network.path.0).filter(|path| !path.is_empty())
+}
+
 /// An engine that is connected.
 #[derive(Clone)]
 struct Engine {
@@ -245,7 +342,7 @@ struct Engine {
 impl Engine {
     async fn connect(
         socket: UnixStream,
-        allowance: &EngineBudget,
+        (list, details): (usize, usize),
         tasks: &OwnedTasks,
     ) -> Result<Self, CriError> {
         // The host is part of every request, and means nothing.
@@ -259,8 +356,8 @@ impl Engine {
             .map_err(CriError::Connect)?;
         Ok(Self {
             channel,
-            list: allowance.list,
-            details: allowance.details,
+            list,
+            details,
         })
     }
 
@@ -269,11 +366,7 @@ impl Engine {
     async fn pid(&self, asked: Asked, id: &str) -> Result<Option<u32>, CriError> {
         match asked {
             Asked::Sandbox => {
-                let request = PodSandboxStatusRequest {
-                    pod_sandbox_id: id.to_owned(),
-                    verbose: true,
-                };
-                let status = unless_gone(self.call(request).await)?;
+                let status = self.sandbox(id).await?;
                 Ok(status.as_ref().and_then(pid))
             }
             Asked::Container => {
@@ -287,6 +380,21 @@ impl Engine {
                 pid(&status).map(Some).ok_or(CriError::NoProcess)
             }
         }
+    }
+
+    /// Where a pod's network namespace is mounted; `None` while it has none, or when it is gone.
+    async fn mounted_at(&self, id: &str) -> Result<Option<String>, CriError> {
+        let status = self.sandbox(id).await?;
+        Ok(status.as_ref().and_then(network_path))
+    }
+
+    /// The status of a pod, unless it is gone.
+    async fn sandbox(&self, id: &str) -> Result<Option<StatusAnswer>, CriError> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: true,
+        };
+        unless_gone(self.call(request).await)
     }
 
     async fn call<C: Call>(&self, request: C) -> Result<C::Answer, CriError> {
@@ -410,6 +518,8 @@ pub(super) mod fuzzing {
         }
         if let Ok(status) = StatusAnswer::decode(data) {
             assert_ne!(pid(&status), Some(0));
+            let path = network_path(&status);
+            assert!(path.is_none_or(|path| (1..=MAX_PATH_LEN).contains(&path.len())));
         }
     }
 }
@@ -689,6 +799,73 @@ mod tests {
             assert_eq!(pid_of(info), None, "{info}");
         }
         assert_eq!(pid(&StatusAnswer::default()), None);
+    }
+
+    #[test]
+    fn takes_the_path_of_a_network_namespace() {
+        let path_of = |info: &str| {
+            network_path(&StatusAnswer {
+                info: Some(Info::new(info)),
+            })
+        };
+        let spec =
+            |namespaces: &str| format!(r#"{{"runtimeSpec": {{"linux": {{"namespaces": {namespaces}}}}}}}"#);
+        assert_eq!(
+            path_of(&spec(
+                r#"[{"type": "pid"}, {"type": "network", "path": "/var/run/netns/cni-1"}]"#
+            )),
+            Some("/var/run/netns/cni-1".to_owned())
+        );
+        for namespaces in [
+            "[]",
+            r#"[{"type": "network"}]"#,
+            r#"[{"type": "pid", "path": "/x"}]"#,
+            "null",
+        ] {
+            assert_eq!(path_of(&spec(namespaces)), None, "{namespaces}");
+        }
+        assert_eq!(path_of("{}"), None);
+    }
+
+    #[tokio::test]
+    async fn tells_of_pods_as_they_are_made() {
+        static LISTS: AtomicUsize = AtomicUsize::new(0);
+
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        let socket = engine(move |path, request| {
+            let (call, id) = asked_for(path, request);
+            let made = |id: &str, created_at: i64| PodSandbox {
+                created_at,
+                ..sandbox(id)
+            };
+            match (&call[..], &id[..]) {
+                ("ListPodSandbox", _) => match LISTS.fetch_add(1, Ordering::Relaxed) {
+                    0 => list_of(vec![made("old", 1), made("bare", now)]),
+                    // One that has ended meanwhile is told of, too.
+                    1 => list_of(vec![
+                        made("bare", now),
+                        PodSandbox {
+                            state: PodSandboxState::NotReady.into(),
+                            ..made("short", now)
+                        },
+                    ]),
+                    _ => Answer::Refusal(Code::Internal),
+                },
+                ("PodSandboxStatus", "bare") => status(r#"{"runtimeSpec": {"linux": {"namespaces": []}}}"#),
+                ("PodSandboxStatus", "short") => status(
+                    r#"{"runtimeSpec": {"linux": {"namespaces": [{"type": "network", "path": "/run/netns/1"}]}}}"#,
+                ),
+                _ => panic!("not to be asked for: {call} {id}"),
+            }
+        });
+        let told = Mutex::new(Vec::new());
+        let error = follow_starts(socket, |starting| told.lock().unwrap().push(starting)).await;
+        assert!(error.to_string().contains("ListPodSandbox failed"), "{error}");
+        let told = told.into_inner().unwrap();
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].workload.name, "shop/pod-short");
+        assert_eq!(told[0].workload.state, STARTING);
+        assert_eq!(told[0].mark, Mark::Mount("/run/netns/1".to_owned()));
     }
 
     #[test]

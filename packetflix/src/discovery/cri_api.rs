@@ -101,6 +101,9 @@ pub(super) struct PodSandbox {
     pub(super) metadata: Option<PodSandboxMetadata>,
     #[prost(enumeration = "PodSandboxState", tag = "3")]
     pub(super) state: i32,
+    /// Nanoseconds since 1970.
+    #[prost(int64, tag = "4")]
+    pub(super) created_at: i64,
     /// A map, whose entries are merged into one value.
     #[prost(message, optional, tag = "5")]
     pub(super) labels: Option<Labels>,

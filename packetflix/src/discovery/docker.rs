@@ -17,9 +17,6 @@ use super::{
 };
 use crate::http_client::{Answer, Connection, RequestError};
 
-/// Most bytes of what has happened of late. Docker remembers 256 events.
-pub(super) const MAX_EVENTS_LEN: usize = 1 << 20;
-
 const POD_NAME_LABEL: &str = "io.kubernetes.pod.name";
 const POD_NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
 
@@ -60,16 +57,16 @@ impl DockerError {
 /// An element of the list; what may be null or missing counts as empty, and so does what is too long.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Summary {
-    id: Text<128>,
+pub(super) struct Summary {
+    pub(super) id: Text<128>,
     #[serde(default)]
-    names: Texts<16, 512>,
+    pub(super) names: Texts<16, 512>,
     #[serde(default)]
-    image: Text<1024>,
+    pub(super) image: Text<1024>,
     #[serde(default)]
-    labels: Labels,
+    pub(super) labels: Labels,
     #[serde(default)]
-    state: Text<64>,
+    pub(super) state: Text<64>,
 }
 
 impl Footprint for Summary {
@@ -159,7 +156,7 @@ async fn list(
     Ok((answer.headers, list.map_err(not_understood(&Question::List))?))
 }
 
-fn not_understood(question: &Question) -> impl FnOnce(serde_json::Error) -> DockerError {
+pub(super) fn not_understood(question: &Question) -> impl FnOnce(serde_json::Error) -> DockerError {
     let path = question.path();
     move |source| DockerError::Answer { path, source }
 }
@@ -182,230 +179,6 @@ pub(super) fn may_be_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 128 && name.bytes().all(is_names) && !name.starts_with('.')
 }
 
-/// What has happened, of which the engine tells.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Event {
-    #[serde(default)]
-    r#type: Text<32>,
-    #[serde(default)]
-    actor: Actor,
-}
-
-/// A container, with its name, image and labels, or a network, with the container that it is about.
-#[derive(Debug, Default, Deserialize)]
-struct Actor {
-    #[serde(default, rename = "ID")]
-    id: Text<128>,
-    #[serde(default, rename = "Attributes")]
-    attributes: Labels,
-}
-
-/// A network, with the ends that it has in containers by their identifiers.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Network {
-    #[serde(default)]
-    containers: BTreeMap<String, NetworkEnd>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct NetworkEnd {
-    #[serde(default)]
-    mac_address: Text<32>,
-}
-
-/// A container as it is told in whole, whether it runs or not.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Inspected {
-    #[serde(default)]
-    name: Text<512>,
-    config: InspectedConfig,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct InspectedConfig {
-    #[serde(default)]
-    image: Text<1024>,
-    #[serde(default)]
-    labels: Labels,
-}
-
-/// The state of a container that its engine does not say to run yet.
-const STARTING: &str = "starting";
-
-/// Most containers, and networks, that are asked for to which something happened.
-const MAX_RECENT: usize = 32;
-
-/// A container that is being started, or has been, and what its network namespace is known by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Starting {
-    pub(super) workload: Workload,
-    /// The hardware address of one of its interfaces.
-    pub(super) mac: [u8; 6],
-}
-
-/// A network namespace that has come.
-pub(super) struct NewNamespace<'a> {
-    /// The hardware addresses that there are in it by now.
-    pub(super) macs: &'a (dyn Fn() -> Vec<[u8; 6]> + Sync),
-}
-
-impl NewNamespace<'_> {
-    /// Whether it is that of a container.
-    pub(super) fn is_of(&self, starting: &Starting) -> bool {
-        (self.macs)().contains(&starting.mac)
-    }
-}
-
-/// What is known of containers that are being started, by their identifiers.
-#[derive(Default)]
-pub(super) struct KnownStarts(BTreeMap<String, Workload>);
-
-/// The containers to which something has happened of late.
-///
-/// Docker does not answer for a container while it starts it. That a namespace is its own shows by an end of a network which it
-/// has there, as soon as it is connected, and before its first process runs. podman tells of no such ends.
-///
-/// # Errors
-/// When the engine does not tell.
-///
-/// Source: Docker Engine API, `GET /events` and `GET /networks/{id}`.
-pub(super) async fn starting(line: &Line, known: &mut KnownStarts) -> Result<Vec<Starting>, DockerError> {
-    let recent = Recent::ask(line).await?;
-    let mut starting = Vec::new();
-    for network in recent.networks.iter().rev().take(MAX_RECENT) {
-        for (id, mac) in recent.ends_of(line, network).await? {
-            if !known.0.contains_key(&id)
-                && let Some(workload) = recent.workload(line, id.clone()).await?
-            {
-                known.0.insert(id.clone(), workload);
-            }
-            starting.extend(known.0.get(&id).map(|workload| Starting {
-                workload: workload.clone(),
-                mac,
-            }));
-        }
-    }
-    Ok(starting)
-}
-
-/// Containers and networks to which something has happened of late.
-struct Recent {
-    kind: WorkloadKind,
-    /// What was said of containers, by their identifiers.
-    containers: BTreeMap<String, Labels>,
-    /// Identifiers of networks.
-    networks: Vec<String>,
-}
-
-impl Recent {
-    async fn ask(line: &Line) -> Result<Self, DockerError> {
-        let answer = get(line, Question::Recent, MAX_EVENTS_LEN).await?;
-        let mut recent = Self {
-            kind: engine_of(&answer.headers),
-            containers: BTreeMap::new(),
-            networks: Vec::new(),
-        };
-        for event in serde_json::Deserializer::from_slice(&answer.body).into_iter::<Event>() {
-            let Event { r#type, actor } = event.map_err(not_understood(&Question::Recent))?;
-            let Actor { id, attributes } = actor;
-            match &r#type.0[..] {
-                _ if !is_identifier(&id.0) => {}
-                "container" => {
-                    recent.containers.insert(id.0, attributes);
-                }
-                "network" => {
-                    let container = attributes.kept.get("container");
-                    if let Some(id) = container.filter(|id| is_identifier(id)) {
-                        recent.containers.entry(id.clone()).or_default();
-                    }
-                    if !recent.networks.contains(&id.0) {
-                        recent.networks.push(id.0);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(recent)
-    }
-
-    /// The containers that have an end of a network, with its hardware address.
-    async fn ends_of(&self, line: &Line, network: &str) -> Result<Vec<(String, [u8; 6])>, DockerError> {
-        let question = Question::Network(network.to_owned());
-        let answer = match get(line, question.clone(), MAX_EVENTS_LEN).await {
-            Ok(answer) => answer,
-            // It is gone.
-            Err(DockerError::Status { .. }) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let network: Network = serde_json::from_slice(&answer.body).map_err(not_understood(&question))?;
-        let ends = network.containers.into_iter();
-        let recent = ends.filter(|(id, _)| self.containers.contains_key(id));
-        let ends = recent.filter_map(|(id, end)| Some((id, parse_mac(&end.mac_address.0)?)));
-        Ok(ends.take(MAX_RECENT).collect())
-    }
-
-    /// A container, as what has happened to it tells, or, where that does not tell its name, as it is told in whole.
-    async fn workload(&self, line: &Line, id: String) -> Result<Option<Workload>, DockerError> {
-        let mut labels = self.containers.get(&id).cloned().unwrap_or_default();
-        match (labels.kept.remove("name"), labels.kept.remove("image")) {
-            (Some(name), image) => {
-                let summary = Summary {
-                    names: Texts(vec![name]),
-                    image: Text(image.unwrap_or_default()),
-                    labels,
-                    id: Text(id),
-                    state: Text(STARTING.to_owned()),
-                };
-                Ok(Some(workload(summary, self.kind, 0)))
-            }
-            (None, _) => {
-                let found = inspect(line, &id).await?;
-                Ok(found.map(|found| found.workload(id, self.kind)))
-            }
-        }
-    }
-}
-
-impl Inspected {
-    fn workload(self, id: String, kind: WorkloadKind) -> Workload {
-        let summary = Summary {
-            names: Texts(vec![self.name.0]),
-            image: self.config.image,
-            labels: self.config.labels,
-            id: Text(id),
-            state: Text(STARTING.to_owned()),
-        };
-        workload(summary, kind, 0)
-    }
-}
-
-/// A container as it is told in whole; nothing where it is gone.
-async fn inspect(line: &Line, id: &str) -> Result<Option<Inspected>, DockerError> {
-    let question = Question::Details(id.to_owned());
-    match get(line, question.clone(), super::budget::MAX_DETAILS_LEN).await {
-        Ok(answer) => serde_json::from_slice(&answer.body)
-            .map(Some)
-            .map_err(not_understood(&question)),
-        Err(DockerError::Status { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// A hardware address as engines write it, `02:42:ac:11:00:02`.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut octets = text.split(':');
-    for octet in &mut mac {
-        *octet = u8::from_str_radix(octets.next()?, 16).ok()?;
-    }
-    octets.next().is_none().then_some(mac)
-}
-
 /// The first process of a container, if it still runs.
 async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, DockerError> {
     let question = Question::Details(id.to_owned());
@@ -424,7 +197,7 @@ async fn pid_of(line: &Line, id: &str, max_len: usize) -> Result<Option<u32>, Do
 
 /// Asks on a connection of its own: over a Unix socket that costs next to nothing, and requests need not wait for
 /// each other.
-async fn get(line: &Line, question: Question, max_len: usize) -> Result<Answer, DockerError> {
+pub(super) async fn get(line: &Line, question: Question, max_len: usize) -> Result<Answer, DockerError> {
     let path = question.path();
     let failed = |source| DockerError::Request {
         path: path.clone(),
@@ -445,7 +218,7 @@ async fn get(line: &Line, question: Question, max_len: usize) -> Result<Answer, 
 }
 
 /// podman says so in its `Server` header.
-fn engine_of(headers: &HeaderMap) -> WorkloadKind {
+pub(super) fn engine_of(headers: &HeaderMap) -> WorkloadKind {
     let server = headers.get(SERVER).and_then(|value| value.to_str().ok());
     if server.is_some_and(|server| server.starts_with("Libpod")) {
         WorkloadKind::Podman
@@ -454,7 +227,7 @@ fn engine_of(headers: &HeaderMap) -> WorkloadKind {
     }
 }
 
-fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
+pub(super) fn workload(summary: Summary, engine: WorkloadKind, pid: u32) -> Workload {
     let Labels {
         kept: labels,
         left_out,
@@ -509,27 +282,13 @@ fn is_kubelets(name: &str, pod: &PodName) -> bool {
 }
 
 /// An identifier becomes part of a path.
-fn is_identifier(text: &str) -> bool {
+pub(super) fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hardware_addresses_are_read_as_engines_write_them() {
-        assert_eq!(parse_mac("02:42:ac:11:00:02"), Some([2, 0x42, 0xac, 0x11, 0, 2]));
-        for text in [
-            "",
-            "02:42:ac:11:00",
-            "02:42:ac:11:00:02:03",
-            "02:42:ac:11:00:0g",
-            "02:42:ac:11:00:102",
-        ] {
-            assert_eq!(parse_mac(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn labels_make_a_pod_where_the_name_is_a_kubelets() {
@@ -565,9 +324,12 @@ mod tests {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing {
     use super::*;
-    use crate::{discovery::budget::Budget, lookout::Owner};
+    use crate::{
+        discovery::{budget::Budget, docker_starts::fuzzing::docker_starts},
+        lookout::Owner,
+    };
 
-    /// What an engine answers: a list, or the details of a container.
+    /// What an engine answers: a list, the details of a container, or what it starts.
     pub fn docker(data: &[u8]) {
         let mut allowance = Budget::new().allow(Owner::User(1));
         let mut deserializer = serde_json::Deserializer::from_slice(data);
@@ -583,5 +345,6 @@ pub(super) mod fuzzing {
             }
         }
         let _ = serde_json::from_slice::<Details>(data);
+        docker_starts(data);
     }
 }

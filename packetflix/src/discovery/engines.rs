@@ -16,11 +16,12 @@ use tokio::{
 use super::{
     asker::{Asker, AskerError},
     budget::{Budget, EngineBudget},
-    docker::{NewNamespace, may_be_name},
+    docker::may_be_name,
     engine::{Engine, Heard},
     engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
     problem::Problem,
+    starts::NewNamespace,
     turns::EngineTurns,
     workload::{KnownPids, Workload},
 };
@@ -199,14 +200,14 @@ async fn start_told_by(
     namespace: &NewNamespace<'_>,
 ) -> Option<Result<Workload, AskerError>> {
     let is_hosts = matches!(socket.origin, Origin::Host | Origin::Named);
-    if !is_hosts || socket.place.owner != Owner::Host || socket.api == Some(Api::Cri) {
+    if !is_hosts || socket.place.owner != Owner::Host {
         return None;
     }
     let stream = socket.connect().await.ok()?;
     // What an engine elsewhere mounts, it mounts elsewhere.
     SocketPeer::of(&stream).ok()?.has_mounts_of_host().then_some(())?;
     match Asker::start().await {
-        Ok(asker) => Some(asker.starting(socket, namespace).await),
+        Ok(asker) => Some(asker.starting(socket, stream, namespace).await),
         Err(error) => Some(Err(error)),
     }
 }

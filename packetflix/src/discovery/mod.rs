@@ -35,6 +35,7 @@ mod budget;
 mod cri;
 mod cri_api;
 mod docker;
+mod docker_starts;
 mod doubts;
 mod engine;
 mod engine_socket;
@@ -51,6 +52,7 @@ mod scan;
 mod scanner;
 mod shared;
 mod sockets;
+mod starts;
 pub(crate) mod target;
 mod trust;
 mod turns;
@@ -88,11 +90,11 @@ pub(crate) mod fuzzing {
 
 use self::{
     arrivals::ArrivalWatch,
-    docker::NewNamespace,
     engine_socket::EngineSocket,
     scan::{blocking, process_ids},
     scanner::Scanner,
     shared::SharedScan,
+    starts::NewNamespace,
     turns::EngineTurns,
 };
 use crate::{line_bounds::WINDOW, metrics::Metrics, netns::Holder};
@@ -231,7 +233,7 @@ impl Discovery {
         macs: impl Fn() -> Vec<[u8; 6]> + Sync,
     ) -> Option<DiscoveredTarget> {
         let sockets = self.answering_sockets().await;
-        let namespace = NewNamespace { macs: &macs };
+        let namespace = NewNamespace { path, macs: &macs };
         let told = timeout(START_PATIENCE, engines::starting_in(&sockets, &namespace)).await;
         let (engine, workload) = told.ok().flatten()?;
         Some(DiscoveredTarget::starting(workload, engine, netns, path))

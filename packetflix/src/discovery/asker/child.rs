@@ -9,7 +9,6 @@ use std::{
     os::{fd::AsFd as _, unix::net::UnixStream as StdUnixStream},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use futures_util::future::join;
@@ -22,15 +21,16 @@ use tokio::{
         mpsc::{UnboundedSender, unbounded_channel},
         oneshot,
     },
-    time::sleep,
 };
 
 use super::{
     super::{
         budget::{Bounds, EngineBudget},
         cri::{self, CriError},
-        docker::{self, DockerError, KnownStarts},
+        docker::{self, DockerError},
+        docker_starts,
         engine_socket::Api,
+        starts::Starting,
         workload::{KnownPids, Workload},
     },
     Failure,
@@ -50,9 +50,6 @@ const ROOM: u64 = 256 << 20;
 const CPU_SECONDS: u64 = 5;
 /// Descriptors that it may have: its standard ones, the line, what it waits with, and where answers come.
 const DESCRIPTORS: u64 = 48;
-
-/// How long an engine is left alone before it is asked again what it starts.
-const START_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the kernel does for the process after it has given up its rights, beside what it does for all such processes.
 const SYSTEM_CALLS: &[libc::c_long] = &[
@@ -251,22 +248,29 @@ async fn carry_out(order: Order, line: Line) {
             let state = docker::state_at_rest(&line, &name).await;
             line.tell(&Told::AtRest(state));
         }
-        Order::Starting => {
-            let asked = tell_starts(&line).await;
-            line.tell(&Told::Done(asked.map_err(Failure::from)));
+        Order::Starting(api) => {
+            let failed = tell_starts(api, &line).await;
+            line.tell(&Told::Done(Err(failed.into())));
         }
     }
 }
 
-/// Tells what is being started, again and again, until nobody listens.
-async fn tell_starts(line: &Line) -> Result<(), AskError> {
-    let mut known = KnownStarts::default();
-    loop {
-        for starting in docker::starting(line, &mut known).await? {
-            // One that is longer than may be is not told.
-            line.tell(&Told::Starting(starting));
-        }
-        sleep(START_PAUSE).await;
+/// Tells what is being started, again and again, until that cannot be asked for.
+async fn tell_starts(api: Option<Api>, line: &Line) -> AskError {
+    // One that is longer than may be is not told.
+    let tell = |starting: Starting| {
+        line.tell(&Told::Starting(starting));
+    };
+    let docker = match api {
+        Some(Api::Cri) => None,
+        _ => Some(docker_starts::follow(line, tell).await),
+    };
+    match docker {
+        Some(error) if api.is_some() || !matches!(error, DockerError::Request { .. }) => error.into(),
+        _ => match checked(line).await {
+            Ok(connection) => cri::follow_starts(connection, tell).await.into(),
+            Err(error) => error,
+        },
     }
 }
 

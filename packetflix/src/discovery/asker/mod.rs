@@ -33,8 +33,9 @@ use self::{
 };
 use super::{
     budget::{EngineBudget, MAX_DETAILS_LEN},
-    docker::{MAX_EVENTS_LEN, NewNamespace},
+    docker_starts::MAX_EVENTS_LEN,
     engine_socket::{Api, EngineSocket},
+    starts::NewNamespace,
     workload::{KnownPids, Workload},
 };
 use crate::{error::note_want, sys};
@@ -45,8 +46,10 @@ const START_PATIENCE: Duration = Duration::from_secs(2);
 /// Most questions that are put to an engine beside one for each container: one for the list.
 const LISTS: usize = 1;
 
-/// Most questions that are put to an engine to learn what it starts.
+/// Most questions that are put to an engine to learn what it starts, and how many at the same time: one may be answered only
+/// once the engine has started what it is about.
 const MAX_START_QUESTIONS: usize = 8192;
+const START_QUESTIONS_AT_ONCE: usize = 8;
 
 /// Why an engine told nothing, or not everything.
 #[derive(Debug, thiserror::Error)]
@@ -145,23 +148,27 @@ impl Asker {
         }
     }
 
-    /// The container that is being started in a namespace, as soon as the engine tells of it. Asks again and again, and so has to be
-    /// bounded in time.
+    /// The container that is being started in a namespace, as soon as the engine tells of it. An engine of the CRI is asked by
+    /// `checked`. Asks again and again, and so has to be bounded in time.
     ///
     /// # Errors
     /// When the engine cannot be asked, or says something wrong.
     pub(super) async fn starting(
         mut self,
         socket: &EngineSocket,
+        checked: UnixStream,
         namespace: &NewNamespace<'_>,
     ) -> Result<Workload, AskerError> {
-        self.order(&Order::Starting).await?;
-        let mut relay = Relay::new(1);
+        self.order(&Order::Starting(socket.api)).await?;
+        let mut checked = Some(checked);
+        let mut relay = Relay::new(START_QUESTIONS_AT_ONCE);
         let mut questions = MAX_START_QUESTIONS;
         loop {
             match self.hear().await?.0 {
                 Told::Starting(starting) if namespace.is_of(&starting) => return Ok(starting.workload),
                 Told::Starting(_) => {}
+                Told::Connect => self.give_checked(socket, &relay, &mut checked).await?,
+                Told::Ask(_) if socket.api == Some(Api::Cri) => return Err(AskerError::Forged),
                 Told::Ask(question) if question != Question::List => {
                     questions = questions.checked_sub(1).ok_or(AskerError::Forged)?;
                     match relay.ask(socket, &question, MAX_EVENTS_LEN).await {
@@ -206,22 +213,16 @@ impl Asker {
                     let most = match &question {
                         Question::List => allowance.list,
                         Question::Details(_) => allowance.details,
-                        Question::Recent | Question::Network(_) => return Err(AskerError::Forged),
+                        Question::Recent | Question::RecentOfPodman | Question::Network(_) => {
+                            return Err(AskerError::Forged);
+                        }
                     };
                     match relay.ask(socket, &question, most).await {
                         Ok(answer) => self.give(answer).await?,
                         Err(error) => self.refuse(&error).await?,
                     }
                 }
-                Told::Connect => {
-                    // At a socket of Docker's API one may have it do anything.
-                    let is_of_cri = match socket.api {
-                        Some(api) => api == Api::Cri,
-                        None => relay.is_of_another_api(),
-                    };
-                    let checked = checked.take().filter(|_| is_of_cri);
-                    self.give(checked.ok_or(AskerError::Forged)?).await?;
-                }
+                Told::Connect => self.give_checked(socket, &relay, &mut checked).await?,
                 Told::Ready | Told::AtRest(_) | Told::Starting(_) => return Err(AskerError::Forged),
                 Told::Done(_) if has_left_out => return Err(AskerError::TooMuch),
                 Told::Done(done) => return done.map_err(AskerError::Engine),
@@ -243,6 +244,21 @@ impl Asker {
         read.map_err(AskerError::Ended)?;
         let told = Told::decode(&told).ok_or(AskerError::Forged)?;
         Ok((told, len))
+    }
+
+    /// Hands the connection over to an engine of the CRI, and no other: at a socket of Docker's API one may have it do anything.
+    async fn give_checked(
+        &self,
+        socket: &EngineSocket,
+        relay: &Relay,
+        checked: &mut Option<UnixStream>,
+    ) -> Result<(), AskerError> {
+        let is_of_cri = match socket.api {
+            Some(api) => api == Api::Cri,
+            None => relay.is_of_another_api(),
+        };
+        let checked = checked.take().filter(|_| is_of_cri);
+        self.give(checked.ok_or(AskerError::Forged)?).await
     }
 
     /// Hands a connection over.

@@ -13,6 +13,7 @@ use super::{
     super::{
         budget::Budget,
         engine_socket::{Api, Origin},
+        starts::{Mark, Starting},
         workload::{PodName, WorkloadKind},
     },
     *,
@@ -75,10 +76,22 @@ proptest! {
     }
 
     #[test]
+    fn what_is_said_of_starts_survives_the_way(workload in any_workload(), mac in any::<[u8; 6]>(), path in ".{0,60}") {
+        for mark in [Mark::Mac(mac), Mark::Mount(path)] {
+            let told = Told::Starting(Starting { workload: workload.clone(), mark });
+            let words = told.encode().unwrap();
+            prop_assert_eq!(Told::decode(&words[LEN_LEN..]), Some(told));
+            prop_assert_eq!(Told::decode(&words[LEN_LEN..words.len() - 1]), None);
+        }
+    }
+
+    #[test]
     fn orders_survive_the_way(known in prop::collection::hash_map("[a-z0-9]{1,64}", any::<u32>(), 0..20)) {
         let bounds = Budget::new().allow(Owner::User(1)).bounds();
         for api in [None, Some(Api::Docker), Some(Api::Cri)] {
             let order = Order::Workloads { api, bounds, known: known.clone() };
+            prop_assert_eq!(Order::decode(&order.encode()[LEN_LEN..]), Some(order));
+            let order = Order::Starting(api);
             prop_assert_eq!(Order::decode(&order.encode()[LEN_LEN..]), Some(order));
         }
     }

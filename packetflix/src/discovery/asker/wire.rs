@@ -11,8 +11,9 @@ use super::{
     super::{
         bounded::{MAX_LABELS, MAX_LABELS_LEN},
         budget::{Bounds, MAX_WORKLOADS},
-        docker::{Starting, may_be_name},
+        docker::may_be_name,
         engine_socket::Api,
+        starts::{MAX_PATH_LEN, Mark, Starting},
         workload::{KnownPids, PodName, Workload, WorkloadKind},
     },
     Failure,
@@ -44,8 +45,8 @@ pub(super) enum Order {
     },
     /// The state of a container, by its name.
     AtRest(String),
-    /// What is being started, again and again.
-    Starting,
+    /// What is being started, again and again, by its API or, without one, by the one that it has.
+    Starting(Option<Api>),
 }
 
 /// What the process says.
@@ -76,6 +77,8 @@ pub(in crate::discovery) enum Question {
     Details(String),
     /// What has happened of late.
     Recent,
+    /// The same, where podman is the engine.
+    RecentOfPodman,
     /// What it knows of a network, by its identifier.
     Network(String),
 }
@@ -98,6 +101,14 @@ impl Question {
                     now.subsec_nanos()
                 )
             }
+            // It ends what it tells once it has told all, and before that where that is asked for.
+            Self::RecentOfPodman => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                format!(
+                    "/events?stream=false&since={}",
+                    now.saturating_sub(RECENT).as_secs()
+                )
+            }
             Self::Network(id) => format!("/networks/{id}"),
         }
     }
@@ -109,11 +120,7 @@ impl Order {
         let mut words = Words::default();
         match self {
             Self::Workloads { api, bounds, known } => {
-                words.byte(match api {
-                    None => 0,
-                    Some(Api::Docker) => 1,
-                    Some(Api::Cri) => 2,
-                });
+                words.byte(number_of(*api));
                 let Bounds {
                     list,
                     details,
@@ -136,7 +143,10 @@ impl Order {
                 words.byte(3);
                 words.text(name);
             }
-            Self::Starting => words.byte(4),
+            Self::Starting(api) => {
+                words.byte(4);
+                words.byte(number_of(*api));
+            }
         }
         words.finish()
     }
@@ -145,15 +155,15 @@ impl Order {
     pub(super) fn decode(words: &[u8]) -> Option<Self> {
         let mut reader = Reader(words);
         let api = match reader.byte()? {
-            0 => None,
-            1 => Some(Api::Docker),
-            2 => Some(Api::Cri),
             3 => {
                 let name = reader.text()?;
                 return reader.end().map(|()| Self::AtRest(name));
             }
-            4 => return reader.end().map(|()| Self::Starting),
-            _ => return None,
+            4 => {
+                let api = api_of(reader.byte()?)?;
+                return reader.end().map(|()| Self::Starting(api));
+            }
+            number => api_of(number)?,
         };
         let mut large = || reader.array().map(|bytes| u64::from_ne_bytes(bytes) as usize);
         let bounds = Bounds {
@@ -168,6 +178,23 @@ impl Order {
             known.insert(reader.text()?, reader.number()?);
         }
         Some(Self::Workloads { api, bounds, known })
+    }
+}
+
+fn number_of(api: Option<Api>) -> u8 {
+    match api {
+        None => 0,
+        Some(Api::Docker) => 1,
+        Some(Api::Cri) => 2,
+    }
+}
+
+fn api_of(number: u8) -> Option<Option<Api>> {
+    match number {
+        0 => Some(None),
+        1 => Some(Some(Api::Docker)),
+        2 => Some(Some(Api::Cri)),
+        _ => None,
     }
 }
 
@@ -199,9 +226,18 @@ impl Told {
                 words.byte(10);
                 words.text(id);
             }
-            Self::Starting(Starting { workload, mac }) => {
-                words.byte(11);
-                words.bytes(mac);
+            Self::Ask(Question::RecentOfPodman) => words.byte(12),
+            Self::Starting(Starting { workload, mark }) => {
+                match mark {
+                    Mark::Mac(mac) => {
+                        words.byte(11);
+                        words.bytes(mac);
+                    }
+                    Mark::Mount(path) => {
+                        words.byte(13);
+                        words.text(path);
+                    }
+                }
                 words.workload(workload);
             }
             Self::Done(Ok(())) => words.byte(5),
@@ -236,7 +272,12 @@ impl Told {
             9 => Self::Ask(Question::Recent),
             10 => Self::Ask(Question::Network(reader.text().filter(|id| may_be_name(id))?)),
             11 => Self::Starting(Starting {
-                mac: reader.array()?,
+                mark: Mark::Mac(reader.array()?),
+                workload: reader.workload()?,
+            }),
+            12 => Self::Ask(Question::RecentOfPodman),
+            13 => Self::Starting(Starting {
+                mark: Mark::Mount(reader.text().filter(|path| path.len() <= MAX_PATH_LEN)?),
                 workload: reader.workload()?,
             }),
             _ => return None,
