@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     docker::{Docker, IMAGE},
@@ -285,5 +285,62 @@ async fn containers_that_start_join_a_stream_with_their_first_packet() -> anyhow
     };
     let others: Vec<&String> = names.filter(|name| !is_meant(name)).collect();
     ensure!(others.is_empty(), "{others:?}");
+    Ok(())
+}
+
+/// Runs a container with a label that sleeps; gives its address.
+fn run_labelled(docker: &Docker, name: &str, label: &str, flags: &[&str]) -> anyhow::Result<String> {
+    let begins = ["run", "--detach", "--name", name, "--label", label];
+    docker.run(&[&begins[..], flags, &[IMAGE, "/bin/busybox", "sleep", "600"]].concat())?;
+    docker.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", name])
+}
+
+/// Runs a container with a label that connects to a port, is refused, and so ends within milliseconds of its start.
+fn run_refused(docker: &Docker, name: &str, label: &str, address: &str, port: u16) -> anyhow::Result<()> {
+    let begins = ["run", "--rm", "--name", name, "--label", label, IMAGE];
+    let port = port.to_string();
+    let connects = ["/bin/busybox", "nc", "-w", "1", address, &port];
+    match docker.run(&[&begins[..], &connects].concat()) {
+        Err(refused) if refused.to_string().contains("refused") => Ok(()),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// How many interfaces have this name.
+fn times(recording: &Recording, name: &str) -> usize {
+    let named = recording.interfaces.iter().filter(|one| one.name == name);
+    named.count()
+}
+
+#[tokio::test]
+async fn a_container_that_starts_joins_with_its_first_packet_where_interfaces_are_named() -> anyhow::Result<()>
+{
+    const STARTS: u16 = 4;
+
+    let docker = Docker::start()?;
+    let label = format!("app=web-{}", std::process::id());
+    let address = run_labelled(&docker, "first", &label, &[])?;
+    let server = Server::start(&["--engine-socket", &docker.socket().display().to_string()])?;
+    let url = server.url(&format!("target=label:{label}&names=0&nif=eth0"));
+    let mut recorder = Recorder::start(&url).await?;
+    recorder
+        .read_until(|recording| times(recording, "first/eth0") == 1)
+        .await?;
+    let mut caught = 0;
+    for number in 0..STARTS {
+        let (name, port) = (format!("web-{number}"), 2000 + number);
+        run_refused(&docker, &name, &label, &address, port)?;
+        let came = recorder.read_until(|recording| recording.connections_of(&name, port) == 1);
+        caught += u16::from(timeout(Duration::from_secs(10), came).await.is_ok());
+    }
+    ensure!(caught >= STARTS - 1, "{caught} of {STARTS} first packets");
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    // The others that it has are nobody's wish.
+    ensure!(
+        recording.interfaces.iter().all(|one| !one.name.ends_with("/lo")),
+        "{:?}",
+        recording.interfaces
+    );
     Ok(())
 }

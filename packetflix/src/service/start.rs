@@ -299,7 +299,8 @@ impl App {
     ) -> Result<Held, StartError> {
         let own = self.own(netns.inode(), request, asker);
         let is_alone = own.is_claimed || self.compiler.looks_names_up_in(&request.filter);
-        let selection = request.selection.clone().unwrap_or(InterfaceSelection::All);
+        let selection = request.selection.clone().map(InterfaceSelection::into_coming);
+        let selection = selection.unwrap_or(InterfaceSelection::All);
         let key = CaptureKey {
             netns: netns.inode(),
             selection: selection.clone(),

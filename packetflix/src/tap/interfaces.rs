@@ -165,6 +165,7 @@ impl Tap {
             match first {
                 _ if self.interfaces.values().any(is_captured) => Ok(()),
                 Some(error) => Err(error),
+                None if self.selection.is_of_what_comes() => Ok(()),
                 None => Err(TapError::NoInterface),
             }
         };

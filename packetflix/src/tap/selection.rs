@@ -14,6 +14,8 @@ pub enum InterfaceSelection {
     Named(Vec<String>),
     /// Those that somebody listed as a target's: some may be gone by now, and others may have come.
     Listed(Vec<String>),
+    /// Those of these names that come, in a namespace that is only being made: none need be there yet.
+    Coming(Vec<String>),
 }
 
 /// What a capture begins with.
@@ -31,7 +33,7 @@ impl InterfaceSelection {
     pub(crate) fn names(&self) -> Option<&[String]> {
         match self {
             Self::All => None,
-            Self::Named(names) | Self::Listed(names) => Some(names),
+            Self::Named(names) | Self::Listed(names) | Self::Coming(names) => Some(names),
         }
     }
 
@@ -39,6 +41,14 @@ impl InterfaceSelection {
     pub(crate) fn into_listed(self) -> Self {
         match self {
             Self::Named(names) => Self::Listed(names),
+            other => other,
+        }
+    }
+
+    /// The same, in a namespace that is only being made.
+    pub(crate) fn into_coming(self) -> Self {
+        match self {
+            Self::Named(names) | Self::Listed(names) => Self::Coming(names),
             other => other,
         }
     }
@@ -51,7 +61,12 @@ impl InterfaceSelection {
 
     /// Whether the stream tells of an interface that has come, why it is not captured for one.
     pub(super) fn tells_of(&self, link: &Link) -> bool {
-        !self.is_by_name() || self.wants(link)
+        matches!(self, Self::All | Self::Listed(_)) || self.wants(link)
+    }
+
+    /// Whether they may all be missing, and come.
+    pub(super) fn is_of_what_comes(&self) -> bool {
+        matches!(self, Self::Coming(_))
     }
 
     /// Whether each interface was asked for.
@@ -63,7 +78,10 @@ impl InterfaceSelection {
 /// The links to begin with. An interface that was asked for and is not there, or cannot be captured, is an error.
 pub(super) fn select(present: Vec<Link>, selection: &InterfaceSelection) -> Result<Selected, TapError> {
     let is_there = |name: &String| present.iter().any(|link| link.is_called(name));
-    let names = selection.names().unwrap_or_default();
+    let names = match selection {
+        InterfaceSelection::Coming(_) => &[],
+        others => others.names().unwrap_or_default(),
+    };
     let missing: Vec<String> = names.iter().filter(|name| !is_there(name)).cloned().collect();
     let is_nothing_there = !missing.is_empty() && missing.len() == names.len();
     if is_nothing_there || (selection.is_by_name() && !missing.is_empty()) {
@@ -81,10 +99,12 @@ pub(super) fn select(present: Vec<Link>, selection: &InterfaceSelection) -> Resu
     }
     let (links, unwanted): (Vec<Link>, Vec<Link>) =
         present.into_iter().partition(|link| selection.wants(link));
-    if links.is_empty() {
+    if links.is_empty() && !selection.is_of_what_comes() {
         return Err(TapError::NoInterface);
     }
-    let unwanted = unwanted.iter().map(|link| link.ifindex).collect();
+    // What comes into a namespace that is only being made may get its name there.
+    let unwanted = unwanted.iter().filter(|_| !selection.is_of_what_comes());
+    let unwanted = unwanted.map(|link| link.ifindex).collect();
     let note = (!missing.is_empty()).then(|| {
         let missing = missing.join(", ");
         format!(
