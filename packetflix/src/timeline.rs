@@ -233,7 +233,8 @@ impl Timeline {
         }
     }
 
-    /// Tells why something that is called so is not captured, as an interface without packets; tells whether there was room.
+    /// Tells something of what is called so, as why it is not captured, as an interface without packets; tells whether there was
+    /// room.
     pub(crate) fn tell(&mut self, name: &str, sentence: &str, now: u64) -> bool {
         let mut blocks = BytesMut::new();
         InterfaceDescription {

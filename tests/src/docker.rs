@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use nix::{
 
 use crate::{
     image,
+    leftovers::{kill_processes_of, unmount_below},
     namespace::{Namespace, output_of},
     server::wait_until,
 };
@@ -37,31 +38,12 @@ impl Docker {
         let namespace = Namespace::new()?;
         let folder = std::env::temp_dir().join(format!("packetflix-docker-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let log = File::create(folder.join("log"))?;
-        let path = |name: &str| folder.join(name).display().to_string();
-        let engine = namespace
-            .command("dockerd")
-            .args([
-                "--data-root",
-                &path("data"),
-                "--exec-root",
-                &path("exec"),
-                "--pidfile",
-                &path("pid"),
-            ])
-            .args(["--host", &format!("unix://{}", path("socket")), "--group", "root"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("cannot start dockerd")?;
         let docker = Self {
-            engine,
+            engine: spawn(&namespace, &folder)?,
             folder,
             namespace,
         };
-        wait_until(Duration::from_secs(60), || Ok(docker.run(&["info"]).is_ok()))
-            .with_context(|| fs::read_to_string(docker.folder.join("log")).unwrap_or_default())?;
+        docker.wait_until_ready()?;
         let archive = image::archive(&docker.folder)?;
         docker.run(&["load", "--input", &archive.display().to_string()])?;
         Ok(docker)
@@ -75,6 +57,32 @@ impl Docker {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.engine.id()
+    }
+
+    /// Kills the engine itself. Its containers live on until it is started again.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.engine.kill()?;
+        self.engine.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        // Its containerd has ended with it, which whoever inherits that may not have noticed yet.
+        let _ = fs::remove_file(self.folder.join("exec/containerd/containerd.pid"));
+        self.engine = spawn(&self.namespace, &self.folder)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&self) -> anyhow::Result<()> {
+        wait_until(Duration::from_secs(60), || Ok(self.run(&["info"]).is_ok()))
+            .with_context(|| fs::read_to_string(self.folder.join("log")).unwrap_or_default())
     }
 
     /// The network namespace that it and the bridges of its containers are in.
@@ -104,6 +112,32 @@ impl Drop for Docker {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let _ = self.engine.wait();
+        kill_processes_of(&self.folder);
+        unmount_below(&self.folder);
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn spawn(namespace: &Namespace, folder: &Path) -> anyhow::Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("log"))?;
+    let path = |name: &str| folder.join(name).display().to_string();
+    namespace
+        .command("dockerd")
+        .args([
+            "--data-root",
+            &path("data"),
+            "--exec-root",
+            &path("exec"),
+            "--pidfile",
+            &path("pid"),
+        ])
+        .args(["--host", &format!("unix://{}", path("socket")), "--group", "root"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("cannot start dockerd")
 }

@@ -1,6 +1,9 @@
 //! A real Docker container, while another one talks to it.
 
-use std::{os::unix::fs::MetadataExt as _, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
@@ -310,6 +313,197 @@ fn run_refused(docker: &Docker, name: &str, label: &str, address: &str, port: u1
 fn times(recording: &Recording, name: &str) -> usize {
     let named = recording.interfaces.iter().filter(|one| one.name == name);
     named.count()
+}
+
+/// Whether something is told of what is called so, as a description of an interface that has no packets.
+fn is_told(recording: &Recording, name: &str, words: &str) -> bool {
+    let mut named = recording.interfaces.iter().filter(|one| one.name == name);
+    named.any(|one| one.options.contains(words))
+}
+
+#[tokio::test]
+async fn an_engine_that_is_killed_and_started_again_is_told_and_followed() -> anyhow::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    let mut docker = Docker::start()?;
+    let label = format!("app=web-{}", std::process::id());
+    run_labelled(&docker, "first", &label, &["--restart", "always"])?;
+    let engine = format!("engine {}", docker.socket().display());
+    let server = Server::start(&["--engine-socket", &docker.socket().display().to_string()])?;
+    let mut recorder = Recorder::start(&server.url(&format!("target=label:{label}&names=0"))).await?;
+    recorder
+        .read_until(|recording| times(recording, "first/eth0") == 1)
+        .await?;
+
+    docker.kill()?;
+    recorder
+        .read_until(|recording| is_told(recording, &engine, "does not answer (nobody listens"))
+        .await
+        .with_context(|| format!("its end is not told: {}", server.log()))?;
+    // Its containers are known still, and captured.
+    ensure!(server.target("first")?["type"] == "docker");
+    let recording = recorder.recording()?;
+    ensure!(recording.final_statistics("first/eth0").is_err(), "it has left");
+
+    docker.start_again()?;
+    recorder
+        .read_until(|recording| is_told(recording, &engine, "answers again"))
+        .await
+        .with_context(|| format!("its return is not told: {}", server.log()))?;
+    // What the engine starts anew by itself is another namespace under the old name.
+    recorder
+        .read_until(|recording| times(recording, "first/eth0") >= 2)
+        .await
+        .with_context(|| format!("it does not join again: {}", server.log()))?;
+    let address = docker.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", "first"])?;
+    // It tells what it starts, as before.
+    let mut caught = 0;
+    for (name, port) in [("web-a", 2000), ("web-b", 2001), ("web-c", 2002)] {
+        run_refused(&docker, name, &label, &address, port)?;
+        let came = recorder.read_until(|recording| recording.connections_of(name, port) == 1);
+        caught += u16::from(timeout(PATIENCE, came).await.is_ok());
+    }
+    ensure!(caught >= 2, "{caught} of 3 first packets");
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    for words in ["does not answer", "answers again"] {
+        let told = recording.interfaces.iter().filter(|one| one.name == engine);
+        assert_eq!(
+            told.filter(|one| one.options.contains(words)).count(),
+            1,
+            "{words}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_container_that_is_renamed_goes_on_under_its_name_and_the_new_one_of_that_name_joins()
+-> anyhow::Result<()> {
+    let docker = Docker::start()?;
+    let label = format!("app=web-{}", std::process::id());
+    run_labelled(&docker, "web", &label, &[])?;
+    let server = Server::start(&["--engine-socket", &docker.socket().display().to_string()])?;
+    let mut by_name = Recorder::start(&server.url("target=web&follow=1&names=0")).await?;
+    let mut by_label = Recorder::start(&server.url(&format!("target=label:{label}&names=0"))).await?;
+    for recorder in [&mut by_name, &mut by_label] {
+        recorder
+            .read_until(|recording| times(recording, "web/eth0") == 1)
+            .await?;
+    }
+
+    docker.run(&["rename", "web", "old"])?;
+    for recorder in [&mut by_name, &mut by_label] {
+        recorder
+            .read_until(|recording| is_told(recording, "web", "is called old by now"))
+            .await?;
+    }
+    let pings = |recording: &Recording, name: &str| recording.packets_of(&format!("{name}/lo")).len();
+    docker.run(&["exec", "old", "/bin/busybox", "ping", "-c", "1", "127.0.0.1"])?;
+    by_name
+        .read_until(|recording| pings(recording, "web") >= 2)
+        .await?;
+
+    // The word means another one by now; the label means both.
+    run_labelled(&docker, "web", &label, &[])?;
+    docker.run(&["restart", "--time", "0", "old"])?;
+    by_label
+        .read_until(|recording| times(recording, "old/eth0") >= 1 && times(recording, "web/eth0") >= 2)
+        .await?;
+    by_name
+        .read_until(|recording| times(recording, "web/eth0") >= 2)
+        .await?;
+    docker.run(&["exec", "web", "/bin/busybox", "ping", "-c", "1", "127.0.0.1"])?;
+    by_name
+        .read_until(|recording| pings(recording, "web") >= 4)
+        .await?;
+    let recording = by_name.finish().await?;
+    recording.check_complete()?;
+    ensure!(
+        recording
+            .interfaces
+            .iter()
+            .all(|one| !one.name.starts_with("old/"))
+    );
+    by_label.finish().await?.check_complete()
+}
+
+#[tokio::test]
+async fn containers_in_a_crash_loop_are_bounded_and_leave_others_alone() -> anyhow::Result<()> {
+    const MOST: usize = 100;
+    const SENTENCE: &str = "it starts again and again, faster than it is followed";
+
+    let docker = Docker::start()?;
+    let label = format!("app=web-{}", std::process::id());
+    let address = run_labelled(&docker, "first", &label, &[])?;
+    let server = Server::start(&["--engine-socket", &docker.socket().display().to_string()])?;
+    let mut recorder = Recorder::start(&server.url(&format!("target=label:{label}&names=0"))).await?;
+    recorder
+        .read_until(|recording| times(recording, "first/eth0") == 1)
+        .await?;
+    // Docker itself starts this one again and again, after longer and longer pauses.
+    let flaps = [
+        "run",
+        "--detach",
+        "--restart",
+        "always",
+        "--name",
+        "flaps",
+        "--label",
+        &label,
+    ];
+    docker.run(&[&flaps[..], &[IMAGE, "/bin/busybox", "false"]].concat())?;
+    let crashes = [
+        "create",
+        "--name",
+        "loop",
+        "--label",
+        &label,
+        IMAGE,
+        "/bin/busybox",
+        "true",
+    ];
+    docker.run(&crashes)?;
+    let begun = Instant::now();
+    let mut starts = 0;
+    while !is_told(recorder.recording()?, "loop", SENTENCE) {
+        ensure!(starts < MOST, "nothing is told of {starts} starts");
+        docker.run(&["start", "loop"])?;
+        starts += 1;
+        // What has come by now.
+        let _ = timeout(Duration::from_millis(1), recorder.read_until(|_| false)).await;
+    }
+    // Others join meanwhile, with their first packet.
+    let mut caught = 0;
+    for (name, port) in [("web-a", 2000), ("web-b", 2001), ("web-c", 2002)] {
+        docker.run(&["start", "loop"])?;
+        starts += 1;
+        run_refused(&docker, name, &label, &address, port)?;
+        let came = recorder.read_until(|recording| recording.connections_of(name, port) == 1);
+        caught += u16::from(timeout(Duration::from_secs(10), came).await.is_ok());
+    }
+    ensure!(caught >= 2, "{caught} of 3 first packets");
+    let (_, list) = server.get("/captures")?;
+    let elapsed = begun.elapsed();
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let bound = 10 + elapsed.as_secs() as usize / 2 + 1;
+    let joined = times(&recording, "loop/lo");
+    println!("{joined} of {starts} starts joined in {elapsed:?}");
+    ensure!(
+        joined <= bound && joined < starts,
+        "{joined} of {starts} in {elapsed:?}"
+    );
+    ensure!(joined >= 5, "{joined} of {starts} in {elapsed:?}");
+    ensure!(
+        times(&recording, "flaps/lo") >= 2,
+        "it joins as it is started again"
+    );
+    assert_eq!(times(&recording, "loop"), 1, "told once");
+    // Nothing of those that have ended is left.
+    let running = list["captures"].as_array().context("no captures")?;
+    ensure!(running.len() <= 6, "{list}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -71,6 +71,8 @@ use tokio::{
 };
 
 pub use self::asker::ask_engine_if_asked;
+#[cfg(test)]
+pub(crate) use self::problem::Problem;
 pub(crate) use self::{
     addresses::AddressBook,
     arrivals::Arrived,
@@ -248,15 +250,20 @@ impl Discovery {
     /// container may live.
     async fn answering_sockets(&self) -> Arc<Vec<EngineSocket>> {
         let mut known = self.answering.lock().await;
+        let last = self.scans.last();
         if let Some((found_at, sockets)) = &*known
             && found_at.elapsed() < SOCKETS_ARE_FRESH
         {
-            return Arc::clone(sockets);
+            // An engine that was started again has another one.
+            let is_known = |id: &(u64, u64)| sockets.iter().any(|socket| socket.id == *id);
+            let mut answering = last.iter().flat_map(|scan| &scan.engines);
+            if answering.all(|engine| engine.hosts_socket().is_none_or(|id| is_known(&id))) {
+                return Arc::clone(sockets);
+            }
         }
         let configured = self.scanner.engine_sockets.clone();
         let found =
             blocking(move || sockets::find(&process_ids(), &configured, &EngineTurns::default())).await;
-        let last = self.scans.last();
         let answers = |socket: &EngineSocket| {
             let mut engines = last.iter().flat_map(|scan| &scan.engines);
             engines.any(|engine| engine.problem.is_none() && engine.path == socket.path)

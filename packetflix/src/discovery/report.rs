@@ -18,6 +18,8 @@ pub(crate) struct EngineReport {
     pub(crate) workloads: usize,
     /// Why it told nothing, or not everything.
     pub(crate) problem: Option<Problem>,
+    /// Device and inode number of its socket, and the process that listens there: others, where it was started again.
+    instance: Option<((u64, u64), u32)>,
 }
 
 impl EngineReport {
@@ -46,6 +48,22 @@ impl EngineReport {
         self.place.owner
     }
 
+    /// Whether it is one of the host's.
+    pub(crate) fn is_hosts(&self) -> bool {
+        self.owner() == Owner::Host
+    }
+
+    /// Device and inode number of its socket, if it is one of the host's that answers.
+    pub(super) fn hosts_socket(&self) -> Option<(u64, u64)> {
+        let (socket, _) = self.instance?;
+        (self.is_hosts() && self.problem.is_none()).then_some(socket)
+    }
+
+    /// Whether it was not started again since it told of that.
+    pub(crate) fn is_same(&self, before: &Self) -> bool {
+        self.instance == before.instance
+    }
+
     /// The mount namespace in which it was found; `None` where the operator named it.
     pub(crate) fn mount_namespace(&self) -> Option<u64> {
         match self.place.kind {
@@ -71,6 +89,7 @@ pub(super) fn reports(
         seen_by: engine.seen_by,
         workloads: count(engine),
         problem: engine.problem.clone(),
+        instance: engine.peer.as_ref().map(|peer| (engine.id, peer.pid)),
     });
     let missing = missing.into_iter().map(|(path, place, error)| EngineReport {
         path,
@@ -78,6 +97,7 @@ pub(super) fn reports(
         seen_by: process::id(),
         workloads: 0,
         problem: Some(Problem::missing(&error)),
+        instance: None,
     });
     asked.chain(missing).collect()
 }
@@ -86,4 +106,22 @@ pub(super) fn reports(
 fn count(engine: &Engine) -> usize {
     let ids: HashSet<&str> = engine.workloads.iter().map(|workload| &workload.id[..]).collect();
     ids.len()
+}
+
+#[cfg(test)]
+impl EngineReport {
+    /// One of the host's, as it is told of by the process of this number.
+    pub(crate) fn of_host(path: &str, process: u32, problem: Option<Problem>) -> Self {
+        Self {
+            path: PathBuf::from(path),
+            place: Place {
+                owner: Owner::Host,
+                kind: Kind::Named(0),
+            },
+            seen_by: 1,
+            workloads: 0,
+            problem,
+            instance: Some(((1, 2), process)),
+        }
+    }
 }

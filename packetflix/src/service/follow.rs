@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 
 use super::{
     Asker, Caller,
+    changes::Changes,
     several::{Common, Failed, Wanted, sentences, shown},
     start::Held,
 };
@@ -52,9 +53,16 @@ impl Common {
         let mut named = FuturesUnordered::new();
         let mut starts = Starts::default();
         let mut told = BTreeSet::new();
+        let mut changes = Changes::default();
+        if let Some(scan) = self.app.discovery.known() {
+            // What there was at the beginning is no change.
+            self.changed(&scan, &mut changes);
+        }
         loop {
+            let mut changed = Vec::new();
             let joining = tokio::select! {
                 scan = scans.next() => {
+                    changed = self.changed(&scan, &mut changes);
                     self.in_background(|discovery| async move { discovery.look_for_sockets().await });
                     self.joining(&scan, &mut holding, &mut starts).await
                 }
@@ -83,7 +91,8 @@ impl Common {
                 .take_decided()
                 .into_iter()
                 .map(|netns| Arrival::Decided { netns });
-            for arrival in joining.arrivals(&mut told).into_iter().chain(decided) {
+            let joined = joining.arrivals(&mut told).into_iter().chain(decided);
+            for arrival in changed.into_iter().chain(joined) {
                 if arrivals.send(arrival).await.is_err() {
                     return;
                 }
@@ -92,6 +101,19 @@ impl Common {
                 return;
             }
         }
+    }
+
+    /// What has become another, of engines and captured targets that the caller may know of, since the scan before.
+    fn changed(&self, scan: &Scan, changes: &mut Changes) -> Vec<Arrival> {
+        let Some(Asker { caller, .. }) = self.joiner() else {
+            return Vec::new();
+        };
+        let known = self.known(scan, &caller);
+        let captured = known.filter(|target| self.namespaces.have(target.namespace.inode));
+        let changed = changes.since_last(scan, captured, !caller.rights().are_by_pattern());
+        let told = changed.into_iter();
+        told.map(|(name, sentence)| Arrival::Told { name, sentence })
+            .collect()
     }
 
     /// What joins by a scan.
@@ -260,7 +282,7 @@ impl Joining {
         let failed = self.failed.into_iter().filter(|failed| !failed.is_hidden());
         let sentences = sentences(failed.collect()).into_iter().chain(self.too_often);
         let new = sentences.filter(|one| told.len() < MOST_TOLD && told.insert(without_numbers(one)));
-        let new = new.map(|(name, sentence)| Arrival::NotCaptured { name, sentence });
+        let new = new.map(|(name, sentence)| Arrival::Told { name, sentence });
         members.chain(new).collect()
     }
 }

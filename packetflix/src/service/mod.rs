@@ -2,6 +2,7 @@
 //! capture begins.
 
 mod caller;
+mod changes;
 mod error;
 mod follow;
 mod frontend;

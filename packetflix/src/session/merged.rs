@@ -112,8 +112,8 @@ pub(crate) enum Arrival {
     },
     /// Its caller may have it no more, for this reason.
     Revoked(String),
-    /// What is called so is not captured, for this reason.
-    NotCaptured {
+    /// There is something to say of what is called so, as why it is not captured.
+    Told {
         name: String,
         sentence: String,
     },
@@ -342,18 +342,14 @@ impl MergedSession {
         self.ask_the_hungry();
     }
 
-    /// What is called so is not captured, for this reason: the stream tells so.
+    /// The stream tells something of what is called so, as why it is not captured.
     pub(crate) fn tell(&mut self, name: &str, sentence: &str) {
         self.sentences += 1;
         match self.sentences {
             ..=MAX_SENTENCES => {
                 self.timeline.tell(name, sentence, now());
             }
-            _ => tracing::info!(
-                name,
-                sentence,
-                "not captured, which the stream has no place to tell"
-            ),
+            _ => tracing::info!(name, sentence, "the stream has no place to tell this"),
         }
     }
 
@@ -483,7 +479,7 @@ impl MergedSession {
                 self.revoked = Some(why);
                 self.stop.cancel();
             }
-            Event::Arrival(Some(Arrival::NotCaptured { name, sentence })) => self.tell(&name, &sentence),
+            Event::Arrival(Some(Arrival::Told { name, sentence })) => self.tell(&name, &sentence),
             Event::Arrival(None) => {
                 self.arrivals = None;
                 self.held.clear();
