@@ -137,7 +137,7 @@ pub struct Args {
 #[derive(Clone, Debug, clap::Args)]
 pub struct FrontendArgs {
     /// TCP port, over IPv4 and IPv6. It is open at all addresses if callers have to show a token or a certificate
-    /// (--token-file, --tls-client-ca), or if --open-to-everyone is given; else on loopback only. 0 takes any free port,
+    /// (--token-file, --kubernetes-auth, --tls-client-ca), or if --open-to-everyone is given; else on loopback only. 0 takes any free port,
     /// which the log names
     #[arg(short, long, env = "PACKETFLIX_PORT", default_value_t = 5001, value_parser = parse_port)]
     pub port: u16,
@@ -155,6 +155,38 @@ pub struct FrontendArgs {
     /// File of those who may use the service, a line each: NAME TOKEN [SCOPE…]. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+
+    /// Ask the API server of Kubernetes whose tokens are that are not in the token file, and what these may capture. See
+    /// docs/access.md
+    #[arg(long, env = "PACKETFLIX_KUBERNETES_AUTH", value_parser = parse_switch)]
+    pub kubernetes_auth: bool,
+
+    /// URL of the API server, https://HOST:PORT. By default it is that of the cluster in which the service is a pod
+    #[arg(
+        long,
+        env = "PACKETFLIX_KUBERNETES_API",
+        value_name = "URL",
+        requires = "kubernetes_auth"
+    )]
+    pub kubernetes_api: Option<String>,
+
+    /// CA certificates of the API server, in PEM
+    #[arg(
+        long,
+        env = "PACKETFLIX_KUBERNETES_CA",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+    )]
+    pub kubernetes_ca: PathBuf,
+
+    /// File of the token that the service shows the API server
+    #[arg(
+        long,
+        env = "PACKETFLIX_KUBERNETES_TOKEN_FILE",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
+    pub kubernetes_token_file: PathBuf,
 
     /// Take tokens from token= in the query of a WebSocket's handshake too, for pages in browsers
     #[arg(long, env = "PACKETFLIX_ALLOW_QUERY_TOKEN", value_parser = parse_switch)]

@@ -1,11 +1,11 @@
 //! A client for one HTTP/1.1 connection: to the discovery service, or to the API of a container engine.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Request, StatusCode,
     client::conn::http1::{self, SendRequest},
-    header::{ACCEPT, HOST, HeaderValue},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -16,7 +16,7 @@ const MAX_BUFFER_LEN: usize = 64 << 10;
 
 /// A connection on which one request follows the other.
 pub(crate) struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     host: HeaderValue,
     /// Most bytes of an answer.
     max_len: usize,
@@ -85,8 +85,30 @@ impl Connection {
         let request = Request::get(path)
             .header(HOST, &self.host)
             .header(ACCEPT, "application/json")
-            .body(Empty::new())
-            .map_err(RequestError::Request)?;
+            .body(Full::default());
+        self.send(request.map_err(RequestError::Request)?).await
+    }
+
+    /// Sends JSON to `path` with a token, and reads the answer whole. Takes as long as the other side does.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is too long.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        token: &[u8],
+        body: Vec<u8>,
+    ) -> Result<Answer, RequestError> {
+        let request = Request::post(path)
+            .header(HOST, &self.host)
+            .header(ACCEPT, "application/json")
+            .header(CONTENT_TYPE, "application/json")
+            .header(AUTHORIZATION, [b"Bearer ", token].concat())
+            .body(Full::from(body));
+        self.send(request.map_err(RequestError::Request)?).await
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, RequestError> {
         self.sender.ready().await.map_err(RequestError::Http)?;
         let response = self
             .sender

@@ -26,6 +26,7 @@ pub mod gateway;
 pub mod http;
 mod http_client;
 mod json;
+pub mod kubernetes;
 mod line_bounds;
 mod line_writer;
 pub mod local;

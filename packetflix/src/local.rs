@@ -129,6 +129,8 @@ fn args() -> Result<Args, LocalError> {
         frontend: FrontendArgs {
             listen: Vec::new(),
             token_file: None,
+            kubernetes_auth: false,
+            kubernetes_api: None,
             allow_query_token: false,
             tls_cert: None,
             tls_key: None,

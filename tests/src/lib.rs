@@ -19,6 +19,7 @@ pub mod hoard;
 pub mod hook;
 pub mod http;
 pub mod image;
+pub mod kubernetes;
 mod leftovers;
 pub mod metrics;
 pub mod namespace;

@@ -505,7 +505,12 @@ fn every_way_of_deployment_starts_closed_or_asks_for_tokens() -> anyhow::Result<
     }
     ensure!(unit.contains("\nRuntimeDirectory=packetflix\n"));
     ensure!(compose.contains("PACKETFLIX_TOKEN_FILE: /run/secrets/tokens\n"));
-    for folder in ["base", "overlays/runtime-default", "overlays/ghostwire"] {
+    for folder in [
+        "base",
+        "overlays/runtime-default",
+        "overlays/ghostwire",
+        "overlays/kubernetes-auth",
+    ] {
         let objects = objects(folder, "1.37")?;
         ensure!(!json!(objects).to_string().contains("65532"), "{folder}");
         let packetflix = container(&objects, "packetflix")?;
@@ -546,7 +551,12 @@ fn a_docker_without_its_plugin_for_builds_is_told_before_anything_is_built() -> 
 /// What `docs/operation.md` says of ends and of who looks at it.
 #[test]
 fn manifests_let_captures_end_and_prometheus_in() -> anyhow::Result<()> {
-    for folder in ["base", "overlays/runtime-default", "overlays/ghostwire"] {
+    for folder in [
+        "base",
+        "overlays/runtime-default",
+        "overlays/ghostwire",
+        "overlays/kubernetes-auth",
+    ] {
         let objects = objects(folder, "1.37")?;
         let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
         let packetflix = container(&objects, "packetflix")?;
@@ -597,6 +607,39 @@ fn manifests_are_what_kubernetes_takes() -> anyhow::Result<()> {
             overlay["securityContext"]["seccompProfile"],
             json!({ "type": "RuntimeDefault" })
         );
+
+        let node_name = json!({ "name": "PACKETFLIX_NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } });
+        let env = base["env"].as_array().context("no env")?;
+        ensure!(env.contains(&node_name), "{env:?}");
+
+        let overlay = objects("overlays/kubernetes-auth", version)?;
+        let asks = json!({ "name": "PACKETFLIX_KUBERNETES_AUTH", "value": "true" });
+        let packetflix = container(&overlay, "packetflix")?;
+        let env = packetflix["env"].as_array().context("no env")?;
+        ensure!(env.contains(&asks) && env.contains(&node_name), "{env:?}");
+        let binding = overlay
+            .iter()
+            .find(|object| object["kind"] == "ClusterRoleBinding");
+        let binding = binding.context("no binding")?;
+        assert_eq!(binding["roleRef"]["name"], "system:auth-delegator");
+        // What the service asks for is what the roles grant.
+        for (role, verbs) in [
+            ("packetflix-capture", json!(["create", "get"])),
+            ("packetflix-view", json!(["get"])),
+        ] {
+            let is_meant =
+                |object: &&Value| object["kind"] == "ClusterRole" && object["metadata"]["name"] == role;
+            let found = overlay.iter().find(is_meant);
+            let rules = &found.context(role)?["rules"];
+            assert_eq!(
+                rules[0]["resources"],
+                json!(["pods/packetflix", "nodes/packetflix"])
+            );
+            assert_eq!(
+                (&rules[0]["apiGroups"], &rules[0]["verbs"]),
+                (&json!([""]), &verbs)
+            );
+        }
 
         let overlay = objects("overlays/ghostwire", version)?;
         container(&overlay, "ghostwire")?;

@@ -3,6 +3,7 @@
 mod file;
 mod pattern;
 mod reload;
+mod reviews;
 mod rights;
 mod tokens;
 
@@ -19,7 +20,8 @@ pub(crate) use self::{
     file::{read_public, read_secret},
     pattern::Pattern,
     reload::{FileAge, Followed, Reloaded, look_now},
-    rights::{Occupant, Occupants, Rights, Verdict},
+    reviews::{MAX_TOKEN_LEN, Reviews},
+    rights::{Extent, Occupant, Occupants, Rights, Verdict},
 };
 
 /// What is said of who may use the service.
@@ -27,6 +29,8 @@ pub(crate) struct Access {
     tokens: Option<Arc<Reloaded<Tokens>>>,
     /// Whether a client certificate lets in.
     certificates: bool,
+    /// What another service says of tokens that are not in the file, if it is asked.
+    reviews: Option<Arc<Reviews>>,
 }
 
 /// One who is let in.
@@ -44,6 +48,8 @@ pub(crate) enum Basis {
     Nothing,
     /// The token with this digest.
     Token([u8; DIGEST_LEN]),
+    /// What another service says of the token with this digest.
+    Review([u8; DIGEST_LEN]),
     /// A client certificate.
     Certificate,
 }
@@ -66,6 +72,10 @@ pub(crate) enum AccessError {
     NoToken,
     #[error("this token is not known, or no longer")]
     WrongToken,
+    #[error(
+        "whether this token is known cannot be told at the moment, since the service that knows does not answer: try again"
+    )]
+    NotReviewed,
     #[error("a client certificate is needed")]
     NoCertificate,
     #[error("this client certificate has expired, was revoked, or is not trusted any more")]
@@ -79,7 +89,11 @@ impl Access {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub(crate) fn open(token_file: Option<&PathBuf>, certificates: bool) -> Result<Self, TokenFileError> {
+    pub(crate) fn open(
+        token_file: Option<&PathBuf>,
+        certificates: bool,
+        reviews: Option<Arc<Reviews>>,
+    ) -> Result<Self, TokenFileError> {
         let tokens = token_file.map(|path| {
             let file = path.clone();
             let tokens = Reloaded::open("token file", vec![path.clone()], move || Tokens::load(&file))?;
@@ -88,17 +102,29 @@ impl Access {
         Ok(Self {
             tokens: tokens.transpose()?,
             certificates,
+            reviews,
         })
     }
 
     /// Whether nobody is asked who they are.
     pub(crate) fn is_open(&self) -> bool {
-        self.tokens.is_none() && !self.certificates
+        !self.has_tokens() && !self.certificates
     }
 
     /// Whether tokens are asked for, so that what comes as one is none of anyone else's.
     pub(crate) fn has_tokens(&self) -> bool {
-        self.tokens.is_some()
+        self.tokens.is_some() || self.reviews.is_some()
+    }
+
+    /// Where it is put what another service says of tokens, if that is asked.
+    pub(crate) fn reviews(&self) -> Option<&Arc<Reviews>> {
+        self.reviews.as_ref()
+    }
+
+    /// Whether another service has to be asked of a token before its holder can be told.
+    pub(crate) fn wants_review(&self, token: &[u8]) -> bool {
+        let is_in_file = |tokens: &Arc<Reloaded<Tokens>>| tokens.current().holder_of(token).is_some();
+        self.reviews.is_some() && !self.tokens.as_ref().is_some_and(is_in_file)
     }
 
     /// The token file, if there is one, to tell how old what was read of it is.
@@ -122,8 +148,12 @@ impl Access {
     /// When they are not let in.
     pub(crate) fn identify(&self, credentials: Credentials<'_>) -> Result<Identity, AccessError> {
         let tokens = self.tokens.as_ref().map(|tokens| tokens.current());
-        if let (Some(tokens), Some(token)) = (&tokens, credentials.token) {
-            return tokens.holder_of(token).cloned().ok_or(AccessError::WrongToken);
+        if let Some(token) = credentials.token.filter(|_| self.has_tokens()) {
+            if let Some(holder) = tokens.as_ref().and_then(|tokens| tokens.holder_of(token)) {
+                return Ok(holder.clone());
+            }
+            let reviews = self.reviews.as_ref().ok_or(AccessError::WrongToken)?;
+            return reviews.holder_of(token);
         }
         if let Some(name) = credentials.certificate.filter(|_| self.certificates) {
             return Ok(Identity::of_certificate(name, tokens.as_deref()));
@@ -131,15 +161,15 @@ impl Access {
         if let Some(user) = credentials.user {
             return Ok(Identity::of_user(user));
         }
-        match (&tokens, self.certificates) {
-            (None, false) => Ok(Identity {
+        match (self.has_tokens(), self.certificates) {
+            (false, false) => Ok(Identity {
                 name: "anyone".into(),
                 rights: Arc::new(Rights::ALL),
                 basis: Basis::Nothing,
             }),
-            (Some(_), false) => Err(AccessError::NoToken),
-            (None, true) => Err(AccessError::NoCertificate),
-            (Some(_), true) => Err(AccessError::NoTokenOrCertificate),
+            (true, false) => Err(AccessError::NoToken),
+            (false, true) => Err(AccessError::NoCertificate),
+            (true, true) => Err(AccessError::NoTokenOrCertificate),
         }
     }
 }
@@ -156,6 +186,10 @@ impl Access {
             Basis::Token(digest) => tokens
                 .and_then(|tokens| tokens.holder_by(&digest).cloned())
                 .ok_or(AccessError::WrongToken),
+            Basis::Review(digest) => {
+                let reviews = self.reviews.as_ref().ok_or(AccessError::WrongToken)?;
+                reviews.holder_by(&digest)
+            }
             Basis::Certificate => Ok(Identity::of_certificate(&identity.name, tokens.as_deref())),
         }
     }
@@ -187,6 +221,7 @@ impl Identity {
         match self.basis {
             Basis::Nothing => "",
             Basis::Token(_) => "token",
+            Basis::Review(_) => "kubernetes",
             Basis::Certificate => "certificate",
         }
     }
@@ -229,7 +264,7 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_unless_there_is_something_to_ask_for() {
-        let open = Access::open(None, false).unwrap();
+        let open = Access::open(None, false, None).unwrap();
         assert!(open.is_open());
         assert_eq!(identify(&open, None, None, None), known("anyone", Rights::ALL));
         // Clients may be configured to send a token wherever they go.
@@ -241,7 +276,7 @@ mod tests {
             identify(&open, None, Some("eve"), None),
             known("anyone", Rights::ALL)
         );
-        let certificates = Access::open(None, true).unwrap();
+        let certificates = Access::open(None, true, None).unwrap();
         assert!(!certificates.is_open());
         assert_eq!(
             identify(&certificates, Some(TOKEN), None, None),
@@ -269,7 +304,7 @@ mod tests {
         let discover = Rights::parse(["discover"]).unwrap();
         let capture = Rights::parse(["capture"]).unwrap();
         for certificates in [false, true] {
-            let access = Access::open(Some(&path), certificates).unwrap();
+            let access = Access::open(Some(&path), certificates, None).unwrap();
             let none = if certificates {
                 AccessError::NoTokenOrCertificate
             } else {

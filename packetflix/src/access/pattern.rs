@@ -67,6 +67,22 @@ impl fmt::Display for Pattern {
 }
 
 impl Pattern {
+    /// What is called so and nothing else, whatever characters that has.
+    pub(crate) fn exactly(name: &str) -> Self {
+        Self(name.chars().map(Piece::Exactly).collect())
+    }
+
+    /// What is called `WHOLE/PART`, whatever the part.
+    pub(crate) fn parts_of(whole: &str) -> Self {
+        let whole = whole.chars().map(Piece::Exactly);
+        Self(whole.chain([Piece::Exactly('/'), Piece::Part]).collect())
+    }
+
+    /// What is called `WHOLE/PART`, whatever that is.
+    pub(crate) fn parts() -> Self {
+        Self(vec![Piece::Part, Piece::Exactly('/'), Piece::Part])
+    }
+
     /// Whether the whole name matches. Takes time in proportion to both lengths, whatever they hold.
     pub(crate) fn matches(&self, name: &str) -> bool {
         // How many pieces may have been used up by what was read of the name.
@@ -111,6 +127,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn names_are_no_patterns() {
+        let shop = Pattern::parts_of("shop");
+        assert!(shop.matches("shop/web") && !shop.matches("shop/web/x") && !shop.matches("shops/web"));
+        let star = Pattern::exactly("shop/*");
+        assert!(star.matches("shop/*") && !star.matches("shop/web"));
+        assert!(!Pattern::parts_of("*").matches("shop/web"));
+        assert!(Pattern::parts().matches("shop/web") && !Pattern::parts().matches("shop"));
+    }
 
     #[test]
     fn patterns_match_whole_names() {

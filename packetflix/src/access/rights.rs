@@ -5,16 +5,19 @@ use super::pattern::{Pattern, PatternError};
 /// What a caller may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rights {
-    discover: bool,
-    capture: Captures,
+    discover: Extent,
+    capture: Extent,
     administer: bool,
 }
 
-/// What may be captured.
+/// How far a right reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Captures {
+pub(crate) enum Extent {
     Nothing,
+    /// To what is called so.
     Matching(Vec<Pattern>),
+    /// To pods of Kubernetes that are called so.
+    Pods(Vec<Pattern>),
     Everything,
 }
 
@@ -32,6 +35,8 @@ pub(crate) struct Occupant {
     pub(crate) name: String,
     /// Whether it has the name from itself, in a namespace that is not its own, so that the name says nothing.
     pub(crate) is_self_chosen: bool,
+    /// Whether an engine of the host runs it for Kubernetes: then the name is that of the pod, `NAMESPACE/POD`.
+    pub(crate) is_pod: bool,
 }
 
 /// Whether a namespace may be captured.
@@ -83,15 +88,15 @@ pub enum ScopeError {
 impl Rights {
     /// Nothing that takes a right.
     pub(crate) const NONE: Self = Self {
-        discover: false,
-        capture: Captures::Nothing,
+        discover: Extent::Nothing,
+        capture: Extent::Nothing,
         administer: false,
     };
 
     /// Those of whom nothing else is said: to discover and to capture everything, but not to administer.
     pub(crate) const ORDINARY: Self = Self {
-        discover: true,
-        capture: Captures::Everything,
+        discover: Extent::Everything,
+        capture: Extent::Everything,
         administer: false,
     };
 
@@ -110,10 +115,11 @@ impl Rights {
             _ => {}
         }
         let mut rights = Self::NONE;
+        let mut discover = false;
         for scope in scopes {
             match scope.split_once(':') {
-                None if scope == "discover" => rights.discover = true,
-                None if scope == "capture" => rights.capture = Captures::Everything,
+                None if scope == "discover" => discover = true,
+                None if scope == "capture" => rights.capture = Extent::Everything,
                 None if scope == "admin" => rights.administer = true,
                 None if scope == "none" => return Err(ScopeError::NoneBesideOthers),
                 Some(("capture", pattern)) => {
@@ -126,17 +132,37 @@ impl Rights {
                 _ => return Err(ScopeError::Unknown(scope.to_owned())),
             }
         }
+        // Where captures are bound to patterns, those only may be listed that may be captured.
+        rights.discover = match &rights.capture {
+            _ if !discover => Extent::Nothing,
+            bounded @ Extent::Matching(_) => bounded.clone(),
+            _ => Extent::Everything,
+        };
         Ok(rights)
     }
 
-    /// Whether targets may be listed.
+    /// Those that reach so far.
+    pub(crate) fn new(discover: Extent, capture: Extent, administer: bool) -> Self {
+        Self {
+            discover,
+            capture,
+            administer,
+        }
+    }
+
+    /// Whether there can be targets that may be listed.
     pub(crate) fn may_discover(&self) -> bool {
-        self.discover
+        self.discover != Extent::Nothing
+    }
+
+    /// Whether all targets may be listed.
+    pub(crate) fn may_discover_all(&self) -> bool {
+        self.discover == Extent::Everything
     }
 
     /// Whether there can be anything that may be captured.
     pub(crate) fn may_capture_something(&self) -> bool {
-        self.capture != Captures::Nothing
+        self.capture != Extent::Nothing
     }
 
     /// Whether all that belongs to everyone may be seen and ended.
@@ -146,58 +172,75 @@ impl Rights {
 
     /// Whether it takes the names of targets to decide what may be captured.
     pub(crate) fn are_by_pattern(&self) -> bool {
-        matches!(self.capture, Captures::Matching(_))
+        self.capture.is_by_name()
+    }
+
+    /// Whether there are targets of which nothing may be known.
+    pub(crate) fn are_bounded(&self) -> bool {
+        self.capture.is_by_name() || self.discover.is_by_name()
     }
 
     /// Whether a namespace may be captured: all who are in it. One who may not would be captured with the others. Where
     /// nobody is known, there is no telling.
-    pub(crate) fn may_capture(
+    pub(crate) fn may_capture(&self, occupants: &Occupants) -> Verdict {
+        self.capture.covers(occupants)
+    }
+
+    /// Whether there may be something of this full name that may be captured.
+    pub(crate) fn may_ask_for(&self, name: &str) -> bool {
+        match &self.capture {
+            Extent::Nothing => false,
+            Extent::Everything => true,
+            Extent::Matching(patterns) | Extent::Pods(patterns) => {
+                patterns.iter().any(|pattern| pattern.matches(name))
+            }
+        }
+    }
+
+    /// Whether the targets of a namespace may be listed.
+    pub(crate) fn may_list(&self, occupants: &Occupants) -> bool {
+        self.discover.covers(occupants) == Verdict::Allowed
+    }
+}
+
+impl Extent {
+    fn add(&mut self, pattern: Pattern) {
+        match self {
+            Self::Nothing => *self = Self::Matching(vec![pattern]),
+            Self::Matching(patterns) | Self::Pods(patterns) => patterns.push(pattern),
+            Self::Everything => {}
+        }
+    }
+
+    fn is_by_name(&self) -> bool {
+        matches!(self, Self::Matching(_) | Self::Pods(_))
+    }
+
+    /// Whether it reaches to all who are in a namespace.
+    fn covers(
         &self,
         Occupants {
             occupants,
             is_complete,
         }: &Occupants,
     ) -> Verdict {
-        let patterns = match &self.capture {
-            Captures::Nothing => return Verdict::Refused,
-            Captures::Everything => return Verdict::Allowed,
-            Captures::Matching(patterns) => patterns,
+        let (patterns, pods_only) = match self {
+            Self::Nothing => return Verdict::Refused,
+            Self::Everything => return Verdict::Allowed,
+            Self::Matching(patterns) => (patterns, false),
+            Self::Pods(patterns) => (patterns, true),
         };
         let matches = |occupant: &Occupant| {
             patterns.iter().any(|pattern| match occupant.is_self_chosen {
-                true => pattern.matches_everything(),
-                false => pattern.matches(&occupant.name),
+                true => !pods_only && pattern.matches_everything(),
+                false => (occupant.is_pod || !pods_only) && pattern.matches(&occupant.name),
             })
         };
+        let is_sure = *is_complete || (!pods_only && patterns.iter().any(Pattern::matches_everything));
         match !occupants.is_empty() && occupants.iter().all(matches) {
             false => Verdict::Refused,
-            true if *is_complete || patterns.iter().any(Pattern::matches_everything) => Verdict::Allowed,
+            true if is_sure => Verdict::Allowed,
             true => Verdict::Unsure,
-        }
-    }
-
-    /// Whether there may be something of this full name that may be captured.
-    pub(crate) fn may_ask_for(&self, name: &str) -> bool {
-        match &self.capture {
-            Captures::Nothing => false,
-            Captures::Everything => true,
-            Captures::Matching(patterns) => patterns.iter().any(|pattern| pattern.matches(name)),
-        }
-    }
-
-    /// Whether the targets of a namespace may be listed: where captures are bound to patterns, those only that may be
-    /// captured.
-    pub(crate) fn may_list(&self, occupants: &Occupants) -> bool {
-        self.discover && (!self.are_by_pattern() || self.may_capture(occupants) == Verdict::Allowed)
-    }
-}
-
-impl Captures {
-    fn add(&mut self, pattern: Pattern) {
-        match self {
-            Self::Nothing => *self = Self::Matching(vec![pattern]),
-            Self::Matching(patterns) => patterns.push(pattern),
-            Self::Everything => {}
         }
     }
 }
@@ -253,6 +296,7 @@ mod tests {
         let occupant = |name: &&str| Occupant {
             name: name.trim_start_matches('!').to_owned(),
             is_self_chosen: name.starts_with('!'),
+            is_pod: name.contains('/'),
         };
         Occupants::new(names.iter().map(occupant), true)
     }
@@ -298,5 +342,47 @@ mod tests {
         // One who only looks may see all.
         assert!(rights("discover").may_list(&occupants(&["db"])));
         assert!(!rights("capture").may_list(&occupants(&["db"])));
+    }
+
+    #[test]
+    fn rights_to_pods_reach_to_nothing_else() {
+        let pods = |patterns: &[&str]| {
+            Extent::Pods(patterns.iter().map(|pattern| pattern.parse().unwrap()).collect())
+        };
+        let rights = Rights::new(pods(&["shop/*", "bank/web"]), pods(&["shop/*"]), false);
+        assert!(rights.are_by_pattern() && rights.are_bounded() && rights.may_discover());
+        assert_eq!(
+            rights.may_capture(&occupants(&["shop/a", "shop/b"])),
+            Verdict::Allowed
+        );
+        assert_eq!(rights.may_capture(&occupants(&["bank/web"])), Verdict::Refused);
+        assert!(rights.may_list(&occupants(&["bank/web"])) && !rights.may_list(&occupants(&["bank/db"])));
+        // A container, or a process, that is only called so.
+        let called_so = Occupant {
+            name: "shop/a".to_owned(),
+            is_self_chosen: false,
+            is_pod: false,
+        };
+        let with_a_pod = Occupants::new(
+            [
+                called_so.clone(),
+                Occupant {
+                    is_pod: true,
+                    ..called_so.clone()
+                },
+            ],
+            true,
+        );
+        for occupants in [Occupants::new([called_so], true), with_a_pod] {
+            assert_eq!(rights.may_capture(&occupants), Verdict::Refused);
+            assert!(!rights.may_list(&occupants));
+        }
+        let all = Rights::new(Extent::Nothing, pods(&["**"]), false);
+        assert_eq!(all.may_capture(&occupants(&["!shop/a"])), Verdict::Refused);
+        let mut some = occupants(&["shop/a"]);
+        some.is_complete = false;
+        assert_eq!(all.may_capture(&some), Verdict::Unsure);
+        // Who sees some pods only is told of nothing else.
+        assert!(Rights::new(pods(&["shop/*"]), Extent::Nothing, false).are_bounded());
     }
 }

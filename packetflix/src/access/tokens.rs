@@ -257,7 +257,7 @@ fn check(token: &str) -> Result<(), LineError> {
     }
 }
 
-fn digest_of(token: &[u8]) -> [u8; DIGEST_LEN] {
+pub(super) fn digest_of(token: &[u8]) -> [u8; DIGEST_LEN] {
     let mut bytes = [0; DIGEST_LEN];
     bytes.copy_from_slice(digest(&SHA256, token).as_ref());
     bytes

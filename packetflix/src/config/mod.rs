@@ -16,6 +16,7 @@ pub use self::{
 use crate::{
     cli::{Args, FrontendArgs},
     cpus::Cpus,
+    kubernetes::{ApiAddress, ApiAddressError, Credentials},
     memory,
     tap::{MIN_RING_SIZE, RateLimits, RingConfig, TapConfig},
 };
@@ -65,6 +66,8 @@ pub struct Frontend {
     pub is_closed: bool,
     /// Who may use it.
     pub token_file: Option<PathBuf>,
+    /// Whom to ask of tokens that are not in that file.
+    pub(crate) kubernetes: Option<Kubernetes>,
     /// Whether a token may stand in the query of a WebSocket's handshake.
     pub allow_query_token: bool,
     /// What TLS is spoken with; `None` when it is not.
@@ -93,6 +96,13 @@ pub struct Frontend {
     pub log_headers: bool,
     /// What the machine calls itself.
     pub host_name: String,
+}
+
+/// The API server that is asked whose tokens are.
+#[derive(Clone, Debug)]
+pub(crate) struct Kubernetes {
+    pub(crate) address: ApiAddress,
+    pub(crate) credentials: Credentials,
 }
 
 /// How many captures may run at the same time.
@@ -152,14 +162,17 @@ pub enum ConfigError {
     Tls,
     /// Either everyone is let in, or it is asked who they are.
     #[error(
-        "--open-to-everyone asks nobody who they are: it goes with neither --token-file nor --tls-client-ca"
+        "--open-to-everyone asks nobody who they are: it goes with none of --token-file, --kubernetes-auth and --tls-client-ca"
     )]
     Open,
+    /// Nobody could be asked.
+    #[error("--kubernetes-auth")]
+    Kubernetes(#[from] ApiAddressError),
     /// There is no such name.
     #[error("--allow-host")]
     Host(#[from] HostNameError),
     /// There is no token that could stand there.
-    #[error("--allow-query-token takes a --token-file")]
+    #[error("--allow-query-token takes a --token-file or --kubernetes-auth")]
     QueryToken,
     /// There is nothing to write it to.
     #[error("--audit-required takes an --audit-log")]
@@ -229,6 +242,7 @@ impl Frontend {
             listen: listen(args)?,
             is_closed: is_closed(args)?,
             token_file: args.token_file.clone(),
+            kubernetes: kubernetes(args)?,
             allow_query_token: allow_query_token(args)?,
             tls: tls(args)?,
             allowed_origins: args
@@ -261,7 +275,7 @@ impl Frontend {
 }
 
 fn is_closed(args: &FrontendArgs) -> Result<bool, ConfigError> {
-    let asks = args.token_file.is_some() || args.tls_client_ca.is_some();
+    let asks = args.token_file.is_some() || args.kubernetes_auth || args.tls_client_ca.is_some();
     match (asks, args.open_to_everyone) {
         (true, true) => Err(ConfigError::Open),
         (asks, open) => Ok(!asks && !open),
@@ -298,8 +312,25 @@ fn own_socket() -> PathBuf {
     folder.unwrap_or_else(|| PathBuf::from("/run")).join(OWN_SOCKET)
 }
 
+fn kubernetes(args: &FrontendArgs) -> Result<Option<Kubernetes>, ConfigError> {
+    if !args.kubernetes_auth {
+        return Ok(None);
+    }
+    let address = match &args.kubernetes_api {
+        Some(url) => url.parse()?,
+        None => ApiAddress::of_pod()?,
+    };
+    Ok(Some(Kubernetes {
+        address,
+        credentials: Credentials {
+            ca: args.kubernetes_ca.clone(),
+            token: args.kubernetes_token_file.clone(),
+        },
+    }))
+}
+
 fn allow_query_token(args: &FrontendArgs) -> Result<bool, ConfigError> {
-    if args.allow_query_token && args.token_file.is_none() {
+    if args.allow_query_token && args.token_file.is_none() && !args.kubernetes_auth {
         return Err(ConfigError::QueryToken);
     }
     Ok(args.allow_query_token)

@@ -149,6 +149,7 @@ mod tests {
             let occupant = |name: &&str| Occupant {
                 name: (*name).to_owned(),
                 is_self_chosen: false,
+                is_pod: false,
             };
             Occupants::new(names.iter().map(occupant), true)
         };

@@ -198,6 +198,12 @@ impl RunningWorkload {
         full_name(&self.prefix, &name)
     }
 
+    /// Whether an engine of the host says that it is a pod. Those of engines in containers are other clusters'.
+    pub(super) fn is_pod(&self) -> bool {
+        let (kind, _) = self.workload.title(self.authority.runs_pods());
+        kind == WorkloadKind::Pod && self.authority == Authority::Host
+    }
+
     /// Whose word its name is.
     pub(super) fn authority(&self) -> Authority {
         self.authority

@@ -90,6 +90,7 @@ impl Census<'_> {
                     Authority::User(user) => owner() != Some(user),
                     Authority::PidNamespace(_) | Authority::Nobody => true,
                 },
+                is_pod: running.is_pod(),
             }));
             // Whoever inherited the namespace is whoever entered it.
             if around.is_empty() && self.table.is_leader(pid) {
@@ -104,6 +105,7 @@ impl Census<'_> {
             names.extend(namespace.mounts.first().map(|mount| Occupant {
                 name: mount.path.display().to_string(),
                 is_self_chosen: !mount.is_hosts,
+                is_pod: false,
             }));
         }
         (names, is_all)
@@ -121,6 +123,7 @@ impl Census<'_> {
         Some(Occupant {
             name: format!("{}({pid})", stat.name),
             is_self_chosen: !is_said_by_owner,
+            is_pod: false,
         })
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     trust::Trust,
-    workload::{PodName, Workload},
+    workload::{PodName, Workload, WorkloadKind},
 };
 use crate::{
     description::{Aliases, MountName, TargetDescription, full_name},
@@ -119,6 +119,13 @@ impl DiscoveredTarget {
     /// Its name as people write it, with its prefix.
     pub(crate) fn full_name(&self) -> String {
         full_name(&self.prefix, &self.name)
+    }
+
+    /// Namespace and name of the pod that it is, if an engine of the host runs it for Kubernetes.
+    pub(crate) fn pod_of_host(&self) -> Option<(&str, &str)> {
+        let pod = self.workload.as_ref()?.pod.as_ref()?;
+        let is_pod = self.trust == Trust::Host && self.kind == WorkloadKind::Pod.as_str();
+        (is_pod && self.prefix.is_empty()).then_some((&pod.namespace, &pod.name))
     }
 
     /// Its images, as its engine tells them.

@@ -21,6 +21,7 @@ pub(crate) use self::{
     node::Node,
 };
 use crate::{
+    kubernetes::Pods,
     metrics::{Load, Metrics},
     service::{AppError, Frontend, StartError},
 };
@@ -40,8 +41,11 @@ impl Gateway {
     /// # Errors
     /// When the tokens or the account cannot be used.
     pub fn build(config: GatewayConfig) -> Result<Self, AppError> {
+        let mut frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::of_gateway())?;
+        // Rights to all nodes, and to all pods.
+        frontend.ask_kubernetes("", Box::new(|| Box::pin(async { Pods::new() })));
         Ok(Self {
-            frontend: Frontend::open(Arc::clone(&config.frontend), Metrics::of_gateway())?,
+            frontend,
             nodes: Nodes::new(config),
         })
     }

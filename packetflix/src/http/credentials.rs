@@ -27,10 +27,15 @@ pub(super) fn identify(
 ) -> Result<Caller, AccessError> {
     let shown = Shown {
         peer: client.peer,
-        token: bearer(headers).or(token),
+        token: shown_token(headers, token),
         certificate: client.certificate.as_ref(),
     };
     Caller::identify(access, shown)
+}
+
+/// The token that a request shows: in a header, else the one that came in its query or as a subprotocol.
+pub(super) fn shown_token<'a>(headers: &'a HeaderMap, token: Option<&'a [u8]>) -> Option<&'a [u8]> {
+    bearer(headers).or(token)
 }
 
 /// The token that a header holds (RFC 6750, section 2.1). What is there and is none, is a wrong one.

@@ -22,7 +22,7 @@ use super::{
     api::plain_answer::instead_of_a_list,
     api::refusal::Refusal,
     body::{AnswerBody, boxed},
-    credentials::{identify, take_protocol_token, take_query_token},
+    credentials::{identify, shown_token, take_protocol_token, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
@@ -117,6 +117,9 @@ impl Endpoint {
         let token = take_protocol_token(&mut request).or(token);
         let log = RequestLog::begin(&self.site.frontend().config, &request);
         let asked = Asked::of(&request);
+        if let Some(token) = shown_token(request.headers(), token.as_deref()) {
+            self.site.frontend().review(token).await;
+        }
         let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
             Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,

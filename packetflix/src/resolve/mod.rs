@@ -219,7 +219,7 @@ impl Resolver {
                 if let Some(state) = self.directory.state_at_rest(&wanted.name).await {
                     return Err(TargetError::Stopped { name, state });
                 }
-                match rights.may_discover() {
+                match rights.may_discover_all() {
                     true => choose_by_part(&wanted, &known).unwrap_or(Err(unknown)),
                     // Which names there are, they may not find out by their parts.
                     false => Err(unknown),

@@ -254,7 +254,7 @@ impl Caller {
     /// When they may not.
     pub(crate) fn may_use_discovery_service(&self) -> Result<(), Forbidden> {
         self.may_discover()?;
-        allow(!self.rights().are_by_pattern(), || {
+        allow(!self.rights().are_bounded(), || {
             Forbidden::Unfiltered(self.shared_name())
         })
     }
@@ -320,10 +320,15 @@ impl Caller {
     /// # Errors
     /// When they may capture some targets only, and administer nothing.
     pub(crate) fn may_see_metrics(&self) -> Result<(), Forbidden> {
-        allow(
-            self.rights().may_administer() || !self.rights().are_by_pattern(),
-            || Forbidden::Metrics(self.shared_name()),
-        )
+        let rights = self.rights();
+        let knows_all = match self.identity.basis {
+            // Every account of a cluster has a token.
+            Basis::Review(_) => rights.may_discover_all(),
+            _ => !rights.are_bounded(),
+        };
+        allow(rights.may_administer() || knows_all, || {
+            Forbidden::Metrics(self.shared_name())
+        })
     }
 
     /// They may see and end what belongs to everyone.

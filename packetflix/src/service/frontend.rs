@@ -11,9 +11,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Caller, ClientId, Peer, Permit, Permits, StartError};
 use crate::{
-    access::{self, Access, TokenFileError},
+    access::{self, Access, Reviews, TokenFileError},
     captures::{Attempt, Audit, AuditFileError, Captures},
     config,
+    kubernetes::{FindPods, Reviewer},
     line_bounds::{LineBounds, WINDOW},
     metrics::Metrics,
 };
@@ -26,6 +27,8 @@ pub struct Frontend {
     pub(crate) config: Arc<config::Frontend>,
     /// Who may come in, and for what.
     pub(crate) access: Arc<Access>,
+    /// Asks of tokens that the service does not know itself.
+    reviewer: Option<Reviewer>,
     /// Connections and captures, to wait for at the end.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the service shuts down.
@@ -59,7 +62,9 @@ impl Frontend {
     /// When the tokens or the account cannot be used.
     pub(crate) fn open(config: Arc<config::Frontend>, metrics: Metrics) -> Result<Self, AppError> {
         let client_ca = config.tls.as_ref().and_then(|files| files.client_ca.as_ref());
-        let access = Arc::new(Access::open(config.token_file.as_ref(), client_ca.is_some())?);
+        let reviews = config.kubernetes.as_ref().map(|_| Arc::new(Reviews::default()));
+        let access = Access::open(config.token_file.as_ref(), client_ca.is_some(), reviews)?;
+        let access = Arc::new(access);
         let metrics = Arc::new(metrics);
         let audit = Arc::new(Audit::open(
             config.audit_log.as_deref(),
@@ -68,6 +73,7 @@ impl Frontend {
         )?);
         Ok(Self {
             access,
+            reviewer: None,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             captures: Arc::new(Captures::new(Arc::clone(&metrics), Arc::clone(&audit))),
@@ -88,7 +94,29 @@ impl Frontend {
                 self.tell_the_rest();
             }
         };
-        tokio::join!(lines, self.access.follow());
+        let reviews = async {
+            match &self.reviewer {
+                Some(reviewer) => reviewer.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(lines, reviews, self.access.follow());
+    }
+
+    /// Has Kubernetes asked of tokens, where that is wanted: on rights to this node, or to all where that has no name, and to the
+    /// pods that are found.
+    pub(crate) fn ask_kubernetes(&mut self, node: &str, find_pods: FindPods) {
+        let kubernetes = self.config.kubernetes.clone().zip(self.access.reviews().cloned());
+        self.reviewer = kubernetes.map(|(config::Kubernetes { address, credentials }, reviews)| {
+            Reviewer::new(address, credentials, node.to_owned(), find_pods, reviews)
+        });
+    }
+
+    /// Sees to it that whose a token is, is known, where somebody else has to be asked.
+    pub(crate) async fn review(&self, token: &[u8]) {
+        if let Some(reviewer) = self.reviewer.as_ref().filter(|_| self.access.wants_review(token)) {
+            reviewer.review(token).await;
+        }
     }
 
     /// Looks at all files now that are followed, and at that of the account.

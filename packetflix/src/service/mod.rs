@@ -13,9 +13,9 @@ mod request;
 mod several;
 mod start;
 
-use std::{ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 pub use self::frontend::{AppError, Frontend};
 pub(crate) use self::{
@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     discovery::Discovery,
     filter::compile::{Compiler, Options},
+    kubernetes::{FindPods, Pods},
     line_bounds::WINDOW,
     metrics::{Load, Metrics},
     rates::Rates,
@@ -69,12 +70,13 @@ impl App {
     /// # Errors
     /// When the tokens or the account cannot be used.
     pub fn build(config: Arc<Config>) -> Result<Self, AppError> {
-        let frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::new())?;
+        let mut frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::new())?;
         let discovery = Arc::new(Discovery::new(
             config.engine_sockets.clone(),
             config.node_name.clone(),
             Arc::clone(&frontend.metrics),
         ));
+        frontend.ask_kubernetes(&config.node_name, pods_of(&discovery));
         let directory = match &config.discovery_service {
             Some(address) => Directory::Service(DiscoveryService::new(address.clone())),
             None => Directory::Own(Arc::clone(&discovery)),
@@ -145,4 +147,29 @@ impl App {
             .or_else(|| self.discovery.problem())
             .or_else(|| self.audit.problem())
     }
+}
+
+/// How long it may take to find the pods to whose namespaces somebody may have rights.
+const PATIENCE_FOR_PODS: Duration = Duration::from_secs(2);
+
+/// The pods that there are on this host.
+fn pods_of(discovery: &Arc<Discovery>) -> FindPods {
+    let discovery = Arc::clone(discovery);
+    Box::new(move || {
+        let discovery = Arc::clone(&discovery);
+        Box::pin(async move {
+            // On a host where a look takes long, those of the last one.
+            let scan = timeout(PATIENCE_FOR_PODS, discovery.scan_now()).await;
+            let scan = scan.ok().and_then(Result::ok).or_else(|| discovery.known());
+            let mut pods = Pods::new();
+            if let Some(scan) = scan {
+                for (namespace, pod) in scan.targets.iter().filter_map(|target| target.pod_of_host()) {
+                    pods.entry(namespace.to_owned())
+                        .or_default()
+                        .insert(pod.to_owned());
+                }
+            }
+            pods
+        })
+    })
 }

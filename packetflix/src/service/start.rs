@@ -459,7 +459,7 @@ impl App {
         let wanted = wanted.spelled_out();
         if !rights.are_by_pattern() {
             let opened = self.resolver.open(wanted, rights, &caller.account()).await;
-            return opened.map_err(|error| match rights.may_discover() {
+            return opened.map_err(|error| match rights.may_discover_all() {
                 true => error.into(),
                 false => error.without_others().into(),
             });

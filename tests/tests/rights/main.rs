@@ -3,6 +3,7 @@
 mod asker;
 mod engines;
 mod hidden;
+mod kubernetes;
 mod occupants;
 mod running;
 mod selections;

@@ -48,6 +48,7 @@ codes! {
     HeadTimeout "head_timeout" REQUEST_TIMEOUT,
     // Who asks.
     NotAuthenticated "not_authenticated" UNAUTHORIZED,
+    NotReviewed "not_reviewed" SERVICE_UNAVAILABLE,
     Forbidden "forbidden" FORBIDDEN,
     ForeignOrigin "foreign_origin" FORBIDDEN,
     ForeignHost "foreign_host" FORBIDDEN,

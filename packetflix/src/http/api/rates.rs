@@ -116,7 +116,7 @@ impl Stream {
                 .map_or(0.0, |time| std::time::Duration::from(time).as_secs_f64()),
             rates: rates.map(|(inode, links)| (*inode, rounded(links))).collect(),
             // As the gaps of a scan, these are not for those who may know of some targets only.
-            unseen: match rights.are_by_pattern() {
+            unseen: match rights.are_bounded() {
                 true => &[],
                 false => &reading.unseen,
             },

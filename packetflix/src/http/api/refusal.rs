@@ -114,7 +114,11 @@ impl From<TurnedAway> for Refusal {
 
 impl From<AccessError> for Refusal {
     fn from(error: AccessError) -> Self {
-        Self::new(Code::NotAuthenticated, error.to_string())
+        let code = match error {
+            AccessError::NotReviewed => Code::NotReviewed,
+            _ => Code::NotAuthenticated,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -249,7 +249,7 @@ impl<'a> From<&'a DiscoveredTarget> for MobysharkTarget<'a> {
 impl<'a> Details<'a> {
     fn new(scan: &'a Scan, selection: &Selection, node_name: &'a str, caller: &Caller) -> Self {
         // Who may know of some targets only is not told what else is on the host.
-        let knows_all = !caller.rights().are_by_pattern();
+        let knows_all = !caller.rights().are_bounded();
         let (engines, gaps) = match knows_all {
             true => (&scan.engines[..], &scan.gaps[..]),
             false => (&[][..], &[][..]),

@@ -340,7 +340,7 @@ mod tests {
     }
 
     fn anybody() -> UseOfService {
-        let access = Access::open(None, false).unwrap();
+        let access = Access::open(None, false, None).unwrap();
         let caller = identify(&access, &CLIENT, &HeaderMap::new(), None).unwrap();
         UseOfService::new(caller, Arc::new(access))
     }

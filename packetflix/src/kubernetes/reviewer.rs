@@ -1,0 +1,340 @@
+//! Asks whose tokens are, and what these may do.
+//!
+//! | right | is asked as |
+//! |---|---|
+//! | to capture all of this node, its host too | `create` on `nodes/packetflix`, by the node's name |
+//! | to capture pods | `create` on `pods/packetflix`: of the cluster, else of a namespace, else of each pod |
+//! | to list them | `get` instead of `create` |
+//! | to see and end what is others' | `delete` on `nodes/packetflix` |
+//!
+//! Source: the APIs `authentication.k8s.io/v1` (TokenReview) and `authorization.k8s.io/v1` (SubjectAccessReview).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use super::api::{ApiAddress, ApiConnection, ApiServerError, Credentials};
+use crate::{
+    access::{Basis, Extent, Identity, MAX_TOKEN_LEN, Pattern, Reviews, Rights},
+    error::chain,
+};
+
+/// How long all that is asked of one token may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked which tokens are to be asked for again.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Most tokens that are asked for at the same time.
+const MAX_AT_ONCE: usize = 16;
+
+/// Most questions on what one caller may do.
+const MAX_QUESTIONS: usize = 1024;
+
+/// Most bytes of a name that is shown.
+const MAX_NAME_LEN: usize = 256;
+
+/// Pods by their namespaces.
+pub(crate) type Pods = BTreeMap<String, BTreeSet<String>>;
+
+/// Finds the pods of which it may be asked.
+pub(crate) type FindPods = Box<dyn Fn() -> BoxFuture<'static, Pods> + Send + Sync>;
+
+/// Asks the API server.
+pub(crate) struct Reviewer {
+    address: ApiAddress,
+    credentials: Credentials,
+    node: String,
+    find_pods: FindPods,
+    reviews: Arc<Reviews>,
+    turns: Semaphore,
+    /// Why it has said nothing the last time.
+    problem: Mutex<Option<String>>,
+}
+
+/// `UserInfo`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct User {
+    #[serde(default, rename(serialize = "user"))]
+    username: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    uid: String,
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(default)]
+    extra: HashMap<String, Vec<String>>,
+}
+
+/// What a user would do.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Attributes<'a> {
+    verb: &'a str,
+    version: &'a str,
+    resource: &'a str,
+    subresource: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+}
+
+/// What is asked on one user.
+struct Questions<'a> {
+    connection: ApiConnection,
+    user: &'a User,
+    left: usize,
+}
+
+impl Reviewer {
+    pub(crate) fn new(
+        address: ApiAddress,
+        credentials: Credentials,
+        node: String,
+        find_pods: FindPods,
+        reviews: Arc<Reviews>,
+    ) -> Self {
+        Self {
+            address,
+            credentials,
+            node,
+            find_pods,
+            reviews,
+            turns: Semaphore::new(MAX_AT_ONCE),
+            problem: Mutex::default(),
+        }
+    }
+
+    /// Sees to it that whose a token is, is known, unless the API server does not say.
+    pub(crate) async fn review(&self, token: &[u8]) {
+        if self.reviews.is_fresh(token) {
+            return;
+        }
+        let Ok(Ok(_turn)) = timeout(PATIENCE, self.turns.acquire()).await else {
+            return;
+        };
+        // Another request may have brought the same.
+        if !self.reviews.is_fresh(token) {
+            self.ask_for(token).await;
+        }
+    }
+
+    /// Asks again and again for tokens that are in use. Never ends.
+    pub(crate) async fn follow(&self) {
+        loop {
+            sleep(INTERVAL).await;
+            for token in self.reviews.due() {
+                self.ask_for(&token).await;
+            }
+        }
+    }
+
+    async fn ask_for(&self, token: &[u8]) {
+        let text = std::str::from_utf8(token).ok();
+        let text = text.filter(|text| !text.is_empty() && text.len() <= MAX_TOKEN_LEN);
+        let answer = match text {
+            Some(text) => timeout(PATIENCE, self.ask(text)).await,
+            None => Ok(Ok(None)),
+        };
+        match answer.unwrap_or(Err(ApiServerError::Late)) {
+            Ok(holder) => {
+                self.reviews.note(token, |digest| {
+                    let (name, rights) = holder?;
+                    Some(Identity {
+                        name: name.into(),
+                        rights: Arc::new(rights),
+                        basis: Basis::Review(digest),
+                    })
+                });
+                self.tell(None);
+            }
+            Err(error) => self.tell(Some(chain(&error))),
+        }
+    }
+
+    /// Logs that it says nothing, and that it does again.
+    fn tell(&self, problem: Option<String>) {
+        let mut known = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*known, &problem) {
+            (Some(_), None) => tracing::info!("the Kubernetes API server answers again"),
+            (before, Some(problem)) if before.as_ref() != Some(problem) => tracing::warn!(
+                address = %self.address,
+                problem,
+                "the Kubernetes API server does not say whose tokens are: new requests are refused"
+            ),
+            _ => {}
+        }
+        *known = problem;
+    }
+
+    /// The name and the rights of whoever has this token; `None` where nobody has it.
+    async fn ask(&self, token: &str) -> Result<Option<(String, Rights)>, ApiServerError> {
+        let mut connection = ApiConnection::open(&self.address, &self.credentials).await?;
+        let Some(user) = review_token(&mut connection, token).await? else {
+            return Ok(None);
+        };
+        let pods = (self.find_pods)().await;
+        let mut questions = Questions {
+            connection,
+            user: &user,
+            left: MAX_QUESTIONS,
+        };
+        let capture = questions.extent("create", &self.node, &pods).await?;
+        let discover = questions.extent("get", &self.node, &pods).await?;
+        let administer = questions.may(on_node("delete", &self.node)).await?;
+        if questions.left == 0 {
+            tracing::warn!(
+                user = user.username,
+                "a caller's rights to pods were not all asked for: there are too many"
+            );
+        }
+        Ok(Some((
+            shown(&user.username),
+            Rights::new(discover, capture, administer),
+        )))
+    }
+}
+
+impl Questions<'_> {
+    /// How far a right reaches.
+    async fn extent(&mut self, verb: &str, node: &str, pods: &Pods) -> Result<Extent, ApiServerError> {
+        if self.may(on_node(verb, node)).await? {
+            return Ok(Extent::Everything);
+        }
+        if self.may(on_pods(verb, "", "")).await? {
+            return Ok(Extent::Pods(vec![Pattern::parts()]));
+        }
+        let mut patterns = Vec::new();
+        for (namespace, pods) in pods {
+            if self.may(on_pods(verb, namespace, "")).await? {
+                patterns.push(Pattern::parts_of(namespace));
+                continue;
+            }
+            for pod in pods {
+                if self.may(on_pods(verb, namespace, pod)).await? {
+                    patterns.push(Pattern::exactly(&format!("{namespace}/{pod}")));
+                }
+            }
+        }
+        Ok(match patterns.is_empty() {
+            true => Extent::Nothing,
+            false => Extent::Pods(patterns),
+        })
+    }
+
+    /// Whether the user may do this. What is not asked is not allowed.
+    async fn may(&mut self, attributes: Attributes<'_>) -> Result<bool, ApiServerError> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Spec<'a> {
+            #[serde(flatten)]
+            user: &'a User,
+            resource_attributes: Attributes<'a>,
+        }
+
+        #[derive(Default, Deserialize)]
+        struct Status {
+            #[serde(default)]
+            allowed: bool,
+            #[serde(default)]
+            denied: bool,
+        }
+
+        let Some(left) = self.left.checked_sub(1) else {
+            return Ok(false);
+        };
+        self.left = left;
+        let spec = Spec {
+            user: self.user,
+            resource_attributes: attributes,
+        };
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let review = Review::new("authorization.k8s.io/v1", "SubjectAccessReview", spec);
+        let answer: Answer<Status> = self.connection.create(path, &review).await?;
+        Ok(answer.status.allowed && !answer.status.denied)
+    }
+}
+
+/// An object that is made to be answered.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<S> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: HashMap<(), ()>,
+    spec: S,
+}
+
+impl<S> Review<S> {
+    fn new(api_version: &'static str, kind: &'static str, spec: S) -> Self {
+        Self {
+            api_version,
+            kind,
+            metadata: HashMap::new(),
+            spec,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer<S> {
+    status: S,
+}
+
+async fn review_token(connection: &mut ApiConnection, token: &str) -> Result<Option<User>, ApiServerError> {
+    #[derive(Serialize)]
+    struct Spec<'a> {
+        token: &'a str,
+    }
+
+    #[derive(Default, Deserialize)]
+    struct Status {
+        #[serde(default)]
+        authenticated: bool,
+        #[serde(default)]
+        user: User,
+    }
+
+    let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let review = Review::new("authentication.k8s.io/v1", "TokenReview", Spec { token });
+    let answer: Answer<Status> = connection.create(path, &review).await?;
+    let Status { authenticated, user } = answer.status;
+    Ok((authenticated && !user.username.is_empty()).then_some(user))
+}
+
+fn on_node<'a>(verb: &'a str, node: &'a str) -> Attributes<'a> {
+    Attributes {
+        verb,
+        version: "v1",
+        resource: "nodes",
+        subresource: "packetflix",
+        namespace: "",
+        name: node,
+    }
+}
+
+/// All pods where there is no name, and those of all namespaces where there is no namespace.
+fn on_pods<'a>(verb: &'a str, namespace: &'a str, name: &'a str) -> Attributes<'a> {
+    Attributes {
+        resource: "pods",
+        namespace,
+        name,
+        ..on_node(verb, "")
+    }
+}
+
+/// A name that can be shown.
+fn shown(name: &str) -> String {
+    match name.len() <= MAX_NAME_LEN && !name.chars().any(char::is_control) {
+        true => name.to_owned(),
+        false => "unnamed".to_owned(),
+    }
+}
