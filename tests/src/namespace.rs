@@ -155,6 +155,47 @@ impl Drop for Namespace {
     }
 }
 
+/// Many network namespaces with nothing in them but a loopback device that is down; deleted when dropped.
+pub struct ManyNamespaces(Vec<String>);
+
+impl ManyNamespaces {
+    /// Makes so many.
+    ///
+    /// # Errors
+    /// When `ip netns` fails.
+    pub fn new(count: usize) -> anyhow::Result<Self> {
+        let names = (0..count).map(|number| format!("pf-test-{}-many-{number}", std::process::id()));
+        let many = Self(names.collect());
+        many.ip("add")?;
+        Ok(many)
+    }
+
+    /// A pattern that means them all.
+    pub fn pattern(&self) -> String {
+        format!("/run/netns/pf-test-{}-many-*", std::process::id())
+    }
+
+    /// Does one thing with all of them.
+    fn ip(&self, what: &str) -> anyhow::Result<()> {
+        let lines: String = self
+            .0
+            .iter()
+            .map(|name| format!("netns {what} {name}\n"))
+            .collect();
+        let file = std::env::temp_dir().join(format!("packetflix-many-{}", std::process::id()));
+        std::fs::write(&file, lines)?;
+        let done = run("ip", &["-batch", &file.display().to_string()]);
+        std::fs::remove_file(&file)?;
+        done.map(drop)
+    }
+}
+
+impl Drop for ManyNamespaces {
+    fn drop(&mut self) {
+        let _ = self.ip("del");
+    }
+}
+
 /// Runs a program and gives what it prints.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::{Recorder, refusal},
     hook::hooks,
-    namespace::{Namespace, output_of, run},
+    namespace::{ManyNamespaces, Namespace, output_of, run},
     raw::{self, RawSocket},
     recording::Recording,
     server::{Server, percent_encoded},
@@ -472,4 +472,54 @@ async fn what_cannot_be_selected_is_refused_with_a_sentence() -> anyhow::Result<
         );
     }
     Ok(())
+}
+
+/// How many are told not to be captured, in sentences with these words.
+fn left_out(recording: &Recording, words: &str) -> usize {
+    let told = recording
+        .interfaces
+        .iter()
+        .filter(|one| one.options.contains(words));
+    let counts = told.filter_map(|one| one.name.strip_suffix(" targets")?.parse::<usize>().ok());
+    counts.sum()
+}
+
+#[tokio::test]
+async fn a_pattern_of_two_thousand_targets_is_captured_up_to_a_bound_that_is_told() -> anyhow::Result<()> {
+    const COUNT: usize = 2000;
+
+    let many = ManyNamespaces::new(COUNT)?;
+    let pattern = many.pattern();
+    let server = Server::start(&[])?;
+    let (status, list) = server.get(&format!("/targets?target={}", percent_encoded(&pattern)))?;
+    let listed = list["targets"].as_array().map(Vec::len);
+    ensure!(status == 200 && listed == Some(COUNT), "{status} {listed:?}");
+
+    let mut recorder = Recorder::start(&url(&server, &[&pattern], "")).await?;
+    let bound = "a client may have 32 captures at the same time";
+    recorder
+        .read_until(|recording| left_out(recording, bound) > 0)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let captured = recording
+        .interfaces
+        .iter()
+        .filter(|one| one.name.ends_with("/lo"));
+    // A stream that waits for others takes the place of one.
+    assert_eq!((captured.count(), left_out(&recording, bound)), (31, COUNT - 31));
+
+    // With room for all but in the kernel, it begins with those that could begin in time, and others join.
+    let flags = [
+        "--max-captures=4000",
+        "--max-captures-per-client=4000",
+        "--ring-memory=256MiB",
+    ];
+    let server = Server::start(&flags)?;
+    let mut recorder = Recorder::start(&url(&server, &[&pattern], "")).await?;
+    recorder
+        .read_until(|recording| left_out(recording, "--ring-memory") > 0)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()
 }

@@ -1,6 +1,6 @@
 //! Who keeps a namespace in existence, and which namespace is open.
 
-use std::{os::fd::BorrowedFd, path::PathBuf};
+use std::{os::fd::BorrowedFd, path::PathBuf, process};
 
 use nix::{sched::CloneFlags, sys::stat::fstat};
 
@@ -26,6 +26,11 @@ pub(crate) enum Holder {
 }
 
 impl Holder {
+    /// Whether it is a mount that the host has.
+    pub(crate) fn is_mount_of_host(&self) -> bool {
+        matches!(self, Self::Mount { pid, .. } if [1, process::id()].contains(pid))
+    }
+
     /// Where the interfaces of the namespace of this number are looked at through it, and in whose hands that is.
     pub(super) fn place_of_links(&self, inode: u64, users: &mut Users) -> Place {
         match self {

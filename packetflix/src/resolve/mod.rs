@@ -22,7 +22,7 @@ use crate::{
     description::{Alias, TargetDescription, known_as},
     discovery::Trust,
     nearest::nearest,
-    netns::{FindError, Netns, ProcessError, ProcessIdentity},
+    netns::{FindError, Holder, Netns, ProcessError, ProcessIdentity},
     turns::{Busy, TurnBounds, Turns},
 };
 
@@ -170,6 +170,19 @@ impl Resolver {
             }
             opened => opened,
         }
+    }
+
+    /// Opens the namespace of a target that a scan has found of late, where the host has it mounted still; nothing where that is not
+    /// so, or where the target has a process that says more. A mount keeps its path, and what is there has to be the same namespace.
+    pub(crate) async fn open_mounted(&self, found: &TargetDescription) -> Option<Target> {
+        let inode = found.netns.filter(|_| found.pid.is_none())?;
+        let mut holders = self.directory.holders(inode);
+        holders.retain(Holder::is_mount_of_host);
+        let netns = blocking(move || Netns::held_by(holders, inode)).await.ok()??;
+        Some(Target {
+            netns,
+            description: found.clone(),
+        })
     }
 
     async fn open_claimed(

@@ -22,7 +22,7 @@ use tracing::Instrument as _;
 use super::{
     Asker, Caller,
     changes::Changes,
-    several::{Common, Failed, Wanted, sentences, shown},
+    several::{Begun, Common, Failed, Wanted, sentences, shown},
     start::Held,
 };
 use crate::{
@@ -40,6 +40,9 @@ const TIME_OF_A_START: Duration = Duration::from_secs(2);
 
 /// How long one is left alone that could not begin, as for want of a place among the captures that may run.
 const REST: Duration = Duration::from_secs(30);
+
+/// How long captures are begun after a scan, before others are heard.
+const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most sentences that are remembered, so that each is told once.
 const MOST_TOLD: usize = 1024;
@@ -133,7 +136,8 @@ impl Common {
         starts.wake();
         let mut wanted = self.new_in(scan, caller, |target| self.selection.has(target));
         wanted.retain(|Wanted { target, .. }| !starts.rests(target) && joining.allows(target, starts));
-        let (members, failed) = self.start_all(wanted).await;
+        // What has no time to begin does so at the next scan.
+        let Begun { members, failed, .. } = self.start_all(wanted, JOIN_PATIENCE).await;
         failed.iter().for_each(|failed| starts.rest(failed));
         joining.members.extend(members);
         joining.failed.extend(failed);

@@ -13,7 +13,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument as _;
@@ -26,13 +26,17 @@ use crate::{
     discovery::{DiscoveredTarget, Scan},
     error::chain,
     netns::FindError,
-    resolve::{Selection, TargetError},
+    resolve::{Selection, Target, TargetError},
     session::{Arrival, Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
     tap::InterfaceSelection,
 };
 
 /// How many captures of a stream are begun at the same time.
 const AT_ONCE: usize = 8;
+
+/// How long captures are begun before a stream begins without the rest, which join it; and where none may join later.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
+const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether a caller would still be let in.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -93,6 +97,15 @@ pub(super) struct Failed {
     pub(super) netns: Option<u64>,
     pub(super) is_single: bool,
     pub(super) error: StartError,
+}
+
+/// What became of captures that were to begin.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub(super) members: Vec<Member>,
+    pub(super) failed: Vec<Failed>,
+    /// How many had no time to begin.
+    pub(super) left: usize,
 }
 
 impl App {
@@ -157,9 +170,17 @@ impl App {
 
         let scan = self.discovery.scan_now().await?;
         let wanted = common.wanted(&several.described, &scan, &caller, has_patterns);
-        let (members, failed) = common.start_all(wanted).await;
+        let patience = match follows {
+            true => BEGIN_PATIENCE,
+            false => WHOLE_PATIENCE,
+        };
+        let Begun {
+            members,
+            failed,
+            left,
+        } = common.start_all(wanted, patience).await;
         let judged = judge_failures(failed, members.is_empty(), several.wait).and_then(|judged| {
-            if members.is_empty() && !several.wait {
+            if members.is_empty() && !several.wait && left == 0 {
                 let looked_at = common.known(&scan, &caller).count();
                 return Err(StartError::NothingSelected {
                     words: words.clone(),
@@ -191,6 +212,11 @@ impl App {
         }
         for (name, sentence) in sentences(told) {
             session.tell(&name, &sentence);
+        }
+        if left > 0 && !follows {
+            let seconds = WHOLE_PATIENCE.as_secs();
+            let sentence = format!("not captured: they could not begin within {seconds} s");
+            session.tell(&format!("{left} targets"), &sentence);
         }
         tracing::info!(
             words,
@@ -296,18 +322,23 @@ impl Common {
         wanted.collect()
     }
 
-    /// Begins to capture all of these, some at a time.
-    pub(super) async fn start_all(&self, wanted: Vec<Wanted>) -> (Vec<Member>, Vec<Failed>) {
-        let (mut members, mut failed) = (Vec::new(), Vec::new());
+    /// Begins to capture these, some at a time, for so long: what is left of them is not begun.
+    pub(super) async fn start_all(&self, wanted: Vec<Wanted>, patience: Duration) -> Begun {
+        let deadline = Instant::now() + patience;
+        let mut begun = Begun {
+            left: wanted.len(),
+            ..Begun::default()
+        };
         let starts = wanted.into_iter().map(|wanted| self.start(wanted));
         let mut starts = stream::iter(starts).buffered(AT_ONCE);
-        while let Some(started) = starts.next().await {
+        while let Ok(Some(started)) = timeout_at(deadline, starts.next()).await {
+            begun.left -= 1;
             match started {
-                Ok(member) => members.extend(member),
-                Err(error) => failed.push(error),
+                Ok(member) => begun.members.extend(member),
+                Err(error) => begun.failed.push(error),
             }
         }
-        (members, failed)
+        begun
     }
 
     /// Begins to capture a target; nothing where its namespace is captured already.
@@ -316,7 +347,9 @@ impl Common {
         let (name, netns) = (shown(&target), target.netns);
         let id = self.app.next_id();
         let span = tracing::info_span!("capture", id, stream = self.within.stream);
-        let started = self.start_one(id, target, span.clone()).instrument(span);
+        let started = self
+            .start_one(id, target, is_single, span.clone())
+            .instrument(span);
         started.await.map_err(|error| Failed {
             name,
             netns,
@@ -329,6 +362,7 @@ impl Common {
         &self,
         id: u64,
         target: TargetDescription,
+        is_single: bool,
         span: tracing::Span,
     ) -> Result<Option<Member>, StartError> {
         let asker = self.asker()?;
@@ -344,7 +378,7 @@ impl Common {
                 .map(InterfaceSelection::into_listed),
             ..self.request.clone()
         };
-        let target = self.app.open_target(target, &caller).await?;
+        let target = self.open(target, is_single, &caller).await?;
         let Some(place) = self.namespaces.enter(target.netns.inode()) else {
             return Ok(None);
         };
@@ -354,6 +388,22 @@ impl Common {
             .app
             .begin(id, request, asker, target, permit, rights, Some(&self.within));
         Ok(Some(begun.await?.join(place, span)))
+    }
+
+    /// Opens a target. What a pattern means a scan has just found, and another for each target would take its time as often.
+    async fn open(
+        &self,
+        target: TargetDescription,
+        is_single: bool,
+        caller: &Caller,
+    ) -> Result<Target, StartError> {
+        if !is_single
+            && !caller.rights().are_by_pattern()
+            && let Some(opened) = self.app.resolver.open_mounted(&target).await
+        {
+            return Ok(opened);
+        }
+        self.app.open_target(target, caller).await
     }
 
     /// Follows what its caller may do, and has targets join that come. Ends when the stream does.
