@@ -264,7 +264,7 @@ impl Caller {
     /// # Errors
     /// When they may capture some targets only.
     pub(crate) fn may_have_all(&self) -> Result<(), Forbidden> {
-        allow(!self.rights().are_by_pattern(), || {
+        allow(!self.rights().are_bounded(), || {
             Forbidden::OfSome(self.shared_name())
         })
     }
