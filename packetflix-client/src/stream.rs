@@ -1,6 +1,12 @@
 //! A capture that runs: the messages of its WebSocket, and how it ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -18,7 +24,7 @@ use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::{
     io::{ReadHalf, WriteHalf},
     sync::{Mutex, mpsc},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -56,7 +62,7 @@ type Writer = WebSocketWrite<WriteHalf<TokioIo<Upgraded>>>;
 /// A capture that runs. To drop it is to break the connection, which ends it on the server too.
 pub struct CaptureStream {
     pieces: mpsc::Receiver<Result<Piece, StreamError>>,
-    writer: Arc<Mutex<Writer>>,
+    pulse: Pulse,
     note: Option<String>,
     _reader: AbortOnDropHandle<()>,
 }
@@ -184,12 +190,16 @@ impl CaptureStream {
         reader.set_max_message_size(bounds.message_len);
         // A ping is heard of the server, and so has to be seen.
         reader.set_auto_pong(false);
-        let writer = Arc::new(Mutex::new(writer));
+        let pulse = Pulse {
+            writer: Arc::new(Mutex::new(writer)),
+            begun: Instant::now(),
+            heard: Arc::default(),
+        };
         let (sender, pieces) = mpsc::channel(bounds.pieces);
-        let reading = tokio::spawn(read(reader, Arc::clone(&writer), sender));
+        let reading = tokio::spawn(read(reader, pulse.clone(), sender));
         Ok(Self {
             pieces,
-            writer,
+            pulse,
             note,
             _reader: AbortOnDropHandle::new(reading),
         })
@@ -227,7 +237,43 @@ impl CaptureStream {
     }
 
     async fn write(&self, frame: Frame<'_>) -> Result<(), StreamError> {
-        write(&self.writer, frame).await.map_err(StreamError::Broken)
+        let written = write(&self.pulse.writer, frame).await;
+        written.map_err(StreamError::Broken)
+    }
+
+    /// Whether the server answers, to be asked beside it.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+}
+
+/// Whether the server of a stream answers.
+#[derive(Clone)]
+pub struct Pulse {
+    writer: Arc<Mutex<Writer>>,
+    begun: Instant,
+    /// Milliseconds from then until it was last heard.
+    heard: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// Asks whether it is there; the answer is heard.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn ping(&self) -> Result<(), StreamError> {
+        let ping = Frame::new(true, OpCode::Ping, None, Payload::Borrowed(&[]));
+        write(&self.writer, ping).await.map_err(StreamError::Broken)
+    }
+
+    /// When it was last heard, as far as what it says is read.
+    pub fn heard(&self) -> Instant {
+        self.begun + Duration::from_millis(self.heard.load(Ordering::Relaxed))
+    }
+
+    fn note(&self) {
+        let elapsed = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(elapsed, Ordering::Relaxed);
     }
 }
 
@@ -245,13 +291,9 @@ async fn write(writer: &Mutex<Writer>, frame: Frame<'_>) -> Result<(), WebSocket
 }
 
 /// Reads until the server ends, or nobody takes what is read.
-async fn read(
-    mut reader: Reader,
-    writer: Arc<Mutex<Writer>>,
-    pieces: mpsc::Sender<Result<Piece, StreamError>>,
-) {
+async fn read(mut reader: Reader, pulse: Pulse, pieces: mpsc::Sender<Result<Piece, StreamError>>) {
     loop {
-        let piece = next_piece(&mut reader, &writer).await;
+        let piece = next_piece(&mut reader, &pulse).await;
         let is_last = !matches!(piece, Ok(Piece::Data(_)));
         if pieces.send(piece).await.is_err() || is_last {
             return;
@@ -259,14 +301,18 @@ async fn read(
     }
 }
 
-async fn next_piece(reader: &mut Reader, writer: &Mutex<Writer>) -> Result<Piece, StreamError> {
+async fn next_piece(reader: &mut Reader, pulse: &Pulse) -> Result<Piece, StreamError> {
+    let writer = &*pulse.writer;
     loop {
         let mut answer = async |frame| write(writer, frame).await;
         let frame = timeout(SILENCE, reader.read_frame(&mut answer))
             .await
             .map_err(|_| StreamError::Silent)?;
         let frame = match frame {
-            Ok(frame) => frame,
+            Ok(frame) => {
+                pulse.note();
+                frame
+            }
             Err(WebSocketError::UnexpectedEOF) => return Err(StreamError::Gone),
             Err(error) => return Err(StreamError::Broken(error)),
         };

@@ -17,6 +17,8 @@ pub(crate) enum CaptureEnd {
     NamespaceGone,
     /// The target has ended, and its namespace may be there all the same.
     TargetGone,
+    /// The node that captures for a gateway has ended it, as it had to.
+    Node,
     /// An operator ended it.
     Operator,
     /// Whoever captured may do so no more.
@@ -29,7 +31,7 @@ pub(crate) enum CaptureEnd {
 
 impl CaptureEnd {
     /// All of them.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Closed,
         Self::ClientGone,
         Self::ProtocolError,
@@ -37,6 +39,7 @@ impl CaptureEnd {
         Self::Limit,
         Self::NamespaceGone,
         Self::TargetGone,
+        Self::Node,
         Self::Operator,
         Self::Revoked,
         Self::Failed,
@@ -53,6 +56,7 @@ impl CaptureEnd {
             Self::Limit => "limit",
             Self::NamespaceGone => "namespace_gone",
             Self::TargetGone => "target_gone",
+            Self::Node => "node",
             Self::Operator => "operator",
             Self::Revoked => "revoked",
             Self::Failed => "failed",

@@ -39,6 +39,8 @@ pub(crate) struct Timeline {
     described: u32,
     /// How many of them have no final statistics yet.
     open: usize,
+    /// Packets that were lost of the others.
+    dropped: u64,
     piece: Piece,
     /// Those that are as long as a message may be.
     done: VecDeque<Piece>,
@@ -133,6 +135,7 @@ impl Timeline {
             hungry: Vec::new(),
             described: 0,
             open: 0,
+            dropped: 0,
             piece: Piece {
                 blocks: section_header,
                 parts: BTreeMap::new(),
@@ -199,7 +202,26 @@ impl Timeline {
         !self.heads.is_empty()
     }
 
-    /// The limit that is reached, if one is.
+    /// When the first of those that wait was captured, by the clock of the section.
+    pub(crate) fn first_waiting(&self) -> Option<u64> {
+        self.heads.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// Whether packets are passed on no longer.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// How many packets were lost of all interfaces, as far as it is told.
+    pub(crate) fn dropped(&self) -> u64 {
+        let open = self
+            .sources
+            .values()
+            .flat_map(|source| source.interfaces.values());
+        self.dropped + open.map(|interface| interface.dropped).sum::<u64>()
+    }
+
+    /// The bound that is reached, if one is.
     pub(crate) fn reached(&self) -> Option<Bound> {
         self.reached
     }
@@ -430,6 +452,7 @@ impl Timeline {
             ..said
         };
         if is_final {
+            self.dropped += interface.dropped;
             of.interfaces.remove(&local);
             self.open -= 1;
         } else if self.is_cut || block.len() as u64 > self.room() {
@@ -467,6 +490,7 @@ impl Timeline {
             }
             .encode(&mut block);
             self.open -= 1;
+            self.dropped += dropped;
             self.write(&block);
         }
     }

@@ -13,6 +13,7 @@ use futures_util::{StreamExt as _, stream};
 use packetflix_client::{
     http::{self, RequestError},
     server::Server,
+    stream::OpenError,
 };
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -48,6 +49,10 @@ pub(crate) enum NodeError {
     NotAsked,
     #[error("its answer is no JSON of packetflix")]
     Unreadable(#[source] serde_json::Error),
+    #[error(transparent)]
+    Open(Box<OpenError>),
+    #[error("it has ended: {0}")]
+    Ended(String),
     #[error("the answers of all nodes have more than {MAX_ANSWERS_LEN} bytes, and this one is left out")]
     TooMuch,
 }
@@ -102,7 +107,16 @@ impl NodeError {
         match self {
             Self::Request(error) => matches!(**error, RequestError::Connect(_)),
             Self::Late(_) => true,
-            Self::NotAsked | Self::Unreadable(_) | Self::TooMuch => false,
+            Self::NotAsked | Self::Unreadable(_) | Self::Open(_) | Self::Ended(_) | Self::TooMuch => false,
+        }
+    }
+}
+
+impl From<OpenError> for NodeError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Request(error) => error.into(),
+            error => Self::Open(Box::new(error)),
         }
     }
 }
@@ -114,6 +128,17 @@ impl From<RequestError> for NodeError {
 }
 
 impl AskError {
+    /// None of several nodes does what it was asked for.
+    pub(super) fn of_failed(mut failed: Vec<Failed>) -> Self {
+        match (failed.pop(), failed.is_empty()) {
+            (Some(only), true) => Self::Node(Box::new(only)),
+            (last, _) => {
+                failed.extend(last);
+                Self::None(failed)
+            }
+        }
+    }
+
     /// What is left to list where nobody has answered.
     pub(super) fn into_asked<T>(self) -> Vec<Asked<T>> {
         let Self::None(failed) = self else {

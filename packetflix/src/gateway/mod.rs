@@ -4,10 +4,15 @@
 //! for what is decided here, before a node is asked; the nodes know the gateway only.
 
 mod ask;
+mod capture;
 mod config;
+mod feed;
 mod lists;
 mod metrics;
 mod node;
+mod request;
+mod stream;
+mod window;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,10 +20,10 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 pub use self::config::{GatewayConfig, GatewayConfigError};
-use self::{ask::Asked, node::Nodes};
+use self::{ask::Asked, node::Nodes, request::NodeChoice};
 pub(crate) use self::{
     ask::{AskError, NodeError},
-    node::Node,
+    capture::{GatewayStartError, StartedGatewayStream},
 };
 use crate::{
     kubernetes::Pods,
@@ -74,14 +79,20 @@ impl Gateway {
         self.nodes.problem().or_else(|| self.frontend.audit.problem())
     }
 
-    /// `/targets` of all nodes, with a query that they understand.
+    /// `/targets` of all nodes, or of those that the words choose, with what the others select.
     ///
     /// # Errors
     /// When no node answers.
-    pub(crate) async fn targets(&self, query: &str, nodes: Vec<Arc<Node>>) -> Result<Value, AskError> {
-        let path = match query {
-            "" => "/targets".to_owned(),
-            query => format!("/targets?{query}"),
+    pub(crate) async fn targets(&self, words: Vec<String>) -> Result<Value, GatewayStartError> {
+        let (chosen, words) = NodeChoice::take(words)?;
+        let mut nodes = self.nodes.all();
+        nodes.retain(|node| chosen.has(&node.name));
+        if nodes.is_empty() {
+            return Err(GatewayStartError::NoNodeChosen);
+        }
+        let path = match &words[..] {
+            [] => "/targets".to_owned(),
+            words => format!("/targets?{}", request::targets_query(words)),
         };
         let asked = self.nodes.ask_for_json(nodes, &path).await?;
         Ok(lists::targets(asked, &self.frontend.config.host_name))
@@ -115,11 +126,6 @@ impl Gateway {
         let own = self.frontend.metrics.render(load);
         let asked: Vec<Asked<String>> = self.nodes.ask_for_metrics().await;
         metrics::merged(&own, &asked)
-    }
-
-    /// The nodes that are known.
-    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
-        self.nodes.all()
     }
 
     /// What is in use at the moment.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
 
-use super::options::{Block, OPT_COMMENT, cut};
+use super::options::{Block, OPT_COMMENT, cut, options};
 
 pub(super) const BLOCK_TYPE: u32 = 1;
 const IF_NAME: u16 = 2;
@@ -16,6 +16,11 @@ const IF_SPEED: u16 = 8;
 const IF_TSRESOL: u16 = 9;
 const IF_FILTER: u16 = 11;
 const IF_OS: u16 = 12;
+
+/// Type and length; these, link type and snapshot length; and the length again.
+const HEAD_LEN: usize = 8;
+const OPTIONS_AT: usize = 16;
+const TAIL_LEN: usize = 4;
 
 /// First byte of `if_filter`: what follows is an expression of libpcap.
 const FILTER_IS_TEXT: u8 = 0;
@@ -118,6 +123,37 @@ impl InterfaceDescription<'_> {
         block.text(IF_OS, self.os);
         block.end();
     }
+}
+
+impl InterfaceDescription<'_> {
+    /// Whether a block that describes an interface says that its timestamps count nanoseconds.
+    pub(crate) fn counts_nanoseconds(block: &[u8]) -> bool {
+        options_of(block).any(|(code, value)| code == IF_TSRESOL && value == [NANOSECONDS])
+    }
+
+    /// Appends a block that describes an interface, with `path` before its name, and one more comment.
+    pub(crate) fn annotate(block: &[u8], path: &str, comment: &str, out: &mut BytesMut) {
+        let mut annotated = Block::begin(out, BLOCK_TYPE);
+        annotated.body(
+            block
+                .get(HEAD_LEN..OPTIONS_AT)
+                .unwrap_or(&[0; OPTIONS_AT - HEAD_LEN]),
+        );
+        for (code, value) in options_of(block) {
+            match code {
+                IF_NAME => annotated.option(code, &[path.as_bytes(), value].concat()),
+                _ => annotated.option(code, value),
+            }
+        }
+        annotated.text(OPT_COMMENT, comment);
+        annotated.end();
+    }
+}
+
+/// The options of a block that describes an interface.
+fn options_of(block: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let end = block.len().saturating_sub(TAIL_LEN);
+    options(block.get(OPTIONS_AT..end).unwrap_or_default())
 }
 
 /// Addresses are the one thing of pcapng in network order.

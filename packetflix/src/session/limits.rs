@@ -110,7 +110,7 @@ impl fmt::Display for Limit {
 
 /// Stops a session when its time is over.
 #[derive(Debug)]
-pub(super) struct Timer {
+pub(crate) struct Timer {
     deadline: Instant,
     limit: Limit,
     _stops: AbortOnDropHandle<()>,
@@ -119,7 +119,7 @@ pub(super) struct Timer {
 impl Timer {
     /// Begins now; `None` where time has no limit. A task of its own cancels `stop`, so that a client that takes nothing
     /// does not outstay its time.
-    pub(super) fn start(limits: &Limits, stop: CancellationToken) -> Option<Self> {
+    pub(crate) fn start(limits: &Limits, stop: CancellationToken) -> Option<Self> {
         let (time, limit) = limits.time()?;
         let deadline = Instant::now().checked_add(time)?;
         let stops = tokio::spawn(async move {
@@ -134,7 +134,7 @@ impl Timer {
     }
 
     /// The limit that a session has reached which stopped at that time, if it is this one.
-    pub(super) fn over(&self, stopped: Instant) -> Option<Limit> {
+    pub(crate) fn over(&self, stopped: Instant) -> Option<Limit> {
         (self.deadline <= stopped).then_some(self.limit)
     }
 }

@@ -41,18 +41,17 @@ pub(crate) use self::{
     feed::Progress,
     feeds::{CaptureKey, Feeds, Joined},
     info::SessionInfo,
-    limits::{Limit, Limits, TooFewBytes},
+    limits::{Limit, Limits, Timer, TooFewBytes},
     merged::{
         Arrival, Arrivals, Member, MergedInfo, MergedMessage, MergedSession, NamespacePlace, Namespaces,
     },
     names::KnownNames,
     outgoing::Message,
     schedule::StatisticsPace,
-    stream::SEVERAL_LINK_TYPES,
+    stream::{SEVERAL_LINK_TYPES, encode_section_header},
 };
 use self::{
     feed::Subscription,
-    limits::Timer,
     names::ToldNames,
     outgoing::Outgoing,
     phase::{Phase, Stopping},
@@ -86,6 +85,8 @@ pub(crate) enum Ended {
     TargetGone(String),
     /// All of several targets have.
     TargetsGone(usize),
+    /// The node that captures has ended it, for this reason.
+    OfNode(CaptureEnd, String),
     /// It could not go on.
     Failed(String),
 }
@@ -107,6 +108,7 @@ impl Ended {
                 CaptureEnd::TargetGone,
                 format!("all targets have ended, of which there were {count}"),
             ),
+            Self::OfNode(end, why) => (*end, why.clone()),
             Self::Failed(why) => (CaptureEnd::Failed, why.clone()),
         }
     }

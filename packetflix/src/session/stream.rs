@@ -431,7 +431,7 @@ impl Stream {
 }
 
 /// Begins a section.
-pub(super) fn encode_section_header(comment: &CaptureComment<'_>, out: &mut BytesMut) {
+pub(crate) fn encode_section_header(comment: &CaptureComment<'_>, out: &mut BytesMut) {
     SectionHeader {
         hardware: std::env::consts::ARCH,
         os: &OS,

@@ -2,6 +2,8 @@
 
 mod kubernetes;
 mod lists;
+mod scripted;
+mod streams;
 
 use std::{
     io::Read as _,
@@ -39,7 +41,14 @@ impl Cluster {
         }
         let tokens = folder.path().join("tokens").display().to_string();
         let node = |name: &&str| {
-            let flags = ["--node-name", name, "--token-file", &tokens];
+            let flags = [
+                "--node-name",
+                name,
+                "--token-file",
+                &tokens,
+                "--ring-size",
+                "1MiB",
+            ];
             anyhow::Ok(((*name).to_owned(), Server::start(&flags)?))
         };
         let nodes = names.iter().map(node).collect::<anyhow::Result<_>>()?;
@@ -59,11 +68,13 @@ impl Cluster {
     /// A gateway to these nodes, and with more flags.
     fn gateway(&self, more: &[&str]) -> anyhow::Result<Server> {
         let flags = self.flags();
-        let flags: Vec<&str> = flags
-            .iter()
-            .map(String::as_str)
-            .chain(more.iter().copied())
-            .collect();
+        // A busy machine is no node that hangs.
+        let patient = match more.iter().any(|flag| flag.starts_with("--node-timeout")) {
+            true => None,
+            false => Some("--node-timeout=30"),
+        };
+        let flags = flags.iter().map(String::as_str).chain(patient);
+        let flags: Vec<&str> = flags.chain(more.iter().copied()).collect();
         gateway(&flags)
     }
 

@@ -12,7 +12,7 @@ use warp::{
 };
 
 use super::{Api, claimed::claimed_by, refusal::Refusal, request, request::RequestError, websocket};
-use crate::http::origin::check_origin;
+use crate::http::{origin::check_origin, site::Site};
 use crate::{
     capture_end::CaptureEnd,
     captures::Attempt,
@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Header of an answer, for people: what there is to know of a capture that begins.
-const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
+pub(crate) const NOTE: HeaderName = HeaderName::from_static("packetflix-note");
 
 /// Why a capture has ended whose client did not wait for it.
-const LEFT_BEFORE: &str = "it left before the stream began";
+pub(crate) const LEFT_BEFORE: &str = "it left before the stream began";
 
 /// The subprotocol of a stream. A browser that offers any takes no answer without one of them.
 const PROTOCOL: &str = "packetflix.v1";
@@ -49,65 +49,93 @@ pub(crate) struct Handshake {
 }
 
 /// An upgrade to a WebSocket that is accepted.
-struct Upgrade {
-    answer: Response,
+pub(crate) struct Upgrade {
+    pub(crate) answer: Response,
     /// What follows the answer, until somebody takes it.
     socket: Option<UpgradeFut>,
 }
 
 impl Upgrade {
-    fn take(&mut self) -> Result<UpgradeFut, RequestError> {
+    pub(crate) fn take(&mut self) -> Result<UpgradeFut, RequestError> {
         self.socket.take().ok_or(RequestError::NoUpgrade)
+    }
+}
+
+/// A request for a capture that is being answered.
+pub(crate) struct Opening {
+    pub(crate) attempt: Attempt,
+    /// Of its log.
+    pub(crate) span: tracing::Span,
+    caller: Caller,
+    tells_refusals: bool,
+}
+
+impl Opening {
+    pub(crate) fn of(site: &Site, handshake: &Handshake) -> Self {
+        let id = site.frontend().next_id();
+        Self {
+            attempt: Attempt {
+                id,
+                client: handshake.caller.facts(),
+                target: TargetDescription::default(),
+            },
+            span: tracing::info_span!("capture", id),
+            caller: handshake.caller.clone(),
+            tells_refusals: offers(&handshake.headers, TELLS_REFUSALS),
+        }
+    }
+
+    /// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket.
+    pub(crate) fn prepare(&self, site: &Site, handshake: &Handshake) -> Result<Upgrade, Refusal> {
+        let _entered = self.span.enter();
+        tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
+        check_origin(&handshake.headers, &site.frontend().config.allowed_origins)?;
+        handshake.caller.may_capture_something()?;
+        Ok(accept_upgrade(handshake)?)
+    }
+
+    /// Refuses it: by the answer, or, where a browser would show its page no other answer than the upgrade, by a message.
+    pub(crate) fn refuse(
+        self,
+        site: &Site,
+        refusal: Refusal,
+        upgrade: Option<Upgrade>,
+    ) -> Result<Response, Refusal> {
+        let frontend = site.frontend();
+        self.span
+            .in_scope(|| site.refusals.refused(self.caller.peer(), &refusal));
+        let status = refusal.status().as_u16();
+        frontend.refused(&self.attempt, &self.caller.account(), status, &refusal.sentence);
+        let Some(Upgrade {
+            answer,
+            socket: Some(upgraded),
+        }) = upgrade.filter(|_| self.tells_refusals)
+        else {
+            return Err(refusal);
+        };
+        let told = async move {
+            if let Ok(socket) = upgraded.await {
+                websocket::refuse(socket, &refusal).await;
+            }
+        };
+        frontend.tasks.spawn(told.instrument(self.span));
+        Ok(answer)
     }
 }
 
 /// Starts a capture and answers the handshake, or says why not.
 pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response, Refusal> {
-    let id = api.app.next_id();
-    let span = tracing::info_span!("capture", id);
-    let mut attempt = Attempt {
-        id,
-        client: handshake.caller.facts(),
-        target: TargetDescription::default(),
+    let mut opening = Opening::of(&api.site, &handshake);
+    let mut upgrade = match opening.prepare(&api.site, &handshake) {
+        Ok(upgrade) => upgrade,
+        Err(refusal) => return opening.refuse(&api.site, refusal, None),
     };
-    let (peer, account) = (handshake.caller.peer(), handshake.caller.account());
-    let tells_refusals = offers(&handshake.headers, TELLS_REFUSALS);
-    let prepared = span.in_scope(|| prepare(api, &handshake));
-    let (refusal, upgrade) = match prepared {
-        Err(refusal) => (refusal, None),
-        Ok(mut upgrade) => {
-            let started = start(api, handshake, &mut attempt, &mut upgrade, span.clone());
-            match started.instrument(span.clone()).await {
-                Ok(()) => return Ok(upgrade.answer),
-                Err(refusal) => (refusal, Some(upgrade)),
-            }
-        }
-    };
-    span.in_scope(|| api.site.refusals.refused(peer, &refusal));
-    let status = refusal.status().as_u16();
-    api.app.refused(&attempt, &account, status, &refusal.sentence);
-    let Some(Upgrade {
-        answer,
-        socket: Some(upgraded),
-    }) = upgrade.filter(|_| tells_refusals)
-    else {
-        return Err(refusal);
-    };
-    let told = async move {
-        if let Ok(socket) = upgraded.await {
-            websocket::refuse(socket, &refusal).await;
-        }
-    };
-    api.app.tasks.spawn(told.instrument(span));
-    Ok(answer)
-}
-
-/// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket.
-fn prepare(api: &Api, handshake: &Handshake) -> Result<Upgrade, Refusal> {
-    tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
-    check_origin(&handshake.headers, &api.app.frontend.config.allowed_origins)?;
-    handshake.caller.may_capture_something()?;
-    Ok(accept_upgrade(handshake)?)
+    let span = opening.span.clone();
+    let started = start(api, handshake, &mut opening.attempt, &mut upgrade, span.clone());
+    match started.instrument(span).await {
+        Ok(()) => Ok(upgrade.answer),
+        Err(refusal) => opening.refuse(&api.site, refusal, Some(upgrade)),
+    }
 }
 
 /// Starts a capture, and takes the socket of `upgrade` once there is one.

@@ -22,7 +22,7 @@ use crate::{
         FilterError,
         compile::{CompileError, LookUpError, excerpt},
     },
-    gateway::{AskError, NodeError},
+    gateway::{AskError, GatewayStartError, NodeError},
     netns::FindError,
     resolve::{DirectoryError, ServiceProblem, TargetError},
     service::{Forbidden, Hidden, QuotaError, StartError},
@@ -334,6 +334,22 @@ impl From<AskError> for Refusal {
             AskError::NoNode { .. } => Code::NodeUnknown,
             AskError::None(failed) => return of_nodes(&error, failed.first().map(|failed| &failed.why)),
             AskError::Node(failed) => return of_nodes(&error, Some(&failed.why)),
+        };
+        Self::new(code, error::chain(&error))
+    }
+}
+
+impl From<GatewayStartError> for Refusal {
+    fn from(error: GatewayStartError) -> Self {
+        let code = match error {
+            GatewayStartError::Start(error) => return error.into(),
+            GatewayStartError::Unaccounted(error) => return error.into(),
+            GatewayStartError::TooFewBytes(error) => return error.into(),
+            GatewayStartError::Ask(error) => return error.into(),
+            GatewayStartError::Word(_) | GatewayStartError::NoNodeSaid => Code::ParameterInvalid,
+            GatewayStartError::NoNodeChosen => Code::NodeUnknown,
+            GatewayStartError::Nowhere { .. } => Code::TargetUnknown,
+            GatewayStartError::Ambiguous { .. } => Code::TargetAmbiguous,
         };
         Self::new(code, error::chain(&error))
     }

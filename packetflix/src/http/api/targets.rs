@@ -193,7 +193,7 @@ impl io::Write for Hashed {
     }
 }
 
-fn parse_words(query: &str) -> Result<Vec<String>, Refusal> {
+pub(crate) fn parse_words(query: &str) -> Result<Vec<String>, Refusal> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).map_err(|error| {
         Refusal::new(
             Code::ParameterInvalid,

@@ -1,5 +1,7 @@
 //! The routes of a gateway.
 
+mod capture;
+
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -15,16 +17,16 @@ use super::{
         capture::Handshake,
         captures,
         code::Code,
-        health, page as pages,
+        health,
         refusal::Refusal,
-        routes::{self, CAPTURES, PAGE},
+        routes::{self, CAPTURES},
+        targets::parse_words,
     },
     served::{Served, Work},
     site::{Paths, Site},
 };
 use crate::{
     gateway::Gateway,
-    page,
     service::{Caller, Frontend},
     tap::Connections,
 };
@@ -92,17 +94,18 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
     let Handshake { query, caller, .. } = &handshake;
     match path.as_str() {
         "/version" => routes::version(),
+        "/capture" => capture::capture(&api, handshake)
+            .await
+            .unwrap_or_else(Refusal::into_response),
         "/targets" => told(targets(&api, query, caller).await),
         "/mobyshark" | "/discover/mobyshark" => told(mobyshark(&api, caller).await),
         "/captures" => told(all_captures(&api, &handshake).await),
         "/metrics" => metrics(&api, caller).await.unwrap_or_else(Refusal::into_response),
         "/healthz" => health::alive(),
         "/readyz" => health::ready(api.gateway.problem()),
-        PAGE => pages::lead_into_folder(),
-        path if let Some(file) = page::file(path) => pages::show(file, &handshake.headers),
         unknown => {
             let sentence = format!(
-                "there is nothing at {unknown} of a gateway: see /, /captures, /targets, /version, /metrics, /healthz and \
+                "there is nothing at {unknown} of a gateway: see /capture, /captures, /targets, /version, /metrics, /healthz and \
                  /readyz"
             );
             Refusal::new(Code::PathUnknown, sentence).into_response()
@@ -120,7 +123,7 @@ fn told(answer: Result<Value, Refusal>) -> Response {
 async fn targets(api: &Api, query: &str, caller: &Caller) -> Result<Value, Refusal> {
     caller.may_discover()?;
     caller.may_have_all()?;
-    Ok(api.gateway.targets(query, api.gateway.nodes()).await?)
+    Ok(api.gateway.targets(parse_words(query)?).await?)
 }
 
 async fn mobyshark(api: &Api, caller: &Caller) -> Result<Value, Refusal> {

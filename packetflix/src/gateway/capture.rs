@@ -1,0 +1,547 @@
+//! The captures of a stream: which nodes have what is asked for, and each begins, or says why not.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use futures_util::{StreamExt as _, stream};
+use packetflix_client::{
+    http::{self, ClockReading},
+    server::Server,
+    stream::{Bounds, CaptureStream},
+};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Gateway,
+    ask::{AskError, Asked, Failed, NodeError},
+    feed::{Feed, NodeEnd, Note, Said},
+    node::Node,
+    request::{self, NodeWordError, Wanted},
+    stream::{GatewayStream, Member, StreamInfo},
+};
+use crate::{
+    captures::{CaptureFacts, Unaccounted},
+    description::TargetDescription,
+    error::chain,
+    pcapng::{CaptureComment, MAX_STATISTICS_LEN},
+    resolve::Selection,
+    service::{Caller, CaptureRequest, Permit, StartError},
+    session::{Limits, TooFewBytes, encode_section_header},
+    tap::InterfaceSelection,
+};
+
+/// Most bytes of a message of a node: it sends a quarter of that.
+const MAX_MESSAGE_LEN: usize = 1 << 20;
+
+/// Messages of all nodes of a stream that wait on their connections, and least of each.
+const WAITING_MESSAGES: usize = 256;
+const LEAST_WAITING: usize = 1;
+const MOST_WAITING: usize = 8;
+
+/// How many captures of a stream are begun at the same time.
+const AT_ONCE: usize = 64;
+
+/// The type of target that stands in the section header of a stream of several.
+const KIND: &str = "selection";
+
+/// Most bytes of a target's name before that of its interfaces.
+const MAX_PREFIX_LEN: usize = 256;
+
+/// Most bytes of words that stand for the name of a selection.
+const MAX_NAME_LEN: usize = 120;
+
+/// A stream that runs, and waits for its client.
+pub(crate) struct StartedGatewayStream {
+    pub(crate) stream: GatewayStream,
+    pub(crate) stop: CancellationToken,
+    pub(crate) permit: Permit,
+    /// What people are told of it.
+    pub(crate) note: Option<String>,
+}
+
+/// Why a stream does not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GatewayStartError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Unaccounted(#[from] Unaccounted),
+    #[error(transparent)]
+    TooFewBytes(#[from] TooFewBytes),
+    #[error(transparent)]
+    Word(#[from] NodeWordError),
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("a number says nothing without its node: say in container= which \"node-name\" it is of")]
+    NoNodeSaid,
+    #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several")]
+    NoNodeChosen,
+    #[error("none of {asked} nodes has {name}{}", unheard(*failed))]
+    Nowhere {
+        name: String,
+        asked: usize,
+        /// How many of them have not answered.
+        failed: usize,
+    },
+    #[error("{name} is on several nodes: {}; say which \"node-name\" is meant", nodes.join(", "))]
+    Ambiguous { name: String, nodes: Vec<String> },
+}
+
+/// The end of a sentence on what was not found.
+fn unheard(failed: usize) -> String {
+    match failed {
+        0 => String::new(),
+        failed => format!(", {failed} of which do not answer"),
+    }
+}
+
+/// What a node is asked for.
+struct Order {
+    node: Arc<Node>,
+    path: String,
+    /// What stands before the names of its interfaces.
+    prefix: String,
+}
+
+/// What all captures of a stream are, beside what each node is asked for.
+struct Orders {
+    orders: Vec<Order>,
+    /// Nodes of which nothing is captured, and why.
+    told: Vec<(String, String)>,
+    is_of_one: bool,
+    /// What is captured, for people.
+    name: String,
+    target: TargetDescription,
+}
+
+impl Gateway {
+    /// Starts a stream, as number `id`.
+    ///
+    /// # Errors
+    /// When no node has what is asked for, or it may not be had; nothing of it is left then.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        id: u64,
+        request: &CaptureRequest,
+        caller: &Caller,
+    ) -> Result<StartedGatewayStream, GatewayStartError> {
+        self.frontend.check_account()?;
+        let permit = self.frontend.permit(caller)?;
+        let Orders {
+            orders,
+            mut told,
+            is_of_one,
+            name,
+            target,
+        } = self.orders(request).await?;
+        let bounds = Bounds {
+            message_len: MAX_MESSAGE_LEN,
+            pieces: (WAITING_MESSAGES / orders.len().max(1)).clamp(LEAST_WAITING, MOST_WAITING),
+        };
+        let token = self.nodes.token().map_err(AskError::from)?;
+        let opened = stream::iter(orders).map(|order| {
+            let server = self.nodes.server(&order.node, token.as_ref());
+            async move {
+                let patience = self.nodes.timeout;
+                let opened = timeout(patience, open(&server, &order, &bounds)).await;
+                let answer = opened.unwrap_or(Err(NodeError::Late(patience)));
+                Asked {
+                    node: order.node,
+                    answer,
+                }
+            }
+        });
+        let opened: Vec<_> = opened.buffered(AT_ONCE).collect().await;
+        let (mut members, mut failed) = (Vec::new(), Vec::new());
+        for Asked { node, answer } in opened {
+            let name = node.name.clone();
+            match answer {
+                Ok((feed, clock)) => members.push(Member { name, feed, clock }),
+                Err(why) => failed.push(Failed { node, name, why }),
+            }
+        }
+        if members.is_empty() {
+            return Err(AskError::of_failed(failed).into());
+        }
+        told.extend(failed.into_iter().map(|Failed { name, why, .. }| {
+            let sentence = format!("node {name}: not captured: {}", chain(&why));
+            (name, sentence)
+        }));
+        let note = members
+            .iter()
+            .find_map(|member| member.feed.note().map(str::to_owned));
+        let stop = self.frontend.stop.child_token();
+        let section_header = match (&mut members[..], is_of_one) {
+            ([only], true) => {
+                let node = Arc::clone(self.nodes.find(&only.name)?);
+                begin_as(only, node, &stop).await?
+            }
+            _ => self.section_header(request, &name),
+        };
+        let limits = Limits {
+            max_duration: self.frontend.config.max_duration,
+            ..request.limits.clone()
+        };
+        let least = (section_header.len() + MAX_STATISTICS_LEN) as u64;
+        if let Some(bytes) = limits.bytes
+            && bytes < least
+        {
+            return Err(TooFewBytes { bytes, least }.into());
+        }
+        let facts = CaptureFacts {
+            id,
+            tap: id,
+            stream: None,
+            client: caller.facts(),
+            netns: target.netns.unwrap_or_default(),
+            asked: target.clone(),
+            target,
+            selection: request.selection.clone().unwrap_or(InterfaceSelection::All),
+            filter: request.filter.clone(),
+        };
+        let captures = &self.frontend.captures;
+        let running = captures.begin(captures.prepare(facts, stop.clone()))?;
+        tracing::info!(
+            name,
+            nodes = members.len(),
+            caller = caller.name(),
+            caller_type = caller.kind(),
+            "started a stream of nodes"
+        );
+        let info = StreamInfo {
+            section_header,
+            limits,
+            is_of_one,
+            judge: self.judge(caller.clone()),
+        };
+        let mut stream = GatewayStream::begin(info, members, running, stop.clone());
+        for (name, sentence) in told {
+            stream.tell(&name, &sentence);
+        }
+        Ok(StartedGatewayStream {
+            stream,
+            stop,
+            permit,
+            note,
+        })
+    }
+
+    /// Says why a caller may have a stream no more, if so.
+    fn judge(self: &Arc<Self>, caller: Caller) -> Box<dyn Fn() -> Option<String> + Send> {
+        let access = Arc::clone(&self.frontend.access);
+        Box::new(move || {
+            let renewed = match caller.renew(&access) {
+                Ok(renewed) => renewed,
+                Err(error) => return Some(chain(&error)),
+            };
+            let lost = renewed
+                .may_capture_something()
+                .and_then(|()| renewed.may_have_all());
+            lost.err().map(|forbidden| forbidden.to_string())
+        })
+    }
+
+    /// Which nodes are asked for what.
+    async fn orders(&self, request: &CaptureRequest) -> Result<Orders, GatewayStartError> {
+        match Wanted::of(request)? {
+            Wanted::One(target) => {
+                let node = self.node_of(&target).await?;
+                let described = [target];
+                let path = request::path_of_described(request, &described, request.names);
+                let [target] = described;
+                Ok(Orders {
+                    name: target.full_name(),
+                    orders: vec![Order {
+                        node,
+                        path,
+                        prefix: String::new(),
+                    }],
+                    told: Vec::new(),
+                    is_of_one: true,
+                    target: TargetDescription {
+                        node_name: String::new(),
+                        ..target
+                    },
+                })
+            }
+            Wanted::Several {
+                nodes,
+                words,
+                described,
+                follow,
+                wait,
+            } if described.is_empty() => {
+                let all = self.nodes.all();
+                let chosen: Vec<_> = all.into_iter().filter(|node| nodes.has(&node.name)).collect();
+                self.orders_of_words(request, chosen, &words, follow, wait).await
+            }
+            Wanted::Several { described, .. } => self.orders_of_described(request, described),
+        }
+    }
+
+    /// Nodes that have something of what words mean, and, where others may come to have it, all that answer.
+    async fn orders_of_words(
+        &self,
+        request: &CaptureRequest,
+        chosen: Vec<Arc<Node>>,
+        words: &[String],
+        follow: Option<bool>,
+        wait: bool,
+    ) -> Result<Orders, GatewayStartError> {
+        if chosen.is_empty() {
+            return Err(GatewayStartError::NoNodeChosen);
+        }
+        let name = match words {
+            [] => "everything".to_owned(),
+            words => words.join(" "),
+        };
+        let name = shortened(&name, MAX_NAME_LEN).to_owned();
+        let may_come = wait || follow.unwrap_or_else(|| request::have_patterns(words));
+        let asked_count = chosen.len();
+        let path = format!("/targets?{}", request::targets_query(words));
+        let asked = self
+            .nodes
+            .ask_for_json(chosen, path.trim_end_matches('?'))
+            .await?;
+        let (mut orders, mut told) = (Vec::new(), Vec::new());
+        let (mut has_some, mut failed) = (false, 0);
+        // Addresses of one node may be others' names on another.
+        let names = request.names && asked.len() == 1;
+        for Asked { node, answer } in asked {
+            match answer {
+                Ok(list) => {
+                    let is_there = list["targets"]
+                        .as_array()
+                        .is_some_and(|targets| !targets.is_empty());
+                    has_some |= is_there;
+                    if is_there || may_come {
+                        let path = request::path_of_words(request, words, follow, names);
+                        let prefix = format!("{}/", node.name);
+                        orders.push(Order { node, path, prefix });
+                    }
+                }
+                Err(error) => {
+                    failed += 1;
+                    let sentence = format!("node {}: not captured: {}", node.name, chain(&error));
+                    told.push((node.name.clone(), sentence));
+                }
+            }
+        }
+        if !has_some && !wait {
+            return Err(GatewayStartError::Nowhere {
+                name,
+                asked: asked_count,
+                failed,
+            });
+        }
+        Ok(Orders {
+            orders,
+            told,
+            is_of_one: false,
+            target: TargetDescription {
+                name: name.clone(),
+                kind: KIND.to_owned(),
+                ..TargetDescription::default()
+            },
+            name,
+        })
+    }
+
+    /// Each node is asked for those that are described as its.
+    fn orders_of_described(
+        &self,
+        request: &CaptureRequest,
+        described: Vec<TargetDescription>,
+    ) -> Result<Orders, GatewayStartError> {
+        let mut by_node: BTreeMap<String, (Arc<Node>, Vec<TargetDescription>)> = BTreeMap::new();
+        let names: Vec<String> = described.iter().map(TargetDescription::full_name).collect();
+        for target in described {
+            let node = self.said_node(&target)?.ok_or(GatewayStartError::NoNodeSaid)?;
+            let (_, targets) = by_node
+                .entry(node.name.clone())
+                .or_insert_with(|| (node, Vec::new()));
+            targets.push(target);
+        }
+        let with_names = request.names && by_node.len() == 1;
+        let orders = by_node.into_values().map(|(node, targets)| Order {
+            path: request::path_of_described(request, &targets, with_names),
+            prefix: match &targets[..] {
+                // A node that is asked for one says nothing of it with its interfaces.
+                [only] => format!("{}/{}/", node.name, shortened(&only.full_name(), MAX_PREFIX_LEN)),
+                _ => format!("{}/", node.name),
+            },
+            node,
+        });
+        let name = names.join(" ");
+        let name = shortened(&name, MAX_NAME_LEN).to_owned();
+        Ok(Orders {
+            orders: orders.collect(),
+            told: Vec::new(),
+            is_of_one: false,
+            target: TargetDescription {
+                name: name.clone(),
+                kind: KIND.to_owned(),
+                ..TargetDescription::default()
+            },
+            name,
+        })
+    }
+
+    /// The node that a description names, or the only one that there is.
+    fn said_node(&self, target: &TargetDescription) -> Result<Option<Arc<Node>>, AskError> {
+        if !target.node_name.is_empty() {
+            return self.nodes.find(&target.node_name).cloned().map(Some);
+        }
+        let mut all = self.nodes.all();
+        Ok(match all.len() {
+            1 => all.pop(),
+            _ => None,
+        })
+    }
+
+    /// The node that has a target: the one that is said, or the only one that has something of this name.
+    async fn node_of(&self, target: &TargetDescription) -> Result<Arc<Node>, GatewayStartError> {
+        if let Some(node) = self.said_node(target)? {
+            return Ok(node);
+        }
+        let name = target.full_name();
+        let is_by_number = target.netns.is_some() || target.pid.is_some();
+        if is_by_number || name.is_empty() || !Selection::is_single(&name) {
+            return Err(GatewayStartError::NoNodeSaid);
+        }
+        let all = self.nodes.all();
+        let asked_count = all.len();
+        let path = format!("/targets?{}", request::targets_query(std::slice::from_ref(&name)));
+        let asked = self.nodes.ask_for_json(all, &path).await?;
+        let failed = asked.iter().filter(|one| one.answer.is_err()).count();
+        let is_such = |found: &serde_json::Value| target.kind.is_empty() || found["type"] == target.kind;
+        let having = asked.into_iter().filter(|Asked { answer, .. }| {
+            let targets = answer.as_ref().ok().and_then(|list| list["targets"].as_array());
+            targets.is_some_and(|targets| targets.iter().any(is_such))
+        });
+        let mut having: Vec<Arc<Node>> = having.map(|one| one.node).collect();
+        match having.len() {
+            0 => Err(GatewayStartError::Nowhere {
+                name,
+                asked: asked_count,
+                failed,
+            }),
+            1 => Ok(having.remove(0)),
+            _ => Err(GatewayStartError::Ambiguous {
+                name,
+                nodes: having.iter().map(|node| node.name.clone()).collect(),
+            }),
+        }
+    }
+
+    fn section_header(&self, request: &CaptureRequest, name: &str) -> BytesMut {
+        let comment = CaptureComment {
+            container_name: name,
+            container_type: KIND,
+            node_name: &self.frontend.config.host_name,
+            cluster_uid: "",
+            filter: &request.filter,
+            chaste: request.chaste,
+        };
+        let mut header = BytesMut::new();
+        encode_section_header(&comment, &mut header);
+        header
+    }
+}
+
+fn shortened(text: &str, len: usize) -> &str {
+    &text[..text.floor_char_boundary(len)]
+}
+
+/// Has a node begin a capture, and measures its clock meanwhile.
+async fn open(
+    server: &Server,
+    Order { node, path, prefix }: &Order,
+    bounds: &Bounds,
+) -> Result<(Feed, Option<ClockReading>), NodeError> {
+    let opening = CaptureStream::open_at(server, path, bounds);
+    let (capture, greeting) = tokio::join!(opening, http::greet(server));
+    let capture = capture?;
+    let clock = greeting.as_ref().ok().and_then(|greeting| greeting.clock);
+    let version = greeting.as_ref().map_or("", |greeting| &greeting.version);
+    let note = Note {
+        path: prefix.clone(),
+        comment: about_clock(&node.name, version, clock),
+    };
+    let feed = Feed::new(capture, note);
+    if let Ok(greeting) = greeting {
+        node.greeted(greeting);
+    }
+    Ok((feed, clock))
+}
+
+/// What is said of the clock with each interface of a node, and of its program, where that is another.
+fn about_clock(node: &str, version: &str, clock: Option<ClockReading>) -> String {
+    let milliseconds = |nanoseconds: u64| Duration::from_nanos(nanoseconds).as_secs_f64() * 1000.0;
+    let mut said = match clock {
+        None => format!("node {node}: how its clock stands to the gateway's is not known"),
+        Some(ClockReading { ahead, uncertainty }) => format!(
+            "node {node}: its clock is {:.3} ms {} the gateway's (± {:.3} ms), by which no time was altered",
+            milliseconds(ahead.unsigned_abs()),
+            if ahead < 0 { "behind" } else { "ahead of" },
+            milliseconds(uncertainty),
+        ),
+    };
+    if !version.is_empty() && version != env!("CARGO_PKG_VERSION") {
+        said += &format!("; it runs packetflix {version}");
+    }
+    said
+}
+
+/// Takes the section header of the only capture for that of the stream.
+async fn begin_as(
+    member: &mut Member,
+    node: Arc<Node>,
+    stop: &CancellationToken,
+) -> Result<BytesMut, AskError> {
+    /// More than a node takes for the first blocks of a stream that it has begun.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    let why = match timeout(PATIENCE, member.feed.next(stop)).await {
+        Ok(Said::Blocks { blocks, .. }) => return Ok(member.feed.begin(blocks)),
+        Ok(Said::Ended(NodeEnd::Closed(close))) => NodeError::Ended(close.reason),
+        Ok(Said::Ended(NodeEnd::Broken(why))) => NodeError::Ended(why),
+        Err(_) => NodeError::Late(PATIENCE),
+    };
+    Err(AskError::Node(Box::new(Failed {
+        node,
+        name: member.name.clone(),
+        why,
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_told_in_words() {
+        let reading = |ahead, uncertainty| Some(ClockReading { ahead, uncertainty });
+        for (version, clock, expected) in [
+            (
+                env!("CARGO_PKG_VERSION"),
+                reading(5_000_250_000, 120_000),
+                "node n1: its clock is 5000.250 ms ahead of the gateway's (± 0.120 ms), by which no time was altered",
+            ),
+            (
+                "7.0.0",
+                reading(-250_000, 0),
+                "node n1: its clock is 0.250 ms behind the gateway's (± 0.000 ms), by which no time was altered; it runs \
+                 packetflix 7.0.0",
+            ),
+            (
+                "",
+                None,
+                "node n1: how its clock stands to the gateway's is not known",
+            ),
+        ] {
+            assert_eq!(about_clock("n1", version, clock), expected);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The stream of one node: whole blocks, checked, with what is said of its interfaces.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use packetflix_client::stream::{CaptureStream, Close, Piece, Pulse, StreamError};
+use tokio_util::sync::CancellationToken;
+
+use crate::pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN};
+
+/// What a node says next.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// Whole blocks; whether it was waited for, so that they have come just now.
+    Blocks { blocks: Bytes, is_new: bool },
+    /// Nothing more.
+    Ended(NodeEnd),
+}
+
+/// How the stream of a node has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NodeEnd {
+    /// The node has closed it.
+    Closed(Close),
+    /// It broke off.
+    Broken(String),
+}
+
+/// What is said of each interface of a node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Note {
+    /// What stands before its name.
+    pub(super) path: String,
+    /// What else there is to say.
+    pub(super) comment: String,
+}
+
+/// The stream of a node.
+pub(super) struct Feed {
+    capture: CaptureStream,
+    check: Check,
+    /// Whole blocks that have come already.
+    ready: Option<Bytes>,
+    is_stopped: bool,
+}
+
+/// What has been checked of a stream.
+#[derive(Debug, Default)]
+struct Check {
+    note: Note,
+    /// The beginning of a block, whose end is still to come.
+    rest: BytesMut,
+    has_begun: bool,
+    /// How many interfaces are described.
+    described: u32,
+}
+
+/// What no packetflix sends.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+enum Malformed {
+    #[error("it sends what is no block of pcapng")]
+    Block,
+    #[error("it does not begin with one section header, or begins another section")]
+    Section,
+    #[error("it sends packets or statistics of an interface that it has not described")]
+    Interface,
+    #[error("it sends packets with other times than nanoseconds")]
+    Resolution,
+}
+
+impl Feed {
+    pub(super) fn new(capture: CaptureStream, note: Note) -> Self {
+        Self {
+            capture,
+            check: Check {
+                note,
+                ..Check::default()
+            },
+            ready: None,
+            is_stopped: false,
+        }
+    }
+
+    /// Whether the node still answers, to be asked beside it.
+    pub(super) fn pulse(&self) -> Pulse {
+        self.capture.pulse()
+    }
+
+    /// What people are told of the capture.
+    pub(super) fn note(&self) -> Option<&str> {
+        self.capture.note()
+    }
+
+    /// Takes the section header, which stands at the beginning of what was said first, and keeps the rest for the next time.
+    pub(super) fn begin(&mut self, mut blocks: Bytes) -> BytesMut {
+        let len = EncodedBlock::first(&blocks).map_or(0, |block| block.len());
+        let header = blocks.split_to(len);
+        self.ready = Some(blocks);
+        BytesMut::from(&header[..])
+    }
+
+    /// What it says next. When `stop` is cancelled, it is asked for the rest and its end.
+    pub(super) async fn next(&mut self, stop: &CancellationToken) -> Said {
+        let mut is_new = false;
+        if let Some(blocks) = self.ready.take().filter(|blocks| !blocks.is_empty()) {
+            return Said::Blocks { blocks, is_new };
+        }
+        loop {
+            if stop.is_cancelled() && !self.is_stopped {
+                self.is_stopped = true;
+                if let Err(error) = self.capture.stop().await {
+                    return broken(&error);
+                }
+            }
+            let piece = match self.capture.next().now_or_never() {
+                Some(piece) => piece,
+                None => {
+                    is_new = true;
+                    tokio::select! {
+                        piece = self.capture.next() => piece,
+                        () = stop.cancelled(), if !self.is_stopped => continue,
+                    }
+                }
+            };
+            match piece {
+                Ok(Piece::Data(bytes)) => match self.check.take(bytes) {
+                    Ok(blocks) if blocks.is_empty() => {}
+                    Ok(blocks) => return Said::Blocks { blocks, is_new },
+                    Err(malformed) => return Said::Ended(NodeEnd::Broken(malformed.to_string())),
+                },
+                Ok(Piece::Closed(close)) => return Said::Ended(NodeEnd::Closed(close)),
+                Err(error) => return broken(&error),
+            }
+        }
+    }
+}
+
+fn broken(error: &StreamError) -> Said {
+    Said::Ended(NodeEnd::Broken(crate::error::chain(error)))
+}
+
+impl Check {
+    /// The whole blocks up to here, once they are checked.
+    fn take(&mut self, bytes: Bytes) -> Result<Bytes, Malformed> {
+        let bytes = match self.rest.is_empty() {
+            true => bytes,
+            false => {
+                self.rest.extend_from_slice(&bytes);
+                std::mem::take(&mut self.rest).freeze()
+            }
+        };
+        let mut len = 0;
+        let mut has_notes = false;
+        while let Some(block_len) = len_of(&bytes[len..])? {
+            let block = &bytes[len..len + block_len];
+            has_notes |= self.check(block)?;
+            len += block_len;
+        }
+        self.rest.extend_from_slice(&bytes[len..]);
+        let blocks = bytes.slice(..len);
+        Ok(match has_notes {
+            true => self.noted(&blocks),
+            false => blocks,
+        })
+    }
+
+    /// Checks a block; tells whether it is one to which something is added.
+    fn check(&mut self, block: &[u8]) -> Result<bool, Malformed> {
+        let parsed = EncodedBlock::first(block).ok_or(Malformed::Block)?;
+        let begins = matches!(parsed, EncodedBlock::SectionHeader(_));
+        if begins == self.has_begun {
+            return Err(Malformed::Section);
+        }
+        self.has_begun = true;
+        match parsed {
+            EncodedBlock::Interface(block) => {
+                if !InterfaceDescription::counts_nanoseconds(block) {
+                    return Err(Malformed::Resolution);
+                }
+                self.described += 1;
+                Ok(true)
+            }
+            EncodedBlock::Packet(packet) if packet.interface_id >= self.described => {
+                Err(Malformed::Interface)
+            }
+            EncodedBlock::Statistics(block) => {
+                let number = block.get(8..12).and_then(|id| id.try_into().ok());
+                match number.map(u32::from_le_bytes) {
+                    Some(id) if id < self.described => Ok(false),
+                    _ => Err(Malformed::Interface),
+                }
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The same blocks, with what is said of each interface.
+    fn noted(&self, mut blocks: &[u8]) -> Bytes {
+        let mut noted = BytesMut::with_capacity(blocks.len());
+        while let Some(block) = EncodedBlock::first(blocks) {
+            let (block, rest) = (block.len(), blocks);
+            let this = &rest[..block];
+            match EncodedBlock::first(this) {
+                Some(EncodedBlock::Interface(description)) => InterfaceDescription::annotate(
+                    description,
+                    &self.note.path,
+                    &self.note.comment,
+                    &mut noted,
+                ),
+                _ => noted.extend_from_slice(this),
+            }
+            blocks = &rest[block..];
+        }
+        noted.freeze()
+    }
+}
+
+/// Bytes of the first block, if it is whole.
+fn len_of(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    const MIN_LEN: usize = 12;
+    let Some(len) = bytes.get(4..).and_then(|rest| rest.first_chunk()) else {
+        return Ok(None);
+    };
+    let len = u32::from_le_bytes(*len) as usize;
+    if !(MIN_LEN..=MAX_BLOCK_LEN).contains(&len) || !len.is_multiple_of(4) {
+        return Err(Malformed::Block);
+    }
+    Ok((bytes.len() >= len).then_some(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pcapng::{
+        CaptureComment, EnhancedPacket, InterfaceStatistics, LinkType, Offloads, PacketDirection, Reception,
+        SNAPLEN, SectionHeader,
+    };
+
+    fn stream() -> BytesMut {
+        let mut out = BytesMut::new();
+        SectionHeader {
+            hardware: "",
+            os: "",
+            application: "",
+            comment: CaptureComment {
+                container_name: "web",
+                container_type: "docker",
+                node_name: "n1",
+                cluster_uid: "",
+                filter: "",
+                chaste: false,
+            },
+        }
+        .encode(&mut out);
+        InterfaceDescription {
+            link_type: LinkType::Ethernet,
+            snaplen: SNAPLEN,
+            name: "eth0",
+            description: "of web",
+            addresses: &[],
+            mac: None,
+            speed: None,
+            filter: "",
+            comment: "one",
+            os: "Linux",
+        }
+        .encode(&mut out);
+        EnhancedPacket {
+            interface_id: 0,
+            timestamp: 7,
+            original_len: 60,
+            cooked: None,
+            data: &[1; 21],
+            snaplen: 1500,
+            vlan: None,
+            direction: PacketDirection::Inbound,
+            reception: Reception::Unicast,
+            offloads: Offloads::default(),
+            dropped_before: 3,
+        }
+        .encode(&mut out);
+        InterfaceStatistics::default().encode(&mut out);
+        out
+    }
+
+    fn check() -> Check {
+        Check {
+            note: Note {
+                path: "n1/".to_owned(),
+                comment: "its clock".to_owned(),
+            },
+            ..Check::default()
+        }
+    }
+
+    /// All blocks that come of these pieces.
+    fn taken(check: &mut Check, pieces: &[&[u8]]) -> Result<Vec<u8>, Malformed> {
+        let mut blocks = Vec::new();
+        for piece in pieces {
+            blocks.extend_from_slice(&check.take(Bytes::copy_from_slice(piece))?);
+        }
+        Ok(blocks)
+    }
+
+    #[test]
+    fn interfaces_get_their_path_and_note() {
+        let blocks = taken(&mut check(), &[&stream()]).unwrap();
+        let text = String::from_utf8_lossy(&blocks);
+        assert!(text.contains("n1/eth0") && text.contains("its clock") && text.contains("of web"));
+        let mut rest = &blocks[..];
+        let mut count = 0;
+        while let Some(block) = EncodedBlock::first(rest) {
+            rest = &rest[block.len()..];
+            count += 1;
+        }
+        assert_eq!((count, rest.len()), (4, 0));
+    }
+
+    #[test]
+    fn what_no_packetflix_sends_ends_it() {
+        let stream = stream();
+        let header = EncodedBlock::first(&stream).unwrap().len();
+        let description = EncodedBlock::first(&stream[header..]).unwrap().len();
+        let packet = EncodedBlock::first(&stream[header + description..])
+            .unwrap()
+            .len();
+        let statistics = header + description + packet;
+        for (pieces, error) in [
+            (vec![&stream[header..]], Malformed::Section),
+            (vec![&stream[..], &stream[..]], Malformed::Section),
+            (
+                vec![&stream[..header], &stream[header + description..]],
+                Malformed::Interface,
+            ),
+            (
+                vec![&stream[..header], &stream[statistics..]],
+                Malformed::Interface,
+            ),
+            (vec![&b"HTTP/1.1 200 OK"[..]], Malformed::Block),
+            (vec![&[0x0a, 0x0d, 0x0d, 0x0a, 13, 0, 0, 0][..]], Malformed::Block),
+        ] {
+            assert_eq!(taken(&mut check(), &pieces), Err(error));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_may_be_cut_anywhere(cuts in proptest::collection::vec(0usize..700, 0..6)) {
+            let stream = stream();
+            let whole = taken(&mut check(), &[&stream]).unwrap();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(stream.len())).collect();
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([stream.len()]) {
+                pieces.push(&stream[from..cut]);
+                from = cut;
+            }
+            prop_assert_eq!(taken(&mut check(), &pieces).unwrap(), whole);
+        }
+
+        #[test]
+        fn takes_any_bytes(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..5)) {
+            let mut check = check();
+            for piece in pieces {
+                if check.take(piece.into()).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! A node by script: its clock is another, and its packets come late.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use bytes::BytesMut;
+use packetflix::pcapng::{
+    CaptureComment, EnhancedPacket, InterfaceDescription, InterfaceStatistics, LinkType, Offloads,
+    PacketDirection, Reception, SNAPLEN, SectionHeader,
+};
+use packetflix_tests::{
+    client::Recorder,
+    http::Head,
+    namespace::Namespace,
+    pace,
+    raw::{self, RawSocket},
+    recording::Recording,
+    server::percent_encoded,
+};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{
+    Bytes, Message, WebSocket,
+    handshake::derive_accept_key,
+    protocol::{CloseFrame, Role, frame::coding::CloseCode},
+};
+
+use crate::Cluster;
+
+/// How often it sends a packet.
+const PACE: Duration = Duration::from_millis(20);
+
+/// What it does.
+#[derive(Clone, Copy, Default)]
+struct Script {
+    /// By how many nanoseconds its clock is ahead.
+    ahead: i64,
+    /// How long packets take until they are sent.
+    late: Duration,
+    /// It sends something else than pcapng.
+    is_garbage: bool,
+}
+
+/// Plays the script at a port, for as long as the process lives.
+fn play(script: Script) -> anyhow::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for stream in listener.incoming().take(200).flatten() {
+            thread::spawn(move || answer(stream, script));
+        }
+    });
+    Ok(port)
+}
+
+impl Script {
+    /// Nanoseconds since 1970, by its clock.
+    fn now(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_add_signed(self.ahead)
+    }
+}
+
+fn answer(mut stream: TcpStream, script: Script) -> anyhow::Result<()> {
+    loop {
+        // Byte by byte: what follows a handshake is the WebSocket's.
+        let mut text = Vec::new();
+        while !text.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            text.push(byte[0]);
+        }
+        let head = Head::read(&mut &text[..])?;
+        if head.line.contains(" /capture") {
+            let key = head.values("sec-websocket-key").concat();
+            let accept = derive_accept_key(key.as_bytes());
+            write!(
+                stream,
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+            )?;
+            return capture(stream, script);
+        }
+        let body = match head.line.contains(" /version") {
+            true => r#"{"name": "packetflix", "version": "7.8.9"}"#,
+            false => r#"{"version": 1, "targets": [{"name": "scripted", "type": "docker", "netns": 5}]}"#,
+        };
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\npacketflix-time: {}\r\n\r\n{body}",
+            body.len(),
+            script.now()
+        )?;
+    }
+}
+
+/// Sends packets of one interface until it is asked to stop.
+fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
+    stream.set_read_timeout(Some(PACE))?;
+    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
+    let mut blocks = BytesMut::new();
+    let since = script.now();
+    SectionHeader {
+        hardware: "",
+        os: "",
+        application: "",
+        comment: CaptureComment {
+            container_name: "scripted",
+            container_type: "docker",
+            node_name: "odd",
+            cluster_uid: "",
+            filter: "",
+            chaste: false,
+        },
+    }
+    .encode(&mut blocks);
+    InterfaceDescription {
+        link_type: LinkType::Ethernet,
+        snaplen: SNAPLEN,
+        name: "eth0",
+        description: "",
+        addresses: &[],
+        mac: None,
+        speed: None,
+        filter: "",
+        comment: "",
+        os: "",
+    }
+    .encode(&mut blocks);
+    let mut delivered = 0;
+    loop {
+        if script.is_garbage {
+            blocks.extend_from_slice(&[7; 64]);
+        }
+        socket.send(Message::Binary(Bytes::from(blocks.split().to_vec())))?;
+        if let Ok(Message::Text(_) | Message::Close(_)) = socket.read() {
+            break;
+        }
+        delivered += 1;
+        EnhancedPacket {
+            interface_id: 0,
+            timestamp: script.now() - u64::try_from(script.late.as_nanos())?,
+            original_len: 60,
+            cooked: None,
+            data: &raw::ethernet(0x88b5, &[0xaa; 46]),
+            snaplen: SNAPLEN,
+            vlan: None,
+            direction: PacketDirection::Inbound,
+            reception: Reception::Unicast,
+            offloads: Offloads::default(),
+            dropped_before: 0,
+        }
+        .encode(&mut blocks);
+    }
+    InterfaceStatistics {
+        interface_id: 0,
+        timestamp: script.now(),
+        start: since,
+        end: Some(script.now()),
+        received: delivered,
+        accepted: delivered,
+        delivered,
+        dropped: 0,
+        comment: "",
+    }
+    .encode(&mut blocks);
+    socket.send(Message::Binary(Bytes::from(blocks.to_vec())))?;
+    socket.close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "stopped by the client".into(),
+    }))?;
+    while socket.read().is_ok() {}
+    Ok(())
+}
+
+/// A stream of everything that is called so on a real node and on a scripted one, until it is `enough`.
+async fn stream_with(
+    script: Script,
+    mut enough: impl FnMut(&Recording) -> bool,
+) -> anyhow::Result<Recording> {
+    let cluster = Cluster::start(&["one"])?;
+    let port = play(script)?;
+    let gateway = cluster.gateway(&[&format!("--node=odd=http://127.0.0.1:{port}")])?;
+    let (here, there) = Namespace::pair()?;
+    let path = here.path().display().to_string();
+    let query = format!(
+        "target={}&target=none-such-*&filter=ether+proto+0x88b5",
+        percent_encoded(&path)
+    );
+    let mut recorder = Recorder::start(&gateway.url(&query)).await?;
+    let name = format!("one/{path}/va");
+    let begun = recorder.read_until(|recording| recording.interfaces.iter().any(|one| one.name == name));
+    timeout(pace::time(Duration::from_secs(60)), begun).await??;
+    let socket = RawSocket::open(&there, "vb")?;
+    let sender = thread::spawn(move || {
+        for number in 0..200 {
+            let _ = socket.send(&raw::ethernet(0x88b5, &[number; 46]));
+            thread::sleep(PACE);
+        }
+    });
+    let read = recorder.read_until(|recording| enough(recording));
+    timeout(pace::time(Duration::from_secs(60)), read).await??;
+    let recording = recorder.finish().await?;
+    sender.join().map_err(|_| anyhow::anyhow!("panicked"))?;
+    for name in [&name[..], "odd/eth0"] {
+        let statistics = recording.final_statistics(name)?;
+        assert_eq!(
+            statistics.delivered,
+            recording.packets_of(name).len() as u64,
+            "{name}"
+        );
+        assert_eq!(statistics.dropped, 0, "{name}");
+    }
+    Ok(recording)
+}
+
+/// What is said of an interface.
+fn said_of<'a>(recording: &'a Recording, name: &str) -> anyhow::Result<&'a str> {
+    let one = recording.interfaces.iter().find(|one| one.name == name);
+    Ok(&one.with_context(|| format!("no {name}"))?.options)
+}
+
+#[tokio::test]
+async fn clock_of_a_node_is_told_and_alters_no_time() -> anyhow::Result<()> {
+    const AHEAD: u64 = 5_000_000_000;
+    for ahead in [AHEAD.cast_signed(), -AHEAD.cast_signed()] {
+        let script = Script {
+            ahead,
+            ..Script::default()
+        };
+        let recording = stream_with(script, |recording| recording.packets_of("odd/eth0").len() >= 40).await?;
+        let said = said_of(&recording, "odd/eth0")?;
+        let direction = if ahead > 0 { "ahead of" } else { "behind" };
+        // To a second: the machine may be busy.
+        let milliseconds = |said: &str| {
+            let (_, rest) = said.split_once("node odd: its clock is ")?;
+            let (number, rest) = rest.split_once(" ms ")?;
+            rest.starts_with(direction).then(|| number.parse::<f64>().ok())?
+        };
+        let told = milliseconds(said).context(said.to_owned())?;
+        assert!((told - 5000.0).abs() < 1000.0, "{said}");
+        assert!(said.contains("it runs packetflix 7.8.9"), "{said}");
+        // Packets of both stand beside each other, whatever their clocks say.
+        let of_odd: Vec<bool> = recording
+            .packets
+            .iter()
+            .map(|packet| packet.data[14] == 0xaa)
+            .collect();
+        let changes = of_odd.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(changes >= 10, "{changes} {of_odd:?}");
+        let times = |is_odd: bool| {
+            let such = recording
+                .packets
+                .iter()
+                .zip(&of_odd)
+                .filter(move |(_, odd)| **odd == is_odd);
+            such.map(|(packet, _)| packet.timestamp).max().unwrap_or_default()
+        };
+        let apart = times(true).cast_signed() - times(false).cast_signed();
+        assert!((apart - ahead).abs() < 2_000_000_000, "{apart}");
+        assert!(
+            !recording.interfaces.iter().any(|one| one.name == "odd"),
+            "it does not lag"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_lags_is_told_and_holds_nobody_up() -> anyhow::Result<()> {
+    let script = Script {
+        late: Duration::from_secs(10),
+        ..Script::default()
+    };
+    let recording = stream_with(script, |recording| {
+        recording.packets_of("odd/eth0").len() >= 40 && recording.packets.len() >= 80
+    })
+    .await?;
+    let said = said_of(&recording, "odd")?;
+    assert!(said.contains("node odd lags: its packets come 10."), "{said}");
+    let told = recording
+        .interfaces
+        .iter()
+        .filter(|one| one.name == "odd")
+        .count();
+    assert_eq!(told, 1, "once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_sends_no_pcapng_is_told_and_the_others_go_on() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let port = play(Script {
+        is_garbage: true,
+        ..Script::default()
+    })?;
+    let gateway = cluster.gateway(&[&format!("--node=odd=http://127.0.0.1:{port}")])?;
+    let (here, there) = Namespace::pair()?;
+    let path = here.path().display().to_string();
+    let query = format!(
+        "target={}&target=none-such-*&filter=ether+proto+0x88b5",
+        percent_encoded(&path)
+    );
+    let mut recorder = Recorder::start(&gateway.url(&query)).await?;
+    let name = format!("one/{path}/va");
+    recorder
+        .read_until(|recording| {
+            ["odd", &name[..]]
+                .iter()
+                .all(|name| recording.interfaces.iter().any(|one| one.name == *name))
+        })
+        .await?;
+    let said = said_of(recorder.recording()?, "odd")?;
+    assert!(
+        said.contains("node odd: it sends what is no block of pcapng"),
+        "{said}"
+    );
+    RawSocket::open(&there, "vb")?.send(&raw::ethernet(0x88b5, &[1; 46]))?;
+    recorder
+        .read_until(|recording| recording.packets_of(&name).len() == 1)
+        .await?;
+    recorder.finish().await?;
+    Ok(())
+}

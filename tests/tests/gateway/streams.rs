@@ -1,0 +1,531 @@
+//! What several nodes capture becomes one stream: in order, with an exact account of each interface.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    client::{Capture, Recorder, refusal},
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    server::{Server, percent_encoded, wait_until},
+};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use crate::{Cluster, TOKEN, closed_port};
+
+const FILTER: &str = "filter=ether+proto+0x88b5";
+
+fn frame(number: u8) -> Vec<u8> {
+    raw::ethernet(0x88b5, &[number; 46])
+}
+
+fn path(namespace: &Namespace) -> String {
+    namespace.path().display().to_string()
+}
+
+/// The target of a namespace on a node, as `/mobyshark` lists it.
+fn target(gateway: &Server, node: &str, namespace: &Namespace) -> anyhow::Result<Value> {
+    let path = path(namespace);
+    let mut found = None;
+    wait_until(Duration::from_secs(10), || {
+        let of_node = |target: &Value| target["name"] == path && target["node-name"] == node;
+        found = gateway.targets()?.into_iter().find(of_node);
+        Ok(found.is_some())
+    })?;
+    found.context("no target")
+}
+
+/// The name that an interface has in a stream of several nodes.
+fn interface(node: &str, namespace: &Namespace, name: &str) -> String {
+    format!("{node}/{}/{name}", path(namespace))
+}
+
+/// What asks for one namespace of each of two nodes.
+fn query_of_both(here: &Namespace, there: &Namespace, rest: &str) -> anyhow::Result<String> {
+    let described = json!([
+        { "name": path(here), "netns": here.inode()?, "node-name": "one" },
+        { "name": path(there), "netns": there.inode()?, "node-name": "two" },
+    ]);
+    let container = percent_encoded(&described.to_string());
+    Ok(format!("container={container}&{FILTER}{rest}"))
+}
+
+/// A stream of two nodes, each with one end of a link, once both ends are described.
+async fn stream_of_both(
+    gateway: &Server,
+    here: &Namespace,
+    there: &Namespace,
+    rest: &str,
+) -> anyhow::Result<(Recorder, [String; 2])> {
+    let url = gateway.url(&query_of_both(here, there, rest)?);
+    let mut recorder = Recorder::start(&url).await?;
+    let names = [interface("one", here, "va"), interface("two", there, "vb")];
+    recorder
+        .read_until(|recording| {
+            names
+                .iter()
+                .all(|name| recording.interfaces.iter().any(|one| one.name == *name))
+        })
+        .await?;
+    Ok((recorder, names))
+}
+
+#[tokio::test]
+async fn container_is_captured_on_its_node_as_existing_clients_ask() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let target = target(&gateway, "two", &here)?;
+    let container = target.to_string();
+    let query = format!("container={}&nif=all&filter=tcp", percent_encoded("{}"));
+    // csharg sends all of it twice, and a header wins.
+    let headers = [
+        ("clustershark-container", &container[..]),
+        ("clustershark-nif", "va"),
+        ("clustershark-filter", "ether proto 0x88b5"),
+        ("clustershark-chaste", ""),
+    ];
+    let mut recorder = Recorder::of(Capture::open(&gateway.url(&query), &headers).await?).await?;
+    recorder
+        .read_until(|recording| !recording.interfaces.is_empty())
+        .await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    for number in 0..50 {
+        socket.send(&frame(number))?;
+    }
+    recorder
+        .read_until(|recording| recording.packets.len() == 50)
+        .await?;
+    let captured_on = |node: &str| {
+        let request = format!("GET /captures HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
+        let (_, body) = cluster.node(node).ask(&request)?;
+        let list: Value = serde_json::from_slice(&body)?;
+        anyhow::Ok(list["captures"].as_array().map_or(0, Vec::len))
+    };
+    assert_eq!((captured_on("one")?, captured_on("two")?), (0, 1));
+    let recording = recorder.finish().await?;
+    assert_eq!(recording.interfaces.len(), 1);
+    assert_eq!(recording.interfaces[0].name, "va");
+    for said in [
+        "container-name: ",
+        "node-name: \"two\"",
+        "no-promiscuous-mode: true",
+    ] {
+        assert!(recording.comment.contains(said), "{}", recording.comment);
+    }
+    let said = &recording.interfaces[0].options;
+    assert!(said.contains("node two: its clock is 0."), "{said}");
+    assert!(said.contains("by which no time was altered"), "{said}");
+    let statistics = recording.final_statistics("va")?;
+    assert_eq!((statistics.delivered, statistics.dropped), (50, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn both_ends_of_a_link_on_two_nodes_stand_on_one_timeline() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    let (ours, theirs) = (RawSocket::open(&here, "va")?, RawSocket::open(&there, "vb")?);
+    for number in 0..100 {
+        ours.send(&frame(number))?;
+        theirs.send(&frame(100 + number))?;
+    }
+    recorder
+        .read_until(|recording| recording.packets.len() == 400)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_order()?;
+    recording.check_complete()?;
+    for (name, sent, received) in [(&names[0], 0, 100), (&names[1], 100, 0)] {
+        for number in 0..100 {
+            assert_eq!(
+                recording.count_on(name, true, &frame(sent + number)),
+                1,
+                "{name} {number}"
+            );
+            assert_eq!(
+                recording.count_on(name, false, &frame(received + number)),
+                1,
+                "{name} {number}"
+            );
+        }
+        let statistics = recording.final_statistics(name)?;
+        assert_eq!((statistics.delivered, statistics.dropped), (200, 0), "{name}");
+    }
+    assert!(recording.comment.contains("selection"), "{}", recording.comment);
+    Ok(())
+}
+
+#[tokio::test]
+async fn words_select_on_all_nodes_or_on_those_that_they_choose() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let words = format!("target={}&{FILTER}", percent_encoded(&path(&here)));
+    let socket = RawSocket::open(&there, "vb")?;
+    let names = ["one", "two"].map(|node| interface(node, &here, "va"));
+    for (rest, nodes) in [("&wait=1", 2), ("&target=node:two", 1), ("&target=!node:o*", 1)] {
+        let mut recorder = Recorder::start(&gateway.url(&format!("{words}{rest}"))).await?;
+        let wanted = &names[2 - nodes..];
+        recorder
+            .read_until(|recording| {
+                wanted
+                    .iter()
+                    .all(|name| recording.interfaces.iter().any(|one| one.name == *name))
+            })
+            .await?;
+        socket.send(&frame(7))?;
+        recorder
+            .read_until(|recording| recording.count(&frame(7)) == nodes)
+            .await?;
+        let recording = recorder.finish().await?;
+        let such = recording
+            .interfaces
+            .iter()
+            .filter(|one| one.name.ends_with("/va"));
+        assert_eq!(such.count(), nodes, "{rest}");
+        recording.check_complete()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_packet_of_a_flood_is_accounted_for_however_slow_the_client_is() -> anyhow::Result<()> {
+    // More than all buffers on the way hold.
+    const COUNT: u64 = 60_000;
+    const LEN: usize = 1000;
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let pairs = [Namespace::pair()?, Namespace::pair()?];
+    for is_slow in [false, true] {
+        let (mut recorder, names) = {
+            let [(here, _), (there, _)] = &pairs;
+            let url = gateway.url(&query_of_both(here, there, "&nif=va")?);
+            let mut recorder = Recorder::start(&url).await?;
+            let names = [interface("one", here, "va"), interface("two", there, "va")];
+            recorder
+                .read_until(|recording| {
+                    names
+                        .iter()
+                        .all(|name| recording.interfaces.iter().any(|one| one.name == *name))
+                })
+                .await?;
+            (recorder, names)
+        };
+        let sockets = pairs
+            .iter()
+            .map(|(_, there)| RawSocket::open(there, "vb"))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let flood = spawn_blocking(move || {
+            std::thread::scope(|scope| {
+                let floods = sockets
+                    .iter()
+                    .map(|socket| scope.spawn(|| socket.flood(&raw::ethernet(0x88b5, &[0; LEN]), COUNT, 20)));
+                let floods: Vec<_> = floods.collect();
+                for flood in floods {
+                    flood.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+                }
+                Ok(())
+            })
+        });
+        if is_slow {
+            // Nothing is read meanwhile.
+            flood.await??;
+        } else {
+            recorder.read_during(flood).await?;
+        }
+        let recording = recorder.finish().await?;
+        recording.check_order()?;
+        for name in &names {
+            let statistics = recording.final_statistics(name)?;
+            assert_eq!(statistics.accepted, COUNT, "{name}");
+            assert_eq!(recording.packets_of(name).len() as u64, statistics.delivered);
+            assert_eq!(statistics.delivered + statistics.dropped, COUNT);
+            let told = recording
+                .packets_of(name)
+                .iter()
+                .map(|one| one.dropped_before)
+                .sum::<u64>();
+            assert!(told <= statistics.dropped);
+            if is_slow {
+                assert!(
+                    statistics.dropped > 0,
+                    "{name}: nothing of a flood is lost to who does not read"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn limits_are_those_of_the_whole_stream() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let socket = RawSocket::open(&here, "va")?;
+    for (limit, reason) in [
+        ("&packets=7", "the limit of 7 packets is reached"),
+        ("&bytes=8KiB", "the limit of 8192 bytes is reached"),
+        ("&duration=300ms", "the limit of 300ms is reached"),
+    ] {
+        let (recorder, _) = stream_of_both(&gateway, &here, &there, limit).await?;
+        for _ in 0..60 {
+            socket.send(&frame(1))?;
+        }
+        let (recording, code, told) = recorder.read_to_end().await?;
+        assert_eq!((code, &told[..]), (1000, reason));
+        recording.check_complete()?;
+        recording.check_order()?;
+        if limit == "&packets=7" {
+            assert_eq!(recording.packets.len(), 7);
+        }
+        let delivered: u64 = recording.statistics.iter().map(|one| one.delivered).sum();
+        assert_eq!(delivered, recording.packets.len() as u64);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_dies_is_told_and_the_others_go_on() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    let socket = RawSocket::open(&here, "va")?;
+    socket.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 2)
+        .await?;
+    // Dropping a server kills it.
+    cluster.nodes.remove(1);
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "two"))
+        .await?;
+    socket.send(&frame(2))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(2)) == 1)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let told = recording
+        .interfaces
+        .iter()
+        .find(|one| one.name == "two")
+        .context("not told")?;
+    assert!(told.options.contains("node two: "), "{}", told.options);
+    for (name, delivered) in [(&names[0], 2), (&names[1], 1)] {
+        let statistics = recording.final_statistics(name)?;
+        assert_eq!(
+            (statistics.delivered, statistics.dropped),
+            (delivered, 0),
+            "{name}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_hangs_is_told_and_the_others_go_on() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    cluster.node("two").stop()?;
+    let socket = RawSocket::open(&here, "va")?;
+    let begun = Instant::now();
+    socket.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 1)
+        .await?;
+    // It is not waited for any longer than packets may be late.
+    ensure!(begun.elapsed() < packetflix_tests::pace::time(Duration::from_secs(4)));
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "two"))
+        .await?;
+    let recording = recorder.recording()?;
+    let told = recording
+        .interfaces
+        .iter()
+        .find(|one| one.name == "two")
+        .context("not told")?;
+    assert!(
+        told.options.contains("node two has said nothing for 5 s"),
+        "{}",
+        told.options
+    );
+    // What it has captured comes when it goes on.
+    cluster.node("two").signal(nix::sys::signal::Signal::SIGCONT)?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 2)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    for name in &names {
+        assert_eq!(recording.final_statistics(name)?.delivered, 1, "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_is_not_reached_is_told_in_the_stream_of_the_others() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let gone = closed_port()?;
+    let gateway = cluster.gateway(&[&format!("--node=gone=http://127.0.0.1:{gone}")])?;
+    let (here, there) = Namespace::pair()?;
+    let url = gateway.url(&format!(
+        "target={}&follow=1&{FILTER}",
+        percent_encoded(&path(&here))
+    ));
+    let mut recorder = Recorder::start(&url).await?;
+    let name = interface("one", &here, "va");
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == name))
+        .await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 1)
+        .await?;
+    let recording = recorder.finish().await?;
+    let told = recording
+        .interfaces
+        .iter()
+        .find(|one| one.name == "gone")
+        .context("not told")?;
+    let said = "node gone: not captured: no server answers";
+    assert!(told.options.contains(said), "{}", told.options);
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_that_leaves_frees_the_captures_of_all_nodes_at_once() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let running = || {
+        let list = gateway.get("/captures")?.1;
+        anyhow::Ok(list["captures"].as_array().map_or(0, Vec::len))
+    };
+    let (mut recorder, _) = stream_of_both(&gateway, &here, &there, "").await?;
+    // That of the gateway's client, and one on each node.
+    assert_eq!(running()?, 3);
+    recorder.capture().close().await?;
+    let (_, code, _) = recorder.read_to_end().await?;
+    assert_eq!(code, 1000);
+    wait_until(Duration::from_secs(2), || Ok(running()? == 0))?;
+
+    let (recorder, _) = stream_of_both(&gateway, &here, &there, "").await?;
+    drop(recorder);
+    wait_until(Duration::from_secs(2), || Ok(running()? == 0))?;
+
+    // The gateway is killed: the nodes notice.
+    let (recorder, _) = stream_of_both(&gateway, &here, &there, "").await?;
+    gateway.signal(nix::sys::signal::Signal::SIGKILL)?;
+    let freed = cluster.gateway(&[])?;
+    wait_until(Duration::from_secs(2), || {
+        let list = freed.get("/captures")?.1;
+        Ok(list["captures"].as_array().is_some_and(Vec::is_empty))
+    })?;
+    assert!(recorder.read_to_end().await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn end_of_the_only_capture_is_passed_on() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let namespace = Namespace::new()?;
+    let target = target(&gateway, "one", &namespace)?;
+    let recorder = Recorder::start(&gateway.url_of(&target, "")).await?;
+    let inode = namespace.inode()?;
+    drop(namespace);
+    let (recording, code, reason) = recorder.read_to_end().await?;
+    recording.check_complete()?;
+    assert_eq!(code, 1000);
+    assert!(reason.contains("has ended"), "{reason} {inode}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_captured_is_refused_before_the_upgrade() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let namespace = Namespace::new()?;
+    let target = target(&gateway, "one", &namespace)?;
+    let known = percent_encoded(&path(&namespace));
+    let elsewhere = percent_encoded(r#"{"name": "web", "node-name": "three"}"#);
+    let here = percent_encoded(&target.to_string());
+    for (query, status, said) in [
+        (
+            format!("container={elsewhere}"),
+            404,
+            "there is no node three: there are one, two",
+        ),
+        (format!("target={known}"), 409, "is on several nodes: one, two"),
+        (
+            "target=nobody-at-all".to_owned(),
+            404,
+            "none of 2 nodes has nobody-at-all",
+        ),
+        ("target=nobody-*".to_owned(), 404, "none of 2 nodes has nobody-*"),
+        (
+            "target=node:three".to_owned(),
+            404,
+            "no node of this name is chosen",
+        ),
+        ("target=node:".to_owned(), 400, "give node:NAME"),
+        (
+            format!("netns={}", namespace.inode()?),
+            400,
+            "a number says nothing without its node",
+        ),
+        (
+            format!("container={here}&filter=nonsense"),
+            400,
+            "node one: \"nonsense\"",
+        ),
+        (format!("container={here}&nif=eth7"), 404, "node one: "),
+        (
+            format!("container={here}&bytes=10"),
+            400,
+            "has no room for packets",
+        ),
+        (
+            format!("container={here}&speed=7"),
+            400,
+            "there is no parameter speed",
+        ),
+    ] {
+        let (found, sentence) = refusal(&gateway, &gateway.url(&query), &[]).await?;
+        assert_eq!(found, status, "{query}: {sentence}");
+        assert!(sentence.contains(said), "{query}: {sentence}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn token_that_is_taken_away_ends_the_stream() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let tokens = cluster.folder.path().join("clients");
+    let alice = "alice-0123456789abcdef";
+    cluster
+        .folder
+        .put_secret("clients", &format!("alice {alice} discover capture\n"))?;
+    let gateway = cluster.gateway(&["--token-file", &tokens.display().to_string()])?;
+    let (here, there) = Namespace::pair()?;
+    let bearer = format!("Bearer {alice}");
+    let query = query_of_both(&here, &there, "")?;
+    let capture = Capture::open(&gateway.url(&query), &[("authorization", &bearer)]).await?;
+    let recorder = Recorder::of(capture).await?;
+    cluster
+        .folder
+        .put_secret("clients", "bob bob-0123456789abcdefgh discover capture\n")?;
+    gateway.signal(nix::sys::signal::Signal::SIGHUP)?;
+    let (recording, code, _) = recorder.read_to_end().await?;
+    assert_eq!(code, 1008);
+    recording.check_complete()?;
+    Ok(())
+}
