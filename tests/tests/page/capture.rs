@@ -1,0 +1,172 @@
+//! What is asked for, handed over and saved, and the list of captures.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    browser::{Browser, ENTER},
+    folder::Folder,
+    namespace::output_of,
+    process::Sleeper,
+    server::{Server, wait_until},
+};
+
+use crate::{choose, fields, send, url};
+
+#[test]
+fn a_capture_is_saved_whole() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    // Nobody is there to say where a file is to go.
+    browser.script("delete window.showSaveFilePicker; delete Window.prototype.showSaveFilePicker")?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Save")?;
+    browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
+    send(web.pid(), 4711, 200, b"x")?;
+    // What the kernel has counted is in the stream when that ends.
+    browser.press("Stop and finish the file")?;
+    browser.wait_for_text("stopped by the client")?;
+    let saved = browser.downloaded()?;
+    // That nobody listens there is told with the packet that it is told of.
+    let is_sent = |line: &&String| line.contains("\t43\t4711\tlo");
+    let sent = fields(&saved)?.iter().filter(is_sent).count();
+    assert_eq!(sent, 200);
+    let name = saved
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    ensure!(name.starts_with("web_"), "{name}");
+    let report = output_of(Command::new("capinfos").arg(&saved))?;
+    ensure!(report.contains("Number of packets"), "{report}");
+    Ok(())
+}
+
+/// Into a file that the browser has been given, and what is handed over to other programs.
+#[test]
+fn captures_are_handed_over() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    // In the place of the window in which somebody says where the file is to go.
+    browser.script(
+        "window.showSaveFilePicker = async options => { window.asked_ = options.suggestedName; const root = await \
+         navigator.storage.getDirectory(); return root.getFileHandle('saved', { create: true }) }; \
+         navigator.clipboard.writeText = async text => { window.copied_ = text }",
+    )?;
+    let name = format!("web({})", web.pid());
+    choose(&browser, &name)?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Save")?;
+    browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
+    send(web.pid(), 4711, 100, &[0; 1000])?;
+    browser.press("Stop and finish the file")?;
+    browser.wait_for_text("stopped by the client")?;
+    browser.script(
+        "navigator.storage.getDirectory().then(root => root.getFileHandle('saved')).then(handle => handle.getFile())\
+         .then(file => file.arrayBuffer()).then(bytes => { window.bytes_ = [...new Uint8Array(bytes)] })",
+    )?;
+    let bytes: Vec<u8> = serde_json::from_value(browser.wait_for("return window.bytes_")?)?;
+    let folder = Folder::new()?;
+    let file = folder.file("saved.pcapng");
+    std::fs::write(&file, bytes)?;
+    assert_eq!(fields(&file)?.len(), 100);
+    let asked = browser.script("return asked_")?;
+    ensure!(
+        asked
+            .as_str()
+            .is_some_and(|asked| asked.starts_with("web_") && asked.ends_with(".pcapng")),
+        "{asked}"
+    );
+
+    let address = browser.script("return document.querySelector('dialog a').href")?;
+    let address = address.as_str().context("no address")?;
+    let expected = format!("packetflix:ws://127.0.0.1:{}/capture?container=", server.port());
+    ensure!(
+        address.starts_with(&expected) && address.contains("filter=udp%20port%204711"),
+        "{address}"
+    );
+
+    // The command does what the page has done.
+    browser.press("Copy as command")?;
+    let command = browser.wait_for("return window.copied_")?;
+    let command = command.as_str().context("no text")?;
+    let (words, _) = command.rsplit_once(" -w ").context("no file")?;
+    let again = folder.file("again.pcapng");
+    let line = format!(
+        "{} -c 5 -w {}",
+        words.replacen("packetflix", "\"$PROGRAM\"", 1),
+        again.display()
+    );
+    let mut shell = Command::new("sh")
+        .args(["-c", &line])
+        .env("PROGRAM", packetflix_tests::server::program("packetflix")?)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_until(Duration::from_secs(20), || {
+        send(web.pid(), 4711, 5, b"x")?;
+        Ok(shell.try_wait()?.is_some())
+    })?;
+    assert_eq!(fields(&again)?.len(), 5, "{line}");
+    Ok(())
+}
+
+#[test]
+fn refusals_and_faulty_filters_are_told_at_their_place() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&["--max-captures", "0"])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into("//label[@class='filter']/input", "tcp tcp")?;
+    let told = browser.wait_for("return document.querySelector('#filter-error').innerText")?;
+    ensure!(
+        told.as_str().is_some_and(|told| told.contains("tcp tcp")),
+        "{told}"
+    );
+    ensure!(
+        browser.script("return [...document.querySelectorAll('button')].find(one => one.innerText === 'Watch here').disabled")? == true
+    );
+    browser.type_into("//label[@class='filter']/input", "\u{8}\u{8}\u{8}\u{8}")?;
+    browser.wait_for("return document.querySelector('#filter-error').innerText === '' || null")?;
+    browser.press("Watch here")?;
+    let told = browser.wait_for("return document.querySelector('.ends .error')?.innerText")?;
+    let told = told.as_str().context("no text")?;
+    ensure!(told.contains("captures"), "{told}");
+    server.wait_for_log("reason=")?;
+    let sentence = told.split_once(": ").context("no sentence")?.1;
+    ensure!(server.log().contains(sentence), "{told}\n{}", server.log());
+    Ok(())
+}
+
+#[test]
+fn captures_are_listed_and_stopped() -> anyhow::Result<()> {
+    const ADMIN: &str = "admin-0123456789abcdef";
+    let web = Sleeper::unshared_as("web", &[])?;
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("chief {ADMIN} admin discover capture\n"))?;
+    let tokens = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &tokens])?;
+    let (browser, other) = (Browser::start()?, Browser::start()?);
+    let name = format!("web({})", web.pid());
+    for one in [&browser, &other] {
+        one.go(&url(&server))?;
+        one.type_into("//input[@type='password']", &format!("{ADMIN}{ENTER}"))?;
+        one.wait_for_text(&name)?;
+    }
+    choose(&other, &name)?;
+    other.press("Watch here")?;
+    browser.click("//a[.='Captures']")?;
+    browser.click(&format!(
+        "//tr[contains(., 'chief') and contains(., '{name}')]//button"
+    ))?;
+    other.wait_for_text("ended by the operator")?;
+    browser.wait_for_text("Nobody captures anything")
+}

@@ -1,0 +1,145 @@
+//! What is served, where, and to whom.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::ensure;
+use packetflix_tests::{
+    browser::{Browser, ENTER},
+    folder::Folder,
+    namespace::output_of,
+    process::Sleeper,
+    server::{Server, wait_until},
+    upstream::{Upstream, answer},
+};
+
+use crate::{BEGUN, choose, send, url, wait_for_total};
+
+/// What is at the page's paths, whoever asks, also behind a proxy that has put a path before them.
+#[test]
+fn the_page_is_served_whole_from_here() -> anyhow::Result<()> {
+    let server = Server::start(&[])?;
+    let files =
+        ["page.js", "worker.js", "page.css", "licences.txt", "icon.svg"].map(|name| format!("/ui/{name}"));
+    for path in ["/".to_owned(), "/ui/".to_owned()].iter().chain(&files) {
+        let at = format!("http://127.0.0.1:{}{path}", server.port());
+        let curl = |more: &[&str]| {
+            output_of(
+                Command::new("curl")
+                    .args(["--silent", "--fail"])
+                    .args(more)
+                    .arg(&at),
+            )
+        };
+        let (plain, packed) = (curl(&[])?, curl(&["--compressed"])?);
+        ensure!(plain == packed && !plain.is_empty(), "{path}");
+    }
+    let (head, _) = server.ask("GET / HTTP/1.1")?;
+    let policy = head.values("content-security-policy").join("; ");
+    ensure!(
+        policy.starts_with("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let (head, _) = server.ask("GET /ui HTTP/1.1")?;
+    assert_eq!((head.status()?, head.values("location")), (308, vec!["ui/"]));
+
+    // A proxy's path is the page's to find.
+    let port = server.port();
+    let proxy = Upstream::start(move |head, stream| {
+        let path = head.line.split(' ').nth(1).unwrap_or_default();
+        let Some(path) = path.strip_prefix("/edge/shark") else {
+            return answer(&stream, "404 Not Found", "", "");
+        };
+        let kind = match path.rsplit('.').next() {
+            Some("js") => "text/javascript",
+            Some("css") => "text/css",
+            _ => "text/html",
+        };
+        let at = format!("http://127.0.0.1:{port}{path}");
+        let body = output_of(Command::new("curl").args(["--silent", "--max-time", "3", &at]));
+        answer(
+            &stream,
+            "200 OK",
+            &format!("Content-Type: {kind}\r\n"),
+            &body.unwrap_or_default(),
+        )
+    })?;
+    let browser = Browser::start()?;
+    for path in ["/edge/shark/", "/edge/shark/ui/"] {
+        let asked = || {
+            let heads = proxy.heads();
+            let rates = heads
+                .iter()
+                .filter(|head| head.line.starts_with("GET /edge/shark/rates "));
+            rates.count()
+        };
+        let before = asked();
+        browser.go(&format!("http://127.0.0.1:{}{path}", proxy.port()))?;
+        browser.wait_for("return document.querySelector('h1')")?;
+        wait_until(Duration::from_secs(10), || Ok(asked() > before))?;
+    }
+    Ok(())
+}
+
+/// With `--proxy-discovery`, what is at `/` is the discovery service's.
+#[test]
+fn beside_a_discovery_service_the_page_is_in_its_folder() -> anyhow::Result<()> {
+    let upstream = Upstream::start(|_, stream| answer(&stream, "200 OK", "", "GhostWire"))?;
+    let port = upstream.port().to_string();
+    let server = Server::start(&["--proxy-discovery", "--gw-port", &port])?;
+    let (_, body) = server.ask("GET / HTTP/1.1")?;
+    assert_eq!(body, b"GhostWire");
+    let browser = Browser::start()?;
+    browser.go(&format!("{}ui/", url(&server)))?;
+    browser.wait_for_text("(1)")?;
+    browser.check_console()
+}
+
+#[test]
+fn tokens_sign_in_and_scopes_decide_what_is_shown() -> anyhow::Result<()> {
+    const PART: &str = "part-0123456789abcdef";
+    let (web, db) = (
+        Sleeper::unshared_as("web", &[])?,
+        Sleeper::unshared_as("db", &[])?,
+    );
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("part {PART} discover capture:web(*)\n"))?;
+    let tokens = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &tokens, "--log-requests", "--log-headers"])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.wait_for_text("a token is needed")?;
+    browser.type_into("//input[@type='password']", &format!("wrong{ENTER}"))?;
+    browser.wait_for_text("token")?;
+    browser.type_into(
+        "//input[@type='password']",
+        &format!("\u{e009}a\u{e000}{PART}{ENTER}"),
+    )?;
+    let web_name = format!("web({})", web.pid());
+    browser.wait_for_text(&web_name)?;
+    let shown = browser.script("return document.body.innerText")?;
+    ensure!(
+        !shown.to_string().contains(&format!("db({})", db.pid())),
+        "{shown}"
+    );
+    choose(&browser, &web_name)?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.press("Back")?;
+    browser.click("//a[.='Captures']")?;
+    browser.wait_for_text("part may not administer the service")?;
+    ensure!(
+        browser
+            .script("return location.href")?
+            .as_str()
+            .is_some_and(|at| !at.contains(PART))
+    );
+    ensure!(!server.log().contains(PART), "{}", server.log());
+    // It is kept for the session, and nowhere else.
+    browser.go(&url(&server))?;
+    browser.wait_for_text(&web_name)?;
+    ensure!(browser.script("return localStorage.length + document.cookie.length")? == 0);
+    browser.press("Sign out")?;
+    browser.wait_for_text("a token is needed").map(drop)
+}

@@ -1,0 +1,197 @@
+//! The list of targets.
+
+use std::{
+    io::Write as _,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    browser::Browser,
+    engine::FakeEngine,
+    folder::Folder,
+    namespace::output_of,
+    process::Sleeper,
+    server::{Server, wait_until},
+    upstream::{Upstream, answer},
+};
+use serde_json::json;
+
+use crate::{send, url};
+
+#[test]
+fn targets_are_listed_searched_and_have_traffic() -> anyhow::Result<()> {
+    let (web, db) = (
+        Sleeper::unshared_as("web", &[])?,
+        Sleeper::unshared_as("db", &[])?,
+    );
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.wait_for_text(&format!("web({})", web.pid()))?;
+    browser.wait_for_text(&format!("db({})", db.pid()))?;
+    let first = browser.script(
+        "const [page] = performance.getEntriesByType('navigation'); const sum = performance.getEntriesByType('resource')\
+         .filter(one => /\\/ui\\//.test(one.name)).reduce((sum, one) => sum + one.transferSize, page.transferSize); \
+         return { bytes: sum, milliseconds: page.domContentLoadedEventEnd }",
+    )?;
+    eprintln!("the page: {first}");
+    ensure!(first["bytes"].as_u64() < Some(300 << 10), "{first}");
+    browser.type_into("//input[@type='search']", "web(")?;
+    browser.wait_for_text("1 target of")?;
+    let names =
+        browser.script("return [...document.querySelectorAll('.row .name')].map(one => one.innerText)")?;
+    assert_eq!(names, json!([format!("web({})", web.pid())]));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let has_traffic =
+        "return [...document.querySelectorAll('.row .number')].some(one => !one.innerText.startsWith('0'))";
+    while browser.script(has_traffic)? != true {
+        ensure!(Instant::now() < deadline, "no traffic is shown");
+        send(web.pid(), 9, 100, b"x")?;
+    }
+    // One that is new is there without anybody asking.
+    let late = Sleeper::unshared_as("web(late", &[])?;
+    browser.wait_for_text(&format!("web(late({})", late.pid()))?;
+    browser.check_console()
+}
+
+#[test]
+fn the_page_comes_back_with_the_server() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let port = server.port();
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.wait_for_text(&format!("web({})", web.pid()))?;
+    drop(server);
+    browser.wait_for_text("trying again")?;
+    let late = Sleeper::unshared_as("late", &[])?;
+    let _again = Server::start_at(port, &[])?;
+    browser.wait_for_text(&format!("late({})", late.pid()))?;
+    browser
+        .wait_for("return !document.body.innerText.includes('trying again')")
+        .map(drop)
+}
+
+/// A list of any length, and names of any kind: behind a service that tells of them.
+#[test]
+fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
+    const COUNT: usize = 10_000;
+    let server = Server::start(&[])?;
+    let port = server.port();
+    let list = json!({
+        "version": 1, "scanned-at": 1.0, "node-name": "many", "engines": [], "gaps": ["a <b>place</b>"],
+        "targets": (0..COUNT).map(|number| json!({
+            "name": format!("app-{number:05}"), "type": "docker", "prefix": "", "netns": 4_026_600_000_u64 + number as u64,
+            "pid": 1000 + number, "starttime": 100, "host": false,
+            "network-interfaces": [{ "name": "eth0", "index": 2, "state": "up", "addresses": [format!("10.1.{}.{}/16", number / 256, number % 256)] }],
+            "container": { "id": format!("{number:064x}"), "engine": "/run/docker.sock", "state": "running", "images": ["nginx"],
+                "labels": { "com.docker.compose.project": format!("shop-{}", number % 10) } },
+        })).collect::<Vec<_>>(),
+    });
+    let list = list.to_string();
+    let many = Upstream::start(move |head, mut stream| {
+        let path = head.line.split(' ').nth(1).unwrap_or_default();
+        match path {
+            "/targets" => answer(&stream, "200 OK", "Content-Type: application/json\r\n", &list),
+            "/rates" => {
+                let told = "event: targets\ndata: 1\n\nevent: rates\ndata: {\"uptime\": 3700, \"rates\": \
+                            {\"4026609999\": {\"2\": [1000, 500, 1000000, 500]}}}\n\n";
+                write!(
+                    stream.get_mut(),
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{told}"
+                )?;
+                thread::sleep(Duration::from_secs(60));
+                Ok(())
+            }
+            path => {
+                let at = format!("http://127.0.0.1:{port}{path}");
+                let body = output_of(Command::new("curl").args(["--silent", &at]))?;
+                let kind = if path.ends_with("css") {
+                    "text/css"
+                } else {
+                    "text/html"
+                };
+                answer(&stream, "200 OK", &format!("Content-Type: {kind}\r\n"), &body)
+            }
+        }
+    })?;
+    let browser = Browser::start()?;
+    browser.go(&format!("http://127.0.0.1:{}/", many.port()))?;
+    browser.wait_for_text("10,000 targets of 10,000")?;
+    browser.wait_for_text("app-00000")?;
+    browser.wait_for_text("1 h 1 min")?;
+    let drawn = browser.script("return document.querySelectorAll('.row').length")?;
+    ensure!(
+        drawn.as_u64().is_some_and(|drawn| drawn < 100),
+        "{drawn} rows are drawn"
+    );
+    // To the end of it, by a key.
+    browser.type_into("//div[@role='grid']", "\u{e010}")?;
+    browser.wait_for_text("app-09999")?;
+    browser.wait_for_text("1.50 k/s")?;
+    browser.type_into("//input[@type='search']", "10.1.39.15")?;
+    browser.wait_for_text("1 target of")?;
+    browser.click("//select/option[@value='compose']")?;
+    browser.wait_for_text("project shop-9 (1)")?;
+    browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}shop-3")?;
+    browser.wait_for_text("1,000 targets of 10,000")?;
+    // All of a group, by a key.
+    browser.type_into("//div[@role='grid']", " ")?;
+    browser.wait_for_text("Capture 1,000 targets")?;
+    browser.wait_for_text("1 place could not be looked at")?;
+    // And in a narrow window nothing has to be moved sideways but the list itself.
+    browser.resize(420, 700)?;
+    browser.wait_for("return document.documentElement.scrollWidth <= innerWidth")?;
+    let found = browser.barriers()?;
+    ensure!(found.is_empty(), "{found:#?}");
+    Ok(())
+}
+
+#[test]
+fn names_are_never_markup_and_scripts_never_run() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let sleeper = Sleeper::unshared()?;
+    let name = "<img src=x onerror=document.title='owned'>\u{202e}\u{7}evil";
+    let socket = folder.file("docker.sock");
+    let _engine = FakeEngine::start(&socket, &[(name, sleeper.pid())], &[])?;
+    let server = Server::start(&[&format!("--engine-socket={}", socket.display())])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.type_into("//input[@type='search']", "onerror")?;
+    browser.wait_for_text("<img src=x onerror=document.title='owned'>")?;
+    let shown = browser.script("return document.querySelector('.row .name').innerText")?;
+    let shown = shown.as_str().context("no text")?;
+    ensure!(
+        !shown.contains('\u{202e}') && !shown.contains('\u{7}'),
+        "{shown:?}"
+    );
+    ensure!(browser.script("return document.querySelectorAll('main img').length")? == 0);
+    ensure!(browser.script("return document.title")? == "packetflix");
+    browser.check_console()?;
+    // And whatever puts a script into the page all the same: the policy refuses it.
+    browser.script(
+        "const script = document.createElement('script'); script.textContent = \"document.title = 'owned'\"; \
+         document.body.append(script); const image = document.createElement('div'); \
+         image.innerHTML = \"<img src=x onerror=\\\"document.title='owned'\\\">\"; document.body.append(image)",
+    )?;
+    let refused = browser.log()?;
+    ensure!(
+        refused
+            .iter()
+            .any(|line| line.contains("Content Security Policy")),
+        "{refused:?}"
+    );
+    ensure!(browser.script("return document.title")? == "packetflix");
+    // Nor does it take text for a script.
+    browser.script("setTimeout(\"document.title = 'owned'\", 0)")?;
+    let mut said = String::new();
+    wait_until(Duration::from_secs(10), || {
+        said += &browser.log()?.join("\n");
+        Ok(said.contains("eval"))
+    })?;
+    ensure!(browser.script("return document.title")? == "packetflix", "{said}");
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! Packets as they come.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    browser::Browser,
+    generator::{Generator, Plan},
+    namespace::Namespace,
+    process::Sleeper,
+    server::Server,
+};
+use serde_json::Value;
+
+use crate::{BEGUN, choose, fields, row, send, total, url, wait_for_total};
+
+#[test]
+fn packets_are_watched_and_saved_as_tshark_sees_them() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Watch here")?;
+    // It is asked for; that it has begun is told with the first message.
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 50, b"PAYLOAD")?;
+    send(web.pid(), 4712, 50, b"filtered")?;
+    wait_for_total(&browser, 50)?;
+    browser.wait_for_text("→ 4711 len 7")?;
+    browser.click("//div[@id='packets-49']")?;
+    browser.wait_for_text("destination port: 4711")?;
+    // A line of the dump has the first six of its signs.
+    browser.wait_for_text("PAYLOA")?;
+    browser.press("conversations")?;
+    browser.wait_for(
+        "return [...document.querySelectorAll('td')].some(cell => cell.innerText === '127.0.0.1:4711')",
+    )?;
+    browser.press("packets")?;
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    assert_eq!(total(&browser)?, 50);
+    browser.press("Save what is here")?;
+    let saved = browser.downloaded()?;
+    let seen = fields(&saved)?;
+    assert_eq!(seen.len(), 50);
+    ensure!(
+        seen.iter().all(|line| line.contains("\t49\t4711\tlo")),
+        "{seen:?}"
+    );
+    browser.check_console()
+}
+
+/// Several targets become one stream, whose rows say which of them each packet is of.
+#[test]
+fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
+    let (web, db) = (
+        Sleeper::unshared_as("web", &[])?,
+        Sleeper::unshared_as("db", &[])?,
+    );
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    for name in [format!("web({})", web.pid()), format!("db({})", db.pid())] {
+        browser.click(&format!("{}//input", row(&name)))?;
+    }
+    browser.press("Capture 2 targets")?;
+    browser.type_into("//label[@class='filter']/input", "udp")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 3, b"x")?;
+    send(db.pid(), 4712, 2, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.type_into("//input[@type='search']", "target:db(")?;
+    browser.wait_for_text("2 shown")?;
+    browser.wait_for(&format!(
+        "return [...document.querySelectorAll('.row .target')].every(one => one.innerText === 'db({})')",
+        db.pid()
+    ))?;
+    browser.wait_for_text("→ 4712 len 1")?;
+    browser.type_into(
+        "//input[@type='search']",
+        "\u{e009}a\u{e000}!target:db( port:4711",
+    )?;
+    browser.wait_for_text("3 shown")?;
+    browser.check_console()
+}
+
+/// What is lost is told at its place, and in sum.
+#[test]
+fn losses_are_told_where_they_happened() -> anyhow::Result<()> {
+    const COUNT: u64 = 20_000;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&["--max-packet-rate", "1000"])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.type_into("//label[@class='filter']/input", "udp port 9")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let plan = Plan {
+        interface: "va".to_owned(),
+        to_mac: [0xff; 6],
+        addresses: [[10, 9, 1, 1].into(), [10, 9, 1, 2].into()],
+        packets: COUNT,
+        lens: vec![64],
+        rate: Some(10_000.0),
+        is_irregular: false,
+        select_each: None,
+    };
+    let sent = Generator::start(&here, &plan)?.finish()?;
+    // One more, before which the last were lost.
+    thread::sleep(Duration::from_secs(2));
+    Generator::start(&here, &Plan { packets: 1, ..plan })?.finish()?;
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    let lost = browser.wait_for(
+        "return document.querySelector('.status').innerText.match(/, ([\\d,]+) packets dropped/)?.[1]",
+    )?;
+    let lost: u64 = lost.as_str().context("no text")?.replace(',', "").parse()?;
+    assert_eq!(total(&browser)? + lost, sent.packets + 1);
+    browser.wait_for_text("dropped before this")?;
+    browser.check_console()
+}
+
+#[test]
+fn fifty_thousand_packets_a_second_do_not_freeze_it() -> anyhow::Result<()> {
+    const RATE: u64 = 50_000;
+    const SECONDS: u64 = 10;
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    let there_path = there.path();
+    let name = there_path.display().to_string();
+    choose(&browser, &name)?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    browser.script(
+        "window.frames_ = []; let last = performance.now(); const note = now => { frames_.push(now - last); last = now; \
+         requestAnimationFrame(note) }; requestAnimationFrame(note)",
+    )?;
+    let plan = Plan {
+        interface: "va".to_owned(),
+        to_mac: [0xff; 6],
+        addresses: [[10, 9, 1, 1].into(), [10, 9, 1, 2].into()],
+        packets: RATE * SECONDS,
+        lens: vec![64],
+        rate: Some(RATE as f64),
+        is_irregular: false,
+        select_each: None,
+    };
+    let sent = Generator::start(&here, &plan)?.finish()?;
+    let frames: Vec<f64> = serde_json::from_value(browser.script("return frames_")?)?;
+    let dropped = "return (document.querySelector('.status').innerText.match(/([\\d,]+) packets? dropped/)?.[1] ?? '0').replaceAll(',', '')";
+    // All that was sent is there or accounted for; the last numbers come with the end.
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    let known = || {
+        let lost: Value = browser.script(dropped)?;
+        anyhow::Ok(total(&browser)? + lost.as_str().context("no number")?.parse::<u64>()?)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while known()? < sent.packets && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let (known, seen) = (known()?, total(&browser)?);
+    ensure!(known >= sent.packets, "{known} of {}", sent.packets);
+    let mut sorted = frames.clone();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
+    eprintln!(
+        "{seen} of {} packets at {:.0}/s; {} frames, p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
+        sent.packets,
+        sent.rate(),
+        frames.len(),
+        at(0.5),
+        at(0.95),
+        at(0.99),
+        at(1.0)
+    );
+    // It was drawn all the time; how often is for this machine to tell.
+    ensure!(frames.len() as u64 >= SECONDS, "{} frames", frames.len());
+    browser.click("//div[@id='packets']|//div[contains(@class,'rows')]")?;
+    browser.check_console()
+}
