@@ -30,6 +30,7 @@ pub mod random;
 pub mod raw;
 pub mod recording;
 pub mod server;
+pub mod slow;
 pub mod traces;
 pub mod upstream;
 

@@ -97,12 +97,20 @@ async function follow(signal: AbortSignal, setLive: (change: (live: Live) => Liv
     let trouble: Error = new Error("the service has ended the connection");
     try {
       let links = new Map<number, Set<number>>();
+      const look = async () => {
+        const list = await askJson<TargetList>("targets", { signal });
+        links = loopbacks(list.targets);
+        setLive((live) => ({ ...live, list, trouble: undefined }));
+      };
+      // It is there before any rates are: these take a look into each namespace.
+      const first = look();
+      // It is waited for below, unless nothing comes there either.
+      first.catch(() => undefined);
       for await (const { kind, data } of events("rates", signal)) {
         wait = FIRST_PAUSE;
         if (kind === "targets") {
-          const list = await askJson<TargetList>("targets", { signal });
-          links = loopbacks(list.targets);
-          setLive((live) => ({ ...live, list, trouble: undefined }));
+          await first;
+          await look();
         } else if (kind === "rates") {
           const said: RatesEvent = JSON.parse(data);
           setLive((live) => take(live, said, links));

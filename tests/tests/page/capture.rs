@@ -1,20 +1,68 @@
 //! What is asked for, handed over and saved, and the list of captures.
 
 use std::{
-    process::{Command, Stdio},
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use packetflix_tests::{
     browser::{Browser, ENTER},
     folder::Folder,
     namespace::output_of,
     process::Sleeper,
-    server::{Server, wait_until},
+    server::{Server, program, wait_until},
 };
 
-use crate::{choose, fields, send, url};
+use crate::{FIELDS, choose, fields, send, url};
+
+/// A tshark that is given the same capture, by our client.
+struct BesideTshark {
+    client: Child,
+    tshark: Child,
+}
+
+impl BesideTshark {
+    /// Starts it, and waits until it captures.
+    fn start(server: &Server, pid: u32) -> anyhow::Result<Self> {
+        let mut client = Command::new(program("packetflix")?)
+            .args(["capture", &format!("pid:{pid}"), "-w", "-"])
+            .env("PACKETFLIX_SERVER", format!("http://127.0.0.1:{}", server.port()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stream = client.stdout.take().context("no stream")?;
+        let tshark = Command::new("tshark")
+            .args(["-r", "-"])
+            .args(FIELDS)
+            .stdin(stream)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut first = String::new();
+        let mut log = BufReader::new(client.stderr.as_mut().context("no log")?);
+        log.read_line(&mut first)?;
+        ensure!(first.contains("capturing"), "{first}");
+        Ok(Self { client, tshark })
+    }
+
+    /// Ends the capture, and gives what tshark has seen.
+    fn seen(mut self) -> anyhow::Result<Vec<String>> {
+        kill(Pid::from_raw(i32::try_from(self.client.id())?), Signal::SIGINT)?;
+        self.client.wait()?;
+        let output = self.tshark.wait_with_output()?;
+        Ok(String::from_utf8(output.stdout)?
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+}
 
 #[test]
 fn a_capture_is_saved_whole() -> anyhow::Result<()> {
@@ -27,15 +75,17 @@ fn a_capture_is_saved_whole() -> anyhow::Result<()> {
     choose(&browser, &format!("web({})", web.pid()))?;
     browser.press("Save")?;
     browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
+    let beside = BesideTshark::start(&server, web.pid())?;
     send(web.pid(), 4711, 200, b"x")?;
     // What the kernel has counted is in the stream when that ends.
     browser.press("Stop and finish the file")?;
     browser.wait_for_text("stopped by the client")?;
     let saved = browser.downloaded()?;
+    let seen = fields(&saved)?;
     // That nobody listens there is told with the packet that it is told of.
     let is_sent = |line: &&String| line.contains("\t43\t4711\tlo");
-    let sent = fields(&saved)?.iter().filter(is_sent).count();
-    assert_eq!(sent, 200);
+    assert_eq!(seen.iter().filter(is_sent).count(), 200);
+    assert_eq!(seen, beside.seen()?);
     let name = saved
         .file_name()
         .unwrap_or_default()
@@ -106,7 +156,7 @@ fn captures_are_handed_over() -> anyhow::Result<()> {
     );
     let mut shell = Command::new("sh")
         .args(["-c", &line])
-        .env("PROGRAM", packetflix_tests::server::program("packetflix")?)
+        .env("PROGRAM", program("packetflix")?)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;

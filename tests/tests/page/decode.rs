@@ -1,10 +1,17 @@
 //! What the page makes of packets.
 
-use std::{io::Read as _, net::TcpListener, process::Stdio, thread};
+use std::{
+    cell::Cell,
+    io::Read as _,
+    net::TcpListener,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     raw::{RawSocket, arp, ethernet, ipv4_udp, ipv6_udp, vlan},
     server::Server,
 };
@@ -121,18 +128,205 @@ fn segments_that_are_sent_again_are_marked() -> anyhow::Result<()> {
     browser.check_console()
 }
 
-/// An IPv4 packet with a segment of TCP, from 10.9.9.1 to 10.9.9.2.
+/// What tshark calls the marks, where it has several of them the first of these.
+const ANALYSIS: [(&str, &str); 9] = [
+    ("tcp.analysis.spurious_retransmission", "spurious retransmission"),
+    ("tcp.analysis.fast_retransmission", "fast retransmission"),
+    ("tcp.analysis.out_of_order", "out of order"),
+    ("tcp.analysis.retransmission", "retransmission"),
+    ("tcp.analysis.lost_segment", "previous segment not captured"),
+    ("tcp.analysis.duplicate_ack", "duplicate ACK"),
+    ("tcp.analysis.zero_window", "zero window"),
+    ("tcp.analysis.keep_alive", "keep-alive"),
+    ("tcp.analysis.keep_alive_ack", "keep-alive ACK"),
+];
+
+/// A connection on which much goes wrong is told as tshark tells it, whichever way its packets fell in time.
+#[test]
+fn segments_are_marked_as_tshark_marks_them() -> anyhow::Result<()> {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    const PSH: u8 = 24;
+    const FIN: u8 = 17;
+    const WINDOW: u16 = 500;
+    /// Longer than the handshake takes, but for a busy machine.
+    const LATE: u64 = 400;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = watching(&server, &here)?;
+    browser.resize(1400, 1600)?;
+    let raw = RawSocket::open(&here, "va")?;
+    let count = Cell::new(0);
+    let send = |milliseconds: u64, segment: Segment| {
+        thread::sleep(Duration::from_millis(milliseconds));
+        count.set(count.get() + 1);
+        raw.send(&ethernet(0x0800, &segment.packet()))
+    };
+    // By their distances from the first numbers, which are 1000 and 5000.
+    let asks = |pause, sequence: u32, flags, payload| {
+        let acknowledged = if flags == SYN { 0 } else { 5001 };
+        send(
+            pause,
+            Segment {
+                is_answer: false,
+                sequence: 1000 + sequence,
+                acknowledged,
+                flags,
+                window: WINDOW,
+                payload,
+            },
+        )
+    };
+    let answers = |pause, sequence: u32, acknowledged: u32, flags, window| {
+        let (sequence, acknowledged) = (5000 + sequence, 1000 + acknowledged);
+        send(
+            pause,
+            Segment {
+                is_answer: true,
+                sequence,
+                acknowledged,
+                flags,
+                window,
+                payload: b"",
+            },
+        )
+    };
+    // Nobody hears the first SYN.
+    asks(0, 0, SYN, b"")?;
+    asks(50, 0, SYN, b"")?;
+    answers(50, 0, 1, SYN | ACK, WINDOW)?;
+    asks(100, 1, ACK, b"")?;
+    asks(0, 1, PSH, b"hello")?;
+    answers(0, 1, 6, ACK, WINDOW)?;
+    // One is missing, is asked for, and comes; then one comes that was there.
+    asks(0, 6, PSH, b"again")?;
+    asks(0, 16, PSH, b"world")?;
+    answers(0, 1, 11, ACK, WINDOW)?;
+    for _ in 0..3 {
+        answers(0, 1, 11, ACK, WINDOW)?;
+    }
+    asks(0, 11, PSH, b"there")?;
+    answers(0, 1, 21, ACK, WINDOW)?;
+    asks(0, 1, PSH, b"hello")?;
+    // One overtakes another, which comes a second time after a while: tshark calls it out of order where that is short.
+    asks(LATE, 21, PSH, b"a b c")?;
+    asks(0, 31, PSH, b"g h i")?;
+    asks(0, 26, PSH, b"d e f")?;
+    asks(LATE, 26, PSH, b"d e f")?;
+    answers(0, 1, 36, ACK, WINDOW)?;
+    // Nobody says anything for a while.
+    asks(0, 35, ACK, b"")?;
+    answers(0, 1, 36, ACK, WINDOW)?;
+    asks(0, 35, ACK, b"i")?;
+    answers(0, 1, 36, ACK, WINDOW)?;
+    // There is no room, and there is.
+    answers(0, 1, 36, ACK, 0)?;
+    answers(0, 1, 36, ACK, WINDOW)?;
+    // One is missing, and comes when nobody waits for it any more.
+    asks(0, 36, PSH, b"j k l")?;
+    asks(0, 46, PSH, b"p q r")?;
+    asks(LATE, 41, PSH, b"m n o")?;
+    answers(0, 1, 51, ACK, WINDOW)?;
+    asks(0, 51, FIN, b"")?;
+    asks(LATE, 51, FIN, b"")?;
+    answers(0, 1, 52, 4 | ACK, WINDOW)?;
+    // The port is used again.
+    asks(LATE, 900, SYN, b"")?;
+
+    browser.type_into("//input[@type='search']", "proto:tcp")?;
+    browser.wait_for_text(&format!("{} shown", count.get()))?;
+    let rows = format!(
+        "const rows = [...document.querySelectorAll('.row .summary')]; return rows.length >= {} && rows.map(row => row.innerText)",
+        count.get()
+    );
+    let rows: Vec<String> = serde_json::from_value(browser.wait_for(&rows)?)?;
+    let mark = |row: &String| Some(row.strip_prefix('[')?.split_once("] ")?.0.to_owned());
+    let marks: Vec<String> = rows.iter().map(|row| mark(row).unwrap_or_default()).collect();
+
+    browser.press("Save what is here")?;
+    let saved = browser.downloaded()?;
+    let mut tshark = Command::new("tshark");
+    tshark
+        .arg("-r")
+        .arg(saved)
+        .args(["-Y", "tcp", "-T", "fields", "-E", "separator=,"]);
+    tshark.args(ANALYSIS.iter().flat_map(|(field, _)| ["-e", field]));
+    let told = output_of(&mut tshark)?;
+    let called = |line: &str| {
+        let mut fields = line.split(',').zip(ANALYSIS);
+        fields
+            .find(|(told, _)| !told.is_empty())
+            .map_or("", |(_, (_, mark))| mark)
+            .to_owned()
+    };
+    let expected: Vec<String> = told.lines().map(called).collect();
+    let beside: Vec<String> = rows
+        .iter()
+        .zip(&expected)
+        .map(|(row, mark)| format!("{mark:30} {row}"))
+        .collect();
+    assert_eq!(marks, expected, "{beside:#?}");
+    // The numbers of the first connection are its own, also when there is another.
+    ensure!(rows[4].contains("seq 1 ack 1 "), "{beside:#?}");
+    // Whatever the machine's pace, these are there.
+    for mark in [
+        "spurious retransmission",
+        "retransmission",
+        "duplicate ACK",
+        "keep-alive",
+        "keep-alive ACK",
+        "zero window",
+        "previous segment not captured",
+    ] {
+        ensure!(marks.iter().any(|found| found == mark), "{mark}: {beside:#?}");
+    }
+    browser.check_console()
+}
+
+/// A segment of TCP from 10.9.9.1 to 10.9.9.2, or of the answer.
+struct Segment<'a> {
+    is_answer: bool,
+    sequence: u32,
+    acknowledged: u32,
+    flags: u8,
+    window: u16,
+    payload: &'a [u8],
+}
+
+impl Segment<'_> {
+    /// It in a packet of IPv4.
+    fn packet(&self) -> Vec<u8> {
+        let mut ends = [([10, 9, 9, 1], 40_000_u16), ([10, 9, 9, 2], 80)];
+        if self.is_answer {
+            ends.reverse();
+        }
+        let len = u16::try_from(40 + self.payload.len()).unwrap_or(u16::MAX);
+        let mut packet = vec![0x45, 0];
+        packet.extend(len.to_be_bytes());
+        packet.extend([0, 1, 0, 0, 64, 6, 0, 0]);
+        packet.extend(ends.iter().flat_map(|(address, _)| address));
+        packet.extend(ends.iter().flat_map(|(_, port)| port.to_be_bytes()));
+        packet.extend(self.sequence.to_be_bytes());
+        packet.extend(self.acknowledged.to_be_bytes());
+        packet.extend([0x50, self.flags]);
+        packet.extend(self.window.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend(self.payload);
+        packet
+    }
+}
+
+/// An IPv4 packet with a segment of TCP that acknowledges nothing.
 fn ipv4_tcp(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let mut tcp = [&40_000_u16.to_be_bytes()[..], &80_u16.to_be_bytes()].concat();
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend([0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
-    tcp.extend(payload);
-    let len = u16::try_from(20 + tcp.len()).unwrap_or(u16::MAX);
-    let mut packet = vec![0x45, 0];
-    packet.extend(len.to_be_bytes());
-    packet.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 9, 9, 1, 10, 9, 9, 2]);
-    packet.extend(tcp);
-    packet
+    let segment = Segment {
+        is_answer: false,
+        sequence,
+        acknowledged: 0,
+        flags,
+        window: 256,
+        payload,
+    };
+    segment.packet()
 }
 
 /// Packets of which nothing can be relied on are each told, and keep nothing else from it.

@@ -75,19 +75,27 @@ fn wait_for_total(browser: &Browser, at_least: u64) -> anyhow::Result<()> {
     browser.wait_for(&wanted).map(drop)
 }
 
+/// How many packets the page says that were lost.
+fn lost(browser: &Browser) -> anyhow::Result<u64> {
+    let lost = browser.script(
+        "return (document.querySelector('.status').innerText.match(/([\\d,]+) packets? dropped/)?.[1] ?? '0').replaceAll(',', '')",
+    )?;
+    Ok(lost.as_str().context("no number")?.parse()?)
+}
+
+/// What tshark is asked of each packet.
+const FIELDS: [&str; 7] = [
+    "-T",
+    "fields",
+    "-eframe.time_epoch",
+    "-eframe.len",
+    "-eudp.dstport",
+    "-eframe.interface_name",
+    "-eudp.payload",
+];
+
 /// What tshark says of the packets of a file.
 fn fields(file: &Path) -> anyhow::Result<Vec<String>> {
-    let text = output_of(Command::new("tshark").arg("-r").arg(file).args([
-        "-T",
-        "fields",
-        "-e",
-        "frame.time_epoch",
-        "-e",
-        "frame.len",
-        "-e",
-        "udp.dstport",
-        "-e",
-        "frame.interface_name",
-    ]))?;
+    let text = output_of(Command::new("tshark").arg("-r").arg(file).args(FIELDS))?;
     Ok(text.lines().map(str::to_owned).collect())
 }

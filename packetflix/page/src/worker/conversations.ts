@@ -5,6 +5,18 @@ import type { Stream } from "./dissect";
 /** Most conversations that are followed at the same time. */
 const MOST = 20_000;
 
+/** Most parts of a stream that are remembered as not seen yet. */
+const MOST_HOLES = 16;
+
+/** Most earlier connections between the same ports whose first numbers are remembered. */
+const MOST_EARLIER = 16;
+
+/** Within this time, in seconds, what comes late was overtaken on its way; so it is where nothing is known of that. */
+const OVERTAKEN = 0.003;
+
+/** Within this time, in seconds, a segment answers the acknowledgments that ask for it again. */
+const FAST = 0.02;
+
 const SYN = 2;
 const RST = 4;
 const FIN = 1;
@@ -15,10 +27,39 @@ export interface Side {
   port: number | undefined;
   packets: number;
   bytes: number;
-  /** First sequence number, and the next that is expected. */
+  /** First sequence number. */
   first: number | undefined;
-  next: number | undefined;
   retransmissions: number;
+  sent: Sent;
+}
+
+/** How far one side of TCP has got. */
+interface Sent {
+  /** The next number that is expected, and when it became that. */
+  next: number | undefined;
+  nextTime: number;
+  /** What lies before it and has not been seen, from the first number to the one behind the last. */
+  holes: [number, number][];
+  /** What it has acknowledged last, when, and how often without anything else. */
+  acknowledged: number | undefined;
+  acknowledgedTime: number;
+  duplicates: number;
+  window: number | undefined;
+  /** Whether its last segment was to keep the connection. */
+  isKeptAlive: boolean;
+}
+
+function nothingSent(): Sent {
+  return {
+    next: undefined,
+    nextTime: 0,
+    holes: [],
+    acknowledged: undefined,
+    acknowledgedTime: 0,
+    duplicates: 0,
+    window: undefined,
+    isKeptAlive: false,
+  };
 }
 
 export interface Conversation {
@@ -30,17 +71,36 @@ export interface Conversation {
   resets: number;
   /** Seconds from a SYN to its answer. */
   roundTrip: number | undefined;
+  /** Seconds from a SYN to the end of the handshake, wherever between the two sides one looks. */
+  handshake: number | undefined;
   syn: number | undefined;
+  /** Until when there were connections between the same ports before this one, and the first numbers of both sides. */
+  earlier: { until: number; firsts: [number | undefined, number | undefined] }[];
 }
 
-/** Marks of packets, as they are kept. */
-export const MARKS = ["", "retransmission", "keep-alive", "out of order"];
-const RETRANSMISSION = 1;
-const KEEP_ALIVE = 2;
-const RESET_COLOUR = 4;
+/** Marks of packets, as they are kept: what Wireshark says of them, in its words. */
+export const MARKS = [
+  "",
+  "retransmission",
+  "fast retransmission",
+  "spurious retransmission",
+  "out of order",
+  "previous segment not captured",
+  "duplicate ACK",
+  "zero window",
+  "keep-alive",
+  "keep-alive ACK",
+];
+const [NONE, RETRANSMISSION, FAST_RETRANSMISSION, SPURIOUS_RETRANSMISSION, OUT_OF_ORDER, MISSING, DUPLICATE_ACK, ZERO_WINDOW, KEEP_ALIVE, KEEP_ALIVE_ACK] =
+  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] as const;
+
+/** Whether a mark is of something that has gone wrong. */
+export function isTrouble(mark: number): boolean {
+  return mark > NONE && mark < KEEP_ALIVE;
+}
 
 function side(address: string, port: number | undefined): Side {
-  return { address, port, packets: 0, bytes: 0, first: undefined, next: undefined, retransmissions: 0 };
+  return { address, port, packets: 0, bytes: 0, first: undefined, retransmissions: 0, sent: nothingSent() };
 }
 
 /** Distance between two sequence numbers, from the first to the second. */
@@ -74,7 +134,7 @@ export class Conversations {
       }
       const sides: [Side, Side] = [side(source, ports?.[0]), side(destination, ports?.[1])];
       if (!isFirst) sides.reverse();
-      conversation = { link, protocol: protocolName(protocol), sides, began: time, last: time, resets: 0, roundTrip: undefined, syn: undefined };
+      conversation = { link, protocol: protocolName(protocol), sides, began: time, last: time, resets: 0, roundTrip: undefined, handshake: undefined, syn: undefined, earlier: [] };
       this.all.set(key, conversation);
     }
     conversation.last = time;
@@ -85,52 +145,122 @@ export class Conversations {
     return seen.tcp === undefined ? 0 : segment(conversation, own, other, view, seen.tcp, seen.payload, time);
   }
 
-  /** What is known of the stream that a packet belongs to. */
-  stream(view: DataView, at: number, end: number, link: number): Stream | undefined {
+  /** What is known of the stream that a packet of a time belongs to. */
+  stream(view: DataView, at: number, end: number, link: number, time: number): Stream | undefined {
     const seen = addressing(view, at, end);
     if (!seen?.ports) return undefined;
     const [from, to] = [`${seen.source}|${seen.ports[0]}`, `${seen.destination}|${seen.ports[1]}`];
     const isFirst = from <= to;
     const conversation = this.all.get(isFirst ? `${link}|${seen.protocol}|${from}|${to}` : `${link}|${seen.protocol}|${to}|${from}`);
     if (!conversation) return undefined;
-    const [own, other] = isFirst ? conversation.sides : [conversation.sides[1], conversation.sides[0]];
-    return { ownFirst: own.first, otherFirst: other.first, mark: "" };
+    const [one, two] = conversation.sides;
+    const firsts = conversation.earlier.find(({ until }) => time < until)?.firsts ?? [one.first, two.first];
+    const [ownFirst, otherFirst] = isFirst ? firsts : [firsts[1], firsts[0]];
+    return { ownFirst, otherFirst, mark: "" };
   }
+}
+
+/** A segment of TCP, as far as its marks go by it. */
+interface Segment {
+  sequence: number;
+  /** The number behind it. A RST takes none. */
+  end: number;
+  acknowledged: number;
+  flags: number;
+  window: number;
+  payload: number;
+  time: number;
 }
 
 function segment(conversation: Conversation, own: Side, other: Side, view: DataView, at: number, payload: number, time: number): number {
   const sequence = view.getUint32(at + 4);
-  const acknowledged = view.getUint32(at + 8);
   const flags = view.getUint8(at + 13);
-  let mark = 0;
-  if (flags & SYN) {
+  const taken = flags & RST ? 0 : payload + (flags & SYN ? 1 : 0) + (flags & FIN ? 1 : 0);
+  const end = (sequence + taken) >>> 0;
+  const one: Segment = { sequence, end, acknowledged: view.getUint32(at + 8), flags, window: view.getUint16(at + 14), payload, time };
+  begin(conversation, own, other, one);
+  if (flags & RST) conversation.resets += 1;
+  const mark = judge(conversation, own.sent, other.sent, one);
+  if (mark === RETRANSMISSION || mark === FAST_RETRANSMISSION || mark === SPURIOUS_RETRANSMISSION) own.retransmissions += 1;
+  advance(own.sent, one, mark);
+  return mark;
+}
+
+/** First numbers, and the time that the handshake takes. */
+function begin(conversation: Conversation, own: Side, other: Side, { sequence, acknowledged, flags, time }: Segment): void {
+  if (flags & SYN && own.first !== sequence) {
     // A port may be used again: then everything begins anew.
-    if (own.first !== sequence) {
-      own.first = sequence;
-      own.next = undefined;
+    if (!(flags & ACK)) {
+      const [one, two] = conversation.sides;
+      if (one.first !== undefined || two.first !== undefined) conversation.earlier.push({ until: time, firsts: [one.first, two.first] });
+      if (conversation.earlier.length > MOST_EARLIER) conversation.earlier.shift();
+      other.first = undefined;
+      other.sent = nothingSent();
     }
-    if (flags & ACK) {
-      if (conversation.syn !== undefined) conversation.roundTrip ??= time - conversation.syn;
-    } else conversation.syn ??= time;
+    own.first = sequence;
+    own.sent = nothingSent();
+  }
+  if (flags & SYN && !(flags & ACK)) conversation.syn ??= time;
+  if (conversation.syn !== undefined) {
+    if (flags & SYN && flags & ACK) conversation.roundTrip ??= time - conversation.syn;
+    else if (flags & ACK && conversation.roundTrip !== undefined) conversation.handshake ??= time - conversation.syn;
   }
   // Where the beginning was not seen, numbers count from what was.
   own.first ??= sequence;
   if (flags & ACK) other.first ??= acknowledged;
-  if (flags & RST) {
-    conversation.resets += 1;
-    mark |= RESET_COLOUR;
-  }
-  const taken = payload + (flags & SYN ? 1 : 0) + (flags & FIN ? 1 : 0);
-  const end = (sequence + taken) >>> 0;
-  if (taken > 0 && own.next !== undefined && distance(own.next, end) <= 0) {
-    if (payload <= 1 && distance(own.next, sequence) === -1) mark |= KEEP_ALIVE;
-    else {
-      mark |= RETRANSMISSION;
-      own.retransmissions += 1;
+}
+
+/** What is to be said of a segment, by Wireshark's rules (User's Guide, section 7.5). */
+function judge(conversation: Conversation, own: Sent, other: Sent, one: Segment): number {
+  const { sequence, end, acknowledged, flags, window, payload } = one;
+  const isPlain = !(flags & (SYN | FIN | RST));
+  const ahead = own.next === undefined ? 0 : distance(own.next, sequence);
+  if (isPlain && payload <= 1 && ahead === -1) return KEEP_ALIVE;
+  if (ahead < 0 && end !== sequence) return again(conversation, own, other, one);
+  if (ahead > 0 && !(flags & RST)) return MISSING;
+  if (!isPlain) return NONE;
+  if (window === 0) return ZERO_WINDOW;
+  const isSaidAgain = payload === 0 && ahead === 0 && acknowledged === own.acknowledged && window === own.window;
+  if (!isSaidAgain) return NONE;
+  return other.isKeptAlive ? KEEP_ALIVE_ACK : DUPLICATE_ACK;
+}
+
+/** What is to be said of a segment that begins before others that were seen. */
+function again(conversation: Conversation, own: Sent, other: Sent, { sequence, end, payload, time }: Segment): number {
+  if (payload > 0 && other.acknowledged !== undefined && distance(end, other.acknowledged) >= 0) return SPURIOUS_RETRANSMISSION;
+  const isAskedFor = other.duplicates >= 2 && other.acknowledged === sequence;
+  if (isAskedFor && time - other.acknowledgedTime < FAST) return FAST_RETRANSMISSION;
+  const isNew = own.holes.some(([from, to]) => distance(from, sequence) >= 0 && distance(end, to) >= 0);
+  return isNew && time - own.nextTime < (conversation.handshake ?? OVERTAKEN) ? OUT_OF_ORDER : RETRANSMISSION;
+}
+
+/** Takes in how far a side has got with a segment. */
+function advance(own: Sent, { sequence, end, acknowledged, flags, window, time }: Segment, mark: number): void {
+  if (own.next === undefined || distance(own.next, end) > 0) {
+    if (own.next !== undefined && distance(own.next, sequence) > 0) {
+      own.holes.push([own.next, sequence]);
+      if (own.holes.length > MOST_HOLES) own.holes.shift();
     }
+    own.next = end;
+    own.nextTime = time;
   }
-  if (own.next === undefined || distance(own.next, end) > 0) own.next = end;
-  return mark;
+  if (own.holes.length > 0 && end !== sequence) own.holes = own.holes.flatMap((hole) => without(hole, sequence, end));
+  if (flags & ACK) {
+    own.acknowledged = acknowledged;
+    own.acknowledgedTime = time;
+  }
+  own.duplicates = mark === DUPLICATE_ACK ? own.duplicates + 1 : 0;
+  own.window = window;
+  own.isKeptAlive = mark === KEEP_ALIVE;
+}
+
+/** What is left of a part of a stream when another part is taken out of it. */
+function without([from, to]: [number, number], begin: number, end: number): [number, number][] {
+  const left: [number, number][] = [];
+  if (distance(from, begin) >= 0 && distance(begin, to) > 0) left.push([from, begin]);
+  if (distance(from, end) > 0 && distance(end, to) >= 0) left.push([end, to]);
+  const isApart = distance(to, begin) >= 0 || distance(end, from) >= 0;
+  return isApart ? [[from, to]] : left.filter(([first, behind]) => first !== behind);
 }
 
 interface Addressing {

@@ -1,7 +1,7 @@
 // The worker: it has the streams and the window, so that the page draws and does nothing else.
 
 import { shortest } from "./bytes";
-import { type Conversation, Conversations, MARKS, ipAt } from "./conversations";
+import { type Conversation, Conversations, MARKS, ipAt, isTrouble } from "./conversations";
 import { type Packet, type Stream, dissect } from "./dissect";
 import { type Seen, parse } from "./filter";
 import type { ConversationRow, FromWorker, Row, Source, ToWorker } from "./messages";
@@ -74,7 +74,11 @@ function open(source: Source): WebSocket {
       socket.onclose = null;
     }
   };
-  socket.onclose = ({ code, reason }) => tell({ is: "ended", code, reason: refusal ?? reason, begun: hasBegun });
+  socket.onclose = ({ code, reason }) => {
+    // What came last, before it is said that this was the last.
+    tellStatus();
+    tell({ is: "ended", code, reason: refusal ?? reason, begun: hasBegun });
+  };
   return socket;
 }
 
@@ -109,8 +113,8 @@ function bytesOf(address: string): number[] {
 function streamOf(kept: Kept): Stream | undefined {
   const from = kept.at + 28;
   const ip = ipAt(kept.view, from, from + kept.captured, window.links[kept.link]!.linkType);
-  const stream = ip === undefined ? undefined : conversations.stream(kept.view, ip, from + kept.captured, kept.link);
-  if (stream) stream.mark = MARKS[kept.mark & 3]!;
+  const stream = ip === undefined ? undefined : conversations.stream(kept.view, ip, from + kept.captured, kept.link, Number(kept.time) / 1e9);
+  if (stream) stream.mark = MARKS[kept.mark]!;
   return stream;
 }
 
@@ -124,7 +128,7 @@ function look(kept: Kept): { packet: Packet; seen: Seen } {
     direction: kept.direction,
     length: kept.length,
     named: packet.addresses.flatMap((address) => named(address) ?? []),
-    mark: MARKS[kept.mark & 3]!,
+    mark: MARKS[kept.mark]!,
   };
   return { packet, seen };
 }
@@ -133,7 +137,7 @@ const COLOURS = ["dns", "dhcp", "arp", "icmp", "icmpv6", "http", "tls", "tcp", "
 
 function colourOf(packet: Packet, kept: Kept): string {
   if ((packet.tcp?.flags ?? 0) & 4) return "reset";
-  if (kept.mark & 3) return "retransmission";
+  if (isTrouble(kept.mark)) return "retransmission";
   return COLOURS.find((name) => packet.protocols.includes(name)) ?? "other";
 }
 

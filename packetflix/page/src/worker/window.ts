@@ -8,7 +8,9 @@ export interface Link {
   target: string;
   name: string;
   linkType: number;
+  /** As its packets and its statistics tell, whichever know of more. */
   lost: number;
+  lostBefore: number;
   /** Its description, as it came. */
   block: Uint8Array;
 }
@@ -90,7 +92,7 @@ export class Window {
         const { name, linkType } = pcapng.interfaceDescription(view, block);
         // No name of an interface has a slash: of several targets, each is called `web/eth0`.
         const end = name.lastIndexOf("/");
-        this.links.push({ target: name.slice(0, Math.max(0, end)), name: name.slice(end + 1), linkType, lost: 0, block: copy() });
+        this.links.push({ target: name.slice(0, Math.max(0, end)), name: name.slice(end + 1), linkType, lost: 0, lostBefore: 0, block: copy() });
         break;
       }
       case pcapng.NAMES:
@@ -101,10 +103,7 @@ export class Window {
       case pcapng.STATISTICS: {
         const link = this.links[view.getUint32(block.at + 8, true)];
         const lost = pcapng.lost(view, block);
-        if (link && lost !== undefined) {
-          this.lost += Math.max(0, lost - link.lost);
-          link.lost = Math.max(link.lost, lost);
-        }
+        if (link && lost !== undefined) this.lose(link, lost);
         break;
       }
       case pcapng.PACKET:
@@ -115,9 +114,21 @@ export class Window {
     }
   }
 
+  /** Takes in how many packets a link has lost by now. */
+  private lose(link: Link, lost: number): void {
+    this.lost += Math.max(0, lost - link.lost);
+    link.lost = Math.max(link.lost, lost);
+  }
+
   private packet(view: DataView, block: pcapng.Block, chunk: number): void {
     if (this.total - this.first === this.room) this.grow();
     const link = view.getUint32(block.at + 8, true);
+    const of = this.links[link]!;
+    const { lost } = pcapng.packetOptions(view, block.at);
+    if (lost > 0) {
+      of.lostBefore += lost;
+      this.lose(of, of.lostBefore);
+    }
     const slot = this.total % this.room;
     this.chunkOf[slot] = chunk;
     this.placeOf[slot] = block.at;
@@ -127,7 +138,7 @@ export class Window {
     const time = timeOf(view, block.at);
     this.began ??= time;
     const from = block.at + pcapng.PACKET_HEAD;
-    const ip = ipAt(view, from, from + captured, this.links[link]!.linkType);
+    const ip = ipAt(view, from, from + captured, of.linkType);
     const seconds = Number(time) / 1e9;
     this.markOf[slot] = ip === undefined ? 0 : this.conversations.add(view, ip, from + captured, link, seconds, length);
     this.count(Math.floor(seconds), length);
