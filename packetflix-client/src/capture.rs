@@ -52,10 +52,10 @@ pub struct CaptureArgs {
     )]
     filter: String,
     /// Most bytes that are captured of a packet; 0 is all of them
-    #[arg(short, long, value_name = "BYTES")]
+    #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(..=262_144))]
     snaplen: Option<u32>,
     /// End after so many packets
-    #[arg(short = 'c', long, value_name = "COUNT")]
+    #[arg(short = 'c', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     packets: Option<u64>,
     /// Do not put interfaces into promiscuous mode
     #[arg(short = 'p', long)]
@@ -209,7 +209,7 @@ impl CaptureArgs {
             true => Ok(Some(rotation)),
             false if rotation == Rotation::default() => Ok(None),
             false => Err(Failure::usage(
-                "files: needs a limit of each file: -b duration:, -b filesize: or -b packets:",
+                "-b files: takes a limit of each file beside it: -b duration:, -b filesize: or -b packets:",
             )),
         }
     }

@@ -103,13 +103,21 @@ impl Config {
     }
 
     fn read_from(file: &Path) -> Result<Self, ConfigError> {
+        // To open a pipe waits for who writes to it.
+        if fs::metadata(file).is_ok_and(|about| !about.is_file()) {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no file");
+            return Err(ConfigError::Read(file.to_owned(), error));
+        }
         let text = match read_short(file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(ConfigError::Read(file.to_owned(), error)),
         };
         check_written(file)?;
-        serde_json::from_slice(&text).map_err(|error| ConfigError::Parse(file.to_owned(), error))
+        let failed = |error| ConfigError::Parse(file.to_owned(), error);
+        // A list of nothing would pass for members of which none is given.
+        let members: serde_json::Map<_, _> = serde_json::from_slice(&text).map_err(failed)?;
+        Self::deserialize(serde_json::Value::from(members)).map_err(failed)
     }
 
     /// Writes the user's file, in one step.
@@ -352,5 +360,19 @@ mod tests {
         let text = r#"{"servers": {"prod": {"url": "http://x", "tokenfile": "/x"}}}"#;
         let error = serde_json::from_str::<Config>(text).unwrap_err();
         assert!(error.to_string().contains("tokenfile"), "{error}");
+        let file = env::temp_dir().join(format!("packetflix-config-{}", process::id()));
+        for (text, is_one) in [
+            ("{}", true),
+            ("[]", false),
+            ("[null]", false),
+            ("null", false),
+            ("", false),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(Config::read_from(&file).is_ok(), is_one, "{text}");
+        }
+        fs::remove_file(&file).unwrap();
+        let error = Config::read_from(Path::new("/dev/null")).unwrap_err();
+        assert!(matches!(error, ConfigError::Read(..)), "{error}");
     }
 }

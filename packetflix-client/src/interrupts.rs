@@ -1,10 +1,13 @@
 //! Ctrl-C and its like: the first asks for the end, the second is the end.
 
-use std::{io, process::exit};
+use std::{io, process::exit, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::error::Status;
+
+/// What follows a signal this closely is not another one: nobody is so quick.
+const SAME_MOMENT: Duration = Duration::from_millis(100);
 
 /// The first time that the end is asked for.
 pub struct Interrupts(mpsc::Receiver<Status>);
@@ -22,6 +25,13 @@ impl Interrupts {
             let status = signals.next().await;
             // Where nobody waits for the first one, everything has ended.
             let _ = sender.send(status).await;
+            // timeout(1) signals the program, and then the group of processes that it is in: that is once.
+            let copies = async {
+                loop {
+                    signals.next().await;
+                }
+            };
+            let _ = timeout(SAME_MOMENT, copies).await;
             exit(signals.next().await as i32);
         });
         Ok(Self(first))

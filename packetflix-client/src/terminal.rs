@@ -38,10 +38,11 @@ fn escaped(text: &str, is_obeyed: impl Fn(char) -> bool, escape: impl Fn(char) -
     shown.into()
 }
 
-/// Control characters, separators of lines, and those of the Unicode Bidirectional Algorithm (UAX #9, section 2).
+/// Control characters, separators of lines, those of the Unicode Bidirectional Algorithm (UAX #9, section 2), and others that
+/// are not seen.
 fn is_obeyed(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -55,6 +56,7 @@ mod tests {
             shown("a\x1b[2J\r\n\u{9b}\u{202e}b\x7f"),
             r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}b\u{7f}"
         );
+        assert_eq!(shown("we\u{200b}b\u{feff}"), r"we\u{200b}b\u{feff}");
         let text = "{\n\t\"name\": \"\u{9b}\u{202e}\x1b\"}";
         assert_eq!(shown_json(text), "{\n\t\"name\": \"\\u009b\\u202e\\u001b\"}");
     }

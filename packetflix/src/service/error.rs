@@ -35,7 +35,7 @@ pub(crate) enum StartError {
     Selection(#[from] SelectionError),
     /// The words of a selection mean nothing that there is.
     #[error(
-        "{words} means none of the {looked_at} targets that there are: wait=1 has the stream begin, and waits for them"
+        "{words} means none of the {looked_at} targets that there are; with wait=1 (--wait) the stream begins, and waits for them"
     )]
     NothingSelected { words: String, looked_at: usize },
     #[error(transparent)]

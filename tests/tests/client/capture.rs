@@ -123,6 +123,24 @@ fn a_second_interrupt_ends_at_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As timeout(1) ends a program: by a signal to it, and one to its group.
+#[test]
+fn a_signal_that_comes_twice_at_once_is_one() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    for round in 0..10 {
+        let (path, file) = file_in(&folder, &format!("{round}.pcapng"));
+        let capture = Capture::start(&server, &[namespace.name(), "-w", &file])?;
+        capture.signal(Signal::SIGTERM)?;
+        std::thread::sleep(Duration::from_millis(round));
+        capture.signal(Signal::SIGTERM)?;
+        let (status, told) = capture.end()?;
+        assert_eq!(status, 143, "{told}");
+        read(&path)?.check_complete()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_client_that_gets_nothing_answers_pings() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);

@@ -243,7 +243,7 @@ fn mistakes_are_told_before_anything_is_captured() -> anyhow::Result<()> {
     for (arguments, sentence) in [
         (
             &["-b", "files:3", "-w", "a"][..],
-            "files: needs a limit of each file",
+            "-b files: takes a limit of each file",
         ),
         (
             &["-b", "duration:1", "-w", "-"],
