@@ -13,7 +13,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument as _;
@@ -322,16 +322,17 @@ impl Common {
         wanted.collect()
     }
 
-    /// Begins to capture these, some at a time, for so long: what is left of them is not begun.
+    /// Begins to capture these, some at a time. After so long no more are begun, and the rest is left.
     pub(super) async fn start_all(&self, wanted: Vec<Wanted>, patience: Duration) -> Begun {
         let deadline = Instant::now() + patience;
         let mut begun = Begun {
             left: wanted.len(),
             ..Begun::default()
         };
-        let starts = wanted.into_iter().map(|wanted| self.start(wanted));
+        let in_time = wanted.into_iter().take_while(|_| Instant::now() < deadline);
+        let starts = in_time.map(|wanted| self.start(wanted));
         let mut starts = stream::iter(starts).buffered(AT_ONCE);
-        while let Ok(Some(started)) = timeout_at(deadline, starts.next()).await {
+        while let Some(started) = starts.next().await {
             begun.left -= 1;
             match started {
                 Ok(member) => begun.members.extend(member),
