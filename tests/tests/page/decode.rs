@@ -195,6 +195,7 @@ fn segments_are_marked_as_tshark_marks_them() -> anyhow::Result<()> {
     asks(0, 0, SYN, b"")?;
     asks(50, 0, SYN, b"")?;
     answers(50, 0, 1, SYN | ACK, WINDOW)?;
+    answers(50, 0, 1, SYN | ACK, WINDOW)?;
     asks(100, 1, ACK, b"")?;
     asks(0, 1, PSH, b"hello")?;
     answers(0, 1, 6, ACK, WINDOW)?;
@@ -267,7 +268,7 @@ fn segments_are_marked_as_tshark_marks_them() -> anyhow::Result<()> {
         .collect();
     assert_eq!(marks, expected, "{beside:#?}");
     // The numbers of the first connection are its own, also when there is another.
-    ensure!(rows[4].contains("seq 1 ack 1 "), "{beside:#?}");
+    ensure!(rows[5].contains("seq 1 ack 1 "), "{beside:#?}");
     // Whatever the machine's pace, these are there.
     for mark in [
         "spurious retransmission",
@@ -280,6 +281,38 @@ fn segments_are_marked_as_tshark_marks_them() -> anyhow::Result<()> {
     ] {
         ensure!(marks.iter().any(|found| found == mark), "{mark}: {beside:#?}");
     }
+    browser.check_console()
+}
+
+/// However often the same ports are used, each connection keeps its own numbers, and is a conversation of its own.
+#[test]
+fn ports_that_are_used_again_begin_another_conversation() -> anyhow::Result<()> {
+    const CONNECTIONS: u32 = 24;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = watching(&server, &here)?;
+    browser.resize(1400, 1600)?;
+    let raw = RawSocket::open(&here, "va")?;
+    for connection in 0..CONNECTIONS {
+        let first = 1_000_000 - 5000 * connection;
+        raw.send(&ethernet(0x0800, &ipv4_tcp(first, 0x02, b"")))?;
+        raw.send(&ethernet(0x0800, &ipv4_tcp(first + 1, 0x18, b"hello")))?;
+    }
+    browser.type_into("//input[@type='search']", "flags:psh")?;
+    browser.wait_for_text(&format!("{CONNECTIONS} shown"))?;
+    let rows = browser.wait_for(&format!(
+        "const rows = [...document.querySelectorAll('.row .summary')]; return rows.length === {CONNECTIONS} && rows.map(row => row.innerText)"
+    ))?;
+    let rows: Vec<String> = serde_json::from_value(rows)?;
+    ensure!(
+        rows.iter()
+            .all(|row| row.contains("[PSH, ACK] seq 1 ") && !row.contains("retransmission")),
+        "{rows:#?}"
+    );
+    browser.press("conversations")?;
+    browser.wait_for(&format!(
+        "return [...document.querySelectorAll('tr')].filter(row => row.innerText.includes('10.9.9.2:80')).length === {CONNECTIONS}"
+    ))?;
     browser.check_console()
 }
 

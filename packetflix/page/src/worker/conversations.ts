@@ -1,15 +1,10 @@
 // Who talks to whom, as packets come: counts, times, and what TCP tells of losses.
 
-import type { Stream } from "./dissect";
-
 /** Most conversations that are followed at the same time. */
 const MOST = 20_000;
 
 /** Most parts of a stream that are remembered as not seen yet. */
 const MOST_HOLES = 16;
-
-/** Most earlier connections between the same ports whose first numbers are remembered. */
-const MOST_EARLIER = 16;
 
 /** Within this time, in seconds, what comes late was overtaken on its way; so it is where nothing is known of that. */
 const OVERTAKEN = 0.003;
@@ -74,9 +69,21 @@ export interface Conversation {
   /** Seconds from a SYN to the end of the handshake, wherever between the two sides one looks. */
   handshake: number | undefined;
   syn: number | undefined;
-  /** Until when there were connections between the same ports before this one, and the first numbers of both sides. */
-  earlier: { until: number; firsts: [number | undefined, number | undefined] }[];
+  /** Its ends; what comes between them belongs to the latest of the conversations that they had. */
+  key: string;
+  /** What tells it from all others. */
+  number: number;
 }
+
+/** What is known of a packet from what came before it. */
+export interface Told {
+  mark: number;
+  /** First sequence numbers of whoever sends it, and of the other. */
+  ownFirst: number | undefined;
+  otherFirst: number | undefined;
+}
+
+const NOTHING_TOLD: Told = { mark: 0, ownFirst: undefined, otherFirst: undefined };
 
 /** Marks of packets, as they are kept: what Wireshark says of them, in its words. */
 export const MARKS = [
@@ -109,54 +116,55 @@ function distance(from: number, to: number): number {
 }
 
 export class Conversations {
-  private readonly all = new Map<string, Conversation>();
+  /** In the order in which they began. */
+  private readonly all = new Set<Conversation>();
+  /** The latest by its ends. */
+  private readonly latest = new Map<string, Conversation>();
+  private begun = 0;
   /** How many were given up for others. */
   forgotten = 0;
 
   values(): Conversation[] {
-    return [...this.all.values()];
+    return [...this.all];
   }
 
-  /** Takes in a packet of IP at `at`, of `link`; gives the mark of a segment of TCP. */
-  add(view: DataView, at: number, end: number, link: number, time: number, length: number): number {
+  /** Takes in a packet of IP at `at`, of `link`. */
+  add(view: DataView, at: number, end: number, link: number, time: number, length: number): Told {
     const seen = addressing(view, at, end);
-    if (!seen) return 0;
+    if (!seen) return NOTHING_TOLD;
     const { protocol, source, destination, ports } = seen;
     const [from, to] = ports ? [`${source}|${ports[0]}`, `${destination}|${ports[1]}`] : [source, destination];
     const isFirst = from <= to;
     const key = isFirst ? `${link}|${protocol}|${from}|${to}` : `${link}|${protocol}|${to}|${from}`;
-    let conversation = this.all.get(key);
-    if (!conversation) {
-      if (this.all.size >= MOST) {
-        const oldest = this.all.keys().next().value!;
-        this.all.delete(oldest);
-        this.forgotten += 1;
-      }
+    const one = seen.tcp === undefined ? undefined : segmentAt(view, seen.tcp, seen.payload, time);
+    let conversation = this.latest.get(key);
+    if (!conversation || (one && beginsAnother(conversation, isFirst, one))) {
       const sides: [Side, Side] = [side(source, ports?.[0]), side(destination, ports?.[1])];
       if (!isFirst) sides.reverse();
-      conversation = { link, protocol: protocolName(protocol), sides, began: time, last: time, resets: 0, roundTrip: undefined, handshake: undefined, syn: undefined, earlier: [] };
-      this.all.set(key, conversation);
+      const number = this.begun;
+      conversation = { link, protocol: protocolName(protocol), sides, began: time, last: time, resets: 0, roundTrip: undefined, handshake: undefined, syn: undefined, key, number };
+      this.keep(conversation);
     }
     conversation.last = time;
     const own = conversation.sides[isFirst ? 0 : 1];
     const other = conversation.sides[isFirst ? 1 : 0];
     own.packets += 1;
     own.bytes += length;
-    return seen.tcp === undefined ? 0 : segment(conversation, own, other, view, seen.tcp, seen.payload, time);
+    if (!one) return NOTHING_TOLD;
+    const mark = segment(conversation, own, other, one);
+    return { mark, ownFirst: own.first, otherFirst: other.first };
   }
 
-  /** What is known of the stream that a packet of a time belongs to. */
-  stream(view: DataView, at: number, end: number, link: number, time: number): Stream | undefined {
-    const seen = addressing(view, at, end);
-    if (!seen?.ports) return undefined;
-    const [from, to] = [`${seen.source}|${seen.ports[0]}`, `${seen.destination}|${seen.ports[1]}`];
-    const isFirst = from <= to;
-    const conversation = this.all.get(isFirst ? `${link}|${seen.protocol}|${from}|${to}` : `${link}|${seen.protocol}|${to}|${from}`);
-    if (!conversation) return undefined;
-    const [one, two] = conversation.sides;
-    const firsts = conversation.earlier.find(({ until }) => time < until)?.firsts ?? [one.first, two.first];
-    const [ownFirst, otherFirst] = isFirst ? firsts : [firsts[1], firsts[0]];
-    return { ownFirst, otherFirst, mark: "" };
+  private keep(conversation: Conversation): void {
+    const [oldest] = this.all;
+    if (oldest && this.all.size >= MOST) {
+      this.all.delete(oldest);
+      if (this.latest.get(oldest.key) === oldest) this.latest.delete(oldest.key);
+      this.forgotten += 1;
+    }
+    this.begun += 1;
+    this.all.add(conversation);
+    this.latest.set(conversation.key, conversation);
   }
 }
 
@@ -172,14 +180,25 @@ interface Segment {
   time: number;
 }
 
-function segment(conversation: Conversation, own: Side, other: Side, view: DataView, at: number, payload: number, time: number): number {
+function segmentAt(view: DataView, at: number, payload: number, time: number): Segment {
   const sequence = view.getUint32(at + 4);
   const flags = view.getUint8(at + 13);
   const taken = flags & RST ? 0 : payload + (flags & SYN ? 1 : 0) + (flags & FIN ? 1 : 0);
   const end = (sequence + taken) >>> 0;
-  const one: Segment = { sequence, end, acknowledged: view.getUint32(at + 8), flags, window: view.getUint16(at + 14), payload, time };
+  return { sequence, end, acknowledged: view.getUint32(at + 8), flags, window: view.getUint16(at + 14), payload, time };
+}
+
+/** Whether the ports are used again: a SYN has another first number, or answers one that has. */
+function beginsAnother(conversation: Conversation, isFirst: boolean, { sequence, acknowledged, flags }: Segment): boolean {
+  const own = conversation.sides[isFirst ? 0 : 1];
+  const other = conversation.sides[isFirst ? 1 : 0];
+  if (!(flags & SYN) || own.first === undefined || own.first === sequence) return false;
+  return !(flags & ACK) || (other.first !== undefined && acknowledged !== ((other.first + 1) >>> 0));
+}
+
+function segment(conversation: Conversation, own: Side, other: Side, one: Segment): number {
   begin(conversation, own, other, one);
-  if (flags & RST) conversation.resets += 1;
+  if (one.flags & RST) conversation.resets += 1;
   const mark = judge(conversation, own.sent, other.sent, one);
   if (mark === RETRANSMISSION || mark === FAST_RETRANSMISSION || mark === SPURIOUS_RETRANSMISSION) own.retransmissions += 1;
   advance(own.sent, one, mark);
@@ -188,15 +207,8 @@ function segment(conversation: Conversation, own: Side, other: Side, view: DataV
 
 /** First numbers, and the time that the handshake takes. */
 function begin(conversation: Conversation, own: Side, other: Side, { sequence, acknowledged, flags, time }: Segment): void {
+  // The answer to a SYN says it better than what was left of the connection before.
   if (flags & SYN && own.first !== sequence) {
-    // A port may be used again: then everything begins anew.
-    if (!(flags & ACK)) {
-      const [one, two] = conversation.sides;
-      if (one.first !== undefined || two.first !== undefined) conversation.earlier.push({ until: time, firsts: [one.first, two.first] });
-      if (conversation.earlier.length > MOST_EARLIER) conversation.earlier.shift();
-      other.first = undefined;
-      other.sent = nothingSent();
-    }
     own.first = sequence;
     own.sent = nothingSent();
   }
@@ -207,7 +219,7 @@ function begin(conversation: Conversation, own: Side, other: Side, { sequence, a
   }
   // Where the beginning was not seen, numbers count from what was.
   own.first ??= sequence;
-  if (flags & ACK) other.first ??= acknowledged;
+  if (flags & ACK) other.first ??= flags & SYN ? (acknowledged - 1) >>> 0 : acknowledged;
 }
 
 /** What is to be said of a segment, by Wireshark's rules (User's Guide, section 7.5). */

@@ -1,7 +1,7 @@
 // The worker: it has the streams and the window, so that the page draws and does nothing else.
 
 import { shortest } from "./bytes";
-import { type Conversation, Conversations, MARKS, ipAt, isTrouble } from "./conversations";
+import { type Conversation, Conversations, MARKS, isTrouble } from "./conversations";
 import { type Packet, type Stream, dissect } from "./dissect";
 import { type Seen, parse } from "./filter";
 import type { ConversationRow, FromWorker, Row, Source, ToWorker } from "./messages";
@@ -110,17 +110,10 @@ function bytesOf(address: string): number[] {
   });
 }
 
-function streamOf(kept: Kept): Stream | undefined {
-  const from = kept.at + 28;
-  const ip = ipAt(kept.view, from, from + kept.captured, window.links[kept.link]!.linkType);
-  const stream = ip === undefined ? undefined : conversations.stream(kept.view, ip, from + kept.captured, kept.link, Number(kept.time) / 1e9);
-  if (stream) stream.mark = MARKS[kept.mark]!;
-  return stream;
-}
-
 function look(kept: Kept): { packet: Packet; seen: Seen } {
   const link = window.links[kept.link]!;
-  const packet = dissect(kept.bytes, link.linkType, kept.captured < kept.length, streamOf(kept));
+  const stream: Stream = { ownFirst: kept.ownFirst, otherFirst: kept.otherFirst, mark: MARKS[kept.mark]! };
+  const packet = dissect(kept.bytes, link.linkType, kept.captured < kept.length, stream);
   const seen: Seen = {
     packet,
     target: link.target || (source?.name ?? ""),
@@ -252,7 +245,7 @@ function tellConversations(): void {
     const end = (side: typeof own) => written(side.address) + (side.port === undefined ? "" : `:${side.port}`);
     const link = window.links[one.link]!;
     return {
-      key: `${one.link} ${one.protocol} ${own.address} ${own.port} ${other.address} ${other.port}`,
+      key: String(one.number),
       protocol: one.protocol,
       link: link.name,
       from: end(own),

@@ -26,6 +26,10 @@ const FIRST_ROOM = 1 << 14;
 /** Most blocks of names that are kept for a file. */
 const MOST_NAME_BLOCKS = 64;
 
+/** Which first sequence numbers are known of a packet. */
+const OWN = 1;
+const OTHER = 2;
+
 /** Seconds of which rates are kept. */
 const SECONDS = 300;
 
@@ -53,6 +57,10 @@ export class Window {
   private placeOf = new Uint32Array(FIRST_ROOM);
   private linkOf = new Uint16Array(FIRST_ROOM);
   private markOf = new Uint8Array(FIRST_ROOM);
+  /** First sequence numbers of both sides, as they were known when the packet came; and which of them were. */
+  private ownFirstOf = new Uint32Array(FIRST_ROOM);
+  private otherFirstOf = new Uint32Array(FIRST_ROOM);
+  private knownOf = new Uint8Array(FIRST_ROOM);
   private readonly nameBlocks: Uint8Array[] = [];
   private section: Uint8Array | undefined;
   /** The beginning of a block, the rest of which is still to come. */
@@ -140,7 +148,11 @@ export class Window {
     const from = block.at + pcapng.PACKET_HEAD;
     const ip = ipAt(view, from, from + captured, of.linkType);
     const seconds = Number(time) / 1e9;
-    this.markOf[slot] = ip === undefined ? 0 : this.conversations.add(view, ip, from + captured, link, seconds, length);
+    const told = ip === undefined ? undefined : this.conversations.add(view, ip, from + captured, link, seconds, length);
+    this.markOf[slot] = told?.mark ?? 0;
+    this.ownFirstOf[slot] = told?.ownFirst ?? 0;
+    this.otherFirstOf[slot] = told?.otherFirst ?? 0;
+    this.knownOf[slot] = (told?.ownFirst === undefined ? 0 : OWN) | (told?.otherFirst === undefined ? 0 : OTHER);
     this.count(Math.floor(seconds), length);
     this.total += 1;
   }
@@ -172,6 +184,9 @@ export class Window {
     this.placeOf = move(this.placeOf, new Uint32Array(bigger));
     this.linkOf = move(this.linkOf, new Uint16Array(bigger));
     this.markOf = move(this.markOf, new Uint8Array(bigger));
+    this.ownFirstOf = move(this.ownFirstOf, new Uint32Array(bigger));
+    this.otherFirstOf = move(this.otherFirstOf, new Uint32Array(bigger));
+    this.knownOf = move(this.knownOf, new Uint8Array(bigger));
     this.room = bigger;
   }
 
@@ -197,11 +212,14 @@ export class Window {
     const { view } = this.chunks[this.chunkOf[slot]! - this.firstChunk]!;
     const at = this.placeOf[slot]!;
     const captured = view.getUint32(at + 20, true);
+    const known = this.knownOf[slot]!;
     return {
       view,
       at,
       link: this.linkOf[slot]!,
       mark: this.markOf[slot]!,
+      ownFirst: known & OWN ? this.ownFirstOf[slot]! : undefined,
+      otherFirst: known & OTHER ? this.otherFirstOf[slot]! : undefined,
       time: timeOf(view, at),
       length: view.getUint32(at + 24, true),
       captured,
@@ -227,6 +245,8 @@ export interface Kept {
   at: number;
   link: number;
   mark: number;
+  ownFirst: number | undefined;
+  otherFirst: number | undefined;
   /** Nanoseconds since 1970. */
   time: bigint;
   length: number;
