@@ -362,6 +362,46 @@ fn ipv4_tcp(sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
     segment.packet()
 }
 
+/// A client hello that goes on in further records of its segment is read as a whole, wherever it is cut.
+#[test]
+fn a_client_hello_in_several_records_is_told() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = watching(&server, &here)?;
+    let raw = RawSocket::open(&here, "va")?;
+    let mut sequence = 1;
+    for cut in [1, 3, 30, 70] {
+        let hello = client_hello(&format!("cut-{cut}.example"));
+        let (one, two) = hello.split_at(cut);
+        let segment = [record(22, one), record(22, two)].concat();
+        raw.send(&ethernet(0x0800, &ipv4_tcp(sequence, 0x18, &segment)))?;
+        sequence += u32::try_from(segment.len())?;
+    }
+    browser.type_into("//input[@type='search']", "proto:tls")?;
+    browser.wait_for_text("4 shown")?;
+    for cut in [1, 3, 30, 70] {
+        browser.wait_for_text(&format!("client hello, server name cut-{cut}.example"))?;
+    }
+    browser.check_console()
+}
+
+/// A record of TLS 1.2 (RFC 5246, section 6.2.1).
+fn record(kind: u8, content: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [&[kind, 3, 3][..], &len, content].concat()
+}
+
+/// A client hello that asks for a server.
+fn client_hello(server: &str) -> Vec<u8> {
+    let short = |len: usize| u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();
+    let name = [&[0][..], &short(server.len()), server.as_bytes()].concat();
+    let names = [&short(name.len())[..], &name].concat();
+    let extension = [&[0, 0][..], &short(names.len()), &names].concat();
+    let head = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    let body = [&head[..], &short(extension.len()), &extension].concat();
+    [&[1, 0][..], &short(body.len()), &body].concat()
+}
+
 /// Packets of which nothing can be relied on are each told, and keep nothing else from it.
 #[test]
 fn packets_that_are_wrong_are_told_like_others() -> anyhow::Result<()> {

@@ -1,14 +1,18 @@
 // Records of TLS, and what a client says at first: above all the name of the server that it wants.
 
-import { type Bytes, Short } from "./bytes";
+import { Bytes, Short } from "./bytes";
 import type { Out } from "./dissect";
 
 const RECORDS: Record<number, string> = { 20: "change cipher spec", 21: "alert", 22: "handshake", 23: "application data" };
 const MESSAGES: Record<number, string> = { 1: "client hello", 2: "server hello", 4: "new session ticket", 8: "encrypted extensions", 11: "certificate", 12: "server key exchange", 14: "server hello done", 16: "client key exchange", 20: "finished" };
 const VERSIONS: Record<number, string> = { 0x301: "TLS 1.0", 0x302: "TLS 1.1", 0x303: "TLS 1.2", 0x304: "TLS 1.3" };
 
-/** Most records of a segment that are told. */
+/** Most records of a segment, and most messages of a handshake, that are told. */
 const MOST = 16;
+
+const HANDSHAKE = 22;
+
+type Put = ReturnType<Out["layer"]>;
 
 /** Whether these are records. */
 export function tls(out: Out, from: number, end: number, mark: string): boolean {
@@ -16,26 +20,80 @@ export function tls(out: Out, from: number, end: number, mark: string): boolean 
   if (end - from < 5 || !(bytes.u8(from) in RECORDS) || bytes.u8(from + 1) !== 3 || bytes.u8(from + 2) > 4) return false;
   const field = out.layer("TLS", "tls", from);
   const told: string[] = [];
+  let run: Part[] = [];
   for (let at = from, count = 0; at + 5 <= end && count < MOST; count += 1) {
-    const kind = RECORDS[bytes.u8(at)];
+    const type = bytes.u8(at);
+    const kind = RECORDS[type];
     if (kind === undefined || bytes.u8(at + 1) !== 3) break;
     const length = bytes.u16(at + 3);
-    let text = kind;
-    if (kind === "handshake" && at + 6 <= end) {
-      const message = bytes.u8(at + 5);
-      text = MESSAGES[message] ?? "encrypted handshake message";
-      if (message === 1) text += hello(bytes, at + 9, field);
+    const next = at + 5 + length;
+    field(kind, `${length} bytes`, at, next);
+    if (type === HANDSHAKE) run.push({ from: at + 5, to: Math.min(next, end) });
+    else told.push(kind);
+    // A message may go on in the next record (RFC 8446, section 5.1).
+    const isLast = next + 5 > end || bytes.u8(next) !== HANDSHAKE || count + 1 === MOST;
+    if (run.length && isLast) {
+      told.push(...handshake(bytes, run, field));
+      run = [];
     }
-    field(text.split(",")[0]!, `${length} bytes`, at, at + 5 + length);
-    told.push(text);
-    at += 5 + length;
+    at = next;
   }
   out.say(mark + told.join(" · "));
   return true;
 }
 
+/** A part of a packet. */
+interface Part {
+  from: number;
+  to: number;
+}
+
+/** What is in several parts of a packet, as one. */
+class Joined {
+  readonly bytes: Bytes;
+
+  constructor(
+    bytes: Bytes,
+    private readonly parts: Part[],
+  ) {
+    const all = new Uint8Array(parts.reduce((sum, { from, to }) => sum + to - from, 0));
+    let at = 0;
+    for (const { from, to } of parts) {
+      all.set(bytes.slice(from, to), at);
+      at += to - from;
+    }
+    this.bytes = new Bytes(all);
+  }
+
+  /** Where a byte of it is in the packet. */
+  place(at: number): number {
+    let rest = at;
+    for (const { from, to } of this.parts) {
+      if (rest < to - from) return from + rest;
+      rest -= to - from;
+    }
+    return this.parts.at(-1)!.to;
+  }
+}
+
+/** The messages of a handshake (RFC 8446, section 4). */
+function handshake(bytes: Bytes, parts: Part[], field: Put): string[] {
+  const joined = new Joined(bytes, parts);
+  const put: Put = (name, value, from, to) => field(name, value, joined.place(from), joined.place(to - 1) + 1);
+  const told: string[] = [];
+  for (let at = 0; at < joined.bytes.length && told.length < MOST; ) {
+    const message = joined.bytes.u8(at);
+    const name = MESSAGES[message];
+    if (name === undefined) return [...told, "encrypted handshake message"];
+    told.push(name + (message === 1 ? hello(joined.bytes, at + 4, put) : ""));
+    if (at + 4 > joined.bytes.length) break;
+    at += 4 + joined.bytes.u24(at + 1);
+  }
+  return told;
+}
+
 /** What a client hello tells (RFC 8446, section 4.1.2), as far as it is there. */
-function hello(bytes: Bytes, at: number, field: ReturnType<Out["layer"]>): string {
+function hello(bytes: Bytes, at: number, field: Put): string {
   let told = "";
   try {
     const version = bytes.u16(at);
