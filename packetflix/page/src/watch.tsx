@@ -177,18 +177,24 @@ export function Watch({ source, onLeave }: { source: Source; onLeave: () => void
   );
 }
 
+/** An address, behind the name that stands for it. */
+function whole(name: string, address: string): string {
+  return readable(name === address ? address : `${name} (${address})`);
+}
+
 function PacketCells({ row }: { row: Row | undefined }) {
   if (!row) return <span role="gridcell" aria-colspan={9}>…</span>;
   const direction = row.direction === "in" ? "→ in" : row.direction === "out" ? "← out" : "";
   const name = (text: string) => <bdi>{readable(text)}</bdi>;
+  const [source, destination] = row.addresses;
   return (
     <>
       <span role="gridcell" class={`time colour ${row.colour}`}>{row.time.toFixed(6)}</span>
       <span role="gridcell" class="target">{name(row.target)}</span>
       <span role="gridcell" class="interface">{name(row.link)}</span>
       <span role="gridcell" class="direction">{direction}</span>
-      <span role="gridcell" class="source" title={readable(row.source)}>{name(row.source)}</span>
-      <span role="gridcell" class="destination" title={readable(row.destination)}>{name(row.destination)}</span>
+      <span role="gridcell" class="source" title={whole(row.source, source)}>{name(row.source)}</span>
+      <span role="gridcell" class="destination" title={whole(row.destination, destination)}>{name(row.destination)}</span>
       <span role="gridcell" class="protocol">{row.protocol}</span>
       <span role="gridcell" class="length">{row.length}</span>
       <span role="gridcell" class="summary">
@@ -266,8 +272,8 @@ function ConversationTable({ rows, forgotten }: { rows: ConversationRow[]; forgo
             <tr key={row.key}>
               <td>{row.protocol}</td>
               <td>{name(row.link)}</td>
-              <td>{name(row.from)}</td>
-              <td>{name(row.to)}</td>
+              <td title={whole(row.from.name, row.from.address)}>{name(row.from.name)}</td>
+              <td title={whole(row.to.name, row.to.address)}>{name(row.to.name)}</td>
               <td>{row.packets[0].toLocaleString("en")}</td>
               <td>{row.packets[1].toLocaleString("en")}</td>
               <td>{short(row.bytes[0])}B</td>

@@ -1,6 +1,7 @@
 //! Packets as they come.
 
 use std::{
+    net::UdpSocket,
     thread,
     time::{Duration, Instant},
 };
@@ -8,6 +9,8 @@ use std::{
 use anyhow::ensure;
 use packetflix_tests::{
     browser::Browser,
+    engine::FakeEngine,
+    folder::Folder,
     generator::{Generator, Plan},
     namespace::Namespace,
     process::Sleeper,
@@ -88,6 +91,41 @@ fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
         "\u{e009}a\u{e000}!target:db( port:4711",
     )?;
     browser.wait_for_text("3 shown")?;
+    browser.check_console()
+}
+
+/// A name stands for an address, and the address is to be had beside it.
+#[test]
+fn addresses_are_told_beside_their_names() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let (web, db) = (
+        Sleeper::inside_as(&here, "web", &[])?,
+        Sleeper::inside_as(&there, "db", &[])?,
+    );
+    let folder = Folder::new()?;
+    let socket = folder.file("docker.sock");
+    let _engine = FakeEngine::start(&socket, &[("web", web.pid()), ("db", db.pid())], &[])?;
+    let server = Server::start(&[&format!("--engine-socket={}", socket.display())])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.type_into("//input[@type='search']", "fake")?;
+    browser.click(&format!("{}//input", row("web")))?;
+    browser.press("Capture 1 target")?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    here.inside(|| UdpSocket::bind("10.9.1.1:4712")?.send_to(b"x", "10.9.1.2:4711"))??;
+    wait_for_total(&browser, 1)?;
+    // The name is told when it is known.
+    browser.wait_for("return document.querySelector('.row .source')?.innerText === 'web'")?;
+    let title = browser.script("return document.querySelector('.row .source').title")?;
+    assert_eq!(title, "web (10.9.1.1)");
+    browser.click("//div[@id='packets-0']")?;
+    browser.wait_for_text("source: 10.9.1.1 (web)")?;
+    browser.press("conversations")?;
+    browser.wait_for(
+        "return [...document.querySelectorAll('td')].some(cell => cell.innerText === 'web:4712' && cell.title === 'web:4712 (10.9.1.1:4712)')",
+    )?;
     browser.check_console()
 }
 

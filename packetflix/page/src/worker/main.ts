@@ -1,8 +1,8 @@
 // The worker: it has the streams and the window, so that the page draws and does nothing else.
 
 import { shortest } from "./bytes";
-import { type Conversation, Conversations, MARKS, isTrouble } from "./conversations";
-import { type Packet, type Stream, dissect } from "./dissect";
+import { type Conversation, Conversations, MARKS, type Side, isTrouble } from "./conversations";
+import { type Layer, type Packet, type Stream, dissect } from "./dissect";
 import { type Seen, parse } from "./filter";
 import type { ConversationRow, FromWorker, Row, Source, ToWorker } from "./messages";
 import { type Kept, Window } from "./window";
@@ -147,6 +147,7 @@ function rowOf(number: number): Row | undefined {
     direction: kept.direction,
     source: named(packet.source) ?? packet.source,
     destination: named(packet.destination) ?? packet.destination,
+    addresses: [packet.source, packet.destination],
     protocol: last?.name ?? "?",
     length: kept.length,
     summary: packet.summary,
@@ -205,6 +206,16 @@ function setFilter(expression: string): void {
   asked = window.first;
 }
 
+/** A layer whose addresses have their names beside them. */
+function withNames(layer: Layer): Layer {
+  if (!["IPv4", "IPv6"].includes(layer.name)) return layer;
+  const fields = layer.fields.map((field) => {
+    const name = ["source", "destination"].includes(field.name) ? named(field.value) : undefined;
+    return name === undefined ? field : { ...field, value: `${field.value} (${name})` };
+  });
+  return { ...layer, fields };
+}
+
 function tellDetail(row: number): void {
   const number = numberOf(row);
   const kept = number === undefined ? undefined : window.get(number);
@@ -216,7 +227,7 @@ function tellDetail(row: number): void {
     is: "detail",
     detail: {
       row,
-      layers: packet.layers,
+      layers: packet.layers.map(withNames),
       bytes: kept.bytes.slice(),
       time: `${milliseconds.replace("T", " ")}${rest}`,
       link: seen.link,
@@ -225,15 +236,23 @@ function tellDetail(row: number): void {
   });
 }
 
-/** An address as people write it, with its name. */
+/** An address as people write it. */
 function written(address: string): string {
-  if (!address.includes(":")) return named(address) ?? address;
+  if (!address.includes(":")) return address;
   const parts = address.split(":").flatMap((part) => {
     const value = Number.parseInt(part, 16);
     return [value >>> 16, value & 0xffff];
   });
-  const text = shortest(parts);
-  return named(text) ?? text;
+  return shortest(parts);
+}
+
+/** An end of a conversation, by its name, and by its address. */
+function endOf({ address, port }: Side): { name: string; address: string } {
+  const text = written(address);
+  const behind = port === undefined ? "" : `:${port}`;
+  // A port is no part of the address (RFC 5952, section 6).
+  const plain = text.includes(":") && behind ? `[${text}]` : text;
+  return { name: (named(text) ?? plain) + behind, address: plain + behind };
 }
 
 function tellConversations(): void {
@@ -242,14 +261,13 @@ function tellConversations(): void {
   all.sort((one, other) => busy(other) - busy(one));
   const rows: ConversationRow[] = all.slice(0, MOST_CONVERSATIONS).map((one) => {
     const [own, other] = one.sides;
-    const end = (side: typeof own) => written(side.address) + (side.port === undefined ? "" : `:${side.port}`);
     const link = window.links[one.link]!;
     return {
       key: String(one.number),
       protocol: one.protocol,
       link: link.name,
-      from: end(own),
-      to: end(other),
+      from: endOf(own),
+      to: endOf(other),
       packets: [own.packets, other.packets],
       bytes: [own.bytes, other.bytes],
       duration: one.last - one.began,

@@ -29,6 +29,8 @@ export interface Row {
   direction: string;
   source: string;
   destination: string;
+  /** Of both, where these are names. */
+  addresses: [string, string];
   protocol: string;
   length: number;
   summary: string;
@@ -46,12 +48,18 @@ export interface Detail {
   length: number;
 }
 
+/** An end of a conversation: its name, or else its address, each with its port. */
+export interface End {
+  name: string;
+  address: string;
+}
+
 export interface ConversationRow {
   key: string;
   protocol: string;
   link: string;
-  from: string;
-  to: string;
+  from: End;
+  to: End;
   packets: [number, number];
   bytes: [number, number];
   duration: number;
