@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     browser::Browser,
     engine::FakeEngine,
@@ -91,6 +91,55 @@ fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
         "\u{e009}a\u{e000}!target:db( port:4711",
     )?;
     browser.wait_for_text("3 shown")?;
+    browser.check_console()
+}
+
+/// What no packet can be is told where it is asked for, and the list stays as it was.
+#[test]
+fn words_that_mean_nothing_are_told_at_the_field() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    let type_in =
+        |words: &str| browser.type_into("//input[@type='search']", &format!("\u{e009}a\u{e000}{words}"));
+    for (words, told) in [
+        ("proto:nosuch", "proto takes one of eth"),
+        ("port:99999", "port takes a number up to 65535"),
+        ("port:80-20", "port takes"),
+        ("port:>65535", "port takes"),
+        ("len:<0", "len takes"),
+        ("port:>10-20", "port takes"),
+        ("foo:bar", "there is no foo: but proto, addr, port"),
+        ("constructor:x", "there is no constructor:"),
+        ("proto:", "proto takes one of eth"),
+        ("mark:nosuch", "mark takes one of retransmission"),
+        ("udp !", "! turns the word that follows it"),
+    ] {
+        type_in(words)?;
+        browser
+            .wait_for(&format!(
+                "return document.querySelector('#show-error').innerText.includes({})",
+                serde_json::json!(told)
+            ))
+            .with_context(|| words.to_owned())?;
+    }
+    for words in [
+        "proto:udp port:4711",
+        "127.0.0.1",
+        "!fe80::1",
+        "!abcd:",
+        "mark:retrans !udp",
+    ] {
+        type_in(words)?;
+        browser.wait_for("return document.querySelector('#show-error').innerText === ''")?;
+    }
     browser.check_console()
 }
 
