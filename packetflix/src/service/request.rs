@@ -51,15 +51,16 @@ pub(crate) struct Several {
 #[error("{0} interfaces are named, and {MAX_INTERFACES} is the most")]
 pub(crate) struct TooManyInterfaces(usize);
 
-/// Interfaces by their names, `all` and `any` alone being all, as nothing is.
+/// Interfaces by their names, `all` and `any` alone being all, as nothing is. Named twice, they are the interface of that name.
 pub(crate) fn select(mut names: Vec<String>) -> Result<InterfaceSelection, TooManyInterfaces> {
     names.retain(|name| !name.is_empty());
+    let is_all = matches!(&names[..], [only] if only == "all" || only == "any");
     names.sort_unstable();
     names.dedup();
-    match &names[..] {
-        [] => Ok(InterfaceSelection::All),
-        [only] if only == "all" || only == "any" => Ok(InterfaceSelection::All),
-        _ if names.len() > MAX_INTERFACES as usize => Err(TooManyInterfaces(names.len())),
+    match names.len() {
+        0 => Ok(InterfaceSelection::All),
+        _ if is_all => Ok(InterfaceSelection::All),
+        len if len > MAX_INTERFACES as usize => Err(TooManyInterfaces(len)),
         _ => Ok(InterfaceSelection::Named(names)),
     }
 }

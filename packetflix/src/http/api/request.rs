@@ -456,6 +456,7 @@ mod tests {
     #[test]
     fn names_are_joined_by_slashes() {
         assert_eq!(parse("netns=5&nif=eth0").unwrap().selection, named(&["eth0"]));
+        assert_eq!(parse("netns=5&nif=any/any").unwrap().selection, named(&["any"]));
         assert_eq!(
             parse("netns=5&nif=lo%2Feth0%2Flo").unwrap().selection,
             named(&["eth0", "lo"])
