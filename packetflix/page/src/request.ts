@@ -2,6 +2,7 @@
 
 import { type Target, fullName } from "./model";
 import { base, hasToken } from "./service";
+import { isReadable } from "./text";
 
 export interface Wish {
   /** Names of interfaces; all without any. */
@@ -27,8 +28,14 @@ export function pathOf(targets: Target[], wish: Wish): string {
   return withLimits(new URLSearchParams({ container: described.length === 1 ? described[0]! : `[${described.join(",")}]` }), wish);
 }
 
+/** Interfaces by name. What is called as all of them are, alone, is named twice. */
+function namesOf({ interfaces }: Wish): string[] {
+  const [first] = interfaces;
+  return interfaces.length === 1 && (first === "any" || first === "all") ? [first, first] : interfaces;
+}
+
 function withLimits(query: URLSearchParams, wish: Wish): string {
-  if (wish.interfaces.length) query.set("nif", wish.interfaces.join("/"));
+  if (wish.interfaces.length) query.set("nif", namesOf(wish).join("/"));
   for (const limit of ["filter", "packets", "duration", "bytes", "snaplen"] as const) {
     if (wish[limit].trim()) query.set(limit, wish[limit].trim());
   }
@@ -45,17 +52,35 @@ export function wiresharkAddress(targets: Target[], wish: Wish): string {
   return `packetflix:${url.href.replace(/^http/, "ws")}`;
 }
 
-/** A word as a shell reads it. */
+/** A word as a shell reads it. What cannot be seen is written by its bytes, so that nothing hides in a terminal. */
 function quoted(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  if (isReadable(word)) return `'${word.replaceAll("'", "'\\''")}'`;
+  const signs = Array.from(word, (sign) => {
+    if (sign === "'" || sign === "\\") return `\\${sign}`;
+    return isReadable(sign) ? sign : Array.from(new TextEncoder().encode(sign), (byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("");
+  });
+  return `$'${signs.join("")}'`;
+}
+
+/** An option with its value, also where that looks like another option. */
+function option(letter: string, value: string): string[] {
+  return value.startsWith("-") ? [`-${letter}=${value}`] : [`-${letter}`, value];
+}
+
+/** A target as our client takes it: by its namespace where its name is none to type, or means something else there. */
+function wordOf(target: Target): string {
+  const name = fullName(target);
+  const isPlain = isReadable(name) && !/^[-!]|[*?]|^(?:pid|netns):|^$/.test(name);
+  return isPlain ? name : `netns:${target.netns}`;
 }
 
 export function command(targets: Target[], wish: Wish): string {
-  const words = ["packetflix", "capture", "--server", base.href.replace(/\/$/, ""), ...targets.map(fullName)];
-  for (const name of wish.interfaces) words.push("-i", name);
-  if (wish.filter.trim()) words.push("-f", wish.filter.trim());
-  if (wish.snaplen) words.push("-s", wish.snaplen);
-  if (wish.packets) words.push("-c", wish.packets);
+  const words = ["packetflix", "capture", "--server", base.href.replace(/\/$/, ""), ...targets.map(wordOf)];
+  for (const name of namesOf(wish)) words.push(...option("i", name));
+  if (wish.filter.trim()) words.push(...option("f", wish.filter.trim()));
+  if (wish.snaplen) words.push(...option("s", wish.snaplen));
+  if (wish.packets) words.push(...option("c", wish.packets));
   if (wish.duration) words.push("-a", `duration:${wish.duration}`);
   if (wish.bytes) words.push("-a", `filesize:${wish.bytes}`);
   if (!wish.promiscuous) words.push("-p");

@@ -9,6 +9,11 @@ export function readable(name: string): string {
   return name.replace(UNREADABLE, (sign) => `\\u{${sign.charCodeAt(0).toString(16)}}`);
 }
 
+/** Whether all of a text is seen. */
+export function isReadable(text: string): boolean {
+  return readable(text) === text;
+}
+
 const PREFIXES = ["", "k", "M", "G", "T", "P"];
 
 /** A number with three digits that count. */

@@ -17,7 +17,9 @@ use packetflix_tests::{
     namespace::output_of,
     process::Sleeper,
     server::{Server, program, wait_until},
+    upstream::{Upstream, answer},
 };
+use serde_json::{Value, json};
 
 use crate::{FIELDS, choose, fields, send, url};
 
@@ -166,6 +168,107 @@ fn captures_are_handed_over() -> anyhow::Result<()> {
     })?;
     assert_eq!(fields(&again)?.len(), 5, "{line}");
     Ok(())
+}
+
+/// What a command for a terminal is made of, others have called as they like.
+#[test]
+fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
+    let names = [
+        "web\u{1b}[2J",
+        "two\nlines",
+        "txt\u{202e}exe",
+        "zero\u{200b}width",
+        "-dash",
+        "!not",
+    ];
+    let targets: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(at, name)| {
+            json!({ "name": name, "type": "docker", "prefix": "", "netns": 4_026_540_000_u64 + at as u64, "host": false,
+                    "network-interfaces": [{ "name": "-dash", "index": 1, "state": "up", "addresses": [] },
+                                           { "name": "any", "index": 2, "state": "up", "addresses": [] },
+                                           { "name": "e\u{1b}'0", "index": 3, "state": "up", "addresses": [] }] })
+        })
+        .collect();
+    let list = json!({ "scanned-at": 1, "node-name": "many", "engines": [], "gaps": [], "targets": targets });
+    let proxy = page_with(list)?;
+    let browser = Browser::start()?;
+    browser.go(&format!("http://127.0.0.1:{}/", proxy.port()))?;
+    browser.script("navigator.clipboard.writeText = async text => { window.copied_ = text }")?;
+    browser.click("//div[@role='row'][.//*[@class='group']]//*[@class='group']")?;
+    browser.press(&format!("Capture {} targets", names.len()))?;
+    let copied = || {
+        browser.script("delete window.copied_")?;
+        browser.press("Copy as command")?;
+        let copied = browser.wait_for("return window.copied_")?;
+        anyhow::Ok(copied.as_str().context("no text")?.to_owned())
+    };
+    let command = copied()?;
+    ensure!(
+        command.chars().all(|sign| (' '..='~').contains(&sign)),
+        "{command:?}"
+    );
+    for at in 0..names.len() {
+        ensure!(
+            command.contains(&format!(" netns:{}", 4_026_540_000_u64 + at as u64)),
+            "{command}"
+        );
+    }
+    let choose = |at: usize| browser.click(&format!("(//dialog//fieldset)[1]//div//label[{at}]/input"));
+    for (at, expected) in [
+        (1, " -i=-dash "),
+        (2, " -i any -i any "),
+        (3, r" -i $'e\033\'0' "),
+    ] {
+        choose(at)?;
+        let command = copied()?;
+        ensure!(command.contains(expected), "{command}");
+        if at == 2 {
+            let address = browser.script("return document.querySelector('dialog a').href")?;
+            ensure!(
+                address
+                    .as_str()
+                    .is_some_and(|address| address.contains("nif=any%2Fany")),
+                "{address}"
+            );
+        }
+        choose(at)?;
+    }
+    browser.check_console()
+}
+
+/// The page, of a service with these targets.
+fn page_with(list: Value) -> anyhow::Result<Upstream> {
+    let server = Server::start(&[])?;
+    Upstream::start(move |head, stream| {
+        let path = head.line.split(' ').nth(1).unwrap_or_default();
+        if path == "/targets" {
+            return answer(
+                &stream,
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                &list.to_string(),
+            );
+        }
+        if path.starts_with("/rates") {
+            // It goes on for as long as somebody listens.
+            return answer(&stream, "503 Service Unavailable", "", "");
+        }
+        let kind = match path.rsplit('.').next() {
+            Some("js") => "text/javascript",
+            Some("css") => "text/css",
+            _ => "text/html",
+        };
+        let at = format!("http://127.0.0.1:{}{path}", server.port());
+        let body = output_of(Command::new("curl").args(["--silent", "--max-time", "3", &at]));
+        answer(
+            &stream,
+            "200 OK",
+            &format!("Content-Type: {kind}\r\n"),
+            &body.unwrap_or_default(),
+        )
+    })
 }
 
 #[test]
