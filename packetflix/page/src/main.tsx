@@ -86,11 +86,11 @@ function App() {
       </header>
       <main>
         <p class="trouble" role="alert">{trouble && !isUnknown && readable(trouble.message) + (refused === 403 ? "" : ": trying again …")}</p>
-        {isUnknown ? (
-          <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />
-        ) : watched ? (
+        {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
+        {/* What was captured is there, whoever may capture more. */}
+        {watched ? (
           <Watch source={watched} onLeave={() => setWatched(undefined)} />
-        ) : view === "captures" ? (
+        ) : isUnknown ? undefined : view === "captures" ? (
           <Captures session={session} />
         ) : (
           <Targets live={live} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />

@@ -12,7 +12,7 @@ use packetflix_tests::{
     upstream::{Upstream, answer},
 };
 
-use crate::{BEGUN, choose, send, url, wait_for_total};
+use crate::{BEGUN, choose, fields, send, total, url, wait_for_total};
 
 /// What is at the page's paths, whoever asks, also behind a proxy that has put a path before them.
 #[test]
@@ -142,4 +142,51 @@ fn tokens_sign_in_and_scopes_decide_what_is_shown() -> anyhow::Result<()> {
     ensure!(browser.script("return localStorage.length + document.cookie.length")? == 0);
     browser.press("Sign out")?;
     browser.wait_for_text("a token is needed").map(drop)
+}
+
+/// A token that ends takes nothing away of what was captured with it, and nothing is captured unasked with another.
+#[test]
+fn a_watch_outlives_its_token() -> anyhow::Result<()> {
+    const OLD: &str = "old-0123456789abcdef";
+    const NEW: &str = "new-0123456789abcdef";
+    let web = Sleeper::unshared_as("web", &[])?;
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("old {OLD} discover capture\n"))?;
+    let flag = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &flag])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.type_into("//input[@type='password']", &format!("{OLD}{ENTER}"))?;
+    let name = format!("web({})", web.pid());
+    choose(&browser, &name)?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    let before = total(&browser)?;
+    std::fs::write(&tokens, format!("new {NEW} discover capture\n"))?;
+    browser.wait_for("return document.querySelector('input[type=password]')")?;
+    browser.wait_for("return document.querySelector('.ends .end')?.innerText")?;
+    ensure!(total(&browser)? >= before);
+    browser.press("Save what is here")?;
+    let saved = browser.downloaded()?;
+    ensure!(fields(&saved)?.len() as u64 >= before);
+    browser.type_into("//input[@type='password']", &format!("{NEW}{ENTER}"))?;
+    browser.wait_for("return !document.querySelector('input[type=password]')")?;
+    // It is still what it was: nothing new came, and nothing was asked for.
+    ensure!(
+        browser
+            .script("return document.querySelector('.ends .end')?.innerText")?
+            .is_string()
+    );
+    assert_eq!(total(&browser)?, before);
+    // What somebody starts is captured with the token that they have.
+    browser.script("window.confirm = () => true")?;
+    browser.click("//button[.='Back']")?;
+    browser.press("Capture 1 target")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.check_console()
 }
