@@ -14,10 +14,13 @@ import { readable } from "./text";
 import { Watch } from "./watch";
 import type { Source } from "./worker/messages";
 
-type View = "targets" | "captures";
+const VIEWS = ["targets", "captures", "watch"] as const;
 
+type View = (typeof VIEWS)[number];
+
+/** Each view has an address of its own, so that the browser leads back to it. */
 function viewNow(): View {
-  return location.hash === "#captures" ? "captures" : "targets";
+  return VIEWS.find((view) => location.hash === `#${view}`) ?? "targets";
 }
 
 function useView(): View {
@@ -29,6 +32,18 @@ function useView(): View {
   }, []);
   return view;
 }
+
+/** Has the browser ask before it leaves the page, if something would be lost. */
+function useQuestion(isUnsaved: boolean): void {
+  useEffect(() => {
+    if (!isUnsaved) return undefined;
+    const ask = (event: BeforeUnloadEvent) => event.preventDefault();
+    addEventListener("beforeunload", ask);
+    return () => removeEventListener("beforeunload", ask);
+  }, [isUnsaved]);
+}
+
+const LOSES = "The packets that are watched have not been saved, and are lost with this. Go on?";
 
 function SignIn({ why, onSign }: { why: string; onSign: () => void }) {
   const [given, setGiven] = useState("");
@@ -58,18 +73,33 @@ function App() {
   const [chosen, setChosen] = useState(new Set<string>());
   const [isCapturing, setCapturing] = useState(false);
   const [wish, setWish] = useState(ANYTHING);
-  const [watched, setWatched] = useState<Source>();
-  const view = useView();
+  const [watched, setWatched] = useState<{ source: Source; number: number }>();
+  const [isUnsaved, setUnsaved] = useState(false);
+  const wanted = useView();
+  const view = wanted === "watch" && !watched ? "targets" : wanted;
+  useQuestion(isUnsaved);
   const live = useLive(session);
   const { trouble, list } = live;
   const refused = trouble instanceof Refusal ? trouble.status : undefined;
   const isUnknown = refused === 401;
   const targets = (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
   const watch = (source: Source) => {
+    if (!mayLose()) return;
     setCapturing(false);
-    setWatched(source);
+    setUnsaved(false);
+    setWatched({ source, number: (watched?.number ?? 0) + 1 });
+    location.hash = "#watch";
+  };
+  const mayLose = () => !isUnsaved || confirm(LOSES);
+  const close = () => {
+    setUnsaved(false);
+    setWatched(undefined);
+    if (viewNow() === "watch") location.replace("#targets");
   };
   const leave = () => {
+    // Whoever comes next is shown nothing of it.
+    if (!mayLose()) return;
+    close();
     signOut();
     setSession(session + 1);
   };
@@ -80,6 +110,7 @@ function App() {
         <nav aria-label="Views">
           <a href="#targets" aria-current={view === "targets" && "page"}>Targets</a>
           <a href="#captures" aria-current={view === "captures" && "page"}>Captures</a>
+          {watched && <a href="#watch" aria-current={view === "watch" && "page"}>Watch</a>}
         </nav>
         <span class="node"><bdi>{list && readable(list["node-name"])}</bdi></span>
         {hasToken() && !isUnknown && <button type="button" onClick={leave}>Sign out</button>}
@@ -87,13 +118,13 @@ function App() {
       <main>
         <p class="trouble" role="alert">{trouble && !isUnknown && readable(trouble.message) + (refused === 403 ? "" : ": trying again …")}</p>
         {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
-        {/* What was captured is there, whoever may capture more. */}
-        {watched ? (
-          <Watch source={watched} onLeave={() => setWatched(undefined)} />
-        ) : isUnknown ? undefined : view === "captures" ? (
-          <Captures session={session} />
-        ) : (
+        {view === "captures" && !isUnknown && <Captures session={session} />}
+        {view === "targets" && !isUnknown && (
           <Targets live={live} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />
+        )}
+        {/* It goes on while something else is looked at, and what was captured is there, whoever may capture more. */}
+        {watched && (
+          <Watch key={watched.number} source={watched.source} isShown={view === "watch"} onUnsaved={setUnsaved} onClose={() => mayLose() && close()} />
         )}
         {isCapturing && targets.length > 0 && (
           <Capture targets={targets} wish={wish} onWish={setWish} onWatch={watch} onClose={() => setCapturing(false)} />

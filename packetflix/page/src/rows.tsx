@@ -20,6 +20,8 @@ interface Props {
   /** Whether the last row is to be seen, until somebody goes elsewhere. */
   follows?: boolean;
   onFollow?: (follows: boolean) => void;
+  /** What is not shown has no place in it: it is found again where it is. */
+  isShown?: boolean;
   /** Is told which rows are seen. */
   onSeen?: (from: number, to: number) => void;
   id: string;
@@ -55,7 +57,7 @@ export function Rows(props: Props) {
   }, [height]);
   useLayoutEffect(() => {
     if (follows) box.current!.scrollTop = drawn;
-  }, [follows, count, drawn]);
+  }, [follows, count, drawn, props.isShown]);
   useEffect(() => props.onSeen?.(first, last), [first, last]);
 
   const go = (to: number) => {

@@ -30,7 +30,16 @@ function sentenceOf(code: number, reason: string, begun: boolean): string {
   return `ended with ${code}`;
 }
 
-export function Watch({ source, onLeave }: { source: Source; onLeave: () => void }) {
+interface Props {
+  source: Source;
+  /** It goes on also when it is not. */
+  isShown: boolean;
+  /** Is told whether there are packets that are nowhere else. */
+  onUnsaved: (isUnsaved: boolean) => void;
+  onClose: () => void;
+}
+
+export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   const worker = useRef<Worker | undefined>(undefined);
   const [status, setStatus] = useState(NOTHING);
   const [rows, setRows] = useState<{ from: number; rows: Row[] }>({ from: 0, rows: [] });
@@ -44,6 +53,8 @@ export function Watch({ source, onLeave }: { source: Source; onLeave: () => void
   const [follows, setFollows] = useState(true);
   const [isPaused, setPaused] = useState(false);
   const [view, setView] = useState<"packets" | "conversations" | "rates">("packets");
+  /** How many packets had come when it was saved last. */
+  const [saved, setSaved] = useState(0);
   const tell = (message: ToWorker) => worker.current?.postMessage(message);
 
   useEffect(() => {
@@ -76,12 +87,15 @@ export function Watch({ source, onLeave }: { source: Source; onLeave: () => void
         }
         case "file":
           download(data.file, fileName(source.name));
+          setSaved(data.total);
           break;
       }
     };
     tell({ do: "start", source, most: WINDOW });
     return () => started.terminate();
   }, [source]);
+  const isUnsaved = status.total > saved;
+  useEffect(() => onUnsaved(isUnsaved), [isUnsaved]);
   useEffect(() => tell({ do: "filter", expression: filter }), [filter]);
   useEffect(() => tell({ do: "pause", isPaused }), [isPaused]);
   useEffect(() => {
@@ -100,9 +114,9 @@ export function Watch({ source, onLeave }: { source: Source; onLeave: () => void
   const known = useMemo(() => new Map(rows.rows.map((row, index) => [rows.from + index, row])), [rows]);
 
   return (
-    <section class="watch" aria-label="Watch">
+    <section class="watch" aria-label="Watch" hidden={!isShown}>
       <div class="bar">
-        <button type="button" onClick={onLeave}>Back</button>
+        <button type="button" onClick={onClose}>Close watch</button>
         <label class="grow">
           Show{" "}
           <input
@@ -157,6 +171,7 @@ export function Watch({ source, onLeave }: { source: Source; onLeave: () => void
             active={active}
             onActive={choose}
             follows={follows && !isPaused}
+            isShown={isShown}
             onFollow={setFollows}
             onSeen={(from, to) => tell({ do: "rows", from, to })}
             head={

@@ -55,7 +55,6 @@ fn nobody_is_kept_out() -> anyhow::Result<()> {
         check("conversations")?;
         browser.press("rates")?;
         check("rates")?;
-        browser.press("Back")?;
         browser.click("//a[.='Captures']")?;
         browser.wait_for("return document.querySelector('.captures')")?;
         check("captures")?;

@@ -126,7 +126,6 @@ fn tokens_sign_in_and_scopes_decide_what_is_shown() -> anyhow::Result<()> {
     browser.wait_for(BEGUN)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
-    browser.press("Back")?;
     browser.click("//a[.='Captures']")?;
     browser.wait_for_text("part may not administer the service")?;
     ensure!(
@@ -182,7 +181,7 @@ fn a_watch_outlives_its_token() -> anyhow::Result<()> {
     assert_eq!(total(&browser)?, before);
     // What somebody starts is captured with the token that they have.
     browser.script("window.confirm = () => true")?;
-    browser.click("//button[.='Back']")?;
+    browser.click("//a[.='Targets']")?;
     browser.press("Capture 1 target")?;
     browser.press("Watch here")?;
     browser.wait_for(BEGUN)?;

@@ -143,6 +143,67 @@ fn words_that_mean_nothing_are_told_at_the_field() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// Each view has its place in the history, a watch goes on behind the others, and nobody is rid of its packets unasked.
+#[test]
+fn a_watch_is_not_lost_by_going_elsewhere() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    let name = format!("web({})", web.pid());
+    choose(&browser, &name)?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let is_shown = |view: &str, link: &str| {
+        browser.wait_for(&format!(
+            "return document.querySelector('{view}')?.checkVisibility() && document.querySelector('nav [aria-current=page]').innerText === '{link}'"
+        ))
+    };
+    let is_asked = || {
+        browser.script(
+            "const leaving = new Event('beforeunload', { cancelable: true }); dispatchEvent(leaving); return leaving.defaultPrevented",
+        )
+    };
+    is_shown(".watch", "Watch")?;
+    assert_eq!(is_asked()?, false);
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.script("history.back()")?;
+    is_shown(".targets-view", "Targets")?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 10)?;
+    browser.click("//a[.='Captures']")?;
+    is_shown(".captures", "Captures")?;
+    ensure!(browser.script("return document.querySelector('.watch').checkVisibility()")? == false);
+    browser.click("//a[.='Watch']")?;
+    is_shown(".watch", "Watch")?;
+    browser.wait_for("return document.querySelectorAll('.row .summary').length === 10")?;
+    // A reload asks, as does whatever else they would be lost with.
+    assert_eq!(is_asked()?, true);
+    browser.script("window.asked_ = 0; window.confirm = () => { asked_ += 1; return false }")?;
+    browser.press("Close watch")?;
+    is_shown(".watch", "Watch")?;
+    browser.click("//a[.='Targets']")?;
+    is_shown(".targets-view", "Targets")?;
+    browser.press("Capture 1 target")?;
+    browser.press("Watch here")?;
+    assert_eq!(browser.script("return asked_")?, 2);
+    assert_eq!(total(&browser)?, 10);
+    browser.script("document.querySelector('dialog').close()")?;
+    browser.click("//a[.='Watch']")?;
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    browser.press("Save what is here")?;
+    assert_eq!(fields(&browser.downloaded()?)?.len(), 10);
+    // There is nothing more to lose.
+    assert_eq!(is_asked()?, false);
+    browser.press("Close watch")?;
+    is_shown(".targets-view", "Targets")?;
+    assert_eq!(browser.script("return asked_")?, 2);
+    browser.check_console()
+}
+
 /// A name stands for an address, and the address is to be had beside it.
 #[test]
 fn addresses_are_told_beside_their_names() -> anyhow::Result<()> {

@@ -302,7 +302,7 @@ onmessage = ({ data }: MessageEvent<ToWorker>) => {
     case "conversations":
       return tellConversations();
     case "save":
-      return tell({ is: "file", file: new Blob([...window.file()], { type: "application/x-pcapng" }), packets: window.total - window.first });
+      return tell({ is: "file", file: new Blob([...window.file()], { type: "application/x-pcapng" }), total: window.total });
   }
 };
 

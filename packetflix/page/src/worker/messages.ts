@@ -89,4 +89,4 @@ export type FromWorker =
   | { is: "filter"; error: string | undefined }
   | { is: "begun" }
   | { is: "ended"; code: number; reason: string; begun: boolean }
-  | { is: "file"; file: Blob; packets: number };
+  | { is: "file"; file: Blob; total: number };
