@@ -120,8 +120,10 @@ async function follow(signal: AbortSignal, setLive: (change: (live: Live) => Liv
       trouble = error as Error;
     }
     if (signal.aborted) return;
-    setLive((live) => ({ ...live, trouble, traffic: new Map() }));
-    if (trouble instanceof Refusal && [401, 403].includes(trouble.status)) return;
+    const isRefused = trouble instanceof Refusal && [401, 403].includes(trouble.status);
+    // What another was shown is not shown to whom nothing is.
+    setLive((live) => ({ ...live, trouble, traffic: new Map(), ...(isRefused ? { list: undefined } : {}) }));
+    if (isRefused) return;
     await pause(wait, signal);
     wait = Math.min(LONGEST_PAUSE, wait * 2);
   }

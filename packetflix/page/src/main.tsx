@@ -5,7 +5,7 @@ import { useEffect, useState } from "preact/hooks";
 import { Capture } from "./capture";
 import { Captures } from "./captures";
 import { useLive } from "./live";
-import { keyOf } from "./model";
+import { type Target, called, keyOf } from "./model";
 import "./page.css";
 import { ANYTHING } from "./request";
 import { Refusal, hasToken, signIn, signOut } from "./service";
@@ -43,25 +43,50 @@ function useQuestion(isUnsaved: boolean): void {
   }, [isUnsaved]);
 }
 
+/** What is offered to whom nothing is listed: who may capture may do that by name. */
+function ByName({ why, onCapture }: { why: string; onCapture: (name: string) => void }) {
+  const [name, setName] = useState("");
+  return (
+    <form
+      class="by-name"
+      aria-label="Capture by name"
+      onSubmit={(event) => {
+        event.preventDefault();
+        onCapture(name.trim());
+      }}
+    >
+      <p role="status">{readable(why)}, so that none is listed here. What may be captured can be by its name.</p>
+      <label>
+        Target{" "}
+        <input required pattern=".*\S.*" spellcheck={false} placeholder="name, pid:NUMBER, netns:NUMBER" value={name} onInput={(event) => setName(event.currentTarget.value)} />
+      </label>{" "}
+      <button type="submit" class="main">Capture …</button>
+    </form>
+  );
+}
+
 const LOSES = "The packets that are watched have not been saved, and are lost with this. Go on?";
 
 function SignIn({ why, onSign }: { why: string; onSign: () => void }) {
   const [given, setGiven] = useState("");
+  const [error, setError] = useState<string>();
   return (
     <form
       class="sign-in"
       aria-label="Sign in"
       onSubmit={(event) => {
         event.preventDefault();
-        signIn(given);
-        onSign();
+        const refusal = signIn(given);
+        setError(refusal);
+        if (refusal === undefined) onSign();
       }}
     >
       <p role="alert">{readable(why)}</p>
       <label>
         Token{" "}
-        <input type="password" autocomplete="off" required value={given} onInput={(event) => setGiven(event.currentTarget.value)} />
+        <input type="password" autocomplete="off" required value={given} aria-invalid={error !== undefined} aria-describedby="sign-in-error" onInput={(event) => setGiven(event.currentTarget.value)} />
       </label>
+      <p id="sign-in-error" class="error" role="alert">{error}</p>
       <button type="submit" class="main">Sign in</button>
       <p>It is kept until this tab is closed, and stands in no address.</p>
     </form>
@@ -72,6 +97,7 @@ function App() {
   const [session, setSession] = useState(0);
   const [chosen, setChosen] = useState(new Set<string>());
   const [isCapturing, setCapturing] = useState(false);
+  const [typed, setTyped] = useState<Target>();
   const [wish, setWish] = useState(ANYTHING);
   const [watched, setWatched] = useState<{ source: Source; number: number }>();
   const [isUnsaved, setUnsaved] = useState(false);
@@ -82,13 +108,17 @@ function App() {
   const { trouble, list } = live;
   const refused = trouble instanceof Refusal ? trouble.status : undefined;
   const isUnknown = refused === 401;
-  const targets = (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
+  const targets = typed ? [typed] : (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
   const watch = (source: Source) => {
     if (!mayLose()) return;
-    setCapturing(false);
+    endCapturing();
     setUnsaved(false);
     setWatched({ source, number: (watched?.number ?? 0) + 1 });
     location.hash = "#watch";
+  };
+  const endCapturing = () => {
+    setCapturing(false);
+    setTyped(undefined);
   };
   const mayLose = () => !isUnsaved || confirm(LOSES);
   const close = () => {
@@ -116,10 +146,19 @@ function App() {
         {hasToken() && !isUnknown && <button type="button" onClick={leave}>Sign out</button>}
       </header>
       <main>
-        <p class="trouble" role="alert">{trouble && !isUnknown && readable(trouble.message) + (refused === 403 ? "" : ": trying again …")}</p>
+        <p class="trouble" role="alert">{trouble && !isUnknown && refused !== 403 && `${readable(trouble.message)}: trying again …`}</p>
         {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
         {view === "captures" && !isUnknown && <Captures session={session} />}
-        {view === "targets" && !isUnknown && (
+        {view === "targets" && refused === 403 && (
+          <ByName
+            why={trouble!.message}
+            onCapture={(name) => {
+              setTyped(called(name));
+              setCapturing(true);
+            }}
+          />
+        )}
+        {view === "targets" && !isUnknown && refused !== 403 && (
           <Targets live={live} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />
         )}
         {/* It goes on while something else is looked at, and what was captured is there, whoever may capture more. */}
@@ -127,7 +166,7 @@ function App() {
           <Watch key={watched.number} source={watched.source} isShown={view === "watch"} onUnsaved={setUnsaved} onClose={() => mayLose() && close()} />
         )}
         {isCapturing && targets.length > 0 && (
-          <Capture targets={targets} wish={wish} onWish={setWish} onWatch={watch} onClose={() => setCapturing(false)} />
+          <Capture targets={targets} wish={wish} onWish={setWish} onWatch={watch} onClose={endCapturing} />
         )}
       </main>
     </>

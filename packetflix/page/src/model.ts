@@ -17,6 +17,8 @@ export interface Target {
   pid?: number;
   starttime?: number;
   host: boolean;
+  /** Nothing is known of it but what somebody has called it. */
+  isUnlisted?: boolean;
   "network-interfaces": Interface[];
   mounts?: string[];
   pod?: { namespace: string; name: string };
@@ -59,6 +61,11 @@ export interface RunningCapture {
 /** What tells a target from all others. */
 export function keyOf(target: Target): string {
   return JSON.stringify([target.type, target.prefix, target.name, target.netns]);
+}
+
+/** A target of which somebody has typed the name. */
+export function called(name: string): Target {
+  return { name, type: "", prefix: "", netns: 0, host: false, isUnlisted: true, "network-interfaces": [] };
 }
 
 export function fullName(target: { name: string; prefix: string }): string {

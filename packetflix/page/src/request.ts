@@ -24,8 +24,13 @@ function describe(target: Target): string {
 
 /** The path of a capture, below where the service is. */
 export function pathOf(targets: Target[], wish: Wish): string {
+  if (targets.some((target) => target.isUnlisted)) return withLimits(words(targets), wish);
   const described = targets.map(describe);
   return withLimits(new URLSearchParams({ container: described.length === 1 ? described[0]! : `[${described.join(",")}]` }), wish);
+}
+
+function words(targets: Target[]): URLSearchParams {
+  return new URLSearchParams(targets.map((target) => ["target", fullName(target)]));
 }
 
 /** Interfaces by name. What is called as all of them are, alone, is named twice. */
@@ -47,8 +52,7 @@ function withLimits(query: URLSearchParams, wish: Wish): string {
 /** What Wireshark opens, where our client or the plugin is installed. */
 export function wiresharkAddress(targets: Target[], wish: Wish): string {
   // A list of descriptions is read by the service alone, words by our client too.
-  const words = new URLSearchParams(targets.map((target) => ["target", fullName(target)]));
-  const url = new URL(targets.length === 1 ? pathOf(targets, wish) : withLimits(words, wish), base);
+  const url = new URL(targets.length === 1 ? pathOf(targets, wish) : withLimits(words(targets), wish), base);
   return `packetflix:${url.href.replace(/^http/, "ws")}`;
 }
 
@@ -72,7 +76,7 @@ function option(letter: string, value: string): string[] {
 function wordOf(target: Target): string {
   const name = fullName(target);
   const isPlain = isReadable(name) && !/^[-!]|[*?]|^(?:pid|netns):|^$/.test(name);
-  return isPlain ? name : `netns:${target.netns}`;
+  return isPlain || target.isUnlisted ? name : `netns:${target.netns}`;
 }
 
 export function command(targets: Target[], wish: Wish): string {

@@ -12,9 +12,18 @@ export function hasToken(): boolean {
   return token !== null;
 }
 
-export function signIn(given: string): void {
-  token = given.trim();
+/** Most characters of a token that the service takes. */
+const MOST_TOKEN = 16 * 1024;
+
+/** Takes a token; or gives the sentence on why it can be none. */
+export function signIn(given: string): string | undefined {
+  const found = given.trim();
+  // What can be sent as one (RFC 6750, section 2.1).
+  if (!/^[A-Za-z0-9._~+/-]+=*$/.test(found)) return "A token has only characters of A-Z a-z 0-9 - . _ ~ + / =";
+  if (found.length > MOST_TOKEN) return `A token has ${MOST_TOKEN.toLocaleString("en")} characters at most`;
+  token = found;
   sessionStorage.setItem(TOKEN, token);
+  return undefined;
 }
 
 export function signOut(): void {

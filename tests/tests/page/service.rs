@@ -189,3 +189,63 @@ fn a_watch_outlives_its_token() -> anyhow::Result<()> {
     wait_for_total(&browser, 5)?;
     browser.check_console()
 }
+
+/// What can be no token is told at the form, and nobody is signed in with it.
+#[test]
+fn what_can_be_no_token_is_refused_at_the_form() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", "a a-0123456789abcdef\n")?;
+    let tokens = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &tokens])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.wait_for_text("a token is needed")?;
+    for (token, told) in [
+        ("t\u{f6}ken-0123456789", "only characters of"),
+        ("token\u{20ac}0123456789", "only characters of"),
+        ("two words of a token", "only characters of"),
+        (&"x".repeat(70_000), "16,384 characters at most"),
+    ] {
+        // By a script, since that many keys take a while.
+        browser.script(&format!(
+            "const field = document.querySelector('input[type=password]'); field.value = {}; field.dispatchEvent(new Event('input', {{ bubbles: true }}))",
+            serde_json::json!(token)
+        ))?;
+        browser.press("Sign in")?;
+        browser.wait_for_text(told)?;
+        browser.wait_for_text("a token is needed")?;
+        ensure!(browser.script("return sessionStorage.length")? == 0);
+    }
+    browser.check_console()
+}
+
+/// Who may capture but not list types in what it is called.
+#[test]
+fn without_a_list_targets_are_captured_by_name() -> anyhow::Result<()> {
+    const TAKE: &str = "take-0123456789abcdef";
+    const CHIEF: &str = "chief-0123456789abcdef";
+    let web = Sleeper::unshared_as("web", &[])?;
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("take {TAKE} capture\nchief {CHIEF} admin\n"))?;
+    let tokens = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &tokens])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.type_into("//input[@type='password']", &format!("{TAKE}{ENTER}"))?;
+    browser.wait_for_text("take may not discover targets, so that none is listed here")?;
+    ensure!(browser.script("return document.body.innerText.includes('looking for')")? == false);
+    let name = format!("web({})", web.pid());
+    browser.type_into("//form[@class='by-name']//input", &format!("{name}{ENTER}"))?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.script("window.confirm = () => true")?;
+    browser.press("Sign out")?;
+    browser.type_into("//input[@type='password']", &format!("{CHIEF}{ENTER}"))?;
+    browser.wait_for_text("chief may not discover targets")?;
+    browser.click("//a[.='Captures']")?;
+    browser.wait_for_text("Nobody captures anything")?;
+    ensure!(browser.script("return document.body.innerText.includes('may not')")? == false);
+    browser.check_console()
+}
