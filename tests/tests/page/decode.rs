@@ -385,6 +385,77 @@ fn a_client_hello_in_several_records_is_told() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// Why a connection fails is told by options, by errors of ICMP, and by alerts.
+#[test]
+fn what_tells_of_failures_is_told_in_words() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = watching(&server, &here)?;
+    let raw = RawSocket::open(&here, "va")?;
+    // A SYN with all its options, one of which is too short.
+    let mut syn = ipv4_tcp(1, 0x02, b"");
+    let options = b"\x02\x04\x05\xb4\x04\x02\x08\x0a\0\0\0\x07\0\0\0\x09\x01\x03\x03\x07\x02\x03\x01\0";
+    syn[3] += options.len() as u8;
+    syn[32] = 0xb0;
+    syn.extend(options);
+    raw.send(&ethernet(0x0800, &syn))?;
+    let mut sack = ipv4_tcp(2, 0x10, b"");
+    let options = b"\x01\x01\x05\x0a\0\0\0\x64\0\0\0\xc8\xfd\0";
+    sack[3] += 16;
+    sack[32] = 0x90;
+    sack.extend(options);
+    sack.extend([0; 2]);
+    raw.send(&ethernet(0x0800, &sack))?;
+    let icmp = |type_: u8, code, rest: [u8; 4]| {
+        let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, 1, 0, 0, 10, 9, 9, 9, 10, 9, 9, 1];
+        packet.extend([type_, code, 0, 0]);
+        packet.extend(rest);
+        packet.extend(&ipv4_tcp(7, 0x10, b"")[..28]);
+        packet[3] = packet.len() as u8;
+        ethernet(0x0800, &packet)
+    };
+    raw.send(&icmp(3, 4, [0, 0, 0x05, 0x14]))?;
+    raw.send(&icmp(3, 1, [0; 4]))?;
+    for (at, content) in [&[2, 48][..], &[1, 0], &[7; 20]].into_iter().enumerate() {
+        let sequence = 100 * (u32::try_from(at)? + 1);
+        raw.send(&ethernet(0x0800, &ipv4_tcp(sequence, 0x18, &record(21, content))))?;
+    }
+    wait_for_total(&browser, 7)?;
+    let filter =
+        |words: &str| browser.type_into("//input[@type='search']", &format!("\u{e009}a\u{e000}{words}"));
+    filter("proto:icmp")?;
+    browser.wait_for_text(
+        "destination unreachable: fragmentation is needed, MTU 1300, of TCP 10.9.9.1 40000 → 10.9.9.2 80",
+    )?;
+    browser.wait_for_text("destination unreachable: host, of TCP 10.9.9.1 40000 → 10.9.9.2 80")?;
+    filter("proto:tls")?;
+    for text in [
+        "alert, fatal: unknown CA",
+        "alert, warning: close notify",
+        "encrypted alert",
+    ] {
+        browser.wait_for_text(text)?;
+    }
+    filter("flags:syn")?;
+    browser.wait_for_text("1 shown")?;
+    browser.click("//div[@id='packets-0']")?;
+    for text in [
+        "maximum segment size: 1460 bytes",
+        "selective acknowledgements: permitted",
+        "timestamps: 7, echo of 9",
+        "window scale: 7 (multiply by 128)",
+        "maximum segment size: 3 bytes, which",
+    ] {
+        browser.wait_for_text(text)?;
+    }
+    filter("!proto:tls !flags:syn proto:tcp !proto:icmp")?;
+    browser.wait_for_text("1 shown")?;
+    browser.click("//div[@id='packets-0']")?;
+    browser.wait_for_text("selective acknowledgement: 100-200")?;
+    browser.wait_for_text("options: cannot be read from here on")?;
+    browser.check_console()
+}
+
 /// A record of TLS 1.2 (RFC 5246, section 6.2.1).
 fn record(kind: u8, content: &[u8]) -> Vec<u8> {
     let len = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();

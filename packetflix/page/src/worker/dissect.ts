@@ -256,6 +256,9 @@ const ICMP4: Record<number, string> = { 0: "echo reply", 3: "destination unreach
 const ICMP6: Record<number, string> = { 1: "destination unreachable", 2: "packet too big", 3: "time exceeded", 4: "parameter problem", 128: "echo request", 129: "echo reply", 130: "listener query", 131: "listener report", 133: "router solicitation", 134: "router advertisement", 135: "neighbour solicitation", 136: "neighbour advertisement", 137: "redirect", 143: "listener report" };
 const UNREACHABLE: Record<number, string> = { 0: "network", 1: "host", 2: "protocol", 3: "port", 4: "fragmentation is needed", 13: "prohibited" };
 
+const UNREACHABLE6: Record<number, string> = { 0: "no route", 1: "prohibited", 2: "beyond the scope of the source", 3: "address", 4: "port", 5: "source address failed policy", 6: "route is to be rejected" };
+const EMBEDDED: Record<number, string> = { 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6" };
+
 function icmp(out: Out, at: number, isSix: boolean): void {
   const { bytes } = out;
   const field = out.layer(isSix ? "ICMPv6" : "ICMP", isSix ? "icmpv6" : "icmp", at);
@@ -273,8 +276,46 @@ function icmp(out: Out, at: number, isSix: boolean): void {
     field("target", bytes.ipv6(at + 8), at + 8, at + 24);
     return out.say(`${name} of ${bytes.ipv6(at + 8)}`);
   }
-  const what = !isSix && type === 3 ? `: ${UNREACHABLE[code] ?? `code ${code}`}` : "";
-  return out.say(name + what);
+  const what = !isSix && type === 3 ? `: ${UNREACHABLE[code] ?? `code ${code}`}` : isSix && type === 1 ? `: ${UNREACHABLE6[code] ?? `code ${code}`}` : "";
+  out.say(name + what);
+  if (!(isSix ? type < 128 : [3, 4, 5, 11, 12].includes(type))) return;
+  let more = "";
+  if (!isSix && type === 3 && code === 4) {
+    field("MTU", bytes.u16(at + 6), at + 6, at + 8);
+    more = `, MTU ${bytes.u16(at + 6)}`;
+  } else if (isSix && type === 2) {
+    field("MTU", bytes.u32(at + 4), at + 4, at + 8);
+    more = `, MTU ${bytes.u32(at + 4)}`;
+  } else if (!isSix && type === 5) {
+    field("gateway", bytes.ipv4(at + 4), at + 4, at + 8);
+    more = `, gateway ${bytes.ipv4(at + 4)}`;
+  }
+  out.say(name + what + more);
+  const of = embedded(out, at + 8, field);
+  if (of) out.say(`${name}${what}${more}, of ${of}`);
+}
+
+/** The packet that an error of ICMP is about, of which the beginning is in it. */
+function embedded({ bytes, packet }: Out, at: number, field: Put): string | undefined {
+  if (at >= bytes.length) return undefined;
+  const isSix = bytes.u8(at) >> 4 === 6;
+  if (!isSix && bytes.u8(at) >> 4 !== 4) return undefined;
+  const address = (place: number) => (isSix ? bytes.ipv6(place) : bytes.ipv4(place));
+  const [from, to, length] = isSix ? [at + 8, at + 24, 16] : [at + 12, at + 16, 4];
+  const [source, destination] = [address(from), address(to)];
+  const protocol = bytes.u8(isSix ? at + 6 : at + 9);
+  field("source of the packet", source, from, from + length);
+  field("destination of the packet", destination, to, to + length);
+  packet.addresses.push(source, destination);
+  const name = EMBEDDED[protocol] ?? `protocol ${protocol}`;
+  field("protocol of the packet", name, isSix ? at + 6 : at + 9, isSix ? at + 7 : at + 10);
+  const behind = at + (isSix ? 40 : (bytes.u8(at) & 15) * 4);
+  const hasPorts = (protocol === 6 || protocol === 17) && behind + 4 <= bytes.length;
+  if (!hasPorts) return `${name} ${source} → ${destination}`;
+  const ports = [bytes.u16(behind), bytes.u16(behind + 2)] as const;
+  field("ports of the packet", `${ports[0]} → ${ports[1]}`, behind, behind + 4);
+  packet.ports.push(...ports);
+  return `${name} ${source} ${ports[0]} → ${destination} ${ports[1]}`;
 }
 
 function portsOf(out: Out, at: number, field: Put): [number, number] {
@@ -310,7 +351,7 @@ function tcp(out: Out, at: number, packetEnd: number): void {
   const mark = stream?.mark ? `[${stream.mark}] ` : "";
   out.say(`${mark}${from} → ${to} [${names.join(", ")}] seq ${seq}${flags & 16 ? ` ack ${ack}` : ""} win ${window} len ${length}`);
   if (header < 20) throw new Short();
-  if (header > 20) field("options", `${header - 20} bytes`, at + 20, at + header);
+  if (header > 20) tcpOptions(bytes, at + 20, at + header, field);
   out.end(at + header);
   const begin = at + header;
   const end = Math.min(packetEnd, bytes.length);
@@ -321,6 +362,40 @@ function tcp(out: Out, at: number, packetEnd: number): void {
   }
   const payload = out.layer("Data", "data", begin);
   payload("bytes", length, begin, end);
+}
+
+/** Options of TCP by their kind: their name, and what is in them. */
+const TCP_OPTIONS: Record<number, [string, (bytes: Bytes, at: number, length: number) => string]> = {
+  2: ["maximum segment size", (bytes, at) => `${bytes.u16(at)} bytes`],
+  3: ["window scale", (bytes, at) => `${bytes.u8(at)} (multiply by ${2 ** bytes.u8(at)})`],
+  4: ["selective acknowledgements", () => "permitted"],
+  5: [
+    "selective acknowledgement",
+    (bytes, at, length) => Array.from({ length: Math.floor(length / 8) }, (_, block) => `${bytes.u32(at + 8 * block)}-${bytes.u32(at + 8 * block + 4)}`).join(", "),
+  ],
+  8: ["timestamps", (bytes, at) => `${bytes.u32(at)}, echo of ${bytes.u32(at + 4)}`],
+};
+
+/** Lengths of what is in options that have but one. */
+const LENGTHS: Record<number, number> = { 2: 2, 3: 1, 4: 0, 8: 8 };
+
+/** The options of a header of TCP (RFC 9293, section 3.1). */
+function tcpOptions(bytes: Bytes, from: number, end: number, field: Put): void {
+  for (let at = from; at < end; ) {
+    const kind = bytes.u8(at);
+    // The end of them, and what is between them.
+    if (kind === 0) return;
+    if (kind === 1) {
+      at += 1;
+      continue;
+    }
+    const length = at + 1 < end ? bytes.u8(at + 1) : 0;
+    if (length < 2 || at + length > end) return field("options", "cannot be read from here on", at, end);
+    const [name, tell] = TCP_OPTIONS[kind] ?? [`option ${kind}`, () => `${length} bytes`];
+    const isWhole = (LENGTHS[kind] ?? length - 2) === length - 2;
+    field(name, isWhole ? tell(bytes, at + 2, length - 2) : `${length} bytes, which are not as many as it has`, at, at + length);
+    at += length;
+  }
 }
 
 const DNS_PORTS = [53, 5353, 5355];

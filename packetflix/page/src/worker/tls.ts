@@ -10,7 +10,12 @@ const VERSIONS: Record<number, string> = { 0x301: "TLS 1.0", 0x302: "TLS 1.1", 0
 /** Most records of a segment, and most messages of a handshake, that are told. */
 const MOST = 16;
 
+const ALERT = 21;
 const HANDSHAKE = 22;
+
+/** Alerts (RFC 8446, section 6, and the registry of IANA). */
+const ALERTS: Record<number, string> = { 0: "close notify", 10: "unexpected message", 20: "bad record MAC", 21: "decryption failed", 22: "record overflow", 30: "decompression failure", 40: "handshake failure", 41: "no certificate", 42: "bad certificate", 43: "unsupported certificate", 44: "certificate revoked", 45: "certificate expired", 46: "certificate unknown", 47: "illegal parameter", 48: "unknown CA", 49: "access denied", 50: "decode error", 51: "decrypt error", 60: "export restriction", 70: "protocol version", 71: "insufficient security", 80: "internal error", 86: "inappropriate fallback", 90: "user canceled", 100: "no renegotiation", 109: "missing extension", 110: "unsupported extension", 111: "certificate unobtainable", 112: "unrecognized name", 113: "bad certificate status response", 114: "bad certificate hash value", 115: "unknown PSK identity", 116: "certificate required", 120: "no application protocol" };
+const LEVELS: Record<number, string> = { 1: "warning", 2: "fatal" };
 
 type Put = ReturnType<Out["layer"]>;
 
@@ -29,6 +34,7 @@ export function tls(out: Out, from: number, end: number, mark: string): boolean 
     const next = at + 5 + length;
     field(kind, `${length} bytes`, at, next);
     if (type === HANDSHAKE) run.push({ from: at + 5, to: Math.min(next, end) });
+    else if (type === ALERT) told.push(alert(bytes, at + 5, length, field));
     else told.push(kind);
     // A message may go on in the next record (RFC 8446, section 5.1).
     const isLast = next + 5 > end || bytes.u8(next) !== HANDSHAKE || count + 1 === MOST;
@@ -40,6 +46,17 @@ export function tls(out: Out, from: number, end: number, mark: string): boolean 
   }
   out.say(mark + told.join(" · "));
   return true;
+}
+
+/** What an alert says, if that can be read. */
+function alert(bytes: Bytes, at: number, length: number, field: Put): string {
+  if (at + length > bytes.length) return "alert";
+  const level = length === 2 ? LEVELS[bytes.u8(at)] : undefined;
+  if (level === undefined) return "encrypted alert";
+  const text = ALERTS[bytes.u8(at + 1)] ?? String(bytes.u8(at + 1));
+  field("level", level, at, at + 1);
+  field("description", `${text} (${bytes.u8(at + 1)})`, at + 1, at + 2);
+  return `alert, ${level}: ${text}`;
 }
 
 /** A part of a packet. */
