@@ -82,6 +82,8 @@ export function useLive(session: number): Live {
     document.addEventListener("visibilitychange", note);
     return () => document.removeEventListener("visibilitychange", note);
   }, []);
+  // What another was shown is not shown to whoever has signed in since.
+  useEffect(() => setLive((live) => ({ ...live, list: undefined })), [session]);
   useEffect(() => {
     if (isHidden) return undefined;
     const leaving = new AbortController();
@@ -120,10 +122,8 @@ async function follow(signal: AbortSignal, setLive: (change: (live: Live) => Liv
       trouble = error as Error;
     }
     if (signal.aborted) return;
-    const isRefused = trouble instanceof Refusal && [401, 403].includes(trouble.status);
-    // What another was shown is not shown to whom nothing is.
-    setLive((live) => ({ ...live, trouble, traffic: new Map(), ...(isRefused ? { list: undefined } : {}) }));
-    if (isRefused) return;
+    setLive((live) => ({ ...live, trouble, traffic: new Map() }));
+    if (trouble instanceof Refusal && [401, 403].includes(trouble.status)) return;
     await pause(wait, signal);
     wait = Math.min(LONGEST_PAUSE, wait * 2);
   }

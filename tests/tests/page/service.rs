@@ -190,6 +190,29 @@ fn a_watch_outlives_its_token() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// A token that ends leaves what is said of a file that was being saved.
+#[test]
+fn a_token_that_ends_is_told_where_it_ends_a_file() -> anyhow::Result<()> {
+    const TOKEN: &str = "old-0123456789abcdef";
+    let web = Sleeper::unshared_as("web", &[])?;
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("old {TOKEN} discover capture\n"))?;
+    let flag = format!("--token-file={}", tokens.display());
+    let server = Server::start(&["--listen=127.0.0.1", &flag])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.script("delete window.showSaveFilePicker; delete Window.prototype.showSaveFilePicker")?;
+    browser.type_into("//input[@type='password']", &format!("{TOKEN}{ENTER}"))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Save")?;
+    browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
+    std::fs::write(&tokens, "new new-0123456789abcdef\n")?;
+    browser.wait_for("return document.querySelector('.sign-in')")?;
+    browser.wait_for("return document.querySelector('.saving')?.innerText.includes('token')")?;
+    browser.downloaded()?;
+    browser.check_console()
+}
+
 /// What can be no token is told at the form, and nobody is signed in with it.
 #[test]
 fn what_can_be_no_token_is_refused_at_the_form() -> anyhow::Result<()> {
