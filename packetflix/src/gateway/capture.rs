@@ -237,6 +237,7 @@ impl Gateway {
             };
             let lost = renewed
                 .may_capture_something()
+                .and_then(|()| renewed.may_discover())
                 .and_then(|()| renewed.may_have_all());
             lost.err().map(|forbidden| forbidden.to_string())
         })

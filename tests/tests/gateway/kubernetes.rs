@@ -1,7 +1,13 @@
 //! At a gateway, rights of Kubernetes hold where they reach to all nodes.
 
 use anyhow::ensure;
-use packetflix_tests::kubernetes::{ApiServer, OWN_TOKEN, Rule};
+use packetflix_tests::{
+    client::{Capture, Refused},
+    kubernetes::{ApiServer, OWN_TOKEN, Rule},
+    namespace::Namespace,
+    server::percent_encoded,
+};
+use serde_json::json;
 
 use super::Cluster;
 
@@ -24,6 +30,9 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
     };
     api.set_rules(&[
         may("alice", "get", "nodes", ""),
+        may("alice", "create", "nodes", ""),
+        // The nodes would tell the gateway of all that there is.
+        may("frank", "create", "nodes", ""),
         // What pods there are on nodes is not known here.
         may("bob", "get", "pods", ""),
         may("bob", "create", "pods", ""),
@@ -48,6 +57,24 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
                 gateway.ask(&format!("GET {path} HTTP/1.1\r\nAuthorization: Bearer {token}"))?;
             let body = String::from_utf8_lossy(&body);
             ensure!(head.status()? == expected, "{user}, {path}: {} {body}", head.line);
+        }
+    }
+    api.let_in("token-of-frank", "frank");
+    let namespace = Namespace::new()?;
+    let name = namespace.path().display().to_string();
+    let described = percent_encoded(&json!({ "name": name, "node-name": "n1" }).to_string());
+    for query in [format!("container={described}"), "target=**".to_owned()] {
+        for (user, expected) in [("alice", None), ("frank", Some(403)), ("erin", Some(403))] {
+            let bearer = format!("Bearer token-of-{user}");
+            let url = gateway.url(&query);
+            let refused = match Capture::open(&url, &[("authorization", &bearer)]).await {
+                Ok(mut capture) => {
+                    capture.close().await?;
+                    None
+                }
+                Err(error) => Some(error.downcast::<Refused>()?.status),
+            };
+            ensure!(refused == expected, "{user}, {query}: {refused:?}");
         }
     }
     let (head, _) = gateway.ask("GET /targets HTTP/1.1\r\nAuthorization: Bearer token-of-nobody")?;

@@ -41,6 +41,8 @@ async fn start(
 ) -> Result<(), Refusal> {
     let request = request::parse(&handshake.query, &handshake.headers)?;
     attempt.target.clone_from(&request.target);
+    // The nodes know the gateway alone, and tell it what they tell whoever may list all that there is.
+    handshake.caller.may_discover()?;
     handshake.caller.may_have_all()?;
     let StartedGatewayStream {
         stream,
