@@ -49,6 +49,8 @@ pub(crate) enum NodeError {
     NotAsked,
     #[error("its answer is no JSON of packetflix")]
     Unreadable(#[source] serde_json::Error),
+    #[error("its answer has no list of {0}")]
+    NoList(&'static str),
     #[error(transparent)]
     Open(Box<OpenError>),
     #[error("it has ended: {0}")]
@@ -107,7 +109,12 @@ impl NodeError {
         match self {
             Self::Request(error) => matches!(**error, RequestError::Connect(_)),
             Self::Late(_) => true,
-            Self::NotAsked | Self::Unreadable(_) | Self::Open(_) | Self::Ended(_) | Self::TooMuch => false,
+            Self::NotAsked
+            | Self::Unreadable(_)
+            | Self::NoList(_)
+            | Self::Open(_)
+            | Self::Ended(_)
+            | Self::TooMuch => false,
         }
     }
 }

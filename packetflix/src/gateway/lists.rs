@@ -16,6 +16,7 @@ const MAX_GAPS: usize = 1000;
 
 /// `/targets`.
 pub(super) fn targets(asked: Vec<Asked<Value>>, gateway: &str) -> Value {
+    let asked = with_list(asked, "targets");
     let (mut targets, mut engines, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
     let mut scanned_at: Option<f64> = None;
     let nodes = nodes(&asked);
@@ -61,6 +62,7 @@ pub(super) fn targets(asked: Vec<Asked<Value>>, gateway: &str) -> Value {
 
 /// `/mobyshark`: GhostWire's list. What its clients do not know they leave alone.
 pub(super) fn mobyshark(asked: Vec<Asked<Value>>) -> Value {
+    let asked = with_list(asked, "containers");
     let nodes = nodes(&asked);
     let answers = asked.into_iter().filter_map(|Asked { node, answer }| {
         let mut answer = answer.ok()?;
@@ -80,6 +82,7 @@ pub(super) fn mobyshark(asked: Vec<Asked<Value>>) -> Value {
 
 /// `/captures`: those of the gateway's clients, which have no name of a node, and those of the nodes.
 pub(super) fn captures(own: Vec<Value>, asked: Vec<Asked<Value>>) -> Value {
+    let asked = with_list(asked, "captures");
     let nodes = nodes(&asked);
     let of_nodes = asked.into_iter().filter_map(|Asked { node, answer }| {
         let mut answer = answer.ok()?;
@@ -87,6 +90,19 @@ pub(super) fn captures(own: Vec<Value>, asked: Vec<Asked<Value>>) -> Value {
     });
     let captures: Vec<Value> = own.into_iter().chain(of_nodes.flatten()).collect();
     json!({ "version": 1, "nodes": nodes, "captures": captures })
+}
+
+/// An answer without its list is none.
+fn with_list(asked: Vec<Asked<Value>>, name: &'static str) -> Vec<Asked<Value>> {
+    let with_list = |answer: Value| match answer[name].is_array() {
+        true => Ok(answer),
+        false => Err(NodeError::NoList(name)),
+    };
+    let checked = |Asked { node, answer }| Asked {
+        node,
+        answer: answer.and_then(with_list),
+    };
+    asked.into_iter().map(checked).collect()
 }
 
 /// How each node stands: its name, what is known of its clock, and why it has not answered.

@@ -9,6 +9,9 @@ use super::ask::Asked;
 /// How the text ends.
 const END: &str = "# EOF";
 
+/// What the names of the gateway's own begin with.
+const OWN: &str = "packetflix_gateway_";
+
 /// Whether a node has told its metrics.
 const UP: &str = "packetflix_node_up";
 
@@ -35,9 +38,10 @@ pub(super) fn merged(own: &str, asked: &[Asked<String>]) -> String {
         samples: String::new(),
     };
     for Asked { node, answer } in asked {
-        let value = u8::from(answer.is_ok());
+        let told = answer.as_ref().ok().filter(|text| are_of_a_node(text));
+        let value = u8::from(told.is_some());
         let _ = writeln!(up.samples, "{UP}{{node=\"{}\"}} {value}", node.name);
-        if let Ok(text) = answer {
+        if let Some(text) = told {
             families.add(text, Some(&node.name));
         }
     }
@@ -48,6 +52,72 @@ pub(super) fn merged(own: &str, asked: &[Asked<String>]) -> String {
         text += samples;
     }
     text + END + "\n"
+}
+
+/// Whether a text is metrics that a node may tell: one line that a reader refuses would cost those of all nodes.
+fn are_of_a_node(text: &str) -> bool {
+    text.lines().all(|line| match line.strip_prefix("# ") {
+        _ if line.is_empty() || line == END => true,
+        Some(said) => {
+            let mut words = said.splitn(3, ' ');
+            let is_known = words
+                .next()
+                .is_some_and(|kind| ["HELP", "TYPE", "UNIT"].contains(&kind));
+            is_known && words.next().is_some_and(is_name_of_a_node) && words.next().is_some()
+        }
+        None => is_sample(line),
+    })
+}
+
+/// Whether a metric may have this name: those of the gateway are the gateway's.
+fn is_name_of_a_node(name: &str) -> bool {
+    is_name(name) && !name.starts_with(OWN) && !name.starts_with(UP)
+}
+
+fn is_name(name: &str) -> bool {
+    let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_:".contains(&byte);
+    !name.is_empty()
+        && name.bytes().all(is_of_name)
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// Whether a line is a sample: a name, labels, a number, and perhaps a time.
+fn is_sample(line: &str) -> bool {
+    let end = line.find(['{', ' ']).unwrap_or(line.len());
+    let (name, rest) = line.split_at(end);
+    let rest = match rest.strip_prefix('{') {
+        Some(labels) => after_labels(labels),
+        None => Some(rest),
+    };
+    let Some(numbers) = rest.and_then(|rest| rest.strip_prefix(' ')) else {
+        return false;
+    };
+    let numbers: Vec<&str> = numbers.split(' ').collect();
+    let are_numbers = numbers.iter().all(|number| number.parse::<f64>().is_ok());
+    is_name_of_a_node(name) && (1..=2).contains(&numbers.len()) && are_numbers
+}
+
+/// What stands behind labels, if these are some, and none is called as the one that is added.
+fn after_labels(mut rest: &str) -> Option<&str> {
+    loop {
+        if let Some(behind) = rest.strip_prefix('}') {
+            return Some(behind);
+        }
+        let (name, value) = rest.split_once("=\"")?;
+        if !is_name(name) || name == "node" {
+            return None;
+        }
+        let mut is_escaped = false;
+        let end = value.find(|c| match c {
+            '"' if !is_escaped => true,
+            c => {
+                is_escaped = c == '\\' && !is_escaped;
+                false
+            }
+        })?;
+        rest = &value[end + 1..];
+        rest = rest.strip_prefix(',').unwrap_or(rest);
+    }
 }
 
 impl Families {
@@ -114,6 +184,36 @@ fn labelled(sample: &str, node: Option<&str>, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_node_spoils_the_metrics_of_others() {
+        for good in [
+            "",
+            "# HELP a What a is.\n# TYPE a counter\na_total 1\n# EOF\n",
+            "a{x=\"y\"} 1.5e3",
+            "a{x=\"\\\"}\",z=\"\"} NaN",
+            "a{} +Inf 1.0",
+        ] {
+            assert!(are_of_a_node(good), "{good}");
+        }
+        for bad in [
+            "not a metric",
+            "a",
+            "a{x=\"y",
+            "a{x=\"y\"}",
+            "a{node=\"n1\",x=\"}\"} 5",
+            "a{x=y} 1",
+            "1a 1",
+            "a 1 2 3",
+            "packetflix_node_up{x=\"y\"} 0",
+            "packetflix_gateway_x 7",
+            "# TYPE packetflix_gateway_x gauge",
+            "# HELP",
+            "# EVIL a b",
+        ] {
+            assert!(!are_of_a_node(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn families_stand_in_one_piece_and_samples_have_their_node() {
