@@ -24,6 +24,13 @@ use crate::pcapng::{
 /// Most bytes of a piece, but for a single block that is longer.
 const MAX_PIECE_LEN: usize = 256 * 1024;
 
+/// Most bytes that an option has beside its text: its head, and what fills it up to words.
+const MAX_OPTION_MARGIN: usize = 4 + 3;
+
+/// What is said of an interface whose source has not told its last.
+const UNTOLD: &str =
+    "counted here: whoever captured has not told the last of this interface, and more may be lost";
+
 /// Where the number of its interface stands in a packet's block.
 const INTERFACE_AT: usize = 8;
 
@@ -387,7 +394,7 @@ impl Timeline {
             return false;
         }
         interface.delivered += 1;
-        interface.dropped += packet.dropped_before;
+        interface.dropped = interface.dropped.saturating_add(packet.dropped_before);
         let id = interface.id.to_le_bytes();
         self.write(block);
         self.piece.blocks[begun + INTERFACE_AT..begun + INTERFACE_AT + id.len()].copy_from_slice(&id);
@@ -442,7 +449,7 @@ impl Timeline {
         };
         let is_final = said.end.is_some();
         interface.dropped = said.dropped.saturating_sub(interface.cut_dropped);
-        let cut = interface.cut + interface.cut_dropped;
+        let cut = interface.cut.saturating_add(interface.cut_dropped);
         let now = InterfaceStatistics {
             interface_id: interface.id,
             received: said.received.saturating_sub(cut),
@@ -452,7 +459,7 @@ impl Timeline {
             ..said
         };
         if is_final {
-            self.dropped += interface.dropped;
+            self.dropped = self.dropped.saturating_add(interface.dropped);
             of.interfaces.remove(&local);
             self.open -= 1;
         } else if self.is_cut || block.len() as u64 > self.room() {
@@ -476,21 +483,22 @@ impl Timeline {
                 dropped,
                 ..
             } = *interface;
-            let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN);
+            let has_place = self.room() >= (UNTOLD.len() + MAX_OPTION_MARGIN) as u64;
+            let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN + UNTOLD.len() + MAX_OPTION_MARGIN);
             InterfaceStatistics {
                 interface_id: id,
                 timestamp: now,
                 start: since,
                 end: Some(now),
-                received: delivered + dropped,
-                accepted: delivered + dropped,
+                received: delivered.saturating_add(dropped),
+                accepted: delivered.saturating_add(dropped),
                 delivered,
                 dropped,
-                comment: "",
+                comment: if has_place { UNTOLD } else { "" },
             }
             .encode(&mut block);
             self.open -= 1;
-            self.dropped += dropped;
+            self.dropped = self.dropped.saturating_add(dropped);
             self.write(&block);
         }
     }
@@ -514,7 +522,7 @@ impl Source {
     fn leave_out(&mut self, packet: &EncodedPacket) {
         if let Some(interface) = self.interfaces.get_mut(&packet.interface_id) {
             interface.cut += 1;
-            interface.cut_dropped += packet.dropped_before;
+            interface.cut_dropped = interface.cut_dropped.saturating_add(packet.dropped_before);
         }
     }
 }
@@ -701,6 +709,40 @@ mod tests {
                 until += step * STEP;
             }
         }
+    }
+
+    /// Another's stream may say what it likes.
+    #[test]
+    fn no_count_of_a_source_ends_what_others_tell() {
+        const LOST: u32 = 0x0102_0304;
+        let mut block = packet(STEP, 0, LOST, 1).to_vec();
+        let at = block
+            .windows(8)
+            .position(|bytes| bytes == u64::from(LOST).to_le_bytes());
+        let at = at.unwrap();
+        block[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        timeline.add(1, 0);
+        let blocks = [&description("eth0")[..], &block, &packet(2 * STEP, 0, 5, 1)].concat();
+        timeline.take_hungry();
+        timeline.give(1, Bytes::from(blocks), NOW);
+        timeline.pass_on(u64::MAX, NOW);
+        timeline.take_hungry();
+        timeline.end(1, NOW);
+        timeline.pass_on(u64::MAX, NOW);
+        let mut last = None;
+        while let Some(piece) = timeline.take() {
+            let mut rest = &piece.blocks[..];
+            while let Some(block) = EncodedBlock::first(rest) {
+                if let EncodedBlock::Statistics(_) = block {
+                    last = InterfaceStatistics::decode(&rest[..block.len()])
+                        .map(|said| (said.delivered, said.dropped, said.comment == UNTOLD));
+                }
+                rest = &rest[block.len()..];
+            }
+        }
+        assert_eq!(last, Some((2, u64::MAX, true)));
+        assert_eq!(timeline.dropped(), u64::MAX);
     }
 
     proptest! {

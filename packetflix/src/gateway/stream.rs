@@ -246,6 +246,10 @@ impl GatewayStream {
         self.steps = FuturesUnordered::new();
         for (id, source) in std::mem::take(&mut self.nodes) {
             tracing::info!(node = source.name, "a node has not told its last in time");
+            if !self.is_of_one {
+                let sentence = format!("node {}: it has not told its last in time", source.name);
+                self.tell(&source.name, &sentence);
+            }
             self.timeline.end(id, now());
         }
         self.deadline = None;

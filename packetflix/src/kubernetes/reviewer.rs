@@ -28,8 +28,8 @@ use crate::{
     error::chain,
 };
 
-/// How long all that is asked of one token may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long all that is asked of one token may take, one after the other.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often it is looked which tokens are to be asked for again.
 const INTERVAL: Duration = Duration::from_millis(500);
