@@ -68,20 +68,25 @@ impl AddressBook {
 
     /// The names as they are right within the namespace `netns`: an address of its own is its own, and one that
     /// several others have is nobody's, for a wrong name is worse than none. Others are those only that are no user's, and that
-    /// `may_see` allows, which is told who is in each: the rest neither give names nor take them away.
+    /// `may_see` allows, which is told who is in each: the rest neither give names nor take them away. The namespace's own name
+    /// is one that whoever `may_capture` it may know: it may have become another's meanwhile.
     pub(crate) fn seen_from(
         &self,
         netns: u64,
+        may_capture: impl Fn(&Occupants) -> bool,
         may_see: impl Fn(&Occupants) -> bool,
     ) -> impl Iterator<Item = (IpAddr, &str)> {
         self.0.iter().filter_map(move |(address, owners)| {
-            let own = owners.iter().find(|owner| owner.netns == netns);
             let only = || {
                 let others = owners.iter().filter(|owner| owner.is_known_elsewhere);
                 let mut seen = others.filter(|owner| may_see(&owner.occupants));
                 seen.next().filter(|_| seen.next().is_none())
             };
-            Some((*address, &own.or_else(only)?.name[..]))
+            let owner = match owners.iter().find(|owner| owner.netns == netns) {
+                Some(own) => may_capture(&own.occupants).then_some(own),
+                None => only(),
+            };
+            Some((*address, &owner?.name[..]))
         })
     }
 }
@@ -173,7 +178,7 @@ mod tests {
         };
         let book = AddressBook::new(&scan, "node");
         let seen = |netns| -> Vec<(String, &str)> {
-            book.seen_from(netns, |_| true)
+            book.seen_from(netns, |_| true, |_| true)
                 .map(|(address, name)| (address.to_string(), name))
                 .collect()
         };
@@ -201,11 +206,11 @@ mod tests {
         }
         // Who may see `db` alone sees nothing of what is called by that name and another.
         let seen: Vec<_> = book
-            .seen_from(2, |inside| *inside == occupants(&["db"]))
+            .seen_from(2, |_| true, |inside| *inside == occupants(&["db"]))
             .collect();
         let own = ["10.0.0.2", "10.9.9.9"].map(|address| (address.parse().unwrap(), "web"));
         assert_eq!(seen, own);
-        let seen = book.seen_from(2, |inside| *inside == occupants(&["db", "db-too"]));
+        let seen = book.seen_from(2, |_| true, |inside| *inside == occupants(&["db", "db-too"]));
         // Nor does it show whether what is hidden has an address that is seen.
         let names: Vec<_> = seen.map(|(address, name)| (address.to_string(), name)).collect();
         assert_eq!(
@@ -213,5 +218,13 @@ mod tests {
             [("10.0.0.3".to_owned(), "db"), ("10.0.0.4".to_owned(), "db")]
         );
         assert_eq!(names.len(), 5);
+        // What is captured may have become another's: it is not named, and nor does another give its name to the address.
+        let seen: Vec<_> = book.seen_from(2, |_| false, |_| true).collect();
+        assert!(
+            !seen.is_empty() && seen.iter().all(|(_, name)| *name != "web"),
+            "{seen:?}"
+        );
+        let own: Vec<IpAddr> = own.iter().map(|(address, _)| *address).collect();
+        assert!(seen.iter().all(|(address, _)| !own.contains(address)), "{seen:?}");
     }
 }

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use tokio::sync::watch;
 
 use crate::{
-    access::{Occupants, Rights},
+    access::{Occupants, Rights, Verdict},
     discovery::AddressBook,
     pcapng::{HostName, NameResolution},
 };
@@ -56,9 +56,10 @@ impl ToldNames {
         let KnownNames { names, rights } = &mut self.known;
         let names = Arc::clone(&names.borrow_and_update());
         let rights = Arc::clone(&rights.borrow_and_update());
+        let may_capture = |occupants: &Occupants| rights.may_capture(occupants) == Verdict::Allowed;
         let may_see = |occupants: &Occupants| rights.may_list(occupants);
         for netns in &self.namespaces {
-            self.told.set(names.seen_from(*netns, may_see));
+            self.told.set(names.seen_from(*netns, may_capture, may_see));
         }
         &mut self.told
     }
