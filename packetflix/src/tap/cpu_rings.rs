@@ -335,7 +335,7 @@ struct MappedRing {
 
 impl MappedRing {
     fn map(place: u32, ring: OwnedFd, size: u32) -> Result<Self, TapError> {
-        let ring = RingReader::map(ring, size).map_err(TapError::Rings)?;
+        let ring = RingReader::map(ring, size).map_err(|source| TapError::Map { size, source })?;
         Ok(Self { place, ring })
     }
 }

@@ -186,6 +186,15 @@ pub enum TapError {
     /// The rings could not be waited for.
     #[error("the rings could not be watched")]
     Rings(#[source] io::Error),
+    /// There is no room for a ring where the service reads it.
+    #[error("a ring of {} KiB could not be mapped into memory", size >> 10)]
+    Map {
+        /// Bytes of the ring. Its data is mapped twice.
+        size: u32,
+        /// The error of `mmap`.
+        #[source]
+        source: io::Error,
+    },
     /// An interface's entry in the map of interfaces.
     #[error("the interface {name} could not be made known to the eBPF programs")]
     Entry {

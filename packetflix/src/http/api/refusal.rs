@@ -292,6 +292,7 @@ impl From<TapError> for Refusal {
             | TapError::Load(_)
             | TapError::Hook(_)
             | TapError::Rings(_)
+            | TapError::Map { .. }
             | TapError::Entry { .. }
             | TapError::Own(_)
             | TapError::Clock(_) => Self::by_kernel(&error, error.needs()),
