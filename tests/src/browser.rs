@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
     thread,
     time::Duration,
 };
@@ -20,6 +21,9 @@ use crate::{
     server::wait_until,
 };
 
+/// Of a window, unless told otherwise.
+const SIZE: (u32, u32) = (1400, 900);
+
 /// How long the driver may take for one thing.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,25 +34,40 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub const ENTER: &str = "\u{e007}";
 /// See [`ENTER`].
 pub const DOWN: &str = "\u{e015}";
+/// See [`ENTER`].
+pub const TAB: &str = "\u{e004}";
 
-/// A browser with one window; ended when dropped.
-pub struct Browser {
+/// Most browsers that wait for the next who wants one.
+const MOST_IDLE: usize = 2;
+
+/// Those that wait: to start one takes longer than most tests do with it.
+static IDLE: Mutex<Vec<Running>> = Mutex::new(Vec::new());
+
+/// Starts the driver, and ends it and takes its folder away once nobody holds the other end of the shell's input: when we are done,
+/// and however we end. The browser, which ends after it, writes to the folder until then.
+const DRIVER: &str = "chromedriver --port=0 --allowed-ips= & read -r _; kill -KILL $!; \
+                      for _ in 1 2 3 4 5 6 7 8 9; do rm -rf \"$1\"; sleep 0.2; done";
+
+/// A driver with its browser, which ends with it.
+struct Running {
     driver: Child,
     port: u16,
     session: String,
     folder: Folder,
 }
 
-impl Browser {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub fn start() -> anyhow::Result<Self> {
+/// A browser with one tab, which knows nothing of what others have done in it; handed on when dropped.
+pub struct Browser {
+    running: Option<Running>,
+}
+
+impl Running {
+    fn start() -> anyhow::Result<Self> {
         let folder = Folder::new()?;
-        let mut driver = Command::new("chromedriver")
-            .args(["--port=0", "--allowed-ips="])
-            .stdin(Stdio::null())
+        let mut driver = Command::new("sh")
+            .args(["-c", DRIVER, "sh"])
+            .arg(folder.path())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -59,13 +78,13 @@ impl Browser {
             rest.trim_end_matches('.').parse().ok()
         });
         thread::spawn(move || lines.for_each(drop));
-        let mut browser = Self {
+        let mut running = Self {
             driver,
             port: port.context("the driver tells no port")?,
             session: String::new(),
             folder,
         };
-        let profile = browser.folder.file("profile");
+        let profile = running.folder.file("profile");
         let arguments = [
             "--headless=new",
             "--no-sandbox",
@@ -75,42 +94,49 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
-            "--window-size=1400,900",
+            // It ends with its driver.
+            "--remote-debugging-pipe",
             &format!("--user-data-dir={}", profile.display()),
         ];
-        let preferences = json!({ "download.default_directory": browser.downloads(), "download.prompt_for_download": false });
+        let preferences = json!({ "download.default_directory": running.downloads(), "download.prompt_for_download": false });
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": { "args": arguments, "prefs": preferences },
             "goog:loggingPrefs": { "browser": "ALL" },
         } } });
-        let session = browser.ask("POST", "/session", &capabilities)?;
+        let session = running.ask("POST", "/session", &capabilities)?;
         session["sessionId"]
             .as_str()
             .context("no session")?
-            .clone_into(&mut browser.session);
-        Ok(browser)
+            .clone_into(&mut running.session);
+        running.tell("window/rect", &json!({ "width": SIZE.0, "height": SIZE.1 }))?;
+        Ok(running)
     }
 
-    /// Where what it downloads is put.
-    pub fn downloads(&self) -> PathBuf {
+    fn downloads(&self) -> PathBuf {
         self.folder.file("downloads")
     }
 
-    /// The only file that was downloaded, once it is whole.
-    ///
-    /// # Errors
-    /// When there is none, or are several.
-    pub fn downloaded(&self) -> anyhow::Result<PathBuf> {
-        let mut files = Vec::new();
-        wait_until(Duration::from_secs(20), || {
-            let entries = fs::read_dir(self.downloads()).into_iter().flatten();
-            files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-            let is_whole = |file: &PathBuf| file.extension().is_some_and(|end| end == "pcapng");
-            Ok(!files.is_empty() && files.iter().all(is_whole))
-        })?;
-        ensure!(files.len() == 1, "{files:?}");
-        files.pop().context("nothing")
+    /// Leaves nothing of what was done in it: what a tab has for its session goes with the tab, and what else a page keeps is of
+    /// its server's port.
+    fn forget(&self) -> anyhow::Result<()> {
+        let old = self.ask("GET", &self.path("window/handles"), &Value::Null)?;
+        let new = self.tell("window/new", &json!({ "type": "tab" }))?;
+        for handle in old.as_array().context("no list")? {
+            self.tell("window", &json!({ "handle": handle }))?;
+            self.ask("DELETE", &self.path("window"), &Value::Null)?;
+        }
+        self.tell("window", &json!({ "handle": new["handle"] }))?;
+        self.tell("window/rect", &json!({ "width": SIZE.0, "height": SIZE.1 }))?;
+        self.tell("se/log", &json!({ "type": "browser" }))?;
+        match fs::remove_dir_all(self.downloads()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, command: &str) -> String {
+        format!("/session/{}/{command}", self.session)
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
@@ -136,7 +162,61 @@ impl Browser {
     }
 
     fn tell(&self, command: &str, body: &Value) -> anyhow::Result<Value> {
-        self.ask("POST", &format!("/session/{}/{command}", self.session), body)
+        self.ask("POST", &self.path(command), body)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.driver.stdin.take());
+        let _ = self.driver.wait();
+    }
+}
+
+impl Browser {
+    /// Takes one that waits, or starts one.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start() -> anyhow::Result<Self> {
+        let idle = IDLE.lock().ok().and_then(|mut idle| idle.pop());
+        let running = match idle {
+            Some(running) => running,
+            None => Running::start()?,
+        };
+        Ok(Self {
+            running: Some(running),
+        })
+    }
+
+    fn running(&self) -> anyhow::Result<&Running> {
+        self.running.as_ref().context("the browser is gone")
+    }
+
+    fn tell(&self, command: &str, body: &Value) -> anyhow::Result<Value> {
+        self.running()?.tell(command, body)
+    }
+
+    /// Tells the tab itself (Chrome DevTools Protocol).
+    fn devtools(&self, command: &str, parameters: &Value) -> anyhow::Result<Value> {
+        let body = json!({ "cmd": command, "params": parameters });
+        self.tell("goog/cdp/execute", &body)
+    }
+
+    /// The only file that was downloaded, once it is whole.
+    ///
+    /// # Errors
+    /// When there is none, or are several.
+    pub fn downloaded(&self) -> anyhow::Result<PathBuf> {
+        let mut files = Vec::new();
+        wait_until(Duration::from_secs(20), || {
+            let entries = fs::read_dir(self.running()?.downloads()).into_iter().flatten();
+            files = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            let is_whole = |file: &PathBuf| file.extension().is_some_and(|end| end == "pcapng");
+            Ok(!files.is_empty() && files.iter().all(is_whole))
+        })?;
+        ensure!(files.len() == 1, "{files:?}");
+        files.pop().context("nothing")
     }
 
     /// Goes to a page, and waits until it is loaded.
@@ -242,8 +322,50 @@ impl Browser {
     pub fn set_dark(&self, is_dark: bool) -> anyhow::Result<()> {
         let value = if is_dark { "dark" } else { "light" };
         let parameters = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
-        let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": parameters });
-        self.tell("goog/cdp/execute", &command).map(drop)
+        self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
+    }
+
+    /// Has pages have a window of this size, which may be smaller than any that the browser opens.
+    ///
+    /// # Errors
+    /// When the browser does not know that.
+    pub fn shrink(&self, width: u32, height: u32) -> anyhow::Result<()> {
+        let parameters = json!({ "width": width, "height": height, "deviceScaleFactor": 0, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", &parameters)
+            .map(drop)
+    }
+
+    /// Has pages take the computer for one in a time zone, such as `Asia/Kolkata`.
+    ///
+    /// # Errors
+    /// When the browser does not know it.
+    pub fn set_time_zone(&self, name: &str) -> anyhow::Result<()> {
+        self.devtools("Emulation.setTimezoneOverride", &json!({ "timezoneId": name }))
+            .map(drop)
+    }
+
+    /// Has a script run in each page before its own.
+    ///
+    /// # Errors
+    /// When the browser does not know that.
+    pub fn run_before(&self, script: &str) -> anyhow::Result<()> {
+        self.devtools(
+            "Page.addScriptToEvaluateOnNewDocument",
+            &json!({ "source": script }),
+        )
+        .map(drop)
+    }
+
+    /// Presses keys, one after the other, whatever they reach.
+    ///
+    /// # Errors
+    /// When the browser does not know one.
+    pub fn keys(&self, keys: &str) -> anyhow::Result<()> {
+        let strokes = keys.chars().flat_map(|key| {
+            ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key.to_string() }))
+        });
+        let source = json!({ "type": "key", "id": "keys", "actions": strokes.collect::<Vec<_>>() });
+        self.tell("actions", &json!({ "actions": [source] })).map(drop)
     }
 
     /// What the console has had to say since the last time.
@@ -262,8 +384,8 @@ impl Browser {
     /// # Errors
     /// When that cannot be written.
     pub fn screenshot(&self, file: &Path) -> anyhow::Result<()> {
-        let path = format!("/session/{}/screenshot", self.session);
-        let image = self.ask("GET", &path, &Value::Null)?;
+        let running = self.running()?;
+        let image = running.ask("GET", &running.path("screenshot"), &Value::Null)?;
         let mut decode = Command::new("base64")
             .arg("--decode")
             .stdin(Stdio::piped())
@@ -314,8 +436,14 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let _ = self.ask("DELETE", &format!("/session/{}", self.session), &Value::Null);
-        let _ = self.driver.kill();
-        let _ = self.driver.wait();
+        // One that cannot forget ends here.
+        let Some(running) = self.running.take().filter(|running| running.forget().is_ok()) else {
+            return;
+        };
+        if let Ok(mut idle) = IDLE.lock()
+            && idle.len() < MOST_IDLE
+        {
+            idle.push(running);
+        }
     }
 }

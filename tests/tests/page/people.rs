@@ -78,14 +78,20 @@ fn pictures_for_the_documents() -> anyhow::Result<()> {
     browser.resize(1400, 640)?;
     browser.go(&url(&server))?;
     browser.type_into("//input[@type='search']", "fake")?;
-    let into = match std::env::var_os("UPDATE_DOCS") {
-        Some(_) => packetflix_tests::root().join("docs"),
-        None => folder.path().to_owned(),
+    let is_published = std::env::var_os("UPDATE_DOCS").is_some();
+    let into = match is_published {
+        true => packetflix_tests::root().join("docs"),
+        false => folder.path().to_owned(),
     };
     let talk = Talk::start(&here, &there)?;
-    browser.wait_for(
-        "return [...document.querySelectorAll('.spark polyline')].some(line => line.getAttribute('points').split(' ').length > 8)",
-    )?;
+    // Of each second; readers are shown a while.
+    let most = match is_published {
+        true => 8,
+        false => 1,
+    };
+    browser.wait_for(&format!(
+        "return [...document.querySelectorAll('.spark polyline')].some(line => line.getAttribute('points').split(' ').length > {most})",
+    ))?;
     browser.screenshot(&into.join("page-targets.png"))?;
     browser.click(&format!("{}//input", row("web")))?;
     browser.press("Capture 1 target")?;
