@@ -1,12 +1,11 @@
 // Text that others have chosen, and numbers, as people read them.
 
-/** What must not be shown as it is: controls, and signs that turn the direction of text or hide in it. */
-const UNREADABLE =
-  /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+/** What must not be shown as it is: controls, and signs that turn the direction of text, hide in it, or look like nothing. */
+const UNREADABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 
 /** A name that anyone may have chosen, with nothing in it that is not seen. */
 export function readable(name: string): string {
-  return name.replace(UNREADABLE, (sign) => `\\u{${sign.charCodeAt(0).toString(16)}}`);
+  return name.replace(UNREADABLE, (sign) => `\\u{${sign.codePointAt(0)!.toString(16)}}`);
 }
 
 /** Whether all of a text is seen. */

@@ -180,6 +180,8 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
         "zero\u{200b}width",
         "-dash",
         "!not",
+        "tag\u{e0041}ged",
+        "filler\u{3164}",
     ];
     let targets: Vec<_> = names
         .iter()
