@@ -4,13 +4,14 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { Capture } from "./capture";
 import { Captures } from "./captures";
+import { ahead } from "./clock";
 import { useLive } from "./live";
 import { type Target, called, keyOf } from "./model";
 import "./page.css";
 import { ANYTHING } from "./request";
 import { Refusal, hasToken, signIn, signOut } from "./service";
 import { Targets } from "./targets";
-import { readable } from "./text";
+import { age, readable } from "./text";
 import { Watch } from "./watch";
 import type { Source } from "./worker/messages";
 
@@ -66,6 +67,17 @@ function ByName({ why, onCapture }: { why: string; onCapture: (name: string) => 
 }
 
 const LOSES = "The packets that are watched have not been saved, and are lost with this. Go on?";
+
+/** What is said where this computer's clock is another than the service's. */
+function Clock() {
+  const seconds = ahead();
+  if (seconds === undefined) return null;
+  return (
+    <p class="clock" role="status">
+      This computer's clock is {age(Math.abs(seconds))} {seconds > 0 ? "ahead of" : "behind"} the service's. Times here, and in names of files, are the service's.
+    </p>
+  );
+}
 
 function SignIn({ why, onSign }: { why: string; onSign: () => void }) {
   const [given, setGiven] = useState("");
@@ -147,6 +159,7 @@ function App() {
       </header>
       <main>
         <p class="trouble" role="alert">{trouble && !isUnknown && refused !== 403 && `${readable(trouble.message)}: trying again …`}</p>
+        <Clock />
         {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
         {view === "captures" && !isUnknown && <Captures session={session} />}
         {view === "targets" && refused === 403 && (

@@ -8,6 +8,26 @@ import type { Second } from "./worker/window";
 
 const HEIGHT = 260;
 
+/** Seconds that are shown at least. */
+const SHORTEST = 30;
+
+/** Of the day, as the details of a packet have it: not where this computer is. */
+function timeOfDay(second: number): string {
+  return new Date(second * 1000).toISOString().slice(11, 19);
+}
+
+/** From the first second to the last; what uPlot makes of one alone is a day. */
+function rangeOf({ data: [seconds] }: uPlot): [number, number] {
+  const first = seconds[0] ?? 0;
+  return [first, Math.max(seconds.at(-1) ?? 0, first + SHORTEST)];
+}
+
+function columns(seconds: Second[]): uPlot.AlignedData {
+  const column = (of: (second: Second) => number) => seconds.map(of);
+  return [column((one) => one.second), column((one) => one.packets), column((one) => one.bytes)];
+}
+
+/** Of at least one second. */
 export function Plot({ seconds }: { seconds: Second[] }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
@@ -20,15 +40,15 @@ export function Plot({ seconds }: { seconds: Second[] }) {
       {
         width: element.clientWidth,
         height: HEIGHT,
-        scales: { packets: { range: (_, __, most) => [0, Math.max(1, most)] }, bytes: { range: (_, __, most) => [0, Math.max(1, most)] } },
+        scales: { x: { range: rangeOf }, packets: { range: (_, __, most) => [0, Math.max(1, most)] }, bytes: { range: (_, __, most) => [0, Math.max(1, most)] } },
         axes: [
-          axis,
+          { ...axis, values: (_, seconds) => seconds.map(timeOfDay) },
           { ...axis, scale: "packets", values: (_, values) => values.map((value) => `${short(value)}/s`), size: 70 },
           { ...axis, scale: "bytes", side: 1, grid: { show: false }, values: (_, values) => values.map((value) => `${short(value)}B/s`), size: 80 },
         ],
-        series: [{}, { label: "packets/s", scale: "packets", stroke: one! }, { label: "bytes/s", scale: "bytes", stroke: other! }],
+        series: [{ label: "UTC", value: (_, second) => (second === null ? "–" : timeOfDay(second)) }, { label: "packets/s", scale: "packets", stroke: one! }, { label: "bytes/s", scale: "bytes", stroke: other! }],
       },
-      [[], [], []],
+      columns(seconds),
       element,
     );
     const observer = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
@@ -38,16 +58,13 @@ export function Plot({ seconds }: { seconds: Second[] }) {
       plot.current?.destroy();
     };
   }, []);
-  useEffect(() => {
-    const column = (of: (second: Second) => number) => seconds.map(of);
-    plot.current?.setData([column((one) => one.second), column((one) => one.packets), column((one) => one.bytes)]);
-  }, [seconds]);
+  useEffect(() => plot.current?.setData(columns(seconds)), [seconds]);
   const last = seconds.at(-2);
   return (
     <figure class="plot">
       <div ref={box} />
       <figcaption>
-        Packets and bytes of each second{last && `; in the last whole one ${short(last.packets)} packets and ${short(last.bytes)}B`}
+        Packets and bytes of each second{last && `; in the last whole one, ${timeOfDay(last.second)} UTC, ${short(last.packets)} packets and ${short(last.bytes)}B`}
       </figcaption>
     </figure>
   );

@@ -1,5 +1,6 @@
 // What is asked of a capture, and how that is written: as a path for us, as an address for Wireshark, and as commands.
 
+import { now } from "./clock";
 import { type Target, fullName } from "./model";
 import { base, hasToken } from "./service";
 import { isReadable } from "./text";
@@ -105,7 +106,7 @@ export function nameOf(targets: Target[]): string {
 }
 
 /** Names that sort by target and time, and that every file system takes. */
-export function fileName(captured: string, at = new Date()): string {
+export function fileName(captured: string, at = now()): string {
   const time = at.toISOString().replace(/[-:]|\.\d+/g, "");
   const name = captured.replace(/[^\w.-]+/g, "_").replace(/^[_.]+|_+$/g, "").slice(0, 80);
   return `${name || "capture"}_${time}.pcapng`;

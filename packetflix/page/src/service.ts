@@ -1,5 +1,7 @@
 // How the service is asked, from wherever it has served this page.
 
+import { noteDate } from "./clock";
+
 /** Where the service is: what lies above the folder of this script. */
 export const base = new URL("..", (document.currentScript as HTMLScriptElement).src);
 
@@ -60,6 +62,7 @@ export async function ask(path: string, options: RequestInit = {}): Promise<Resp
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new Unreachable("the service does not answer");
   }
+  noteDate(response.headers.get("Date"));
   if (response.ok) return response;
   const text = await response.text();
   let said: { error?: unknown; code?: unknown } = {};

@@ -187,7 +187,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
         </>
       )}
       {view === "conversations" && <ConversationTable {...(conversations ?? { rows: [], forgotten: 0 })} />}
-      {view === "rates" && <Plot seconds={status.seconds} />}
+      {view === "rates" && (status.seconds.length > 0 ? <Plot seconds={status.seconds} /> : <p>No packet has come yet.</p>)}
     </section>
   );
 }

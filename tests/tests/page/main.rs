@@ -1,6 +1,7 @@
 //! The page, in a real browser, with real namespaces and traffic.
 
 mod capture;
+mod clock;
 mod decode;
 mod people;
 mod service;
