@@ -1,11 +1,11 @@
 // What is to be captured of the targets that were chosen, and what becomes of it.
 
 import { useEffect, useRef, useState } from "preact/hooks";
+import { FileList, type Files } from "./files";
 import { type Target, fullName } from "./model";
 import { type Wish, command, curl, nameOf, pathOf, wiresharkAddress } from "./request";
-import { type Saving, save } from "./save";
 import { Refusal, askJson, dial } from "./service";
-import { plural, readable, short } from "./text";
+import { plural, readable } from "./text";
 import type { Source } from "./worker/messages";
 
 /** How long somebody has to rest from typing before a filter is held against the service, in milliseconds. */
@@ -16,6 +16,7 @@ const COMMON = ["tcp", "udp port 53", "icmp or icmp6", "arp", "tcp port 80 or tc
 interface Props {
   targets: Target[];
   wish: Wish;
+  files: Files;
   onWish: (wish: Wish) => void;
   onWatch: (source: Source) => void;
   onClose: () => void;
@@ -43,11 +44,9 @@ function useFilterError(filter: string): string | undefined {
   return error;
 }
 
-export function Capture({ targets, wish, onWish, onWatch, onClose }: Props) {
+export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [copied, setCopied] = useState("");
-  const [saving, setSaving] = useState<Saving>();
-  const stop = useRef<(() => void) | undefined>(undefined);
   const error = useFilterError(wish.filter);
   const names = [...new Set(targets.flatMap((target) => target["network-interfaces"].map((link) => link.name)))];
   const set = (part: Partial<Wish>) => onWish({ ...wish, ...part });
@@ -55,14 +54,6 @@ export function Capture({ targets, wish, onWish, onWatch, onClose }: Props) {
   useEffect(() => dialog.current?.showModal(), []);
 
   const watch = () => onWatch({ name: nameOf(targets), ...dial(pathOf(targets, wish)) });
-  const saveIt = async () => {
-    try {
-      stop.current = await save(targets, wish, setSaving);
-    } catch (given) {
-      // Whoever does not say where it is to go does not want it.
-      if ((given as Error).name !== "AbortError") setSaving({ name: nameOf(targets), bytes: 0, end: (given as Error).message, isRefused: true });
-    }
-  };
   const copy = async (what: string, text: string) => {
     try {
       await navigator.clipboard.writeText(text);
@@ -73,7 +64,6 @@ export function Capture({ targets, wish, onWish, onWatch, onClose }: Props) {
   };
   const toggle = (name: string) =>
     set({ interfaces: wish.interfaces.includes(name) ? wish.interfaces.filter((one) => one !== name) : [...wish.interfaces, name] });
-  const isRunning = saving !== undefined && saving.end === undefined;
   const limit = (name: "packets" | "duration" | "bytes" | "snaplen", label: string, hint: string) => (
     <label>
       {label} <input size={8} value={wish[name]} placeholder={hint} onInput={(event) => set({ [name]: event.currentTarget.value })} />
@@ -129,19 +119,14 @@ export function Capture({ targets, wish, onWish, onWatch, onClose }: Props) {
       </fieldset>
       <div class="bar">
         <button type="button" class="main" disabled={error !== undefined} onClick={watch}>Watch here</button>
-        <button type="button" disabled={error !== undefined || isRunning} onClick={saveIt}>Save</button>
+        <button type="button" disabled={error !== undefined} onClick={() => files.begin(targets, wish)}>Save</button>
         <a class="button" href={wiresharkAddress(targets, wish)}>Open in Wireshark</a>
         <button type="button" onClick={() => copy("the command", command(targets, wish))}>Copy as command</button>
         <button type="button" onClick={() => copy("the call of curl", curl(targets, wish))}>Copy for curl</button>
         <button type="button" onClick={() => dialog.current?.close()}>Close</button>
       </div>
       <p role="status" class="copied">{copied}</p>
-      {saving && (
-        <p role="status" class={saving.isRefused ? "error saving" : "saving"}>
-          {readable(saving.name)}: {short(saving.bytes)}B{saving.end !== undefined && `, ${readable(saving.end)}`}
-        </p>
-      )}
-      {isRunning && <button type="button" onClick={() => stop.current?.()}>Stop and finish the file</button>}
+      <FileList files={files} />
     </dialog>
   );
 }

@@ -5,6 +5,7 @@ import { useEffect, useState } from "preact/hooks";
 import { Capture } from "./capture";
 import { Captures } from "./captures";
 import { ahead } from "./clock";
+import { FileList, useFiles } from "./files";
 import { useLive } from "./live";
 import { type Target, called, keyOf } from "./model";
 import "./page.css";
@@ -66,6 +67,8 @@ function ByName({ why, onCapture }: { why: string; onCapture: (name: string) => 
   );
 }
 
+const FINISHES = "Captures that are being saved end with this, and their files are finished. Go on?";
+
 const LOSES = "The packets that are watched have not been saved, and are lost with this. Go on?";
 
 /** What is said where this computer's clock is another than the service's. */
@@ -115,12 +118,14 @@ function App() {
   const [isUnsaved, setUnsaved] = useState(false);
   const wanted = useView();
   const view = wanted === "watch" && !watched ? "targets" : wanted;
-  useQuestion(isUnsaved);
+  const files = useFiles();
+  useQuestion(isUnsaved || files.isRunning);
   const live = useLive(session);
   const { trouble, list } = live;
   const refused = trouble instanceof Refusal ? trouble.status : undefined;
   const isUnknown = refused === 401;
   const targets = typed ? [typed] : (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
+  const isOpen = isCapturing && targets.length > 0;
   const watch = (source: Source) => {
     if (!mayLose()) return;
     endCapturing();
@@ -140,8 +145,9 @@ function App() {
   };
   const leave = () => {
     // Whoever comes next is shown nothing of it.
-    if (!mayLose()) return;
+    if (!mayLose() || (files.isRunning && !confirm(FINISHES))) return;
     close();
+    files.leave();
     signOut();
     setSession(session + 1);
   };
@@ -160,6 +166,7 @@ function App() {
       <main>
         <p class="trouble" role="alert">{trouble && !isUnknown && refused !== 403 && `${readable(trouble.message)}: trying again …`}</p>
         <Clock />
+        {!isOpen && <FileList files={files} />}
         {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
         {view === "captures" && !isUnknown && <Captures session={session} />}
         {view === "targets" && refused === 403 && (
@@ -178,8 +185,8 @@ function App() {
         {watched && (
           <Watch key={watched.number} source={watched.source} isShown={view === "watch"} onUnsaved={setUnsaved} onClose={() => mayLose() && close()} />
         )}
-        {isCapturing && targets.length > 0 && (
-          <Capture targets={targets} wish={wish} onWish={setWish} onWatch={watch} onClose={endCapturing} />
+        {isOpen && (
+          <Capture targets={targets} wish={wish} files={files} onWish={setWish} onWatch={watch} onClose={endCapturing} />
         )}
       </main>
     </>

@@ -99,6 +99,48 @@ fn a_capture_is_saved_whole() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A file is told of until it is finished, whatever is looked at, and is not given up unasked.
+#[test]
+fn a_file_that_is_being_saved_is_never_out_of_sight() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.script("delete window.showSaveFilePicker; delete Window.prototype.showSaveFilePicker")?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Save")?;
+    let runs = "return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)";
+    browser.wait_for(runs)?;
+    let is_asked = || {
+        browser.script(
+            "const leaving = new Event('beforeunload', { cancelable: true }); dispatchEvent(leaving); return leaving.defaultPrevented",
+        )
+    };
+    browser.press("Close")?;
+    browser.wait_for(&format!(
+        "return !document.querySelector('dialog') && (() => {{ {runs} }})()"
+    ))?;
+    assert_eq!(is_asked()?, true);
+    browser.click("//a[.='Captures']")?;
+    browser.wait_for("return document.querySelector('.captures') && document.querySelector('.saving')")?;
+    send(web.pid(), 4711, 7, b"x")?;
+    browser.press("Stop and finish the file")?;
+    browser
+        .wait_for("return document.querySelector('.saving').innerText.includes('stopped by the client')")?;
+    let saved = fields(&browser.downloaded()?)?;
+    assert_eq!(
+        saved
+            .iter()
+            .filter(|line| line.contains("\t43\t4711\tlo"))
+            .count(),
+        7
+    );
+    assert_eq!(is_asked()?, false);
+    browser.press("Dismiss")?;
+    browser.wait_for("return !document.querySelector('.saving')")?;
+    browser.check_console()
+}
+
 /// Into a file that the browser has been given, and what is handed over to other programs.
 #[test]
 fn captures_are_handed_over() -> anyhow::Result<()> {
@@ -298,7 +340,26 @@ fn refusals_and_faulty_filters_are_told_at_their_place() -> anyhow::Result<()> {
     server.wait_for_log("reason=")?;
     let sentence = told.split_once(": ").context("no sentence")?.1;
     ensure!(server.log().contains(sentence), "{told}\n{}", server.log());
-    Ok(())
+
+    // The same for a file, of which nothing is left where it was to be.
+    browser.script(
+        "window.showSaveFilePicker = async () => { const root = await navigator.storage.getDirectory(); \
+         return root.getFileHandle('refused', { create: true }) }",
+    )?;
+    browser.click("//a[.='Targets']")?;
+    browser.press("Capture 1 target")?;
+    browser.press("Save")?;
+    let told = browser.wait_for("return document.querySelector('.saving.error')?.innerText")?;
+    ensure!(
+        told.as_str().is_some_and(|told| told.contains(sentence)),
+        "{told}"
+    );
+    browser.script(
+        "(async () => { const names = []; for await (const name of (await navigator.storage.getDirectory()).keys()) names.push(name); \
+         window.names_ = names })()",
+    )?;
+    assert_eq!(browser.wait_for("return window.names_")?, json!([]));
+    browser.check_console()
 }
 
 #[test]
