@@ -47,9 +47,30 @@ export function Rows(props: Props) {
   const first = Math.max(0, Math.min(count - 1, Math.floor(place / height)) - MARGIN);
   const last = Math.min(count, Math.ceil(place / height) + seen + MARGIN);
 
+  /** Where a row begins in the element. */
+  const placeOf = (at: number) => (at * height) / scale;
+  const reveal = (at: number) => {
+    const element = box.current;
+    if (!element) return;
+    const begin = placeOf(at);
+    // The names of the columns stand above.
+    const end = begin + 2 * height - element.clientHeight;
+    if (begin < element.scrollTop) element.scrollTop = begin;
+    else if (end > element.scrollTop) element.scrollTop = end;
+  };
+  /** As they were drawn last. */
+  const latest = useRef({ active, seen, placeOf, reveal });
+  latest.current = { active, seen, placeOf, reveal };
+
   useEffect(() => {
     const element = box.current!;
-    const measure = () => setSeen(Math.max(1, Math.ceil(element.clientHeight / height)));
+    const measure = () => {
+      const { active, seen, placeOf, reveal } = latest.current;
+      const from = placeOf(active) - element.scrollTop;
+      setSeen(Math.max(1, Math.ceil(element.clientHeight / height)));
+      // What somebody looks at stays in sight where there is less room, as for the details of a packet.
+      if (active >= 0 && from >= 0 && from <= seen * height) reveal(active);
+    };
     const observer = new ResizeObserver(measure);
     observer.observe(element);
     measure();
@@ -64,13 +85,7 @@ export function Rows(props: Props) {
     const at = Math.max(0, Math.min(count - 1, to));
     onActive(at);
     if (follows && at < count - 1) props.onFollow?.(false);
-    const element = box.current!;
-    const lowest = (at * height) / scale;
-    const header = height;
-    if (lowest < element.scrollTop) element.scrollTop = lowest;
-    else if (lowest + height > element.scrollTop + element.clientHeight - header) {
-      element.scrollTop = lowest + height - element.clientHeight + header;
-    }
+    reveal(at);
   };
   const onKey = (event: KeyboardEvent) => {
     const page = Math.max(1, seen - 2);

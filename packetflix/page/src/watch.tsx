@@ -42,14 +42,15 @@ interface Props {
 export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   const worker = useRef<Worker | undefined>(undefined);
   const [status, setStatus] = useState(NOTHING);
-  const [rows, setRows] = useState<{ from: number; rows: Row[] }>({ from: 0, rows: [] });
+  const [rows, setRows] = useState<{ from: number; gone: number; rows: Row[] }>({ from: 0, gone: 0, rows: [] });
   const [detail, setDetail] = useState<Detail>();
   const [conversations, setConversations] = useState<{ rows: ConversationRow[]; forgotten: number }>();
   const [ended, setEnded] = useState<Ended>();
   const [hasBegun, setBegun] = useState(false);
   const [filter, setFilter] = useState("");
   const [filterError, setFilterError] = useState<string>();
-  const [active, setActive] = useState(-1);
+  /** Counted from the first row that there ever was: others go away before it. */
+  const [active, setActive] = useState<number>();
   const [follows, setFollows] = useState(true);
   const [isPaused, setPaused] = useState(false);
   const [view, setView] = useState<"packets" | "conversations" | "rates">("packets");
@@ -107,9 +108,10 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   }, [view]);
 
   const choose = (at: number) => {
-    setActive(at);
+    const row = rows.gone + at;
+    setActive(row);
     setFollows(false);
-    tell({ do: "detail", row: at });
+    tell({ do: "detail", row });
   };
   const known = useMemo(() => new Map(rows.rows.map((row, index) => [rows.from + index, row])), [rows]);
 
@@ -128,7 +130,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
             aria-describedby="show-error"
             onInput={(event) => {
               setFilter(event.currentTarget.value);
-              setActive(-1);
+              setActive(undefined);
             }}
           />
         </label>
@@ -168,7 +170,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
             count={status.count}
             height={ROW}
             columns={9}
-            active={active}
+            active={active === undefined ? -1 : Math.max(-1, active - rows.gone)}
             onActive={choose}
             follows={follows && !isPaused}
             isShown={isShown}

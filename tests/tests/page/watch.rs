@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use packetflix_tests::{
     engine::FakeEngine,
     folder::Folder,
     generator::{Generator, Plan},
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     process::Sleeper,
     server::{Server, wait_until},
     slow::SlowLink,
@@ -314,6 +315,71 @@ fn slow_connections_lose_packets_and_the_page_goes_on() -> anyhow::Result<()> {
     let (total, lost) = (total(&browser)?, lost(&browser)?);
     assert_eq!(total + lost, sent.packets, "{lost} lost");
     browser.check_console()
+}
+
+/// The window has its bound. What goes out of it takes nothing else with it: a packet that was chosen stays the one that is chosen.
+#[test]
+fn the_window_is_bounded() -> anyhow::Result<()> {
+    const FIRST: u64 = 30_000;
+    const THEN: u64 = 25_000;
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &here.path().display().to_string())?;
+    browser.type_into("//label[@class='filter']/input", "udp port 9")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let plan = |packets| Plan {
+        interface: "va".to_owned(),
+        to_mac: [0xff; 6],
+        addresses: [[10, 9, 1, 1].into(), [10, 9, 1, 2].into()],
+        packets,
+        lens: vec![1400],
+        rate: Some(10_000.0),
+        is_irregular: false,
+        select_each: None,
+    };
+    let told = "const row = document.querySelector('.row.active'); return row && row.querySelector('.time') && \
+                { id: row.id, time: row.querySelector('.time').innerText, lost: row.innerText.includes('dropped') }";
+    Generator::start(&here, &plan(FIRST))?.finish()?;
+    wait_for_total(&browser, FIRST)?;
+    browser.type_into("//div[@role='grid']", "\u{e010}")?;
+    let chosen = browser.wait_for(told)?;
+    assert_eq!(chosen["id"], format!("packets-{}", FIRST - 1));
+    browser.wait_for_text("destination port: 9")?;
+    Generator::start(&here, &plan(THEN))?.finish()?;
+    wait_for_total(&browser, FIRST + THEN)?;
+    let gone = browser.wait_for(
+        "return document.querySelector('.status').innerText.match(/the first ([\\d,]+) are no longer/)?.[1].replaceAll(',', '')",
+    )?;
+    let gone: u64 = gone.as_str().context("no number")?.parse()?;
+    ensure!((5000..FIRST).contains(&gone), "{gone} are gone");
+    // Up and down again leads back to the same.
+    browser.type_into("//div[@role='grid']", "\u{e013}\u{e015}")?;
+    let still = browser.wait_for(told)?;
+    assert_eq!(still["id"], format!("packets-{}", FIRST - 1 - gone));
+    assert_eq!(still["time"], chosen["time"]);
+    // Under a filter rows go as packets do.
+    browser.type_into("//input[@type='search']", "port:9")?;
+    browser.wait_for_text(&format!("{} shown", with_commas(FIRST + THEN - gone)))?;
+    browser.press("Stop")?;
+    browser.wait_for_text("stopped by the client")?;
+    browser.press("Save what is here")?;
+    let saved = browser.downloaded()?;
+    let count = output_of(
+        Command::new("capinfos")
+            .args(["-c", "-M", "-T", "-r"])
+            .arg(&saved),
+    )?;
+    let count: u64 = count.trim().rsplit('\t').next().context("no number")?.parse()?;
+    assert_eq!(count, total(&browser)? - gone);
+    ensure!(std::fs::metadata(&saved)?.len() <= 64 << 20);
+    browser.check_console()
+}
+
+fn with_commas(number: u64) -> String {
+    format!("{},{:03}", number / 1000, number % 1000)
 }
 
 #[test]

@@ -27,6 +27,8 @@ let filter: ((seen: Seen) => boolean) | undefined;
 /** Numbers of the packets that the filter lets through, and of the next that it is to be asked about. */
 let matches: number[] = [];
 let asked = 0;
+/** How many matches were given up with their packets. */
+let gone = 0;
 /** Up to which packet the page is shown any, if it is paused. */
 let paused: number | undefined;
 let wanted = { from: 0, to: 0 };
@@ -43,8 +45,14 @@ function rowCount(): number {
   return filter ? matches.length : Math.max(0, shown() - window.first);
 }
 
+/** How many rows there were before the first that there is. */
+function goneRows(): number {
+  return filter ? gone : window.first;
+}
+
+/** The packet of a row, counted from the first row that there ever was. */
 function numberOf(row: number): number | undefined {
-  return filter ? matches[row] : window.first + row;
+  return filter ? matches[row - gone] : row;
 }
 
 function start(message: Extract<ToWorker, { do: "start" }>): void {
@@ -160,11 +168,11 @@ function tellRows(): void {
   const to = Math.min(wanted.to, rowCount(), wanted.from + MOST_ROWS);
   const rows: Row[] = [];
   for (let row = wanted.from; row < to; row += 1) {
-    const number = numberOf(row);
+    const number = numberOf(goneRows() + row);
     const told = number === undefined ? undefined : rowOf(number);
     if (told) rows.push(told);
   }
-  tell({ is: "rows", from: wanted.from, rows });
+  tell({ is: "rows", from: wanted.from, gone: goneRows(), rows });
 }
 
 function tellStatus(): void {
@@ -191,9 +199,8 @@ function catchUp(): void {
     asked += 1;
     if (asked % 64 === 0 && performance.now() > until) break;
   }
-  const gone = matches.findIndex((number) => number >= window.first);
-  if (gone > 0) matches.splice(0, gone);
-  else if (gone < 0) matches.length = 0;
+  const first = matches.findIndex((number) => number >= window.first);
+  gone += matches.splice(0, first < 0 ? matches.length : first).length;
 }
 
 function setFilter(expression: string): void {
@@ -203,6 +210,7 @@ function setFilter(expression: string): void {
   if (isError) return;
   filter = parsed;
   matches = [];
+  gone = 0;
   asked = window.first;
 }
 

@@ -15,7 +15,9 @@ export type ToWorker =
   | { do: "stop" }
   | { do: "filter"; expression: string }
   | { do: "pause"; isPaused: boolean }
+  /** Those of the rows that there are. */
   | { do: "rows"; from: number; to: number }
+  /** Counted from the first row that there ever was under the filter. */
   | { do: "detail"; row: number }
   | { do: "conversations" }
   | { do: "save" };
@@ -83,7 +85,8 @@ export interface Status {
 
 export type FromWorker =
   | ({ is: "status" } & Status)
-  | { is: "rows"; from: number; rows: Row[] }
+  /** `gone`: how many there were before the first that there is. */
+  | { is: "rows"; from: number; gone: number; rows: Row[] }
   | { is: "detail"; detail: Detail | undefined }
   | { is: "conversations"; conversations: ConversationRow[]; forgotten: number }
   | { is: "filter"; error: string | undefined }
