@@ -120,6 +120,10 @@ function App() {
   const view = wanted === "watch" && !watched ? "targets" : wanted;
   const files = useFiles();
   useQuestion(isUnsaved || files.isRunning);
+  useEffect(() => {
+    // What had it may be gone.
+    if (document.activeElement === document.body) document.querySelector<HTMLElement>("main")!.focus();
+  }, [view]);
   const live = useLive(session);
   const { trouble, list } = live;
   const refused = trouble instanceof Refusal ? trouble.status : undefined;
@@ -163,7 +167,7 @@ function App() {
         <span class="node"><bdi>{list && readable(list["node-name"])}</bdi></span>
         {hasToken() && !isUnknown && <button type="button" onClick={leave}>Sign out</button>}
       </header>
-      <main>
+      <main tabIndex={-1}>
         <p class="trouble" role="alert">{trouble && !isUnknown && refused !== 403 && `${readable(trouble.message)}: trying again …`}</p>
         <Clock />
         {!isOpen && <FileList files={files} />}

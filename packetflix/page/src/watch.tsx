@@ -41,6 +41,7 @@ interface Props {
 
 export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   const worker = useRef<Worker | undefined>(undefined);
+  const section = useRef<HTMLElement>(null);
   const [status, setStatus] = useState(NOTHING);
   const [rows, setRows] = useState<{ from: number; gone: number; rows: Row[] }>({ from: 0, gone: 0, rows: [] });
   const [detail, setDetail] = useState<Detail>();
@@ -95,6 +96,10 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
     tell({ do: "start", source, most: WINDOW });
     return () => started.terminate();
   }, [source]);
+  useEffect(() => {
+    // What had the focus is gone with the window in which this was asked for.
+    if (isShown && document.activeElement === document.body) section.current!.querySelector<HTMLElement>(".rows")?.focus();
+  }, [isShown]);
   const isUnsaved = status.total > saved;
   useEffect(() => onUnsaved(isUnsaved), [isUnsaved]);
   useEffect(() => tell({ do: "filter", expression: filter }), [filter]);
@@ -116,7 +121,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   const known = useMemo(() => new Map(rows.rows.map((row, index) => [rows.from + index, row])), [rows]);
 
   return (
-    <section class="watch" aria-label="Watch" hidden={!isShown}>
+    <section ref={section} class="watch" aria-label="Watch" hidden={!isShown}>
       <div class="bar">
         <button type="button" onClick={onClose}>Close watch</button>
         <label class="grow">

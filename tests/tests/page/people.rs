@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::ensure;
 use packetflix_tests::{
-    browser::{Browser, DOWN},
+    browser::{Browser, DOWN, ENTER, TAB},
     engine::FakeEngine,
     folder::Folder,
     namespace::{Namespace, inside},
@@ -28,38 +28,138 @@ fn nobody_is_kept_out() -> anyhow::Result<()> {
     let web = Sleeper::unshared_as("web", &[])?;
     let server = Server::start(&[])?;
     let browser = Browser::start()?;
-    let check = |what: &str| {
-        let found = browser.barriers()?;
-        ensure!(found.is_empty(), "{what}: {found:#?}");
-        anyhow::Ok(())
-    };
     for is_dark in [false, true] {
         browser.set_dark(is_dark)?;
-        browser.go(&url(&server))?;
-        let name = format!("web({})", web.pid());
-        search(&browser, &name)?;
-        browser.wait_for_text(&name)?;
-        check("targets")?;
-        choose(&browser, &name)?;
-        check("capture")?;
-        browser.press("Watch here")?;
-        browser.wait_for(BEGUN)?;
-        send(web.pid(), 4711, 20, b"x")?;
-        wait_for_total(&browser, 20)?;
-        // By keys alone.
-        browser.type_into("//div[@role='grid']", DOWN)?;
-        browser.wait_for_text("destination port")?;
-        check("watch")?;
-        browser.press("conversations")?;
-        browser.wait_for_text("round trip")?;
-        check("conversations")?;
-        browser.press("rates")?;
-        check("rates")?;
-        browser.click("//a[.='Captures']")?;
-        browser.wait_for("return document.querySelector('.captures')")?;
-        check("captures")?;
+        for_each_view(&server, &browser, &web, |what| {
+            let found = browser.barriers()?;
+            ensure!(found.is_empty(), "{what}: {found:#?}");
+            Ok(())
+        })?;
     }
     Ok(())
+}
+
+/// In a window as narrow as a large one at four times its size (WCAG 2.2, success criterion 1.4.10), nothing but lists and tables
+/// has to be moved sideways, and nothing is out of reach.
+#[test]
+fn narrow_windows_show_all() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.shrink(320, 640)?;
+    let outside = "const least = [...document.querySelectorAll('dialog')].at(-1) ?? document.body; \
+                   const isIn = one => { const box = one.getBoundingClientRect(); return box.width === 0 || (box.left >= 0 && box.right <= innerWidth) }; \
+                   const moves = one => one.closest('.rows, .conversations, .scrolled, .layers, .bytes, .hidden'); \
+                   return [...least.querySelectorAll('button, a, input, select, p, li, label, h1, h2')] \
+                   .filter(one => !moves(one) && !isIn(one)).map(one => one.outerHTML)";
+    for_each_view(&server, &browser, &web, |what| {
+        let width = browser.script("return [innerWidth, document.documentElement.scrollWidth]")?;
+        assert_eq!(width, serde_json::json!([320, 320]), "{what}");
+        let found = browser.script(outside)?;
+        assert_eq!(found, serde_json::json!([]), "{what}");
+        let found = browser.barriers()?;
+        ensure!(found.is_empty(), "{what}: {found:#?}");
+        Ok(())
+    })
+}
+
+/// Goes through all that the page shows.
+fn for_each_view(
+    server: &Server,
+    browser: &Browser,
+    web: &Sleeper,
+    check: impl Fn(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    browser.go(&url(server))?;
+    let name = format!("web({})", web.pid());
+    search(browser, &name)?;
+    browser.wait_for_text(&name)?;
+    check("targets")?;
+    choose(browser, &name)?;
+    check("capture")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 20, b"x")?;
+    wait_for_total(browser, 20)?;
+    browser.type_into("//div[@role='grid']", DOWN)?;
+    browser.wait_for_text("destination port")?;
+    check("watch")?;
+    browser.press("conversations")?;
+    browser.wait_for_text("round trip")?;
+    check("conversations")?;
+    browser.press("rates")?;
+    check("rates")?;
+    browser.click("//a[.='Captures']")?;
+    browser.wait_for("return document.querySelector('.captures td')")?;
+    check("captures")?;
+    // It is asked whether what was watched is to be lost.
+    browser
+        .script("window.addEventListener('beforeunload', event => event.stopImmediatePropagation(), true)")?;
+    Ok(())
+}
+
+/// From the list to a file, by keys alone, as they go to whatever has the focus.
+#[test]
+fn everything_is_done_by_keys() -> anyhow::Result<()> {
+    const END: &str = "\u{e010}";
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.wait_for("return document.querySelector('.row')")?;
+    let has_focus = |what: &str| {
+        let text = serde_json::json!(what);
+        // What is no selector is the text of a button.
+        let is = match what.starts_with(['.', '[']) {
+            true => format!("matches({text})"),
+            false => format!("innerText === {text}"),
+        };
+        anyhow::Ok(browser.script(&format!("return document.activeElement.{is}"))? == true)
+    };
+    let tab_to = |what: &str| {
+        for _ in 0..40 {
+            if has_focus(what)? {
+                return Ok(());
+            }
+            browser.keys(TAB)?;
+        }
+        anyhow::bail!("{what} is not reached by Tab")
+    };
+    let name = format!("web({})", web.pid());
+    tab_to("[type=search]")?;
+    browser.keys(&name)?;
+    browser.wait_for_text("1 target of")?;
+    tab_to(".targets")?;
+    browser.keys(END)?;
+    browser.keys(ENTER)?;
+    browser.wait_for("return document.querySelector('dialog:modal')")?;
+    // Whoever goes back is where they were.
+    browser.keys("\u{e00c}")?;
+    browser.wait_for("return !document.querySelector('dialog')")?;
+    ensure!(has_focus(".targets")?);
+    browser.keys(ENTER)?;
+    browser.wait_for("return document.querySelector('dialog:modal')")?;
+    tab_to("[list=common-filters]")?;
+    browser.keys("udp port 4711")?;
+    tab_to("Watch here")?;
+    browser.keys(ENTER)?;
+    browser.wait_for(BEGUN)?;
+    browser.wait_for("return document.activeElement.matches('.packets')")?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.keys(END)?;
+    browser.wait_for_text("destination port: 4711")?;
+    tab_to(".field")?;
+    browser.wait_for("return document.querySelector('.byte.marked')")?;
+    for what in ["Stop", "Save what is here", "Close watch"] {
+        tab_to(what)?;
+        browser.keys(" ")?;
+    }
+    browser.downloaded()?;
+    browser.wait_for("return document.querySelector('.targets-view')")?;
+    // It is not begun at the top of everything again.
+    browser.wait_for("return document.activeElement.matches('main')")?;
+    browser.check_console()
 }
 
 /// The pictures of the documents, which are made anew where `UPDATE_DOCS` says so.
