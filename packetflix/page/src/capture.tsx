@@ -48,10 +48,16 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
   const dialog = useRef<HTMLDialogElement>(null);
   const [copied, setCopied] = useState("");
   const error = useFilterError(wish.filter);
-  const names = [...new Set(targets.flatMap((target) => target["network-interfaces"].map((link) => link.name)))];
+  const there = targets.flatMap((target) => target["network-interfaces"].map((link) => link.name));
+  // One that has gone meanwhile is asked for still, and can be seen to be.
+  const names = [...new Set([...there, ...wish.interfaces])];
   const set = (part: Partial<Wish>) => onWish({ ...wish, ...part });
 
-  useEffect(() => dialog.current?.showModal(), []);
+  useEffect(() => {
+    // What other targets had was meant for these.
+    set({ interfaces: wish.interfaces.filter((name) => there.includes(name)) });
+    dialog.current?.showModal();
+  }, []);
 
   const watch = () => onWatch({ name: nameOf(targets), ...dial(pathOf(targets, wish)) });
   const copy = async (what: string, text: string) => {

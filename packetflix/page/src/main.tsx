@@ -11,7 +11,7 @@ import { type Target, called, keyOf } from "./model";
 import "./page.css";
 import { ANYTHING } from "./request";
 import { Refusal, hasToken, signIn, signOut } from "./service";
-import { Targets } from "./targets";
+import { type Look, Targets } from "./targets";
 import { age, readable } from "./text";
 import { Watch } from "./watch";
 import type { Source } from "./worker/messages";
@@ -110,6 +110,7 @@ function SignIn({ why, onSign }: { why: string; onSign: () => void }) {
 
 function App() {
   const [session, setSession] = useState(0);
+  const [look, setLook] = useState<Look>({ search: "", grouping: "engine" });
   const [chosen, setChosen] = useState(new Set<string>());
   const [isCapturing, setCapturing] = useState(false);
   const [typed, setTyped] = useState<Target>();
@@ -183,7 +184,7 @@ function App() {
           />
         )}
         {view === "targets" && !isUnknown && refused !== 403 && (
-          <Targets live={live} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />
+          <Targets live={live} look={look} onLook={setLook} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />
         )}
         {/* It goes on while something else is looked at, and what was captured is there, whoever may capture more. */}
         {watched && (

@@ -6,6 +6,12 @@ import { type Target, addressesOf, fullName, keyOf } from "./model";
 import { Rows } from "./rows";
 import { age, plural, readable, short } from "./text";
 
+/** How the list is looked at. */
+export interface Look {
+  search: string;
+  grouping: Grouping;
+}
+
 type Grouping = "engine" | "pod" | "compose" | "none";
 
 type Line = { group: string; count: number } | { target: Target };
@@ -58,7 +64,9 @@ function linesOf(targets: Target[], searched: string[], words: Map<Target, strin
     const text = words.get(target)!;
     if (!searched.every((word) => text.includes(word))) continue;
     const group = groupOf(target, grouping);
-    groups.set(group, [...(groups.get(group) ?? []), target]);
+    const members = groups.get(group);
+    if (members) members.push(target);
+    else groups.set(group, [target]);
   }
   const lines: Line[] = [];
   for (const [group, members] of [...groups].sort(([one], [other]) => one.localeCompare(other))) {
@@ -81,14 +89,15 @@ function Sparkline({ values }: { values: number[] }) {
 
 interface Props {
   live: Live;
+  look: Look;
+  onLook: (look: Look) => void;
   chosen: Set<string>;
   onChoose: (chosen: Set<string>) => void;
   onCapture: () => void;
 }
 
-export function Targets({ live, chosen, onChoose, onCapture }: Props) {
-  const [search, setSearch] = useState("");
-  const [grouping, setGrouping] = useState<Grouping>("engine");
+export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Props) {
+  const { search, grouping } = look;
   const [active, setActive] = useState(0);
   const targets = live.list?.targets ?? [];
   const words = useMemo(() => new Map(targets.map((target) => [target, wordsOf(target)])), [targets]);
@@ -97,6 +106,8 @@ export function Targets({ live, chosen, onChoose, onCapture }: Props) {
     () => linesOf(targets, searched, words, grouping),
     [targets, words, grouping, searched.join(" ")],
   );
+  // Those that are there still.
+  const count = targets.reduce((count, target) => count + (chosen.has(keyOf(target)) ? 1 : 0), 0);
   const found = lines.reduce((count, line) => count + ("target" in line ? 1 : 0), 0);
 
   const toggle = (at: number) => {
@@ -134,22 +145,22 @@ export function Targets({ live, chosen, onChoose, onCapture }: Props) {
             value={search}
             placeholder="name, image, address, label=value …"
             onInput={(event) => {
-              setSearch(event.currentTarget.value);
+              onLook({ ...look, search: event.currentTarget.value });
               setActive(0);
             }}
           />
         </label>
         <label>
           Group by{" "}
-          <select value={grouping} onChange={(event) => setGrouping(event.currentTarget.value as Grouping)}>
+          <select value={grouping} onChange={(event) => onLook({ ...look, grouping: event.currentTarget.value as Grouping })}>
             <option value="engine">engine</option>
             <option value="pod">pod</option>
             <option value="compose">compose project</option>
             <option value="none">nothing</option>
           </select>
         </label>
-        <button type="button" class="main" disabled={chosen.size === 0} onClick={onCapture}>
-          Capture {chosen.size > 0 ? plural(chosen.size, "target") : "…"}
+        <button type="button" class="main" disabled={count === 0} onClick={onCapture}>
+          Capture {count > 0 ? plural(count, "target") : "…"}
         </button>
         <span class="count" role="status">
           {live.list ? `${plural(found, "target")} of ${targets.length.toLocaleString("en")}` : "looking for targets …"}

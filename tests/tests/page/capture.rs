@@ -24,16 +24,17 @@ use serde_json::{Value, json};
 use crate::{FIELDS, choose, fields, send, url};
 
 /// A tshark that is given the same capture, by our client.
-struct BesideTshark {
+pub(crate) struct BesideTshark {
     client: Child,
     tshark: Child,
 }
 
 impl BesideTshark {
-    /// Starts it, and waits until it captures.
-    fn start(server: &Server, pid: u32) -> anyhow::Result<Self> {
+    /// Starts it with what is to be captured, and waits until it captures.
+    pub(crate) fn start(server: &Server, what: &[&str]) -> anyhow::Result<Self> {
         let mut client = Command::new(program("packetflix")?)
-            .args(["capture", &format!("pid:{pid}"), "-w", "-"])
+            .args(["capture", "-w", "-"])
+            .args(what)
             .env("PACKETFLIX_SERVER", format!("http://127.0.0.1:{}", server.port()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -55,8 +56,13 @@ impl BesideTshark {
     }
 
     /// Ends the capture, and gives what tshark has seen.
-    fn seen(mut self) -> anyhow::Result<Vec<String>> {
+    fn seen(self) -> anyhow::Result<Vec<String>> {
         kill(Pid::from_raw(i32::try_from(self.client.id())?), Signal::SIGINT)?;
+        self.rest()
+    }
+
+    /// What tshark has seen of a capture that ends by itself.
+    pub(crate) fn rest(mut self) -> anyhow::Result<Vec<String>> {
         self.client.wait()?;
         let output = self.tshark.wait_with_output()?;
         Ok(String::from_utf8(output.stdout)?
@@ -77,7 +83,7 @@ fn a_capture_is_saved_whole() -> anyhow::Result<()> {
     choose(&browser, &format!("web({})", web.pid()))?;
     browser.press("Save")?;
     browser.wait_for("return /pcapng: [1-9]/.test(document.querySelector('.saving')?.innerText)")?;
-    let beside = BesideTshark::start(&server, web.pid())?;
+    let beside = BesideTshark::start(&server, &[&format!("pid:{}", web.pid())])?;
     send(web.pid(), 4711, 200, b"x")?;
     // What the kernel has counted is in the stream when that ends.
     browser.press("Stop and finish the file")?;
@@ -209,7 +215,34 @@ fn captures_are_handed_over() -> anyhow::Result<()> {
         Ok(shell.try_wait()?.is_some())
     })?;
     assert_eq!(fields(&again)?.len(), 5, "{line}");
-    Ok(())
+
+    // So does the call of curl. Not every curl speaks WebSocket: what it would say by itself, it is told to say.
+    browser.script("delete window.copied_")?;
+    browser.press("Copy for curl")?;
+    let call = browser.wait_for("return window.copied_")?;
+    let call = call.as_str().context("no text")?;
+    let (words, address) = call.split_once(" --output ").context("no file")?;
+    let address = address.split_once(" 'ws:").context("no address")?.1;
+    let answer = folder.file("answer");
+    let line = format!(
+        "{words} --http1.1 --include --max-time 3 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
+         -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' --output {} 'http:{address}",
+        answer.display()
+    );
+    let mut shell = Command::new("sh")
+        .args(["-c", &line])
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_until(Duration::from_secs(20), || {
+        send(web.pid(), 4711, 5, b"by curl")?;
+        send(web.pid(), 4712, 5, b"not this")?;
+        Ok(shell.try_wait()?.is_some())
+    })?;
+    let answer = std::fs::read(answer)?;
+    let has = |bytes: &[u8]| answer.windows(bytes.len()).any(|part| part == bytes);
+    ensure!(answer.starts_with(b"HTTP/1.1 101 "), "{line}");
+    ensure!(has(b"by curl") && !has(b"not this"), "{line}");
+    browser.check_console()
 }
 
 /// What a command for a terminal is made of, others have called as they like.

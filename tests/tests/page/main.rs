@@ -2,6 +2,7 @@
 
 mod capture;
 mod clock;
+mod containers;
 mod decode;
 mod people;
 mod service;
