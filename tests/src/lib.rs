@@ -29,6 +29,7 @@ pub mod process;
 pub mod random;
 pub mod raw;
 pub mod recording;
+pub mod reverse_proxy;
 pub mod server;
 pub mod slow;
 pub mod traces;

@@ -1,20 +1,21 @@
 //! What is served, where, and to whom.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     browser::{Browser, ENTER},
     folder::Folder,
     namespace::output_of,
     process::Sleeper,
-    server::{Server, wait_until},
+    reverse_proxy::ReverseProxy,
+    server::Server,
     upstream::{Upstream, answer},
 };
 
 use crate::{BEGUN, choose, fields, send, total, url, wait_for_total};
 
-/// What is at the page's paths, whoever asks, also behind a proxy that has put a path before them.
+/// What is at the page's paths, whoever asks.
 #[test]
 fn the_page_is_served_whole_from_here() -> anyhow::Result<()> {
     let server = Server::start(&[])?;
@@ -42,56 +43,72 @@ fn the_page_is_served_whole_from_here() -> anyhow::Result<()> {
     let (head, _) = server.ask("GET /ui HTTP/1.1")?;
     assert_eq!((head.status()?, head.values("location")), (308, vec!["ui/"]));
 
-    // A proxy's path is the page's to find.
-    let port = server.port();
-    let proxy = Upstream::start(move |head, stream| {
-        let path = head.line.split(' ').nth(1).unwrap_or_default();
-        let Some(path) = path.strip_prefix("/edge/shark") else {
-            return answer(&stream, "404 Not Found", "", "");
-        };
-        let kind = match path.rsplit('.').next() {
-            Some("js") => "text/javascript",
-            Some("css") => "text/css",
-            _ => "text/html",
-        };
-        let at = format!("http://127.0.0.1:{port}{path}");
-        let body = output_of(Command::new("curl").args(["--silent", "--max-time", "3", &at]));
-        answer(
-            &stream,
-            "200 OK",
-            &format!("Content-Type: {kind}\r\n"),
-            &body.unwrap_or_default(),
-        )
-    })?;
-    let browser = Browser::start()?;
-    for path in ["/edge/shark/", "/edge/shark/ui/"] {
-        let asked = || {
-            let heads = proxy.heads();
-            let rates = heads
-                .iter()
-                .filter(|head| head.line.starts_with("GET /edge/shark/rates "));
-            rates.count()
-        };
-        let before = asked();
-        browser.go(&format!("http://127.0.0.1:{}{path}", proxy.port()))?;
-        browser.wait_for("return document.querySelector('h1')")?;
-        wait_until(Duration::from_secs(10), || Ok(asked() > before))?;
-    }
     Ok(())
 }
 
-/// With `--proxy-discovery`, what is at `/` is the discovery service's.
+/// Behind a path that a reverse proxy has put before the service's, and beside a discovery service, to which all of `/` belongs
+/// but the page's folder: the page finds the service, looks into a container, and hands over what leads there.
 #[test]
-fn beside_a_discovery_service_the_page_is_in_its_folder() -> anyhow::Result<()> {
-    let upstream = Upstream::start(|_, stream| answer(&stream, "200 OK", "", "GhostWire"))?;
-    let port = upstream.port().to_string();
-    let server = Server::start(&["--proxy-discovery", "--gw-port", &port])?;
-    let (_, body) = server.ask("GET / HTTP/1.1")?;
+fn the_page_finds_the_service_behind_any_path() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let discovery = Upstream::start(|_, stream| answer(&stream, "200 OK", "", "GhostWire"))?;
+    let port = discovery.port().to_string();
+    let (alone, beside) = (
+        Server::start(&[])?,
+        Server::start(&["--proxy-discovery", "--gw-port", &port])?,
+    );
+    let (_, body) = beside.ask("GET / HTTP/1.1")?;
     assert_eq!(body, b"GhostWire");
+    let behind = |server: &Server| ReverseProxy::to(server.port(), "/edge/shark");
+    let (alone_behind, beside_behind) = (behind(&alone)?, behind(&beside)?);
     let browser = Browser::start()?;
-    browser.go(&format!("{}ui/", url(&server)))?;
-    browser.wait_for_text("(1)")?;
-    browser.check_console()
+    let name = format!("web({})", web.pid());
+    for (port, path) in [
+        (alone.port(), "/ui/"),
+        (beside.port(), "/ui/"),
+        (alone_behind.port(), "/edge/shark/"),
+        (alone_behind.port(), "/edge/shark/ui/"),
+        (beside_behind.port(), "/edge/shark/ui/"),
+        // This leads into the folder.
+        (beside_behind.port(), "/edge/shark/ui"),
+    ] {
+        browser.go(&format!("http://127.0.0.1:{port}{path}"))?;
+        choose(&browser, &name).with_context(|| path.to_owned())?;
+        let before = format!(
+            "127.0.0.1:{port}{}",
+            path.trim_end_matches('/').trim_end_matches("/ui")
+        );
+        let address = browser.script("return document.querySelector('dialog a').href")?;
+        ensure!(
+            address
+                .as_str()
+                .is_some_and(|address| address.starts_with(&format!("packetflix:ws://{before}/capture?"))),
+            "{address}"
+        );
+        browser.script("navigator.clipboard.writeText = async text => { window.copied_ = text }")?;
+        browser.press("Copy as command")?;
+        let command = browser.wait_for("return window.copied_")?;
+        let words = format!("packetflix capture --server http://{before} ");
+        ensure!(
+            command
+                .as_str()
+                .is_some_and(|command| command.starts_with(&words)),
+            "{command}"
+        );
+        browser.press("Watch here")?;
+        browser.wait_for(BEGUN)?;
+        send(web.pid(), 4711, 5, b"x")?;
+        wait_for_total(&browser, 5)?;
+        browser.click("//a[.='Targets']")?;
+        // The rates come there, too.
+        browser.wait_for("return document.querySelector('.row .age')?.innerText")?;
+        browser.check_console()?;
+        // Nothing is to be lost that anybody misses.
+        browser.script(
+            "window.addEventListener('beforeunload', event => event.stopImmediatePropagation(), true)",
+        )?;
+    }
+    Ok(())
 }
 
 #[test]
