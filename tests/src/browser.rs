@@ -283,9 +283,7 @@ impl Browser {
     /// # Errors
     /// When it is not there, or something covers it.
     pub fn click(&self, xpath: &str) -> anyhow::Result<()> {
-        let element = self.element(xpath)?;
-        self.tell(&format!("element/{element}/click"), &json!({}))
-            .map(drop)
+        self.at_element(xpath, "click", &json!({}))
     }
 
     /// Types keys into what an XPath leads to.
@@ -293,9 +291,20 @@ impl Browser {
     /// # Errors
     /// When it is not there.
     pub fn type_into(&self, xpath: &str, keys: &str) -> anyhow::Result<()> {
-        let element = self.element(xpath)?;
-        self.tell(&format!("element/{element}/value"), &json!({ "text": keys }))
-            .map(drop)
+        self.at_element(xpath, "value", &json!({ "text": keys }))
+    }
+
+    /// Does something with what an XPath leads to; again, where that has been drawn anew meanwhile.
+    fn at_element(&self, xpath: &str, command: &str, body: &Value) -> anyhow::Result<()> {
+        let mut last = None;
+        for _ in 0..5 {
+            let element = self.element(xpath)?;
+            match self.tell(&format!("element/{element}/{command}"), body) {
+                Err(error) if error.to_string().contains("stale element") => last = Some(error),
+                done => return done.map(drop),
+            }
+        }
+        last.map_or(Ok(()), Err)
     }
 
     /// Clicks at a button of this name.

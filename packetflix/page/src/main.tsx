@@ -112,8 +112,8 @@ function App() {
   const [session, setSession] = useState(0);
   const [look, setLook] = useState<Look>({ search: "", grouping: "engine" });
   const [chosen, setChosen] = useState(new Set<string>());
-  const [isCapturing, setCapturing] = useState(false);
-  const [typed, setTyped] = useState<Target>();
+  /** What is to be captured, as it was when that was asked for. */
+  const [capturing, setCapturing] = useState<Target[]>();
   const [wish, setWish] = useState(ANYTHING);
   const [watched, setWatched] = useState<{ source: Source; number: number }>();
   const [isUnsaved, setUnsaved] = useState(false);
@@ -129,8 +129,9 @@ function App() {
   const { trouble, list } = live;
   const refused = trouble instanceof Refusal ? trouble.status : undefined;
   const isUnknown = refused === 401;
-  const targets = typed ? [typed] : (list?.targets ?? []).filter((target) => chosen.has(keyOf(target)));
-  const isOpen = isCapturing && targets.length > 0;
+  // One that has ended meanwhile is refused by the service, in its words.
+  const now = new Map(capturing && list?.targets.map((target) => [keyOf(target), target]));
+  const targets = capturing?.map((target) => now.get(keyOf(target)) ?? target);
   const watch = (source: Source) => {
     if (!mayLose()) return;
     endCapturing();
@@ -138,10 +139,7 @@ function App() {
     setWatched({ source, number: (watched?.number ?? 0) + 1 });
     location.hash = "#watch";
   };
-  const endCapturing = () => {
-    setCapturing(false);
-    setTyped(undefined);
-  };
+  const endCapturing = () => setCapturing(undefined);
   const mayLose = () => !isUnsaved || confirm(LOSES);
   const close = () => {
     setUnsaved(false);
@@ -171,26 +169,23 @@ function App() {
       <main tabIndex={-1}>
         <p class="trouble" role="alert">{trouble && !isUnknown && refused !== 403 && `${readable(trouble.message)}: trying again …`}</p>
         <Clock />
-        {!isOpen && <FileList files={files} />}
+        {!targets && <FileList files={files} />}
         {isUnknown && <SignIn why={trouble!.message} onSign={() => setSession(session + 1)} />}
         {view === "captures" && !isUnknown && <Captures session={session} />}
         {view === "targets" && refused === 403 && (
           <ByName
             why={trouble!.message}
-            onCapture={(name) => {
-              setTyped(called(name));
-              setCapturing(true);
-            }}
+            onCapture={(name) => setCapturing([called(name)])}
           />
         )}
         {view === "targets" && !isUnknown && refused !== 403 && (
-          <Targets live={live} look={look} onLook={setLook} chosen={chosen} onChoose={setChosen} onCapture={() => setCapturing(true)} />
+          <Targets live={live} look={look} onLook={setLook} chosen={chosen} onChoose={setChosen} onCapture={setCapturing} />
         )}
         {/* It goes on while something else is looked at, and what was captured is there, whoever may capture more. */}
         {watched && (
           <Watch key={watched.number} source={watched.source} isShown={view === "watch"} onUnsaved={setUnsaved} onClose={() => mayLose() && close()} />
         )}
-        {isOpen && (
+        {targets && (
           <Capture targets={targets} wish={wish} files={files} onWish={setWish} onWatch={watch} onClose={endCapturing} />
         )}
       </main>

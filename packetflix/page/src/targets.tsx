@@ -93,7 +93,7 @@ interface Props {
   onLook: (look: Look) => void;
   chosen: Set<string>;
   onChoose: (chosen: Set<string>) => void;
-  onCapture: () => void;
+  onCapture: (targets: Target[]) => void;
 }
 
 export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Props) {
@@ -107,7 +107,7 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
     [targets, words, grouping, searched.join(" ")],
   );
   // Those that are there still.
-  const count = targets.reduce((count, target) => count + (chosen.has(keyOf(target)) ? 1 : 0), 0);
+  const those = targets.filter((target) => chosen.has(keyOf(target)));
   const found = lines.reduce((count, line) => count + ("target" in line ? 1 : 0), 0);
 
   const toggle = (at: number) => {
@@ -131,7 +131,7 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
     const line = lines[at];
     if (line && "target" in line) {
       onChoose(new Set([keyOf(line.target)]));
-      onCapture();
+      onCapture([line.target]);
     }
   };
 
@@ -159,8 +159,8 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
             <option value="none">nothing</option>
           </select>
         </label>
-        <button type="button" class="main" disabled={count === 0} onClick={onCapture}>
-          Capture {count > 0 ? plural(count, "target") : "…"}
+        <button type="button" class="main" disabled={those.length === 0} onClick={() => onCapture(those)}>
+          Capture {those.length > 0 ? plural(those.length, "target") : "…"}
         </button>
         <span class="count" role="status">
           {live.list ? `${plural(found, "target")} of ${targets.length.toLocaleString("en")}` : "looking for targets …"}
