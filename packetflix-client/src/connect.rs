@@ -188,7 +188,8 @@ impl AsyncWrite for Dialed {
 }
 
 async fn encrypt(stream: TcpStream, host: &str, server: &Server) -> Result<Connection, ConnectError> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| ConnectError::Name(host.to_owned()))?;
+    let name = server.trust.name.as_deref().unwrap_or(host).to_owned();
+    let name = ServerName::try_from(name.clone()).map_err(|_| ConnectError::Name(name))?;
     let connector = TlsConnector::from(Arc::new(config(&server.trust)?));
     let stream = connector
         .connect(name, stream)

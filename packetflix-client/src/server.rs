@@ -114,6 +114,8 @@ pub struct Trust {
     pub cacert: Option<PathBuf>,
     /// Certificate and key that are shown.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// For which name the server's certificate has to be, if not for that by which it is reached.
+    pub name: Option<String>,
 }
 
 /// Why it cannot be told which server is meant.
@@ -214,13 +216,18 @@ impl ServerArgs {
             Some(token) => Some(token),
             None => server.token(name)?,
         };
-        let Trust { cacert, identity } = self.trust();
+        let Trust {
+            cacert,
+            identity,
+            name: _,
+        } = self.trust();
         Ok(Server {
             address: server.url.parse()?,
             token,
             trust: Trust {
                 cacert: cacert.or_else(|| server.cacert.clone()),
                 identity: identity.or_else(|| server.cert.clone().zip(server.key.clone())),
+                name: None,
             },
         })
     }
@@ -237,6 +244,7 @@ impl ServerArgs {
         Trust {
             cacert: self.cacert.clone(),
             identity: self.cert.clone().zip(self.key.clone()),
+            name: None,
         }
     }
 }

@@ -162,12 +162,7 @@ pub struct FrontendArgs {
     pub kubernetes_auth: bool,
 
     /// URL of the API server, https://HOST:PORT. By default it is that of the cluster in which the service is a pod
-    #[arg(
-        long,
-        env = "PACKETFLIX_KUBERNETES_API",
-        value_name = "URL",
-        requires = "kubernetes_auth"
-    )]
+    #[arg(long, env = "PACKETFLIX_KUBERNETES_API", value_name = "URL")]
     pub kubernetes_api: Option<String>,
 
     /// CA certificates of the API server, in PEM
@@ -313,6 +308,21 @@ pub struct GatewayArgs {
     /// given more than once; in the variable, separated by commas
     #[arg(long, env = "PACKETFLIX_NODE", value_name = "NAME=URL", value_delimiter = ',')]
     pub node: Vec<String>,
+
+    /// The nodes are those on which pods of this headless Service of Kubernetes are, and are followed as they come and go:
+    /// [NAMESPACE/]NAME. By default the namespace is that of the gateway's own pod
+    #[arg(
+        long,
+        env = "PACKETFLIX_NODES_SERVICE",
+        value_name = "SERVICE",
+        conflicts_with = "node"
+    )]
+    pub nodes_service: Option<String>,
+
+    /// Speak http with the nodes of --nodes-service, and not https, for which their certificates have to be for the name
+    /// NAME.NAMESPACE.svc of the Service
+    #[arg(long, env = "PACKETFLIX_NODES_PLAIN", value_parser = parse_switch, requires = "nodes_service")]
+    pub nodes_plain: bool,
 
     /// File with the token that is shown to the nodes, and nothing else. It is followed when it changes
     #[arg(long, env = "PACKETFLIX_NODE_TOKEN_FILE", value_name = "FILE")]

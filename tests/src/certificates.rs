@@ -73,12 +73,20 @@ impl Authority {
     /// # Errors
     /// When OpenSSL fails.
     pub fn issue(&self, file: &str, subject: &str) -> anyhow::Result<Identity> {
+        self.issue_for(file, subject, "DNS:localhost,IP:127.0.0.1")
+    }
+
+    /// Makes a certificate for these names, as OpenSSL writes them.
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn issue_for(&self, file: &str, subject: &str, names: &str) -> anyhow::Result<Identity> {
         let issued = Identity::at(&self.folder, file);
         let request = self.folder.join(format!("{file}.csr"));
         let extensions = self.folder.join(format!("{file}.ext"));
         std::fs::write(
             &extensions,
-            "basicConstraints=critical,CA:FALSE\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n",
+            format!("basicConstraints=critical,CA:FALSE\nsubjectAltName={names}\n"),
         )?;
         output_of(
             Command::new("openssl")

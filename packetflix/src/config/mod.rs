@@ -98,7 +98,7 @@ pub struct Frontend {
     pub host_name: String,
 }
 
-/// The API server that is asked whose tokens are.
+/// The API server, and what is shown to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Kubernetes {
     pub(crate) address: ApiAddress,
@@ -313,20 +313,28 @@ fn own_socket() -> PathBuf {
 }
 
 fn kubernetes(args: &FrontendArgs) -> Result<Option<Kubernetes>, ConfigError> {
-    if !args.kubernetes_auth {
-        return Ok(None);
+    let is_asked = args.kubernetes_auth;
+    Ok(is_asked.then(|| Kubernetes::of(args)).transpose()?)
+}
+
+impl Kubernetes {
+    /// The API server that is named, or that of the cluster in which this is a pod.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn of(args: &FrontendArgs) -> Result<Self, ApiAddressError> {
+        let address = match &args.kubernetes_api {
+            Some(url) => url.parse()?,
+            None => ApiAddress::of_pod()?,
+        };
+        Ok(Self {
+            address,
+            credentials: Credentials {
+                ca: args.kubernetes_ca.clone(),
+                token: args.kubernetes_token_file.clone(),
+            },
+        })
     }
-    let address = match &args.kubernetes_api {
-        Some(url) => url.parse()?,
-        None => ApiAddress::of_pod()?,
-    };
-    Ok(Some(Kubernetes {
-        address,
-        credentials: Credentials {
-            ca: args.kubernetes_ca.clone(),
-            token: args.kubernetes_token_file.clone(),
-        },
-    }))
 }
 
 fn allow_query_token(args: &FrontendArgs) -> Result<bool, ConfigError> {

@@ -263,11 +263,11 @@ impl Nodes {
     /// When it refuses, or there is no such node.
     pub(super) async fn delete(&self, name: &str, path: &str) -> Result<(), AskError> {
         let node = self.find(name)?;
-        let server = self.server(node, self.token()?.as_ref());
+        let server = self.server(&node, self.token()?.as_ref());
         let deleted = timeout(self.timeout, http::delete(&server, path)).await;
         let failed = |why| {
             AskError::Node(Box::new(Failed {
-                node: Arc::clone(node),
+                node: Arc::clone(&node),
                 name: name.to_owned(),
                 why,
             }))
@@ -281,7 +281,7 @@ impl Nodes {
     ///
     /// # Errors
     /// When there is none.
-    pub(super) fn find(&self, name: &str) -> Result<&Arc<Node>, AskError> {
+    pub(super) fn find(&self, name: &str) -> Result<Arc<Node>, AskError> {
         self.get(name).ok_or_else(|| AskError::NoNode {
             name: name.to_owned(),
             known: self.all().iter().map(|node| node.name.clone()).collect(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::BoxFuture, stream};
 use packetflix_client::{
     http::{self, ClockReading},
     server::Server,
@@ -17,7 +17,7 @@ use super::{
     ask::{AskError, Asked, Failed, NodeError},
     feed::{Feed, NodeEnd, Note, Said},
     node::Node,
-    request::{self, NodeWordError, Wanted},
+    request::{self, NodeChoice, NodeWordError, Wanted},
     stream::{GatewayStream, Member, StreamInfo},
 };
 use crate::{
@@ -104,12 +104,23 @@ struct Order {
     prefix: String,
 }
 
+/// Has nodes join a stream that come, or come back, while it runs.
+pub(super) struct Joining {
+    gateway: Arc<Gateway>,
+    nodes: NodeChoice,
+    /// What each is asked for.
+    path: String,
+    bounds: Bounds,
+}
+
 /// What all captures of a stream are, beside what each node is asked for.
 struct Orders {
     orders: Vec<Order>,
     /// Nodes of which nothing is captured, and why.
     told: Vec<(String, String)>,
     is_of_one: bool,
+    /// Which nodes may join later, and what each is asked for.
+    coming: Option<(NodeChoice, String)>,
     /// What is captured, for people.
     name: String,
     target: TargetDescription,
@@ -132,6 +143,7 @@ impl Gateway {
             orders,
             mut told,
             is_of_one,
+            coming,
             name,
             target,
         } = self.orders(request).await?;
@@ -143,22 +155,22 @@ impl Gateway {
         let opened = stream::iter(orders).map(|order| {
             let server = self.nodes.server(&order.node, token.as_ref());
             async move {
-                let patience = self.nodes.timeout;
-                let opened = timeout(patience, open(&server, &order, &bounds)).await;
-                let answer = opened.unwrap_or(Err(NodeError::Late(patience)));
-                Asked {
-                    node: order.node,
-                    answer,
-                }
+                (
+                    open(self.nodes.timeout, &server, &order, &bounds).await,
+                    order.node,
+                )
             }
         });
         let opened: Vec<_> = opened.buffered(AT_ONCE).collect().await;
         let (mut members, mut failed) = (Vec::new(), Vec::new());
-        for Asked { node, answer } in opened {
-            let name = node.name.clone();
-            match answer {
-                Ok((feed, clock)) => members.push(Member { name, feed, clock }),
-                Err(why) => failed.push(Failed { node, name, why }),
+        for (opened, node) in opened {
+            match opened {
+                Ok(member) => members.push(member),
+                Err(why) => failed.push(Failed {
+                    name: node.name.clone(),
+                    node,
+                    why,
+                }),
             }
         }
         if members.is_empty() {
@@ -174,7 +186,7 @@ impl Gateway {
         let stop = self.frontend.stop.child_token();
         let section_header = match (&mut members[..], is_of_one) {
             ([only], true) => {
-                let node = Arc::clone(self.nodes.find(&only.name)?);
+                let node = self.nodes.find(&only.name)?;
                 begin_as(only, node, &stop).await?
             }
             _ => self.section_header(request, &name),
@@ -213,11 +225,17 @@ impl Gateway {
             section_header,
             limits,
             is_of_one,
+            joining: coming.map(|(nodes, path)| Joining {
+                gateway: Arc::clone(self),
+                nodes,
+                path,
+                bounds,
+            }),
             judge: self.judge(caller.clone()),
         };
         let mut stream = GatewayStream::begin(info, members, running, stop.clone());
         for (name, sentence) in told {
-            stream.tell(&name, &sentence);
+            stream.miss(&name, &sentence);
         }
         Ok(StartedGatewayStream {
             stream,
@@ -260,6 +278,7 @@ impl Gateway {
                     }],
                     told: Vec::new(),
                     is_of_one: true,
+                    coming: None,
                     target: TargetDescription {
                         node_name: String::new(),
                         ..target
@@ -272,11 +291,7 @@ impl Gateway {
                 described,
                 follow,
                 wait,
-            } if described.is_empty() => {
-                let all = self.nodes.all();
-                let chosen: Vec<_> = all.into_iter().filter(|node| nodes.has(&node.name)).collect();
-                self.orders_of_words(request, chosen, &words, follow, wait).await
-            }
+            } if described.is_empty() => self.orders_of_words(request, nodes, &words, follow, wait).await,
             Wanted::Several { described, .. } => self.orders_of_described(request, described),
         }
     }
@@ -285,11 +300,13 @@ impl Gateway {
     async fn orders_of_words(
         &self,
         request: &CaptureRequest,
-        chosen: Vec<Arc<Node>>,
+        nodes: NodeChoice,
         words: &[String],
         follow: Option<bool>,
         wait: bool,
     ) -> Result<Orders, GatewayStartError> {
+        let mut chosen = self.nodes.all();
+        chosen.retain(|node| nodes.has(&node.name));
         if chosen.is_empty() {
             return Err(GatewayStartError::NoNodeChosen);
         }
@@ -336,10 +353,12 @@ impl Gateway {
                 failed,
             });
         }
+        let path_of_newcomers = || request::path_of_words(request, words, follow, false);
         Ok(Orders {
             orders,
             told,
             is_of_one: false,
+            coming: may_come.then(|| (nodes, path_of_newcomers())),
             target: TargetDescription {
                 name: name.clone(),
                 kind: KIND.to_owned(),
@@ -380,6 +399,7 @@ impl Gateway {
             orders: orders.collect(),
             told: Vec::new(),
             is_of_one: false,
+            coming: None,
             target: TargetDescription {
                 name: name.clone(),
                 kind: KIND.to_owned(),
@@ -392,7 +412,7 @@ impl Gateway {
     /// The node that a description names, or the only one that there is.
     fn said_node(&self, target: &TargetDescription) -> Result<Option<Arc<Node>>, AskError> {
         if !target.node_name.is_empty() {
-            return self.nodes.find(&target.node_name).cloned().map(Some);
+            return self.nodes.find(&target.node_name).map(Some);
         }
         let mut all = self.nodes.all();
         Ok(match all.len() {
@@ -457,12 +477,14 @@ fn shortened(text: &str, len: usize) -> &str {
 
 /// Has a node begin a capture, and measures its clock meanwhile.
 async fn open(
+    patience: Duration,
     server: &Server,
     Order { node, path, prefix }: &Order,
     bounds: &Bounds,
-) -> Result<(Feed, Option<ClockReading>), NodeError> {
-    let opening = CaptureStream::open_at(server, path, bounds);
-    let (capture, greeting) = tokio::join!(opening, http::greet(server));
+) -> Result<Member, NodeError> {
+    let opening = async { tokio::join!(CaptureStream::open_at(server, path, bounds), http::greet(server)) };
+    let opened = timeout(patience, opening).await;
+    let (capture, greeting) = opened.map_err(|_| NodeError::Late(patience))?;
     let capture = capture?;
     let clock = greeting.as_ref().ok().and_then(|greeting| greeting.clock);
     let version = greeting.as_ref().map_or("", |greeting| &greeting.version);
@@ -474,7 +496,44 @@ async fn open(
     if let Ok(greeting) = greeting {
         node.greeted(greeting);
     }
-    Ok((feed, clock))
+    Ok(Member {
+        name: node.name.clone(),
+        feed,
+        clock,
+    })
+}
+
+impl Joining {
+    /// The nodes that may take part now.
+    pub(super) fn nodes(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.gateway.nodes.all();
+        nodes.retain(|node| self.nodes.has(&node.name));
+        nodes
+    }
+
+    /// Has a node begin its capture; gives its name, too.
+    pub(super) fn open(&self, node: Arc<Node>) -> BoxFuture<'static, (String, Result<Member, String>)> {
+        let gateway = Arc::clone(&self.gateway);
+        let bounds = Bounds {
+            pieces: LEAST_WAITING,
+            ..self.bounds
+        };
+        let name = node.name.clone();
+        let order = Order {
+            path: self.path.clone(),
+            prefix: format!("{name}/"),
+            node,
+        };
+        Box::pin(async move {
+            let token = match gateway.nodes.token() {
+                Ok(token) => token,
+                Err(error) => return (name, Err(chain(&error))),
+            };
+            let server = gateway.nodes.server(&order.node, token.as_ref());
+            let opened = open(gateway.nodes.timeout, &server, &order, &bounds).await;
+            (name, opened.map_err(|error| chain(&error)))
+        })
+    }
 }
 
 /// What is said of the clock with each interface of a node, and of its program, where that is another.

@@ -4,13 +4,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use packetflix_client::server::{Address, ServerError};
 
+use super::node::MAX_NODES;
 use crate::{
+    access::{FileError, read_public},
     cli::GatewayArgs,
-    config::{self, ConfigError},
+    config::{self, ConfigError, Kubernetes},
+    kubernetes::{ApiAddressError, Finder, ServiceName, ServiceNameError},
 };
 
-/// Most nodes that are named.
-const MAX_NODES: usize = 4096;
+/// Where a pod finds the namespace that it is in.
+const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 /// Most bytes of a node's name: that of a Kubernetes node is a DNS name.
 const MAX_NAME_LEN: usize = 253;
@@ -19,14 +22,26 @@ const MAX_NAME_LEN: usize = 253;
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     pub(crate) frontend: Arc<config::Frontend>,
-    /// The nodes by their names.
-    pub(crate) nodes: Vec<(String, Address)>,
+    pub(crate) nodes: Whereabouts,
     /// File of the token that is shown to nodes.
     pub(crate) token_file: Option<PathBuf>,
     /// Certificates of the CAs that nodes' certificates are of.
     pub(crate) cacert: Option<PathBuf>,
     /// How long a node may take to answer.
     pub(crate) timeout: Duration,
+}
+
+/// Where the nodes are.
+#[derive(Clone, Debug)]
+pub(crate) enum Whereabouts {
+    /// By their names.
+    Named(Vec<(String, Address)>),
+    /// Where they are found.
+    Found {
+        finder: Finder,
+        /// Whether TLS is spoken with them.
+        is_encrypted: bool,
+    },
 }
 
 /// Why the flags cannot be used.
@@ -36,8 +51,17 @@ pub enum GatewayConfigError {
     #[error(transparent)]
     Frontend(#[from] ConfigError),
     /// There is nothing to be a gateway to.
-    #[error("there are no nodes: name each with --node NAME=URL")]
+    #[error("there are no nodes: name each with --node NAME=URL, or their Service with --nodes-service NAME")]
     NoNodes,
+    /// It is no Service.
+    #[error("--nodes-service")]
+    Service(#[from] ServiceNameError),
+    /// Nobody could be asked for the nodes of a Service.
+    #[error("--nodes-service")]
+    Kubernetes(#[from] ApiAddressError),
+    /// Of which namespace?
+    #[error("--nodes-service: this is no pod, so that the namespace has to be said: NAMESPACE/NAME")]
+    Namespace(#[source] FileError),
     /// There are more than can be asked.
     #[error("--node names {0} nodes, and {MAX_NODES} is the most")]
     TooManyNodes(usize),
@@ -73,12 +97,33 @@ impl TryFrom<&GatewayArgs> for GatewayConfig {
         let frontend = config::Frontend::new(&args.frontend, usize::from(u16::MAX))?;
         Ok(Self {
             frontend: Arc::new(frontend),
-            nodes: nodes(&args.node)?,
+            nodes: match &args.nodes_service {
+                None => Whereabouts::Named(nodes(&args.node)?),
+                Some(service) => Whereabouts::Found {
+                    finder: finder(args, service)?,
+                    is_encrypted: !args.nodes_plain,
+                },
+            },
             token_file: args.node_token_file.clone(),
             cacert: args.node_cacert.clone(),
             timeout: args.node_timeout,
         })
     }
+}
+
+fn finder(args: &GatewayArgs, service: &str) -> Result<Finder, GatewayConfigError> {
+    let ServiceName { namespace, name } = service.parse()?;
+    let own_namespace = || {
+        let text = read_public(OWN_NAMESPACE.as_ref()).map_err(GatewayConfigError::Namespace)?;
+        Ok::<_, GatewayConfigError>(String::from_utf8_lossy(text.trim_ascii()).into_owned())
+    };
+    let Kubernetes { address, credentials } = Kubernetes::of(&args.frontend)?;
+    Ok(Finder {
+        address,
+        credentials,
+        namespace: namespace.map_or_else(own_namespace, Ok)?,
+        service: name,
+    })
 }
 
 fn nodes(given: &[String]) -> Result<Vec<(String, Address)>, GatewayConfigError> {

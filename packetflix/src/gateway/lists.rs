@@ -14,10 +14,10 @@ const NODE_NAME: &str = "node-name";
 /// Most sentences on what nodes could not look at.
 const MAX_GAPS: usize = 1000;
 
-/// `/targets`.
-pub(super) fn targets(asked: Vec<Asked<Value>>, gateway: &str) -> Value {
+/// `/targets`. With a doubt there may be other nodes than were asked.
+pub(super) fn targets(asked: Vec<Asked<Value>>, doubt: Option<String>, gateway: &str) -> Value {
     let asked = with_list(asked, "targets");
-    let (mut targets, mut engines, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut targets, mut engines, mut gaps) = (Vec::new(), Vec::new(), Vec::from_iter(doubt));
     let mut scanned_at: Option<f64> = None;
     let nodes = nodes(&asked);
     for Asked { node, answer } in asked {

@@ -2,7 +2,7 @@
 //!
 //! Source: OpenMetrics 1.0, section 4: what is said of a family stands before its samples, and a family in one piece.
 
-use std::{collections::HashMap, fmt::Write as _};
+use std::{collections::HashMap, fmt::Write as _, time::Duration};
 
 use super::ask::Asked;
 
@@ -14,6 +14,15 @@ const OWN: &str = "packetflix_gateway_";
 
 /// Whether a node has told its metrics.
 const UP: &str = "packetflix_node_up";
+
+/// What is known of nodes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// How many there are.
+    pub(super) nodes: usize,
+    /// For how long that was not followed, where they are looked for.
+    pub(super) age: Option<Duration>,
+}
 
 /// A family of metrics: what is said of it, and its samples.
 #[derive(Debug, Default)]
@@ -29,10 +38,30 @@ struct Families {
     by_name: HashMap<String, usize>,
 }
 
+impl Known {
+    fn text(self) -> String {
+        let mut text = format!(
+            "# HELP {OWN}nodes Nodes that there are, as far as is known.\n# TYPE {OWN}nodes gauge\n{OWN}nodes {}\n",
+            self.nodes
+        );
+        if let Some(age) = self.age {
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                text,
+                "# HELP {OWN}nodes_age_seconds For how long it was not followed which nodes there are.\n\
+                 # TYPE {OWN}nodes_age_seconds gauge\n# UNIT {OWN}nodes_age_seconds seconds\n{OWN}nodes_age_seconds {}",
+                age.as_secs_f64()
+            );
+        }
+        text
+    }
+}
+
 /// The gateway's own, as they are, and those of all nodes.
-pub(super) fn merged(own: &str, asked: &[Asked<String>]) -> String {
+pub(super) fn merged(own: &str, known: Known, asked: &[Asked<String>]) -> String {
     let mut families = Families::default();
     families.add(own, None);
+    families.add(&known.text(), None);
     let mut up = Family {
         said: format!("# HELP {UP} Whether the node has told its metrics.\n# TYPE {UP} gauge\n"),
         samples: String::new(),

@@ -20,13 +20,13 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 pub use self::config::{GatewayConfig, GatewayConfigError};
-use self::{ask::Asked, node::Nodes, request::NodeChoice};
+use self::{ask::Asked, config::Whereabouts, node::Nodes, request::NodeChoice};
 pub(crate) use self::{
     ask::{AskError, NodeError},
     capture::{GatewayStartError, StartedGatewayStream},
 };
 use crate::{
-    kubernetes::Pods,
+    kubernetes::{Finder, Pods},
     metrics::{Load, Metrics},
     service::{AppError, Frontend, StartError},
 };
@@ -38,6 +38,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 pub struct Gateway {
     pub(crate) frontend: Frontend,
     nodes: Nodes,
+    /// Finds the nodes, where they are not named.
+    finder: Option<Finder>,
 }
 
 impl Gateway {
@@ -49,9 +51,14 @@ impl Gateway {
         let mut frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::of_gateway())?;
         // Rights to all nodes, and to all pods.
         frontend.ask_kubernetes("", Box::new(|| Box::pin(async { Pods::new() })));
+        let finder = match &config.nodes {
+            Whereabouts::Named(_) => None,
+            Whereabouts::Found { finder, .. } => Some(finder.clone()),
+        };
         Ok(Self {
             frontend,
             nodes: Nodes::new(config),
+            finder,
         })
     }
 
@@ -63,7 +70,20 @@ impl Gateway {
                 self.look().await;
             }
         };
-        tokio::join!(self.frontend.maintain(), looks);
+        let search = async {
+            match &self.finder {
+                Some(finder) => finder.follow(|finding| self.nodes.found(finding)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let greetings = async {
+            let mut changes = self.nodes.changes();
+            // The sender is as old as this.
+            while changes.changed().await.is_ok() {
+                self.look().await;
+            }
+        };
+        tokio::join!(self.frontend.maintain(), looks, search, greetings);
     }
 
     /// Asks all nodes how they are.
@@ -77,6 +97,11 @@ impl Gateway {
             return Some(StartError::ShuttingDown.to_string());
         }
         self.nodes.problem().or_else(|| self.frontend.audit.problem())
+    }
+
+    /// What is not as it should be, although something can be captured.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        self.nodes.doubt()
     }
 
     /// `/targets` of all nodes, or of those that the words choose, with what the others select.
@@ -95,7 +120,8 @@ impl Gateway {
             words => format!("/targets?{}", request::targets_query(words)),
         };
         let asked = self.nodes.ask_for_json(nodes, &path).await?;
-        Ok(lists::targets(asked, &self.frontend.config.host_name))
+        let doubt = self.nodes.doubt();
+        Ok(lists::targets(asked, doubt, &self.frontend.config.host_name))
     }
 
     /// `/mobyshark` of all nodes.
@@ -125,7 +151,8 @@ impl Gateway {
     pub(crate) async fn metrics(&self, load: &Load) -> String {
         let own = self.frontend.metrics.render(load);
         let asked: Vec<Asked<String>> = self.nodes.ask_for_metrics().await;
-        metrics::merged(&own, &asked)
+        let (nodes, age) = self.nodes.known();
+        metrics::merged(&own, metrics::Known { nodes, age }, &asked)
     }
 
     /// What is in use at the moment.

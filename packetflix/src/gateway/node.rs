@@ -1,19 +1,26 @@
 //! The nodes: where they are, and how they were when they were last looked at.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
 };
 
 use packetflix_client::{
     http::{ClockReading, Greeting},
     server::{Address, Server, ServerError, Token, Trust},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
-use super::GatewayConfig;
-use crate::access::{FileError, read_secret};
+use super::{
+    GatewayConfig,
+    config::{Whereabouts, is_name},
+};
+use crate::{
+    access::{FileError, read_secret},
+    kubernetes::{Finding, FoundNode},
+};
 
 /// Requests of clients for which all nodes are asked at the same time.
 const ROUNDS: usize = 4;
@@ -39,14 +46,43 @@ pub(crate) struct State {
     pub(crate) clock: Option<ClockReading>,
 }
 
+/// Most nodes that there may be.
+pub(super) const MAX_NODES: usize = 4096;
+
 /// All of them.
 pub(super) struct Nodes {
-    list: Vec<Arc<Node>>,
+    list: RwLock<List>,
+    /// Says that there are others.
+    changes: watch::Sender<()>,
+    /// Whether TLS is spoken with those that are found.
+    is_encrypted: bool,
     token_file: Option<PathBuf>,
     trust: Trust,
     /// How long each may take to answer.
     pub(super) timeout: Duration,
     pub(super) rounds: Semaphore,
+}
+
+/// The nodes that there are, as far as is known.
+#[derive(Debug, Default)]
+struct List {
+    /// In the order of their names where they are found.
+    nodes: Arc<[Arc<Node>]>,
+    search: Search,
+}
+
+/// How it is known which nodes there are.
+#[derive(Debug, Default)]
+enum Search {
+    /// They were named.
+    #[default]
+    None,
+    /// They are being looked for, and why nothing is found, if so.
+    Begun(Option<String>),
+    /// They are followed.
+    Followed,
+    /// They are those of this time, and why not of now.
+    Stale(Instant, String),
 }
 
 /// Why there is nothing to show to nodes.
@@ -60,19 +96,32 @@ pub(crate) enum TokenError {
 
 impl Nodes {
     pub(super) fn new(config: GatewayConfig) -> Self {
-        let node = |(name, address)| {
-            Arc::new(Node {
-                name,
-                address,
-                state: Mutex::default(),
-            })
+        let (list, name, is_encrypted) = match config.nodes {
+            Whereabouts::Named(named) => {
+                let nodes = named.into_iter().map(|(name, address)| Node::new(name, address));
+                let list = List {
+                    nodes: nodes.collect(),
+                    search: Search::None,
+                };
+                (list, None, false)
+            }
+            Whereabouts::Found { finder, is_encrypted } => {
+                let list = List {
+                    search: Search::Begun(None),
+                    ..List::default()
+                };
+                (list, Some(finder.dns_name()), is_encrypted)
+            }
         };
         Self {
-            list: config.nodes.into_iter().map(node).collect(),
+            list: RwLock::new(list),
+            changes: watch::Sender::new(()),
+            is_encrypted,
             token_file: config.token_file,
             trust: Trust {
                 cacert: config.cacert,
                 identity: None,
+                name,
             },
             timeout: config.timeout,
             rounds: Semaphore::new(ROUNDS),
@@ -80,32 +129,85 @@ impl Nodes {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Node>> {
-        self.list.clone()
+        self.read().nodes.to_vec()
     }
 
     /// The node of a name.
-    pub(super) fn get(&self, name: &str) -> Option<&Arc<Node>> {
-        self.list.iter().find(|node| node.name == name)
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Node>> {
+        self.read().nodes.iter().find(|node| node.name == name).cloned()
+    }
+
+    /// Is told when there are other nodes.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// Takes in what was found out of nodes. One that is where it was stays what is known of it.
+    pub(super) fn found(&self, finding: Finding) {
+        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        match finding {
+            Finding::Nodes(found) => {
+                if !matches!(list.search, Search::Followed) {
+                    tracing::info!(
+                        nodes = found.len(),
+                        "which nodes there are is known, and followed"
+                    );
+                }
+                list.search = Search::Followed;
+                if list.take(found, self.is_encrypted) {
+                    drop(list);
+                    self.changes.send_replace(());
+                }
+            }
+            Finding::Problem(why) => list.fail(why),
+        }
+    }
+
+    /// Why it is not known which nodes there are now, if so.
+    pub(super) fn doubt(&self) -> Option<String> {
+        self.read().doubt()
     }
 
     /// Why nothing can be captured, if so: no node is known to answer.
     pub(super) fn problem(&self) -> Option<String> {
-        let mut problems = self.list.iter().map(|node| (node, node.state()));
+        let list = self.read();
+        if let Search::Begun(why) = &list.search {
+            let why = why.as_deref().unwrap_or("the API server was not asked yet");
+            return Some(format!("which nodes there are is not known: {why}"));
+        }
+        let mut problems = list.nodes.iter().map(|node| (node, node.state()));
         if problems
             .clone()
             .any(|(_, state)| state.is_known && state.problem.is_none())
         {
             return None;
         }
-        let (node, state) = problems.next()?;
+        let Some((node, state)) = problems.next() else {
+            return Some("there are no nodes: no pod is behind their Service".to_owned());
+        };
         let problem = state.problem.unwrap_or_else(|| "it was not asked yet".to_owned());
-        Some(match self.list.len() {
+        Some(match list.nodes.len() {
             1 => format!("node {} cannot be asked: {problem}", node.name),
             count => format!(
                 "none of {count} nodes can be asked, the first of which is {}: {problem}",
                 node.name
             ),
         })
+    }
+
+    /// How many nodes there are, and for how long that was not looked at, if they are looked for.
+    pub(super) fn known(&self) -> (usize, Option<Duration>) {
+        let list = self.read();
+        let age = match &list.search {
+            Search::None | Search::Begun(_) => None,
+            Search::Followed => Some(Duration::ZERO),
+            Search::Stale(since, _) => Some(since.elapsed()),
+        };
+        (list.nodes.len(), age)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, List> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The token that is shown to nodes, as its file has it now.
@@ -131,7 +233,88 @@ impl Nodes {
     }
 }
 
+impl List {
+    /// These are all nodes from now on; whether that makes a difference.
+    fn take(&mut self, mut found: Vec<FoundNode>, is_encrypted: bool) -> bool {
+        found.retain(|node| is_name(&node.name));
+        if found.len() > MAX_NODES {
+            tracing::warn!(
+                nodes = found.len(),
+                most = MAX_NODES,
+                "there are more nodes than can be asked"
+            );
+            found.truncate(MAX_NODES);
+        }
+        let mut known: HashMap<&str, &Arc<Node>> = HashMap::new();
+        known.extend(self.nodes.iter().map(|node| (&node.name[..], node)));
+        let (mut nodes, mut is_other) = (Vec::new(), false);
+        for FoundNode { name, address, port } in found {
+            let address = Address::Tcp {
+                host: address.to_string(),
+                port,
+                tls: is_encrypted,
+                prefix: String::new(),
+            };
+            let same = known.get(&name[..]).filter(|node| node.address == address);
+            nodes.push(same.map_or_else(
+                || {
+                    is_other = true;
+                    tracing::info!(node = name, %address, "a node is found");
+                    Node::new(name, address)
+                },
+                |node| Arc::clone(node),
+            ));
+        }
+        for node in self.nodes.iter() {
+            if !nodes.iter().any(|other| other.name == node.name) {
+                is_other = true;
+                tracing::info!(node = node.name, "a node is gone");
+            }
+        }
+        self.nodes = nodes.into();
+        is_other
+    }
+
+    /// Nothing is found out.
+    fn fail(&mut self, why: String) {
+        let is_told = match &self.search {
+            Search::Begun(Some(told)) | Search::Stale(_, told) => *told == why,
+            _ => false,
+        };
+        if !is_told {
+            tracing::warn!(
+                why,
+                nodes = self.nodes.len(),
+                "which nodes there are is not followed"
+            );
+        }
+        self.search = match &self.search {
+            Search::None | Search::Begun(_) => Search::Begun(Some(why)),
+            Search::Followed => Search::Stale(Instant::now(), why),
+            Search::Stale(since, _) => Search::Stale(*since, why),
+        };
+    }
+
+    fn doubt(&self) -> Option<String> {
+        match &self.search {
+            Search::None | Search::Followed | Search::Begun(_) => None,
+            Search::Stale(since, why) => Some(format!(
+                "which nodes there are is what it was {} s ago: {why}",
+                since.elapsed().as_secs()
+            )),
+        }
+    }
+}
+
 impl Node {
+    fn new(name: String, address: Address) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            address,
+            state: Mutex::default(),
+        })
+    }
+
     /// How it was when it last was asked.
     pub(crate) fn state(&self) -> State {
         self.lock().clone()

@@ -5,7 +5,7 @@
 //! since the client takes no more, drops packets itself, and says so in its stream: nothing is dropped here.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     pin::Pin,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    capture::Joining,
     feed::{Feed, NodeEnd, Said},
     window::{self, Window},
 };
@@ -44,6 +45,13 @@ const SILENT: Duration = Duration::from_secs(5);
 
 /// How long it may take to send a ping.
 const PING: Duration = Duration::from_millis(500);
+
+/// Bounds of how long it takes until a node is tried again that takes no part.
+const MIN_ABSENCE: Duration = Duration::from_secs(1);
+const MAX_ABSENCE: Duration = Duration::from_secs(60);
+
+/// How many captures are begun at the same time, while the stream runs.
+const MAX_OPENING: usize = 16;
 
 /// Most sentences in a stream on its nodes.
 const MAX_SENTENCES: usize = 1024;
@@ -75,6 +83,13 @@ pub(crate) struct GatewayStream {
     is_of_one: bool,
     last: Option<(String, NodeEnd)>,
     totals: Totals,
+    next_id: u64,
+    /// Where nodes may come, or come back.
+    joining: Option<Joining>,
+    /// Nodes that are begun.
+    opening: Work<(String, Result<Member, String>)>,
+    /// Those that do not take part, by their names.
+    absent: BTreeMap<String, Absence>,
     /// Why the client may have it no more, if so.
     judge: Box<dyn Fn() -> Option<String> + Send>,
     running: RunningCapture,
@@ -93,6 +108,15 @@ struct Source {
     is_silent: bool,
 }
 
+/// A node that does not take part.
+struct Absence {
+    /// When it is tried again; never where it has ended on purpose.
+    next: Option<Instant>,
+    pause: Duration,
+    /// Whether the stream tells of it.
+    is_told: bool,
+}
+
 /// What a node has said next.
 struct Step {
     source: u64,
@@ -103,6 +127,7 @@ struct Step {
 enum Event {
     Stop,
     Step(Box<Step>),
+    Joined(String, Box<Result<Member, String>>),
     Look,
     Pinged,
     Time,
@@ -120,6 +145,7 @@ pub(super) struct StreamInfo {
     pub(super) section_header: BytesMut,
     pub(super) limits: Limits,
     pub(super) is_of_one: bool,
+    pub(super) joining: Option<Joining>,
     pub(super) judge: Box<dyn Fn() -> Option<String> + Send>,
 }
 
@@ -167,25 +193,106 @@ impl GatewayStream {
             is_of_one: info.is_of_one,
             last: None,
             totals: Totals::default(),
+            next_id: 0,
+            joining: info.joining,
+            opening: FuturesUnordered::new(),
+            absent: BTreeMap::new(),
             judge: info.judge,
             running,
         };
-        for (id, member) in (0..).zip(members) {
-            let ahead = member.clock.map_or(0, significant);
-            stream.timeline.add(id, ahead);
-            let source = Source {
-                name: member.name,
-                pulse: member.feed.pulse(),
-                awaited: None,
-                feed: Some(Box::new(member.feed)),
-                ahead,
-                is_late: false,
-                is_silent: false,
-            };
-            stream.nodes.insert(id, source);
+        for member in members {
+            stream.add(member);
         }
         stream.ask_the_hungry();
         stream
+    }
+
+    fn add(&mut self, member: Member) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let ahead = member.clock.map_or(0, significant);
+        self.timeline.add(id, ahead);
+        let source = Source {
+            name: member.name,
+            pulse: member.feed.pulse(),
+            awaited: None,
+            feed: Some(Box::new(member.feed)),
+            ahead,
+            is_late: false,
+            is_silent: false,
+        };
+        self.nodes.insert(id, source);
+    }
+
+    /// A node does not take part, of which the stream tells already; it is tried again after a while.
+    pub(super) fn miss(&mut self, name: &str, sentence: &str) {
+        self.tell(name, sentence);
+        self.absent_for_a_while(name, true);
+    }
+
+    fn absent_for_a_while(&mut self, name: &str, is_told: bool) {
+        let known = self.absent.get(name).map(|absence| absence.pause * 2);
+        let pause = known.unwrap_or(MIN_ABSENCE).min(MAX_ABSENCE);
+        let absence = Absence {
+            next: Some(Instant::now() + pause),
+            pause,
+            is_told,
+        };
+        self.absent.insert(name.to_owned(), absence);
+    }
+
+    /// Begins captures on nodes that have come, or may have come back.
+    fn look_for_nodes(&mut self) {
+        let Some(joining) = self.joining.as_ref().filter(|_| self.deadline.is_none()) else {
+            return;
+        };
+        let now = Instant::now();
+        let present: HashSet<&str> = self.nodes.values().map(|source| &source.name[..]).collect();
+        let mut nodes = joining.nodes();
+        // What is said of one that is gone says nothing of one that comes.
+        self.absent
+            .retain(|name, absence| absence.is_told || nodes.iter().any(|node| node.name == *name));
+        nodes.retain(|node| {
+            let is_due = match self.absent.get(&node.name) {
+                Some(absence) => absence.next.is_some_and(|next| next <= now),
+                None => true,
+            };
+            is_due && !present.contains(&node.name[..])
+        });
+        nodes.truncate(MAX_OPENING.saturating_sub(self.opening.len()));
+        for node in nodes {
+            // Not again before it is known what becomes of it.
+            let absence = self.absent.entry(node.name.clone()).or_insert(Absence {
+                next: None,
+                pause: MIN_ABSENCE / 2,
+                is_told: false,
+            });
+            absence.next = None;
+            self.opening.push(joining.open(node));
+        }
+    }
+
+    /// It is known what becomes of a node that was begun.
+    fn joined(&mut self, name: &str, joined: Result<Member, String>) {
+        let was_told = self.absent.get(name).is_some_and(|absence| absence.is_told);
+        match joined {
+            Ok(member) if self.deadline.is_none() => {
+                self.absent.remove(name);
+                tracing::info!(node = name, "a node joins the stream");
+                if was_told {
+                    self.tell(name, &format!("node {name}: it is captured again"));
+                }
+                self.add(member);
+                self.ask_the_hungry();
+            }
+            Ok(_) => {}
+            Err(why) => {
+                if !was_told {
+                    self.tell(name, &format!("node {name}: not captured: {why}"));
+                }
+                self.absent_for_a_while(name, true);
+            }
+        }
     }
 
     /// What is called so is not captured, or not as it should be: the stream tells so.
@@ -206,6 +313,7 @@ impl GatewayStream {
             biased;
             () = self.stop.cancelled(), if !is_stopping => Event::Stop,
             Some(step) = self.steps.next() => Event::Step(Box::new(step)),
+            Some((name, joined)) = self.opening.next() => Event::Joined(name, Box::new(joined)),
             _ = self.look.tick() => Event::Look,
             Some(()) = self.pings.next() => Event::Pinged,
             () = until(due) => Event::Time,
@@ -227,7 +335,11 @@ impl GatewayStream {
         match event {
             Event::Stop => self.finish(),
             Event::Step(step) => self.took(*step),
-            Event::Look => self.look_at_nodes(),
+            Event::Joined(name, joined) => self.joined(&name, *joined),
+            Event::Look => {
+                self.look_at_nodes();
+                self.look_for_nodes();
+            }
             Event::Pinged | Event::Time => {}
         }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -323,6 +435,11 @@ impl GatewayStream {
         if !is_expected && !matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL) {
             let sentence = format!("node {}: {reason}", source.name);
             self.tell(&source.name, &sentence);
+        }
+        let is_meant = matches!(&end, NodeEnd::Closed(close) if [NORMAL, NOT_ALLOWED].contains(&close.code));
+        self.absent_for_a_while(&source.name, !is_expected);
+        if is_meant && let Some(absence) = self.absent.get_mut(&source.name) {
+            absence.next = None;
         }
         self.last = Some((source.name, end));
     }

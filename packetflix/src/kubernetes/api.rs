@@ -100,6 +100,11 @@ impl ApiAddress {
             is_encrypted: true,
         })
     }
+
+    /// Whether TLS is spoken with it.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.is_encrypted
+    }
 }
 
 impl fmt::Display for ApiAddress {

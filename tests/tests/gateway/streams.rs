@@ -7,6 +7,7 @@ use packetflix_tests::{
     client::{Capture, Recorder, refusal},
     namespace::Namespace,
     raw::{self, RawSocket},
+    recording::Recording,
     server::{Server, percent_encoded, wait_until},
 };
 use serde_json::{Value, json};
@@ -325,6 +326,56 @@ async fn node_that_dies_is_told_and_the_others_go_on() -> anyhow::Result<()> {
             "{name}"
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    target(&gateway, "two", &here)?;
+    let word = percent_encoded(&path(&here));
+    let mut recorder = Recorder::start(&gateway.url(&format!("target={word}&follow=1&{FILTER}"))).await?;
+    let name = interface("two", &here, "va");
+    let described = |recording: &Recording| {
+        let of_two = recording.interfaces.iter().filter(|one| one.name == name);
+        of_two.count()
+    };
+    recorder.read_until(|recording| described(recording) == 1).await?;
+    let (_, node) = cluster.nodes.remove(1);
+    let port = node.port();
+    drop(node);
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "two"))
+        .await?;
+    let tokens = cluster.folder.path().join("tokens").display().to_string();
+    let _again = Server::start_at(
+        port,
+        &[
+            "--node-name",
+            "two",
+            "--token-file",
+            &tokens,
+            "--ring-size",
+            "1MiB",
+        ],
+    )?;
+    recorder.read_until(|recording| described(recording) == 2).await?;
+    let socket = RawSocket::open(&there, "vb")?;
+    socket.send(&frame(7))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(7)) == 2)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let told = recording.interfaces.iter().filter(|one| one.name == "two");
+    let told: Vec<&str> = told.map(|one| &one.options[..]).collect();
+    assert!(
+        told.iter()
+            .any(|told| told.contains("node two: it is captured again")),
+        "{told:?}"
+    );
     Ok(())
 }
 

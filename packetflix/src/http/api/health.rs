@@ -34,10 +34,11 @@ pub(crate) fn alive() -> Response {
     reply::json(&json!({ "status": "alive" })).into_response()
 }
 
-/// Whether captures can begin, or the problem that there is.
-pub(crate) fn ready(problem: Option<String>) -> Response {
-    match problem {
-        Some(problem) => Refusal::new(Code::NotReady, problem).into_response(),
-        None => reply::json(&json!({ "status": "ready" })).into_response(),
+/// Whether captures can begin, or the problem that there is. A doubt is told, and keeps nobody away.
+pub(crate) fn ready(problem: Option<String>, doubt: Option<String>) -> Response {
+    match (problem, doubt) {
+        (Some(problem), _) => Refusal::new(Code::NotReady, problem).into_response(),
+        (None, None) => reply::json(&json!({ "status": "ready" })).into_response(),
+        (None, Some(doubt)) => reply::json(&json!({ "status": "ready", "doubt": doubt })).into_response(),
     }
 }

@@ -125,7 +125,7 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
         "/captures" => captures::list(&api.site, &handshake),
         "/metrics" => health::metrics(&api, &handshake.caller),
         "/healthz" => health::alive(),
-        "/readyz" => health::ready(api.app.problem()),
+        "/readyz" => health::ready(api.app.problem(), None),
         "/openapi.json" => openapi(),
         "/capture" => capture::capture(&api, handshake)
             .await

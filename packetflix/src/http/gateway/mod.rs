@@ -102,7 +102,7 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
         "/captures" => told(all_captures(&api, &handshake).await),
         "/metrics" => metrics(&api, caller).await.unwrap_or_else(Refusal::into_response),
         "/healthz" => health::alive(),
-        "/readyz" => health::ready(api.gateway.problem()),
+        "/readyz" => health::ready(api.gateway.problem(), api.gateway.doubt()),
         unknown => {
             let sentence = format!(
                 "there is nothing at {unknown} of a gateway: see /capture, /captures, /targets, /version, /metrics, /healthz and \

@@ -1,0 +1,431 @@
+//! A scripted API server of Kubernetes, as far as it is asked for reviews, and for objects.
+//!
+//! Source: the public API's `authentication.k8s.io/v1` (TokenReview) and `authorization.k8s.io/v1` (SubjectAccessReview).
+
+mod objects;
+
+use std::{
+    collections::BTreeMap,
+    io::{BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+use tokio_rustls::rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+
+use self::objects::{Objects, Which};
+use crate::{
+    certificates::Identity,
+    http::{Body, Head},
+};
+
+/// The token that whoever asks for reviews has to show.
+pub const OWN_TOKEN: &str = "own-0123456789abcdef";
+
+/// The server, on a port of its own. Its threads end with the test.
+pub struct ApiServer {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+/// What its threads share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Told when objects change, or what is done with requests.
+    changed: Condvar,
+}
+
+/// What it knows.
+#[derive(Default)]
+struct State {
+    /// Users by their tokens.
+    users: BTreeMap<String, String>,
+    /// What users may do.
+    rules: Vec<Rule>,
+    is_down: bool,
+    /// How often all watches were ended.
+    ended_watches: u64,
+    /// What was asked, as it came.
+    asked: Vec<Value>,
+    /// The first lines of requests.
+    lines: Vec<String>,
+    objects: Objects,
+}
+
+/// What a user may do: `verb` with `resource` below a namespace, with one of this name. Empty is any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The user.
+    pub user: &'static str,
+    /// Such as `create`.
+    pub verb: &'static str,
+    /// Such as `pods`.
+    pub resource: &'static str,
+    /// Of pods.
+    pub namespace: &'static str,
+    /// Of the pod or node.
+    pub name: &'static str,
+}
+
+impl ApiServer {
+    /// Starts it, in TLS if it has a certificate.
+    ///
+    /// # Errors
+    /// When there is no port, or the certificate cannot be used.
+    pub fn start(identity: Option<&Identity>) -> anyhow::Result<Self> {
+        let config = identity.map(tls).transpose()?.map(Arc::new);
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared::default());
+        let of_threads = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (shared, config) = (Arc::clone(&of_threads), config.clone());
+                thread::spawn(move || serve(stream, config, &shared));
+            }
+        });
+        Ok(Self { port, shared })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A token is this user's from now on.
+    pub fn let_in(&self, token: &str, user: &str) {
+        self.state().users.insert(token.to_owned(), user.to_owned());
+    }
+
+    /// A token is nobody's any more.
+    pub fn revoke(&self, token: &str) {
+        self.state().users.remove(token);
+    }
+
+    /// These are all rules from now on.
+    pub fn set_rules(&self, rules: &[Rule]) {
+        self.state().rules = rules.to_vec();
+    }
+
+    /// Whether it answers with errors alone; watches end then.
+    pub fn set_down(&self, is_down: bool) {
+        let mut state = self.state();
+        state.is_down = is_down;
+        state.ended_watches += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Puts an object there, such as one of `pods`, or in the place of that of its name.
+    pub fn put(&self, resource: &str, object: Value) {
+        self.state().objects.put(resource, object);
+        self.shared.changed.notify_all();
+    }
+
+    /// Takes an object away.
+    pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
+        self.state().objects.remove(resource, namespace, name);
+        self.shared.changed.notify_all();
+    }
+
+    /// Forgets what was, as an API server does after minutes: watches are told that they are too old.
+    pub fn forget(&self) {
+        self.state().objects.forget();
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends all watches, as load balancers do.
+    pub fn end_watches(&self) {
+        self.state().ended_watches += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// The first lines of all requests so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.state().lines.clone()
+    }
+
+    /// All that was asked so far.
+    pub fn asked(&self) -> Vec<Value> {
+        self.state().asked.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tls(identity: &Identity) -> anyhow::Result<ServerConfig> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&identity.certificate)?.collect();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth();
+    Ok(config.with_single_cert(certificates?, PrivateKeyDer::from_pem_file(&identity.key)?)?)
+}
+
+fn serve(stream: TcpStream, config: Option<Arc<ServerConfig>>, shared: &Shared) -> anyhow::Result<()> {
+    match config {
+        Some(config) => answer(StreamOwned::new(ServerConnection::new(config)?, stream), shared),
+        None => answer(stream, shared),
+    }
+}
+
+/// What is done with a request.
+enum Deed {
+    Answer(u16, Value),
+    /// Tells what changes from a version on, for so long.
+    Watch(Which, u64, Duration),
+}
+
+/// Answers all requests of a connection, until it ends.
+fn answer(stream: impl Read + Write, shared: &Shared) -> anyhow::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let head = Head::read(&mut stream)?;
+        let body = Body::of_request(&head, &mut stream)?.read_all()?;
+        let deed = shared.lock().take(&head, &body)?;
+        match deed {
+            Deed::Answer(status, answer) => {
+                let answer = answer.to_string();
+                write!(
+                    stream.get_mut(),
+                    "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
+                    answer.len()
+                )?;
+            }
+            Deed::Watch(which, version, time) => {
+                let events = "HTTP/1.1 200 Said\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+                write!(stream.get_mut(), "{events}")?;
+                stream.get_mut().flush()?;
+                watch(stream.get_mut(), shared, &which, version, time)?;
+            }
+        }
+        stream.get_mut().flush()?;
+    }
+}
+
+/// Tells what changes, until the time is over.
+fn watch(
+    stream: &mut impl Write,
+    shared: &Shared,
+    which: &Which,
+    mut version: u64,
+    time: Duration,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + time;
+    let mut state = shared.lock();
+    let ended = state.ended_watches;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || state.ended_watches != ended {
+            return Ok(write!(stream, "0\r\n\r\n")?);
+        }
+        let Some((events, up_to)) = state.objects.since(which, version) else {
+            let gone = json!({ "type": "ERROR", "object": status(410, "too old resource version") });
+            tell(stream, &gone)?;
+            return Ok(write!(stream, "0\r\n\r\n")?);
+        };
+        if up_to == version {
+            state = shared
+                .changed
+                .wait_timeout(state, left)
+                .map_or_else(|error| error.into_inner().0, |(state, _)| state);
+            continue;
+        }
+        version = up_to;
+        drop(state);
+        for event in &events {
+            tell(stream, event)?;
+        }
+        let bookmark = json!({ "type": "BOOKMARK", "object": {
+            "kind": kind_of(&which.resource), "apiVersion": api_of(&which.resource),
+            "metadata": { "resourceVersion": version.to_string() } } });
+        tell(stream, &bookmark)?;
+        state = shared.lock();
+    }
+}
+
+/// A line of a watch, as one chunk.
+fn tell(stream: &mut impl Write, event: &Value) -> anyhow::Result<()> {
+    let line = format!("{event}\n");
+    write!(stream, "{:x}\r\n{line}\r\n", line.len())?;
+    Ok(stream.flush()?)
+}
+
+fn status(code: u16, message: &str) -> Value {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        410 => "Expired",
+        _ => "ServiceUnavailable",
+    };
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code, "reason": reason,
+        "message": message })
+}
+
+/// What objects of a resource are called, and of which API they are.
+fn kind_of(resource: &str) -> &'static str {
+    match resource {
+        "endpointslices" => "EndpointSlice",
+        _ => "Pod",
+    }
+}
+
+fn api_of(resource: &str) -> &'static str {
+    match resource {
+        "endpointslices" => "discovery.k8s.io/v1",
+        _ => "v1",
+    }
+}
+
+/// What a path is about, and the name of the only object where it names one.
+fn which(path: &str, query: &[(String, String)]) -> Option<(Which, Option<String>)> {
+    let rest = path
+        .strip_prefix("/api/v1/")
+        .or_else(|| path.strip_prefix("/apis/discovery.k8s.io/v1/"))?;
+    let (namespace, rest) = match rest
+        .strip_prefix("namespaces/")
+        .and_then(|rest| rest.split_once('/'))
+    {
+        Some((namespace, rest)) => (namespace.to_owned(), rest),
+        None => (String::new(), rest),
+    };
+    let (resource, name) = match rest.split_once('/') {
+        Some((resource, name)) => (resource, Some(name.to_owned())),
+        None => (rest, None),
+    };
+    let selector = query.iter().find(|(name, _)| name == "labelSelector");
+    let labels = selector.map_or("", |(_, selector)| selector).split(',');
+    let labels = labels.filter_map(|label| label.split_once('='));
+    let which = Which {
+        resource: resource.to_owned(),
+        namespace,
+        labels: labels
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
+    };
+    Some((which, name))
+}
+
+impl State {
+    /// What is done with a request.
+    fn take(&mut self, head: &Head, body: &[u8]) -> anyhow::Result<Deed> {
+        self.lines.push(head.line.clone());
+        let mut words = head.line.split(' ');
+        let (method, target) = (
+            words.next().context("no method")?,
+            words.next().context("no path")?,
+        );
+        let asked: Value = match method {
+            "POST" => serde_json::from_slice(body)?,
+            _ => Value::Null,
+        };
+        if method == "POST" {
+            self.asked.push(asked.clone());
+        }
+        let shown = head.values("authorization");
+        let is_own = shown == [format!("Bearer {OWN_TOKEN}")];
+        Ok(if self.is_down {
+            Deed::Answer(503, status(503, "the server is down"))
+        } else if method == "POST" && is_own {
+            Deed::Answer(201, self.review(target, asked)?)
+        } else if !is_own
+            && !self
+                .users
+                .keys()
+                .any(|token| shown == [format!("Bearer {token}")])
+        {
+            Deed::Answer(401, status(401, "Unauthorized"))
+        } else {
+            self.read(target)
+        })
+    }
+
+    /// Objects are asked for.
+    fn read(&self, target: &str) -> Deed {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let query: Vec<(String, String)> = serde_urlencoded::from_str(query).unwrap_or_default();
+        let said = |wanted: &str| {
+            let found = query.iter().find(|(name, _)| name == wanted);
+            found
+                .map(|(_, value)| &value[..])
+                .filter(|value| !value.is_empty())
+        };
+        let number = |name| said(name).and_then(|value| value.parse().ok());
+        match which(path, &query) {
+            Some((which, None)) if said("watch").is_some_and(|value| value != "false") => {
+                let version = number("resourceVersion").unwrap_or_else(|| self.objects.version());
+                Deed::Watch(
+                    which,
+                    version,
+                    Duration::from_secs(number("timeoutSeconds").unwrap_or(300)),
+                )
+            }
+            Some((which, None)) => {
+                let limit = number("limit").filter(|limit| *limit > 0);
+                let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+                let mut list = self.objects.list(&which, limit, said("continue"));
+                list["kind"] = json!(format!("{}List", kind_of(&which.resource)));
+                list["apiVersion"] = json!(api_of(&which.resource));
+                Deed::Answer(200, list)
+            }
+            Some((which, Some(name))) => match self.objects.get(&which.resource, &which.namespace, &name) {
+                Some(object) => Deed::Answer(200, object.clone()),
+                None => Deed::Answer(
+                    404,
+                    status(404, &format!("{} \"{name}\" not found", which.resource)),
+                ),
+            },
+            None => Deed::Answer(
+                404,
+                status(404, "the server could not find the requested resource"),
+            ),
+        }
+    }
+
+    fn review(&self, path: &str, mut asked: Value) -> anyhow::Result<Value> {
+        let spec = &asked["spec"];
+        let status = match path {
+            "/apis/authentication.k8s.io/v1/tokenreviews" => {
+                let token = spec["token"].as_str().context("no token")?;
+                match self.users.get(token) {
+                    Some(user) => json!({ "authenticated": true, "user": {
+                        "username": user, "uid": format!("uid-{user}"), "groups": ["people", "system:authenticated"],
+                        "extra": { "example.org/team": ["red"] } } }),
+                    None => json!({ "user": {}, "error": "invalid bearer token" }),
+                }
+            }
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews" => {
+                let attributes = &spec["resourceAttributes"];
+                let of = |name: &str| attributes[name].as_str().unwrap_or_default();
+                let is_met = |rule: &Rule| {
+                    let fits = |wanted: &str, given: &str| wanted.is_empty() || wanted == given;
+                    spec["user"] == rule.user
+                        && of("verb") == rule.verb
+                        && (of("resource"), of("subresource")) == (rule.resource, "packetflix")
+                        && fits(rule.namespace, of("namespace"))
+                        && fits(rule.name, of("name"))
+                };
+                json!({ "allowed": self.rules.iter().any(is_met) })
+            }
+            path => bail!("no such path: {path}"),
+        };
+        asked["status"] = status;
+        Ok(asked)
+    }
+}
