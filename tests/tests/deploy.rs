@@ -510,6 +510,7 @@ fn every_way_of_deployment_starts_closed_or_asks_for_tokens() -> anyhow::Result<
         "overlays/runtime-default",
         "overlays/ghostwire",
         "overlays/kubernetes-auth",
+        "overlays/gateway",
     ] {
         let objects = objects(folder, "1.37")?;
         ensure!(!json!(objects).to_string().contains("65532"), "{folder}");
@@ -650,6 +651,111 @@ fn manifests_are_what_kubernetes_takes() -> anyhow::Result<()> {
                 .as_array()
                 .is_some_and(|env| env.contains(&proxy))
         );
+    }
+    Ok(())
+}
+
+/// What `docs/cluster.md` says of the gateway, and of the nodes behind it.
+#[test]
+fn gateway_of_a_cluster_has_what_it_needs_and_nothing_more() -> anyhow::Result<()> {
+    for version in ["1.30", "1.37"] {
+        let objects = objects("overlays/gateway", version)?;
+        let named = |kind: &str, name: &str| {
+            let is_meant = |one: &&Value| one["kind"] == kind && one["metadata"]["name"] == name;
+            let found = objects.iter().find(is_meant);
+            found.with_context(|| format!("no {kind} {name}"))
+        };
+        let deployment = &named("Deployment", "packetflix-gateway")?["spec"];
+        let pod = &deployment["template"]["spec"];
+        let gateway = &pod["containers"][0];
+        assert_eq!(
+            (&deployment["replicas"], &gateway["args"]),
+            (&json!(2), &json!(["gateway"]))
+        );
+        let of = |name: &str| {
+            let env = gateway["env"].as_array().into_iter().flatten();
+            env.clone()
+                .find(|one| one["name"] == name)
+                .map(|one| one["value"].clone())
+        };
+        assert_eq!(of("PACKETFLIX_KUBERNETES_AUTH"), Some(json!("true")));
+        assert_eq!(of("PACKETFLIX_NODES_PLAIN"), None);
+        // It takes no right of the kernel, and says so.
+        assert_eq!(
+            gateway["securityContext"],
+            json!({ "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } })
+        );
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        ensure!(gateway["resources"]["limits"]["memory"].is_string() && pod["hostNetwork"].is_null());
+        for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+            assert_eq!(gateway[probe]["httpGet"], json!({ "path": path, "port": "http" }));
+        }
+        assert_eq!(
+            (
+                &gateway["lifecycle"]["preStop"]["sleep"]["seconds"],
+                &pod["terminationGracePeriodSeconds"]
+            ),
+            (&json!(5), &json!(30))
+        );
+        assert_eq!(
+            named("PodDisruptionBudget", "packetflix-gateway")?["spec"]["maxUnavailable"],
+            1
+        );
+
+        // What it may ask the API server for is what it asks for.
+        assert_eq!(
+            named("Role", "packetflix-gateway")?["rules"],
+            json!([{ "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] }])
+        );
+        assert_eq!(
+            named("ClusterRoleBinding", "packetflix-gateway")?["roleRef"]["name"],
+            "system:auth-delegator"
+        );
+
+        // The nodes are found by their Service, whose name is that of their certificate.
+        let service = named("Service", "packetflix")?;
+        assert_eq!(
+            of("PACKETFLIX_NODES_SERVICE"),
+            Some(service["metadata"]["name"].clone())
+        );
+        assert_eq!(service["spec"]["clusterIP"], "None");
+        let node = container(&objects, "packetflix")?;
+        let certificate = json!({ "name": "PACKETFLIX_TLS_CERT", "value": "/etc/packetflix-tls/tls.crt" });
+        ensure!(
+            node["env"]
+                .as_array()
+                .is_some_and(|env| env.contains(&certificate))
+        );
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(node[probe]["httpGet"]["scheme"], "HTTPS");
+        }
+        let manager = read("deploy/kubernetes/cert-manager.yaml")?;
+        ensure!(
+            manager.contains("secretName: packetflix-nodes-tls\n")
+                && manager.contains("- packetflix.packetflix.svc\n")
+        );
+        // It is given their CA, and not their key.
+        let volumes = pod["volumes"].as_array().context("no volumes")?;
+        let ca = volumes
+            .iter()
+            .find(|one| one["secret"]["secretName"] == "packetflix-nodes-tls");
+        assert_eq!(
+            ca.context("no CA")?["secret"]["items"],
+            json!([{ "key": "ca.crt", "path": "ca.crt" }])
+        );
+
+        // Nobody but the gateway reaches the nodes, and the gateway nobody but them and API servers.
+        let own = json!({ "matchLabels": { "app.kubernetes.io/name": "packetflix-gateway" } });
+        let nodes = json!({ "matchLabels": { "app.kubernetes.io/name": "packetflix" } });
+        let policy = &named("NetworkPolicy", "packetflix")?["spec"];
+        assert_eq!(
+            policy["ingress"],
+            json!([{ "from": [{ "podSelector": own }], "ports": [{ "port": "http", "protocol": "TCP" }] }])
+        );
+        let policy = &named("NetworkPolicy", "packetflix-gateway")?["spec"];
+        assert_eq!((&policy["podSelector"], &deployment["selector"]), (&own, &own));
+        assert_eq!(policy["egress"][0]["to"], json!([{ "podSelector": nodes }]));
+        ensure!(policy["egress"].as_array().is_some_and(|rules| rules.len() == 2));
     }
     Ok(())
 }
