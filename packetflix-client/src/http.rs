@@ -250,6 +250,33 @@ pub async fn get_within(server: &Server, path: &str, max_len: usize) -> Result<B
     }
 }
 
+/// An answer that goes on and on.
+pub struct Events(Answer);
+
+impl Events {
+    /// The next bytes; `None` once it has ended, however.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let frame = self.0.response.frame().await?.ok()?;
+            if let Ok(bytes) = frame.into_data() {
+                return Some(bytes);
+            }
+        }
+    }
+}
+
+/// What a server answers to a GET, as it comes.
+///
+/// # Errors
+/// When it refuses, or does not answer.
+pub async fn events(server: &Server, path: &str) -> Result<Events, RequestError> {
+    let answer = send(server, Method::GET, path, HeaderMap::new()).await?;
+    match answer.response.status() {
+        StatusCode::OK => Ok(Events(answer)),
+        _ => Err(answer.into_error(&server.address).await),
+    }
+}
+
 /// What a server answers to a GET, read as JSON.
 ///
 /// # Errors

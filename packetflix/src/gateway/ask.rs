@@ -228,6 +228,36 @@ impl Nodes {
         Err(AskError::None(failed.collect()))
     }
 
+    /// Asks one node after the other, until one is reached.
+    ///
+    /// # Errors
+    /// When none is, or the one that is refuses.
+    pub(super) async fn ask_one_for_json(&self, path: &str) -> Result<Value, AskError> {
+        let token = self.token()?;
+        let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
+        let mut failed = Vec::new();
+        for node in self.all() {
+            let server = self.server(&node, token.as_ref());
+            let until = deadline.min(Instant::now() + self.timeout);
+            let why: NodeError =
+                match timeout_at(until, http::get_within(&server, path, MAX_ANSWER_LEN)).await {
+                    Ok(Ok(body)) => match serde_json::from_slice(&body) {
+                        Ok(answer) => return Ok(answer),
+                        Err(error) => NodeError::Unreadable(error),
+                    },
+                    Ok(Err(error)) => error.into(),
+                    Err(_) => NodeError::Late(self.timeout),
+                };
+            let (name, is_of_connection) = (node.name.clone(), why.is_of_connection());
+            let one = Failed { node, name, why };
+            if !is_of_connection || Instant::now() >= deadline {
+                return Err(AskError::Node(Box::new(one)));
+            }
+            failed.push(one);
+        }
+        Err(AskError::None(failed))
+    }
+
     /// Asks all nodes for their metrics.
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
         let room = AtomicUsize::new(MAX_ANSWERS_LEN);

@@ -17,6 +17,7 @@ use super::{
     ask::{AskError, Asked, Failed, NodeError},
     feed::{Feed, NodeEnd, Note, Said},
     node::Node,
+    rates::at_node,
     request::{self, NodeChoice, NodeWordError, Wanted},
     stream::{GatewayStream, Member, StreamInfo},
 };
@@ -75,6 +76,8 @@ pub(crate) enum GatewayStartError {
     Ask(#[from] AskError),
     #[error("a number says nothing without its node: say in container= which \"node-name\" it is of")]
     NoNodeSaid,
+    #[error("the node of this number of a namespace is not there any more: have the targets listed anew")]
+    NoNodeNumbered,
     #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several")]
     NoNodeChosen,
     #[error("none of {asked} nodes has {name}{}", unheard(*failed))]
@@ -265,6 +268,7 @@ impl Gateway {
     async fn orders(&self, request: &CaptureRequest) -> Result<Orders, GatewayStartError> {
         match Wanted::of(request)? {
             Wanted::One(target) => {
+                let target = self.on_its_node(target)?;
                 let node = self.node_of(&target).await?;
                 let described = [target];
                 let path = request::path_of_described(request, &described, request.names);
@@ -292,7 +296,10 @@ impl Gateway {
                 follow,
                 wait,
             } if described.is_empty() => self.orders_of_words(request, nodes, &words, follow, wait).await,
-            Wanted::Several { described, .. } => self.orders_of_described(request, described),
+            Wanted::Several { described, .. } => {
+                let described = described.into_iter().map(|target| self.on_its_node(target));
+                self.orders_of_described(request, described.collect::<Result<_, _>>()?)
+            }
         }
     }
 
@@ -407,6 +414,28 @@ impl Gateway {
             },
             name,
         })
+    }
+
+    /// What a description means on its node, where a number of the gateway's says which one that is.
+    fn on_its_node(&self, mut target: TargetDescription) -> Result<TargetDescription, GatewayStartError> {
+        let as_word = target.name.strip_prefix("netns:").filter(|_| target.is_word());
+        let as_word = as_word.and_then(|number| number.parse().ok());
+        let Some((node, netns)) = target.netns.or(as_word).and_then(at_node) else {
+            return Ok(target);
+        };
+        let node = self
+            .nodes
+            .numbered(node)
+            .ok_or(GatewayStartError::NoNodeNumbered)?;
+        if !target.node_name.is_empty() && target.node_name != node.name {
+            return Err(GatewayStartError::NoNodeNumbered);
+        }
+        target.node_name.clone_from(&node.name);
+        match as_word {
+            Some(_) => target.name = format!("netns:{netns}"),
+            None => target.netns = Some(netns),
+        }
+        Ok(target)
     }
 
     /// The node that a description names, or the only one that there is.

@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::ask::{Asked, NodeError};
+use super::{
+    ask::{Asked, NodeError},
+    rates::at_gateway,
+};
 use crate::error::chain;
 
 /// The member with the name of a node, as GhostWire's clients have it.
@@ -28,7 +31,8 @@ pub(super) fn targets(asked: Vec<Asked<Value>>, doubt: Option<String>, gateway: 
                 continue;
             }
         };
-        targets.extend(elements(&mut answer, "targets", &node.name));
+        targets
+            .extend(elements(&mut answer, "targets", &node.name).map(|target| numbered(target, node.number)));
         engines.extend(elements(&mut answer, "engines", &node.name));
         let sentences = list(&mut answer, "gaps");
         gaps.extend(
@@ -150,6 +154,14 @@ fn elements(answer: &mut Value, name: &str, node: &str) -> impl Iterator<Item = 
             }
             _ => None,
         })
+}
+
+/// A target with the number that its namespace has at the gateway.
+fn numbered(mut target: Value, node: u32) -> Value {
+    if let Some(netns) = target["netns"].as_u64() {
+        target["netns"] = at_gateway(node, netns).into();
+    }
+    target
 }
 
 fn not_asked(node: &str, error: &NodeError) -> String {

@@ -10,11 +10,15 @@ mod feed;
 mod lists;
 mod metrics;
 mod node;
+mod rates;
 mod request;
 mod stream;
 mod window;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::time::sleep;
@@ -24,6 +28,7 @@ use self::{ask::Asked, config::Whereabouts, node::Nodes, request::NodeChoice};
 pub(crate) use self::{
     ask::{AskError, NodeError},
     capture::{GatewayStartError, StartedGatewayStream},
+    rates::Rates,
 };
 use crate::{
     kubernetes::{Finder, Pods},
@@ -40,6 +45,8 @@ pub struct Gateway {
     nodes: Nodes,
     /// Finds the nodes, where they are not named.
     finder: Option<Finder>,
+    /// What those share who look at rates.
+    rates: Mutex<Weak<Rates>>,
 }
 
 impl Gateway {
@@ -59,6 +66,7 @@ impl Gateway {
             frontend,
             nodes: Nodes::new(config),
             finder,
+            rates: Mutex::default(),
         })
     }
 
@@ -122,6 +130,14 @@ impl Gateway {
         let asked = self.nodes.ask_for_json(nodes, &path).await?;
         let doubt = self.nodes.doubt();
         Ok(lists::targets(asked, doubt, &self.frontend.config.host_name))
+    }
+
+    /// What becomes of an expression of a filter, as the first node says that answers: the gateway compiles none.
+    ///
+    /// # Errors
+    /// When none does, or the expression is none.
+    pub(crate) async fn filter(&self, query: &str) -> Result<Value, AskError> {
+        self.nodes.ask_one_for_json(&format!("/filter?{query}")).await
     }
 
     /// `/mobyshark` of all nodes.

@@ -29,6 +29,8 @@ const ROUNDS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) name: String,
+    /// From 1 on, the same as long as it is there.
+    pub(super) number: u32,
     pub(crate) address: Address,
     state: Mutex<State>,
 }
@@ -45,6 +47,9 @@ pub(crate) struct State {
     /// How its clock stood.
     pub(crate) clock: Option<ClockReading>,
 }
+
+/// Numbers of nodes stay below this one, and begin anew.
+const NUMBERS: u32 = 1 << 20;
 
 /// Most nodes that there may be.
 pub(super) const MAX_NODES: usize = 4096;
@@ -69,6 +74,8 @@ struct List {
     /// In the order of their names where they are found.
     nodes: Arc<[Arc<Node>]>,
     search: Search,
+    /// The highest number that a node has had.
+    numbered: u32,
 }
 
 /// How it is known which nodes there are.
@@ -98,10 +105,11 @@ impl Nodes {
     pub(super) fn new(config: GatewayConfig) -> Self {
         let (list, name, is_encrypted) = match config.nodes {
             Whereabouts::Named(named) => {
-                let nodes = named.into_iter().map(|(name, address)| Node::new(name, address));
+                let nodes = (1..).zip(named);
+                let nodes = nodes.map(|(number, (name, address))| Node::new(name, number, address));
                 let list = List {
                     nodes: nodes.collect(),
-                    search: Search::None,
+                    ..List::default()
                 };
                 (list, None, false)
             }
@@ -135,6 +143,15 @@ impl Nodes {
     /// The node of a name.
     pub(super) fn get(&self, name: &str) -> Option<Arc<Node>> {
         self.read().nodes.iter().find(|node| node.name == name).cloned()
+    }
+
+    /// The node of a number.
+    pub(super) fn numbered(&self, number: u32) -> Option<Arc<Node>> {
+        self.read()
+            .nodes
+            .iter()
+            .find(|node| node.number == number)
+            .cloned()
     }
 
     /// Is told when there are other nodes.
@@ -245,8 +262,9 @@ impl List {
             );
             found.truncate(MAX_NODES);
         }
+        let before = Arc::clone(&self.nodes);
         let mut known: HashMap<&str, &Arc<Node>> = HashMap::new();
-        known.extend(self.nodes.iter().map(|node| (&node.name[..], node)));
+        known.extend(before.iter().map(|node| (&node.name[..], node)));
         let (mut nodes, mut is_other) = (Vec::new(), false);
         for FoundNode { name, address, port } in found {
             let address = Address::Tcp {
@@ -255,15 +273,16 @@ impl List {
                 tls: is_encrypted,
                 prefix: String::new(),
             };
-            let same = known.get(&name[..]).filter(|node| node.address == address);
-            nodes.push(same.map_or_else(
-                || {
+            let same = known.get(&name[..]);
+            nodes.push(match same.filter(|node| node.address == address) {
+                Some(node) => Arc::clone(node),
+                None => {
                     is_other = true;
                     tracing::info!(node = name, %address, "a node is found");
-                    Node::new(name, address)
-                },
-                |node| Arc::clone(node),
-            ));
+                    let number = same.map_or_else(|| self.next_number(), |node| node.number);
+                    Node::new(name, number, address)
+                }
+            });
         }
         for node in self.nodes.iter() {
             if !nodes.iter().any(|other| other.name == node.name) {
@@ -273,6 +292,17 @@ impl List {
         }
         self.nodes = nodes.into();
         is_other
+    }
+
+    /// A number that no node has.
+    fn next_number(&mut self) -> u32 {
+        loop {
+            self.numbered = (self.numbered + 1) % NUMBERS;
+            let is_taken = self.nodes.iter().any(|node| node.number == self.numbered);
+            if self.numbered > 0 && !is_taken {
+                return self.numbered;
+            }
+        }
     }
 
     /// Nothing is found out.
@@ -307,9 +337,10 @@ impl List {
 }
 
 impl Node {
-    fn new(name: String, address: Address) -> Arc<Self> {
+    fn new(name: String, number: u32, address: Address) -> Arc<Self> {
         Arc::new(Self {
             name,
+            number,
             address,
             state: Mutex::default(),
         })

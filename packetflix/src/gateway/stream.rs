@@ -211,6 +211,7 @@ impl GatewayStream {
         let id = self.next_id;
         self.next_id += 1;
         let ahead = member.clock.map_or(0, significant);
+        self.window.begin_anew(Instant::now());
         self.timeline.add(id, ahead);
         let source = Source {
             name: member.name,

@@ -41,6 +41,11 @@ impl Window {
         self.latest = self.latest.max(late);
     }
 
+    /// A node has just begun.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        self.note(AT_FIRST, now);
+    }
+
     /// How long packets wait now.
     pub(super) fn len(&mut self, now: Instant) -> Duration {
         self.forget(now);
@@ -82,5 +87,7 @@ mod tests {
         window.note(Duration::from_secs(60), at(12));
         assert_eq!(window.len(at(13)), MAX);
         assert_eq!(window.len(at(60)), MIN);
+        window.begin_anew(at(61));
+        assert_eq!(window.len(at(62)), milliseconds(250));
     }
 }

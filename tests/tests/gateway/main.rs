@@ -3,6 +3,7 @@
 mod endpoints;
 mod kubernetes;
 mod lists;
+mod page;
 mod scripted;
 mod streams;
 

@@ -60,6 +60,13 @@ pub(crate) fn follow(api: &Arc<Api>, caller: &Caller) -> Result<Response, Refusa
         let events = stream.next().await?;
         Some((Ok::<_, Infallible>(Bytes::from(events)), stream))
     });
+    Ok(event_stream(events))
+}
+
+/// An answer of server-sent events.
+pub(crate) fn event_stream(
+    events: impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + Sync + 'static,
+) -> Response {
     let mut response = reply::stream(events).into_response();
     let headers = response.headers_mut();
     for (name, value) in [
@@ -70,7 +77,7 @@ pub(crate) fn follow(api: &Arc<Api>, caller: &Caller) -> Result<Response, Refusa
     ] {
         headers.insert(name, header::HeaderValue::from_static(value));
     }
-    Ok(response)
+    response
 }
 
 impl Stream {

@@ -47,7 +47,7 @@ pub(crate) const CAPTURES: &str = "/captures/";
 const TIME: &str = "packetflix-time";
 
 /// Where the page is, whoever has `/`.
-const PAGE: &str = "/ui";
+pub(crate) const PAGE: &str = "/ui";
 
 /// Paths at which nobody is asked who they are.
 const PUBLIC: [&str; 3] = ["/version", "/healthz", "/readyz"];

@@ -2,8 +2,10 @@
 
 mod capture;
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
+use bytes::Bytes;
+use futures_util::stream;
 use serde_json::Value;
 use warp::{
     Reply as _,
@@ -17,9 +19,10 @@ use super::{
         capture::Handshake,
         captures,
         code::Code,
-        health,
+        health, page,
+        rates::event_stream,
         refusal::Refusal,
-        routes::{self, CAPTURES},
+        routes::{self, CAPTURES, PAGE},
         targets::parse_words,
     },
     served::{Served, Work},
@@ -27,6 +30,7 @@ use super::{
 };
 use crate::{
     gateway::Gateway,
+    page as files,
     service::{Caller, Frontend},
     tap::Connections,
 };
@@ -99,14 +103,18 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
             .unwrap_or_else(Refusal::into_response),
         "/targets" => told(targets(&api, query, caller).await),
         "/mobyshark" | "/discover/mobyshark" => told(mobyshark(&api, caller).await),
+        "/filter" => told(filter(&api, query, caller).await),
+        "/rates" => rates(&api, caller).unwrap_or_else(Refusal::into_response),
+        PAGE => page::lead_into_folder(),
+        path if let Some(file) = files::file(path) => page::show(file, &handshake.headers),
         "/captures" => told(all_captures(&api, &handshake).await),
         "/metrics" => metrics(&api, caller).await.unwrap_or_else(Refusal::into_response),
         "/healthz" => health::alive(),
         "/readyz" => health::ready(api.gateway.problem(), api.gateway.doubt()),
         unknown => {
             let sentence = format!(
-                "there is nothing at {unknown} of a gateway: see /capture, /captures, /targets, /version, /metrics, /healthz and \
-                 /readyz"
+                "there is nothing at {unknown} of a gateway: see /, /capture, /captures, /targets, /rates, /filter, /version, \
+                 /metrics, /healthz and /readyz"
             );
             Refusal::new(Code::PathUnknown, sentence).into_response()
         }
@@ -130,6 +138,34 @@ async fn mobyshark(api: &Api, caller: &Caller) -> Result<Value, Refusal> {
     caller.may_discover()?;
     caller.may_have_all()?;
     Ok(api.gateway.mobyshark().await?)
+}
+
+/// `/filter`: what becomes of an expression, on a node.
+async fn filter(api: &Api, query: &str, caller: &Caller) -> Result<Value, Refusal> {
+    caller.may_discover()?;
+    caller.may_have_all()?;
+    Ok(api.gateway.filter(query).await?)
+}
+
+/// `/rates`: those of all nodes, as server-sent events, until the caller would not be let in any more, or the gateway ends.
+fn rates(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
+    caller.may_discover()?;
+    caller.may_have_all()?;
+    let begun = (Arc::clone(&api.gateway), api.gateway.rates(), caller.clone(), 0);
+    let events = stream::unfold(begun, |(gateway, rates, caller, mut told)| async move {
+        let frontend = &gateway.frontend;
+        let events = tokio::select! {
+            () = frontend.stop.cancelled() => return None,
+            events = rates.next(&mut told) => events,
+        };
+        let caller = caller.renew(&frontend.access).ok()?;
+        caller.may_discover().and_then(|()| caller.may_have_all()).ok()?;
+        Some((
+            Ok::<_, Infallible>(Bytes::from(events)),
+            (gateway, rates, caller, told),
+        ))
+    });
+    Ok(event_stream(events))
 }
 
 async fn all_captures(api: &Api, handshake: &Handshake) -> Result<Value, Refusal> {
