@@ -3,7 +3,7 @@
 import { useEffect, useState } from "preact/hooks";
 import type { CaptureList, RunningCapture } from "./model";
 import { ask, askJson } from "./service";
-import { age, readable, short } from "./text";
+import { age, bytes, readable, short } from "./text";
 
 const EVERY = 2000;
 
@@ -63,7 +63,7 @@ export function Captures({ session }: { session: number }) {
                   <td><code>{readable(capture.filter ?? "")}</code></td>
                   <td>{age(capture.duration)}</td>
                   <td>{capture.packets.toLocaleString("en")}</td>
-                  <td>{short(capture["packets-per-second"])}/s, {short(capture["bytes-per-second"])}B/s</td>
+                  <td>{short(capture["packets-per-second"])}/s, {bytes(capture["bytes-per-second"])}/s</td>
                   <td>{(capture.dropped.kernel + capture.dropped["slow-client"]).toLocaleString("en")}</td>
                   <td><button type="button" onClick={() => stop(capture.id)}>Stop<span class="hidden"> capture {capture.id}</span></button></td>
                 </tr>

@@ -4,7 +4,7 @@ import { useRef, useState } from "preact/hooks";
 import type { Target } from "./model";
 import type { Wish } from "./request";
 import { type Saving, save } from "./save";
-import { readable, short } from "./text";
+import { bytes, readable } from "./text";
 
 export interface SavedFile extends Saving {
   number: number;
@@ -59,7 +59,7 @@ export function FileList({ files }: { files: Files }) {
     <ul class="files" aria-label="Files">
       {files.all.map((file) => (
         <li key={file.number} class={file.hasFailed ? "error saving" : "saving"}>
-          <bdi>{readable(file.name)}</bdi>: {short(file.bytes)}B
+          <bdi>{readable(file.name)}</bdi>: {bytes(file.bytes)}
           {/* Screen readers are told of the end, not of each message. */}
           <span role="status">{file.end !== undefined && `, ${readable(file.end)}`}</span>{" "}
           {file.end === undefined ? (

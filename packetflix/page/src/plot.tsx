@@ -1,9 +1,9 @@
 // Packets and bytes of each second.
 
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { short } from "./text";
+import { bytes, short } from "./text";
 import type { Second } from "./worker/window";
 
 const HEIGHT = 260;
@@ -27,14 +27,29 @@ function columns(seconds: Second[]): uPlot.AlignedData {
   return [column((one) => one.second), column((one) => one.packets), column((one) => one.bytes)];
 }
 
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+
+/** A colour of the page, as it is now: a canvas knows none by its name. */
+function colourOf(element: HTMLElement, name: string): string {
+  element.style.color = `var(${name})`;
+  const { color } = getComputedStyle(element);
+  element.style.color = "";
+  return color;
+}
+
 /** Of at least one second. */
 export function Plot({ seconds }: { seconds: Second[] }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
+  const [isDark, setDark] = useState(DARK.matches);
+  useEffect(() => {
+    const note = () => setDark(DARK.matches);
+    DARK.addEventListener("change", note);
+    return () => DARK.removeEventListener("change", note);
+  }, []);
   useEffect(() => {
     const element = box.current!;
-    const style = getComputedStyle(element);
-    const [ink, one, other] = ["--ink", "--main", "--second"].map((name) => style.getPropertyValue(name).trim());
+    const [ink, one, other] = ["--ink", "--main", "--second"].map((name) => colourOf(element, name));
     const axis = { stroke: ink!, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
     plot.current = new uPlot(
       {
@@ -44,7 +59,7 @@ export function Plot({ seconds }: { seconds: Second[] }) {
         axes: [
           { ...axis, values: (_, seconds) => seconds.map(timeOfDay) },
           { ...axis, scale: "packets", values: (_, values) => values.map((value) => `${short(value)}/s`), size: 70 },
-          { ...axis, scale: "bytes", side: 1, grid: { show: false }, values: (_, values) => values.map((value) => `${short(value)}B/s`), size: 80 },
+          { ...axis, scale: "bytes", side: 1, grid: { show: false }, values: (_, values) => values.map((value) => `${bytes(value)}/s`), size: 80 },
         ],
         series: [{ label: "UTC", value: (_, second) => (second === null ? "–" : timeOfDay(second)) }, { label: "packets/s", scale: "packets", stroke: one! }, { label: "bytes/s", scale: "bytes", stroke: other! }],
       },
@@ -57,14 +72,14 @@ export function Plot({ seconds }: { seconds: Second[] }) {
       observer.disconnect();
       plot.current?.destroy();
     };
-  }, []);
+  }, [isDark]);
   useEffect(() => plot.current?.setData(columns(seconds)), [seconds]);
   const last = seconds.at(-2);
   return (
     <figure class="plot">
       <div ref={box} />
       <figcaption>
-        Packets and bytes of each second{last && `; in the last whole one, ${timeOfDay(last.second)} UTC, ${short(last.packets)} packets and ${short(last.bytes)}B`}
+        Packets and bytes of each second{last && `; in the last whole one, ${timeOfDay(last.second)} UTC, ${short(last.packets)} packets and ${bytes(last.bytes)}`}
       </figcaption>
     </figure>
   );

@@ -4,7 +4,7 @@ import { useMemo, useState } from "preact/hooks";
 import type { Live } from "./live";
 import { type Target, addressesOf, fullName, keyOf } from "./model";
 import { Rows } from "./rows";
-import { age, plural, readable, short } from "./text";
+import { age, bytes, plural, readable, short } from "./text";
 
 /** How the list is looked at. */
 export interface Look {
@@ -238,7 +238,7 @@ function TargetCells(props: { target: Target; live: Live; isChosen: boolean; onT
           <>
             <Sparkline values={live.history.get(target.netns) ?? []} />
             <span class="number">{short(traffic?.packets ?? 0)}/s</span>
-            <span class="number">{short(traffic?.bytes ?? 0)}B/s</span>
+            <span class="number">{bytes(traffic?.bytes ?? 0)}/s</span>
           </>
         )}
       </span>

@@ -28,6 +28,12 @@ export function short(value: number): string {
   return `${value < 0 ? "-" : ""}${rest.toFixed(digits)}${at ? ` ${PREFIXES[at]}` : ""}`;
 }
 
+/** A number of bytes. */
+export function bytes(value: number): string {
+  const number = short(value);
+  return /[A-Z]$/i.test(number) ? `${number}B` : `${number} B`;
+}
+
 /** A time that has gone by, in its largest unit or two. */
 export function age(seconds: number): string {
   const whole = Math.max(0, Math.floor(seconds));

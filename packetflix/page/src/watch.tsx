@@ -6,7 +6,7 @@ import { fileName } from "./request";
 import { Rows } from "./rows";
 import { download } from "./save";
 import { base } from "./service";
-import { plural, readable, short } from "./text";
+import { bytes, plural, readable } from "./text";
 import type { ConversationRow, Detail, FromWorker, Row, Source, Status, ToWorker } from "./worker/messages";
 
 const ROW = 20;
@@ -157,7 +157,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
         {status.behind > 0 && `, ${status.behind.toLocaleString("en")} still to be looked at`}
         {status.gone > 0 && `, the first ${status.gone.toLocaleString("en")} are no longer in the window`}
         {status.lost > 0 && <strong class="lost">, {plural(status.lost, "packet")} dropped</strong>}
-        {`, ${short(status.bytes)}B`}
+        {`, ${bytes(status.bytes)}`}
         {!hasBegun && !ended && ", waiting for the service …"}
       </p>
       <div role="status" class="ends">
@@ -298,8 +298,8 @@ function ConversationTable({ rows, forgotten }: { rows: ConversationRow[]; forgo
               <td title={whole(row.to.name, row.to.address)}>{name(row.to.name)}</td>
               <td>{row.packets[0].toLocaleString("en")}</td>
               <td>{row.packets[1].toLocaleString("en")}</td>
-              <td>{short(row.bytes[0])}B</td>
-              <td>{short(row.bytes[1])}B</td>
+              <td>{bytes(row.bytes[0])}</td>
+              <td>{bytes(row.bytes[1])}</td>
               <td>{row.duration.toFixed(1)}</td>
               <td>{row.roundTrip === undefined ? "" : `${(row.roundTrip * 1000).toFixed(2)} ms`}</td>
               <td>{row.retransmissions || ""}</td>

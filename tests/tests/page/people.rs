@@ -63,6 +63,35 @@ fn narrow_windows_show_all() -> anyhow::Result<()> {
     })
 }
 
+/// What is drawn, where axe sees nothing, has the colours of the rest of the page, also when these change.
+#[test]
+fn plots_are_seen_in_the_dark_and_in_the_light() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.run_before(
+        "window.inks_ = []; const draw = CanvasRenderingContext2D.prototype.fillText; \
+         CanvasRenderingContext2D.prototype.fillText = function (...given) { inks_.push(this.fillStyle); return draw.apply(this, given) }",
+    )?;
+    browser.set_dark(false)?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 20, b"x")?;
+    wait_for_total(&browser, 20)?;
+    browser.press("rates")?;
+    let inks = "const pen = document.createElement('canvas').getContext('2d'); \
+                pen.fillStyle = getComputedStyle(document.documentElement).color; \
+                return inks_.length > 0 && inks_.every(ink => ink === pen.fillStyle) && pen.fillStyle";
+    let light = browser.wait_for(inks)?;
+    browser.script("inks_.length = 0")?;
+    browser.set_dark(true)?;
+    let dark = browser.wait_for(inks)?;
+    ensure!(light != dark, "{light}");
+    browser.check_console()
+}
+
 /// Goes through all that the page shows.
 fn for_each_view(
     server: &Server,
