@@ -85,7 +85,7 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
         <label>
           <input type="checkbox" checked={wish.interfaces.length === 0} onChange={() => set({ interfaces: [] })} /> all, those that come later too
         </label>
-        <div class="choices">
+        <div class="choices interfaces">
           {names.map((name) => (
             <label key={name}>
               <input type="checkbox" checked={wish.interfaces.includes(name)} onChange={() => toggle(name)} /> <bdi>{readable(name)}</bdi>

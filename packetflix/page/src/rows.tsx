@@ -79,6 +79,10 @@ export function Rows(props: Props) {
   useLayoutEffect(() => {
     if (follows) box.current!.scrollTop = drawn;
   }, [follows, count, drawn, props.isShown]);
+  useLayoutEffect(() => {
+    // Where it was not shown, it has lost its place.
+    if (props.isShown !== false && !follows && active >= 0) reveal(active);
+  }, [props.isShown]);
   useEffect(() => props.onSeen?.(first, last), [first, last]);
 
   const go = (to: number) => {

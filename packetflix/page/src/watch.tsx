@@ -260,14 +260,17 @@ function Details({ detail }: { detail: Detail }) {
       </div>
       <div class="bytes" tabIndex={0} role="region" aria-label="Bytes of the packet">
         {lines.map((begin) => {
-          const bytes = [...shown.subarray(begin, begin + LINE)];
+          const part = [...shown.subarray(begin, begin + LINE)];
           return (
             <div key={begin}>
               <span class="offset">{begin.toString(16).padStart(4, "0")}</span>
-              {bytes.map((byte, at) => (
+              {part.map((byte, at) => (
                 <span key={at} class={isMarked(begin + at) ? "byte marked" : "byte"}>{byte.toString(16).padStart(2, "0")}</span>
               ))}
-              <span class="text">{bytes.map((byte) => (byte >= 32 && byte < 127 ? String.fromCharCode(byte) : "·")).join("")}</span>
+              {Array.from({ length: LINE - part.length }, (_, at) => (
+                <span key={part.length + at} class="byte">{"  "}</span>
+              ))}
+              <span class="text">{part.map((byte) => (byte >= 32 && byte < 127 ? String.fromCharCode(byte) : "·")).join("")}</span>
             </div>
           );
         })}

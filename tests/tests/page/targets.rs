@@ -108,7 +108,7 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     const COUNT: usize = 10_000;
     let server = Server::start(&[])?;
     let port = server.port();
-    let list = json!({
+    let mut list = json!({
         "version": 1, "scanned-at": 1.0, "node-name": "many", "engines": [], "gaps": ["a <b>place</b>"],
         "targets": (0..COUNT).map(|number| json!({
             "name": format!("app-{number:05}"), "type": "docker", "prefix": "", "netns": 4_026_600_000_u64 + number as u64,
@@ -118,6 +118,11 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
                 "labels": { "com.docker.compose.project": format!("shop-{}", number % 10) } },
         })).collect::<Vec<_>>(),
     });
+    // One has more interfaces than there is room for.
+    let links: Vec<_> = (0..200)
+        .map(|number| json!({ "name": format!("d{number}"), "index": 3 + number, "state": "down", "addresses": [] }))
+        .collect();
+    list["targets"][0]["network-interfaces"] = links.into();
     let list = list.to_string();
     let many = Upstream::start(move |head, mut stream| {
         let path = head.line.split(' ').nth(1).unwrap_or_default();
@@ -155,6 +160,9 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
         drawn.as_u64().is_some_and(|drawn| drawn < 100),
         "{drawn} rows are drawn"
     );
+    let width = browser
+        .script("const rows = document.querySelector('.rows'); return rows.scrollWidth - rows.clientWidth")?;
+    assert_eq!(width, 0, "the list goes on to the side");
     // To the end of it, by a key.
     browser.type_into("//div[@role='grid']", "\u{e010}")?;
     browser.wait_for_text("app-09999")?;
