@@ -16,7 +16,7 @@ use packetflix_tests::{
     folder::Folder,
     namespace::output_of,
     process::Sleeper,
-    server::{Server, program, wait_until},
+    server::{Server, percent_encoded, program, wait_until},
     upstream::{Upstream, answer},
 };
 use serde_json::{Value, json};
@@ -193,6 +193,36 @@ fn captures_are_handed_over() -> anyhow::Result<()> {
         "{address}"
     );
 
+    // Whatever can be asked for is.
+    for (limit, value) in [
+        ("packets", "7"),
+        ("duration", "5m"),
+        ("size", "3MiB"),
+        ("bytes of each packet", "96"),
+    ] {
+        browser.type_into(&format!("//label[normalize-space()='{limit}']/input"), value)?;
+    }
+    browser.click("//label[normalize-space()='no promiscuous mode']/input")?;
+    let address = browser.script("return document.querySelector('dialog a').href")?;
+    ensure!(
+        address
+            .as_str()
+            .is_some_and(|address| address.ends_with("&packets=7&duration=5m&bytes=3MiB&snaplen=96&chaste=")),
+        "{address}"
+    );
+    for (limit, len) in [
+        ("packets", 1),
+        ("duration", 2),
+        ("size", 4),
+        ("bytes of each packet", 2),
+    ] {
+        browser.type_into(
+            &format!("//label[normalize-space()='{limit}']/input"),
+            &"\u{8}".repeat(len),
+        )?;
+    }
+    browser.click("//label[normalize-space()='no promiscuous mode']/input")?;
+
     // The command does what the page has done.
     browser.press("Copy as command")?;
     let command = browser.wait_for("return window.copied_")?;
@@ -355,6 +385,16 @@ fn refusals_and_faulty_filters_are_told_at_their_place() -> anyhow::Result<()> {
     let browser = Browser::start()?;
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
+    // Those that are offered can be taken.
+    let offered = browser
+        .script("return [...document.querySelectorAll('#common-filters option')].map(one => one.value)")?;
+    let offered = offered.as_array().context("no list")?;
+    ensure!(offered.len() > 3, "{offered:?}");
+    for filter in offered {
+        let filter = filter.as_str().context("no text")?;
+        let (status, answer) = server.get(&format!("/filter?expr={}", percent_encoded(filter)))?;
+        assert_eq!(status, 200, "{answer}");
+    }
     browser.type_into("//label[@class='filter']/input", "tcp tcp")?;
     let told = browser.wait_for("return document.querySelector('#filter-error').innerText")?;
     ensure!(

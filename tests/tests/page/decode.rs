@@ -91,6 +91,10 @@ fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
     ] {
         browser.type_into("//input[@type='search']", &format!("\u{e009}a\u{e000}{filter}"))?;
         browser.wait_for_text(text).with_context(|| filter.to_owned())?;
+        // By which it is also seen among others.
+        if let Some(colour) = filter.strip_prefix("proto:").filter(|colour| *colour != "vlan") {
+            browser.wait_for(&format!("return document.querySelector('.row .colour.{colour}')"))?;
+        }
     }
     browser.press("conversations")?;
     // The kernel answered a SYN, which has taken a time.
@@ -125,6 +129,13 @@ fn segments_that_are_sent_again_are_marked() -> anyhow::Result<()> {
     browser.wait_for_text("[keep-alive] 40000 → 80 [ACK] seq 10")?;
     browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}flags:rst")?;
     browser.wait_for_text("seq 11 win")?;
+    browser.wait_for("return document.querySelector('.row .colour.reset')")?;
+    // What was sent again, and how often somebody broke off, is told of the conversation.
+    browser.press("conversations")?;
+    browser.wait_for(
+        "const row = [...document.querySelectorAll('tr')].find(row => row.innerText.includes('10.9.9.2:80')); \
+         return row && [...row.cells].slice(-2).map(cell => cell.innerText).join() === '1,1'",
+    )?;
     browser.check_console()
 }
 

@@ -19,7 +19,7 @@ use packetflix_tests::{
 };
 use serde_json::json;
 
-use crate::{send, url};
+use crate::{BEGUN, choose, search, send, total, url, wait_for_total};
 
 #[test]
 fn targets_are_listed_searched_and_have_traffic() -> anyhow::Result<()> {
@@ -84,6 +84,7 @@ fn little_is_loaded_before_the_targets_are_there() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// What was watched is there still when the server is not, and the page finds the next.
 #[test]
 fn the_page_comes_back_with_the_server() -> anyhow::Result<()> {
     let web = Sleeper::unshared_as("web", &[])?;
@@ -91,15 +92,28 @@ fn the_page_comes_back_with_the_server() -> anyhow::Result<()> {
     let port = server.port();
     let browser = Browser::start()?;
     browser.go(&url(&server))?;
-    browser.wait_for_text(&format!("web({})", web.pid()))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    let before = total(&browser)?;
     drop(server);
     browser.wait_for_text("trying again")?;
+    browser.wait_for(
+        "return document.querySelector('.ends .end')?.innerText.includes('the connection broke')",
+    )?;
+    ensure!(total(&browser)? >= before);
+    browser.click("//a[.='Targets']")?;
     let late = Sleeper::unshared_as("late", &[])?;
     let _again = Server::start_at(port, &[])?;
+    search(&browser, "late(")?;
     browser.wait_for_text(&format!("late({})", late.pid()))?;
+    browser.wait_for("return !document.body.innerText.includes('trying again')")?;
+    ensure!(total(&browser)? >= before);
     browser
-        .wait_for("return !document.body.innerText.includes('trying again')")
-        .map(drop)
+        .script("window.addEventListener('beforeunload', event => event.stopImmediatePropagation(), true)")?;
+    browser.check_console()
 }
 
 /// A list of any length, and names of any kind: behind a service that tells of them.
@@ -123,6 +137,7 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
         .map(|number| json!({ "name": format!("d{number}"), "index": 3 + number, "state": "down", "addresses": [] }))
         .collect();
     list["targets"][0]["network-interfaces"] = links.into();
+    list["targets"][1]["pod"] = json!({ "namespace": "shop", "name": "web-0" });
     let list = list.to_string();
     let many = Upstream::start(move |head, mut stream| {
         let path = head.line.split(' ').nth(1).unwrap_or_default();
@@ -177,6 +192,11 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     browser.type_into("//div[@role='grid']", " ")?;
     browser.wait_for_text("Capture 1,000 targets")?;
     browser.wait_for_text("1 place could not be looked at")?;
+    browser.click("//summary[contains(., 'could not be looked at')]")?;
+    browser.wait_for_text("a <b>place</b>")?;
+    browser.type_into("//input[@type='search']", "\u{e009}a\u{e000}app-00001")?;
+    browser.click("//select/option[.='pod']")?;
+    browser.wait_for_text("pod shop/web-0 (1)")?;
     // And in a narrow window nothing has to be moved sideways but the list itself.
     browser.resize(420, 700)?;
     browser.wait_for("return document.documentElement.scrollWidth <= innerWidth")?;

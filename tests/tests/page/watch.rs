@@ -317,6 +317,57 @@ fn slow_connections_lose_packets_and_the_page_goes_on() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// A list that is paused stays as it is while packets come, and one that follows shows the last of them.
+#[test]
+fn the_list_pauses_and_follows() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    let rows = || {
+        let count = browser
+            .script("return Number(document.querySelector('.rows').getAttribute('aria-rowcount')) - 1")?;
+        count.as_u64().context("no number")
+    };
+    let follows = || {
+        browser.script("const last = document.querySelector('.rows'); return last.scrollTop + last.clientHeight >= last.scrollHeight - 1")
+    };
+    send(web.pid(), 4711, 100, b"x")?;
+    wait_for_total(&browser, 100)?;
+    wait_until(Duration::from_secs(10), || {
+        Ok(rows()? == 100 && follows()? == true)
+    })?;
+    browser.press("Pause")?;
+    // The last that was told before that.
+    thread::sleep(Duration::from_millis(300));
+    send(web.pid(), 4711, 50, b"x")?;
+    wait_for_total(&browser, 150)?;
+    assert_eq!(rows()?, 100);
+    browser.press("Go on")?;
+    wait_until(Duration::from_secs(10), || {
+        Ok(rows()? == 150 && follows()? == true)
+    })?;
+    // Who looks at an earlier one is not led away from it.
+    browser.type_into("//div[@role='grid']", "\u{e011}")?;
+    send(web.pid(), 4711, 50, b"x")?;
+    wait_until(Duration::from_secs(10), || Ok(rows()? == 200))?;
+    ensure!(browser.script("return document.querySelector('.rows').scrollTop")? == 0);
+    browser.press("Follow")?;
+    wait_until(Duration::from_secs(10), || Ok(follows()? == true))?;
+    // Nor does it lose its place behind another view.
+    browser.type_into("//div[@role='grid']", "\u{e011}\u{e00f}\u{e00f}")?;
+    let active = "return document.querySelector('.row.active')?.id";
+    let chosen = browser.wait_for(active)?;
+    browser.press("conversations")?;
+    browser.press("packets")?;
+    assert_eq!(browser.wait_for(active)?, chosen);
+    browser.check_console()
+}
+
 /// The window has its bound. What goes out of it takes nothing else with it: a packet that was chosen stays the one that is chosen.
 #[test]
 fn the_window_is_bounded() -> anyhow::Result<()> {
