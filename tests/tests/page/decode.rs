@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     io::Read as _,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -11,12 +11,14 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    namespace::{Namespace, output_of},
+    browser::Browser,
+    namespace::{Namespace, inside, of_process, output_of},
+    process::Sleeper,
     raw::{RawSocket, arp, ethernet, ipv4_udp, ipv6_udp, vlan},
     server::Server,
 };
 
-use crate::{wait_for_total, watching};
+use crate::{BEGUN, choose, send, url, wait_for_total, watching};
 
 /// What programs really say to each other, as the page tells it.
 #[test]
@@ -482,6 +484,63 @@ fn client_hello(server: &str) -> Vec<u8> {
     let head = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
     let body = [&head[..], &short(extension.len()), &extension].concat();
     [&[1, 0][..], &short(body.len()), &body].concat()
+}
+
+/// A packet may be as long as it likes, and have as many parts: so many are told as can be drawn for each.
+#[test]
+fn packets_of_many_parts_are_told_in_part() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into(
+        "//label[@class='filter']/input",
+        "udp dst port 67 or udp dst port 53",
+    )?;
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN)?;
+    // The cookie of DHCP, and host names of one letter.
+    let begin = [&[1; 236][..], b"\x63\x82\x53\x63"].concat();
+    let options = [&begin[..], &b"\x0c\x01a".repeat(20_000)].concat();
+    inside(&of_process(web.pid()), || {
+        // As a client of DHCP has it.
+        UdpSocket::bind("127.0.0.1:68")?.send_to(&options, "127.0.0.1:67")
+    })??;
+    // Of DNS: a name, and ten thousand more questions that point to it.
+    let name = [
+        &[63][..],
+        &[b'a'; 63],
+        &[63],
+        &[b'b'; 63],
+        &[63],
+        &[b'c'; 63],
+        &[0],
+    ]
+    .concat();
+    let head = b"\x12\x34\x01\0\x27\x11\0\0\0\0\0\0";
+    let points = b"\xc0\x0c\0\x01\0\x01".repeat(10_000);
+    send(
+        web.pid(),
+        53,
+        1,
+        &[&head[..], &name, b"\0\x01\0\x01", &points].concat(),
+    )?;
+    wait_for_total(&browser, 2)?;
+    for (row, protocol) in [(0, "DHCP"), (1, "DNS")] {
+        browser.click(&format!("//div[@id='packets-{row}']"))?;
+        browser.wait_for(&format!(
+            "return [...document.querySelectorAll('.layers summary')].some(layer => layer.innerText === '{protocol}')"
+        ))?;
+        let fields = browser.script("return document.querySelectorAll('.field').length")?;
+        ensure!(fields.as_u64() < Some(100), "{fields} of {protocol}");
+        if protocol == "DHCP" {
+            browser.wait_for_text("options: more, which are not shown")?;
+        }
+    }
+    let longest = browser.script("return Math.max(...[...document.querySelectorAll('.row .summary')].map(one => one.innerText.length))")?;
+    assert_eq!(longest, 1001);
+    browser.check_console()
 }
 
 /// Packets of which nothing can be relied on are each told, and keep nothing else from it.

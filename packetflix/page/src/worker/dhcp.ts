@@ -5,6 +5,10 @@ import type { Out } from "./dissect";
 const KINDS = ["", "discover", "offer", "request", "decline", "ack", "nak", "release", "inform"];
 const OPTIONS: Record<number, string> = { 1: "subnet mask", 3: "router", 6: "name servers", 12: "host name", 15: "domain", 50: "requested address", 51: "lease time", 53: "kind", 54: "server" };
 const ADDRESSES = [1, 3, 6, 50, 54];
+
+/** Most options that are shown: packets are made by anyone. */
+const MOST = 64;
+
 const COOKIE = 0x63825363;
 
 export function dhcp(out: Out, at: number, end: number): void {
@@ -18,12 +22,17 @@ export function dhcp(out: Out, at: number, end: number): void {
   field("hardware address", bytes.mac(at + 28), at + 28, at + 34);
   out.say(isReply ? `reply: ${bytes.ipv4(at + 16)}` : "request");
   if (end < at + 240 || bytes.u32(at + 236) !== COOKIE) return;
-  for (let place = at + 240; place < end; ) {
+  for (let place = at + 240, count = 0; place < end; ) {
     const code = bytes.u8(place);
     if (code === 255) return;
     if (code === 0) {
       place += 1;
       continue;
+    }
+    count += 1;
+    if (count > MOST) {
+      field("options", "more, which are not shown", place, end);
+      return;
     }
     const length = bytes.u8(place + 1);
     const value = place + 2;

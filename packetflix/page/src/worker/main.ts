@@ -16,6 +16,9 @@ const TURN = 20;
 /** Most rows that are told at once. */
 const MOST_ROWS = 500;
 
+/** Most signs of a summary. */
+const MOST_SUMMARY = 1000;
+
 /** Most conversations that are told. */
 const MOST_CONVERSATIONS = 500;
 
@@ -158,7 +161,7 @@ function rowOf(number: number): Row | undefined {
     addresses: [packet.source, packet.destination],
     protocol: last?.name ?? "?",
     length: kept.length,
-    summary: packet.summary,
+    summary: packet.summary.length > MOST_SUMMARY ? `${packet.summary.slice(0, MOST_SUMMARY)}…` : packet.summary,
     lost: kept.lost,
     colour: colourOf(packet, kept),
   };

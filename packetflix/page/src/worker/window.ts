@@ -26,6 +26,9 @@ const FIRST_ROOM = 1 << 14;
 /** Most blocks of names that are kept for a file. */
 const MOST_NAME_BLOCKS = 64;
 
+/** Most addresses of which names are kept. */
+const MOST_NAMES = 65_536;
+
 /** Which first sequence numbers are known of a packet. */
 const OWN = 1;
 const OTHER = 2;
@@ -55,7 +58,7 @@ export class Window {
   private room = FIRST_ROOM;
   private chunkOf = new Uint32Array(FIRST_ROOM);
   private placeOf = new Uint32Array(FIRST_ROOM);
-  private linkOf = new Uint16Array(FIRST_ROOM);
+  private linkOf = new Uint32Array(FIRST_ROOM);
   private markOf = new Uint8Array(FIRST_ROOM);
   /** First sequence numbers of both sides, as they were known when the packet came; and which of them were. */
   private ownFirstOf = new Uint32Array(FIRST_ROOM);
@@ -106,7 +109,7 @@ export class Window {
       case pcapng.NAMES:
         this.nameBlocks.push(copy());
         if (this.nameBlocks.length > MOST_NAME_BLOCKS) this.nameBlocks.shift();
-        for (const { address, name } of pcapng.names(view, block)) this.names.set(address.join("."), name);
+        for (const { address, name } of pcapng.names(view, block)) this.name(address.join("."), name);
         break;
       case pcapng.STATISTICS: {
         const link = this.links[view.getUint32(block.at + 8, true)];
@@ -120,6 +123,14 @@ export class Window {
         break;
       default:
     }
+  }
+
+  /** Takes in the name of an address. The oldest are given up: who starts containers again and again has new addresses without end. */
+  private name(address: string, name: string): void {
+    this.names.delete(address);
+    this.names.set(address, name);
+    const [oldest] = this.names.keys();
+    if (this.names.size > MOST_NAMES && oldest !== undefined) this.names.delete(oldest);
   }
 
   /** Takes in how many packets a link has lost by now. */
@@ -176,13 +187,13 @@ export class Window {
 
   private grow(): void {
     const bigger = this.room * 2;
-    const move = <A extends Uint32Array | Uint16Array | Uint8Array>(old: A, next: A): A => {
+    const move = <A extends Uint32Array | Uint8Array>(old: A, next: A): A => {
       for (let number = this.first; number < this.total; number += 1) next[number % bigger] = old[number % this.room]!;
       return next;
     };
     this.chunkOf = move(this.chunkOf, new Uint32Array(bigger));
     this.placeOf = move(this.placeOf, new Uint32Array(bigger));
-    this.linkOf = move(this.linkOf, new Uint16Array(bigger));
+    this.linkOf = move(this.linkOf, new Uint32Array(bigger));
     this.markOf = move(this.markOf, new Uint8Array(bigger));
     this.ownFirstOf = move(this.ownFirstOf, new Uint32Array(bigger));
     this.otherFirstOf = move(this.otherFirstOf, new Uint32Array(bigger));
