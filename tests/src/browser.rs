@@ -365,6 +365,14 @@ impl Browser {
         .map(drop)
     }
 
+    /// Has the browser have nothing of any page.
+    ///
+    /// # Errors
+    /// When the browser does not know that.
+    pub fn forget_cache(&self) -> anyhow::Result<()> {
+        self.devtools("Network.clearBrowserCache", &json!({})).map(drop)
+    }
+
     /// Presses keys, one after the other, whatever they reach.
     ///
     /// # Errors

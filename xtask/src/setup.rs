@@ -128,6 +128,8 @@ const FUZZ_TOOLS: &[Tool] = &[
 ];
 
 const BENCH_TOOLS: &[Tool] = &[
+    Tool("chromium", "chromium"),
+    Tool("chromedriver", "chromium-driver"),
     Tool("ip", "iproute2"),
     Tool("dumpcap", "wireshark-common"),
     Tool("lsns", "util-linux"),

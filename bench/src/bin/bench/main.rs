@@ -11,6 +11,7 @@ mod http;
 mod interrupt;
 mod machine;
 mod merge;
+mod page;
 mod rates;
 mod table;
 mod usage;
@@ -36,6 +37,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
     ("merge", merge::run),
+    ("page", |args, _| page::run(args)),
     ("rates", |args, _| rates::run(args)),
 ];
 
@@ -49,7 +51,7 @@ struct Args {
     #[arg(default_value = "")]
     name: String,
     /// How often each thing is measured: by default 20 times, in the benchmarks `capture` and `client` 5 times, `crowds` 3 times, `merge`
-    /// 7 times and `rates` 6 times
+    /// 7 times, `page` 30 times and `rates` 6 times
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Network namespaces of the benchmarks `discovery` and `rates`, which are done with none and with twice as many too
