@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    cluster::Meant,
     error::{Failure, Status},
     interrupts::Interrupts,
     lines::{Detail, Lines},
@@ -28,8 +29,14 @@ pub struct CaptureArgs {
     /// Name of a container, pod, process or mounted namespace, as listed; or netns:NUMBER, the inode number of a network
     /// namespace. Several of them, or a pattern such as `shop-*`, label:KEY=VALUE, compose:PROJECT, image:PATTERN, type:TYPE or
     /// pod:PATTERN, are captured into one stream; `!` before a word leaves out what it means
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector"])]
     targets: Vec<String>,
+    /// With --kube, the namespace of the pods that are named, or that are all meant; by default it is that of the context
+    #[arg(short, long, value_name = "NAMESPACE", requires = "kube")]
+    namespace: Option<String>,
+    /// With --kube, only pods with these labels, also those that come later: KEY=VALUE or KEY, separated by commas
+    #[arg(short = 'l', long, value_name = "LABELS", requires = "kube", value_parser = parse_labels)]
+    selector: Option<String>,
     /// Go on with targets that start again, and with those that come later; the default for patterns
     #[arg(long, overrides_with = "no_follow")]
     follow: bool,
@@ -106,6 +113,23 @@ enum Limit {
     Files(u32),
 }
 
+/// Labels as kubectl takes them, as far as nodes compare them.
+fn parse_labels(text: &str) -> Result<String, String> {
+    let is_one = |label: &str| {
+        let is_of_label = |c: char| c.is_ascii_alphanumeric() || "-_./=".contains(c);
+        !label.is_empty() && !label.starts_with('=') && label.chars().all(is_of_label)
+    };
+    match text.split(',').all(is_one) {
+        true => Ok(text.to_owned()),
+        false => Err("write KEY=VALUE or KEY, separated by commas".to_owned()),
+    }
+}
+
+/// Whether a word is no more than the name of a pod.
+fn is_pod(word: &str) -> bool {
+    !word.contains(['/', ':', '*', '?', '!', '&'])
+}
+
 fn parse_limit(text: &str) -> Result<Limit, String> {
     let (what, value) = text.split_once(':').unwrap_or((text, ""));
     let wrong = || format!("{value} is no number of {what}");
@@ -133,14 +157,46 @@ enum Destination {
 }
 
 impl CaptureArgs {
-    fn request(&self) -> CaptureRequest {
+    /// Which pods of a cluster are meant.
+    fn meant(&self) -> Meant {
+        Meant {
+            namespace: self.namespace.clone(),
+            labels: self.selector.clone(),
+            names: self.targets.iter().filter(|word| is_pod(word)).cloned().collect(),
+        }
+    }
+
+    /// The words of the selection: in a cluster, names and labels are those of pods.
+    fn words(&self, server: &Server) -> Vec<String> {
+        let Address::Cluster(road) = &server.address else {
+            return self.targets.clone();
+        };
+        let namespace = self.namespace.as_deref().unwrap_or_else(|| road.namespace());
+        let labels = self.selector.as_deref().unwrap_or_default().split(',');
+        let labels: String = labels
+            .filter(|label| !label.is_empty())
+            .map(|label| format!("&label:{}", label.replacen("==", "=", 1)))
+            .collect();
+        if self.targets.is_empty() {
+            return vec![format!("pod:{namespace}/*{labels}")];
+        }
+        let of_pods = self.targets.iter().map(|word| match is_pod(word) {
+            true if labels.is_empty() => format!("{namespace}/{word}"),
+            true => format!("pod:{namespace}/{word}{labels}"),
+            false => word.clone(),
+        });
+        of_pods.collect()
+    }
+
+    /// What is asked for, with these words.
+    fn request(&self, words: Vec<String>) -> CaptureRequest {
         let mut request = CaptureRequest {
             interfaces: self.interfaces.clone(),
             filter: self.filter.clone(),
             snaplen: self.snaplen,
             packets: self.packets,
             promiscuous: !self.no_promiscuous_mode,
-            ..CaptureRequest::new(self.target())
+            ..CaptureRequest::new(self.target(words))
         };
         for limit in &self.autostop {
             match *limit {
@@ -153,9 +209,9 @@ impl CaptureArgs {
         request
     }
 
-    fn target(&self) -> Target {
+    fn target(&self, words: Vec<String>) -> Target {
         Target::select(Selection {
-            words: self.targets.clone(),
+            words,
             follows: (self.follow || self.no_follow).then_some(self.follow),
             waits: self.wait,
         })
@@ -261,9 +317,9 @@ fn into_file(output: Result<Output, OutputError>) -> Result<Sink, Failure> {
 pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let destination = args.destination()?;
     destination.check()?;
-    let server = args.server.resolve(local)?;
+    let server = args.server.reach(local, args.meant()).await?;
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
-    let request = args.request();
+    let request = args.request(args.words(&server));
     let stream = tokio::select! {
         opened = CaptureStream::open(&server, &request) => opened?,
         status = interrupts.first() => return Ok(status),
@@ -297,7 +353,7 @@ fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &
     };
     say(format_args!(
         "capturing {} {place} into {}",
-        args.targets.join(", "),
+        args.words(server).join(", "),
         sink.name()
     ));
     if let Some(note) = stream.note() {
@@ -365,7 +421,7 @@ mod tests {
             ..Rotation::default()
         };
         assert_eq!(line.rotation(), Ok(Some(expected)));
-        assert_eq!(line.request().packets, Some(5));
+        assert_eq!(line.request(Vec::new()).packets, Some(5));
         assert_eq!(args(&["-w", "a", "-a", "filesize:1"]).rotation(), Ok(None));
         for wrong in [
             &["-w", "a", "-b", "files:3"][..],

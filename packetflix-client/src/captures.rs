@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::{
+    cluster::Meant,
     error::{Failure, Status},
     http::{delete, get, get_json},
     list::print,
@@ -92,7 +93,7 @@ struct Dropped {
 /// When the server refuses.
 pub(crate) async fn captures(args: &CapturesArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     if let Some(CapturesVerb::Stop { ids, server }) = &args.verb {
-        let server = resolve(server, local)?;
+        let server = reach(server, local).await?;
         for id in ids {
             delete(&server, &format!("{PATH}/{id}"))
                 .await
@@ -100,7 +101,7 @@ pub(crate) async fn captures(args: &CapturesArgs, local: Option<StartLocal>) -> 
         }
         return Ok(Status::Done);
     }
-    let server = resolve(&args.server, local)?;
+    let server = reach(&args.server, local).await?;
     let text = if args.json {
         let body = get(&server, PATH).await.map_err(Failure::refused)?;
         shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n"
@@ -113,8 +114,10 @@ pub(crate) async fn captures(args: &CapturesArgs, local: Option<StartLocal>) -> 
 }
 
 /// One in this process has captures of nobody else, and is an answer only to those who ask for it.
-fn resolve(server: &ServerArgs, local: Option<StartLocal>) -> Result<Server, Failure> {
-    Ok(server.resolve(local.filter(|_| server.local))?)
+async fn reach(server: &ServerArgs, local: Option<StartLocal>) -> Result<Server, Failure> {
+    server
+        .reach(local.filter(|_| server.local), Meant::default())
+        .await
 }
 
 impl Captures {

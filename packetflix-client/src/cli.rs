@@ -43,9 +43,9 @@ pub enum Verb {
     /// Capture the packets of a target: into a file, a pipe, or a program that reads pcapng
     Capture(Box<CaptureArgs>),
     /// List what there is to capture
-    List(ListArgs),
+    List(Box<ListArgs>),
     /// List who captures what, or end a capture
-    Captures(CapturesArgs),
+    Captures(Box<CapturesArgs>),
     /// Name servers in the configuration file
     Server(ServersArgs),
     /// Answer to Wireshark, which calls this for an interface in its list
@@ -53,7 +53,7 @@ pub enum Verb {
     /// Start Wireshark on the address of a capture, as web pages give it
     Open(OpenArgs),
     /// Connect standard input and output with the server of this host, for clients that come by ssh
-    DialStdio(ServerArgs),
+    DialStdio(Box<ServerArgs>),
     /// Print what a shell needs to complete this command line
     Completions {
         /// The shell

@@ -28,7 +28,10 @@ use tokio_rustls::{
     },
 };
 
-use crate::server::{Address, Server, Trust};
+use crate::{
+    cluster::RoadError,
+    server::{Address, Server, Trust},
+};
 
 /// How long a connection may take until it stands.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +82,9 @@ pub enum ConnectError {
     /// There is no ssh.
     #[error("ssh cannot be started")]
     Ssh(#[source] io::Error),
+    /// There is no road into the cluster.
+    #[error(transparent)]
+    Road(#[from] RoadError),
     /// This system has no Unix sockets.
     #[error("this system reaches no Unix sockets: name the server by http:// or https://")]
     NoUnixSockets,
@@ -117,6 +123,10 @@ async fn open(server: &Server) -> Result<Connection, ConnectError> {
         }
         Address::Ssh { destination, port } => dial_by_ssh(destination, *port),
         Address::Local(server) => server.connect().map_err(unreachable),
+        Address::Cluster(road) => match road.connect().await? {
+            (stream, Some(name)) => encrypt(stream, &name, server).await,
+            (stream, None) => Ok(Box::new(stream)),
+        },
         #[cfg(not(unix))]
         Address::Unix(_) => Err(ConnectError::NoUnixSockets),
     }
@@ -187,7 +197,11 @@ impl AsyncWrite for Dialed {
     }
 }
 
-async fn encrypt(stream: TcpStream, host: &str, server: &Server) -> Result<Connection, ConnectError> {
+async fn encrypt(
+    stream: impl Transport + 'static,
+    host: &str,
+    server: &Server,
+) -> Result<Connection, ConnectError> {
     let name = server.trust.name.as_deref().unwrap_or(host).to_owned();
     let name = ServerName::try_from(name.clone()).map_err(|_| ConnectError::Name(name))?;
     let connector = TlsConnector::from(Arc::new(config(&server.trust)?));

@@ -8,6 +8,7 @@ mod address;
 mod capture;
 mod captures;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod connect;
 mod dial;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::{
+    cluster::Meant,
     error::{Failure, Status},
     http::{RequestError, get, get_json},
     interrupts::Interrupts,
@@ -77,7 +78,7 @@ pub(crate) struct Interface {
 /// When the server refuses.
 pub(crate) async fn list(args: &ListArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let path = path(&args.words).map_err(Failure::usage)?;
-    let server = args.server.resolve(local)?;
+    let server = args.server.reach(local, Meant::default()).await?;
     if matches!(server.address, Address::Local(_)) && !args.server.local {
         say("no server answers on this host: this process looks itself");
     }

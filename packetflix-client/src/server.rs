@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    cluster::{ClusterArgs, ClusterError, Meant, Road},
     config::{Config, ConfigError, NamedServer, check_private, read_short},
     error::Failure,
     local::{LocalServer, StartLocal},
@@ -63,6 +64,9 @@ pub struct ServerArgs {
     /// Key of that certificate, in PEM
     #[arg(long, env = "PACKETFLIX_KEY", value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// Or in which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// A server, and what is shown to it.
@@ -101,6 +105,8 @@ pub enum Address {
     },
     /// In this process.
     Local(LocalServer),
+    /// In a cluster of Kubernetes.
+    Cluster(Road),
 }
 
 /// A token, which is never printed.
@@ -139,6 +145,12 @@ pub enum ServerError {
     /// There is none in the program.
     #[error("on this system, captures take a server: leave --local away, and name one with --server")]
     NoLocal,
+    /// A verb that knows no clusters.
+    #[error("--kube is for capture, list, captures and stop")]
+    NotByKube,
+    /// A server, and a cluster.
+    #[error("--kube reaches packetflix in a cluster: leave it away, or --server")]
+    KubeAndServer,
     /// This process cannot be a server.
     #[error("this process cannot capture without a server")]
     Local(#[source] Box<dyn Error + Send + Sync>),
@@ -156,6 +168,16 @@ impl From<ServerError> for Failure {
     }
 }
 
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        match error {
+            ClusterError::Road(error) => Self::refused(error),
+            ClusterError::Token(error) => error.into(),
+            ClusterError::NoToken => Self::usage(error),
+        }
+    }
+}
+
 impl ServerArgs {
     /// The server that is meant. Where none is named, and none answers on this host, it is one in this process, if that can be
     /// started.
@@ -163,6 +185,9 @@ impl ServerArgs {
     /// # Errors
     /// When these flags name none, or what is to be shown to it cannot be had.
     pub fn resolve(&self, local: Option<StartLocal>) -> Result<Server, ServerError> {
+        if self.cluster.kube {
+            return Err(ServerError::NotByKube);
+        }
         if self.local {
             return self.unnamed(self.start(local)?);
         }
@@ -187,6 +212,26 @@ impl ServerArgs {
         }
         let start = local.ok_or(ServerError::NoLocal)?;
         start().map(Address::Local).map_err(ServerError::Local)
+    }
+
+    /// The server that is meant, also where that is one in a cluster: that of these pods, where there is no gateway.
+    ///
+    /// # Errors
+    /// As those of [`Self::resolve`], or when there is no road into the cluster.
+    pub(crate) async fn reach(&self, local: Option<StartLocal>, meant: Meant) -> Result<Server, Failure> {
+        if !self.cluster.kube {
+            return Ok(self.resolve(local)?);
+        }
+        if self.server.is_some() && self.server != env::var(VARIABLE).ok() {
+            return Err(ServerError::KubeAndServer.into());
+        }
+        let (road, token) = Road::into_cluster(&self.cluster, meant).await?;
+        let token = self.token()?.or(token).ok_or(ClusterError::NoToken)?;
+        Ok(Server {
+            address: Address::Cluster(road),
+            token: Some(token),
+            trust: self.trust(),
+        })
     }
 
     /// Whether the server that is meant can be reached without a word: ssh, and a command for a token, may ask for a password.
@@ -302,7 +347,7 @@ impl Address {
         match self {
             Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
             Self::Tcp { host, port, .. } => format!("{host}:{port}"),
-            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) => "localhost".to_owned(),
+            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) | Self::Cluster(_) => "localhost".to_owned(),
         }
     }
 
@@ -310,7 +355,7 @@ impl Address {
     pub(crate) fn prefix(&self) -> &str {
         match self {
             Self::Tcp { prefix, .. } => prefix,
-            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) => "",
+            Self::Unix(_) | Self::Ssh { .. } | Self::Local(_) | Self::Cluster(_) => "",
         }
     }
 }
@@ -403,6 +448,7 @@ impl fmt::Display for Address {
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))
             }
             Self::Local(_) => f.write_str("this process"),
+            Self::Cluster(road) => write!(f, "{road}"),
         }
     }
 }

@@ -49,7 +49,7 @@ pub enum Verb {
         live: bool,
         /// How the service would be started.
         #[command(flatten)]
-        args: Args,
+        args: Box<Args>,
     },
     /// Serve the captures of several hosts at one address: a gateway to the packetflix of each
     Gateway(Box<GatewayArgs>),

@@ -72,6 +72,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool("/usr/lib/podman/netavark", "netavark"),
     Tool("iptables", "iptables"),
     Tool("podman", "podman"),
+    Tool("kubectl", "kubernetes-client"),
     Tool("conmon", "conmon"),
     Tool("busybox", "busybox-static"),
     // What translated filters are compared with.

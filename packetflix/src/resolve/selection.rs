@@ -46,6 +46,8 @@ enum Meaning {
     Namespace(Option<u64>),
     /// Those in the host's namespace.
     Host,
+    /// Those that each of these means.
+    Each(Vec<Meaning>),
 }
 
 /// Why a word cannot be used.
@@ -69,6 +71,12 @@ pub(crate) enum SelectionError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Whether a word says what it is about, so that it may mean any number of targets.
+fn has_prefix(word: &str) -> bool {
+    word.split_once(':')
+        .is_some_and(|(prefix, _)| matches!(prefix, "type" | "pod" | "label" | "compose" | "image"))
 }
 
 impl Selection {
@@ -104,10 +112,7 @@ impl Selection {
 
     /// Whether a word means one target, if it can be used, and nothing else can come to be meant beside that.
     pub(crate) fn is_single(word: &str) -> bool {
-        let has_prefix = word
-            .split_once(':')
-            .is_some_and(|(prefix, _)| matches!(prefix, "type" | "pod" | "label" | "compose" | "image"));
-        !word.starts_with('!') && !has_prefix && !word.contains(['*', '?'])
+        !word.starts_with('!') && !has_prefix(word) && !word.contains(['*', '?'])
     }
 
     /// Whether a word may mean any number of targets.
@@ -153,6 +158,10 @@ impl Meaning {
             let number = is_number.then(|| text.parse().ok()).flatten();
             number.ok_or_else(|| SelectionError::Number(word.to_owned()))
         };
+        if word.contains('&') && word.split('&').all(has_prefix) {
+            let each = word.split('&').map(|part| Self::parse(part, rights));
+            return Ok(Self::Each(each.collect::<Result<_, _>>()?));
+        }
         Ok(match word.split_once(':') {
             _ if word.is_empty() => return Err(SelectionError::Empty),
             None if word == HOST => Self::Host,
@@ -215,6 +224,7 @@ impl Meaning {
             Self::Image(images) => target.images().iter().any(|image| fits(images, image)),
             Self::Namespace(inode) => *inode == Some(target.namespace.inode),
             Self::Host => target.namespace.is_host,
+            Self::Each(words) => words.iter().all(|word| word.has(target, description)),
         }
     }
 }
@@ -356,6 +366,8 @@ mod tests {
             (&["label:app=w*"], &[2]),
             (&["label:app=*"], &[2, 3, 4]),
             (&["label:app=w"], &[]),
+            (&["label:app=*&label:app=w*"], &[2]),
+            (&["type:docker&label:app=nothing"], &[]),
             (&["compose:shop"], &[2, 3]),
             (&["image:*nginx*"], &[2, 7]),
             (&["image:nginx*"], &[7]),

@@ -2,6 +2,7 @@
 //!
 //! Source: the public API's `authentication.k8s.io/v1` (TokenReview) and `authorization.k8s.io/v1` (SubjectAccessReview).
 
+mod forward;
 mod objects;
 
 use std::{
@@ -59,6 +60,8 @@ struct State {
     /// The first lines of requests.
     lines: Vec<String>,
     objects: Objects,
+    /// Ports of this host by namespaces and names of pods.
+    forwards: BTreeMap<(String, String), u16>,
 }
 
 /// What a user may do: `verb` with `resource` below a namespace, with one of this name. Empty is any.
@@ -130,6 +133,12 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
+    /// Whoever forwards a port to this pod reaches this port of this host.
+    pub fn forward(&self, namespace: &str, pod: &str, port: u16) {
+        let pod = (namespace.to_owned(), pod.to_owned());
+        self.state().forwards.insert(pod, port);
+    }
+
     /// Takes an object away.
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         self.state().objects.remove(resource, namespace, name);
@@ -179,8 +188,15 @@ fn tls(identity: &Identity) -> anyhow::Result<ServerConfig> {
 
 fn serve(stream: TcpStream, config: Option<Arc<ServerConfig>>, shared: &Shared) -> anyhow::Result<()> {
     match config {
-        Some(config) => answer(StreamOwned::new(ServerConnection::new(config)?, stream), shared),
-        None => answer(stream, shared),
+        Some(config) => answer(
+            StreamOwned::new(ServerConnection::new(config)?, stream),
+            None,
+            shared,
+        ),
+        None => {
+            let same = stream.try_clone()?;
+            answer(stream, Some(same), shared)
+        }
     }
 }
 
@@ -189,10 +205,12 @@ enum Deed {
     Answer(u16, Value),
     /// Tells what changes from a version on, for so long.
     Watch(Which, u64, Duration),
+    /// Forwards a port of a pod to one of this host.
+    Forward(u16, Option<u16>),
 }
 
-/// Answers all requests of a connection, until it ends.
-fn answer(stream: impl Read + Write, shared: &Shared) -> anyhow::Result<()> {
+/// Answers all requests of a connection, until it ends; `same` is what ports are forwarded over.
+fn answer(stream: impl Read + Write, same: Option<TcpStream>, shared: &Shared) -> anyhow::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let head = Head::read(&mut stream)?;
@@ -206,6 +224,10 @@ fn answer(stream: impl Read + Write, shared: &Shared) -> anyhow::Result<()> {
                     "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
                     answer.len()
                 )?;
+            }
+            Deed::Forward(port, to) => {
+                let stream = same.context("ports are forwarded without TLS only")?;
+                return forward::forward(stream, &head, port, to);
             }
             Deed::Watch(which, version, time) => {
                 let events = "HTTP/1.1 200 Said\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -293,6 +315,26 @@ fn api_of(resource: &str) -> &'static str {
     }
 }
 
+/// What the server says of itself, as kubectl asks first.
+fn discovery(path: &str) -> Option<Value> {
+    let resources = |version: &str, name: &str, kind: &str| {
+        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": [
+            { "name": name, "singularName": kind.to_lowercase(), "namespaced": true, "kind": kind, "verbs": ["get", "list", "watch"] }] })
+    };
+    let group = "discovery.k8s.io/v1";
+    Some(match path {
+        "/api" => json!({ "kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [] }),
+        "/apis" => {
+            let version = json!({ "groupVersion": group, "version": "v1" });
+            json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": [
+                { "name": "discovery.k8s.io", "versions": [version], "preferredVersion": version }] })
+        }
+        "/api/v1" => resources("v1", "pods", "Pod"),
+        "/apis/discovery.k8s.io/v1" => resources(group, "endpointslices", "EndpointSlice"),
+        _ => return None,
+    })
+}
+
 /// What a path is about, and the name of the only object where it names one.
 fn which(path: &str, query: &[(String, String)]) -> Option<(Which, Option<String>)> {
     let rest = path
@@ -366,8 +408,20 @@ impl State {
                 .map(|(_, value)| &value[..])
                 .filter(|value| !value.is_empty())
         };
-        let number = |name| said(name).and_then(|value| value.parse().ok());
+        let number = |name| -> Option<u64> { said(name).and_then(|value| value.parse().ok()) };
+        if let Some(about) = discovery(path) {
+            return Deed::Answer(200, about);
+        }
         match which(path, &query) {
+            Some((which, Some(name))) if name.ends_with("/portforward") => {
+                let pod = (which.namespace, name.trim_end_matches("/portforward").to_owned());
+                Deed::Forward(
+                    number("ports")
+                        .and_then(|port| u16::try_from(port).ok())
+                        .unwrap_or_default(),
+                    self.forwards.get(&pod).copied(),
+                )
+            }
             Some((which, None)) if said("watch").is_some_and(|value| value != "false") => {
                 let version = number("resourceVersion").unwrap_or_else(|| self.objects.version());
                 Deed::Watch(

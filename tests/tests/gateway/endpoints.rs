@@ -263,8 +263,9 @@ async fn nodes_that_come_join_the_streams_that_run() -> anyhow::Result<()> {
     recorder
         .read_until(|recording| recording.packets.len() == 42)
         .await?;
+    // In what order is no matter here: a node that follows holds packets back while others make namespaces.
     let recording = recorder.finish().await?;
-    recording.check_order()?;
+    recording.check_complete()?;
     for node in ["one", "two"] {
         let statistics = recording.final_statistics(&described(node))?;
         assert_eq!((statistics.delivered, statistics.dropped), (21, 0), "{node}");

@@ -1,0 +1,386 @@
+//! From a desk with nothing but a kubeconfig: through the API server to the gateway, or to nodes where there is none.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use packetflix_tests::{
+    certificates::Authority,
+    kubernetes::{ApiServer, OWN_TOKEN, Rule},
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    server::{program, wait_until},
+};
+use serde_json::{Value, json};
+
+use crate::{Cluster, TOKEN};
+
+/// A pod as the API has it.
+fn pod(namespace: &str, name: &str, labels: &Value, node: &str) -> Value {
+    json!({
+        "kind": "Pod",
+        "apiVersion": "v1",
+        "metadata": { "name": name, "namespace": namespace, "labels": labels },
+        "spec": { "nodeName": node, "containers": [{ "name": "packetflix", "ports": [{ "name": "http", "containerPort": 5001 }] }] },
+        "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] },
+    })
+}
+
+/// A kubeconfig that leads there, with what its user shows.
+fn kubeconfig(cluster: &Cluster, api: &ApiServer, user: &Value) -> anyhow::Result<String> {
+    let place = json!({ "server": format!("http://127.0.0.1:{}", api.port()) });
+    kubeconfig_of(cluster, &place, user)
+}
+
+fn kubeconfig_of(cluster: &Cluster, place: &Value, user: &Value) -> anyhow::Result<String> {
+    let config = json!({
+        "kind": "Config",
+        "apiVersion": "v1",
+        "clusters": [{ "name": "c", "cluster": place }],
+        "users": [{ "name": "u", "user": user }],
+        "contexts": [
+            { "name": "shop", "context": { "cluster": "c", "user": "u", "namespace": "shop" } },
+            { "name": "other", "context": { "cluster": "c", "user": "u" } },
+        ],
+        "current-context": "shop",
+    });
+    let file = cluster.folder.put_secret("kubeconfig", &config.to_string())?;
+    Ok(file.display().to_string())
+}
+
+/// The client, with this kubeconfig and nothing else.
+fn desk(kubeconfig: &str, arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut client = Command::new(program("packetflix")?);
+    client
+        .args(arguments)
+        .env("KUBECONFIG", kubeconfig)
+        .env_remove("PACKETFLIX_SERVER");
+    Ok(client.output()?)
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn desk_reaches_the_gateway_through_the_api_server() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let api = ApiServer::start(None)?;
+    let own = cluster.folder.put_secret("own", OWN_TOKEN)?;
+    let gateway = cluster.gateway(&[
+        "--kubernetes-auth",
+        &format!("--kubernetes-api=http://127.0.0.1:{}", api.port()),
+        &format!("--kubernetes-token-file={}", own.display()),
+    ])?;
+    api.let_in("token-of-alice", "alice");
+    let may = |verb| Rule {
+        user: "alice",
+        verb,
+        resource: "nodes",
+        namespace: "",
+        name: "",
+    };
+    api.set_rules(&[may("get"), may("create")]);
+    let labels = json!({ "app.kubernetes.io/name": "packetflix-gateway" });
+    let mut unready = pod("packetflix", "packetflix-gateway-a", &labels, "one");
+    unready["status"]["conditions"][0]["status"] = json!("False");
+    api.put("pods", unready);
+    api.put("pods", pod("packetflix", "packetflix-gateway-b", &labels, "one"));
+    api.forward("packetflix", "packetflix-gateway-b", gateway.port());
+    let config = kubeconfig(&cluster, &api, &json!({ "token": "token-of-alice" }))?;
+    let (here, there) = Namespace::pair()?;
+    let name = here.path().display().to_string();
+    wait_until(Duration::from_secs(15), || {
+        let listed = desk(&config, &["list", "--kube"])?;
+        ensure!(listed.status.success(), "{}", said(&listed));
+        Ok(String::from_utf8_lossy(&listed.stdout).matches(&name).count() >= 2)
+    })?;
+    // Both nodes see each packet, and so does the stream.
+    let file = cluster.folder.path().join("desk.pcapng");
+    let path = file.display().to_string();
+    let socket = RawSocket::open(&there, "vb")?;
+    let arguments = [
+        "capture",
+        "--kube",
+        "--context",
+        "other",
+        &format!("{name}*"),
+        "--no-follow",
+        "-f",
+        "ether proto 0x88b5",
+        "-c",
+        "600",
+        "-w",
+        &path,
+    ];
+    let mut client = Command::new(program("packetflix")?)
+        .args(arguments)
+        .env("KUBECONFIG", &config)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut left = None;
+    wait_until(Duration::from_secs(30), || {
+        socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
+        left = client.try_wait()?;
+        Ok(left.is_some())
+    })?;
+    let output = client.wait_with_output()?;
+    ensure!(left.is_some_and(|status| status.success()), "{}", said(&output));
+    ensure!(
+        said(&output).contains("packetflix/packetflix-gateway-b by http://127.0.0.1:"),
+        "{}",
+        said(&output)
+    );
+    let recording = packetflix_tests::recording::Recording::parse(&std::fs::read(&file)?)?;
+    ensure!(recording.packets.len() == 600, "{}", recording.packets.len());
+    for node in ["one", "two"] {
+        ensure!(
+            !recording.packets_of(&format!("{node}/{name}/va")).is_empty(),
+            "{node}"
+        );
+    }
+    // What kubectl calls -n and -l becomes words of the selection.
+    let nobody = desk(
+        &config,
+        &["capture", "--kube", "-n", "shop", "-l", "app=web,tier", "-w", "-"],
+    )?;
+    let sentence = said(&nobody);
+    ensure!(
+        nobody.status.code() == Some(1)
+            && sentence.contains("none of 2 nodes has pod:shop/*&label:app=web&label:tier"),
+        "{sentence}"
+    );
+    let nobody = desk(&config, &["capture", "--kube", "web-1", "-w", "-"])?;
+    ensure!(
+        said(&nobody).contains("none of 2 nodes has shop/web-1"),
+        "{}",
+        said(&nobody)
+    );
+    // The right is taken away.
+    api.set_rules(&[]);
+    wait_until(Duration::from_secs(20), || {
+        let listed = desk(&config, &["list", "--kube"])?;
+        Ok(!listed.status.success() && said(&listed).contains("may not"))
+    })
+}
+
+#[test]
+fn without_a_gateway_the_desk_reaches_the_node_of_the_pods() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let api = ApiServer::start(None)?;
+    api.let_in(TOKEN, "desk");
+    let config = kubeconfig(&cluster, &api, &json!({ "token": TOKEN }))?;
+    let nothing = desk(&config, &["list", "--kube"])?;
+    ensure!(
+        said(&nothing).contains("there is no packetflix in the namespace packetflix"),
+        "{}",
+        said(&nothing)
+    );
+    for node in ["one", "two"] {
+        let name = format!("packetflix-{node}");
+        api.put(
+            "pods",
+            pod(
+                "packetflix",
+                &name,
+                &json!({ "app.kubernetes.io/name": "packetflix" }),
+                node,
+            ),
+        );
+        api.forward("packetflix", &name, cluster.node(node).port());
+    }
+    for (name, app, node) in [
+        ("web-1", "web", "two"),
+        ("web-2", "web", "two"),
+        ("db-1", "db", "one"),
+    ] {
+        api.put("pods", pod("shop", name, &json!({ "app": app }), node));
+    }
+    for (arguments, expected) in [
+        (&["-l", "app=web"][..], "packetflix-two"),
+        (&["web-2"], "packetflix-two"),
+        (&["db-1"], "packetflix-one"),
+        (&["-n", "shop", "-l", "app=db"], "packetflix-one"),
+    ] {
+        let before = api.lines().len();
+        let all: Vec<&str> = ["capture", "--kube", "-w", "-"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
+        // No container of these pods runs here, which the node says that was asked.
+        let output = desk(&config, &all)?;
+        ensure!(output.status.code() == Some(1), "{}", said(&output));
+        let lines = api.lines()[before..].join("\n");
+        ensure!(
+            lines.contains(&format!("/pods/{expected}/portforward")),
+            "{arguments:?}: {lines}\n{}",
+            said(&output)
+        );
+    }
+    for (arguments, expected) in [
+        (&["web-1", "db-1"][..], "packetflix on several nodes (one, two)"),
+        (
+            &["-n", "nowhere", "web-1"],
+            "there is no such pod in the namespace nowhere",
+        ),
+        (&["**"], "packetflix on several nodes (one, two)"),
+    ] {
+        let all: Vec<&str> = ["capture", "--kube", "-w", "-"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
+        let output = desk(&config, &all)?;
+        ensure!(
+            said(&output).contains(expected),
+            "{arguments:?}: {}",
+            said(&output)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_in_the_way_is_said() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let api = ApiServer::start(None)?;
+    api.let_in(TOKEN, "desk");
+    api.put(
+        "pods",
+        pod(
+            "packetflix",
+            "packetflix-x",
+            &json!({ "app.kubernetes.io/name": "packetflix" }),
+            "one",
+        ),
+    );
+    // By a plugin, as clouds have them.
+    let plugin = cluster.folder.path().join("plugin");
+    let credential = json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1", "status": { "token": TOKEN } });
+    std::fs::write(&plugin, format!("#!/bin/sh\necho '{credential}'\n"))?;
+    std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let by_plugin = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": plugin, "interactiveMode": "Never" } });
+    let config = kubeconfig(&cluster, &api, &by_plugin)?;
+    // Nobody listens in the pod.
+    let output = desk(&config, &["list", "--kube"])?;
+    ensure!(
+        !output.status.success() && !said(&output).is_empty(),
+        "{}",
+        said(&output)
+    );
+    api.forward("packetflix", "packetflix-x", cluster.node("one").port());
+    let output = desk(&config, &["list", "--kube"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    // A token that is nobody's, one that is never shown, and no cluster.
+    let config = kubeconfig(&cluster, &api, &json!({ "token": "nobody-0123456789" }))?;
+    let output = desk(&config, &["list", "--kube"])?;
+    ensure!(said(&output).contains("refuses (401)"), "{}", said(&output));
+    let config = kubeconfig(&cluster, &api, &json!({ "username": "u", "password": "p" }))?;
+    let output = desk(&config, &["list", "--kube"])?;
+    ensure!(
+        said(&output).contains("shows the API server no token"),
+        "{}",
+        said(&output)
+    );
+    for arguments in [
+        &["list", "--kube", "--context", "none"][..],
+        &["list", "--kube", "--server", "http://x"],
+    ] {
+        let output = desk(&config, arguments)?;
+        ensure!(
+            !output.status.success() && !said(&output).contains("panicked"),
+            "{}",
+            said(&output)
+        );
+    }
+    let output = desk("/nowhere/kubeconfig", &["list", "--kube"])?;
+    ensure!(
+        said(&output).contains("the kubeconfig does not lead to a cluster"),
+        "{}",
+        said(&output)
+    );
+    api.set_down(true);
+    let config = kubeconfig(&cluster, &api, &json!({ "token": TOKEN }))?;
+    let output = desk(&config, &["list", "--kube"])?;
+    ensure!(
+        said(&output).contains("refuses (503): the server is down"),
+        "{}",
+        said(&output)
+    );
+    Ok(())
+}
+
+/// The scripted API server is held against a client that others have made.
+#[test]
+fn kubectl_reads_and_watches_what_the_scripted_server_has() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&[])?;
+    // Over plain HTTP, kubectl shows no token.
+    let authority = Authority::new(cluster.folder.path(), "cluster")?;
+    let api = ApiServer::start(Some(&authority.issue("api", "/CN=api")?))?;
+    api.let_in(TOKEN, "desk");
+    let place = json!({ "server": format!("https://127.0.0.1:{}", api.port()), "certificate-authority": authority.certificate() });
+    let config = kubeconfig_of(&cluster, &place, &json!({ "token": TOKEN }))?;
+    for (name, app) in [("web-1", "web"), ("web-2", "web"), ("db-1", "db")] {
+        api.put("pods", pod("shop", name, &json!({ "app": app }), "one"));
+    }
+    api.put("endpointslices", super::endpoints::slice("one", 5001));
+    let kubectl = |arguments: &[&str]| {
+        let output = Command::new("kubectl")
+            .args([
+                "--kubeconfig",
+                &config,
+                "--cache-dir",
+                &cluster.folder.path().join("cache").display().to_string(),
+            ])
+            .args(arguments)
+            .output()?;
+        ensure!(output.status.success(), "{}", said(&output));
+        anyhow::Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(
+        kubectl(&["get", "pods", "-o", "name"])?,
+        "pod/db-1\npod/web-1\npod/web-2\n"
+    );
+    assert_eq!(
+        kubectl(&["get", "pods", "-l", "app=web", "-o", "name", "--chunk-size=1"])?,
+        "pod/web-1\npod/web-2\n"
+    );
+    assert_eq!(
+        kubectl(&["get", "pod", "db-1", "-o", "jsonpath={.spec.nodeName}"])?,
+        "one"
+    );
+    let slices = kubectl(&[
+        "-n",
+        "packetflix",
+        "get",
+        "endpointslices",
+        "-o",
+        "jsonpath={.items[*].endpoints[*].nodeName}",
+    ])?;
+    assert_eq!(slices, "one");
+    // A watch tells of what comes.
+    let mut watching = Command::new("kubectl")
+        .args(["--kubeconfig", &config, "get", "pods", "-w", "-o", "name"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    wait_until(Duration::from_secs(30), || {
+        Ok(api
+            .lines()
+            .iter()
+            .any(|line| line.contains("/pods?") && line.contains("watch=true")))
+    })?;
+    api.put("pods", pod("shop", "late-1", &json!({}), "one"));
+    let lines = BufReader::new(watching.stdout.take().context("no output")?).lines();
+    let is_seen = lines
+        .map_while(Result::ok)
+        .take(8)
+        .any(|line| line == "pod/late-1");
+    watching.kill()?;
+    watching.wait()?;
+    ensure!(is_seen, "{:?}", api.lines());
+    Ok(())
+}
