@@ -70,7 +70,11 @@ impl Server {
         Self::start_by_at(&mut Command::new(program("packetflix")?), port, flags)
     }
 
-    fn start_by_at(command: &mut Command, port: u16, flags: &[&str]) -> anyhow::Result<Self> {
+    /// Starts a server at a port by a command that ends with the program's name.
+    ///
+    /// # Errors
+    /// When it does not get to listen.
+    pub fn start_by_at(command: &mut Command, port: u16, flags: &[&str]) -> anyhow::Result<Self> {
         hook::tell(flags);
         let mut child = command
             .args(["--port", &port.to_string()])

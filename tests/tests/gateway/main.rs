@@ -1,5 +1,6 @@
 //! Several hosts behind one address. Their servers run on this one, each with a name and a port of its own.
 
+mod apart;
 mod desk;
 mod endpoints;
 mod kubernetes;
