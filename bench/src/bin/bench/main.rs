@@ -2,6 +2,7 @@
 
 mod capture;
 mod client;
+mod cluster;
 mod crowd;
 mod crowds;
 mod discovery;
@@ -33,6 +34,7 @@ use crate::machine::machine;
 const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("capture", capture::run),
     ("client", |args, _| client::run(args)),
+    ("cluster", |args, _| cluster::run(args)),
     ("crowds", crowds::run),
     ("discovery", |args, _| discovery::run(args)),
     ("filter", |args, _| filter::run(args)),
@@ -51,7 +53,7 @@ struct Args {
     #[arg(default_value = "")]
     name: String,
     /// How often each thing is measured: by default 20 times, in the benchmarks `capture` and `client` 5 times, `crowds` 3 times, `merge`
-    /// 7 times, `page` 30 times and `rates` 6 times
+    /// 7 times, `page` 30 times, `rates` 6 times and `cluster` 5 times
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Network namespaces of the benchmarks `discovery` and `rates`, which are done with none and with twice as many too
