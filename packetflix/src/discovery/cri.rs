@@ -207,7 +207,10 @@ async fn tell_starts(
     let recent = sandboxes.items.into_iter();
     let mut recent: Vec<_> = recent.filter(|sandbox| sandbox.created_at >= since).collect();
     recent.sort_unstable_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at));
-    for sandbox in recent.into_iter().take(MAX_RECENT) {
+    recent.truncate(MAX_RECENT);
+    // No more are remembered than are looked at.
+    told.retain(|id| recent.iter().any(|sandbox| sandbox.id == *id));
+    for sandbox in recent {
         if told.contains(&sandbox.id) {
             continue;
         }
@@ -866,6 +869,41 @@ mod tests {
         assert_eq!(told[0].workload.name, "shop/pod-short");
         assert_eq!(told[0].workload.state, STARTING);
         assert_eq!(told[0].mark, Mark::Mount("/run/netns/1".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn remembers_no_more_pods_than_it_asks_for_at_once() {
+        const TURNS: usize = 5;
+
+        static LISTS: AtomicUsize = AtomicUsize::new(0);
+
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        let socket = engine(move |path, request| match &asked_for(path, request).0[..] {
+            // Each time all are new, and there are more than are asked for.
+            "ListPodSandbox" => {
+                let turn = LISTS.fetch_add(1, Ordering::Relaxed);
+                let made = (0..2 * MAX_RECENT).map(|number| PodSandbox {
+                    created_at: now,
+                    ..sandbox(&format!("{turn}-{number}"))
+                });
+                list_of(made.collect())
+            }
+            _ => status(
+                r#"{"runtimeSpec": {"linux": {"namespaces": [{"type": "network", "path": "/run/netns/1"}]}}}"#,
+            ),
+        });
+        let tasks = OwnedTasks::default();
+        let bounds = (MAX_LIST_LEN, MAX_DETAILS_LEN);
+        let engine = Engine::connect(socket, bounds, &tasks).await.unwrap();
+        let (mut told, count) = (BTreeSet::new(), AtomicUsize::new(0));
+        for _ in 0..TURNS {
+            let tell = |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            };
+            tell_starts(&engine, &mut told, &tell).await.unwrap();
+            assert_eq!(told.len(), MAX_RECENT);
+        }
+        assert_eq!(count.into_inner(), TURNS * MAX_RECENT);
     }
 
     #[test]

@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Most containers, and networks, that are asked for to which something happened.
 const MAX_RECENT: usize = 32;
 
+/// Most containers that are remembered to which something happened: as many as Docker remembers events.
+const MAX_REMEMBERED: usize = 256;
+
 /// Most containers that podman is asked for at the same time: it answers for one when it has started that.
 const MAX_WAITING: usize = 6;
 
@@ -102,6 +105,7 @@ impl Known {
     async fn ask_docker(&mut self, line: &Line, tell: &impl Fn(Starting)) -> Result<(), DockerError> {
         let recent = Recent::ask(line, Question::Recent).await?;
         self.engine = recent.engine;
+        self.forget_others(&recent);
         for network in recent.networks.iter().rev().take(MAX_RECENT) {
             for (id, mac) in recent.ends_of(line, network).await? {
                 if !self.containers.contains_key(&id)
@@ -123,20 +127,38 @@ impl Known {
     /// what comes next is told when it is over; does not wait for the answers.
     async fn ask_podman<'a>(&mut self, line: &'a Line, waiting: &mut Waiting<'a>) -> Result<(), DockerError> {
         let recent = Recent::ask(line, Question::RecentOfPodman).await?;
+        for id in self.may_start(recent) {
+            waiting.push(inspection(line, id).boxed());
+        }
+        Ok(())
+    }
+
+    /// Forgets containers to which nothing has happened of late.
+    fn forget_others(&mut self, recent: &Recent) {
+        self.containers.retain(|id, _| recent.containers.contains_key(id));
+    }
+
+    /// Those of podman's that may be starting, and are to be asked for now.
+    fn may_start(&mut self, recent: Recent) -> Vec<String> {
         let mut latest: Vec<_> = recent.containers.into_iter().collect();
         latest.sort_by_key(|(_, happened)| std::cmp::Reverse(happened.at));
-        for (id, happened) in latest.into_iter().take(MAX_RECENT) {
+        latest.truncate(MAX_RECENT);
+        // No more are remembered than are looked at.
+        self.asked
+            .retain(|id, _| latest.iter().any(|(other, _)| other == id));
+        let mut due = Vec::new();
+        for (id, happened) in latest {
             let may_start = match happened.last {
                 Last::Made => true,
                 Last::Removed => false,
                 Last::Other => self.asked.get(&id) != Some(&happened.at),
             };
-            if may_start && waiting.len() < MAX_WAITING && self.waiting.insert(id.clone()) {
+            if may_start && self.waiting.len() < MAX_WAITING && self.waiting.insert(id.clone()) {
                 self.asked.insert(id.clone(), happened.at);
-                waiting.push(inspection(line, id).boxed());
+                due.push(id);
             }
         }
-        Ok(())
+        due
     }
 }
 
@@ -263,6 +285,7 @@ impl Recent {
         Ok(recent)
     }
 
+    /// Takes in an event; of containers that are too many, the one to which something happened first is forgotten.
     fn take(&mut self, event: Event) {
         let Actor { id, attributes } = event.actor;
         match &event.r#type.0[..] {
@@ -282,13 +305,22 @@ impl Recent {
             "network" => {
                 let container = attributes.kept.get("container");
                 if let Some(id) = container.filter(|id| is_identifier(id)) {
-                    self.containers.entry(id.clone()).or_default();
+                    let happened = self.containers.entry(id.clone());
+                    happened.or_insert_with(|| Happened {
+                        at: event.time,
+                        ..Happened::default()
+                    });
                 }
                 if !self.networks.contains(&id.0) {
                     self.networks.push(id.0);
                 }
             }
             _ => {}
+        }
+        if self.containers.len() > MAX_REMEMBERED {
+            let first = self.containers.iter().min_by_key(|(_, happened)| happened.at);
+            let first = first.map(|(id, _)| id.clone());
+            first.and_then(|id| self.containers.remove(&id));
         }
     }
 
@@ -406,6 +438,58 @@ mod tests {
             "02:42:ac:11:00:102",
         ] {
             assert_eq!(parse_mac(text), None, "{text}");
+        }
+    }
+
+    /// What has happened to so many containers, the first of which has this number.
+    fn recent(first: usize, count: usize) -> Recent {
+        let mut recent = Recent {
+            engine: WorkloadKind::Podman,
+            containers: BTreeMap::new(),
+            networks: Vec::new(),
+        };
+        for number in first..first + count {
+            let event = serde_json::json!({
+                "Type": "container", "Action": "init", "timeNano": number,
+                "Actor": { "ID": format!("{number:012x}"), "Attributes": { "name": "web" } },
+            });
+            recent.take(serde_json::from_value(event).unwrap());
+        }
+        recent
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_is_looked_at() {
+        const COUNT: usize = 1000;
+
+        let mut known = Known::default();
+        let workload = starting(
+            "c0ffee".to_owned(),
+            "web".to_owned(),
+            Text::default(),
+            Labels::default(),
+            WorkloadKind::Docker,
+        );
+        for first in (0..20 * COUNT).step_by(COUNT) {
+            let recent = recent(first, COUNT);
+            assert_eq!(recent.containers.len(), MAX_REMEMBERED);
+            // The latest are.
+            assert!(
+                recent
+                    .containers
+                    .contains_key(&format!("{:012x}", first + COUNT - 1))
+            );
+            for id in recent.containers.keys() {
+                known.containers.insert(id.clone(), workload.clone());
+            }
+            known.forget_others(&recent);
+            assert_eq!(known.containers.len(), MAX_REMEMBERED);
+            let mut asked = known.may_start(recent);
+            assert_eq!(asked.len(), MAX_WAITING);
+            asked.drain(..).for_each(|id| {
+                known.waiting.remove(&id);
+            });
+            assert!(known.asked.len() <= MAX_RECENT, "{}", known.asked.len());
         }
     }
 
