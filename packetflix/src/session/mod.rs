@@ -66,7 +66,7 @@ use crate::{capture_end::CaptureEnd, captures::Capture};
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long one that was stopped and is late waits for the last counts.
-const LATE_COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+const LATE_COUNT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

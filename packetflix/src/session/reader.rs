@@ -113,10 +113,8 @@ impl Reader {
             Ok(ended) => ended,
             Err(error) => Ended::Failed(error::chain(&error)),
         };
-        // From here on nobody can join.
-        self.commands.close();
-        while self.commands.try_recv().is_ok() {}
         self.finish().await;
+        self.commands.close();
         self.count();
         self.shared.publish(|window| window.end(ended));
         self.tap.close();
@@ -197,7 +195,7 @@ impl Reader {
                 self.tell_names(|_| true);
                 self.settle = self.settle.max(Some(since));
             }
-            Command::Count { reply } => drop(reply.send(self.statistics(Written::default()))),
+            Command::Count { reply } => drop(reply.send(self.statistics_with_rings())),
             Command::Join { own, reply } => {
                 if let Some(subscription) = self.join(own, commands) {
                     let _ = reply.send(subscription);
@@ -502,6 +500,27 @@ impl Reader {
         }
     }
 
+    /// What has become of all packets until now, those in the rings among them.
+    fn statistics_with_rings(&mut self) -> Statistics {
+        let mut statistics = self.statistics(Written::default());
+        for interface in self.tap.interfaces() {
+            if let Some(written) = self.packets.of_interface(interface.id)
+                && let Some(counts) = statistics.interfaces.get_mut(&written.place)
+            {
+                let counters = self.tap.counters(interface.link.ifindex);
+                counts.in_rings = self.tally.in_rings(interface.id, written, &counters);
+            }
+        }
+        statistics
+    }
+
+    /// Tells what is counted to whoever asks for that at the end; nobody can join any more.
+    fn obey_at_end(&mut self, command: Command) {
+        if let Command::Count { reply } = command {
+            drop(reply.send(self.statistics_with_rings()));
+        }
+    }
+
     /// Detaches, and publishes all that was captured until then, with the final statistics, as long as there is
     /// someone to take it.
     async fn finish(&mut self) {
@@ -513,12 +532,17 @@ impl Reader {
             .map(|interface| (interface.link.ifindex, now))
             .collect();
         loop {
+            while let Ok(command) = self.commands.try_recv() {
+                self.obey_at_end(command);
+            }
             let (clients, has_room) = self.demand();
             if clients == 0 || (has_room && self.drain(u64::MAX).0 == Drained::Empty) {
                 return;
             }
-            if !has_room {
-                self.shared.taken().await;
+            tokio::select! {
+                () = consume_budget(), if has_room => {}
+                () = self.shared.taken(), if !has_room => {}
+                Some(command) = self.commands.recv() => self.obey_at_end(command),
             }
         }
     }

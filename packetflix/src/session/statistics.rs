@@ -101,6 +101,8 @@ pub(super) struct InterfaceCounts {
     pub(super) dropped: u64,
     /// Of those, packets of which the published ones tell that they were lost before them.
     pub(super) told_lost: u64,
+    /// Packets that are still in the rings, where that was asked for.
+    pub(super) in_rings: u64,
     /// Packets that the filter did not let through.
     pub(super) rejected: u64,
     /// When it left the tap, if it has; the counts are final then.

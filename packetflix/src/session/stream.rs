@@ -307,7 +307,8 @@ impl Stream {
             let Some(counts) = statistics.interfaces.get(place) else {
                 continue;
             };
-            let captured = counts.delivered.saturating_sub(interface.before.delivered);
+            let captured = counts.delivered + counts.in_rings;
+            let captured = captured.saturating_sub(interface.before.delivered);
             let rest = captured.saturating_sub(interface.delivered + interface.lost);
             interface.lost += rest;
             lost += rest;

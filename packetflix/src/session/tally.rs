@@ -69,10 +69,17 @@ impl Tally {
             delivered: written.delivered,
             dropped: counters.dropped().saturating_sub(earlier.dropped),
             told_lost: written.told_lost,
+            in_rings: 0,
             rejected: rejected(counters).saturating_sub(earlier.rejected),
             end: None,
         };
         self.counts.insert(written.place, counts);
+    }
+
+    /// How many packets of an interface are in the rings, of which so much is written.
+    pub(super) fn in_rings(&self, id: u32, written: Written, counters: &InterfaceCounters) -> u64 {
+        let published = self.earlier(id).delivered + written.delivered;
+        counters.delivered.saturating_sub(published)
     }
 
     /// An interface goes on under another name, at the time `at`: what was written of it so far is all of the old one, and what
@@ -83,6 +90,7 @@ impl Tally {
             delivered: written.delivered,
             dropped: written.told_lost,
             told_lost: written.told_lost,
+            in_rings: 0,
             rejected: rejected(counters).saturating_sub(earlier.rejected),
             end: Some(at),
         };
@@ -109,6 +117,7 @@ impl Tally {
             delivered: written.delivered,
             dropped: dropped.saturating_sub(earlier.dropped),
             told_lost: written.told_lost,
+            in_rings: 0,
             rejected: rejected(&counters).saturating_sub(earlier.rejected),
             end: Some(at),
         };
@@ -200,6 +209,7 @@ mod tests {
             delivered: 10,
             dropped: 1,
             told_lost: 1,
+            in_rings: 0,
             rejected: 5,
             end: Some(100),
         };
@@ -207,6 +217,7 @@ mod tests {
             delivered: 20,
             dropped: 3,
             told_lost: 3,
+            in_rings: 0,
             rejected: 4,
             end: Some(200),
         };

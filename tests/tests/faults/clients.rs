@@ -16,9 +16,10 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 use packetflix_tests::{
     client::Recorder,
+    metrics::Metrics,
     namespace::Namespace,
-    raw::RawSocket,
-    server::{Server, program},
+    raw::{self, RawSocket},
+    server::{Server, program, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::{sleep, timeout};
@@ -50,6 +51,42 @@ async fn client_that_vanishes_under_load_is_given_up() -> anyhow::Result<()> {
     eprintln!("a client that vanished was freed after {took:.1?}");
     ensure!(took < Duration::from_secs(4), "{took:?}");
     flow.stop()?;
+    Ok(())
+}
+
+/// It has three seconds to take what was captured until it stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_takes_too_long_over_the_end_is_told_all_that_it_lost() -> anyhow::Result<()> {
+    const COUNT: u64 = 40_000;
+
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let url = server.url(&format!("netns={}&nif=va&names=0", here.inode()?));
+    let mut recorder = Recorder::start(&url).await?;
+    RawSocket::open(&there, "vb")?.flood(&raw::ethernet(0x88b5, &[7; 1000]), COUNT, 20)?;
+    // The kernel hands over what was sent a little later, where it has much to do.
+    wait_until(Duration::from_secs(10), || {
+        Ok(Metrics::of(&server)?.count("packetflix_accepted_packets_total")? == COUNT)
+    })?;
+    recorder.capture().stop().await?;
+    let until = Instant::now() + Duration::from_millis(4500);
+    while Instant::now() < until {
+        ensure!(recorder.read().await?.is_none(), "{}", server.log());
+        sleep(Duration::from_millis(150)).await;
+    }
+    let (recording, code, _) = recorder.read_to_end().await?;
+    let statistics = recording.final_statistics("va")?;
+    assert_eq!(
+        (
+            code,
+            statistics.accepted,
+            statistics.delivered + statistics.dropped
+        ),
+        (1000, COUNT, COUNT),
+        "{statistics:?}"
+    );
+    assert_eq!(statistics.delivered, recording.packets.len() as u64);
+    ensure!(statistics.dropped > 0, "it was quick: {statistics:?}");
     Ok(())
 }
 
