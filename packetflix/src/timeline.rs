@@ -10,6 +10,7 @@
 //! have counted them. Each interface that is described has final statistics, whatever became of its source.
 
 use std::{
+    borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, VecDeque},
 };
@@ -56,6 +57,8 @@ pub(crate) struct Timeline {
     bounds: Bounds,
     /// How far in the future the time of a packet may lie, in nanoseconds.
     foresight: u64,
+    /// The latest time of those that were passed on.
+    latest: u64,
     left: Left,
     reached: Option<Bound>,
     /// Packets are passed on no longer.
@@ -129,6 +132,8 @@ struct Interface {
     /// Packets behind the cut, and those lost of which they tell.
     cut: u64,
     cut_dropped: u64,
+    /// Packets that were passed on behind younger ones.
+    late: u64,
 }
 
 impl Timeline {
@@ -151,6 +156,7 @@ impl Timeline {
             is_full: false,
             bounds,
             foresight,
+            latest: 0,
             left: Left {
                 packets: bounds.packets.unwrap_or(u64::MAX),
                 bytes: bounds.bytes.unwrap_or(u64::MAX).saturating_sub(len),
@@ -346,7 +352,7 @@ impl Timeline {
                 EncodedBlock::Packet(packet) => {
                     let time = of.time_of(&packet);
                     if until.is_none_or(|until| waits(time, until, now, self.foresight))
-                        || !self.put_packet(source, &mut of, &packet, &blocks[..len])
+                        || !self.put_packet(source, &mut of, &packet, &blocks[..len], now)
                     {
                         self.heads.push(Reverse((time, source)));
                         break;
@@ -375,7 +381,15 @@ impl Timeline {
     }
 
     /// Puts a packet into the section; tells whether it is there.
-    fn put_packet(&mut self, source: u64, of: &mut Source, packet: &EncodedPacket, block: &[u8]) -> bool {
+    fn put_packet(
+        &mut self,
+        source: u64,
+        of: &mut Source,
+        packet: &EncodedPacket,
+        block: &[u8],
+        now: u64,
+    ) -> bool {
+        let time = of.time_of(packet);
         let Some(interface) = of.interfaces.get_mut(&packet.interface_id) else {
             // It is described always.
             return true;
@@ -395,13 +409,19 @@ impl Timeline {
         }
         interface.delivered += 1;
         interface.dropped = interface.dropped.saturating_add(packet.dropped_before);
+        if self.latest > now {
+            // The clock was set back: nothing is late by that.
+            self.latest = time;
+        }
+        interface.late += u64::from(time < self.latest);
+        self.latest = self.latest.max(time);
         let id = interface.id.to_le_bytes();
         self.write(block);
         self.piece.blocks[begun + INTERFACE_AT..begun + INTERFACE_AT + id.len()].copy_from_slice(&id);
         self.left.packets -= 1;
         let part = self.piece.parts.entry(source).or_default();
         if part.packets == 0 {
-            part.oldest = of.time_of(packet);
+            part.oldest = time;
         }
         part.packets += 1;
         part.bytes += block.len();
@@ -458,15 +478,25 @@ impl Timeline {
             dropped: interface.dropped,
             ..said
         };
+        let late = interface.late;
+        let mut comment = Cow::Borrowed(said.comment);
         if is_final {
+            comment = about_late(late, said.comment);
+            if self.room() < (comment.len() + MAX_OPTION_MARGIN) as u64 {
+                comment = Cow::Borrowed("");
+            }
             self.dropped = self.dropped.saturating_add(interface.dropped);
             of.interfaces.remove(&local);
             self.open -= 1;
         } else if self.is_cut || block.len() as u64 > self.room() {
             return;
         }
-        let mut block = BytesMut::with_capacity(block.len());
-        now.encode(&mut block);
+        let mut block = BytesMut::with_capacity(block.len() + comment.len());
+        InterfaceStatistics {
+            comment: &comment,
+            ..now
+        }
+        .encode(&mut block);
         self.write(&block);
     }
 
@@ -501,6 +531,19 @@ impl Timeline {
             self.dropped = self.dropped.saturating_add(dropped);
             self.write(&block);
         }
+    }
+}
+
+/// What the final statistics of an interface say, of which so many packets came late, beside what its source says.
+fn about_late(late: u64, said: &str) -> Cow<'_, str> {
+    let sentence = match late {
+        0 => return Cow::Borrowed(said),
+        1 => "1 packet came late, and stands behind younger ones".to_owned(),
+        late => format!("{late} packets came late, and stand behind younger ones"),
+    };
+    match said {
+        "" => Cow::Owned(sentence),
+        said => Cow::Owned(format!("{said}; {sentence}")),
     }
 }
 
@@ -830,6 +873,51 @@ mod tests {
         ] {
             assert_eq!(waits(time, until, now, second), expected, "{time} {until}");
         }
+    }
+
+    #[test]
+    fn packets_that_come_late_are_told_at_the_end_of_their_interface() {
+        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        // Nothing is late behind what a clock said before it was set back.
+        for (source, times) in [
+            (0, vec![10, 20, NOW + 2 * SECOND]),
+            (1, vec![15, 25]),
+            (2, vec![30, 5, 6]),
+        ] {
+            timeline.add(source, 0);
+            let told = times.into_iter().map(|time| (time, 0, 0)).collect();
+            let blocks = messages(&told, 9, source as u8, true).concat();
+            timeline.take_hungry();
+            timeline.give(source, blocks.into(), NOW);
+            timeline.pass_on(u64::MAX, NOW);
+            timeline.take_hungry();
+        }
+        let mut told = Vec::new();
+        let piece = timeline.take().unwrap();
+        let mut rest = &piece.blocks[..];
+        while let Some(block) = EncodedBlock::first(rest) {
+            let len = block.len();
+            if let EncodedBlock::Statistics(block) = block {
+                let said = InterfaceStatistics::decode(block).unwrap();
+                told.push(said.comment.to_owned());
+            }
+            rest = &rest[len..];
+        }
+        assert_eq!(
+            told,
+            [
+                "",
+                "",
+                "",
+                "",
+                "2 packets came late, and stand behind younger ones",
+                ""
+            ]
+        );
+        assert_eq!(
+            about_late(1, "more is missing"),
+            "more is missing; 1 packet came late, and stands behind younger ones"
+        );
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     published: watch::Sender<()>,
     /// Tells the reader that a client has taken something, or left.
     taken: Notify,
+    /// Tells the reader that somebody waits to know what is in the rings.
+    asked: Notify,
     /// The own traffic of clients that have left.
     left: Mutex<Vec<OwnTraffic>>,
     /// How far the rings are written and read.
@@ -150,6 +152,7 @@ impl Shared {
             window: Mutex::new(Window::new(backlog.share())),
             published: watch::Sender::default(),
             taken: Notify::new(),
+            asked: Notify::new(),
             left: Mutex::default(),
             positions,
             is_reading: AtomicBool::new(false),
@@ -179,6 +182,11 @@ impl Shared {
     /// Waits until a client has taken something or left since the last time that this was waited for.
     pub(super) async fn taken(&self) {
         self.taken.notified().await;
+    }
+
+    /// Waits until somebody waits to know what is in the rings.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
     }
 }
 
@@ -267,6 +275,20 @@ impl Progress {
         self.shared.positions.are_read()
             && !self.shared.is_reading.load(Ordering::SeqCst)
             && self.shared.window().has_nothing_for(self.client)
+    }
+
+    /// Until when the client has taken all that was captured, in nanoseconds since 1970; `None` where it has something to take
+    /// first. `now` was read before this was called.
+    pub(super) fn told_until(&self, now: u64) -> Option<u64> {
+        match self.has_caught_up() {
+            true => Some(now),
+            false => self.shared.window().told_until(self.client),
+        }
+    }
+
+    /// Others wait for what it has: the rings are to be read at once.
+    pub(super) fn ask(&self) {
+        self.shared.asked.notify_one();
     }
 }
 

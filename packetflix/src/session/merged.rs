@@ -2,7 +2,8 @@
 //!
 //! Each capture is a session of its own, with its place on the list, its account, and its end. What these say is taken as fast
 //! as the client takes it. A packet waits until all other captures have told what is older: each either has a packet that is
-//! younger, or has nothing more in its rings (`feed.rs`, [`Progress`]). One that does not come to that in time is not waited for.
+//! younger, or has read its rings until then (`feed.rs`, [`Progress`]). One that does not come on is not waited for, which the
+//! stream tells (`watermark.rs`).
 
 use std::{
     any::Any,
@@ -26,6 +27,7 @@ use super::{
     packets::MAX_BATCH_LEN,
     reader::MERGE_WINDOW,
     stream::encode_section_header,
+    watermark::{PATIENCE, Wait, Watermark},
 };
 use crate::{
     capture_end::CaptureEnd,
@@ -37,9 +39,6 @@ use crate::{
 
 /// Packets are passed on no more often: what comes meanwhile is looked through in one go.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// How long packets wait for captures that may have older ones, and do not come to tell.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The type of target that stands in the section header.
 const KIND: &str = "selection";
@@ -71,10 +70,8 @@ pub(crate) struct MergedSession {
     /// The section is cut.
     cut: CancellationToken,
     is_stopping: bool,
-    /// When packets were passed on the last time.
-    passed_on: Instant,
-    /// Since when packets wait for captures that may have older ones.
-    waiting: Option<Instant>,
+    /// When packets are passed on next.
+    due: Instant,
     sentences: usize,
     /// How many captures there were, and why the last of them ended.
     joined: usize,
@@ -144,8 +141,11 @@ pub(crate) struct NamespacePlace {
 /// One that takes part.
 struct Running {
     progress: Progress,
+    watermark: Watermark,
     /// While the section has something of it to pass on.
     session: Option<Box<Session>>,
+    /// Whether it has something to say at once, where it is asked for that.
+    has_more: bool,
     running: RunningCapture,
     capture: Arc<Capture>,
     _companion: Box<dyn Any + Send + Sync>,
@@ -293,8 +293,7 @@ impl MergedSession {
             stop,
             cut: CancellationToken::new(),
             is_stopping: false,
-            passed_on: Instant::now(),
-            waiting: None,
+            due: Instant::now(),
             sentences: 0,
             joined: 0,
             last: None,
@@ -331,7 +330,9 @@ impl MergedSession {
         }
         let running = Running {
             progress: session.progress(),
+            watermark: Watermark::default(),
             session: Some(Box::new(session)),
+            has_more: false,
             capture: running.capture(),
             running,
             _companion: companion,
@@ -361,7 +362,7 @@ impl MergedSession {
         loop {
             // Whoever is ready is heard before packets are passed on.
             self.take_ready();
-            if self.passed_on.elapsed() >= PAUSE {
+            if Instant::now() >= self.due {
                 self.pass_on();
             }
             if let Some(Piece { blocks, parts }) = self.timeline.take() {
@@ -445,7 +446,7 @@ impl MergedSession {
     }
 
     async fn event(&mut self) -> Event {
-        let due = self.timeline.has_waiting().then(|| self.passed_on + PAUSE);
+        let due = self.timeline.has_waiting().then_some(self.due);
         let is_stopping = self.is_stopping;
         let Self {
             steps,
@@ -558,8 +559,11 @@ impl MergedSession {
     fn ask_the_hungry(&mut self) -> usize {
         let hungry = self.timeline.take_hungry();
         for &id in &hungry {
-            let session = self.members.get_mut(&id).and_then(|member| member.session.take());
-            if let Some(session) = session {
+            let Some(member) = self.members.get_mut(&id) else {
+                continue;
+            };
+            if let Some(session) = member.session.take() {
+                member.has_more = session.has_more();
                 self.steps.push(Box::pin(step(id, session, self.cut.clone())));
             }
         }
@@ -571,9 +575,7 @@ impl MergedSession {
         self.drop_what_may_not_be_told();
         let is_naming = self.names.as_ref().is_some_and(|names| names.first.is_some());
         while self.timeline.has_waiting() && !is_naming && !self.timeline.is_full() {
-            let Some(until) = self.told_until() else {
-                break;
-            };
+            let until = self.told_until();
             self.timeline.pass_on(until, now());
             if let Some(limit) = self.timeline.reached() {
                 self.cut_at(limit.into());
@@ -584,7 +586,13 @@ impl MergedSession {
             }
             self.take_ready();
         }
-        self.passed_on = Instant::now();
+        // What had no place in a message goes into the next.
+        let pause = if self.timeline.is_full() {
+            Duration::ZERO
+        } else {
+            PAUSE
+        };
+        self.due = Instant::now() + pause;
     }
 
     /// Hears what sessions have to say without waiting for any.
@@ -594,31 +602,70 @@ impl MergedSession {
         }
     }
 
-    /// Until when all captures have told all, in nanoseconds since 1970; `None` while one may have more to tell. One that does
-    /// not come to that in time is not waited for.
-    fn told_until(&mut self) -> Option<u64> {
+    /// Until when all captures that are waited for have told all, in nanoseconds since 1970.
+    fn told_until(&mut self) -> u64 {
         let (now, time) = (now(), Instant::now());
-        self.held.retain(|_, (_, until)| time < *until);
-        // Whatever comes and is held, what is older than this waits for nothing of it.
-        let waits_for_held = self.held.values().any(|(progress, _)| !progress.has_caught_up());
-        let held_back = if waits_for_held {
-            PATIENCE_WITH_HELD.as_nanos() as u64
-        } else {
-            MERGE_WINDOW
-        };
-        let mut silent = self.members.values().filter(|member| member.session.is_none());
-        if silent.all(|member| member.progress.has_caught_up()) {
-            self.waiting = None;
-            return Some(now.saturating_sub(held_back));
+        let first = self.timeline.first_waiting().unwrap_or(now);
+        let mut until = now.saturating_sub(self.held_back(time));
+        let mut overdue = Vec::new();
+        for (id, member) in &mut self.members {
+            if member.session.is_some() {
+                // What it has said waits itself.
+                continue;
+            }
+            if !member.has_more
+                && !member.watermark.reaches(until)
+                && let Some(told) = member.progress.told_until(now)
+            {
+                member.watermark.advance(told);
+            }
+            match member.watermark.wait(first, time) {
+                Wait::Until(told) => {
+                    if told < first {
+                        member.progress.ask();
+                    }
+                    until = until.min(told);
+                }
+                Wait::NowOverdue => overdue.push(*id),
+                Wait::Overdue => {}
+            }
         }
-        let since = *self.waiting.get_or_insert_with(Instant::now);
-        if since.elapsed() < PATIENCE {
-            return None;
+        for id in overdue {
+            self.tell_overdue(id);
         }
-        tracing::debug!("packets are passed on before a capture that does not tell of its own");
-        Some(now.saturating_sub(held_back))
+        until
     }
 
+    /// How long packets wait at least: whatever comes, and is held until it is known whether it joins, may have older ones.
+    fn held_back(&mut self, time: Instant) -> u64 {
+        self.held.retain(|_, (_, until)| time < *until);
+        match self.held.values().any(|(progress, _)| !progress.has_caught_up()) {
+            true => PATIENCE_WITH_HELD.as_nanos() as u64,
+            false => MERGE_WINDOW,
+        }
+    }
+
+    /// The stream tells that packets of a capture may stand behind younger ones from here on.
+    fn tell_overdue(&mut self, id: u64) {
+        let Some(member) = self.members.get(&id) else {
+            return;
+        };
+        let facts = member.capture.facts();
+        let name = match facts.target.full_name() {
+            name if name.is_empty() => format!("netns:{}", facts.netns),
+            name => name,
+        };
+        let seconds = PATIENCE.as_secs();
+        tracing::warn!(
+            name,
+            seconds,
+            "a stream goes on without a capture that does not tell what it has"
+        );
+        let sentence = format!(
+            "its packets may stand behind younger ones: for {seconds} s it was not known whether there are any"
+        );
+        self.tell(&name, &sentence);
+    }
     /// What is on its way to the stream comes too late.
     fn let_nobody_join(&mut self) {
         self.held.clear();

@@ -24,6 +24,7 @@ mod stream;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod watermark;
 pub(crate) mod window;
 
 use std::{mem, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -290,6 +291,11 @@ impl Session {
             self.outgoing.settle_account(now);
             self.capture.lost_in_kernel(self.outgoing.lost_in_kernel());
         }
+    }
+
+    /// Whether it has something to say already, which it has taken from its feed.
+    fn has_more(&self) -> bool {
+        self.outgoing.has_more()
     }
 
     /// How far it is behind what is captured.

@@ -121,6 +121,11 @@ impl Outgoing {
         self.packets.pop_front()
     }
 
+    /// Whether something is to be sent.
+    pub(super) fn has_more(&self) -> bool {
+        !(self.names.is_empty() && self.packets.is_empty())
+    }
+
     /// How many interfaces are described.
     pub(super) fn described(&self) -> usize {
         self.described

@@ -155,6 +155,7 @@ impl Reader {
                     pace.rings_read(drained, len, self.settle.is_some());
                 }
                 () = self.shared.taken() => self.forget_own(),
+                () = self.shared.asked() => pace.read_now(),
                 () = pace.over() => pace.read_now(),
                 change = self.tap.changed(pace.is_idle()) => {
                     match change.map_err(CaptureError::Wait)? {
@@ -418,17 +419,23 @@ impl Reader {
         }
         let len = packets.len();
         self.metrics.captured(packets_in(&counts), len);
-        if !packets.is_empty() || statistics.is_some() {
-            let batch = Batch {
-                packets,
-                room,
-                counts,
-                oldest,
-                interfaces: self.packets.described(),
-                statistics,
-            };
-            self.shared.publish(|window| window.publish(batch));
+        let complete_until = clock.realtime(written.until.min(now));
+        if packets.is_empty() && statistics.is_none() {
+            self.shared.window().complete(complete_until);
+            return (drained, len);
         }
+        let batch = Batch {
+            packets,
+            room,
+            counts,
+            oldest,
+            interfaces: self.packets.described(),
+            statistics,
+        };
+        self.shared.publish(|window| {
+            window.publish(batch);
+            window.complete(complete_until);
+        });
         (drained, len)
     }
 

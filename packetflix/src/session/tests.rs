@@ -20,7 +20,7 @@ use crate::{
     captures::tests::{captures, facts},
     description::TargetDescription,
     discovery::AddressBook,
-    pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception},
+    pcapng::{EncodedBlock, EnhancedPacket, Offloads, PacketDirection, Reception},
     tap::{CaptureClock, ClockSource, OwnTraffic, Positions, RateLimits},
 };
 
@@ -92,6 +92,11 @@ impl Setup {
 
     /// Publishes so many packets, all that were captured until now, and the statistics with them if wanted.
     fn publish(&self, packets: u64, with_statistics: bool) {
+        self.publish_of(0, packets, with_statistics);
+    }
+
+    /// The same with the time of the packets.
+    fn publish_of(&self, time: u64, packets: u64, with_statistics: bool) {
         let written = Written {
             until: self.clock.now(),
             is_all: true,
@@ -108,7 +113,7 @@ impl Setup {
             interfaces: BTreeMap::from([(0, counts)]),
         };
         let mut blocks = bytes::BytesMut::new();
-        (0..packets).for_each(|_| packet().encode(&mut blocks));
+        (0..packets).for_each(|_| packet(time).encode(&mut blocks));
         let batch = Batch {
             packets: blocks.freeze(),
             counts: vec![PacketCount {
@@ -134,10 +139,10 @@ impl Setup {
     }
 }
 
-fn packet() -> EnhancedPacket<'static> {
+fn packet(time: u64) -> EnhancedPacket<'static> {
     EnhancedPacket {
         interface_id: 0,
-        timestamp: 0,
+        timestamp: time,
         original_len: 60,
         cooked: None,
         data: &[0; 60],
@@ -297,4 +302,151 @@ async fn what_is_not_sent_is_not_counted() {
     setup.session.sent(message);
     let amount = setup.capture.amount();
     assert_eq!((amount.packets, amount.bytes), (3, beginning + len));
+}
+
+/// A stream of two captures.
+struct Merged {
+    session: MergedSession,
+    one: Setup,
+    other: Setup,
+    _arrivals: Arrivals,
+    /// Times of the packets that it has given.
+    times: Vec<u64>,
+    text: String,
+}
+
+impl Merged {
+    fn new() -> Self {
+        let stop = CancellationToken::new();
+        let info = MergedInfo {
+            words: "web db",
+            node_name: "node",
+            filter: "",
+            chaste: false,
+            limits: Limits::default(),
+        };
+        let stream = captures().begin_stream(1, stop.clone());
+        let (mut session, arrivals) = MergedSession::begin(&info, stream, stop).unwrap();
+        let namespaces = Namespaces::default();
+        let mut join = |netns: u64| {
+            let mut setup = Setup::new(Limits::default());
+            let spare = Setup::new(Limits::default()).session;
+            session.join(Member {
+                session: mem::replace(&mut setup.session, spare),
+                running: captures().begin(Arc::clone(&setup.capture)).unwrap(),
+                companion: Box::new(()),
+                place: namespaces.enter(netns).unwrap(),
+                span: tracing::Span::none(),
+            });
+            setup
+        };
+        let (one, other) = (join(5), join(6));
+        Self {
+            session,
+            one,
+            other,
+            _arrivals: arrivals,
+            times: Vec::new(),
+            text: String::new(),
+        }
+    }
+
+    /// Takes what the stream gives within a time, or until it has given so many packets in all.
+    async fn read(&mut self, time: Duration, packets: usize) {
+        let end = Instant::now() + time;
+        while self.times.len() < packets
+            && let Ok(message) = tokio::time::timeout_at(end, self.session.next()).await
+        {
+            let message = message.expect("it goes on");
+            let mut rest = &message.as_ref()[..];
+            self.text += &String::from_utf8_lossy(rest);
+            while let Some(block) = EncodedBlock::first(rest) {
+                let len = block.len();
+                if let EncodedBlock::Packet(packet) = block {
+                    self.times.push(packet.timestamp);
+                }
+                rest = &rest[len..];
+            }
+        }
+    }
+
+    /// Takes what the stream gives until it has given so many packets in all.
+    async fn read_until(&mut self, packets: usize) {
+        self.read(watermark::PATIENCE * 10, packets).await;
+    }
+
+    /// Takes what the stream gives for a while.
+    async fn read_for_a_while(&mut self) {
+        self.read(watermark::PATIENCE / 6, usize::MAX).await;
+    }
+}
+
+/// Some seconds ago, in nanoseconds since 1970.
+fn ago(seconds: u64) -> u64 {
+    let clock = CaptureClock::new(ClockSource::Tai).unwrap();
+    clock.realtime(clock.now()) - seconds * 1_000_000_000
+}
+
+#[tokio::test]
+async fn packets_of_several_wait_for_a_capture_as_long_as_it_comes_on() {
+    let mut merged = Merged::new();
+    // There is always more in its rings.
+    merged.other.shared.set_reading(true);
+    let time = ago(20);
+    merged.one.publish_of(time, 1, false);
+    for behind in (1..10).rev() {
+        merged.other.shared.window().complete(time - behind);
+        merged.read_for_a_while().await;
+        assert!(merged.times.is_empty());
+    }
+    merged.other.publish_of(time - 1, 1, false);
+    merged.other.shared.window().complete(time);
+    merged.read_until(2).await;
+    assert_eq!(merged.times, [time - 1, time]);
+    assert!(!merged.text.contains("stand behind younger ones"));
+}
+
+#[tokio::test]
+async fn a_packet_of_several_waits_for_none_that_has_told_all() {
+    let mut merged = Merged::new();
+    merged.read_for_a_while().await;
+    let begun = Instant::now();
+    merged.one.publish_of(ago(1), 1, false);
+    merged.read_until(1).await;
+    // One in whose rings there is more, and which was read until then.
+    merged.other.shared.set_reading(true);
+    let time = ago(1);
+    merged.other.shared.window().complete(time);
+    merged.one.publish_of(time, 1, false);
+    merged.read_until(2).await;
+    assert_eq!(merged.times.len(), 2);
+    assert!(begun.elapsed() < watermark::PATIENCE);
+}
+
+#[tokio::test]
+async fn a_capture_that_does_not_come_on_is_told_in_the_stream_of_several() {
+    let mut merged = Merged::new();
+    merged.other.shared.set_reading(true);
+    let time = ago(20);
+    merged.one.publish_of(time, 1, false);
+    merged.read_for_a_while().await;
+    assert!(merged.times.is_empty());
+    merged.read_until(1).await;
+    assert_eq!(merged.times, [time]);
+    let sentence = "for 3 s it was not known whether there are any";
+    assert_eq!(
+        merged.text.matches(sentence).count(),
+        2,
+        "a description and a comment"
+    );
+    // What it has after all comes at once, and then it is waited for again.
+    merged.other.publish_of(time - 1, 1, false);
+    merged.other.shared.window().complete(time + 1);
+    merged.read_until(2).await;
+    merged.one.publish_of(time + 2, 1, false);
+    merged.read_for_a_while().await;
+    assert_eq!(merged.times, [time, time - 1]);
+    merged.read_until(3).await;
+    assert_eq!(merged.times, [time, time - 1, time + 2]);
+    assert_eq!(merged.text.matches(sentence).count(), 2, "it is told once");
 }

@@ -101,6 +101,8 @@ pub(super) struct Window {
     /// Of those that are gone, the first batch with the final statistics.
     ended: BTreeMap<usize, u64>,
     end: Option<Ended>,
+    /// All that was captured until then is published, in nanoseconds since 1970.
+    complete_until: u64,
 }
 
 #[derive(Debug)]
@@ -156,6 +158,7 @@ impl Window {
             described: 0,
             ended: BTreeMap::new(),
             end: None,
+            complete_until: 0,
         }
     }
 
@@ -203,6 +206,16 @@ impl Window {
     pub(super) fn has_nothing_for(&self, client: u64) -> bool {
         let next = self.clients.get(&client).map(|place| place.next);
         self.end.is_none() && next == Some(self.published_until())
+    }
+
+    /// All that was captured until then is published, in nanoseconds since 1970.
+    pub(super) fn complete(&mut self, until: u64) {
+        self.complete_until = until;
+    }
+
+    /// Until when a client has taken all that was captured, in nanoseconds since 1970; `None` where it has more to take first.
+    pub(super) fn told_until(&self, client: u64) -> Option<u64> {
+        self.has_nothing_for(client).then_some(self.complete_until)
     }
 
     /// Adds a batch. Makes room for it by the oldest ones if it must, which clients that have yet to take them lose.
