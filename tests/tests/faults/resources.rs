@@ -98,7 +98,8 @@ async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()
     let (status, sentence) = refusal(&server, &url, &[]).await?;
     ensure!(
         status == 429
-            && sentence.contains("a ring of 131072 KiB could not be mapped into memory: Cannot allocate memory"),
+            && sentence
+                .contains("a ring of 131072 KiB could not be mapped into memory: Cannot allocate memory"),
         "{status} {sentence}"
     );
     eprintln!("rings that cannot be mapped: {status} {sentence}");
