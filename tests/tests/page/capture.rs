@@ -299,7 +299,7 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
         })
         .collect();
     let list = json!({ "scanned-at": 1, "node-name": "many", "engines": [], "gaps": [], "targets": targets });
-    let proxy = page_with(list)?;
+    let (_server, proxy) = page_with(list)?;
     let browser = Browser::start()?;
     browser.go(&format!("http://127.0.0.1:{}/", proxy.port()))?;
     browser.script("navigator.clipboard.writeText = async text => { window.copied_ = text }")?;
@@ -346,9 +346,10 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
 }
 
 /// The page, of a service with these targets.
-fn page_with(list: Value) -> anyhow::Result<Upstream> {
+fn page_with(list: Value) -> anyhow::Result<(Server, Upstream)> {
     let server = Server::start(&[])?;
-    Upstream::start(move |head, stream| {
+    let port = server.port();
+    let proxy = Upstream::start(move |head, stream| {
         let path = head.line.split(' ').nth(1).unwrap_or_default();
         if path == "/targets" {
             return answer(
@@ -367,7 +368,7 @@ fn page_with(list: Value) -> anyhow::Result<Upstream> {
             Some("css") => "text/css",
             _ => "text/html",
         };
-        let at = format!("http://127.0.0.1:{}{path}", server.port());
+        let at = format!("http://127.0.0.1:{port}{path}");
         let body = output_of(Command::new("curl").args(["--silent", "--max-time", "3", &at]));
         answer(
             &stream,
@@ -375,7 +376,9 @@ fn page_with(list: Value) -> anyhow::Result<Upstream> {
             &format!("Content-Type: {kind}\r\n"),
             &body.unwrap_or_default(),
         )
-    })
+    })?;
+    // It ends with the test, unlike the threads of the other.
+    Ok((server, proxy))
 }
 
 #[test]

@@ -115,8 +115,9 @@ fn real_containers_are_listed_watched_and_saved() -> anyhow::Result<()> {
     assert_eq!(asked, "/one\n/bin/busybox\n/three\n");
     browser.press("Close")?;
     // It is looked at as it was before.
-    browser.wait_for_text("project shop (1)")?;
     browser.wait_for_text("Capture …")?;
+    search(&browser, IMAGE)?;
+    browser.wait_for_text("project shop (1)")?;
     hostile_names_stay_names(&docker, &browser)?;
     browser.check_console()
 }

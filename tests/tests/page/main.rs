@@ -9,13 +9,13 @@ mod service;
 mod targets;
 mod watch;
 
-use std::{net::UdpSocket, path::Path, process::Command};
+use std::{net::UdpSocket, path::Path, process::Command, time::Duration};
 
 use anyhow::Context as _;
 use packetflix_tests::{
     browser::Browser,
     namespace::{Namespace, inside, of_process, output_of},
-    server::Server,
+    server::{Server, wait_until},
 };
 
 /// Whether the stream has begun that is watched: from then on packets are captured.
@@ -34,7 +34,11 @@ fn row(name: &str) -> String {
 fn search(browser: &Browser, name: &str) -> anyhow::Result<()> {
     // In the place of what was searched before.
     let keys = format!("\u{e009}a\u{e000}{name}");
-    browser.type_into("//input[@type='search']", &keys)
+    // What is drawn anew meanwhile may have it begin elsewhere.
+    wait_until(Duration::from_secs(10), || {
+        browser.type_into("//input[@type='search']", &keys)?;
+        Ok(browser.script("return document.querySelector('[type=search]').value")? == name)
+    })
 }
 
 /// Chooses a target, and opens what can be captured of it.
