@@ -240,7 +240,7 @@ async fn answer(stream: TcpStream, [all, one]: &[String; 2]) -> anyhow::Result<(
             stream.read_line(&mut header).await?;
             match header.trim_end().split_once(": ") {
                 Some((name, value)) if name.eq_ignore_ascii_case("sec-websocket-key") => {
-                    value.clone_into(&mut key)
+                    value.clone_into(&mut key);
                 }
                 Some(_) => {}
                 None => break,
