@@ -3,7 +3,7 @@
 //! Our own descriptors keep it alive, so that its end is not an event. Once a second it is looked up whether the process,
 //! thread, bind mount, descriptor or socket through which it was found still holds it. That searches anew when it is gone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 
@@ -27,9 +27,16 @@ impl Default for Searches {
 #[derive(Debug)]
 pub(super) struct HeldLook {
     searches: Searches,
-    under_way: Option<(Instant, JoinHandle<bool>)>,
-    /// When it is time for the next: one that took long rests for long.
+    under_way: Option<JoinHandle<Looked>>,
+    /// When it is time for the next: one that took long itself rests for long.
     next: Option<Instant>,
+}
+
+/// What a look has found, and how long it took, without the time that it waited for others.
+#[derive(Debug)]
+struct Looked {
+    is_held: bool,
+    took: Duration,
 }
 
 impl HeldLook {
@@ -54,24 +61,55 @@ impl HeldLook {
             return;
         }
         let netns = Arc::clone(netns);
+        self.begin(move || netns.is_held());
+    }
+
+    fn begin(&mut self, is_held: impl FnOnce() -> bool + Send + 'static) {
         let Searches(searches) = self.searches.clone();
-        let look = tokio::spawn(async move {
+        self.under_way = Some(tokio::spawn(async move {
             let _turn = searches.acquire().await;
-            let looked = tokio::task::spawn_blocking(move || netns.is_held());
-            looked.await.unwrap_or(true)
-        });
-        self.under_way = Some((now, look));
+            let began = Instant::now();
+            let looked = tokio::task::spawn_blocking(is_held);
+            Looked {
+                is_held: looked.await.unwrap_or(true),
+                took: began.elapsed(),
+            }
+        }));
     }
 
     /// What the look that is under way has found; waits for the next one while none is.
     pub(super) async fn found(&mut self) -> bool {
-        let Some((began, look)) = &mut self.under_way else {
+        let Some(look) = &mut self.under_way else {
             return std::future::pending().await;
         };
-        let is_held = look.await.unwrap_or(true);
-        let now = Instant::now();
-        self.next = Some(now + (now - *began) * Self::REST);
+        // One that failed has found nothing.
+        let Looked { is_held, took } = look.await.unwrap_or(Looked {
+            is_held: true,
+            took: Duration::ZERO,
+        });
+        self.next = Some(Instant::now() + took * Self::REST);
         self.under_way = None;
         is_held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where many namespaces end at the same time, each waits for others, and is a capture for as long as it does.
+    #[tokio::test]
+    async fn a_look_that_waited_for_others_does_not_rest_for_that() {
+        const WAITED: Duration = Duration::from_secs(2);
+
+        let searches = Searches::default();
+        let others = searches.0.acquire_many(SEARCHES as u32).await.unwrap();
+        let mut look = HeldLook::new(searches.clone());
+        look.begin(|| true);
+        tokio::time::sleep(WAITED).await;
+        drop(others);
+        assert!(look.found().await);
+        let rest = look.next.unwrap().saturating_duration_since(Instant::now());
+        assert!(rest < WAITED * HeldLook::REST / 2, "{rest:?}");
     }
 }
