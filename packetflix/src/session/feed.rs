@@ -64,6 +64,8 @@ pub(super) struct Shared {
     positions: Positions,
     /// Whether what was read of them may not be published yet.
     is_reading: AtomicBool,
+    /// Whether nobody can join any more.
+    is_ending: AtomicBool,
 }
 
 /// How far a client is behind what is captured.
@@ -133,6 +135,9 @@ impl Feed {
 
     /// Takes part in the feed, if it goes on and can be described to one who comes late.
     pub(super) async fn join(&self, own: OwnTraffic) -> Option<Subscription> {
+        if self.has_ended() {
+            return None;
+        }
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Join { own, reply }).await.ok()?;
         answer.await.ok()
@@ -140,7 +145,7 @@ impl Feed {
 
     /// Whether nobody can join any more.
     pub(super) fn has_ended(&self) -> bool {
-        self.commands.is_closed()
+        self.shared.is_ending() || self.commands.is_closed()
     }
 }
 
@@ -156,7 +161,17 @@ impl Shared {
             left: Mutex::default(),
             positions,
             is_reading: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
         }
+    }
+
+    /// Nobody can join from here on: to detach takes seconds where there are many interfaces, and whoever comes is not to wait for that.
+    pub(super) fn begin_to_end(&self) {
+        self.is_ending.store(true, Ordering::Release);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Acquire)
     }
 
     /// Something is about to be read of the rings, or what was read is published.

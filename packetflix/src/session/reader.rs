@@ -113,6 +113,10 @@ impl Reader {
             Ok(ended) => ended,
             Err(error) => Ended::Failed(error::chain(&error)),
         };
+        self.shared.begin_to_end();
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey_at_end(command);
+        }
         self.finish().await;
         self.commands.close();
         self.count();
