@@ -117,6 +117,39 @@ async fn one_who_comes_late_gets_a_whole_stream_of_what_follows() -> anyhow::Res
     Ok(())
 }
 
+/// Who comes while the last client leaves has all that comes then, be it of that one's capture or of another.
+#[tokio::test]
+async fn who_comes_as_the_last_one_leaves_misses_nothing() -> anyhow::Result<()> {
+    for hook in hooks()? {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}", here.inode()?));
+        let socket = RawSocket::open(&there, "vb")?;
+        let mut last = Recorder::start(&url).await?;
+        for round in 0..150_u8 {
+            let leaving = tokio::spawn(async move {
+                match round % 2 {
+                    0 => last.finish().await.map(drop),
+                    _ => Ok(drop(last)),
+                }
+            });
+            // Sooner and later.
+            for _ in 0..usize::from(round / 2) * 8 {
+                tokio::task::yield_now().await;
+            }
+            let mut next = Recorder::start(&url).await?;
+            (0..5).try_for_each(|_| socket.send(&frame(round)))?;
+            next.read_until(|recording| recording.count(&frame(round)) == 5)
+                .await
+                .with_context(|| format!("{hook}, {round}"))?;
+            leaving.await??;
+            last = next;
+        }
+        last.finish().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_client_loses_alone_and_is_told_of_it_where_it_lost() -> anyhow::Result<()> {
     for hook in hooks()? {
