@@ -301,7 +301,7 @@ impl Browser {
             let element = self.element(xpath)?;
             match self.tell(&format!("element/{element}/{command}"), body) {
                 Err(error) if error.to_string().contains("stale element") => last = Some(error),
-                done => return done.map(drop),
+                done => return done.map(drop).with_context(|| xpath.to_owned()),
             }
         }
         last.map_or(Ok(()), Err)
@@ -371,6 +371,29 @@ impl Browser {
     /// When the browser does not know that.
     pub fn forget_cache(&self) -> anyhow::Result<()> {
         self.devtools("Network.clearBrowserCache", &json!({})).map(drop)
+    }
+
+    /// Presses the mouse at what an XPath leads to, and does not let go.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn hold(&self, xpath: &str) -> anyhow::Result<()> {
+        let origin = json!({ ELEMENT: self.element(xpath)? });
+        let there = json!({ "type": "pointerMove", "origin": origin, "x": 0, "y": 0 });
+        self.mouse(&[there, json!({ "type": "pointerDown", "button": 0 })])
+    }
+
+    /// Lets go of the mouse, where it is.
+    ///
+    /// # Errors
+    /// When the driver does not.
+    pub fn let_go(&self) -> anyhow::Result<()> {
+        self.mouse(&[json!({ "type": "pointerUp", "button": 0 })])
+    }
+
+    fn mouse(&self, actions: &[Value]) -> anyhow::Result<()> {
+        let source = json!({ "type": "pointer", "id": "mouse", "actions": actions });
+        self.tell("actions", &json!({ "actions": [source] })).map(drop)
     }
 
     /// Presses keys, one after the other, whatever they reach.

@@ -1,6 +1,6 @@
 // What is to be captured of the targets that were chosen, and what becomes of it.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { FileList, type Files } from "./files";
 import { type Target, fullName } from "./model";
 import { type Wish, command, curl, nameOf, pathOf, wiresharkAddress } from "./request";
@@ -53,10 +53,11 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
   const names = [...new Set([...there, ...wish.interfaces])];
   const set = (part: Partial<Wish>) => onWish({ ...wish, ...part });
 
+  // Until this is done it is there and not seen.
+  useLayoutEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
     // What other targets had was meant for these.
     set({ interfaces: wish.interfaces.filter((name) => there.includes(name)) });
-    dialog.current?.showModal();
   }, []);
 
   const watch = () => onWatch({ name: nameOf(targets), ...dial(pathOf(targets, wish)) });

@@ -25,14 +25,20 @@ function viewNow(): View {
   return VIEWS.find((view) => location.hash === `#${view}`) ?? "targets";
 }
 
-function useView(): View {
+/** Which it is, and what leads to another. */
+function useView(): [View, (view: View) => void] {
   const [view, setView] = useState(viewNow);
   useEffect(() => {
     const note = () => setView(viewNow());
     addEventListener("hashchange", note);
     return () => removeEventListener("hashchange", note);
   }, []);
-  return view;
+  const go = (view: View) => {
+    location.hash = `#${view}`;
+    // What tells of that comes later: nothing else is to be shown meanwhile.
+    setView(view);
+  };
+  return [view, go];
 }
 
 /** Has the browser ask before it leaves the page, if something would be lost. */
@@ -117,7 +123,7 @@ function App() {
   const [wish, setWish] = useState(ANYTHING);
   const [watched, setWatched] = useState<{ source: Source; number: number }>();
   const [isUnsaved, setUnsaved] = useState(false);
-  const wanted = useView();
+  const [wanted, go] = useView();
   const view = wanted === "watch" && !watched ? "targets" : wanted;
   const files = useFiles();
   useQuestion(isUnsaved || files.isRunning);
@@ -137,7 +143,7 @@ function App() {
     endCapturing();
     setUnsaved(false);
     setWatched({ source, number: (watched?.number ?? 0) + 1 });
-    location.hash = "#watch";
+    go("watch");
   };
   const endCapturing = () => setCapturing(undefined);
   const mayLose = () => !isUnsaved || confirm(LOSES);

@@ -60,7 +60,7 @@ export interface RunningCapture {
 
 /** What tells a target from all others. */
 export function keyOf(target: Target): string {
-  return JSON.stringify([target.type, target.prefix, target.name, target.netns]);
+  return JSON.stringify([target.type, target.prefix, target.name, target.netns, target.container?.id]);
 }
 
 /** A target of which somebody has typed the name. */

@@ -12,7 +12,12 @@ interface Props {
   head: ComponentChildren;
   columns: number;
   row: (at: number, isActive: boolean) => VNode;
+  /** What the row at a place shows, wherever that is later: whoever presses there means that, and not what has come in its place. */
+  keyOf: (at: number) => string | number;
+  /** Less than nothing where there is none. */
   active: number;
+  /** Where it was, if it is gone. */
+  was?: number;
   onActive: (at: number) => void;
   /** Enter or a double click; and space. */
   onOpen?: (at: number) => void;
@@ -34,7 +39,7 @@ const MARGIN = 6;
 const HIGHEST = 8_000_000;
 
 export function Rows(props: Props) {
-  const { count, height, label, head, columns, row, active, onActive, follows, id } = props;
+  const { count, height, label, head, columns, row, keyOf, active, onActive, follows, id } = props;
   const box = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [seen, setSeen] = useState(20);
@@ -93,11 +98,13 @@ export function Rows(props: Props) {
   };
   const onKey = (event: KeyboardEvent) => {
     const page = Math.max(1, seen - 2);
+    // What came after one that is gone is in its place.
+    const [before, after] = active < 0 && props.was !== undefined ? [props.was, props.was] : [active, active + 1];
     const steps: Record<string, number> = {
-      ArrowDown: active + 1,
-      ArrowUp: active - 1,
-      PageDown: active + page,
-      PageUp: active - page,
+      ArrowDown: after,
+      ArrowUp: before - 1,
+      PageDown: after - 1 + page,
+      PageUp: before - page,
       Home: 0,
       End: count - 1,
     };
@@ -118,12 +125,13 @@ export function Rows(props: Props) {
   for (let at = first; at < last; at += 1) {
     rows.push(
       <div
-        key={at}
+        key={keyOf(at)}
         id={`${id}-${at}`}
         role="row"
         aria-rowindex={at + 2}
         class={at === active ? "row active" : "row"}
         style={{ top: `${at * height - place + top}px`, height: `${height}px` }}
+        onMouseDown={() => onActive(at)}
         onClick={() => onActive(at)}
         onDblClick={() => props.onOpen?.(at)}
       >

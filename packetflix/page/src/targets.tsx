@@ -1,6 +1,6 @@
 // What there is to capture: grouped, searched, with its traffic.
 
-import { useMemo, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 import type { Live } from "./live";
 import { type Target, addressesOf, fullName, keyOf } from "./model";
 import { Rows } from "./rows";
@@ -14,7 +14,14 @@ export interface Look {
 
 type Grouping = "engine" | "pod" | "compose" | "none";
 
-type Line = { group: string; count: number } | { target: Target };
+/** A target, what tells it from all others, and what is searched in it. */
+interface Known {
+  target: Target;
+  key: string;
+  words: string;
+}
+
+type Line = { key: string } & ({ group: string; count: number } | { target: Target });
 
 const ROW = 30;
 
@@ -58,20 +65,19 @@ function wordsOf(target: Target): string {
   return all.join("\n").toLowerCase();
 }
 
-function linesOf(targets: Target[], searched: string[], words: Map<Target, string>, grouping: Grouping): Line[] {
-  const groups = new Map<string, Target[]>();
-  for (const target of targets) {
-    const text = words.get(target)!;
-    if (!searched.every((word) => text.includes(word))) continue;
-    const group = groupOf(target, grouping);
+function linesOf(targets: Known[], searched: string[], grouping: Grouping): Line[] {
+  const groups = new Map<string, Known[]>();
+  for (const known of targets) {
+    if (!searched.every((word) => known.words.includes(word))) continue;
+    const group = groupOf(known.target, grouping);
     const members = groups.get(group);
-    if (members) members.push(target);
-    else groups.set(group, [target]);
+    if (members) members.push(known);
+    else groups.set(group, [known]);
   }
   const lines: Line[] = [];
   for (const [group, members] of [...groups].sort(([one], [other]) => one.localeCompare(other))) {
-    if (grouping !== "none") lines.push({ group, count: members.length });
-    lines.push(...members.map((target) => ({ target })));
+    if (grouping !== "none") lines.push({ key: `group ${group}`, group, count: members.length });
+    lines.push(...members);
   }
   return lines;
 }
@@ -98,39 +104,44 @@ interface Props {
 
 export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Props) {
   const { search, grouping } = look;
-  const [active, setActive] = useState(0);
+  /** The line at which somebody is, also when others come and go around it; and where it was when it was there last. */
+  const [place, setPlace] = useState<string>();
+  const was = useRef(0);
   const targets = live.list?.targets ?? [];
-  const words = useMemo(() => new Map(targets.map((target) => [target, wordsOf(target)])), [targets]);
+  const known = useMemo(() => targets.map((target): Known => ({ target, key: keyOf(target), words: wordsOf(target) })), [targets]);
   const searched = search.toLowerCase().split(/\s+/).filter(Boolean);
   const lines = useMemo(
-    () => linesOf(targets, searched, words, grouping),
-    [targets, words, grouping, searched.join(" ")],
+    () => linesOf(known, searched, grouping),
+    [known, grouping, searched.join(" ")],
   );
   // Those that are there still.
-  const those = targets.filter((target) => chosen.has(keyOf(target)));
+  const those = known.filter(({ key }) => chosen.has(key)).map(({ target }) => target);
   const found = lines.reduce((count, line) => count + ("target" in line ? 1 : 0), 0);
+
+  const active = place === undefined ? 0 : lines.findIndex(({ key }) => key === place);
+  if (active >= 0) was.current = active;
 
   const toggle = (at: number) => {
     const line = lines[at];
     if (!line) return;
     const next = new Set(chosen);
-    const flip = (target: Target, to: boolean) => {
-      if (to) next.add(keyOf(target));
-      else next.delete(keyOf(target));
+    const flip = (key: string, to: boolean) => {
+      if (to) next.add(key);
+      else next.delete(key);
     };
-    if ("target" in line) flip(line.target, !chosen.has(keyOf(line.target)));
+    if ("target" in line) flip(line.key, !chosen.has(line.key));
     else {
       const end = lines.findIndex((other, index) => index > at && "group" in other);
-      const members = lines.slice(at + 1, end < 0 ? lines.length : end).flatMap((other) => ("target" in other ? [other.target] : []));
-      const all = members.every((target) => chosen.has(keyOf(target)));
-      members.forEach((target) => flip(target, !all));
+      const members = lines.slice(at + 1, end < 0 ? lines.length : end).map(({ key }) => key);
+      const all = members.every((key) => chosen.has(key));
+      members.forEach((key) => flip(key, !all));
     }
     onChoose(next);
   };
   const open = (at: number) => {
     const line = lines[at];
     if (line && "target" in line) {
-      onChoose(new Set([keyOf(line.target)]));
+      onChoose(new Set([line.key]));
       onCapture([line.target]);
     }
   };
@@ -146,7 +157,7 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
             placeholder="name, image, address, label=value …"
             onInput={(event) => {
               onLook({ ...look, search: event.currentTarget.value });
-              setActive(0);
+              setPlace(undefined);
             }}
           />
         </label>
@@ -173,8 +184,10 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
         count={lines.length}
         height={ROW}
         columns={8}
+        keyOf={(at) => lines[at]!.key}
         active={active}
-        onActive={setActive}
+        was={was.current}
+        onActive={(at) => setPlace(lines[at]?.key)}
         onToggle={toggle}
         onOpen={open}
         head={
@@ -198,7 +211,7 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
               </span>
             );
           }
-          return <TargetCells target={line.target} live={live} isChosen={chosen.has(keyOf(line.target))} onToggle={() => toggle(at)} />;
+          return <TargetCells target={line.target} live={live} isChosen={chosen.has(line.key)} onToggle={() => toggle(at)} />;
         }}
       />
     </section>

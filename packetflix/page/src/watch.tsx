@@ -175,6 +175,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
             count={status.count}
             height={ROW}
             columns={9}
+            keyOf={(at) => rows.gone + at}
             active={active === undefined ? -1 : Math.max(-1, active - rows.gone)}
             onActive={choose}
             follows={follows && !isPaused}

@@ -17,11 +17,10 @@ use packetflix_tests::{
     namespace::output_of,
     process::Sleeper,
     server::{Server, percent_encoded, program, wait_until},
-    upstream::{Upstream, answer},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{FIELDS, choose, fields, send, url};
+use crate::{FIELDS, choose, fields, scripted::Scripted, send, url};
 
 /// A tshark that is given the same capture, by our client.
 pub(crate) struct BesideTshark {
@@ -299,9 +298,9 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
         })
         .collect();
     let list = json!({ "scanned-at": 1, "node-name": "many", "engines": [], "gaps": [], "targets": targets });
-    let (_server, proxy) = page_with(list)?;
+    let service = Scripted::start(move || list.to_string(), |_| Ok(()))?;
     let browser = Browser::start()?;
-    browser.go(&format!("http://127.0.0.1:{}/", proxy.port()))?;
+    browser.go(&service.url())?;
     browser.script("navigator.clipboard.writeText = async text => { window.copied_ = text }")?;
     browser.click("//div[@role='row'][.//*[@class='group']]//*[@class='group']")?;
     browser.press(&format!("Capture {} targets", names.len()))?;
@@ -343,42 +342,6 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
         choose(at)?;
     }
     browser.check_console()
-}
-
-/// The page, of a service with these targets.
-fn page_with(list: Value) -> anyhow::Result<(Server, Upstream)> {
-    let server = Server::start(&[])?;
-    let port = server.port();
-    let proxy = Upstream::start(move |head, stream| {
-        let path = head.line.split(' ').nth(1).unwrap_or_default();
-        if path == "/targets" {
-            return answer(
-                &stream,
-                "200 OK",
-                "Content-Type: application/json\r\n",
-                &list.to_string(),
-            );
-        }
-        if path.starts_with("/rates") {
-            // It goes on for as long as somebody listens.
-            return answer(&stream, "503 Service Unavailable", "", "");
-        }
-        let kind = match path.rsplit('.').next() {
-            Some("js") => "text/javascript",
-            Some("css") => "text/css",
-            _ => "text/html",
-        };
-        let at = format!("http://127.0.0.1:{port}{path}");
-        let body = output_of(Command::new("curl").args(["--silent", "--max-time", "3", &at]));
-        answer(
-            &stream,
-            "200 OK",
-            &format!("Content-Type: {kind}\r\n"),
-            &body.unwrap_or_default(),
-        )
-    })?;
-    // It ends with the test, unlike the threads of the other.
-    Ok((server, proxy))
 }
 
 #[test]

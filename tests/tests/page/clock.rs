@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{browser::Browser, namespace::output_of, process::Sleeper, server::Server};
 
-use crate::{BEGUN, choose, send, url, wait_for_total};
+use crate::{choose, send, url, wait_for_total, watch_here};
 
 /// What a time may be off that was told right: it was some while ago.
 const PATIENCE: u64 = 60;
@@ -37,8 +37,7 @@ fn times_are_the_services_on_whatever_clock() -> anyhow::Result<()> {
         browser.go(&url(&server))?;
         choose(&browser, &format!("web({})", web.pid()))?;
         browser.script("delete window.showSaveFilePicker; delete Window.prototype.showSaveFilePicker")?;
-        browser.press("Watch here")?;
-        browser.wait_for(BEGUN)?;
+        watch_here(&browser)?;
         send(web.pid(), 4711, 5, b"x")?;
         wait_for_total(&browser, 5)?;
         let shown = browser.script("return document.querySelector('.clock')?.innerText ?? null")?;

@@ -10,7 +10,7 @@ use packetflix_tests::{
     server::Server,
 };
 
-use crate::{BEGUN, choose, fields, row, search, url, wait_for_total};
+use crate::{choose, fields, row, search, url, wait_for_total, watch_here};
 
 /// What everyone finds out who looks into a container: that it is there, what is said to it, and by whom, and all of that in a file.
 #[test]
@@ -64,8 +64,7 @@ fn real_containers_are_listed_watched_and_saved() -> anyhow::Result<()> {
     browser.click("//dialog//label[normalize-space()='eth0']/input")?;
     browser.type_into("//label[@class='filter']/input", "tcp port 80")?;
     browser.type_into("//label[normalize-space()='packets']/input", "12")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     ask("some/thing");
     browser.wait_for_text("GET /some/thing HTTP/1.1")?;
     browser.wait_for_text("HTTP/1.1 404 Not Found")?;
@@ -147,8 +146,7 @@ fn hostile_names_stay_names(docker: &Docker, browser: &Browser) -> anyhow::Resul
     // What was captured of the other stays as it was, but for its interface, which is none of this one's.
     browser.type_into("//label[@class='filter']/input", "\u{e009}a\u{e000}icmp or udp")?;
     browser.click("//dialog//label[contains(., '<b>')]/input")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(browser)?;
     let gateway = docker.run(&["inspect", "--format", "{{.NetworkSettings.Gateway}}", "evil"])?;
     // Nobody answers; what is asked is what matters.
     let _ = inside(&[

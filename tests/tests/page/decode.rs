@@ -18,7 +18,7 @@ use packetflix_tests::{
     server::Server,
 };
 
-use crate::{BEGUN, choose, send, url, wait_for_total, watching};
+use crate::{choose, send, url, wait_for_total, watch_here, watching};
 
 /// What programs really say to each other, as the page tells it.
 #[test]
@@ -498,8 +498,7 @@ fn packets_of_many_parts_are_told_in_part() -> anyhow::Result<()> {
         "//label[@class='filter']/input",
         "udp dst port 67 or udp dst port 53",
     )?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     // The cookie of DHCP, and host names of one letter.
     let begin = [&[1; 236][..], b"\x63\x82\x53\x63"].concat();
     let options = [&begin[..], &b"\x0c\x01a".repeat(20_000)].concat();

@@ -5,6 +5,7 @@ mod clock;
 mod containers;
 mod decode;
 mod people;
+mod scripted;
 mod service;
 mod targets;
 mod watch;
@@ -18,8 +19,9 @@ use packetflix_tests::{
     server::{Server, wait_until},
 };
 
-/// Whether the stream has begun that is watched: from then on packets are captured.
-const BEGUN: &str = "return document.querySelector('.status') && !document.body.innerText.includes('waiting for the service')";
+/// Whether the stream has begun that is watched: from then on packets are captured. What says that it has not is looked for where it
+/// is not shown, too: the view comes a moment after what it shows.
+const BEGUN: &str = "const status = document.querySelector('.status'); return status && !status.textContent.includes('waiting for the service')";
 
 fn url(server: &Server) -> String {
     format!("http://127.0.0.1:{}/", server.port())
@@ -41,11 +43,28 @@ fn search(browser: &Browser, name: &str) -> anyhow::Result<()> {
     })
 }
 
-/// Chooses a target, and opens what can be captured of it.
-fn choose(browser: &Browser, name: &str) -> anyhow::Result<()> {
+/// Marks a target in the list.
+fn pick(browser: &Browser, name: &str) -> anyhow::Result<()> {
     search(browser, name)?;
     browser.click(&format!("{}//input", row(name)))?;
+    let name = serde_json::json!(name);
+    browser
+        .wait_for(&format!(
+            "return [...document.querySelectorAll('.row')].some(row => row.querySelector('.name')?.innerText.includes({name}) && row.querySelector('input').checked)"
+        ))
+        .map(drop)
+}
+
+/// Chooses a target, and opens what can be captured of it.
+fn choose(browser: &Browser, name: &str) -> anyhow::Result<()> {
+    pick(browser, name)?;
     browser.press("Capture 1 target")
+}
+
+/// Watches what is to be captured, and waits until packets are.
+fn watch_here(browser: &Browser) -> anyhow::Result<()> {
+    browser.press("Watch here")?;
+    browser.wait_for(BEGUN).map(drop)
 }
 
 /// Sends datagrams over the loopback device of a process's namespace.
@@ -65,8 +84,7 @@ fn watching(server: &Server, namespace: &Namespace) -> anyhow::Result<Browser> {
     let browser = Browser::start()?;
     browser.go(&url(server))?;
     choose(&browser, &namespace.path().display().to_string())?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     Ok(browser)
 }
 

@@ -21,7 +21,7 @@ use packetflix_tests::{
     server::Server,
 };
 
-use crate::{BEGUN, choose, row, search, send, url, wait_for_total};
+use crate::{BEGUN, choose, row, search, send, url, wait_for_total, watch_here};
 
 #[test]
 fn nobody_is_kept_out() -> anyhow::Result<()> {
@@ -76,8 +76,7 @@ fn plots_are_seen_in_the_dark_and_in_the_light() -> anyhow::Result<()> {
     browser.set_dark(false)?;
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 20, b"x")?;
     wait_for_total(&browser, 20)?;
     browser.press("rates")?;
@@ -106,8 +105,7 @@ fn for_each_view(
     check("targets")?;
     choose(browser, &name)?;
     check("capture")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(browser)?;
     send(web.pid(), 4711, 20, b"x")?;
     wait_for_total(browser, 20)?;
     browser.type_into("//div[@role='grid']", DOWN)?;
@@ -224,8 +222,7 @@ fn pictures_for_the_documents() -> anyhow::Result<()> {
     browser.screenshot(&into.join("page-targets.png"))?;
     browser.click(&format!("{}//input", row("web")))?;
     browser.press("Capture 1 target")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     wait_for_total(&browser, 20)?;
     browser.press("Pause")?;
     browser.click("(//div[contains(@class, 'row')][.//*[contains(., 'GET /health')]])[last()]")?;

@@ -13,7 +13,7 @@ use packetflix_tests::{
     upstream::{Upstream, answer},
 };
 
-use crate::{BEGUN, choose, fields, send, total, url, wait_for_total};
+use crate::{choose, fields, send, total, url, wait_for_total, watch_here};
 
 /// What is at the page's paths, whoever asks.
 #[test]
@@ -95,8 +95,7 @@ fn the_page_finds_the_service_behind_any_path() -> anyhow::Result<()> {
                 .is_some_and(|command| command.starts_with(&words)),
             "{command}"
         );
-        browser.press("Watch here")?;
-        browser.wait_for(BEGUN)?;
+        watch_here(&browser)?;
         send(web.pid(), 4711, 5, b"x")?;
         wait_for_total(&browser, 5)?;
         browser.click("//a[.='Targets']")?;
@@ -139,8 +138,7 @@ fn tokens_sign_in_and_scopes_decide_what_is_shown() -> anyhow::Result<()> {
         "{shown}"
     );
     choose(&browser, &web_name)?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     browser.click("//a[.='Captures']")?;
@@ -175,8 +173,7 @@ fn a_watch_outlives_its_token() -> anyhow::Result<()> {
     browser.type_into("//input[@type='password']", &format!("{OLD}{ENTER}"))?;
     let name = format!("web({})", web.pid());
     choose(&browser, &name)?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     let before = total(&browser)?;
@@ -200,8 +197,7 @@ fn a_watch_outlives_its_token() -> anyhow::Result<()> {
     browser.script("window.confirm = () => true")?;
     browser.click("//a[.='Targets']")?;
     browser.press("Capture 1 target")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     browser.check_console()
@@ -276,8 +272,7 @@ fn without_a_list_targets_are_captured_by_name() -> anyhow::Result<()> {
     ensure!(browser.script("return document.body.innerText.includes('looking for')")? == false);
     let name = format!("web({})", web.pid());
     browser.type_into("//form[@class='by-name']//input", &format!("{name}{ENTER}"))?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     browser.script("window.confirm = () => true")?;

@@ -2,24 +2,22 @@
 
 use std::{
     io::Write as _,
-    process::Command,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    browser::Browser,
+    browser::{Browser, DOWN, ENTER},
     engine::FakeEngine,
     folder::Folder,
-    namespace::output_of,
     process::Sleeper,
     server::{Server, wait_until},
-    upstream::{Upstream, answer},
 };
 use serde_json::json;
 
-use crate::{BEGUN, choose, search, send, total, url, wait_for_total};
+use crate::{choose, row, scripted::Scripted, search, send, total, url, wait_for_total, watch_here};
 
 #[test]
 fn targets_are_listed_searched_and_have_traffic() -> anyhow::Result<()> {
@@ -93,8 +91,7 @@ fn the_page_comes_back_with_the_server() -> anyhow::Result<()> {
     let browser = Browser::start()?;
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     let before = total(&browser)?;
@@ -120,8 +117,8 @@ fn the_page_comes_back_with_the_server() -> anyhow::Result<()> {
 #[test]
 fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     const COUNT: usize = 10_000;
-    let server = Server::start(&[])?;
-    let port = server.port();
+    const TOLD: &[u8] = b"event: targets\ndata: 1\n\nevent: rates\ndata: {\"uptime\": 3700, \"rates\": {\"4026609999\": {\"2\": \
+                          [1000, 500, 1000000, 500]}}}\n\n";
     let mut list = json!({
         "version": 1, "scanned-at": 1.0, "node-name": "many", "engines": [], "gaps": ["a <b>place</b>"],
         "targets": (0..COUNT).map(|number| json!({
@@ -139,34 +136,16 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     list["targets"][0]["network-interfaces"] = links.into();
     list["targets"][1]["pod"] = json!({ "namespace": "shop", "name": "web-0" });
     let list = list.to_string();
-    let many = Upstream::start(move |head, mut stream| {
-        let path = head.line.split(' ').nth(1).unwrap_or_default();
-        match path {
-            "/targets" => answer(&stream, "200 OK", "Content-Type: application/json\r\n", &list),
-            "/rates" => {
-                let told = "event: targets\ndata: 1\n\nevent: rates\ndata: {\"uptime\": 3700, \"rates\": \
-                            {\"4026609999\": {\"2\": [1000, 500, 1000000, 500]}}}\n\n";
-                write!(
-                    stream.get_mut(),
-                    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{told}"
-                )?;
-                thread::sleep(Duration::from_secs(60));
-                Ok(())
-            }
-            path => {
-                let at = format!("http://127.0.0.1:{port}{path}");
-                let body = output_of(Command::new("curl").args(["--silent", &at]))?;
-                let kind = if path.ends_with("css") {
-                    "text/css"
-                } else {
-                    "text/html"
-                };
-                answer(&stream, "200 OK", &format!("Content-Type: {kind}\r\n"), &body)
-            }
-        }
-    })?;
+    let many = Scripted::start(
+        move || list.clone(),
+        |stream| {
+            stream.write_all(TOLD)?;
+            thread::sleep(Duration::from_secs(60));
+            Ok(())
+        },
+    )?;
     let browser = Browser::start()?;
-    browser.go(&format!("http://127.0.0.1:{}/", many.port()))?;
+    browser.go(&many.url())?;
     browser.wait_for_text("10,000 targets of 10,000")?;
     browser.wait_for_text("app-00000")?;
     browser.wait_for_text("1 h 1 min")?;
@@ -203,6 +182,63 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     let found = browser.barriers()?;
     ensure!(found.is_empty(), "{found:#?}");
     Ok(())
+}
+
+/// Whoever presses at a target that moves away under the pointer, or is at it by keys, never has another instead.
+#[test]
+fn nobody_gets_another_target_than_was_meant() -> anyhow::Result<()> {
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&shown);
+    let service = Scripted::start(
+        move || {
+            let names = told.lock().unwrap_or_else(PoisonError::into_inner);
+            let target = |name: &&str| {
+                // Each has a number of its own, wherever it is.
+                let netns = 4_026_600_000 + u64::from(name.as_bytes()[0]);
+                json!({ "name": name, "type": "docker", "prefix": "", "netns": netns, "host": false, "network-interfaces": [] })
+            };
+            let targets: Vec<_> = names.iter().map(target).collect();
+            json!({ "scanned-at": 1, "node-name": "one", "engines": [], "gaps": [], "targets": targets })
+                .to_string()
+        },
+        // Until nobody listens.
+        |stream| {
+            loop {
+                stream.write_all(b"event: targets\ndata: 1\n\n")?;
+                thread::sleep(Duration::from_millis(50));
+            }
+        },
+    )?;
+    let browser = Browser::start()?;
+    let show = |names: &[&'static str]| {
+        names.clone_into(&mut *shown.lock().unwrap_or_else(PoisonError::into_inner));
+        let drawn = "[...document.querySelectorAll('.row .name')].map(one => one.innerText)";
+        browser.wait_for(&format!("return {drawn}.join() === {}", json!(names.join(","))))
+    };
+    let dialog = || browser.script("return document.querySelector('dialog h2')?.innerText ?? null");
+    browser.go(&service.url())?;
+    show(&["kilo", "lima", "mike"])?;
+    browser.hold(&format!("{}//input", row("lima")))?;
+    show(&["juliet", "kilo", "lima", "mike"])?;
+    browser.let_go()?;
+    assert_eq!(
+        browser.script("return document.querySelectorAll('.row :checked').length")?,
+        0
+    );
+    browser.click(&format!("{}//*[@class='name']", row("lima")))?;
+    show(&["india", "juliet", "kilo", "lima", "mike"])?;
+    browser.keys(ENTER)?;
+    assert_eq!(dialog()?, "Capture lima");
+    browser.press("Close")?;
+    browser.wait_for("return !document.querySelector('dialog')")?;
+    // Where there was one that is gone, nothing is done unasked with what has come in its place.
+    show(&["india", "juliet", "kilo", "mike"])?;
+    browser.keys(&format!(" {ENTER}"))?;
+    browser.wait_for_text("Capture …")?;
+    assert_eq!(dialog()?, json!(null));
+    browser.keys(&format!("{DOWN}{ENTER}"))?;
+    assert_eq!(dialog()?, "Capture mike");
+    browser.check_console()
 }
 
 #[test]

@@ -19,7 +19,7 @@ use packetflix_tests::{
     slow::SlowLink,
 };
 
-use crate::{BEGUN, choose, fields, lost, row, search, send, total, url, wait_for_total};
+use crate::{BEGUN, choose, fields, lost, pick, row, send, total, url, wait_for_total, watch_here};
 
 #[test]
 fn packets_are_watched_and_saved_as_tshark_sees_them() -> anyhow::Result<()> {
@@ -29,9 +29,7 @@ fn packets_are_watched_and_saved_as_tshark_sees_them() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
     browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
-    browser.press("Watch here")?;
-    // It is asked for; that it has begun is told with the first message.
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 50, b"PAYLOAD")?;
     send(web.pid(), 4712, 50, b"filtered")?;
     wait_for_total(&browser, 50)?;
@@ -70,13 +68,11 @@ fn several_targets_are_watched_on_one_timeline() -> anyhow::Result<()> {
     let browser = Browser::start()?;
     browser.go(&url(&server))?;
     for name in [format!("web({})", web.pid()), format!("db({})", db.pid())] {
-        search(&browser, &name)?;
-        browser.click(&format!("{}//input", row(&name)))?;
+        pick(&browser, &name)?;
     }
     browser.press("Capture 2 targets")?;
     browser.type_into("//label[@class='filter']/input", "udp")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 3, b"x")?;
     send(db.pid(), 4712, 2, b"x")?;
     wait_for_total(&browser, 5)?;
@@ -104,8 +100,7 @@ fn words_that_mean_nothing_are_told_at_the_field() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
     browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     send(web.pid(), 4711, 5, b"x")?;
     wait_for_total(&browser, 5)?;
     let type_in =
@@ -154,8 +149,7 @@ fn a_watch_is_not_lost_by_going_elsewhere() -> anyhow::Result<()> {
     let name = format!("web({})", web.pid());
     choose(&browser, &name)?;
     browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     let is_shown = |view: &str, link: &str| {
         browser.wait_for(&format!(
             "return document.querySelector('{view}')?.checkVisibility() && document.querySelector('nav [aria-current=page]').innerText === '{link}'"
@@ -205,6 +199,26 @@ fn a_watch_is_not_lost_by_going_elsewhere() -> anyhow::Result<()> {
     browser.check_console()
 }
 
+/// What is watched is shown at once, however late the browser tells that the view is another.
+#[test]
+fn a_watch_is_shown_as_soon_as_it_is_asked_for() -> anyhow::Result<()> {
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.run_before(
+        "const add = window.addEventListener; window.addEventListener = (kind, note, ...rest) => \
+         add.call(window, kind, kind === 'hashchange' ? event => setTimeout(() => note(event), 2000) : note, ...rest)",
+    )?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.press("Watch here")?;
+    ensure!(browser.script("return document.querySelector('.watch').checkVisibility() && !document.querySelector('.targets-view')")? == true);
+    browser.wait_for(BEGUN)?;
+    send(web.pid(), 4711, 5, b"x")?;
+    wait_for_total(&browser, 5)?;
+    browser.check_console()
+}
+
 /// A name stands for an address, and the address is to be had beside it.
 #[test]
 fn addresses_are_told_beside_their_names() -> anyhow::Result<()> {
@@ -223,8 +237,7 @@ fn addresses_are_told_beside_their_names() -> anyhow::Result<()> {
     browser.click(&format!("{}//input", row("web")))?;
     browser.press("Capture 1 target")?;
     browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     here.inside(|| UdpSocket::bind("10.9.1.1:4712")?.send_to(b"x", "10.9.1.2:4711"))??;
     wait_for_total(&browser, 1)?;
     // The name is told when it is known.
@@ -250,8 +263,7 @@ fn losses_are_told_where_they_happened() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     choose(&browser, &here.path().display().to_string())?;
     browser.type_into("//label[@class='filter']/input", "udp port 9")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     let plan = Plan {
         interface: "va".to_owned(),
         to_mac: [0xff; 6],
@@ -285,8 +297,7 @@ fn slow_connections_lose_packets_and_the_page_goes_on() -> anyhow::Result<()> {
     browser.go(&format!("http://127.0.0.1:{}/", slow.port()))?;
     choose(&browser, &here.path().display().to_string())?;
     browser.type_into("//label[@class='filter']/input", "udp port 9")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     let plan = Plan {
         interface: "va".to_owned(),
         to_mac: [0xff; 6],
@@ -326,8 +337,7 @@ fn the_list_pauses_and_follows() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     choose(&browser, &format!("web({})", web.pid()))?;
     browser.type_into("//label[@class='filter']/input", "udp port 4711")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     let rows = || {
         let count = browser
             .script("return Number(document.querySelector('.rows').getAttribute('aria-rowcount')) - 1")?;
@@ -379,8 +389,7 @@ fn the_window_is_bounded() -> anyhow::Result<()> {
     browser.go(&url(&server))?;
     choose(&browser, &here.path().display().to_string())?;
     browser.type_into("//label[@class='filter']/input", "udp port 9")?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     let plan = |packets| Plan {
         interface: "va".to_owned(),
         to_mac: [0xff; 6],
@@ -445,8 +454,7 @@ fn fifty_thousand_packets_a_second_do_not_freeze_it() -> anyhow::Result<()> {
     let there_path = there.path();
     let name = there_path.display().to_string();
     choose(&browser, &name)?;
-    browser.press("Watch here")?;
-    browser.wait_for(BEGUN)?;
+    watch_here(&browser)?;
     browser.script(
         "window.frames_ = []; let last = performance.now(); const note = now => { frames_.push(now - last); last = now; \
          requestAnimationFrame(note) }; requestAnimationFrame(note)",
