@@ -15,6 +15,8 @@ use nix::{
     sched::{CloneFlags, setns},
 };
 
+use crate::folder::Folder;
+
 /// A network namespace without a process, deleted when dropped. Its loopback device is up, and its interfaces
 /// speak no IPv6 of their own accord.
 pub struct Namespace {
@@ -85,6 +87,14 @@ impl Namespace {
     /// When it fails.
     pub fn ip(&self, arguments: &[&str]) -> anyhow::Result<String> {
         run("ip", &[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Runs these lines of `ip` inside, one after the other.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn ip_batch(&self, lines: &str) -> anyhow::Result<()> {
+        ip_batch(&["-n", &self.name], lines)
     }
 
     /// A command that runs inside.
@@ -175,18 +185,15 @@ impl ManyNamespaces {
         format!("/run/netns/pf-test-{}-many-*", std::process::id())
     }
 
+    /// Their names for `ip netns`.
+    pub fn names(&self) -> &[String] {
+        &self.0
+    }
+
     /// Does one thing with all of them.
     fn ip(&self, what: &str) -> anyhow::Result<()> {
-        let lines: String = self
-            .0
-            .iter()
-            .map(|name| format!("netns {what} {name}\n"))
-            .collect();
-        let file = std::env::temp_dir().join(format!("packetflix-many-{}", std::process::id()));
-        std::fs::write(&file, lines)?;
-        let done = run("ip", &["-batch", &file.display().to_string()]);
-        std::fs::remove_file(&file)?;
-        done.map(drop)
+        let lines = self.0.iter().map(|name| format!("netns {what} {name}\n"));
+        ip_batch(&[], &lines.collect::<String>())
     }
 }
 
@@ -194,6 +201,16 @@ impl Drop for ManyNamespaces {
     fn drop(&mut self) {
         let _ = self.ip("del");
     }
+}
+
+/// Runs lines of `ip`, with these options.
+fn ip_batch(options: &[&str], lines: &str) -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let file = folder.file("lines");
+    std::fs::write(&file, lines)?;
+    let file = file.to_str().context("no text")?;
+    run("ip", &[options, &["-batch", file]].concat())?;
+    Ok(())
 }
 
 /// Runs a program and gives what it prints.

@@ -19,7 +19,6 @@ use packetflix_tests::{
     bpf_objects::{Kind, Objects},
     bpf_run::{Place, Program, ProgramType, attached_to_ingress},
     client::Recorder,
-    folder::Folder,
     hook::{self, hooks},
     metrics::Metrics,
     namespace::Namespace,
@@ -284,15 +283,12 @@ async fn links_that_are_kept_are_bounded() -> anyhow::Result<()> {
     let Some(tcx) = hook::tcx()? else { return Ok(()) };
     let here = Namespace::new()?;
     let server = Server::start(&["--hook", tcx])?;
-    let folder = Folder::new()?;
-    let batch = folder.file("links");
     let pairs = (0..70).map(|number| {
         format!(
             "link add a{number} type veth peer name b{number}\nlink set a{number} up\nlink set b{number} up\n"
         )
     });
-    std::fs::write(&batch, pairs.collect::<String>())?;
-    here.ip(&["-batch", batch.to_str().context("no text")?])?;
+    here.ip_batch(&pairs.collect::<String>())?;
     let recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
     assert_eq!(links(&server)?.len(), 281);
     drop(recorder);

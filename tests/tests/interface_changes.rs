@@ -317,15 +317,6 @@ async fn captures_go_on_while_links_are_renamed_all_the_time() -> anyhow::Result
     Ok(())
 }
 
-/// Runs a file of lines for `ip` in a namespace.
-fn ip_batch(namespace: &Namespace, lines: &str) -> anyhow::Result<()> {
-    let folder = Folder::new()?;
-    let batch = folder.file("lines");
-    std::fs::write(&batch, lines)?;
-    namespace.ip(&["-batch", batch.to_str().context("no text")?])?;
-    Ok(())
-}
-
 /// Other names of a link may take 64 KiB, and what else the kernel tells of the link comes on top.
 #[tokio::test]
 async fn links_are_listed_whatever_names_one_has() -> anyhow::Result<()> {
@@ -336,7 +327,7 @@ async fn links_are_listed_whatever_names_one_has() -> anyhow::Result<()> {
         let mut before = Recorder::start(&url).await?;
         here.ip(&["link", "add", "named", "type", "bridge"])?;
         let names = (0..496).map(|number| format!("link property add dev named altname {number:0127}\n"));
-        ip_batch(&here, &names.collect::<String>())?;
+        here.ip_batch(&names.collect::<String>())?;
         here.connect("late", &there, "peer", 2)?;
         before
             .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "late"))
@@ -370,7 +361,7 @@ async fn interfaces_that_come_and_go_between_two_looks_are_told() -> anyhow::Res
     let mut all = Recorder::start(&url).await?;
     let mut one = Recorder::start(&format!("{url}&nif=va")).await?;
     let moments = (0..50).map(|number| format!("link add m{number} type bridge\nlink del m{number}\n"));
-    ip_batch(&here, &moments.collect::<String>())?;
+    here.ip_batch(&moments.collect::<String>())?;
     let told = async {
         while !is_told_to_miss(&all) {
             ensure!(all.read().await?.is_none());
@@ -399,7 +390,7 @@ fn is_told_to_miss(recorder: &Recorder) -> bool {
 async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;
     let links = (0..pace::sample(1000)).map(|number| format!("link add d{number} type bridge\n"));
-    ip_batch(&here, &links.collect::<String>())?;
+    here.ip_batch(&links.collect::<String>())?;
     let server = Server::start(&[])?;
     let url = server.url(&format!("netns={}", here.inode()?));
     let mut first = Recorder::start(&format!("{url}&statistics=1s")).await?;
@@ -410,7 +401,7 @@ async fn interfaces_join_while_links_come_and_go_all_the_time() -> anyhow::Resul
         let line = format!("link add s{number} type bridge\nlink delete s{number}\n");
         tokio::task::spawn_blocking(move || {
             while !is_over.load(Ordering::Relaxed) {
-                ip_batch(&here, &line.repeat(20))?;
+                here.ip_batch(&line.repeat(20))?;
             }
             anyhow::Ok(())
         })
@@ -650,11 +641,8 @@ async fn interface_that_has_anothers_index_is_told_apart_though_nothing_was_hear
         recorder.read_until(|recording| recording.has(&frame(1))).await?;
         let index = here.ifindex("va")?.to_string();
         server.signal(Signal::SIGSTOP)?;
-        let folder = Folder::new()?;
-        let batch = folder.file("aliases");
         let lines = (0..5000).map(|number| format!("link set lo alias {number:0200}\n"));
-        std::fs::write(&batch, lines.collect::<String>())?;
-        here.ip(&["-batch", batch.to_str().context("no text")?])?;
+        here.ip_batch(&lines.collect::<String>())?;
         here.ip(&["link", "delete", "va"])?;
         let peer = ["type", "veth", "peer", "name", "vb", "netns", there.name()];
         here.ip(&[&["link", "add", "va", "index", &index][..], &peer].concat())?;

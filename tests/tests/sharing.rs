@@ -231,3 +231,35 @@ async fn one_client_cannot_hide_traffic_from_others() -> anyhow::Result<()> {
     honest.finish().await?;
     Ok(())
 }
+
+/// How many packet sockets there are in a namespace.
+fn packet_sockets(namespace: &Namespace) -> anyhow::Result<usize> {
+    let table = namespace.inside(|| std::fs::read_to_string("/proc/thread-self/net/packet"))??;
+    Ok(table.lines().skip(1).count())
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_capture_that_is_ending() -> anyhow::Result<()> {
+    // The kernel takes some milliseconds to let go of each.
+    const COUNT: usize = 400;
+
+    let here = Namespace::new()?;
+    let links = (0..COUNT).map(|number| format!("link add d{number} type bridge\n"));
+    here.ip_batch(&links.collect::<String>())?;
+    let server = Server::start(&["--hook", "socket"])?;
+    let url = server.url(&format!("netns={}", here.inode()?));
+    let first = Recorder::start(&url).await?;
+    let attached = packet_sockets(&here)?;
+    ensure!(attached > COUNT, "{attached}");
+    let first = tokio::spawn(first.finish());
+    while packet_sockets(&here)? >= attached {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // It is ending, and another begins beside it.
+    let second = Recorder::start(&url).await?;
+    let both = packet_sockets(&here)?;
+    first.await??;
+    second.finish().await?;
+    ensure!(both > attached, "it began once the first had ended: {both}");
+    Ok(())
+}

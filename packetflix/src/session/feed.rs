@@ -314,3 +314,25 @@ impl Drop for Subscription {
         self.shared.taken.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// To detach takes seconds where there are many interfaces, and nobody is answered meanwhile.
+    #[test]
+    fn nobody_waits_for_a_feed_that_is_ending() {
+        let shared = Arc::new(Shared::new(1, &Backlog::new(u64::MAX), Positions::default()));
+        let (commands, _unanswered) = mpsc::channel(2);
+        let feed = Feed { shared, commands };
+        assert!(feed.join(OwnTraffic::default()).now_or_never().is_none());
+        feed.shared.begin_to_end();
+        assert!(matches!(
+            feed.join(OwnTraffic::default()).now_or_never(),
+            Some(None)
+        ));
+        assert!(feed.has_ended());
+    }
+}
