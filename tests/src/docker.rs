@@ -27,7 +27,12 @@ pub struct Docker {
     engine: Child,
     folder: PathBuf,
     namespace: Namespace,
+    /// Names of its sockets in its folder.
+    sockets: &'static [&'static str],
 }
+
+/// Name of the second socket, where there is one.
+const OTHER_SOCKET: &str = "other-socket";
 
 impl Docker {
     /// Starts the engine and makes its image.
@@ -35,13 +40,26 @@ impl Docker {
     /// # Errors
     /// When it does not come up; the message holds its log.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(&["socket"])
+    }
+
+    /// Starts one that listens at two sockets, and so is two engines, each of which claims what the other has.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_at_two_sockets() -> anyhow::Result<Self> {
+        Self::start_with(&["socket", OTHER_SOCKET])
+    }
+
+    fn start_with(sockets: &'static [&'static str]) -> anyhow::Result<Self> {
         let namespace = Namespace::new()?;
         let folder = std::env::temp_dir().join(format!("packetflix-docker-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let docker = Self {
-            engine: spawn(&namespace, &folder)?,
+            engine: spawn(&namespace, &folder, sockets)?,
             folder,
             namespace,
+            sockets,
         };
         docker.wait_until_ready()?;
         let archive = image::archive(&docker.folder)?;
@@ -52,6 +70,11 @@ impl Docker {
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("socket")
+    }
+
+    /// Where it listens, too, if it was started at two sockets.
+    pub fn other_socket(&self) -> PathBuf {
+        self.folder.join(OTHER_SOCKET)
     }
 
     /// Its process.
@@ -76,7 +99,7 @@ impl Docker {
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         // Its containerd has ended with it, which whoever inherits that may not have noticed yet.
         let _ = fs::remove_file(self.folder.join("exec/containerd/containerd.pid"));
-        self.engine = spawn(&self.namespace, &self.folder)?;
+        self.engine = spawn(&self.namespace, &self.folder, self.sockets)?;
         self.wait_until_ready()
     }
 
@@ -118,12 +141,13 @@ impl Drop for Docker {
     }
 }
 
-fn spawn(namespace: &Namespace, folder: &Path) -> anyhow::Result<Child> {
+fn spawn(namespace: &Namespace, folder: &Path, sockets: &[&str]) -> anyhow::Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
         .open(folder.join("log"))?;
     let path = |name: &str| folder.join(name).display().to_string();
+    let hosts = sockets.iter().map(|name| format!("--host=unix://{}", path(name)));
     namespace
         .command("dockerd")
         .args([
@@ -134,7 +158,8 @@ fn spawn(namespace: &Namespace, folder: &Path) -> anyhow::Result<Child> {
             "--pidfile",
             &path("pid"),
         ])
-        .args(["--host", &format!("unix://{}", path("socket")), "--group", "root"])
+        .args(hosts)
+        .args(["--group", "root"])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

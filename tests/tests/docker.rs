@@ -1,6 +1,7 @@
 //! A real Docker container, while another one talks to it.
 
 use std::{
+    collections::BTreeSet,
     os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
@@ -500,9 +501,67 @@ async fn containers_in_a_crash_loop_are_bounded_and_leave_others_alone() -> anyh
         "it joins as it is started again"
     );
     assert_eq!(times(&recording, "loop"), 1, "told once");
-    // Nothing of those that have ended is left.
+    // Nothing of those that have ended is left, each that runs is captured once, and none was too many.
     let running = list["captures"].as_array().context("no captures")?;
-    ensure!(running.len() <= 6, "{list}");
+    let namespaces: BTreeSet<_> = running
+        .iter()
+        .map(|one| one["target"]["netns"].as_u64())
+        .collect();
+    ensure!(running.len() <= 6 && namespaces.len() == running.len(), "{list}");
+    ensure!(
+        !recording
+            .interfaces
+            .iter()
+            .any(|one| one.options.contains("--max-captures"))
+    );
+    Ok(())
+}
+
+/// Both engines list each container, and both tell of one that starts.
+#[tokio::test]
+async fn a_container_that_two_engines_claim_is_captured_once() -> anyhow::Result<()> {
+    const STARTS: u16 = 4;
+
+    let docker = Docker::start_at_two_sockets()?;
+    let label = format!("app=web-{}", std::process::id());
+    let address = run_labelled(&docker, "first", &label, &[])?;
+    let sockets = [docker.socket(), docker.other_socket()].map(|socket| socket.display().to_string());
+    let flags = [0, 1].map(|which| format!("--engine-socket={}", sockets[which]));
+    let server = Server::start(&[&flags[0], &flags[1]])?;
+    let (_, details) = server.get("/targets")?;
+    let engines = details["engines"].as_array().context("no engines")?;
+    let claims = |socket: &String| {
+        let mut engines = engines.iter();
+        engines.any(|engine| engine["socket"] == **socket && engine["workloads"] == 1)
+    };
+    ensure!(sockets.iter().all(claims), "{details}");
+    // By its label and its name.
+    let query = format!("target=label:{label}&target=first&names=0");
+    let mut recorder = Recorder::start(&server.url(&query)).await?;
+    recorder
+        .read_until(|recording| times(recording, "first/eth0") >= 1)
+        .await?;
+    let mut caught = 0;
+    for number in 0..STARTS {
+        let (name, port) = (format!("web-{number}"), 2000 + number);
+        run_refused(&docker, &name, &label, &address, port)?;
+        let came = recorder.read_until(|recording| recording.connections_of(&name, port) >= 1);
+        caught += u16::from(timeout(Duration::from_secs(10), came).await.is_ok());
+    }
+    ensure!(caught >= STARTS - 1, "{caught} of {STARTS} first packets");
+    let (_, list) = server.get("/captures")?;
+    let captures = list["captures"].as_array().context("no captures")?;
+    let first = captures.iter().filter(|one| one["target"]["name"] == "first");
+    assert_eq!(first.count(), 1, "{list}");
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    assert_eq!(times(&recording, "first/eth0"), 1);
+    for number in 0..STARTS {
+        let (name, port) = (format!("web-{number}"), 2000 + number);
+        ensure!(times(&recording, &format!("{name}/eth0")) <= 1, "{name}");
+        ensure!(recording.connections_of(&name, port) <= 1, "{name}");
+        assert_eq!(recording.connections_of("first", port), 1, "{name}");
+    }
     Ok(())
 }
 
