@@ -139,9 +139,12 @@ async fn tshark_ends_at_once_with_the_last_packet_of_a_plugin() -> anyhow::Resul
     let of_tshark = folders.lines().find_map(|line| line.strip_prefix("Extcap path:"));
     let of_tshark = of_tshark.context("tshark knows no plugins")?.trim();
     let file = folder.file("captured.pcapng");
-    for hook in ["tcx", "socket"] {
+    for (hook, is_one_of_several) in [("tcx", false), ("socket", false), ("socket", true)] {
         let (here, there) = Namespace::pair()?;
         let server = Server::start(&["--hook", hook])?;
+        let one = format!("netns={}", here.inode()?);
+        let several = format!("target={}*&target=host&nif=va/lo", here.path().display());
+        let query = if is_one_of_several { several } else { one };
         // This plugin is the only one that this tshark sees.
         let tshark = Command::new("unshare")
             .args([
@@ -153,10 +156,7 @@ async fn tshark_ends_at_once_with_the_last_packet_of_a_plugin() -> anyhow::Resul
             .arg(&plugins)
             .args([of_tshark, "tshark", "-i", "plugin", "-c", "4", "-w"])
             .arg(&file)
-            .env(
-                "PLUGIN_URL",
-                server.url(&format!("netns={}&names=0", here.inode()?)),
-            )
+            .env("PLUGIN_URL", server.url(&format!("{query}&names=0")))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,10 +1,13 @@
 //! Several targets in one stream: one section, one timeline, an exact account of each.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    client::{Recorder, refusal},
+    client::{Capture, Recorder, refusal},
     hook::hooks,
     metrics::Metrics,
     namespace::{ManyNamespaces, Namespace, output_of, run},
@@ -12,7 +15,7 @@ use packetflix_tests::{
     recording::Recording,
     server::{Server, percent_encoded, wait_until},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 fn frame(number: u8) -> Vec<u8> {
@@ -407,34 +410,168 @@ async fn an_operator_ends_one_target_or_the_whole_stream() -> anyhow::Result<()>
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_with_many_targets_has_an_exact_account_of_each() -> anyhow::Result<()> {
-    const COUNT: u64 = 60_000;
-    let server = Server::start(&["--ring-size", "512KiB"])?;
-    let pairs = (0..6)
-        .map(|_| Namespace::pair())
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let words: Vec<String> = pairs.iter().map(|(here, _)| path(here)).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let url = url(&server, &words, "&filter=ether+proto+0x88b5&nif=va&names=0");
-    let mut recorder = Recorder::start(&url).await?;
-    let names: Vec<String> = pairs.iter().map(|(here, _)| interface(here, "va")).collect();
+async fn a_client_that_is_slow_with_a_hundred_targets_has_an_exact_account_of_each() -> anyhow::Result<()> {
+    const TARGETS: usize = 100;
+    const COUNT: u64 = 6_000;
+
+    let many = ManyNamespaces::new(TARGETS)?;
+    let hub = Namespace::new()?;
+    let links = many.names().iter().enumerate().map(|(number, name)| {
+        format!("link add e{number} type veth peer name va netns {name}\nlink set e{number} up\n")
+    });
+    hub.ip_batch(&links.collect::<String>())?;
+    for name in many.names() {
+        run("ip", &["-n", name, "link", "set", "va", "up"])?;
+    }
+    let flags = [
+        "--ring-size=512KiB",
+        "--max-captures=200",
+        "--max-captures-per-client=200",
+    ];
+    let server = Server::start(&flags)?;
+    let rest = "&follow=0&filter=ether+proto+0x88b5&nif=va&names=0";
+    let mut recorder = Recorder::start(&url(&server, &[&many.pattern()], rest)).await?;
+    let interfaces: Vec<String> = many
+        .names()
+        .iter()
+        .map(|name| format!("/run/netns/{name}/va"))
+        .collect();
     recorder
-        .read_until(|recording| names.iter().all(|name| has(recording, name)))
+        .read_until(|recording| interfaces.iter().all(|name| has(recording, name)))
         .await?;
     // Nothing is read meanwhile.
     let frame = raw::ethernet(0x88b5, &[7; 1000]);
-    for (_, there) in &pairs {
-        RawSocket::open(there, "vb")?.flood(&frame, COUNT, 20)?;
+    for number in 0..TARGETS {
+        RawSocket::open(&hub, &format!("e{number}"))?.flood(&frame, COUNT, 20)?;
     }
     let recording = recorder.finish().await?;
+    recording.check_order()?;
     let mut dropped = 0;
-    for name in &names {
+    for name in &interfaces {
         let statistics = recording.final_statistics(name)?;
         assert_eq!(statistics.accepted, COUNT, "{name}");
         assert_eq!(recording.packets_of(name).len() as u64, statistics.delivered);
         dropped += statistics.dropped;
     }
     ensure!(dropped > 0, "nothing was too much");
+    Ok(())
+}
+
+#[tokio::test]
+async fn namespaces_that_come_again_and_again_are_each_captured_once_and_count_no_longer_than_they_last()
+-> anyhow::Result<()> {
+    const ROUNDS: usize = 25;
+    const SENTENCE: &str = "it starts again and again, faster than it is followed";
+
+    let server = Server::start(&[])?;
+    let here = Namespace::new()?;
+    let pattern = format!("/run/netns/pf-loop-{}-*", std::process::id());
+    let url = url(&server, &[&path(&here), &pattern], "&follow=1&names=0");
+    let mut recorder = Recorder::start(&url).await?;
+    let names: Vec<String> = (0..3)
+        .map(|number| pattern.replace('*', &number.to_string()))
+        .collect();
+    // Gives how many captures there were at most.
+    let watched = |server: &Server| -> anyhow::Result<Vec<u64>> {
+        let (_, list) = server.get("/captures")?;
+        let captures = list["captures"].as_array().context("no captures")?;
+        let mut inodes: Vec<u64> = captures
+            .iter()
+            .filter_map(|one| one["target"]["netns"].as_u64())
+            .collect();
+        let count = inodes.len();
+        inodes.sort_unstable();
+        inodes.dedup();
+        ensure!(inodes.len() == count, "one is captured twice: {list}");
+        Ok(inodes)
+    };
+    let (server, loops) = (Arc::new(server), names.clone());
+    let looked_at = Arc::clone(&server);
+    let begun = Instant::now();
+    let crashes = spawn_blocking(move || {
+        let mut most = 0;
+        for name in std::iter::repeat_n(&loops, ROUNDS).flatten() {
+            let namespace = Namespace::named(name.trim_start_matches("/run/netns/"))?;
+            let inode = namespace.inode()?;
+            // Those that come too often are not captured.
+            let _ = wait_until(Duration::from_millis(200), || {
+                let captured = watched(&looked_at)?;
+                most = most.max(captured.len());
+                Ok(captured.contains(&inode))
+            });
+        }
+        anyhow::Ok(most)
+    });
+    let most = recorder.read_during(crashes).await?;
+    let elapsed = begun.elapsed();
+    // What has ended takes no place any more.
+    wait_until(Duration::from_secs(20), || Ok(watched(&server)?.len() == 1))?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let times = |name: &str| recording.interfaces.iter().filter(|one| one.name == name).count();
+    let bound = 10 + elapsed.as_secs() as usize / 2 + 1;
+    let joined: Vec<usize> = names.iter().map(|name| times(&format!("{name}/lo"))).collect();
+    println!("{joined:?} of {ROUNDS} each joined in {elapsed:?}, {most} at a time");
+    ensure!(
+        joined.iter().all(|count| (10..=bound).contains(count)),
+        "{joined:?} in {elapsed:?}"
+    );
+    for name in &names {
+        let told = recording.interfaces.iter().filter(|one| one.name == *name);
+        let told: Vec<_> = told.map(|one| &one.options).collect();
+        ensure!(told.len() == 1 && told[0].contains(SENTENCE), "{name}: {told:?}");
+    }
+    ensure!(
+        !recording
+            .interfaces
+            .iter()
+            .any(|one| one.options.contains("--max-captures"))
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn descriptions_in_a_list_are_one_stream_in_the_query_and_in_the_header() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    // As clients send them, with all members.
+    let described = |name: &str, netns: u64| {
+        json!({ "name": name, "type": "bindmount", "netns": netns, "network-interfaces": [], "prefix": "",
+            "pid": 0, "starttime": 0, "node-name": "node", "capture-service": "", "captureport": 0 })
+    };
+    let list = json!([
+        described(&path(&here), here.inode()?),
+        described(&path(&there), there.inode()?),
+        described(&path(&there), there.inode()?),
+    ])
+    .to_string();
+    let in_query = format!("container={}&nif=all&chaste=", percent_encoded(&list));
+    let in_header = "container=%5B%7B%22name%22%3A%22nobody%22%7D%5D&nif=all";
+    let header = [("clustershark-container", &list[..])];
+    let captures = [
+        Capture::open(&server.url(&in_query), &[]).await?,
+        Capture::open(&server.url(in_header), &header).await?,
+    ];
+    let socket = RawSocket::open(&here, "va")?;
+    for (number, capture) in captures.into_iter().enumerate() {
+        let mut recorder = Recorder::of(capture).await?;
+        let frame = frame(u8::try_from(number)?);
+        socket.send(&frame)?;
+        let (one, other) = (interface(&here, "va"), interface(&there, "vb"));
+        recorder
+            .read_until(|recording| {
+                recording.count_on(&one, true, &frame) == 1 && recording.count_on(&other, false, &frame) == 1
+            })
+            .await?;
+        let recording = recorder.finish().await?;
+        recording.check_order()?;
+        assert_eq!(recording.interfaces.len(), 4, "each namespace once");
+        // Names are told, of all.
+        for address in ["10.9.1.1", "10.9.1.2"] {
+            let name = recording.name_of(address.parse()?, usize::MAX);
+            ensure!(name.is_some(), "{address}: {name:?}");
+        }
+    }
     Ok(())
 }
 

@@ -3,17 +3,20 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::mpsc,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
-use nix::{sys::stat::Mode, unistd::mkfifo};
+use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use packetflix_tests::{
     folder::Folder,
     namespace::Namespace,
@@ -206,6 +209,14 @@ fn files_that_follow_each_other_have_the_interfaces_that_come_and_go() -> anyhow
     Ok(())
 }
 
+/// Waits until so many captures run.
+fn wait_for_captures(server: &Server, wanted: usize) -> anyhow::Result<()> {
+    wait_until(Duration::from_secs(60), || {
+        let (_, list) = server.get("/captures")?;
+        Ok(list["captures"].as_array().context("no captures")?.len() == wanted)
+    })
+}
+
 #[test]
 fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
     const ROUNDS: u32 = 3;
@@ -218,12 +229,7 @@ fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
     let pattern = format!("/run/netns/{name}*");
     let arguments = ["-f", "udp dst port 9", "-w", &ring, "-b", "packets:5"];
     let capture = Capture::start(&server, &[&[&pattern[..], "--wait"][..], &arguments].concat())?;
-    let count = |wanted: usize| {
-        wait_until(Duration::from_secs(60), || {
-            let (_, list) = server.get("/captures")?;
-            Ok(list["captures"].as_array().context("no captures")?.len() == wanted)
-        })
-    };
+    let count = |wanted: usize| wait_for_captures(&server, wanted);
     let other = Namespace::named(&format!("{name}-db"))?;
     for round in 0..ROUNDS {
         // It comes again under its name, in another namespace.
@@ -261,6 +267,78 @@ fn targets_are_followed_into_one_file_after_the_other() -> anyhow::Result<()> {
     }
     for file in files(&folder)? {
         read(&file)?.check_complete()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tshark_reads_targets_live_as_they_come_and_go() -> anyhow::Result<()> {
+    const ROUNDS: usize = 3;
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    let server = Server::start(&[])?;
+    let name = format!("pf-live-{}", std::process::id());
+    let first = Namespace::named(&format!("{name}-db"))?;
+    let pattern = format!("/run/netns/{name}*");
+    let mut capture = Capture::start(&server, &[&pattern, "-f", "udp dst port 9", "-w", "-"])?;
+    let stream = capture.child.stdout.take().context("no stream")?;
+    let mut tshark = Command::new("tshark")
+        .args(["-l", "-n", "-i", "-", "-T", "fields"])
+        .args([
+            "-e",
+            "frame.interface_name",
+            "-e",
+            "frame.time_epoch",
+            "-e",
+            "data",
+        ])
+        .stdin(stream)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let lines = BufReader::new(tshark.stdout.take().context("no lines")?).lines();
+    let (sender, shown) = mpsc::channel();
+    let lines = thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
+            // Those that are left are not waited for.
+            let _ = sender.send(fields);
+        }
+    });
+    let mut times = Vec::new();
+    let mut is_shown = |target: &str, number: u32| -> anyhow::Result<()> {
+        let fields = shown.recv_timeout(PATIENCE)?;
+        let [interface, time, data] = &fields[..] else {
+            bail!("{fields:?}");
+        };
+        ensure!(
+            interface.ends_with(&format!("{name}-{target}/lo")) && *data == format!("{number:08x}"),
+            "{fields:?}, and not {target} {number}"
+        );
+        times.push(time.clone());
+        Ok(())
+    };
+    for round in 0..ROUNDS {
+        send(&first, 0..1)?;
+        is_shown("db", 0)?;
+        // It comes again under its name, in another namespace.
+        let web = Namespace::named(&format!("{name}-web"))?;
+        wait_for_captures(&server, 2)?;
+        send(&web, 1..2)?;
+        is_shown("web", 1).with_context(|| format!("round {round}"))?;
+        drop(web);
+        wait_for_captures(&server, 1)?;
+    }
+    capture.signal(Signal::SIGINT)?;
+    let (status, told) = capture.end()?;
+    assert_eq!(status, 130, "{told}");
+    let output = tshark.wait_with_output()?;
+    lines.join().ok().context("it has panicked")?;
+    ensure!(output.status.success(), "{output:?}");
+    assert!(times.is_sorted() && times.len() == 2 * ROUNDS, "{times:?}");
+    for target in ["web", "db"] {
+        let line = format!("{name}-{target}/lo: {ROUNDS} packets captured, {ROUNDS} delivered, 0 dropped\n");
+        assert!(told.contains(&line), "{line}: {told}");
     }
     Ok(())
 }
