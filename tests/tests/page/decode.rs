@@ -546,7 +546,11 @@ fn packets_of_many_parts_are_told_in_part() -> anyhow::Result<()> {
 #[test]
 fn packets_that_are_wrong_are_told_like_others() -> anyhow::Result<()> {
     const COUNT: u64 = 3000;
-    let (here, _there) = Namespace::pair()?;
+    /// Bytes of the longest.
+    const LONG: usize = 65_000;
+    let (here, there) = Namespace::pair()?;
+    here.ip(&["link", "set", "va", "mtu", "65535"])?;
+    there.ip(&["link", "set", "vb", "mtu", "65535"])?;
     let server = Server::start(&[])?;
     let browser = watching(&server, &here)?;
     let raw = RawSocket::open(&here, "va")?;
@@ -578,13 +582,41 @@ fn packets_that_are_wrong_are_told_like_others() -> anyhow::Result<()> {
         frame.truncate(14 + next(frame.len()));
         raw.send(&frame)?;
     }
-    wait_for_total(&browser, COUNT)?;
+    // And those with as much in each other, or in one name, as there is room for.
+    let tags = [0, 1, 0x81, 0].repeat(LONG / 4);
+    let mut tunnel = ipv4_udp(b"")[..20].to_vec();
+    tunnel[2..4].fill(0);
+    tunnel[9] = 4;
+    let hello = record(22, &client_hello(&"a".repeat(LONG - 1000)));
+    let many = [
+        ethernet(0x8100, &tags),
+        ethernet(0x0800, &tunnel.repeat(LONG / 20)),
+        ethernet(0x0800, &ipv4_tcp(1, 0x18, &hello)),
+    ];
+    for frame in &many {
+        raw.send(frame)?;
+    }
+    let count = COUNT + many.len() as u64;
+    wait_for_total(&browser, count)?;
     // Each is held against a filter that all pass, and so is decoded.
     browser.type_into("//input[@type='search']", "!no-packet-says-this")?;
     browser.wait_for(&format!(
-        "return Number(document.querySelector('.rows').getAttribute('aria-rowcount')) > {COUNT}"
+        "return Number(document.querySelector('.rows').getAttribute('aria-rowcount')) > {count}"
     ))?;
-    browser.wait_for("return document.querySelectorAll('.row .summary').length > 5")?;
+    for told in ["more layers", "server name aaaaaaaaaa"] {
+        browser.wait_for(&format!(
+            "return [...document.querySelectorAll('.row .summary')].some(one => one.innerText.includes('{told}'))"
+        ))?;
+    }
+    browser.type_into(
+        "//input[@type='search']",
+        "\u{e009}a\u{e000}proto:vlan len:>60000",
+    )?;
+    browser.wait_for_text(", 1 shown")?;
+    browser.click("//div[@id='packets-0']")?;
+    browser.wait_for_text("identifier: 1")?;
+    let layers = browser.script("return document.querySelectorAll('.layers details').length")?;
+    ensure!(layers.as_u64() < Some(50), "{layers} layers");
     browser.check_console()
 }
 

@@ -3,6 +3,8 @@
 /** There are fewer bytes than what is read should have. */
 export class Short extends Error {}
 
+const MOST_ARGUMENTS = 4096;
+
 export class Bytes {
   private readonly view: DataView;
 
@@ -57,7 +59,11 @@ export class Bytes {
 
   /** Text of another's making, of one byte for a sign. */
   ascii(from: number, to: number): string {
-    return String.fromCharCode(...this.slice(from, Math.min(to, this.all.length)));
+    const end = Math.min(to, this.all.length);
+    let text = "";
+    // No function takes any number of arguments.
+    for (let at = from; at < end; at += MOST_ARGUMENTS) text += String.fromCharCode(...this.slice(at, Math.min(end, at + MOST_ARGUMENTS)));
+    return text;
   }
 }
 

@@ -43,6 +43,9 @@ export interface Stream {
   mark: string;
 }
 
+/** Most layers of a packet that are told: packets are made by anyone. */
+const MOST_LAYERS = 32;
+
 /** Where a layer's fields are put. */
 export class Out {
   readonly packet: Packet = {
@@ -67,6 +70,11 @@ export class Out {
     return (name, value, from, to) => {
       layer.fields.push({ name, value: String(value), from, to });
     };
+  }
+
+  /** Whether what lies in the last layer is no more than bytes. */
+  isDeep(): boolean {
+    return this.packet.layers.length >= MOST_LAYERS;
   }
 
   end(to: number): void {
@@ -138,7 +146,8 @@ function etherType(out: Out, at: number, field: Put): void {
   }
   field("type", `0x${type.toString(16).padStart(4, "0")}`, at, at + 2);
   out.end(at + 2);
-  if (VLAN.includes(type)) {
+  if (out.isDeep()) data(out, "more layers", at + 2);
+  else if (VLAN.includes(type)) {
     const tag = out.layer("VLAN", "vlan", at + 2);
     const control = bytes.u16(at + 2);
     tag("priority", control >> 13, at + 2, at + 4);
@@ -167,10 +176,11 @@ function arp(out: Out, at: number): void {
 }
 
 function ip(out: Out, at: number): void {
+  if (out.isDeep()) return data(out, "more layers", at);
   const version = out.bytes.u8(at) >> 4;
-  if (version === 4) ipv4(out, at);
-  else if (version === 6) ipv6(out, at);
-  else data(out, `IP version ${version}`, at);
+  if (version === 4) return ipv4(out, at);
+  if (version === 6) return ipv6(out, at);
+  return data(out, `IP version ${version}`, at);
 }
 
 function ipv4(out: Out, at: number): void {
