@@ -329,8 +329,20 @@ impl Browser {
     /// # Errors
     /// When the browser does not know that.
     pub fn set_dark(&self, is_dark: bool) -> anyhow::Result<()> {
-        let value = if is_dark { "dark" } else { "light" };
-        let parameters = json!({ "features": [{ "name": "prefers-color-scheme", "value": value }] });
+        self.set_feature("prefers-color-scheme", if is_dark { "dark" } else { "light" })
+    }
+
+    /// Has pages have no colours but those of the user.
+    ///
+    /// # Errors
+    /// When the browser does not know that.
+    pub fn force_colours(&self) -> anyhow::Result<()> {
+        self.set_feature("forced-colors", "active")
+    }
+
+    /// Sets a feature of CSS media, and no other.
+    fn set_feature(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let parameters = json!({ "features": [{ "name": name, "value": value }] });
         self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
     }
 

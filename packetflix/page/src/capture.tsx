@@ -3,7 +3,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { FileList, type Files } from "./files";
 import { type Target, fullName } from "./model";
-import { type Wish, command, curl, nameOf, pathOf, wiresharkAddress } from "./request";
+import { type Wish, command, curl, excessOf, nameOf, pathOf, wiresharkAddress } from "./request";
 import { Refusal, askJson, dial } from "./service";
 import { plural, readable } from "./text";
 import type { Source } from "./worker/messages";
@@ -48,6 +48,8 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
   const dialog = useRef<HTMLDialogElement>(null);
   const [copied, setCopied] = useState("");
   const error = useFilterError(wish.filter);
+  const excess = excessOf(targets, wish);
+  const isRefused = error !== undefined || excess !== undefined;
   const there = targets.flatMap((target) => target["network-interfaces"].map((link) => link.name));
   // One that has gone meanwhile is asked for still, and can be seen to be.
   const names = [...new Set([...there, ...wish.interfaces])];
@@ -80,7 +82,10 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
   return (
     <dialog ref={dialog} class="capture" aria-labelledby="capture-title" onClose={onClose}>
       <h2 id="capture-title">Capture {targets.length === 1 ? <bdi>{readable(fullName(targets[0]!))}</bdi> : plural(targets.length, "target")}</h2>
-      {targets.length > 1 && <p class="names">{targets.map((target) => readable(fullName(target))).join(", ")}</p>}
+      {targets.length > 1 && (
+        <div class="names" tabIndex={0} role="region" aria-label="Targets that are captured">{targets.map((target) => readable(fullName(target))).join(", ")}</div>
+      )}
+      <p class="error" role="alert">{excess}</p>
       <fieldset>
         <legend>Interfaces</legend>
         <label>
@@ -125,8 +130,8 @@ export function Capture({ targets, wish, files, onWish, onWatch, onClose }: Prop
         </div>
       </fieldset>
       <div class="bar">
-        <button type="button" class="main" disabled={error !== undefined} onClick={watch}>Watch here</button>
-        <button type="button" disabled={error !== undefined} onClick={() => files.begin(targets, wish)}>Save</button>
+        <button type="button" class="main" disabled={isRefused} onClick={watch}>Watch here</button>
+        <button type="button" disabled={isRefused} onClick={() => files.begin(targets, wish)}>Save</button>
         <a class="button" href={wiresharkAddress(targets, wish)}>Open in Wireshark</a>
         <button type="button" onClick={() => copy("the command", command(targets, wish))}>Copy as command</button>
         <button type="button" onClick={() => copy("the call of curl", curl(targets, wish))}>Copy for curl</button>

@@ -1,6 +1,6 @@
 // Packets and bytes of each second.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { bytes, short } from "./text";
@@ -27,28 +27,23 @@ function columns(seconds: Second[]): uPlot.AlignedData {
   return [column((one) => one.second), column((one) => one.packets), column((one) => one.bytes)];
 }
 
-const DARK = matchMedia("(prefers-color-scheme: dark)");
-
-/** A colour of the page, as it is now: a canvas knows none by its name. */
-function colourOf(element: HTMLElement, name: string): string {
-  element.style.color = `var(${name})`;
-  const { color } = getComputedStyle(element);
-  element.style.color = "";
-  return color;
+/** What gives a colour of the page, as it is at that moment: a canvas knows none by its name. */
+function colourOf(element: HTMLElement, name: string): () => string {
+  return () => {
+    element.style.color = `var(${name})`;
+    const { color } = getComputedStyle(element);
+    element.style.color = "";
+    return color;
+  };
 }
 
 /** Of at least one second. */
 export function Plot({ seconds }: { seconds: Second[] }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
-  const [isDark, setDark] = useState(DARK.matches);
-  useEffect(() => {
-    const note = () => setDark(DARK.matches);
-    DARK.addEventListener("change", note);
-    return () => DARK.removeEventListener("change", note);
-  }, []);
   useEffect(() => {
     const element = box.current!;
+    // Asked for with each drawing, since they may be others by then.
     const [ink, one, other] = ["--ink", "--main", "--second"].map((name) => colourOf(element, name));
     const axis = { stroke: ink!, grid: { stroke: "#8884" }, ticks: { stroke: "#8884" } };
     plot.current = new uPlot(
@@ -72,7 +67,7 @@ export function Plot({ seconds }: { seconds: Second[] }) {
       observer.disconnect();
       plot.current?.destroy();
     };
-  }, [isDark]);
+  }, []);
   useEffect(() => plot.current?.setData(columns(seconds)), [seconds]);
   const last = seconds.at(-2);
   return (

@@ -100,9 +100,24 @@ export function curl(targets: Target[], wish: Wish): string {
   return [...words, "--output", fileName(nameOf(targets)), url].map(quoted).join(" ");
 }
 
+/** Most targets that one capture has, and most bytes of its path: beyond these the service does not read it. */
+const MOST_TARGETS = 256;
+const MOST_PATH = 60 * 1024;
+
+/** The sentence on why so many cannot be captured at once. */
+export function excessOf(targets: Target[], wish: Wish): string | undefined {
+  if (targets.length > MOST_TARGETS) return `One capture has ${MOST_TARGETS} targets at most.`;
+  if (pathOf(targets, wish).length > MOST_PATH) return "The names of so many targets, with all else that is asked for, are more than a request takes. Choose fewer.";
+  return undefined;
+}
+
+/** Most names that are told of what is captured. */
+const MOST_NAMES = 3;
+
 /** What is captured, for people. */
 export function nameOf(targets: Target[]): string {
-  return targets.map(fullName).join(", ");
+  const names = targets.map(fullName);
+  return names.length > MOST_NAMES + 1 ? `${names.slice(0, MOST_NAMES).join(", ")} and ${names.length - MOST_NAMES} more` : names.join(", ");
 }
 
 /** Names that sort by target and time, and that every file system takes. */

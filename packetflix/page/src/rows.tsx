@@ -22,6 +22,8 @@ interface Props {
   /** Enter or a double click; and space. */
   onOpen?: (at: number) => void;
   onToggle?: (at: number) => void;
+  /** Whether a row is chosen, where rows can be; nothing for one that cannot. */
+  isChosen?: (at: number) => boolean | undefined;
   /** Whether the last row is to be seen, until somebody goes elsewhere. */
   follows?: boolean;
   onFollow?: (follows: boolean) => void;
@@ -129,6 +131,7 @@ export function Rows(props: Props) {
         id={`${id}-${at}`}
         role="row"
         aria-rowindex={at + 2}
+        aria-selected={props.isChosen?.(at)}
         class={at === active ? "row active" : "row"}
         style={{ top: `${at * height - place + top}px`, height: `${height}px` }}
         onMouseDown={() => onActive(at)}
@@ -148,6 +151,7 @@ export function Rows(props: Props) {
       aria-label={label}
       aria-rowcount={count + 1}
       aria-colcount={columns}
+      aria-multiselectable={props.isChosen && true}
       tabIndex={0}
       {...(isShown ? { "aria-activedescendant": `${id}-${active}` } : {})}
       onKeyDown={onKey}

@@ -189,6 +189,7 @@ export function Targets({ live, look, onLook, chosen, onChoose, onCapture }: Pro
         was={was.current}
         onActive={(at) => setPlace(lines[at]?.key)}
         onToggle={toggle}
+        isChosen={(at) => ("target" in lines[at]! ? chosen.has(lines[at].key) : undefined)}
         onOpen={open}
         head={
           <>

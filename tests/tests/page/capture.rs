@@ -315,6 +315,7 @@ fn names_in_commands_hide_nothing() -> anyhow::Result<()> {
         command.chars().all(|sign| (' '..='~').contains(&sign)),
         "{command:?}"
     );
+    ensure!(command.contains("_and_5_more_"), "{command}");
     for at in 0..names.len() {
         ensure!(
             command.contains(&format!(" netns:{}", 4_026_540_000_u64 + at as u64)),

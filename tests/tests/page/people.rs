@@ -21,7 +21,7 @@ use packetflix_tests::{
     server::Server,
 };
 
-use crate::{BEGUN, choose, row, search, send, url, wait_for_total, watch_here};
+use crate::{BEGUN, choose, pick, row, search, send, url, wait_for_total, watch_here};
 
 #[test]
 fn nobody_is_kept_out() -> anyhow::Result<()> {
@@ -36,7 +36,13 @@ fn nobody_is_kept_out() -> anyhow::Result<()> {
             Ok(())
         })?;
     }
-    Ok(())
+    // Where nothing has a colour of its own, what somebody is at is seen all the same.
+    browser.force_colours()?;
+    browser.go(&url(&server))?;
+    pick(&browser, &format!("web({})", web.pid()))?;
+    browser
+        .wait_for("return getComputedStyle(document.querySelector('.row.active')).outlineStyle === 'solid'")
+        .map(drop)
 }
 
 /// In a window as narrow as a large one at four times its size (WCAG 2.2, success criterion 1.4.10), nothing but lists and tables
@@ -82,9 +88,9 @@ fn plots_are_seen_in_the_dark_and_in_the_light() -> anyhow::Result<()> {
     browser.press("rates")?;
     let inks = "const pen = document.createElement('canvas').getContext('2d'); \
                 pen.fillStyle = getComputedStyle(document.documentElement).color; \
-                return inks_.length > 0 && inks_.every(ink => ink === pen.fillStyle) && pen.fillStyle";
+                const last = inks_.slice(-5); return last.length > 0 && last.every(ink => ink === pen.fillStyle) && pen.fillStyle";
+    // Those that it was drawn with last.
     let light = browser.wait_for(inks)?;
-    browser.script("inks_.length = 0")?;
     browser.set_dark(true)?;
     let dark = browser.wait_for(inks)?;
     ensure!(light != dark, "{light}");
@@ -158,6 +164,13 @@ fn everything_is_done_by_keys() -> anyhow::Result<()> {
     browser.wait_for_text("1 target of")?;
     tab_to(".targets")?;
     browser.keys(END)?;
+    // Whoever does not see it is told which one is chosen.
+    for chosen in ["true", "false"] {
+        browser.keys(" ")?;
+        browser.wait_for(&format!(
+            "return document.getElementById(document.querySelector('.targets').getAttribute('aria-activedescendant')).ariaSelected === '{chosen}'"
+        ))?;
+    }
     browser.keys(ENTER)?;
     browser.wait_for("return document.querySelector('dialog:modal')")?;
     // Whoever goes back is where they were.

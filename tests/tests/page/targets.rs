@@ -169,7 +169,12 @@ fn ten_thousand_targets_are_listed() -> anyhow::Result<()> {
     browser.wait_for_text("1,000 targets of 10,000")?;
     // All of a group, by a key.
     browser.type_into("//div[@role='grid']", " ")?;
-    browser.wait_for_text("Capture 1,000 targets")?;
+    browser.press("Capture 1,000 targets")?;
+    browser.wait_for_text("One capture has 256 targets at most.")?;
+    ensure!(browser.script("return document.querySelector('dialog button.main').disabled")? == true);
+    let found = browser.barriers()?;
+    ensure!(found.is_empty(), "{found:#?}");
+    browser.press("Close")?;
     browser.wait_for_text("1 place could not be looked at")?;
     browser.click("//summary[contains(., 'could not be looked at')]")?;
     browser.wait_for_text("a <b>place</b>")?;
