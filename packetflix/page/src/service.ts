@@ -51,6 +51,9 @@ function at(path: string): URL {
   return new URL(path, base);
 }
 
+/** Answers to requests that are too long to be read (RFC 9110, section 15.5.15; RFC 6585, section 5). */
+const TOO_LONG = [414, 431];
+
 /** Asks for what is at a path, with the token if there is one. */
 export async function ask(path: string, options: RequestInit = {}): Promise<Response> {
   const headers = new Headers(options.headers);
@@ -71,7 +74,8 @@ export async function ask(path: string, options: RequestInit = {}): Promise<Resp
   } catch {
     // Not ours: a proxy's, say.
   }
-  const sentence = typeof said.error === "string" ? said.error : `the service answers ${response.status}`;
+  const plain = TOO_LONG.includes(response.status) ? "this is more than the service reads of a request" : `the service answers ${response.status}`;
+  const sentence = typeof said.error === "string" ? said.error : plain;
   throw new Refusal(response.status, typeof said.code === "string" ? said.code : "", sentence);
 }
 

@@ -260,9 +260,13 @@ fn what_can_be_no_token_is_refused_at_the_form() -> anyhow::Result<()> {
 fn without_a_list_targets_are_captured_by_name() -> anyhow::Result<()> {
     const TAKE: &str = "take-0123456789abcdef";
     const CHIEF: &str = "chief-0123456789abcdef";
+    const LOOK: &str = "look-0123456789abcdef";
     let web = Sleeper::unshared_as("web", &[])?;
     let folder = Folder::new()?;
-    let tokens = folder.put_secret("tokens", &format!("take {TAKE} capture\nchief {CHIEF} admin\n"))?;
+    let tokens = folder.put_secret(
+        "tokens",
+        &format!("take {TAKE} capture\nchief {CHIEF} admin\nlook {LOOK} discover\n"),
+    )?;
     let tokens = format!("--token-file={}", tokens.display());
     let server = Server::start(&["--listen=127.0.0.1", &tokens])?;
     let browser = Browser::start()?;
@@ -282,5 +286,19 @@ fn without_a_list_targets_are_captured_by_name() -> anyhow::Result<()> {
     browser.click("//a[.='Captures']")?;
     browser.wait_for_text("Nobody captures anything")?;
     ensure!(browser.script("return document.body.innerText.includes('may not')")? == false);
+    // Who may list but not capture is told so where that was tried.
+    browser.press("Sign out")?;
+    browser.type_into("//input[@type='password']", &format!("{LOOK}{ENTER}"))?;
+    browser.click("//a[.='Targets']")?;
+    browser.script("delete window.showSaveFilePicker; delete Window.prototype.showSaveFilePicker")?;
+    choose(&browser, &name)?;
+    browser.press("Save")?;
+    browser.wait_for(
+        "return document.querySelector('.saving.error')?.innerText.includes('look may not capture')",
+    )?;
+    browser.press("Watch here")?;
+    browser.wait_for(
+        "return document.querySelector('.ends .error')?.innerText.includes('look may not capture')",
+    )?;
     browser.check_console()
 }

@@ -85,13 +85,22 @@ impl Opening {
         }
     }
 
-    /// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket.
-    pub(crate) fn prepare(&self, site: &Site, handshake: &Handshake) -> Result<Upgrade, Refusal> {
+    /// What comes before everything else: whether a page may ask for this at all, and whether this is a WebSocket. Refuses with
+    /// that, where whoever asks is known and may be told by it.
+    pub(crate) fn prepare(
+        &self,
+        site: &Site,
+        handshake: &Handshake,
+    ) -> Result<Upgrade, (Refusal, Option<Upgrade>)> {
         let _entered = self.span.enter();
         tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
-        check_origin(&handshake.headers, &site.frontend().config.allowed_origins)?;
-        handshake.caller.may_capture_something()?;
-        Ok(accept_upgrade(handshake)?)
+        check_origin(&handshake.headers, &site.frontend().config.allowed_origins)
+            .map_err(|error| (error.into(), None))?;
+        let upgrade = accept_upgrade(handshake);
+        match handshake.caller.may_capture_something() {
+            Ok(()) => upgrade.map_err(|error| (error.into(), None)),
+            Err(error) => Err((error.into(), upgrade.ok())),
+        }
     }
 
     /// Refuses it: by the answer, or, where a browser would show its page no other answer than the upgrade, by a message.
@@ -128,7 +137,7 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
     let mut opening = Opening::of(&api.site, &handshake);
     let mut upgrade = match opening.prepare(&api.site, &handshake) {
         Ok(upgrade) => upgrade,
-        Err(refusal) => return opening.refuse(&api.site, refusal, None),
+        Err((refusal, upgrade)) => return opening.refuse(&api.site, refusal, upgrade),
     };
     let span = opening.span.clone();
     let started = start(api, handshake, &mut opening.attempt, &mut upgrade, span.clone());
