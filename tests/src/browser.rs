@@ -35,6 +35,8 @@ pub const ENTER: &str = "\u{e007}";
 /// See [`ENTER`].
 pub const DOWN: &str = "\u{e015}";
 /// See [`ENTER`].
+pub const UP: &str = "\u{e013}";
+/// See [`ENTER`].
 pub const TAB: &str = "\u{e004}";
 
 /// Most browsers that wait for the next who wants one.

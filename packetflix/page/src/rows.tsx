@@ -54,26 +54,24 @@ export function Rows(props: Props) {
   const first = Math.max(0, Math.min(count - 1, Math.floor(place / height)) - MARGIN);
   const last = Math.min(count, Math.ceil(place / height) + seen + MARGIN);
 
-  /** Where a row begins in the element. */
-  const placeOf = (at: number) => (at * height) / scale;
   const reveal = (at: number) => {
     const element = box.current;
     if (!element) return;
-    const begin = placeOf(at);
-    // The names of the columns stand above.
-    const end = begin + 2 * height - element.clientHeight;
-    if (begin < element.scrollTop) element.scrollTop = begin;
-    else if (end > element.scrollTop) element.scrollTop = end;
+    // Where the element is to be moved at most, and at least; the names of the columns stand above.
+    const begin = (at * height) / scale;
+    const end = ((at + 2) * height - element.clientHeight) / scale;
+    if (begin < element.scrollTop) element.scrollTop = Math.floor(begin);
+    else if (end > element.scrollTop) element.scrollTop = Math.ceil(end);
   };
   /** As they were drawn last. */
-  const latest = useRef({ active, seen, placeOf, reveal });
-  latest.current = { active, seen, placeOf, reveal };
+  const latest = useRef({ active, seen, scale, reveal });
+  latest.current = { active, seen, scale, reveal };
 
   useEffect(() => {
     const element = box.current!;
     const measure = () => {
-      const { active, seen, placeOf, reveal } = latest.current;
-      const from = placeOf(active) - element.scrollTop;
+      const { active, seen, scale, reveal } = latest.current;
+      const from = active * height - element.scrollTop * scale;
       setSeen(Math.max(1, Math.ceil(element.clientHeight / height)));
       // What somebody looks at stays in sight where there is less room, as for the details of a packet.
       if (active >= 0 && from >= 0 && from <= seen * height) reveal(active);
