@@ -130,7 +130,10 @@ async fn who_comes_as_the_last_one_leaves_misses_nothing() -> anyhow::Result<()>
             let leaving = tokio::spawn(async move {
                 match round % 2 {
                     0 => last.finish().await.map(drop),
-                    _ => Ok(drop(last)),
+                    _ => {
+                        drop(last);
+                        Ok(())
+                    }
                 }
             });
             // Sooner and later.
