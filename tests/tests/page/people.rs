@@ -237,6 +237,12 @@ fn pictures_for_the_documents() -> anyhow::Result<()> {
     browser.press("Capture 1 target")?;
     watch_here(&browser)?;
     wait_for_total(&browser, 20)?;
+    if is_published {
+        // Where somebody else on this machine has the same address, it has no name.
+        browser.wait_for(
+            "return [...document.querySelectorAll('.row .destination')].some(one => one.innerText === 'db')",
+        )?;
+    }
     browser.press("Pause")?;
     browser.click("(//div[contains(@class, 'row')][.//*[contains(., 'GET /health')]])[last()]")?;
     browser.wait_for_text("GET /health HTTP/1.1\n")?;
