@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Instructions that the kernel takes at most: `BPF_MAXINSNS` in `linux/bpf_common.h`.
@@ -109,7 +110,7 @@ pub const LINK_OFFSET: u32 = -0x0020_0000_i32 as u32;
 
 /// One instruction, laid out as `struct sock_filter`, and as libpcap's `struct bpf_insn`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instruction {
     /// What to do.
     pub code: u16,

@@ -3,13 +3,32 @@
 //! Found by trying, as a user who is not root: the kernel asks for no others. CAP_SYS_ADMIN, without which no namespace
 //! can be entered, includes what CAP_BPF and CAP_PERFMON allow.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, sync::OnceLock};
 
 use caps::{CapSet, errors::CapsError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error;
+
+/// The rights of the service, and its user, where this process has given them up.
+static SERVICE: OnceLock<(Vec<Capability>, u32)> = OnceLock::new();
+
+/// Remembers what the service may do, and as whom: another process does that for this one from now on.
+pub(crate) fn remember_service() {
+    let effective = Capability::ALL.into_iter().filter(|one| one.is_effective());
+    let service = (effective.collect(), nix::unistd::geteuid().as_raw());
+    // There is one service.
+    let _ = SERVICE.set(service);
+}
+
+/// The user as whom the service was started.
+pub(crate) fn service_user() -> u32 {
+    match SERVICE.get() {
+        Some((_, user)) => *user,
+        None => nix::unistd::geteuid().as_raw(),
+    }
+}
 
 /// A right of a process.
 ///
@@ -52,8 +71,11 @@ impl Capability {
         }
     }
 
-    /// Whether the calling thread has it, in its own user namespace at least.
+    /// Whether the service has it, or else the calling thread, in its own user namespace at least.
     pub(crate) fn is_effective(self) -> bool {
+        if let Some((capabilities, _)) = SERVICE.get() {
+            return capabilities.contains(&self);
+        }
         let capability = match self {
             Self::DacOverride => caps::Capability::CAP_DAC_OVERRIDE,
             Self::NetAdmin => caps::Capability::CAP_NET_ADMIN,
@@ -103,7 +125,7 @@ pub(crate) fn lacked(wanted: &[Capability]) -> Option<String> {
 /// What to do about capabilities that are missing.
 pub(crate) fn remedy() -> String {
     // Root has all that its container has.
-    let by_root = if nix::unistd::geteuid().is_root() {
+    let by_root = if service_user() == 0 {
         ""
     } else {
         "run the service as root, or "

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -12,6 +12,38 @@ use aya::{
     programs::{ProgramError, tc::TcError},
 };
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// An error of another process: its sentences, and the error number of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    sentence: String,
+    errno: Option<i32>,
+    source: Option<Box<Self>>,
+}
+
+impl Told {
+    /// An error as it is told.
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
+        Self {
+            sentence: error.to_string(),
+            errno: number_of(error),
+            source: error.source().map(|source| Box::new(Self::of(source))),
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl Error for Told {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&**self.source.as_ref()?)
+    }
+}
 
 /// `error` and all that caused it, in one sentence.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
@@ -28,9 +60,15 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// The error number of the kernel behind `error`, if one is.
 pub(crate) fn errno(error: &(dyn Error + 'static)) -> Option<Errno> {
-    causes(error)
-        .find_map(|cause| io_error(cause)?.raw_os_error())
-        .map(Errno::from_raw)
+    causes(error).find_map(number_of).map(Errno::from_raw)
+}
+
+/// The error number that an error itself has.
+fn number_of(error: &(dyn Error + 'static)) -> Option<i32> {
+    match error.downcast_ref::<Told>() {
+        Some(told) => told.errno,
+        None => io_error(error)?.raw_os_error(),
+    }
 }
 
 /// The error of the kernel that an error is, or that it stands for without telling that this is its cause, as some of aya's
@@ -125,5 +163,11 @@ mod tests {
             assert_eq!(errno(&**error), Some(Errno::ENODEV), "{error:?}");
         }
         assert_eq!(errno(&LoadError::Missing("m")), None);
+        // Nor is anything lost where they are told by another process.
+        for error in &errors {
+            let told = Told::of(&**error);
+            assert_eq!(errno(&told), Some(Errno::ENODEV), "{error:?}");
+            assert_eq!(chain(&told), chain(&**error));
+        }
     }
 }

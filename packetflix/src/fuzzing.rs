@@ -6,6 +6,7 @@ pub use crate::{
     filter::fuzzing::program,
     http::fuzzing::{container, request},
     http_client::fuzzing::answer,
+    keeper::fuzzing::asked,
     proc_fs::fuzzing::proc,
     resolve::fuzzing::mobyshark,
     session::fuzzing::record,
@@ -20,8 +21,9 @@ mod tests {
     /// The name of a parser, and what it is fed with.
     type Parser = (&'static str, fn(&[u8]));
 
-    const PARSERS: [Parser; 10] = [
+    const PARSERS: [Parser; 11] = [
         ("answer", answer),
+        ("asked", asked),
         ("container", container),
         ("cri", cri),
         ("docker", docker),

@@ -21,6 +21,7 @@ use crate::{
     cli::{self, Args, Command, FrontendArgs},
     config::{Config, ConfigError},
     http::{Dialer, Server},
+    keeper::{Keeper, KeeperError},
     service::{App, AppError},
     sys,
 };
@@ -39,6 +40,8 @@ enum LocalError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     #[error("its threads cannot be started")]
     Threads(#[source] io::Error),
     #[error("its thread has ended")]
@@ -116,7 +119,8 @@ fn prepare() -> Result<(Runtime, Server, Dialer), LocalError> {
         .enable_all()
         .build()
         .map_err(LocalError::Threads)?;
-    let app = runtime.block_on(async { App::build(Arc::new(config)) })?;
+    let keeper = Keeper::within(&config, config.tap.clone())?;
+    let app = runtime.block_on(async { App::build(Arc::new(config), &keeper) })?;
     let (server, dialer) = Server::of_this_process(app);
     Ok((runtime, server, dialer))
 }

@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use tokio::{sync::oneshot, time::timeout};
 
 /// How long one look may take.
@@ -34,7 +36,7 @@ const REST: u32 = 20;
 const SPARE: Duration = Duration::from_secs(60);
 
 /// In whose hands a place is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Owner {
     /// The host's.
     Host,
@@ -79,7 +81,7 @@ impl Owner {
 }
 
 /// What is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// In whose hands it is.
     pub(crate) owner: Owner,
@@ -88,7 +90,7 @@ pub(crate) struct Place {
 }
 
 /// What may be looked at, and be stuck apart from all else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// The list of mounts of a mount namespace, which is told by the kernel.
     Mounts(u64),
@@ -108,7 +110,7 @@ impl Kind {
 }
 
 /// Why something was not looked at.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub(crate) enum Missed {
     /// It did not come to an end, now or when it was last looked at.
     #[error("{place} did not answer within {} s", PATIENCE.as_secs())]

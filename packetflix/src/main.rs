@@ -42,7 +42,9 @@ mod linux {
         cli::{self, Args, Command, FrontendArgs, GatewayArgs, Verb},
         config::Config,
         gateway::{Gateway, GatewayConfig},
-        http, local,
+        http,
+        keeper::Keeper,
+        local,
         logging::{self, LogFormat},
         service::App,
         tap,
@@ -64,7 +66,8 @@ mod linux {
             settle();
             let helped = packetflix::filter::answer_if_asked(std::env::args_os())
                 .or_else(|| packetflix::netns::read_mounts_if_asked(std::env::args_os()))
-                .or_else(|| packetflix::ask_engine_if_asked(std::env::args_os()));
+                .or_else(|| packetflix::ask_engine_if_asked(std::env::args_os()))
+                .or_else(|| packetflix::give_up_if_asked(std::env::args_os()));
             if let Some(status) = helped {
                 return status;
             }
@@ -192,7 +195,17 @@ mod linux {
             tracing::warn!(%error, "the bounds of resources could not be raised");
         }
         check::log_what_does_not_work(&config);
-        serve(async || Ok(http::Server::bind(App::build(Arc::new(config))?).await?))
+        let mut entrance = http::Entrance::open(&config.frontend)?;
+        let files = entrance.leave_files();
+        let keeper = Keeper::fork(&config, || entrance.close(), || drop(files))?;
+        let config = Arc::new(config);
+        let build = async || {
+            let server = http::Server::new(App::build(config, &keeper)?, entrance).await?;
+            keeper.log();
+            Ok(server)
+        };
+        serve(build, keeper.ended())?;
+        Ok(keeper.end()?)
     }
 
     fn run_gateway(args: &GatewayArgs) -> anyhow::Result<()> {
@@ -200,11 +213,16 @@ mod linux {
         if let Err(error) = packetflix::raise_limits() {
             tracing::warn!(%error, "the bounds of resources could not be raised");
         }
-        serve(async || Ok(http::Server::of_gateway(Gateway::build(config)?)?))
+        let entrance = http::Entrance::open(&config.frontend)?;
+        let build = async || Ok(http::Server::of_gateway(Gateway::build(config)?, entrance)?);
+        serve(build, std::future::pending())
     }
 
-    /// Makes a server, and serves until signals end it.
-    fn serve(make: impl AsyncFnOnce() -> anyhow::Result<http::Server>) -> anyhow::Result<()> {
+    /// Makes a server, and serves until signals end it, or it cannot go on.
+    fn serve(
+        make: impl AsyncFnOnce() -> anyhow::Result<http::Server>,
+        is_broken: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             // It ends nothing from here on, not even the start.
@@ -212,8 +230,11 @@ mod linux {
             let server = make().await?;
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
+            tokio::pin!(is_broken);
+            let mut has_broken = false;
             let shutdown = async move || {
                 tokio::select! {
+                    () = &mut is_broken, if !has_broken => has_broken = true,
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }

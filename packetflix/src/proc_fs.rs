@@ -7,10 +7,30 @@ use std::{
     io::{self, BufRead},
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
     time::Instant,
 };
 
 use crate::{error::note_want, text::readable_cut};
+
+/// PID of the other process of the service, if there is one.
+static OTHER: AtomicU32 = AtomicU32::new(0);
+
+/// The process of this PID is one of the service, too.
+pub(crate) fn set_other_process(pid: u32) {
+    OTHER.store(pid, Ordering::Relaxed);
+}
+
+/// PID of the other process of the service, if there is one.
+pub(crate) fn other_process() -> Option<u32> {
+    Some(OTHER.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+}
+
+/// Whether a process is one of the service: what it holds, it holds for a capture.
+pub(crate) fn is_ours(pid: u32) -> bool {
+    pid == process::id() || other_process() == Some(pid)
+}
 
 /// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.
 ///
@@ -407,9 +427,9 @@ Num       RefCount Protocol Flags    Type St Inode Path
 
     #[test]
     fn our_own_sockets_are_found() {
-        let path = std::env::temp_dir().join(format!("packetflix-own-{}.sock", std::process::id()));
+        let path = std::env::temp_dir().join(format!("packetflix-own-{}.sock", process::id()));
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let own = std::process::id();
+        let own = process::id();
         let (sockets, _) = sockets_of(own, usize::MAX).unwrap();
         let list = fs::read(proc_path(own, "net/unix")).unwrap();
         let found = listening_paths(&list[..], &sockets, bounds().deadline).unwrap();
@@ -450,7 +470,7 @@ Num       RefCount Protocol Flags    Type St Inode Path
         for wrong in ["", "42", "42 (sleep", "42 (sleep) S 7", "42 (sleep) S x 1"] {
             assert_eq!(Stat::parse(wrong.as_bytes()), None, "{wrong}");
         }
-        let own = Stat::read(std::process::id()).unwrap();
+        let own = Stat::read(process::id()).unwrap();
         assert!(own.starttime > 0);
     }
 

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     discovery::{Discovery, Scan},
-    netns::{Counters, CountersOf, LinkCounters, counters_of},
+    netns::{Counters, CountersOf, LinkCounters},
 };
 
 /// How often the counters are read, at most.
@@ -105,9 +105,7 @@ impl Rates {
                 Err(_) => return Duration::ZERO,
             },
         };
-        let of_scan = Arc::clone(&scan);
-        let read = tokio::task::spawn_blocking(move || counters_of(&of_scan.holders)).await;
-        let Ok(mut counted) = read else {
+        let Some(mut counted) = discovery.counters().await else {
             return Duration::ZERO;
         };
         let at = Instant::now();
@@ -162,7 +160,7 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::{discovery::find_here, metrics::Metrics};
 
     #[test]
     fn counters_become_rates() {
@@ -201,9 +199,14 @@ mod tests {
         assert_eq!(rates, HashMap::from([(5, HashMap::from([(1, expected)]))]));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn nobody_reads_where_nobody_looks() {
-        let discovery = Discovery::new(Vec::new(), "here".to_owned(), Arc::new(Metrics::new()));
+        let discovery = Discovery::new(
+            &find_here(Vec::new()),
+            Vec::new(),
+            "here".to_owned(),
+            Arc::new(Metrics::new()),
+        );
         let rates = Rates::default();
         let watch = async {
             assert!(discovery.known().is_none());

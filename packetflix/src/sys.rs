@@ -198,6 +198,59 @@ pub(crate) fn receive_with(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(u
     Ok((received.bytes, descriptor))
 }
 
+/// Receives from a Unix socket what was sent there at once, with at most so many descriptors: how many bytes, and the descriptors,
+/// as many as this process may have. Waits until all of the room is full, or there is no more.
+///
+/// # Errors
+/// When nothing can be received.
+pub(crate) fn receive_all_with(
+    socket: BorrowedFd<'_>,
+    room: &mut [u8],
+    most: usize,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    // SAFETY: computes a length.
+    let space = unsafe { libc::CMSG_SPACE((most * size_of::<RawFd>()) as u32) } as usize;
+    // Aligned as the kernel writes its headers there.
+    let mut control = vec![0_u64; space.div_ceil(size_of::<u64>())];
+    let mut parts = libc::iovec {
+        iov_base: room.as_mut_ptr().cast(),
+        iov_len: room.len(),
+    };
+    // SAFETY: all of its fields may be zero.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut parts;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = space as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_WAITALL;
+    let len = loop {
+        // SAFETY: the pointers are those of live memory, with its lengths.
+        match Errno::result(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) }) {
+            Err(Errno::EINTR) => {}
+            received => break received?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    // SAFETY: the header is as the kernel has filled it.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    // SAFETY: it is null, or a header within `control`.
+    while let Some(message) = unsafe { next.as_ref() } {
+        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: computes a length.
+            let bytes = message.cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize;
+            // SAFETY: so many bytes follow this header.
+            let first = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            for index in 0..bytes / size_of::<RawFd>() {
+                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(first.add(index).read_unaligned()) });
+            }
+        }
+        // SAFETY: as above.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
+    }
+    Ok((len as usize, descriptors))
+}
+
 /// A descriptor of another process, as one of ours. Kernel 5.6.
 ///
 /// # Errors

@@ -32,6 +32,7 @@ pub mod recording;
 pub mod reverse_proxy;
 pub mod server;
 pub mod slow;
+pub mod taken_over;
 pub mod traces;
 pub mod upstream;
 

@@ -21,12 +21,18 @@ use serde_json::Value;
 use crate::{
     hook,
     http::{Body, Head},
+    namespace::run,
     pace,
 };
+
+/// Most threads of both processes of a server at rest.
+pub const RESTING_THREADS: u64 = 12;
 
 /// A running server on a port of its own; killed when dropped.
 pub struct Server {
     child: Child,
+    /// The process that has its rights, if it has one.
+    keeper: Option<u32>,
     port: u16,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -105,7 +111,13 @@ impl Server {
                 }
             }
         });
-        Ok(Self { child, port, log })
+        let keeper = keeper_of(child.id());
+        Ok(Self {
+            child,
+            keeper,
+            port,
+            log,
+        })
     }
 
     /// Its port.
@@ -208,22 +220,23 @@ impl Server {
         Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
     }
 
-    /// Stops all its threads, until it is killed or told to go on.
+    /// Stops all its threads, until it is told to go on.
     ///
     /// # Errors
     /// When it has ended, or does not stop within ten seconds.
     pub fn stop(&self) -> anyhow::Result<()> {
-        self.signal(Signal::SIGSTOP)?;
-        wait_until(Duration::from_secs(10), || {
-            for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-                let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
-                let (_, rest) = stat.rsplit_once(") ").context("no state")?;
-                if !rest.starts_with('T') {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
+        for pid in self.processes() {
+            stop(pid)?;
+        }
+        Ok(())
+    }
+
+    /// Has it go on.
+    pub fn go_on(&self) {
+        for pid in self.processes() {
+            // One that has ended does not.
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGCONT);
+        }
     }
 
     /// Waits for its end.
@@ -239,36 +252,109 @@ impl Server {
         status.context("no status")
     }
 
-    /// Number of its open descriptors.
+    /// The process that has its rights.
     ///
     /// # Errors
-    /// When it has ended.
-    pub fn descriptors(&self) -> anyhow::Result<usize> {
-        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    /// When there is none.
+    pub fn keeper(&self) -> anyhow::Result<u32> {
+        self.keeper.context("no keeper")
     }
 
-    /// A number of `/proc/PID/status`, such as `VmRSS` in KiB, or `Threads`.
+    /// Its processes: the one that serves clients, and the one that has the rights, if there is one.
+    pub fn processes(&self) -> Vec<u32> {
+        [self.pid()].into_iter().chain(self.keeper).collect()
+    }
+
+    /// Bounds what each of its processes may have, as prlimit(1) takes it.
     ///
     /// # Errors
-    /// When it has ended.
-    pub fn status(&self, name: &str) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        status
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix(name)?
-                    .strip_prefix(':')?
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-            .with_context(|| format!("no {name}"))
+    /// When one has ended.
+    pub fn limit(&self, limit: &str) -> anyhow::Result<()> {
+        self.processes().into_iter().try_for_each(|pid| bound(pid, limit))
     }
+
+    /// Number of open descriptors of both its processes.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        self.processes().into_iter().map(descriptors_of).sum()
+    }
+
+    /// A number of `/proc/PID/status`, such as `VmRSS` in KiB, or `Threads`, of both its processes together.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn status(&self, name: &str) -> anyhow::Result<u64> {
+        self.processes().into_iter().map(|pid| status_of(pid, name)).sum()
+    }
+}
+
+/// The process that has the rights of a server, if there is one.
+pub fn keeper_of(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let mut children = children.split_whitespace();
+    let is_keeper = |pid: &&str| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim_end() == "packetflix-keep")
+    };
+    children.find(is_keeper)?.parse().ok()
+}
+
+/// Stops all threads of a process.
+fn stop(pid: u32) -> anyhow::Result<()> {
+    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGSTOP)?;
+    wait_until(Duration::from_secs(10), || {
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+            let (_, rest) = stat.rsplit_once(") ").context("no state")?;
+            if !rest.starts_with('T') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// Bounds what a process may have, as prlimit(1) takes it, as the user that it is: without CAP_SYS_RESOURCE, root may not.
+///
+/// # Errors
+/// When it has ended.
+pub fn bound(pid: u32, limit: &str) -> anyhow::Result<()> {
+    let user = format!("--reuid={}", status_of(pid, "Uid")?);
+    let group = format!("--regid={}", status_of(pid, "Gid")?);
+    let prlimit = ["prlimit", "--pid", &pid.to_string(), limit];
+    run(
+        "setpriv",
+        &[&[&user, &group, "--clear-groups"], &prlimit[..]].concat(),
+    )
+    .map(drop)
+}
+
+/// Number of a process's open descriptors.
+///
+/// # Errors
+/// When it has ended.
+pub fn descriptors_of(pid: u32) -> anyhow::Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// A number of `/proc/PID/status`.
+///
+/// # Errors
+/// When the process has ended, or has no such number.
+pub fn status_of(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let value = status.lines().find_map(|line| {
+        let value = line.strip_prefix(name)?.strip_prefix(':')?;
+        value.split_whitespace().next()?.parse().ok()
+    });
+    value.with_context(|| format!("no {name}"))
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.go_on();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

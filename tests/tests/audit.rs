@@ -284,7 +284,7 @@ async fn a_file_that_may_not_grow_ends_nothing_and_its_lines_are_not_glued() -> 
     let server = Server::start(&["--audit-log", text(&path)?])?;
     let bound = |most: &str| {
         let limit = format!("--fsize={most}:unlimited");
-        run("prlimit", &["--pid", &server.pid().to_string(), &limit])
+        server.limit(&limit)
     };
     capture(&server, &namespace).await?;
     lines(&path, 2)?;

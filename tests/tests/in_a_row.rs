@@ -36,7 +36,7 @@ fn frame(number: u8) -> Vec<u8> {
 }
 
 fn links(server: &Server) -> anyhow::Result<BTreeSet<u32>> {
-    Ok(Objects::held_by(server.pid())?.numbers(Kind::Link))
+    Ok(Objects::held_by(server.keeper()?)?.numbers(Kind::Link))
 }
 
 /// Whether no TCX program is attached to what an interface receives.
@@ -91,7 +91,7 @@ async fn links_serve_the_next_capture_and_are_gone_after_two_seconds() -> anyhow
         assert_eq!(links(&server)?, first, "{round}");
     }
     // What stays does nothing.
-    let idle = Objects::held_by(server.pid())?.programs("tc_idle");
+    let idle = Objects::held_by(server.keeper()?)?.programs("tc_idle");
     let attached = here.inside(|| attached_to_ingress(ifindex))??;
     ensure!(
         attached.len() == 1 && idle.contains(&attached[0]),
@@ -117,7 +117,7 @@ async fn links_that_are_kept_are_gone_with_the_server() -> anyhow::Result<()> {
         let url = server.url(&format!("netns={}", here.inode()?));
         capture_one(&url, (&there, "vb"), 1).await?;
         wait_for_ends(&server)?;
-        let held = Objects::held_by(server.pid())?;
+        let held = Objects::held_by(server.keeper()?)?;
         // One side of the loopback device, two of the other.
         assert_eq!(held.numbers(Kind::Link).len(), 3);
         server.signal(signal)?;
@@ -268,8 +268,14 @@ async fn four_of_many_captures_leave_what_they_have_loaded_and_one_for_good() ->
             recorder.finish().await?;
         }
         wait_for_ends(&server)?;
-        let loaded =
-            || Ok::<_, anyhow::Error>(Objects::held_by(server.pid())?.kinds().matches(" PAID ").count());
+        let loaded = || {
+            Ok::<_, anyhow::Error>(
+                Objects::held_by(server.keeper()?)?
+                    .kinds()
+                    .matches(" PAID ")
+                    .count(),
+            )
+        };
         let left = loaded()?;
         ensure!((2..=5).contains(&left), "{hook}: {left} objects");
         wait_until(PATIENCE, || Ok(loaded()? == 1)).with_context(|| hook.to_owned())?;
@@ -301,7 +307,7 @@ async fn links_that_are_kept_are_bounded() -> anyhow::Result<()> {
 /// Programs of which there is one for each object, and one for each filter.
 fn programs(server: &Server, hook: &str) -> anyhow::Result<BTreeSet<u32>> {
     let name = if hook == "tcx" { "tc_ingress" } else { "socket" };
-    Ok(Objects::held_by(server.pid())?.programs(name))
+    Ok(Objects::held_by(server.keeper()?)?.programs(name))
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use packetflix_tests::{
     bpf_run::{Place, Program, ProgramType},
     client::{Capture, Piece, Recorder, refusal},
     folder::Folder,
-    namespace::{Namespace, output_of, run},
+    namespace::{Namespace, output_of},
     pace,
     process::Sleeper,
     raw::{self, RawSocket, Tun},
@@ -803,7 +803,7 @@ async fn interface_that_cannot_be_attached_to_is_left_out_told_and_tried_again()
 
     // Of one that was asked for, that is a refusal. Links that are kept for the next capture would be let go of for it.
     wait_until(Duration::from_secs(5), || {
-        Ok(Objects::held_by(server.pid())?.numbers(Kind::Link).is_empty())
+        Ok(Objects::held_by(server.keeper()?)?.numbers(Kind::Link).is_empty())
     })?;
     let theirs = fill(&here, "va")?;
     let (status, sentence) = refusal(&server, &format!("{url}&nif=va"), &[]).await?;
@@ -825,10 +825,7 @@ async fn interface_that_cannot_join_ends_nobodys_stream() -> anyhow::Result<()> 
             thread::sleep(Duration::from_millis(300));
             Ok(std::mem::replace(&mut before, now) == now)
         })?;
-        let bound = |most: u64| {
-            let pid = server.pid().to_string();
-            run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")])
-        };
+        let bound = |most: u64| server.limit(&format!("--nofile={most}:20000"));
         bound(3)?;
         here.connect("late", &there, "peer", 2)?;
         // What was there before goes on, and the others learn what is missing.

@@ -16,7 +16,7 @@ use packetflix_tests::{
     namespace::Namespace,
     pace,
     raw::{self, RawSocket},
-    server::{Server, wait_until},
+    server::{RESTING_THREADS, Server, wait_until},
     traces::{traces, traces_before, wait_for_traces},
 };
 
@@ -40,7 +40,7 @@ async fn killed_twenty_times_and_nothing_is_left() -> anyhow::Result<()> {
             traces(None, &[&here])? != before,
             "the capture left no trace while it ran"
         );
-        let held = Objects::held_by(server.pid())?;
+        let held = Objects::held_by(server.keeper()?)?;
         // Programs, maps and rings, of which none is said to be gone too early.
         let left = held.left()?;
         ensure!(
@@ -67,7 +67,7 @@ async fn shutting_down_ends_every_capture_properly() -> anyhow::Result<()> {
         let url = server.url(&format!("netns={}", here.inode()?));
         let recorders = try_join_all((0..3).map(|_| Recorder::start(&url))).await?;
         RawSocket::open(&there, "vb")?.send(&frame(1))?;
-        let held = Objects::held_by(server.pid())?;
+        let held = Objects::held_by(server.keeper()?)?;
         server.signal(signal)?;
         for recorder in recorders {
             let (recording, code, reason) = recorder.read_to_end().await?;
@@ -111,7 +111,7 @@ async fn what_a_capture_has_loaded_serves_the_next_which_sees_nothing_of_it() ->
         let (other, beyond) = Namespace::pair()?;
         assert_eq!(here.ifindex("va")?, other.ifindex("va")?);
         let server = Server::start(&["--hook", hook])?;
-        let loaded = Objects::held_by(server.pid())?;
+        let loaded = Objects::held_by(server.keeper()?)?;
         let all = loaded.left()?;
 
         // Much of it is still in the rings when its client is gone.
@@ -258,7 +258,9 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
             || Ok(server.descriptors()? <= descriptors),
         )?;
         // Threads that do what blocks end when there was nothing to do for ten seconds.
-        wait_until(Duration::from_secs(15), || Ok(server.status("Threads")? <= 6))?;
+        wait_until(Duration::from_secs(15), || {
+            Ok(server.status("Threads")? <= RESTING_THREADS)
+        })?;
         let grown = server.status("VmRSS")?.saturating_sub(memory);
         ensure!(grown < 2048, "{hook}: resident memory grew by {grown} KiB");
     }

@@ -19,7 +19,7 @@ fn frame(number: u8) -> Vec<u8> {
 
 /// How many times the server's programs are attached to something.
 fn attached(server: &Server) -> anyhow::Result<usize> {
-    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))?;
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.keeper()?))?;
     let links = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.ok()?.path()).ok());
     Ok(links
         .filter(|link| link.as_os_str() == "anon_inode:bpf_link")

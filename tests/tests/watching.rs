@@ -22,7 +22,7 @@ use packetflix_tests::{
     process::Sleeper,
     raw::{self, RawSocket},
     recording::Recording,
-    server::{Server, program, wait_until},
+    server::{Server, descriptors_of, program, status_of, wait_until},
 };
 use serde_json::{Value, json};
 
@@ -373,12 +373,12 @@ async fn requests_and_refusals_are_counted_by_status() -> anyhow::Result<()> {
         1
     );
     let descriptors = metrics.count("process_open_fds")?;
-    let really = server.descriptors()? as u64;
+    let really = descriptors_of(server.pid())? as u64;
     // The connection that asks is one of them.
     ensure!(descriptors.abs_diff(really) <= 3, "{descriptors} {really}");
     let (memory, really) = (
         metrics.count("process_resident_memory_bytes")?,
-        server.status("VmRSS")? * 1024,
+        status_of(server.pid(), "VmRSS")? * 1024,
     );
     ensure!(memory.abs_diff(really) < really / 2, "{memory} {really}");
     let (used, limit) = (

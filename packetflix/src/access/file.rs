@@ -5,30 +5,37 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
+use tokio::task::block_in_place;
+
+use crate::channel::{self, Broken, Control, Kind, Served};
 
 /// Most bytes of such a file.
 const MAX_LEN: u64 = 1 << 20;
 
 /// Why a file is not used. Each names it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
     #[error("{} cannot be read", path.display())]
     Read {
         /// The file.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// What the kernel says.
+        #[serde(with = "channel::kernel_error")]
         source: io::Error,
     },
     /// It is a folder, a pipe or the like.
     #[error("{} is no regular file", .0.display())]
-    NotRegular(PathBuf),
+    NotRegular(#[serde(with = "channel::path")] PathBuf),
     /// It is too long.
     #[error("{} has more than {MAX_LEN} bytes", .0.display())]
-    TooLong(PathBuf),
+    TooLong(#[serde(with = "channel::path")] PathBuf),
     /// Its secrets are none.
     #[error(
         "{} may be read or altered by others (mode {mode:04o}): chmod 600 it; 640 will do for a file of root's that is \
@@ -37,6 +44,7 @@ pub enum FileError {
     )]
     Open {
         /// The file.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// Its permissions.
         mode: u32,
@@ -45,10 +53,98 @@ pub enum FileError {
     #[error("{} belongs to the user {owner}, and not to root or to the service's user", path.display())]
     Owner {
         /// The file.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// Whose it is.
         owner: u32,
     },
+    /// Nobody is there who could read it.
+    #[error(transparent)]
+    #[serde(skip)]
+    Broken(#[from] Broken),
+}
+
+/// What tells one state of a file from another: device, inode, size, and the times of its last changes, in nanoseconds.
+/// Through links, so that those that Kubernetes makes point elsewhere are noticed; the time of the last change of the
+/// inode, so that other permissions are.
+pub(super) type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+
+/// Where files are read for this process, if it has no rights to read them itself.
+static READER: OnceLock<Arc<Control>> = OnceLock::new();
+
+/// Has files read by the process at the other end from now on.
+pub(crate) fn read_by(control: &Arc<Control>) {
+    // There is one such process.
+    let _ = READER.set(Arc::clone(control));
+}
+
+/// What is asked of who reads files.
+#[derive(Debug, Serialize, Deserialize)]
+enum FilesQuestion {
+    /// `Result<Vec<u8>, FileError>`
+    Read {
+        #[serde(with = "channel::path")]
+        path: PathBuf,
+        is_secret: bool,
+    },
+    /// `Option<Stamp>`: the state of a file; none of one that is not there.
+    Stamp(#[serde(with = "channel::path")] PathBuf),
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    /// What a front asks that may have been taken over.
+    pub(crate) fn asked(data: &[u8]) {
+        let _ = crate::channel::fuzzing::message::<super::FilesQuestion>(data);
+    }
+}
+
+/// Reads files for a process that has no rights to: these, and no others.
+///
+/// # Errors
+/// When what is asked cannot be understood.
+pub(crate) async fn serve(mut line: Served, files: Arc<[PathBuf]>) -> io::Result<()> {
+    while let Some(question) = line.next::<FilesQuestion>().await? {
+        match question {
+            FilesQuestion::Read { path, is_secret } => {
+                let answer = match files.contains(&path) {
+                    false => Err(FileError::Read {
+                        path,
+                        source: io::ErrorKind::PermissionDenied.into(),
+                    }),
+                    true => block_in_place(|| read_here(&path, is_secret)),
+                };
+                line.say(&answer).await?;
+            }
+            FilesQuestion::Stamp(path) => {
+                let is_known = files.contains(&path);
+                let stamp = is_known.then(|| block_in_place(|| stamp_here(&path))).flatten();
+                line.say(&stamp).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The state of a file; `None` of one that is not there.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    match READER.get() {
+        Some(reader) => reader
+            .ask(Kind::Files, &FilesQuestion::Stamp(path.to_owned()))
+            .ok()?,
+        None => stamp_here(path),
+    }
+}
+
+fn stamp_here(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        (metadata.mtime(), metadata.mtime_nsec()),
+        (metadata.ctime(), metadata.ctime_nsec()),
+    ))
 }
 
 /// Reads a file that holds secrets.
@@ -59,7 +155,30 @@ pub enum FileError {
 /// # Errors
 /// When it is not so, or it is too long or cannot be read.
 pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_or_ask(path, true)
+}
+
+/// Reads a file that anyone may read.
+///
+/// # Errors
+/// When it is too long or cannot be read.
+pub(crate) fn read_public(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_or_ask(path, false)
+}
+
+fn read_or_ask(path: &Path, is_secret: bool) -> Result<Vec<u8>, FileError> {
+    let Some(reader) = READER.get() else {
+        return read_here(path, is_secret);
+    };
+    let path = path.to_owned();
+    reader.ask(Kind::Files, &FilesQuestion::Read { path, is_secret })?
+}
+
+fn read_here(path: &Path, is_secret: bool) -> Result<Vec<u8>, FileError> {
     read(path, |metadata| {
+        if !is_secret {
+            return Ok(());
+        }
         let owner = metadata.uid();
         let own = nix::unistd::geteuid().as_raw();
         let mode = metadata.mode() & 0o7777;
@@ -73,14 +192,6 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
         }
         Ok(())
     })
-}
-
-/// Reads a file that anyone may read.
-///
-/// # Errors
-/// When it is too long or cannot be read.
-pub(crate) fn read_public(path: &Path) -> Result<Vec<u8>, FileError> {
-    read(path, |_| Ok(()))
 }
 
 /// The permissions that a secret of `owner` may have at most, where we are `own`.

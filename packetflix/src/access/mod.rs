@@ -9,6 +9,8 @@ mod tokens;
 
 use std::{path::PathBuf, sync::Arc};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::file::fuzzing;
 use self::tokens::{DIGEST_LEN, Tokens};
 pub use self::{
     file::FileError,
@@ -17,12 +19,13 @@ pub use self::{
     tokens::{LineError, TokenFileError},
 };
 pub(crate) use self::{
-    file::{read_public, read_secret},
+    file::{read_by, read_public, read_secret, serve as serve_files},
     pattern::Pattern,
     reload::{FileAge, Followed, Reloaded, look_now},
     reviews::{MAX_TOKEN_LEN, Reviews},
     rights::{Extent, Occupant, Occupants, Rights, Verdict},
 };
+use crate::capabilities::service_user;
 
 /// What is said of who may use the service.
 pub(crate) struct Access {
@@ -208,7 +211,7 @@ impl Identity {
 
     /// One who could open our Unix socket. Root and our own user could as well end the service.
     fn of_user(user: u32) -> Self {
-        let is_trusted = user == 0 || user == nix::unistd::geteuid().as_raw();
+        let is_trusted = user == 0 || user == service_user();
         Self {
             name: format!("uid:{user}").into(),
             rights: Arc::new(if is_trusted { Rights::ALL } else { Rights::ORDINARY }),

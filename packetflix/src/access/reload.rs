@@ -6,7 +6,6 @@
 
 use std::{
     error::Error,
-    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
@@ -14,6 +13,7 @@ use std::{
 
 use tokio::{sync::Notify, time::sleep};
 
+use super::file::{Stamp, stamp};
 use crate::error;
 
 /// How often it is looked whether a file is another. A change counts once a file has stayed the same from one look to
@@ -61,11 +61,6 @@ pub(crate) trait Followed: Send + Sync {
 }
 
 type Load<T> = Box<dyn Fn() -> Result<T, Box<dyn Error + Send + Sync>> + Send + Sync>;
-
-/// What tells one state of a file from another: device, inode, size, and the times of its last changes, in nanoseconds.
-/// Through links, so that those that Kubernetes makes point elsewhere are noticed; the time of the last change of the
-/// inode, so that other permissions are.
-type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
 #[derive(Clone, Copy, Debug)]
 struct Times {
@@ -208,17 +203,7 @@ impl<T: Send + Sync + 'static> Followed for Reloaded<T> {
 
 /// The states of files; `None` of one that is not there.
 fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
-    let stamp = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((
-            metadata.dev(),
-            metadata.ino(),
-            metadata.size(),
-            (metadata.mtime(), metadata.mtime_nsec()),
-            (metadata.ctime(), metadata.ctime_nsec()),
-        ))
-    };
-    files.iter().map(stamp).collect()
+    files.iter().map(|path| stamp(path)).collect()
 }
 
 #[cfg(test)]

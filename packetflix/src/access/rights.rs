@@ -1,5 +1,7 @@
 //! What a caller may do.
 
+use serde::{Deserialize, Serialize};
+
 use super::pattern::{Pattern, PatternError};
 
 /// What a caller may do.
@@ -22,14 +24,14 @@ pub(crate) enum Extent {
 }
 
 /// All who are in a network namespace, whose packets a capture of it would have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Occupants {
     occupants: Vec<Occupant>,
     is_complete: bool,
 }
 
 /// One who is in a network namespace.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Occupant {
     /// Full name.
     pub(crate) name: String,

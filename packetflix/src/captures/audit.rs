@@ -227,15 +227,14 @@ impl Audit {
         is_required: bool,
         metrics: Arc<Metrics>,
     ) -> Result<Self, AuditFileError> {
-        let book = path.map(|path| {
-            Ok(Mutex::new(Book {
-                file: AuditFile::open(path)?,
-                lost: 0,
-                problem: None,
-            }))
+        let file = path.map(AuditFile::open).transpose()?;
+        let book = file.map(|file| Book {
+            file,
+            lost: 0,
+            problem: None,
         });
         let audit = Self {
-            book: book.transpose()?,
+            book: book.map(Mutex::new),
             is_required,
             metrics,
         };

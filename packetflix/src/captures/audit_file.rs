@@ -9,11 +9,18 @@ use std::{
         unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use nix::{errno::Errno, libc};
 
-use crate::line_writer::write_line;
+use serde::{Deserialize, Serialize};
+use tokio::task::block_in_place;
+
+use crate::{
+    channel::{self, Broken, Control, Kind, Line, Served},
+    line_writer::write_line,
+};
 
 /// Stands for standard output.
 const OUTPUT: &str = "-";
@@ -22,23 +29,26 @@ const OUTPUT: &str = "-";
 const MODE: u32 = 0o600;
 
 /// Why the account of captures has no file. Each names the path.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum AuditFileError {
     /// The kernel does not open it.
     #[error("--audit-log {}: it cannot be opened for appending", path.display())]
     Open {
         /// Which one.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// The error of `open(2)`.
+        #[serde(with = "channel::kernel_error")]
         source: io::Error,
     },
     /// It is a pipe that nobody reads.
     #[error("--audit-log {}: nobody reads the pipe", .0.display())]
-    NoReader(PathBuf),
+    NoReader(#[serde(with = "channel::path")] PathBuf),
     /// Others may read it, or write lines of their own.
     #[error("--audit-log {}: it may be read or altered by others (mode {mode:04o}): chmod 600 it", path.display())]
     Shared {
         /// Which one.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// Its permissions.
         mode: u32,
@@ -50,6 +60,7 @@ pub enum AuditFileError {
     )]
     Owner {
         /// Which one.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// Whose it is.
         owner: u32,
@@ -58,15 +69,108 @@ pub enum AuditFileError {
     #[error("--audit-log {}: a line cannot be written", path.display())]
     Write {
         /// Which one.
+        #[serde(with = "channel::path")]
         path: PathBuf,
         /// The error of `write(2)`, such as `ENOSPC` or `EFBIG`.
+        #[serde(with = "channel::kernel_error")]
         source: io::Error,
     },
+    /// Nobody is there who could write it.
+    #[error(transparent)]
+    #[serde(skip)]
+    Broken(#[from] Broken),
+}
+
+/// Where the account is written for this process, if it has no rights to write it itself.
+static WRITER: OnceLock<Arc<Control>> = OnceLock::new();
+
+/// Has the account written by the process at the other end from now on.
+pub(crate) fn write_by(control: &Arc<Control>) {
+    // There is one such process.
+    let _ = WRITER.set(Arc::clone(control));
+}
+
+/// What is asked of who writes the account; each is answered by `Result<(), AuditFileError>`.
+#[derive(Debug, Serialize, Deserialize)]
+enum AccountQuestion {
+    Open,
+    MakeReady,
+    Write(Vec<u8>),
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    /// What a front asks that may have been taken over.
+    pub(crate) fn asked(data: &[u8]) {
+        let _ = crate::channel::fuzzing::message::<super::AccountQuestion>(data);
+    }
+}
+
+/// The account, wherever it is written.
+#[derive(Debug)]
+pub(super) enum AuditFile {
+    Own(OpenFile),
+    Kept(Line),
+}
+
+impl AuditFile {
+    /// Opens the account as [`OpenFile::open`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn open(path: &Path) -> Result<Self, AuditFileError> {
+        let Some(writer) = WRITER.get() else {
+            return OpenFile::open(path).map(Self::Own);
+        };
+        let line = writer.open(Kind::Account)?;
+        line.ask::<_, Result<(), AuditFileError>>(&AccountQuestion::Open)??;
+        Ok(Self::Kept(line))
+    }
+
+    /// Sees to it that a line can be written, as [`OpenFile::make_ready`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn make_ready(&mut self) -> Result<(), AuditFileError> {
+        match self {
+            Self::Own(file) => file.make_ready(),
+            Self::Kept(line) => line.ask(&AccountQuestion::MakeReady)?,
+        }
+    }
+
+    /// Writes a line, as [`OpenFile::write`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn write(&mut self, text: &[u8]) -> Result<(), AuditFileError> {
+        match self {
+            Self::Own(file) => file.write(text),
+            Self::Kept(line) => line.ask(&AccountQuestion::Write(text.to_vec()))?,
+        }
+    }
+}
+
+/// Writes the account, at this path, for a process that has no rights to.
+///
+/// # Errors
+/// When what is asked cannot be understood.
+pub(crate) async fn serve_account(mut line: Served, path: Option<PathBuf>) -> io::Result<()> {
+    let path = path.ok_or(io::ErrorKind::PermissionDenied)?;
+    let mut open: Option<OpenFile> = None;
+    while let Some(question) = line.next::<AccountQuestion>().await? {
+        let done = block_in_place(|| match (question, &mut open) {
+            (AccountQuestion::MakeReady, Some(file)) => file.make_ready(),
+            (AccountQuestion::Write(text), Some(file)) => file.write(&text),
+            (_, open) => OpenFile::open(&path).map(|file| *open = Some(file)),
+        });
+        line.say(&done).await?;
+    }
+    Ok(())
 }
 
 /// A file that lines are appended to.
 #[derive(Debug)]
-pub(super) struct AuditFile {
+pub(super) struct OpenFile {
     path: PathBuf,
     /// `None` while it cannot be opened.
     file: Option<File>,
@@ -74,7 +178,7 @@ pub(super) struct AuditFile {
     is_torn: bool,
 }
 
-impl AuditFile {
+impl OpenFile {
     /// Opens a file, and makes it if there is none. A pipe may have no reader yet.
     ///
     /// # Errors
@@ -226,7 +330,7 @@ mod tests {
         let (path, moved) = (folder.0.join("log"), folder.0.join("log.1"));
         fs::write(&path, "before\ntorn").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut log = AuditFile::open(&path).unwrap();
+        let mut log = OpenFile::open(&path).unwrap();
         log.write(b"one\n").unwrap();
         log.write(b"two\n").unwrap();
         fs::rename(&path, &moved).unwrap();
@@ -234,7 +338,7 @@ mod tests {
         let texts = [&moved, &path].map(|path| fs::read_to_string(path).unwrap());
         assert_eq!(texts, ["before\ntorn\none\ntwo\n", "three\n"]);
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
-        let error = AuditFile::open(&folder.0.join("no/such/folder")).unwrap_err();
+        let error = OpenFile::open(&folder.0.join("no/such/folder")).unwrap_err();
         assert!(error.to_string().starts_with("--audit-log /"), "{error}");
     }
 
@@ -251,11 +355,11 @@ mod tests {
             (0o602, false),
         ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(AuditFile::open(&path).is_ok(), is_taken, "{mode:o}");
+            assert_eq!(OpenFile::open(&path).is_ok(), is_taken, "{mode:o}");
         }
         // Neither does one that was put in its place later.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut log = AuditFile::open(&path).unwrap();
+        let mut log = OpenFile::open(&path).unwrap();
         let next = folder.0.join("next");
         fs::write(&next, "").unwrap();
         fs::set_permissions(&next, fs::Permissions::from_mode(0o644)).unwrap();
@@ -272,7 +376,7 @@ mod tests {
         let folder = Folder::new("audit-pipe");
         let path = folder.0.join("pipe");
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        let mut log = AuditFile::open(&path).unwrap();
+        let mut log = OpenFile::open(&path).unwrap();
         assert!(matches!(log.write(b"lost\n"), Err(AuditFileError::NoReader(_))));
         let reader = OpenOptions::new()
             .read(true)

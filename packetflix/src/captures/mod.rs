@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::audit::{Attempt, Audit, FoundNames, RequestRefusal, Unaccounted};
 pub use self::audit_file::AuditFileError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::audit_file::fuzzing;
+pub(crate) use self::audit_file::{serve_account, write_by};
 use crate::{
     capture_end::CaptureEnd, description::TargetDescription, metrics::Metrics, tap::InterfaceSelection,
 };

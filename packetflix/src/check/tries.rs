@@ -1,23 +1,32 @@
 //! What is tried: each thing as a capture does it.
 
-use std::{collections::BTreeSet, net::UdpSocket, path::Path, process, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet, error::Error, io, net::UdpSocket, os::fd::OwnedFd, path::Path, process, sync::Arc,
+    thread, time::Duration,
+};
 
-use tokio::time::{Instant, sleep};
+use nix::sched::{CloneFlags, setns};
+use tokio::{
+    task::block_in_place,
+    time::{Instant, sleep},
+};
 
 use super::{Finding, State};
 use crate::{
     capabilities::Capability,
     config::Config,
+    confined::try_to_give_up,
     discovery::{Discovery, EngineReport, Gap},
     error::chain,
     filter::compile::{CompileError, Compiler, Options},
+    keeper::Keeper,
     metrics::Metrics,
-    netns::{Netns, ProcessIdentity},
+    netns::{Namespaces, Netns, ProcessIdentity},
     pcapng::{LinkType, SNAPLEN},
     proc_fs::{namespace_link, numbers_in, proc_path},
     tap::{
-        CaptureFilters, ClockSource, Hook, HookError, InterfaceSelection, Loader, MIN_RING_SIZE, OwnTraffic,
-        RateLimits, RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
+        CaptureFilters, Cause, ClockSource, Hook, InterfaceSelection, MIN_RING_SIZE, OwnTraffic, RateLimits,
+        RingConfig, Tap, TapConfig, TapError, TapRequest, clock_source,
     },
 };
 
@@ -32,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Tries all, and says whether captures can work.
 pub(super) async fn all(config: &Config, findings: &mut Vec<Finding>) -> bool {
-    let processes = tokio::task::block_in_place(processes);
+    let processes = block_in_place(processes);
     let entered = processes.state != State::Fails;
     let tcx = hook(config, Hook::Tcx, "hook tcx").await;
     let socket = hook(config, Hook::Socket, "hook socket").await;
@@ -42,7 +51,7 @@ pub(super) async fn all(config: &Config, findings: &mut Vec<Finding>) -> bool {
         Hook::Tcx => tcx_works,
         Hook::Socket => socket_works,
     };
-    findings.extend([processes, tcx, socket, clock(hooked), btf()]);
+    findings.extend([processes, front(), tcx, socket, clock(hooked), btf()]);
     findings.push(filters("filters", "tcp port 80").await);
     findings.push(filters("filters with vlan", "vlan 5 and tcp port 80").await);
     findings.extend(engines(config).await);
@@ -64,7 +73,7 @@ fn processes() -> Finding {
                     chosen = Some((pid, namespace.1));
                 }
             }
-            Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {}
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
             // Some machines keep it from everybody, root too; it is in the host's own namespaces.
             Err(_) if pid == FIRST_PROCESS => first_is_hidden = true,
             Err(_) => hidden += 1,
@@ -90,7 +99,7 @@ fn processes() -> Finding {
             .costs("there are no captures")
             .remedy("see the capabilities above"),
         _ if hidden > 0 => {
-            let denied = std::io::Error::from(nix::errno::Errno::EACCES);
+            let denied = io::Error::from(nix::errno::Errno::EACCES);
             let blame = Capability::SysPtrace.blame(&denied);
             let found = format!("{hidden} of {} could not be looked at{blame}", seen + hidden);
             Finding::limited(SUBJECT, found)
@@ -114,6 +123,23 @@ fn processes() -> Finding {
     }
 }
 
+/// What is left of the rights of the process that serves clients.
+fn front() -> Finding {
+    const SUBJECT: &str = "two processes";
+    match block_in_place(try_to_give_up) {
+        Ok(left) => Finding::works(
+            SUBJECT,
+            format!("the one that serves clients has no rights: {left}"),
+        ),
+        Err(sentence) => Finding::fails(
+            SUBJECT,
+            format!("the one that serves clients cannot give up its rights: {sentence}"),
+        )
+        .costs("the service does not start")
+        .remedy("let the service call prctl and seccomp, as deploy/seccomp.json does"),
+    }
+}
+
 /// Captures a packet of a namespace that is made for it.
 async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
     match capture(config, hook).await {
@@ -122,18 +148,20 @@ async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
             subject,
             "it could be attached; no packet was sent, for want of CAP_NET_ADMIN to set an interface up",
         ),
-        Err(CaptureError::Tap(TapError::Hook(error @ HookError::NoTcx))) => Finding::limited(
-            subject,
-            error.to_string(),
-        )
-        .costs("the hook is a socket filter: what TC programs redirect or drop is not seen as it arrived")
-        .remedy("update the kernel to 6.6 or later, if that matters"),
-        Err(CaptureError::Tap(error)) => match error.refused() {
-            Some(refused) => Finding::fails(subject, refused.fact()).remedy(refused.remedy()),
-            None => Finding::fails(subject, chain(&error) + &error.needs().blame(&error))
+        Err(CaptureError::Tap(error)) => match error.cause() {
+            Some(Cause::NoTcx) => {
+                return Finding::limited(subject, error.to_string())
+                    .costs("the hook is a socket filter: what TC programs redirect or drop is not seen as it arrived")
+                    .remedy("update the kernel to 6.6 or later, if that matters");
+            }
+            Some(Cause::Refused(refused)) => Finding::fails(subject, refused.fact()).remedy(refused.remedy()),
+            _ => Finding::fails(subject, chain(&error) + &error.needs().blame(&error))
                 .remedy("see the capabilities above; a seccomp profile must allow bpf"),
         }
         .costs("there are no captures with this hook"),
+        Err(CaptureError::Keeper(error)) => Finding::fails(subject, chain(&*error))
+            .costs("there are no captures")
+            .remedy("see how many threads and descriptors the service may have"),
         Err(CaptureError::Lost) => Finding::fails(subject, "a packet that was sent did not come to a ring")
             .costs("captures with this hook may miss packets")
             .remedy("take the other hook with --hook, and report this"),
@@ -143,12 +171,13 @@ async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
 /// Why a packet was not captured.
 enum CaptureError {
     Tap(TapError),
+    Keeper(Box<dyn Error>),
     Lost,
 }
 
-impl<E: Into<TapError>> From<E> for CaptureError {
-    fn from(error: E) -> Self {
-        Self::Tap(error.into())
+impl From<TapError> for CaptureError {
+    fn from(error: TapError) -> Self {
+        Self::Tap(error)
     }
 }
 
@@ -159,13 +188,16 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         is_fixed: true,
         ..config.tap.rings
     };
-    let loader = Arc::new(Loader::new(TapConfig {
+    let tap = TapConfig {
         hook,
         rings,
         rates: RateLimits::default(),
         log_programs: false,
-    }));
-    let netns = Netns::fresh()?;
+    };
+    let keeper = Keeper::within(config, tap).map_err(|error| CaptureError::Keeper(error.into()))?;
+    let namespaces = Namespaces::new(keeper.control());
+    let fresh = block_in_place(|| namespaces.fresh());
+    let (netns, namespace) = fresh.map_err(|error| CaptureError::Keeper(error.into()))?;
     let request = TapRequest {
         selection: InterfaceSelection::All,
         filters: CaptureFilters::default(),
@@ -174,10 +206,11 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         promiscuous: false,
         is_admin: true,
     };
-    let mut tap = Tap::open(&netns, request, &loader).await?;
-    let sent = netns.enter(|| UdpSocket::bind("127.0.0.1:0")?.send_to(b"packetflix", "127.0.0.1:9"))?;
+    let mut tap = Tap::open(&netns, request).await?;
+    let sent = send_in(namespace);
     let deadline = Instant::now() + PATIENCE;
     let captured = loop {
+        tap.count();
         // Without an interface that is up there is no way to the address.
         if sent.is_err() || tap.counters(LOOPBACK).delivered > 0 {
             break Ok(sent.is_ok());
@@ -189,6 +222,18 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
     };
     tap.detach_all();
     captured
+}
+
+/// Sends a packet in a network namespace, from a thread of its own.
+fn send_in(namespace: OwnedFd) -> io::Result<usize> {
+    let send = move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        UdpSocket::bind("127.0.0.1:0")?.send_to(b"packetflix", "127.0.0.1:9")
+    };
+    let sender = thread::Builder::new().spawn(send)?;
+    sender
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Which clock programs can read; that can be found out only where they can be loaded.
@@ -236,7 +281,12 @@ async fn filters(subject: &str, expression: &str) -> Finding {
 
 /// Asks the engines what they run, as a scan for targets does.
 async fn engines(config: &Config) -> Vec<Finding> {
+    let keeper = match Keeper::within(config, config.tap.clone()) {
+        Ok(keeper) => keeper,
+        Err(error) => return vec![Finding::limited("targets", chain(&error)).costs("they are not found")],
+    };
     let discovery = Discovery::new(
+        keeper.control(),
         config.engine_sockets.clone(),
         config.node_name.clone(),
         Arc::new(Metrics::new()),
@@ -262,7 +312,7 @@ async fn engines(config: &Config) -> Vec<Finding> {
             ),
             Some(problem) => Finding::limited(subject, format!("{path}: {}", problem.sentence))
                 .costs("its containers have no names")
-                .remedy(problem.remedy),
+                .remedy(&*problem.remedy),
         }
     };
     let mut findings: Vec<Finding> = scan.engines.iter().map(engine).collect();

@@ -98,6 +98,21 @@ pub struct Frontend {
     pub host_name: String,
 }
 
+impl Frontend {
+    /// Files that it is told to read, again and again.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.token_file.iter().cloned().collect();
+        if let Some(tls) = &self.tls {
+            files.extend([tls.certificate.clone(), tls.key.clone()]);
+            files.extend(tls.client_ca.iter().chain(&tls.client_crl).cloned());
+        }
+        if let Some(Kubernetes { credentials, .. }) = &self.kubernetes {
+            files.extend([credentials.ca.clone(), credentials.token.clone()]);
+        }
+        files
+    }
+}
+
 /// The API server, and what is shown to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Kubernetes {

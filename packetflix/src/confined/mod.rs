@@ -1,6 +1,7 @@
 //! Processes of ours that work on what others wrote: each is our own program, executed anew, and bounds itself and gives up its
 //! rights before it reads anything.
 
+mod front;
 mod system_calls;
 
 use std::{fs, io};
@@ -10,7 +11,11 @@ use nix::{
     unistd::{Gid, SysconfVar, Uid, setgroups, setresgid, setresuid, sysconf},
 };
 
-pub(crate) use self::system_calls::SystemCall;
+pub use self::front::give_up_if_asked;
+pub(crate) use self::{
+    front::{give_up_all, try_to_give_up},
+    system_calls::SystemCall,
+};
 use crate::{
     capabilities::{self, Capability},
     sys,

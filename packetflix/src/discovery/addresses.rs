@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         access::Occupant,
-        discovery::target::Namespace,
+        discovery::{scan::Found, target::Namespace},
         netns::{Link, LinkAddress},
     };
 
@@ -158,11 +158,8 @@ mod tests {
             };
             Occupants::new(names.iter().map(occupant), true)
         };
-        let scan = Scan {
-            began: tokio::time::Instant::now(),
+        let found = Found {
             at: std::time::SystemTime::now(),
-            formerly: Arc::default(),
-            holders: [].into(),
             occupants: [
                 (1, occupants(&["init(1)"])),
                 (2, occupants(&["web"])),
@@ -175,6 +172,11 @@ mod tests {
             left: HashSet::new(),
             is_cut: false,
             is_partial: false,
+        };
+        let scan = Scan {
+            began: tokio::time::Instant::now(),
+            found,
+            formerly: Arc::default(),
         };
         let book = AddressBook::new(&scan, "node");
         let seen = |netns| -> Vec<(String, &str)> {

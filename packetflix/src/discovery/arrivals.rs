@@ -1,25 +1,26 @@
 //! What comes into being, told to all who follow it: watched once, and only while somebody does.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, broadcast},
     time::sleep,
 };
 
-use crate::netns::{ArrivalNews, Arrivals};
+use crate::channel::{Control, Kind, Line, Served, path};
 
 /// Most that waits for one who follows. What is beyond that, a scan has to find.
 const QUEUED: usize = 256;
 
-/// How often directories are looked for that were not there, and whether anybody follows still.
+/// How often it is looked whether anybody follows still, and watched again where that failed.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Something has come into being.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Arrived {
     /// A file at this path of the host's, where namespaces are mounted.
-    Mount(PathBuf),
+    Mount(#[serde(with = "path")] PathBuf),
     /// Something that a scan has to find.
     Something,
 }
@@ -46,46 +47,33 @@ impl ArrivalWatch {
         receiver
     }
 
-    /// Watches while somebody follows, beside the usual directories those that `others` gives by then. Never ends.
-    pub(super) async fn run(&self, others: impl Fn() -> BTreeSet<PathBuf>) {
+    /// Has it watched while somebody follows. Never ends.
+    pub(super) async fn run(&self, control: &Control) {
         loop {
             self.wanted.notified().await;
-            match Arrivals::new() {
-                Ok(arrivals) => self.watch(arrivals, &others).await,
-                Err(error) => {
-                    tracing::warn!(%error, "what comes is found by looks for it, and so later");
-                    sleep(AGAIN).await;
-                }
-            }
-        }
-    }
-
-    async fn watch(&self, mut arrivals: Arrivals, others: &impl Fn() -> BTreeSet<PathBuf>) {
-        arrivals.watch(others()).await;
-        while self.sender.receiver_count() > 0 {
-            let news = tokio::select! {
-                news = arrivals.next() => news,
-                () = sleep(AGAIN) => {
-                    arrivals.watch(others()).await;
-                    continue;
-                }
+            let line = control.open(Kind::Arrivals).map_err(io::Error::from);
+            let followed = match line.and_then(Line::into_served) {
+                Ok(line) => self.follow_line(line).await,
+                Err(error) => Err(error),
             };
-            match news {
-                Ok(news) => news.into_iter().for_each(|news| self.tell(news)),
-                Err(error) => {
-                    tracing::warn!(%error, "it is not told any more what comes");
-                    return;
-                }
+            if let Err(error) = followed {
+                tracing::warn!(%error, "what comes is found by looks for it, and so later");
+                sleep(AGAIN).await;
             }
         }
     }
 
-    fn tell(&self, news: ArrivalNews) {
-        let arrived = match news {
-            ArrivalNews::At(path) => Arrived::Mount(path),
-            ArrivalNews::Missed => Arrived::Something,
-        };
-        // That nobody follows any more is seen soon.
-        let _ = self.sender.send(arrived);
+    async fn follow_line(&self, mut line: Served) -> io::Result<()> {
+        while self.sender.receiver_count() > 0 {
+            tokio::select! {
+                () = line.is_left() => {}
+                () = sleep(AGAIN) => continue,
+            }
+            let arrived = line.next::<Arrived>().await?;
+            let arrived = arrived.ok_or(io::ErrorKind::UnexpectedEof)?;
+            // That nobody follows any more is seen soon.
+            let _ = self.sender.send(arrived);
+        }
+        Ok(())
     }
 }

@@ -527,7 +527,7 @@ mod tests {
             workloads: Vec::new(),
             problem: Some(Problem {
                 sentence: "it hangs".to_owned(),
-                remedy: "",
+                remedy: "".into(),
             }),
             ..outer()
         };
@@ -605,7 +605,7 @@ mod tests {
         let silent = Engine {
             problem: Some(Problem {
                 sentence: "it hangs".to_owned(),
-                remedy: "",
+                remedy: "".into(),
             }),
             ..engine(last - 5, 0, Vec::new())
         };

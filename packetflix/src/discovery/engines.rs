@@ -21,7 +21,7 @@ use super::{
     engine_socket::{Api, EngineSocket, Origin},
     peer::{PeerError, SocketPeer},
     problem::Problem,
-    starts::NewNamespace,
+    starts::IsOf,
     turns::EngineTurns,
     workload::{KnownPids, Workload},
 };
@@ -143,7 +143,7 @@ async fn ask_in_time(
     }
     let problem = Problem {
         sentence: "it was not asked: others took too long".to_owned(),
-        remedy: SLOW,
+        remedy: SLOW.into(),
     };
     Some(Engine::unasked(socket, problem))
 }
@@ -153,7 +153,7 @@ impl Problem {
     fn slow() -> Self {
         Self {
             sentence: format!("it did not tell everything within {} s", PATIENCE.as_secs()),
-            remedy: SLOW,
+            remedy: SLOW.into(),
         }
     }
 }
@@ -172,14 +172,11 @@ pub(super) async fn state_at_rest(sockets: &[EngineSocket], name: &str) -> Optio
     join_all(asked).await.into_iter().flatten().next()
 }
 
-/// The container that has a network namespace which has come, as one of the host's engines tells that is starting it, and the socket
+/// The container that has a network namespace which has come, as `is_of` says, and one of the host's engines tells that is starting it, and the socket
 /// of that.
-pub(super) async fn starting_in(
-    sockets: &[EngineSocket],
-    namespace: &NewNamespace<'_>,
-) -> Option<(PathBuf, Workload)> {
+pub(super) async fn starting_in(sockets: &[EngineSocket], is_of: IsOf<'_>) -> Option<(PathBuf, Workload)> {
     let asked = sockets.iter().map(|socket| async move {
-        let told = start_told_by(socket, namespace).await?;
+        let told = start_told_by(socket, is_of).await?;
         let told = told.inspect_err(|error| {
             tracing::debug!(error = %error::chain(error), "an engine does not tell what it starts");
         });
@@ -195,10 +192,7 @@ pub(super) async fn starting_in(
 }
 
 /// What an engine of the host's starts in a namespace; nothing where it is another's engine.
-async fn start_told_by(
-    socket: &EngineSocket,
-    namespace: &NewNamespace<'_>,
-) -> Option<Result<Workload, AskerError>> {
+async fn start_told_by(socket: &EngineSocket, is_of: IsOf<'_>) -> Option<Result<Workload, AskerError>> {
     let is_hosts = matches!(socket.origin, Origin::Host | Origin::Named);
     if !is_hosts || socket.place.owner != Owner::Host {
         return None;
@@ -207,7 +201,7 @@ async fn start_told_by(
     // What an engine elsewhere mounts, it mounts elsewhere.
     SocketPeer::of(&stream).ok()?.has_mounts_of_host().then_some(())?;
     match Asker::start().await {
-        Ok(asker) => Some(asker.starting(socket, stream, namespace).await),
+        Ok(asker) => Some(asker.starting(socket, stream, is_of).await),
         Err(error) => Some(Err(error)),
     }
 }
@@ -235,7 +229,7 @@ async fn ask(socket: &EngineSocket, known: KnownPids, mut allowance: EngineBudge
             Some(Problem {
                 // It may have the engine's own words.
                 sentence: readable(error::chain(&error).as_bytes()) + &blame,
-                remedy: error.remedy(),
+                remedy: error.remedy().into(),
             })
         }
         None => Some(Problem::slow()),

@@ -9,15 +9,18 @@ use std::{
     path::PathBuf,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     capabilities::Capability,
+    channel::path,
     lookout::{Kind, Owner, Place},
     netns::Unseen,
     text::readable,
 };
 
 /// What a scan did not look at, or not to its end: there may be more there than it tells, and what that is it cannot say.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub(crate) enum Gap {
     /// Processes that the kernel does not let us look at: their namespaces, and what runs in these.
     #[error(
@@ -35,6 +38,7 @@ pub(crate) enum Gap {
     #[error("the engine at {}, {whose}: {problem}", readable(path.as_os_str().as_bytes()))]
     Engine {
         /// Its socket, as those see it who have it.
+        #[serde(with = "path")]
         path: PathBuf,
         /// Who that is.
         whose: String,

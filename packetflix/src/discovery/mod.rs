@@ -32,6 +32,7 @@ mod asker;
 mod assemble;
 mod bounded;
 mod budget;
+mod call;
 mod cri;
 mod cri_api;
 mod docker;
@@ -50,6 +51,7 @@ mod processes;
 mod report;
 mod scan;
 mod scanner;
+mod serve;
 mod shared;
 mod sockets;
 mod starts;
@@ -59,20 +61,18 @@ mod turns;
 mod workload;
 
 use std::{
-    collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    sync::{Mutex, broadcast, watch},
-    time::{Instant, sleep, timeout},
+    sync::{broadcast, watch},
+    time::{Instant, sleep},
 };
 
 pub use self::asker::ask_engine_if_asked;
-#[cfg(test)]
-pub(crate) use self::problem::Problem;
 pub(crate) use self::{
     addresses::AddressBook,
     arrivals::Arrived,
@@ -80,26 +80,38 @@ pub(crate) use self::{
     gap::Gap,
     report::EngineReport,
     scan::Scan,
+    serve::{Finder, serve, serve_arrivals},
     shared::{Follower, LateScan},
     target::DiscoveredTarget,
     trust::Trust,
     workload::PodName,
 };
+#[cfg(test)]
+pub(crate) use self::{problem::Problem, serve::find_here};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
     pub use super::{asker::fuzzing::told, cri::fuzzing::cri, docker::fuzzing::docker};
+    use crate::channel::fuzzing::message;
+
+    /// What a front asks that may have been taken over.
+    pub(crate) fn asked(data: &[u8]) {
+        let _ = message::<super::call::TargetsQuestion>(data);
+    }
 }
 
 use self::{
     arrivals::ArrivalWatch,
-    engine_socket::EngineSocket,
-    scan::{blocking, process_ids},
+    call::{StartNews, TargetsQuestion},
     scanner::Scanner,
     shared::SharedScan,
     starts::NewNamespace,
-    turns::EngineTurns,
 };
-use crate::{line_bounds::WINDOW, metrics::Metrics, netns::Holder};
+use crate::{
+    channel::{Control, Kind, Line},
+    line_bounds::WINDOW,
+    metrics::Metrics,
+    netns::CountersOf,
+};
 
 /// How long a scan is good enough for those who only want to see.
 const FRESH: Duration = Duration::from_secs(1);
@@ -110,12 +122,6 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
 /// Times that a scan took, to rest before the next.
 const FOLLOW_REST: u32 = 100;
 
-/// How long the sockets of engines are taken for those that there are, by who asks what is started.
-const SOCKETS_ARE_FRESH: Duration = Duration::from_secs(10);
-
-/// How long engines are asked what they start.
-const START_PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long captures may go on without being judged anew.
 const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 
@@ -125,18 +131,22 @@ pub(crate) struct Discovery {
     scans: Arc<SharedScan<Scan>>,
     scanner: Arc<Scanner>,
     arrivals: ArrivalWatch,
-    /// Sockets of engines that answer, and when they were found.
-    answering: Mutex<Option<(Instant, Arc<Vec<EngineSocket>>)>>,
+    control: Arc<Control>,
 }
 
 impl Discovery {
     /// Asks the engines at `engine_sockets` beside those at well-known places.
-    pub(crate) fn new(engine_sockets: Vec<PathBuf>, node_name: String, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        control: &Arc<Control>,
+        engine_sockets: Vec<PathBuf>,
+        node_name: String,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             scans: SharedScan::new(),
-            scanner: Arc::new(Scanner::new(engine_sockets, node_name, metrics)),
+            scanner: Arc::new(Scanner::new(control, engine_sockets, node_name, metrics)),
             arrivals: ArrivalWatch::new(),
-            answering: Mutex::default(),
+            control: Arc::clone(control),
         }
     }
 
@@ -159,20 +169,7 @@ impl Discovery {
     /// Looks again and again while there is someone who wants to know the names of addresses, or to judge by who is where.
     /// Never ends.
     pub(crate) async fn follow(&self) {
-        tokio::join!(self.arrivals.run(|| self.mounted_in()), self.scan_again());
-    }
-
-    /// Where the host had network namespaces mounted in the last scan.
-    fn mounted_in(&self) -> BTreeSet<PathBuf> {
-        let Some(last) = self.scans.last() else {
-            return BTreeSet::new();
-        };
-        let mounts = last.targets.iter().flat_map(|target| &target.namespace.mounts);
-        let hosts = mounts.filter(|mount| mount.is_hosts);
-        hosts
-            .filter_map(|mount| mount.path.parent())
-            .map(Path::to_owned)
-            .collect()
+        tokio::join!(self.arrivals.run(&self.control), self.scan_again());
     }
 
     async fn scan_again(&self) {
@@ -203,21 +200,15 @@ impl Discovery {
         found.next().map(|one| one.images().to_vec()).unwrap_or_default()
     }
 
-    /// Who held a network namespace, given by its inode number, in the last scan. Waits for nothing.
-    pub(crate) fn known_holders(&self, netns: u64) -> Vec<Holder> {
-        let known = self
-            .scans
-            .last()
-            .and_then(|scan| scan.holders.get(&netns).cloned());
-        known.unwrap_or_default()
-    }
-
     /// The state of a container that does not run, such as `exited`, if an engine knows one of this name or identifier.
     pub(crate) async fn state_at_rest(&self, name: &str) -> Option<String> {
-        let configured = self.scanner.engine_sockets.clone();
-        let found =
-            blocking(move || sockets::find(&process_ids(), &configured, &EngineTurns::default())).await;
-        engines::state_at_rest(&found.sockets, name).await
+        let question = TargetsQuestion::AtRest(name.to_owned());
+        self.scanner.ask::<Option<String>>(question).await.flatten()
+    }
+
+    /// What the interfaces of all namespaces of the last scan have counted.
+    pub(crate) async fn counters(&self) -> Option<CountersOf> {
+        self.scanner.ask(TargetsQuestion::Counters).await
     }
 
     /// What the last scan found, however long that is ago. Waits for nothing.
@@ -234,43 +225,36 @@ impl Discovery {
         netns: u64,
         macs: impl Fn() -> Vec<[u8; 6]> + Sync,
     ) -> Option<DiscoveredTarget> {
-        let sockets = self.answering_sockets().await;
         let namespace = NewNamespace { path, macs: &macs };
-        let told = timeout(START_PATIENCE, engines::starting_in(&sockets, &namespace)).await;
-        let (engine, workload) = told.ok().flatten()?;
-        Some(DiscoveredTarget::starting(workload, engine, netns, path))
+        let news = self.starting(&namespace).await;
+        let told = news.inspect_err(|error| tracing::debug!(%error, "it is not told what engines start"));
+        let meant = told.ok().flatten()?;
+        Some(DiscoveredTarget::starting(
+            meant.workload,
+            meant.engine,
+            netns,
+            path,
+        ))
+    }
+
+    async fn starting(&self, namespace: &NewNamespace<'_>) -> io::Result<Option<call::Meant>> {
+        let line = self.control.open(Kind::Targets).map_err(io::Error::from);
+        let mut line = line.and_then(Line::into_served)?;
+        line.say(&TargetsQuestion::Starting).await?;
+        loop {
+            match line.next::<StartNews>().await? {
+                Some(StartNews::Starts(starting)) => {
+                    line.say(&namespace.is_known_by(&starting.mark)).await?;
+                }
+                Some(StartNews::Over(meant)) => return Ok(meant),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
     }
 
     /// Looks for the sockets of engines, if that was long ago, so that [`Self::starting_at`] need not.
     pub(crate) async fn look_for_sockets(&self) {
-        drop(self.answering_sockets().await);
-    }
-
-    /// The sockets of engines that answered in the last scan, as they were found a moment ago: to find them takes longer than a
-    /// container may live.
-    async fn answering_sockets(&self) -> Arc<Vec<EngineSocket>> {
-        let mut known = self.answering.lock().await;
-        let last = self.scans.last();
-        if let Some((found_at, sockets)) = &*known
-            && found_at.elapsed() < SOCKETS_ARE_FRESH
-        {
-            // An engine that was started again has another one.
-            let is_known = |id: &(u64, u64)| sockets.iter().any(|socket| socket.id == *id);
-            let mut answering = last.iter().flat_map(|scan| &scan.engines);
-            if answering.all(|engine| engine.hosts_socket().is_none_or(|id| is_known(&id))) {
-                return Arc::clone(sockets);
-            }
-        }
-        let configured = self.scanner.engine_sockets.clone();
-        let found =
-            blocking(move || sockets::find(&process_ids(), &configured, &EngineTurns::default())).await;
-        let answers = |socket: &EngineSocket| {
-            let mut engines = last.iter().flat_map(|scan| &scan.engines);
-            engines.any(|engine| engine.problem.is_none() && engine.path == socket.path)
-        };
-        let sockets = Arc::new(found.sockets.into_iter().filter(answers).collect::<Vec<_>>());
-        *known = Some((Instant::now(), Arc::clone(&sockets)));
-        sockets
+        let _ = self.scanner.ask::<()>(TargetsQuestion::LookForSockets).await;
     }
 
     /// What there was a moment ago.
@@ -332,10 +316,12 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn those_who_wait_share_a_scan_that_began_after_they_asked() {
+        let sockets = vec!["/nowhere".into()];
         let discovery = Discovery::new(
-            vec!["/nowhere".into()],
+            &find_here(sockets.clone()),
+            sockets,
             "here".to_owned(),
             Arc::new(Metrics::new()),
         );

@@ -1,16 +1,18 @@
 //! Why an engine told nothing, or not everything.
 
-use std::io::ErrorKind;
+use std::{borrow::Cow, io::ErrorKind};
+
+use serde::{Deserialize, Serialize};
 
 use crate::capabilities::Capability;
 
 /// Why an engine told nothing, or not everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Problem {
     /// Why.
     pub(crate) sentence: String,
     /// What to do about it.
-    pub(crate) remedy: &'static str,
+    pub(crate) remedy: Cow<'static, str>,
 }
 
 impl Problem {
@@ -29,7 +31,7 @@ impl Problem {
         };
         Self {
             sentence: format!("it cannot be opened: {error}{blame}"),
-            remedy,
+            remedy: remedy.into(),
         }
     }
 }

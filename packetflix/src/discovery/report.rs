@@ -2,13 +2,19 @@
 
 use std::{collections::HashSet, path::PathBuf, process};
 
+use serde::{Deserialize, Serialize};
+
 use super::{engine::Engine, gap::Gap, problem::Problem};
-use crate::lookout::{Kind, Owner, Place};
+use crate::{
+    channel::path,
+    lookout::{Kind, Owner, Place},
+};
 
 /// What became of asking an engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EngineReport {
     /// Its socket, as those see it who have it.
+    #[serde(with = "path")]
     pub(crate) path: PathBuf,
     /// Where it was found.
     place: Place,

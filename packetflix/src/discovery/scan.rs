@@ -2,12 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Deref,
     path::{Path, PathBuf},
     process,
     sync::Arc,
     time::SystemTime,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
@@ -52,17 +54,24 @@ pub(super) struct Remembered {
     pub(super) running: Vec<RunningWorkload>,
     /// Which engines answered.
     turns: EngineTurns,
-    /// Words that mean what is the host's.
-    formerly: Arc<Formerly>,
 }
 
 /// What there was at one time.
 #[derive(Debug)]
 pub(crate) struct Scan {
+    /// No later than the scan began, on the clock that is not set.
+    pub(crate) began: Instant,
+    /// What was found.
+    pub(crate) found: Found,
+    /// Words that mean what is the host's, or meant it.
+    pub(crate) formerly: Arc<Formerly>,
+}
+
+/// What a scan has found.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Found {
     /// When the scan began.
     pub(crate) at: SystemTime,
-    /// The same, on the clock that is not set.
-    pub(crate) began: Instant,
     /// All targets, ordered by name.
     pub(crate) targets: Vec<DiscoveredTarget>,
     /// The engines that were asked.
@@ -75,12 +84,32 @@ pub(crate) struct Scan {
     pub(super) left: HashSet<u64>,
     /// Whether there may be processes in any namespace that were not seen.
     pub(crate) is_cut: bool,
-    /// Words that mean what is the host's, or meant it.
-    pub(crate) formerly: Arc<Formerly>,
-    /// Who holds each network namespace, by its inode number.
-    pub(crate) holders: HashMap<u64, Vec<Holder>>,
     /// Whether that is so, or an engine of the host did not tell everything: there may be containers of any name.
     pub(crate) is_partial: bool,
+}
+
+impl Found {
+    /// What is found where nothing could be looked at: there may be anything.
+    pub(super) fn nothing() -> Self {
+        Self {
+            at: SystemTime::now(),
+            targets: Vec::new(),
+            engines: Vec::new(),
+            gaps: vec![Gap::Want],
+            occupants: HashMap::new(),
+            left: HashSet::new(),
+            is_cut: true,
+            is_partial: true,
+        }
+    }
+}
+
+impl Deref for Scan {
+    type Target = Found;
+
+    fn deref(&self) -> &Found {
+        &self.found
+    }
 }
 
 impl Scan {
@@ -101,9 +130,12 @@ impl Scan {
     }
 }
 
-/// Looks for targets, given what is known from the scan before.
-pub(super) async fn scan(engine_sockets: &[PathBuf], known: Remembered) -> (Scan, Remembered) {
-    let (at, began) = (SystemTime::now(), Instant::now());
+/// Looks for targets, given what is known from the scan before; gives who holds each network namespace, by its inode number, too.
+pub(super) async fn scan(
+    engine_sockets: &[PathBuf],
+    known: Remembered,
+) -> (Found, HashMap<u64, Vec<Holder>>, Remembered) {
+    let at = SystemTime::now();
     let wants_before = wants();
     let configured = engine_sockets.to_vec();
     let (found, mut known, pids) = blocking(move || {
@@ -126,20 +158,17 @@ pub(super) async fn scan(engine_sockets: &[PathBuf], known: Remembered) -> (Scan
     gaps.extend(reports.iter().filter_map(EngineReport::gap));
     let (found, known) = blocking(move || targets(&engines, &unasked, known, wants_before)).await;
     gaps.extend(found.gaps);
-    let scan = Scan {
+    let all = Found {
         at,
-        began,
         targets: found.targets,
         engines: reports,
         gaps: together(gaps),
         occupants: found.occupants,
         left: found.left,
         is_cut: found.is_cut,
-        formerly: Arc::clone(&known.formerly),
-        holders: found.holders,
         is_partial: found.is_partial,
     };
-    (scan, known)
+    (all, found.holders, known)
 }
 
 /// What was found of targets.
@@ -163,11 +192,7 @@ fn targets(
 ) -> (FoundTargets, Remembered) {
     let pids = process_ids();
     let table = ProcessTable::read(&pids);
-    let Remembered {
-        running,
-        turns,
-        mut formerly,
-    } = known;
+    let Remembered { running, turns } = known;
     let mut found = assemble::find_processes(engines, &table, running, sys::users_around);
     if !unasked.is_empty() {
         let enclosing = found.enclosing(&table);
@@ -189,7 +214,6 @@ fn targets(
         .unwrap_or(FIRST_NAMESPACE);
     let (namespaces, holders) = namespaces(&pids, &table, host, &mut gaps);
     let targets = assemble::assemble(&found, &table, &namespaces);
-    Arc::make_mut(&mut formerly).look_at(&targets);
     let mut census = Census {
         found: &found,
         table: &table,
@@ -218,11 +242,7 @@ fn targets(
         is_cut,
         is_partial,
     };
-    let known = Remembered {
-        running,
-        turns,
-        formerly,
-    };
+    let known = Remembered { running, turns };
     (found, known)
 }
 

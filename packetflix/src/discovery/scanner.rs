@@ -7,28 +7,36 @@ use std::{
     time::Duration,
 };
 
+use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     addresses::AddressBook,
-    engines,
+    call::TargetsQuestion,
+    formerly::Formerly,
     gap::Gap,
     problem::Problem,
-    report::{EngineReport, reports},
-    scan::{Remembered, Scan, blocking, scan},
+    report::EngineReport,
+    scan::{Found, Scan, blocking},
     sockets,
-    turns::EngineTurns,
-    workload::KnownPids,
+    target::share_namespaces,
 };
-use crate::{line_bounds::LineBounds, lookout::Owner, metrics::Metrics, text::readable};
+use crate::{
+    channel::{Control, Kind},
+    line_bounds::LineBounds,
+    lookout::Owner,
+    metrics::Metrics,
+    text::readable,
+};
 
 /// Lines of the log in a while about what is in the hands of one user, or of containers.
 const LINES: u64 = 10;
 
-/// Makes scans, and tells what has changed.
+/// Has scans made, and tells what has changed.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    pub(super) engine_sockets: Vec<PathBuf>,
+    control: Arc<Control>,
+    engine_sockets: Vec<PathBuf>,
     /// Name of the host.
     node_name: String,
     last: Mutex<Last>,
@@ -41,15 +49,22 @@ pub(super) struct Scanner {
 /// What is kept of the last scan, for the next.
 #[derive(Debug, Default)]
 struct Last {
-    known: Remembered,
+    /// Words that mean what is the host's.
+    formerly: Arc<Formerly>,
     engines: Vec<EngineReport>,
     gaps: Vec<Gap>,
 }
 
 impl Scanner {
     /// Asks the engines at `engine_sockets` beside those at well-known places.
-    pub(super) fn new(engine_sockets: Vec<PathBuf>, node_name: String, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        control: &Arc<Control>,
+        engine_sockets: Vec<PathBuf>,
+        node_name: String,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
+            control: Arc::clone(control),
             engine_sockets,
             node_name,
             last: Mutex::default(),
@@ -64,11 +79,9 @@ impl Scanner {
         if self.engine_sockets.is_empty() {
             return;
         }
-        let named = self.engine_sockets.clone();
-        let turns = EngineTurns::default();
-        let found = blocking(move || sockets::find(&[], &named, &EngineTurns::default())).await;
-        let engines = engines::ask_all(&found.sockets, &turns, |_| KnownPids::default()).await;
-        let now = reports(&engines, found.missing);
+        let Some(now) = self.ask::<Vec<EngineReport>>(TargetsQuestion::Named).await else {
+            return;
+        };
         let mut last = self.last();
         self.report_engines(&last.engines, &now);
         // Unless there was a scan meanwhile, which knows all.
@@ -77,15 +90,32 @@ impl Scanner {
         }
     }
 
-    /// Makes a scan, and tells those who follow.
+    /// What is answered to a question; nothing where nobody answers, of which the service as a whole tells.
+    pub(super) async fn ask<A: DeserializeOwned + Send + 'static>(
+        &self,
+        question: TargetsQuestion,
+    ) -> Option<A> {
+        let control = Arc::clone(&self.control);
+        blocking(move || control.ask(Kind::Targets, &question)).await.ok()
+    }
+
+    /// Has a scan made, and tells those who follow.
     pub(super) async fn scan(&self) -> Scan {
         let began = Instant::now();
-        let known = std::mem::take(&mut self.last().known);
-        let (scan, known) = scan(&self.engine_sockets, known).await;
+        let found = self.ask::<Found>(TargetsQuestion::Scan).await;
+        let mut found = found.unwrap_or_else(Found::nothing);
+        share_namespaces(&mut found.targets);
+        let mut formerly = Arc::clone(&self.last().formerly);
+        Arc::make_mut(&mut formerly).look_at(&found.targets);
+        let scan = Scan {
+            began,
+            found,
+            formerly: Arc::clone(&formerly),
+        };
         let before = std::mem::replace(
             &mut *self.last(),
             Last {
-                known,
+                formerly,
                 engines: scan.engines.clone(),
                 gaps: scan.gaps.clone(),
             },
@@ -133,7 +163,7 @@ impl Scanner {
                     %engine,
                     whose,
                     problem = sentence,
-                    remedy,
+                    remedy = &**remedy,
                     "an engine does not tell what it runs"
                 ),
                 None => tracing::info!(

@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use futures_util::future::BoxFuture;
+
+use serde::{Deserialize, Serialize};
+
 use super::workload::Workload;
 
 /// The state of a container that its engine does not say to run yet.
@@ -11,20 +15,23 @@ pub(super) const STARTING: &str = "starting";
 pub(super) const MAX_PATH_LEN: usize = 256;
 
 /// A container or pod that is being started, or has been.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Starting {
     pub(super) workload: Workload,
     pub(super) mark: Mark,
 }
 
 /// What the network namespace of a container is known by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Mark {
     /// The hardware address of one of its interfaces.
     Mac([u8; 6]),
     /// Where the engine has mounted it.
     Mount(String),
 }
+
+/// Says whether a network namespace that has come is the one that something is known by.
+pub(super) type IsOf<'a> = &'a (dyn Fn(Starting) -> BoxFuture<'a, bool> + Sync);
 
 /// A network namespace that has come.
 pub(super) struct NewNamespace<'a> {
@@ -35,9 +42,9 @@ pub(super) struct NewNamespace<'a> {
 }
 
 impl NewNamespace<'_> {
-    /// Whether it is that of a container, as an engine tells that mounts where the host does.
-    pub(super) fn is_of(&self, starting: &Starting) -> bool {
-        match &starting.mark {
+    /// Whether it is known by this, as an engine tells that mounts where the host does.
+    pub(super) fn is_known_by(&self, mark: &Mark) -> bool {
+        match mark {
             Mark::Mac(mac) => (self.macs)().contains(mac),
             Mark::Mount(path) => in_run(path) == self.path,
         }
@@ -55,7 +62,6 @@ fn in_run(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::workload::WorkloadKind;
 
     #[test]
     fn a_namespace_is_known_by_where_it_is_mounted_or_by_an_address_in_it() {
@@ -63,21 +69,7 @@ mod tests {
             path: Path::new("/run/netns/cni-1"),
             macs: &|| vec![[2; 6], [4; 6]],
         };
-        let is_of = |mark: Mark| {
-            let workload = Workload {
-                kind: WorkloadKind::Pod,
-                id: "1".to_owned(),
-                key: "1".to_owned(),
-                name: "shop/web".to_owned(),
-                pid: 0,
-                images: Vec::new(),
-                labels: [].into(),
-                labels_left_out: 0,
-                state: STARTING.to_owned(),
-                pod: None,
-            };
-            namespace.is_of(&Starting { workload, mark })
-        };
+        let is_of = |mark: Mark| namespace.is_known_by(&mark);
         assert!(is_of(Mark::Mac([4; 6])) && !is_of(Mark::Mac([6; 6])));
         for (path, is_meant) in [
             ("/run/netns/cni-1", true),

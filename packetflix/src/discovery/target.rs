@@ -1,29 +1,33 @@
 //! A target of a capture, as our own discovery knows it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{
     trust::Trust,
     workload::{PodName, Workload, WorkloadKind},
 };
 use crate::{
+    channel::path,
     description::{Aliases, MountName, TargetDescription, full_name},
     netns::Link,
 };
 
 /// A container, pod, process or bind mount with its network namespace.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct DiscoveredTarget {
     /// Its name for people: that of the container, `NAMESPACE/NAME` of a pod, `NAME(PID)` of a process, the path of
     /// a bind mount.
     pub(crate) name: String,
     /// What it is.
-    pub(crate) kind: &'static str,
+    #[serde(deserialize_with = "known_kind")]
+    pub(crate) kind: KindName,
     /// How far its name is trusted.
     pub(crate) trust: Trust,
     /// Names of the containers around its engine, from the outermost, joined by slashes.
@@ -37,7 +41,7 @@ pub(crate) struct DiscoveredTarget {
 }
 
 /// A network namespace.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Namespace {
     /// Inode number.
     pub(crate) inode: u64,
@@ -52,16 +56,17 @@ pub(crate) struct Namespace {
 }
 
 /// Where a network namespace is mounted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mount {
     /// The path.
+    #[serde(with = "path")]
     pub(crate) path: PathBuf,
     /// Whether it is in the host's mount namespace or in ours, where only root mounts.
     pub(crate) is_hosts: bool,
 }
 
 /// The first process of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FirstProcess {
     /// PID.
     pub(crate) pid: u32,
@@ -70,11 +75,12 @@ pub(crate) struct FirstProcess {
 }
 
 /// What an engine tells of a container or pod.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct WorkloadFacts {
     /// The engine's identifier of it.
     pub(crate) id: String,
     /// The engine's socket.
+    #[serde(with = "path")]
     pub(crate) engine: PathBuf,
     pub(crate) images: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -82,6 +88,27 @@ pub(crate) struct WorkloadFacts {
     pub(crate) labels_left_out: usize,
     pub(crate) state: String,
     pub(crate) pod: Option<PodName>,
+}
+
+/// GhostWire's word for what a target is.
+type KindName = &'static str;
+
+/// What there is.
+const KINDS: [&str; 5] = ["bindmount", "docker", "pod", "podman", "proc"];
+
+fn known_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let kind = String::deserialize(deserializer)?;
+    let known = KINDS.into_iter().find(|known| *known == kind);
+    known.ok_or_else(|| D::Error::custom("no kind of targets"))
+}
+
+/// Has targets that were told one by one share the namespaces that they are in.
+pub(super) fn share_namespaces(targets: &mut [DiscoveredTarget]) {
+    let mut known: HashMap<u64, Arc<Namespace>> = HashMap::new();
+    for target in targets {
+        let shared = known.entry(target.namespace.inode);
+        target.namespace = Arc::clone(shared.or_insert_with(|| Arc::clone(&target.namespace)));
+    }
 }
 
 impl DiscoveredTarget {

@@ -14,6 +14,8 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::{engine::Engine, engine_socket::Origin, processes::ProcessTable};
 
 /// Of whom an engine may speak. It follows from where its socket was found, and from who listens there.
@@ -35,7 +37,7 @@ pub(super) enum Authority {
 }
 
 /// How far names are trusted that an engine gives, the least first: the more trusted has a name for itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Trust {
     /// Whoever is not trusted further: a user's engine, one of which nothing is known, or processes that name themselves.
     #[default]

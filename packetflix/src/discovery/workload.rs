@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A container or pod that runs, as its engine tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Workload {
     /// What it is.
     pub(super) kind: WorkloadKind,
@@ -30,7 +30,7 @@ pub(super) struct Workload {
 }
 
 /// What an engine runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum WorkloadKind {
     /// A container of Docker.
     Docker,
@@ -41,7 +41,7 @@ pub(super) enum WorkloadKind {
 }
 
 /// A pod's name in Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodName {
     /// The Kubernetes namespace.
     pub(super) namespace: String,

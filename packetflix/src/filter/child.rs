@@ -91,6 +91,16 @@ impl Order {
     }
 }
 
+/// Whether these are arguments of a process that helps with a filter.
+pub(super) fn is_known(arguments: &[String]) -> bool {
+    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+    match arguments.split_first() {
+        Some((verb, rest)) if verb == VERB => Order::parse(rest).is_some(),
+        Some((verb, rest)) => verb == resolver::VERB && rest.is_empty(),
+        None => false,
+    }
+}
+
 /// Compiles a filter, or looks up the names in one, and tells how the process is to end, when its arguments say that this is
 /// what it is for: to be called first of all, before anything was opened and while there is one thread.
 pub fn answer_if_asked(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
@@ -194,6 +204,9 @@ mod tests {
     fn other_arguments_are_not_for_us() {
         for arguments in [&["packetflix"][..], &["packetflix", "--port", VERB], &[]] {
             assert!(answer_if_asked(arguments.iter().map(OsString::from)).is_none());
+            assert!(!is_known(
+                &arguments.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>()
+            ));
         }
         let wrong = ["token-ring", "false", "0"].map(OsString::from);
         assert_eq!(Order::parse(&wrong), None);

@@ -21,12 +21,13 @@ use super::{
     bounds::Bounds,
     cache::{Cache, Key},
     child::{Answer, Order},
-    helper::ask_helper,
+    helper::Helpers,
     libpcap::language,
     resolver,
 };
 use crate::{
     capabilities::Capability,
+    channel::Control,
     pcapng::LinkType,
     turns::{Busy, Turn, Turns},
 };
@@ -70,6 +71,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Compiler {
     options: Options,
+    helpers: Helpers,
     turns: Arc<Turns>,
     known: Cache,
 }
@@ -156,7 +158,18 @@ pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
 impl Compiler {
     /// One with turns of its own: what runs at the same time, and what waits, is bounded for each compiler.
     pub fn new(options: Options) -> Self {
+        let helpers = Helpers::Own(options.program.clone());
+        Self::by(helpers, options)
+    }
+
+    /// One whose processes are started by who is at the other end.
+    pub(crate) fn by_keeper(control: &Arc<Control>, options: Options) -> Self {
+        Self::by(Helpers::Kept(Arc::clone(control)), options)
+    }
+
+    fn by(helpers: Helpers, options: Options) -> Self {
         Self {
+            helpers,
             options,
             turns: Turns::new(Bounds::current().turns()),
             known: Cache::default(),
@@ -219,7 +232,7 @@ impl Compiler {
                 if !wanted.is_empty() {
                     turn = Some(self.take_turn(expression, account).await?);
                 }
-                Names::Known(resolver::look_up(wanted, &self.options.program).await?)
+                Names::Known(resolver::look_up(wanted, &self.helpers).await?)
             }
         };
         let checked = language.check(expression, &names).map_err(refused)?;
@@ -270,8 +283,11 @@ impl Compiler {
             netmask: netmask.map_or(u32::MAX, |netmask| u32::from_ne_bytes(netmask.octets())),
         };
         let deadline = if order.vlan { PATIENT_DEADLINE } else { DEADLINE };
-        let program = &self.options.program;
-        let helped = ask_helper(program, &order.arguments(), expression.as_bytes(), deadline).await;
+        let arguments = order.arguments();
+        let helped = self
+            .helpers
+            .ask(&arguments, expression.as_bytes(), deadline)
+            .await;
         let (status, answer) = helped
             .map_err(CompileError::Child)?
             .ok_or(CompileError::Timeout)?;

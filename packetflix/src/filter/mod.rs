@@ -14,6 +14,7 @@ mod resolver;
 
 pub(crate) use bounds::memory_of_compilers;
 pub use child::answer_if_asked;
+pub(crate) use helper::{Started, serve};
 
 use packetflix_filter::{TranslateError, classic, native};
 
@@ -39,6 +40,7 @@ pub enum FilterError {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
+    pub(crate) use super::helper::fuzzing::asked;
     use packetflix_filter::{classic, native, translate_to_function};
 
     use super::child::Answer;

@@ -6,7 +6,6 @@
 
 use std::{
     io::{self, Read as _},
-    path::Path,
     time::Duration,
 };
 
@@ -15,7 +14,7 @@ use packetflix_filter::{Found, Known, Lookup, MAX_NAMES};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    helper::{CPU_SECONDS, ask_helper},
+    helper::{CPU_SECONDS, Helpers},
     lookup,
 };
 use crate::confined::{Failure, SystemCall, begin, give_up_rights};
@@ -131,12 +130,12 @@ pub(super) enum Answer {
 ///
 /// # Errors
 /// When it cannot, or takes too long; that there is no such name is no error.
-pub(super) async fn look_up(wanted: Vec<Lookup>, program: &Path) -> Result<Known, LookUpError> {
+pub(super) async fn look_up(wanted: Vec<Lookup>, helpers: &Helpers) -> Result<Known, LookUpError> {
     if wanted.is_empty() {
         return Ok(Known::new());
     }
     let question = serde_json::to_vec(&wanted).map_err(|error| LookUpError::Process(error.into()))?;
-    let helped = ask_helper(program, &[VERB.to_owned()], &question, DEADLINE).await;
+    let helped = helpers.ask(&[VERB.to_owned()], &question, DEADLINE).await;
     let (status, answer) = helped
         .map_err(LookUpError::Process)?
         .ok_or(LookUpError::Timeout)?;

@@ -21,7 +21,8 @@ const MAX_NAME_LEN: usize = 253;
 /// How the gateway runs.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
-    pub(crate) frontend: Arc<config::Frontend>,
+    /// Who is let in, and how much they may have.
+    pub frontend: Arc<config::Frontend>,
     pub(crate) nodes: Whereabouts,
     /// File of the token that is shown to nodes.
     pub(crate) token_file: Option<PathBuf>,

@@ -61,15 +61,16 @@ impl Served for App {
     }
 
     fn connections(&self) -> Option<&Arc<Connections>> {
-        Some(self.loader.connections())
+        Some(self.taps.connections())
     }
 
     fn get_ready(&self) -> Work<'_> {
-        Box::pin(self.loader.make_ready())
+        Box::pin(self.taps.get_ready())
     }
 
     fn stay_ready(&self) -> Work<'_> {
-        Box::pin(self.loader.keep_one_ready())
+        // The keeper does that.
+        Box::pin(std::future::pending())
     }
 
     fn maintain(&self) -> Work<'_> {

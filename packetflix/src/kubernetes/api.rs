@@ -211,7 +211,8 @@ impl ApiConnection {
 
 fn connector(ca: &Path) -> Result<TlsConnector, ApiServerError> {
     let failed = |error| ApiServerError::Ca(ca.to_owned(), error);
-    let certificates = CertificateDer::pem_file_iter(ca).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let text = read_public(ca).map_err(ApiServerError::Token)?;
+    let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates.map_err(failed)?);
     if roots.is_empty() {

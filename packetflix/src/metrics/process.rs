@@ -1,6 +1,6 @@
-//! What the process itself takes, under the names that all programs use for it.
+//! What the process itself takes, under the names that all programs use for it, and what the keeper takes beside it.
 
-use std::{fmt, fs, sync::LazyLock};
+use std::{fmt, fs, ops::Deref, sync::LazyLock};
 
 use nix::{
     sys::resource::{Resource, getrlimit},
@@ -12,6 +12,8 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
+use crate::proc_fs::other_process;
+
 /// Reads it when it is asked for.
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
@@ -19,6 +21,14 @@ pub(super) struct ProcessCollector;
 /// What `/proc/self` tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Usage {
+    stat: Stat,
+    descriptors: u64,
+    max_descriptors: u64,
+}
+
+/// What `/proc/PID/stat` tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Stat {
     /// Seconds of all CPUs.
     cpu: f64,
     threads: u64,
@@ -26,8 +36,6 @@ struct Usage {
     virtual_memory: u64,
     /// Bytes.
     resident_memory: u64,
-    descriptors: u64,
-    max_descriptors: u64,
     /// Seconds since 1970.
     start: f64,
 }
@@ -75,13 +83,57 @@ impl Collector for ProcessCollector {
             "process_start_time_seconds",
             "When the process began, in seconds since 1970",
             &ConstGauge::new(usage.start),
+        )?;
+        let keeper = other_process().and_then(|pid| Stat::read(&pid.to_string()));
+        let Some(Stat {
+            cpu,
+            threads,
+            resident_memory,
+            ..
+        }) = keeper
+        else {
+            return Ok(());
+        };
+        tell(
+            "packetflix_keeper_cpu_seconds",
+            "CPU time that the process has taken that has the service's rights",
+            &ConstCounter::new(cpu),
+        )?;
+        tell(
+            "packetflix_keeper_threads",
+            "Threads of the process that has the service's rights",
+            &ConstGauge::new(threads),
+        )?;
+        tell(
+            "packetflix_keeper_resident_memory_bytes",
+            "Memory of the process that has the service's rights that is resident",
+            &ConstGauge::new(resident_memory),
         )
     }
 }
 
+impl Deref for Usage {
+    type Target = Stat;
+
+    fn deref(&self) -> &Stat {
+        &self.stat
+    }
+}
+
 impl Usage {
-    /// Source: proc_pid_stat(5): fields 14, 15, 20, 22, 23 and 24; proc_stat(5), `btime`.
     fn read() -> Option<Self> {
+        Some(Self {
+            stat: Stat::read("self")?,
+            // One of them is open for the count.
+            descriptors: (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1),
+            max_descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok()?.0,
+        })
+    }
+}
+
+impl Stat {
+    /// Of a process, by its PID or as `self`. Source: proc_pid_stat(5): fields 14, 15, 20, 22, 23 and 24; proc_stat(5), `btime`.
+    fn read(pid: &str) -> Option<Self> {
         static BOOT: LazyLock<Option<f64>> = LazyLock::new(|| {
             let stat = fs::read_to_string("/proc/stat").ok()?;
             stat.lines()
@@ -91,7 +143,7 @@ impl Usage {
                 .ok()
         });
 
-        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name before the last parenthesis may hold anything; behind it stands field 3.
         let (_, fields) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
@@ -104,9 +156,6 @@ impl Usage {
             start: (*BOOT)? + field(22)? as f64 / ticks,
             virtual_memory: field(23)?,
             resident_memory: field(24)? * number(SysconfVar::PAGE_SIZE)?,
-            // One of them is open for the count.
-            descriptors: (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1),
-            max_descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok()?.0,
         })
     }
 }

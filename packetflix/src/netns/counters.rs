@@ -14,6 +14,8 @@ use nix::{
     sched::{CloneFlags, setns},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     EnterError, Holder, Users, cpu_time,
     dump::{Bounds, Cost, Spent},
@@ -36,7 +38,7 @@ const IFLA_STATS_LINK_64: u16 = 1;
 const WITH_LINK_64: u32 = 1;
 
 /// Packets and bytes that an interface has received and sent since it is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counters {
     pub(crate) received_packets: u64,
     pub(crate) sent_packets: u64,
@@ -48,7 +50,7 @@ pub(crate) struct Counters {
 pub(crate) type LinkCounters = HashMap<u32, Counters>;
 
 /// The counters of many namespaces.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct CountersOf {
     /// By the number of the namespace, of each whose counters are known.
     pub(crate) counters: HashMap<u64, LinkCounters>,

@@ -1,10 +1,10 @@
 //! Finding a network namespace by its inode number.
 
 use std::{
+    borrow::Cow,
     fmt, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    process,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,8 @@ use nix::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     exhaustion::Exhaustion,
     hands,
@@ -24,9 +26,10 @@ use super::{
 };
 use crate::{
     capabilities::Capability,
+    channel::{Broken, kernel_error},
     error::{is_exhaustion, note_want},
     lookout::{Lookout, Missed},
-    proc_fs::{namespace_link, numbers_in, proc_path, program_name},
+    proc_fs::{is_ours, namespace_link, numbers_in, proc_path, program_name},
 };
 
 /// How long a namespace is looked for among the threads of processes: a user may have many.
@@ -39,15 +42,15 @@ const HANDS_PATIENCE: Duration = Duration::from_secs(2);
 const MAX_TOLD: usize = 3;
 
 /// Why a namespace was not found.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum FindError {
     /// There is none with this number.
-    #[error("{}", not_found(*inode, *kind))]
+    #[error("{}", not_found(*inode, kind.as_deref()))]
     NotFound {
         /// The number that was looked for.
         inode: u64,
         /// Kind of the namespace of ours that has this number.
-        kind: Option<&'static str>,
+        kind: Option<Cow<'static, str>>,
     },
     /// It was not found, but not every process could be looked at, since we lack CAP_SYS_PTRACE.
     #[error(
@@ -78,8 +81,13 @@ pub enum FindError {
         inode: u64,
         /// `EMFILE`, `ENFILE` or `ENOMEM`.
         #[source]
+        #[serde(with = "kernel_error")]
         source: io::Error,
     },
+    /// Nobody is there who could look.
+    #[error(transparent)]
+    #[serde(skip)]
+    Broken(#[from] Broken),
 }
 
 /// The beginning of a list of what was not looked at.
@@ -145,6 +153,7 @@ pub(super) fn find(inode: u64) -> Result<(Holder, OwnedFd), FindError> {
             processes: denied,
         });
     }
+    let kind = kind.map(Cow::Borrowed);
     Err(FindError::NotFound { inode, kind })
 }
 
@@ -196,21 +205,19 @@ fn holding_threads(
     inode: u64,
     exhaustion: &Exhaustion,
 ) -> impl Iterator<Item = Option<Holder>> {
-    pids.iter()
-        .filter(|&&pid| pid != process::id())
-        .flat_map(move |&pid| {
-            exhaustion
-                .look(numbers_in(&proc_path(pid, "task")))
-                .into_iter()
-                .flatten()
-                .map(move |tid| Holder::Thread { pid, tid })
-                .map(move |holder| {
-                    holder
-                        .namespace()
-                        .is_ok_and(|found| found == inode)
-                        .then_some(holder)
-                })
-        })
+    pids.iter().filter(|&&pid| !is_ours(pid)).flat_map(move |&pid| {
+        exhaustion
+            .look(numbers_in(&proc_path(pid, "task")))
+            .into_iter()
+            .flatten()
+            .map(move |tid| Holder::Thread { pid, tid })
+            .map(move |holder| {
+                holder
+                    .namespace()
+                    .is_ok_and(|found| found == inode)
+                    .then_some(holder)
+            })
+    })
 }
 
 /// Kind of the namespace of this process that has the number.

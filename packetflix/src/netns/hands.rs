@@ -5,14 +5,13 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
-    process,
     time::Instant,
 };
 
 use super::holder::{Holder, network_namespace_inode};
 use crate::{
     capabilities::Capability,
-    proc_fs::{namespace_link, numbers_in, parse_namespace, proc_path},
+    proc_fs::{is_ours, namespace_link, numbers_in, parse_namespace, proc_path},
     sys,
 };
 
@@ -20,7 +19,7 @@ use crate::{
 /// all of them. Sockets are looked at as far as we may.
 pub(super) fn find(pids: &[u32], inode: u64, deadline: Instant) -> (Option<(Holder, OwnedFd)>, bool) {
     let knows_sockets = Capability::NetAdmin.is_effective();
-    for &pid in pids.iter().filter(|pid| **pid != process::id()) {
+    for &pid in pids.iter().filter(|pid| !is_ours(**pid)) {
         // Where it cannot be listed, the process has ended, or is not ours to look at.
         for fd in numbers_in(&proc_path(pid, "fd")).into_iter().flatten() {
             if Instant::now() >= deadline {

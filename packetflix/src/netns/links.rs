@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 use tokio::{io::unix::AsyncFd, time::sleep_until};
 
 use super::netlink::{
@@ -43,7 +44,7 @@ const LOOK_SHARE: u32 = 5;
 const SAVED_FOR_LOOKS: Duration = Duration::from_secs(1);
 
 /// A network interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Link {
     /// Its index in the namespace.
     pub(crate) ifindex: u32,
@@ -76,7 +77,7 @@ pub(crate) struct Link {
 }
 
 /// An address of a link, and how many of its bits name the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LinkAddress {
     pub(crate) address: IpAddr,
     pub(crate) prefix_len: u8,
@@ -148,16 +149,40 @@ struct Heard {
     moved: Vec<u32>,
 }
 
-impl LinkWatch {
-    /// Opens netlink sockets in the calling thread's network namespace, where they stay. The thread must
-    /// be in the context of a tokio runtime, on which one of them is served.
+/// Netlink sockets of one namespace.
+pub(crate) struct LinkSockets {
+    hearing: OwnedFd,
+    asking: OwnedFd,
+}
+
+impl LinkSockets {
+    /// Opens them in the calling thread's network namespace, where they stay.
     ///
     /// # Errors
     /// When they cannot be opened.
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self {
-            hearing: sys::watch(netlink::open(true)?)?,
+            hearing: netlink::open(true)?,
             asking: netlink::open(false)?,
+        })
+    }
+
+    /// As [`LinkWatch::of`] takes them.
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.hearing.as_fd(), self.asking.as_fd()]
+    }
+}
+
+impl LinkWatch {
+    /// Asks and hears by these sockets, whoever has opened them. Must be called within a tokio runtime, on which one of them is
+    /// served.
+    ///
+    /// # Errors
+    /// When one cannot be waited for.
+    pub(crate) fn of([hearing, asking]: [OwnedFd; 2]) -> io::Result<Self> {
+        Ok(Self {
+            hearing: sys::watch(hearing)?,
+            asking,
             sequence: 0,
             heard: Heard::default(),
             looks: Allowance::new(SAVED_FOR_LOOKS),
@@ -207,9 +232,11 @@ impl LinkWatch {
         }
     }
 
-    /// Whether an interface may have been moved into another network namespace since the last look.
-    pub(crate) fn may_have_moved(&mut self, ifindex: u32) -> bool {
-        self.hear().is_err() || self.heard.has_missed || self.heard.moved.contains(&ifindex)
+    /// Whether an interface was moved into another network namespace since the last look; `None` where something was missed.
+    /// The kernel tells of that before a packet passes there.
+    pub(crate) fn has_moved(&mut self, ifindex: u32) -> Option<bool> {
+        let is_known = self.hear().is_ok() && !self.heard.has_missed;
+        is_known.then(|| self.heard.moved.contains(&ifindex))
     }
 
     /// Lists the links, and hears of all that happened before that.

@@ -10,6 +10,7 @@ mod holder;
 mod links;
 mod mount_reader;
 mod netlink;
+mod open;
 mod process;
 mod views;
 
@@ -36,8 +37,11 @@ pub(crate) use find::RootOf;
 pub(crate) use holder::Holder;
 #[cfg(test)]
 pub(crate) use links::LinkAddress;
-pub(crate) use links::{Link, LinkWatch, Links, Look};
+pub(crate) use links::{Link, LinkSockets, LinkWatch, Links, Look};
 pub use mount_reader::read_mounts_if_asked;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use open::fuzzing;
+pub(crate) use open::{HeldOpen, Holders, Namespaces, OpenNetns, open_for, serve_holders};
 use process::OpenNamespace;
 pub(crate) use process::has_ended;
 pub use process::{ProcessError, ProcessIdentity};
@@ -174,11 +178,6 @@ impl Netns {
         })
     }
 
-    /// The process that was meant, if one was: readable once it has ended.
-    pub(crate) fn take_process(&mut self) -> Option<OwnedFd> {
-        self.process.take()
-    }
-
     /// The namespace's number.
     pub fn inode(&self) -> u64 {
         self.inode
@@ -218,6 +217,8 @@ impl Netns {
                 true
             }
             Err(FindError::NotFound { .. }) => false,
+            // It is here that is looked.
+            Err(FindError::Broken(_)) => true,
         }
     }
 

@@ -19,14 +19,17 @@ use nix::{
     sys::stat::Mode,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::holder::network_namespace_inode;
 use crate::{
+    channel::{Broken, kernel_error},
     proc_fs::{Stat, live_namespace, namespace_path},
     sys,
 };
 
 /// What is known of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
     /// Its PID.
     pub pid: u32,
@@ -37,7 +40,7 @@ pub struct ProcessIdentity {
 }
 
 /// Why a process does not lead to the namespace that was meant.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum ProcessError {
     /// It has ended.
     #[error("process {pid} has ended")]
@@ -74,8 +77,13 @@ pub enum ProcessError {
         pid: u32,
         /// The error of opening it, such as `EACCES`.
         #[source]
+        #[serde(with = "kernel_error")]
         source: io::Error,
     },
+    /// Nobody is there who could look.
+    #[error(transparent)]
+    #[serde(skip)]
+    Broken(#[from] Broken),
 }
 
 /// What has been done on the way to the namespace; a test does something in between.

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     exhaustion::Exhaustion,
     holder::Holder,
@@ -36,7 +38,7 @@ pub(crate) struct View {
 }
 
 /// Why not everything is known of a place.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub(crate) enum Unseen {
     /// It was not looked at.
     #[error(transparent)]

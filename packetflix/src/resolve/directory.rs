@@ -7,7 +7,6 @@ use crate::{
     access::{Rights, Verdict},
     description::TargetDescription,
     discovery::{Discovery, Formerly, LateScan, Scan, Trust},
-    netns::Holder,
 };
 
 /// Knows the targets of this host.
@@ -78,14 +77,6 @@ impl Directory {
         match self {
             Self::Service(_) => None,
             Self::Own(discovery) => discovery.state_at_rest(name).await,
-        }
-    }
-
-    /// Who held a namespace when targets were last looked for, so that it need not be searched for.
-    pub(super) fn holders(&self, netns: u64) -> Vec<Holder> {
-        match self {
-            Self::Service(_) => Vec::new(),
-            Self::Own(discovery) => discovery.known_holders(netns),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     description::{Alias, TargetDescription, known_as},
     discovery::Trust,
     nearest::nearest,
-    netns::{FindError, Holder, Netns, ProcessError, ProcessIdentity},
+    netns::{FindError, Namespaces, OpenNetns, ProcessError, ProcessIdentity},
     turns::{Busy, TurnBounds, Turns},
 };
 
@@ -51,7 +51,7 @@ const MAX_OBSTACLES: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Target {
     /// The namespace.
-    pub(crate) netns: Netns,
+    pub(crate) netns: OpenNetns,
     /// What is known of it, with the name it was asked for by, or that of who holds the namespace.
     pub(crate) description: TargetDescription,
 }
@@ -124,13 +124,15 @@ enum Claim {
 pub(crate) struct Resolver {
     /// Where names are looked up.
     pub(crate) directory: Directory,
+    namespaces: Namespaces,
     searches: Arc<Turns>,
 }
 
 impl Resolver {
-    pub(crate) fn new(directory: Directory) -> Self {
+    pub(crate) fn new(directory: Directory, namespaces: Namespaces) -> Self {
         Self {
             directory,
+            namespaces,
             searches: Turns::new(SEARCHES),
         }
     }
@@ -176,13 +178,20 @@ impl Resolver {
     /// so, or where the target has a process that says more. A mount keeps its path, and what is there has to be the same namespace.
     pub(crate) async fn open_mounted(&self, found: &TargetDescription) -> Option<Target> {
         let inode = found.netns.filter(|_| found.pid.is_none())?;
-        let mut holders = self.directory.holders(inode);
-        holders.retain(Holder::is_mount_of_host);
-        let netns = blocking(move || Netns::held_by(holders, inode)).await.ok()??;
+        let netns = self.held(inode, true).await.ok()??;
         Some(Target {
             netns,
             description: found.clone(),
         })
+    }
+
+    /// Opens a namespace through who held it when targets were last looked for, so that it need not be searched for.
+    async fn held(&self, inode: u64, only_mounts_of_host: bool) -> Result<Option<OpenNetns>, TargetError> {
+        if let Directory::Service(_) = self.directory {
+            return Ok(None);
+        }
+        let namespaces = self.namespaces.clone();
+        blocking(move || namespaces.held(inode, only_mounts_of_host)).await
     }
 
     async fn open_claimed(
@@ -194,8 +203,7 @@ impl Resolver {
         // A search goes on when the client that wanted it has left, and so does its turn.
         let turn = match claim {
             Claim::Namespace(inode) => {
-                let holders = self.directory.holders(inode);
-                if let Some(netns) = blocking(move || Netns::held_by(holders, inode)).await? {
+                if let Some(netns) = self.held(inode, false).await? {
                     return Ok(Target { netns, description });
                 }
                 let turn = self.searches.take(account, 1).await;
@@ -203,9 +211,10 @@ impl Resolver {
             }
             Claim::Process(_) | Claim::Nothing => None,
         };
+        let namespaces = self.namespaces.clone();
         let opening = move || {
             let _turn = turn;
-            claim.open()
+            claim.open(&namespaces)
         };
         let netns = blocking(opening).await?.map_err(|error| match error {
             TargetError::Stale(ProcessError::Ended { pid }) if description.is_by_pid_alone => {
@@ -287,13 +296,13 @@ impl Claim {
         }
     }
 
-    fn open(self) -> Result<Netns, TargetError> {
+    fn open(self, namespaces: &Namespaces) -> Result<OpenNetns, TargetError> {
         match self {
-            Self::Process(identity) => Netns::of_process(&identity).map_err(|error| match error {
-                ProcessError::Unreadable { .. } => TargetError::Unreadable(error),
+            Self::Process(identity) => namespaces.of_process(&identity).map_err(|error| match error {
+                ProcessError::Unreadable { .. } | ProcessError::Broken(_) => TargetError::Unreadable(error),
                 stale => TargetError::Stale(stale),
             }),
-            Self::Namespace(inode) => Ok(Netns::find(inode)?),
+            Self::Namespace(inode) => Ok(namespaces.find(inode)?),
             Self::Nothing => Err(TargetError::Nothing),
         }
     }

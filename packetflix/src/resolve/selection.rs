@@ -1,12 +1,11 @@
 //! A selection of targets: words of which each may mean several.
 
-use std::{io, path::Path};
+use std::io;
 
 use crate::{
     access::{Pattern, PatternError, Rights},
     description::{Alias, HOST, TargetDescription, known_as},
     discovery::DiscoveredTarget,
-    proc_fs::namespace_link,
 };
 
 /// Most words of a selection.
@@ -73,6 +72,9 @@ pub(crate) enum SelectionError {
     },
 }
 
+/// Tells the number of the network namespace that a process is in.
+pub(crate) type NamespaceOf<'a> = &'a dyn Fn(u64) -> io::Result<u64>;
+
 /// Whether a word says what it is about, so that it may mean any number of targets.
 fn has_prefix(word: &str) -> bool {
     word.split_once(':')
@@ -82,17 +84,21 @@ fn has_prefix(word: &str) -> bool {
 impl Selection {
     /// Reads words of somebody with these rights. Of a process it is looked up now in which namespace it is; who may know of some
     /// targets only is not told whether there is such a process.
-    pub(crate) fn parse(words: &[String], rights: &Rights) -> Result<Self, SelectionError> {
+    pub(crate) fn parse(
+        words: &[String],
+        rights: &Rights,
+        namespace_of: NamespaceOf<'_>,
+    ) -> Result<Self, SelectionError> {
         if words.len() > MAX_WORDS {
             return Err(SelectionError::TooMany);
         }
         let (mut meant, mut left_out, mut single) = (Vec::new(), Vec::new(), Vec::new());
         for word in words {
             if let Some(word) = word.strip_prefix('!') {
-                left_out.push(Meaning::parse(word, rights)?);
+                left_out.push(Meaning::parse(word, rights, namespace_of)?);
                 continue;
             }
-            let meaning = Meaning::parse(word, rights)?;
+            let meaning = Meaning::parse(word, rights, namespace_of)?;
             if meaning.is_single() {
                 single.push(word.clone());
             }
@@ -144,7 +150,7 @@ impl Selection {
 }
 
 impl Meaning {
-    fn parse(word: &str, rights: &Rights) -> Result<Self, SelectionError> {
+    fn parse(word: &str, rights: &Rights, namespace_of: NamespaceOf<'_>) -> Result<Self, SelectionError> {
         let pattern = |text: &str| {
             text.parse().map_err(|source| SelectionError::Pattern {
                 word: word.to_owned(),
@@ -159,7 +165,9 @@ impl Meaning {
             number.ok_or_else(|| SelectionError::Number(word.to_owned()))
         };
         if word.contains('&') && word.split('&').all(has_prefix) {
-            let each = word.split('&').map(|part| Self::parse(part, rights));
+            let each = word
+                .split('&')
+                .map(|part| Self::parse(part, rights, namespace_of));
             return Ok(Self::Each(each.collect::<Result<_, _>>()?));
         }
         Ok(match word.split_once(':') {
@@ -167,9 +175,8 @@ impl Meaning {
             None if word == HOST => Self::Host,
             Some(("pid", text)) => {
                 let pid: u64 = number(text)?;
-                let link = namespace_link(Path::new(&format!("/proc/{pid}/ns/net")));
-                match link {
-                    Ok((_, inode)) => Self::Namespace(Some(inode)),
+                match namespace_of(pid) {
+                    Ok(inode) => Self::Namespace(Some(inode)),
                     Err(_) if rights.are_by_pattern() => Self::Namespace(None),
                     Err(source) => return Err(SelectionError::Process { pid, source }),
                 }
@@ -242,6 +249,10 @@ mod tests {
         Trust,
         target::{Mount, Namespace, WorkloadFacts},
     };
+
+    fn nowhere(_: u64) -> io::Result<u64> {
+        Err(io::ErrorKind::NotFound.into())
+    }
 
     fn target(name: &str, kind: &'static str, inode: u64) -> DiscoveredTarget {
         DiscoveredTarget {
@@ -333,7 +344,7 @@ mod tests {
 
     fn selected(words: &[&str]) -> Result<Vec<u64>, SelectionError> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let selection = Selection::parse(&words, &Rights::ALL)?;
+        let selection = Selection::parse(&words, &Rights::ALL, &nowhere)?;
         let targets = all();
         let selected = targets.iter().filter(|target| selection.has(target));
         Ok(selected.map(|target| target.namespace.inode).collect())
@@ -381,9 +392,12 @@ mod tests {
 
     #[test]
     fn process_selects_the_namespace_it_is_in() {
-        let own = namespace_link(Path::new("/proc/self/ns/net")).unwrap().1;
-        let word = format!("pid:{}", std::process::id());
-        let selection = Selection::parse(&[word], &Rights::ALL).unwrap();
+        let own = 4_026_531_840;
+        let selection = Selection::parse(&["pid:7".to_owned()], &Rights::ALL, &|pid| {
+            assert_eq!(pid, 7);
+            Ok(own)
+        });
+        let selection = selection.unwrap();
         assert!(selection.has(&target("here", "proc", own)));
         assert!(!selection.has(&target("there", "proc", own + 1)));
         // Beyond what a kernel gives.
@@ -391,7 +405,7 @@ mod tests {
         assert!(matches!(error, SelectionError::Process { .. }), "{error}");
         let some = Rights::parse(["discover", "capture:web"]).unwrap();
         let words = ["pid:4194305", "web"].map(str::to_owned);
-        let selection = Selection::parse(&words, &some).unwrap();
+        let selection = Selection::parse(&words, &some, &nowhere).unwrap();
         let targets = all();
         let selected = targets.iter().filter(|target| selection.has(target));
         let selected: Vec<u64> = selected.map(|target| target.namespace.inode).collect();
@@ -432,7 +446,7 @@ mod tests {
         let long = "a".repeat(MAX_MATCHED_LEN + 1);
         let target = run("web", "docker", 2, "nginx", &[("app", &long)]);
         let has = |word: &str| {
-            Selection::parse(&[word.to_owned()], &Rights::ALL)
+            Selection::parse(&[word.to_owned()], &Rights::ALL, &nowhere)
                 .unwrap()
                 .has(&target)
         };

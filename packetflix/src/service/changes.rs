@@ -158,7 +158,7 @@ mod tests {
         let podman = EngineReport::of_host("/run/podman.sock", 9, None);
         let problem = Problem {
             sentence: "it is silent".to_owned(),
-            remedy: "",
+            remedy: "".into(),
         };
         let silent = EngineReport::of_host("/run/docker.sock", 1, Some(problem));
         let told = |words: &str| vec![format!("engine /run/docker.sock {words}")];

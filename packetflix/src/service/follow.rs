@@ -30,7 +30,6 @@ use crate::{
     description::TargetDescription,
     discovery::{Arrived, DiscoveredTarget, Discovery, Scan},
     error::chain,
-    netns::Netns,
     session::{Arrival, Arrivals, Member, NamespacePlace, Progress},
 };
 
@@ -183,7 +182,8 @@ impl Common {
     async fn hold(&self, path: &Path, holding: &mut Holding) -> Option<(u64, Progress)> {
         let asker = self.joiner().filter(|_| holding.has_room())?;
         let path = path.to_owned();
-        let opening = tokio::task::spawn_blocking(move || Netns::arriving_at(&path));
+        let namespaces = self.app.namespaces.clone();
+        let opening = tokio::task::spawn_blocking(move || namespaces.arriving_at(&path));
         let netns = opening.await.ok()?.ok()?;
         self.namespaces.forget_over(netns.inode());
         let place = self.namespaces.enter(netns.inode())?;

@@ -30,13 +30,15 @@ use crate::{
     config::Config,
     discovery::Discovery,
     filter::compile::{Compiler, Options},
+    keeper::Keeper,
     kubernetes::{FindPods, Pods},
     line_bounds::WINDOW,
     metrics::{Load, Metrics},
+    netns::Namespaces,
     rates::Rates,
     resolve::{Directory, DiscoveryService, Resolver},
     session::Feeds,
-    tap::{Connections, Loader},
+    tap::Taps,
 };
 
 /// The whole service but for the sockets at which it is asked. Everything is built here, from the configuration.
@@ -47,8 +49,10 @@ pub struct App {
     pub(crate) discovery: Arc<Discovery>,
     /// Finds the namespace of a target.
     pub(crate) resolver: Resolver,
-    /// Makes the kernel's part of captures.
-    pub(crate) loader: Arc<Loader>,
+    /// Has the kernel's part of captures made.
+    pub(crate) taps: Taps,
+    /// Has namespaces opened.
+    pub(crate) namespaces: Namespaces,
     /// Compiles filters.
     pub(crate) compiler: Compiler,
     /// How much traffic there is.
@@ -69,9 +73,11 @@ impl App {
     ///
     /// # Errors
     /// When the tokens or the account cannot be used.
-    pub fn build(config: Arc<Config>) -> Result<Self, AppError> {
+    pub fn build(config: Arc<Config>, keeper: &Keeper) -> Result<Self, AppError> {
+        let control = keeper.control();
         let mut frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::new())?;
         let discovery = Arc::new(Discovery::new(
+            control,
             config.engine_sockets.clone(),
             config.node_name.clone(),
             Arc::clone(&frontend.metrics),
@@ -84,12 +90,16 @@ impl App {
         Ok(Self {
             discovery,
             rates: Rates::default(),
-            resolver: Resolver::new(directory),
-            compiler: Compiler::new(Options {
-                resolve_names: config.resolve_filter_names,
-                ..Options::default()
-            }),
-            loader: Arc::new(Loader::new(config.tap.clone())),
+            resolver: Resolver::new(directory, Namespaces::new(control)),
+            compiler: Compiler::by_keeper(
+                control,
+                Options {
+                    resolve_names: config.resolve_filter_names,
+                    ..Options::default()
+                },
+            ),
+            taps: Taps::new(control, config.tap.rings),
+            namespaces: Namespaces::new(control),
             feeds: Feeds::new(frontend.tasks.clone(), Arc::clone(&frontend.metrics)),
             config,
             frontend,
@@ -98,12 +108,6 @@ impl App {
 
     /// Does again and again what is to be done beside captures. Never ends.
     pub(crate) async fn maintain(&self) {
-        let connections = async {
-            loop {
-                sleep(Connections::LINGER).await;
-                self.loader.connections().sweep();
-            }
-        };
         let rates = self.rates.follow(&self.discovery);
         let lines = async {
             loop {
@@ -111,13 +115,7 @@ impl App {
                 self.discovery.tell_the_rest();
             }
         };
-        tokio::join!(
-            self.frontend.maintain(),
-            lines,
-            connections,
-            self.discovery.follow(),
-            rates
-        );
+        tokio::join!(self.frontend.maintain(), lines, self.discovery.follow(), rates);
     }
 
     /// Logs, where lines are bounded, what had none since the last time.
@@ -128,7 +126,7 @@ impl App {
 
     /// What is in use at the moment.
     pub(crate) fn load(&self) -> Load {
-        let (ring_memory, ring_memory_limit) = self.loader.ring_memory();
+        let (ring_memory, ring_memory_limit) = self.taps.ring_memory();
         Load {
             captures: self.captures.count(),
             ring_memory,
@@ -142,7 +140,7 @@ impl App {
         if self.stop.is_cancelled() {
             return Some(StartError::ShuttingDown.to_string());
         }
-        self.loader
+        self.taps
             .problem()
             .or_else(|| self.discovery.problem())
             .or_else(|| self.audit.problem())

@@ -122,7 +122,9 @@ impl App {
     ) -> Result<StartedStream, StartError> {
         self.check_account()?;
         let caller = asker.caller.clone();
-        let selection = Selection::parse(&several.words, caller.rights())?;
+        let selection = Selection::parse(&several.words, caller.rights(), &|pid| {
+            self.namespaces.of_pid(pid)
+        })?;
         let has_patterns = !several.words.is_empty() && selection.has_patterns();
         if has_patterns {
             // What there is shows by what a pattern means.

@@ -21,17 +21,14 @@ use crate::{
     captures::{Capture, CaptureFacts, FoundNames, RunningCapture},
     description::TargetDescription,
     discovery::{DiscoveredTarget, Scan},
-    netns::{FindError, Netns},
+    netns::{FindError, OpenNetns},
     resolve::{Target, TargetError},
     session::{
         CaptureKey, Joined, KnownNames, Limits, MeantTarget, Member, NamespacePlace, Progress, Session,
         SessionInfo,
     },
     sys,
-    tap::{
-        CaptureFilters, InterfaceSelection, LoadError, OwnTraffic, Tap, TapError, TapRequest,
-        look_at_interfaces,
-    },
+    tap::{CaptureFilters, Cause, InterfaceSelection, OwnTraffic, Tap, TapRequest, look_at_interfaces},
 };
 
 /// How long the packets of a capture wait for the names of addresses.
@@ -295,7 +292,7 @@ impl App {
         id: u64,
         request: &CaptureRequest,
         asker: &Asker,
-        netns: Netns,
+        netns: OpenNetns,
     ) -> Result<Held, StartError> {
         let own = self.own(netns.inode(), request, asker);
         let is_alone = own.is_claimed || self.compiler.looks_names_up_in(&request.filter);
@@ -501,7 +498,7 @@ impl App {
         info: Option<&SessionInfo<'_>>,
         id: u64,
         key: CaptureKey,
-        netns: Netns,
+        netns: OpenNetns,
         own: OwnTraffic,
         caller: &Caller,
     ) -> Result<Joined, StartError> {
@@ -513,7 +510,7 @@ impl App {
             .await
             .map_err(|error| StartError::Filter(error).about_filter(&key.filter, None))?;
         if let Some(info) = info.filter(|info| info.limits.bytes.is_some()) {
-            let interfaces = look_at_interfaces(&netns, &key.selection, &filters, &self.loader)?;
+            let interfaces = look_at_interfaces(&netns, &key.selection, &filters)?;
             info.check_interfaces(interfaces)?;
         }
         let instructions = filters.instructions();
@@ -525,16 +522,12 @@ impl App {
             promiscuous: !key.chaste,
             is_admin: caller.rights().may_administer(),
         };
-        let tap = Tap::open(&netns, request, &self.loader)
+        let tap = Tap::open(&netns, request)
             .await
-            .map_err(|error| match error {
-                TapError::Load(LoadError::Program { .. }) => {
-                    StartError::Tap(error).about_filter(&key.filter, Some(instructions))
-                }
-                TapError::Load(LoadError::Filter(_)) => {
-                    StartError::Tap(error).about_filter(&key.filter, None)
-                }
-                error => error.into(),
+            .map_err(|error| match error.cause() {
+                Some(Cause::Program) => StartError::Tap(error).about_filter(&key.filter, Some(instructions)),
+                Some(Cause::Filter) => StartError::Tap(error).about_filter(&key.filter, None),
+                _ => error.into(),
             })?;
         Ok(slot.begin(id, netns, tap, own))
     }
@@ -611,7 +604,10 @@ fn hidden(error: TargetError, caller: &Caller, asked: &str, scan: &Scan) -> Star
         // What becomes of a discovery service is the same for all targets.
         error @ (TargetError::Nothing | TargetError::Directory(_)) => error.into(),
         TargetError::Find(
-            FindError::Denied { .. } | FindError::Exhausted { .. } | FindError::Incomplete { .. },
+            FindError::Denied { .. }
+            | FindError::Exhausted { .. }
+            | FindError::Incomplete { .. }
+            | FindError::Broken(_),
         )
         | TargetError::Busy
         | TargetError::CutOff => caller.is_unsure_of(asked).into(),
@@ -645,7 +641,7 @@ fn named(description: &TargetDescription, holder: &(String, &'static str)) -> Ta
 }
 
 /// What was meant by a name or a process, as far as the kernel can tell when it ends.
-fn meant_target(netns: &mut Netns, target: &TargetDescription) -> Option<MeantTarget> {
+fn meant_target(netns: &mut OpenNetns, target: &TargetDescription) -> Option<MeantTarget> {
     let process = sys::watch(netns.take_process()?);
     let process = process.inspect_err(|error| tracing::warn!(%error, "the target's end is not noticed"));
     Some(MeantTarget {

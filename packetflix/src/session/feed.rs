@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    netns::Netns,
+    netns::OpenNetns,
     tap::{OwnTraffic, Positions, Tap},
 };
 
@@ -108,7 +108,7 @@ impl Feed {
     /// Starts the reader of a tap with its first client, whose capture has the number `id`. The reader ends when the last client has left.
     pub(super) fn start(
         id: u64,
-        netns: Netns,
+        netns: OpenNetns,
         tap: Tap,
         own: OwnTraffic,
         context: &FeedContext,

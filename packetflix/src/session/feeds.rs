@@ -29,7 +29,7 @@ use crate::{
     captures::Capture,
     memory,
     metrics::Metrics,
-    netns::Netns,
+    netns::OpenNetns,
     tap::{InterfaceSelection, OwnTraffic, Tap},
 };
 
@@ -112,7 +112,7 @@ impl Slot {
     }
 
     /// Begins the capture, with the number `id`, with a tap that leaves out `own`.
-    pub(crate) fn begin(mut self, id: u64, netns: Netns, tap: Tap, own: OwnTraffic) -> Joined {
+    pub(crate) fn begin(mut self, id: u64, netns: OpenNetns, tap: Tap, own: OwnTraffic) -> Joined {
         let (feed, subscription) = Feed::start(id, netns, tap, own, &self.context);
         *self.feed = Some(feed);
         Joined(subscription)

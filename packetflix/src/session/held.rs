@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 
-use crate::netns::Netns;
+use crate::netns::OpenNetns;
 
 /// Looks for who still holds a namespace, at the same time: each may have to search the whole host.
 const SEARCHES: usize = 4;
@@ -52,12 +52,10 @@ impl HeldLook {
         }
     }
 
-    /// Looks once more, unless a look is under way or rests. While the process holds the namespace through which it was
-    /// found, that is one look into `/proc`.
-    pub(super) fn look(&mut self, netns: &Arc<Netns>) {
+    /// Looks once more, unless a look is under way or rests, or the process still holds the namespace through which it was found.
+    pub(super) fn look(&mut self, netns: &Arc<OpenNetns>, is_held_by_process: bool) {
         let now = Instant::now();
-        if self.under_way.is_some() || self.next.is_some_and(|next| now < next) || netns.is_held_by_process()
-        {
+        if self.under_way.is_some() || self.next.is_some_and(|next| now < next) || is_held_by_process {
             return;
         }
         let netns = Arc::clone(netns);

@@ -4,12 +4,14 @@
 //! `pace.rs` says when the rings are read, and `held.rs` whether anybody else still holds the namespace.
 
 use std::{
+    collections::BTreeMap,
     io,
     ops::ControlFlow,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
+use packetflix_common::InterfaceCounters;
 use tokio::{
     sync::mpsc,
     task::coop::consume_budget,
@@ -31,8 +33,8 @@ use super::{
 use crate::{
     error,
     metrics::Metrics,
-    netns::{EnterError, Netns},
-    tap::{Drained, LinkChanges, MAY_MISS_INTERFACES, OwnTraffic, Tap, TapChange, TappedInterface},
+    netns::OpenNetns,
+    tap::{Drained, LinkChanges, MAY_MISS_INTERFACES, OwnTraffic, Tap, TapChange, TapError, TappedInterface},
 };
 
 /// A record younger than this, in nanoseconds, waits for older ones that another CPU may still be writing.
@@ -49,7 +51,7 @@ const MAX_GONE: usize = 64;
 pub(super) struct Reader {
     /// Dropped first: whatever becomes of the tap, its clients are told.
     _end: End,
-    netns: Arc<Netns>,
+    netns: Arc<OpenNetns>,
     tap: Tap,
     packets: Packets,
     shared: Arc<Shared>,
@@ -73,7 +75,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(
-        netns: Netns,
+        netns: OpenNetns,
         tap: Tap,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
@@ -140,8 +142,8 @@ impl Reader {
             tokio::select! {
                 biased;
                 _ = every_second.tick() => {
-                    held.look(&self.netns);
                     self.look_after_all();
+                    held.look(&self.netns, self.tap.is_held_by_process());
                     pace.read_now();
                 }
                 is_held = held.found() => if !is_held {
@@ -197,10 +199,14 @@ impl Reader {
                 return ControlFlow::Break(());
             }
             Command::Settle { since, .. } => {
+                self.tap.recount();
                 self.tell_names(|_| true);
                 self.settle = self.settle.max(Some(since));
             }
-            Command::Count { reply } => drop(reply.send(self.statistics_with_rings())),
+            Command::Count { reply } => {
+                self.tap.recount();
+                drop(reply.send(self.statistics_with_rings()));
+            }
             Command::Join { own, reply } => {
                 if let Some(subscription) = self.join(own, commands) {
                     let _ = reply.send(subscription);
@@ -264,14 +270,14 @@ impl Reader {
             self.miss_interfaces();
         }
         self.tell_names(|ifindex| gone.contains(&ifindex));
-        for ifindex in gone {
-            self.tap.detach(ifindex);
-            self.leaving.push((ifindex, self.tap.clock().now()));
-        }
+        self.tap.detach(&gone);
+        let now = self.tap.clock().now();
+        self.leaving
+            .extend(gone.into_iter().map(|ifindex| (ifindex, now)));
         for ifindex in renamed {
             self.begin_anew(ifindex);
         }
-        let joined = self.tap.join(&self.netns, new);
+        let joined = self.tap.join(new);
         self.describe_new();
         joined?;
         if are_all? {
@@ -290,7 +296,7 @@ impl Reader {
         if was_due && self.links_due {
             self.miss_interfaces();
         }
-        match self.tap.retry(&self.netns) {
+        match self.tap.retry() {
             Ok(replaced) if replaced.is_empty() => {}
             Ok(replaced) => {
                 for interface in replaced {
@@ -343,6 +349,7 @@ impl Reader {
         let Some(written) = self.packets.of_interface(id) else {
             return;
         };
+        self.tap.count();
         let counters = self.tap.counters(ifindex);
         let now = self.tap.clock().now();
         self.tally.rename(id, written, &counters, now);
@@ -446,15 +453,22 @@ impl Reader {
     /// Takes the final counts of interfaces that left before all that is written; gives their numbers in the tap.
     fn let_go(&mut self, written: Written) -> Vec<u32> {
         let left = self.leaving.extract_if(.., |(_, since)| written.reaches(*since));
-        let left: Vec<(u32, u64)> = left.collect();
-        left.into_iter()
-            .filter_map(|(ifindex, since)| self.take_last_of(ifindex, since))
-            .collect()
+        let left: BTreeMap<u32, u64> = left.collect();
+        let interfaces: Vec<u32> = left.keys().copied().collect();
+        let removed = self.tap.remove(&interfaces);
+        let last = removed.into_iter().filter_map(|(ifindex, interface, counters)| {
+            self.take_last_of(&interface, counters, *left.get(&ifindex)?)
+        });
+        last.collect()
     }
 
     /// Takes the final counts of an interface that left at the time `since`; gives its number in the tap if it is described.
-    fn take_last_of(&mut self, ifindex: u32, since: u64) -> Option<u32> {
-        let (interface, counters) = self.tap.remove(ifindex)?;
+    fn take_last_of(
+        &mut self,
+        interface: &TappedInterface,
+        counters: InterfaceCounters,
+        since: u64,
+    ) -> Option<u32> {
         self.gone += 1;
         self.has_let_go = true;
         self.statistics_due = true;
@@ -484,6 +498,7 @@ impl Reader {
 
     /// Tells the metrics what the kernel has counted since the last time, and how full the rings are.
     fn count(&mut self) {
+        self.tap.count();
         for interface in self.tap.interfaces() {
             if self.packets.of_interface(interface.id).is_some() {
                 let counters = self.tap.counters(interface.link.ifindex);
@@ -496,6 +511,7 @@ impl Reader {
 
     /// What has become of all packets until now, of which these are written.
     fn statistics(&mut self, written: Written) -> Statistics {
+        self.tap.count();
         for interface in self.tap.interfaces() {
             if let Some(written) = self.packets.of_interface(interface.id) {
                 let counters = self.tap.counters(interface.link.ifindex);
@@ -596,5 +612,5 @@ enum LinksError {
     #[error("the network interfaces of the namespace change faster than they can be listed")]
     Changing,
     #[error(transparent)]
-    Enter(#[from] EnterError),
+    Tap(#[from] TapError),
 }

@@ -79,11 +79,6 @@ impl RingReader {
         &self.pages
     }
 
-    /// Gives the descriptor back, without the memory.
-    pub(crate) fn unmap(self) -> OwnedFd {
-        self.descriptor
-    }
-
     /// The oldest record that is whole. `None` when there is none; then the kernel wakes whoever waits for the descriptor with
     /// the next one.
     pub(crate) fn head(&mut self) -> Option<&[u8]> {
@@ -140,9 +135,7 @@ impl AsFd for RingReader {
 
 impl RingPages {
     fn map(ring: BorrowedFd<'_>, size: u32) -> io::Result<Self> {
-        let page_size = sysconf(SysconfVar::PAGE_SIZE)?;
-        let page_size = page_size.and_then(|size| usize::try_from(size).ok());
-        let page_size = page_size.ok_or(io::ErrorKind::Unsupported)?;
+        let page_size = page_size()?;
         if !size.is_power_of_two() || (size as usize) < page_size {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -202,6 +195,25 @@ impl RingPages {
         // the second mapping of the data at the latest. Nobody writes there until it is removed, which takes `&mut`.
         unsafe { std::slice::from_raw_parts(self.producer.start.byte_add(offset).cast().as_ptr(), len) }
     }
+}
+
+/// Removes all that is in a ring that nobody writes to or reads.
+///
+/// # Errors
+/// When it is no ring buffer, or there is no room for two pages of it.
+pub(crate) fn empty(ring: BorrowedFd<'_>) -> io::Result<()> {
+    let page_size = page_size()?;
+    let consumer = Mapping::new(ring, 0, page_size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let producer = Mapping::new(ring, page_size, page_size, ProtFlags::PROT_READ)?;
+    let written = producer.position().load(Ordering::Acquire);
+    consumer.position().store(written, Ordering::Release);
+    Ok(())
+}
+
+fn page_size() -> io::Result<usize> {
+    let size = sysconf(SysconfVar::PAGE_SIZE)?;
+    let size = size.and_then(|size| usize::try_from(size).ok());
+    size.ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 /// Memory that is shared with the kernel.
@@ -342,6 +354,19 @@ mod tests {
             prop_assert_eq!(reader.pages().waiting(), 0);
             prop_assert_eq!(writer.room(), SIZE as usize);
         }
+    }
+
+    #[test]
+    fn an_empty_ring_has_nothing_of_before() {
+        let mut writer = Writer::new();
+        let begin = writer.reserve(&[1; 100]);
+        writer.finish(begin, 100, 0);
+        empty(writer.file.as_fd()).unwrap();
+        let mut reader = writer.reader();
+        assert!(reader.head().is_none() && writer.room() == SIZE as usize);
+        let begin = writer.reserve(&[2; 8]);
+        writer.finish(begin, 8, 0);
+        assert_eq!(reader.head(), Some(&[2; 8][..]));
     }
 
     #[test]

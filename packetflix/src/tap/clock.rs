@@ -4,11 +4,12 @@ use std::io;
 
 use nix::time::{ClockId, clock_gettime};
 use packetflix_common::clock;
+use serde::{Deserialize, Serialize};
 
 const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
 
 /// A clock that a program stamps records with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClockSource {
     /// CLOCK_TAI, which is CLOCK_REALTIME but for whole seconds. Kernel 6.1.
     Tai,

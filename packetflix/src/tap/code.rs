@@ -17,8 +17,9 @@ use std::{
 
 use aya::{Ebpf, EbpfError, maps::Map};
 use aya_obj::{Function, Object};
+use packetflix_filter::TranslateError;
 
-use super::{CaptureFilters, cpu_rings::joined, object::LoadError};
+use super::{CaptureFilters, object::LoadError, threads::joined};
 use crate::{
     error::chain,
     sys::bpf::{Functions, Program, ProgramType, load_program, load_types},
@@ -46,6 +47,9 @@ pub enum FilterLinkError {
         /// How many there is room for.
         room: usize,
     },
+    /// It is no program that the kernel would take.
+    #[error("the filter has no translation for the kernel")]
+    Translate(#[from] TranslateError),
     /// The object was not built from the source of this server.
     #[error("the eBPF object has no function {0}")]
     Missing(&'static str),
@@ -86,8 +90,8 @@ impl Code {
     ) -> Result<Vec<OwnedFd>, LoadError> {
         let mut object = self.object.clone();
         object.programs.retain(|name, _| names.contains(&name.as_str()));
-        for (name, filter) in filters.programs() {
-            put_filter(&mut object, name, filter)?;
+        for (name, filter) in filters.programs()? {
+            put_filter(&mut object, name, &filter)?;
         }
         let sections = sections(&object);
         object.relocate_calls(&sections).map_err(failed)?;

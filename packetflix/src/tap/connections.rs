@@ -36,7 +36,7 @@ unsafe impl aya::Pod for Key {}
 
 /// The connections that there are.
 #[derive(Default)]
-pub(crate) struct Connections(Mutex<State>);
+pub(super) struct Connections(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -54,7 +54,7 @@ struct Connection {
 }
 
 /// A connection that is open, until this is dropped.
-pub(crate) struct OpenConnection {
+pub(super) struct OpenConnection {
     connections: Arc<Connections>,
     connection: Connection,
 }
@@ -70,10 +70,10 @@ struct List {
 
 impl Connections {
     /// How long the kernel may go on sending what was written before a connection was closed.
-    pub(crate) const LINGER: Duration = Duration::from_secs(10);
+    pub(super) const LINGER: Duration = Duration::from_secs(10);
 
     /// A connection was accepted: its packets are our own from now on.
-    pub(crate) fn open(self: &Arc<Self>, local: SocketAddr, peer: SocketAddr) -> OpenConnection {
+    pub(super) fn open(self: &Arc<Self>, local: SocketAddr, peer: SocketAddr) -> OpenConnection {
         let connection = Connection { local, peer };
         self.lock().add(connection);
         OpenConnection {
@@ -83,7 +83,7 @@ impl Connections {
     }
 
     /// Forgets connections that have lingered long enough.
-    pub(crate) fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         self.lock().sweep(Instant::now());
     }
 

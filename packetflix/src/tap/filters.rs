@@ -6,9 +6,10 @@ use packetflix_common::{
     InterfaceFilter,
     filters::{ETHERNET, RAW},
 };
-use packetflix_filter::native;
+use packetflix_filter::{classic, native, translate_to_function};
+use serde::{Deserialize, Serialize};
 
-use super::code::Encoded;
+use super::code::{Encoded, FilterLinkError};
 use crate::{
     filter::{
         FilterError, Translated,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// The filters of a capture.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CaptureFilters {
     /// On whose account they are. Others' are never the same: how long it takes to load them tells nobody what others look for.
     account: Arc<str>,
@@ -29,13 +30,17 @@ pub(crate) struct CaptureFilters {
 }
 
 /// A filter for the packets of one link type.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LinkFilter {
     /// All pass.
     #[default]
     All,
-    /// Those pass for which this eBPF function of a packet gives anything but 0.
-    Program(Vec<Encoded>),
+    /// Those pass for which this program of classic BPF gives anything but 0.
+    Program {
+        classic: Vec<classic::Instruction>,
+        /// How many instructions of eBPF that is.
+        instructions: usize,
+    },
     /// The expression means nothing for such packets, and this is why.
     Impossible(String),
 }
@@ -95,8 +100,8 @@ impl CaptureFilters {
     /// The number by which the programs know the filter of a link type.
     pub(super) fn number_of(&self, link_type: LinkType) -> InterfaceFilter {
         match (self.of(link_type), link_type) {
-            (Some(LinkFilter::Program(_)), LinkType::Ethernet) => InterfaceFilter::Ethernet,
-            (Some(LinkFilter::Program(_)), _) => InterfaceFilter::Raw,
+            (Some(LinkFilter::Program { .. }), LinkType::Ethernet) => InterfaceFilter::Ethernet,
+            (Some(LinkFilter::Program { .. }), _) => InterfaceFilter::Raw,
             _ => InterfaceFilter::None,
         }
     }
@@ -104,19 +109,30 @@ impl CaptureFilters {
     /// eBPF instructions of the longer of them.
     pub(crate) fn instructions(&self) -> usize {
         let len = |filter: &LinkFilter| match filter {
-            LinkFilter::Program(program) => program.len(),
+            LinkFilter::Program { instructions, .. } => *instructions,
             LinkFilter::All | LinkFilter::Impossible(_) => 0,
         };
         len(&self.ethernet).max(len(&self.raw))
     }
 
-    /// Those that there are, by the functions of the object whose places they take.
-    pub(super) fn programs(&self) -> impl Iterator<Item = (&'static str, &[Encoded])> {
+    /// Those that there are, in eBPF, by the functions of the object whose places they take: each is checked as it is translated.
+    ///
+    /// # Errors
+    /// When one is no program.
+    pub(super) fn programs(&self) -> Result<Vec<(&'static str, Vec<Encoded>)>, FilterLinkError> {
         let filters = [(ETHERNET, &self.ethernet), (RAW, &self.raw)];
-        filters.into_iter().filter_map(|(name, filter)| match filter {
-            LinkFilter::Program(program) => Some((name, &**program)),
+        let programs = filters.into_iter().filter_map(|(name, filter)| match filter {
+            LinkFilter::Program { classic, .. } => Some((name, classic)),
             LinkFilter::All | LinkFilter::Impossible(_) => None,
-        })
+        });
+        let translated = programs.map(|(name, classic)| {
+            let native = translate_to_function(classic)?;
+            Ok((
+                name,
+                native.into_iter().map(native::Instruction::encode).collect(),
+            ))
+        });
+        translated.collect()
     }
 }
 
@@ -126,10 +142,11 @@ async fn build_one(
     compiler: &Compiler,
     account: &Arc<str>,
 ) -> Result<LinkFilter, FilterError> {
-    let Translated { native, .. } = compiler.translate(expression, link_type, account).await?;
-    Ok(LinkFilter::Program(
-        native.into_iter().map(native::Instruction::encode).collect(),
-    ))
+    let Translated { classic, native } = compiler.translate(expression, link_type, account).await?;
+    Ok(LinkFilter::Program {
+        classic,
+        instructions: native.len(),
+    })
 }
 
 /// What libpcap does not take for one link type may be right for another.

@@ -9,6 +9,7 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use nix::{errno::Errno, net::if_::if_indextoname};
 use packetflix_common::programs::{SOCKET, SOCKET_ENTRY, TC_EGRESS, TC_IDLE, TC_INGRESS};
+use serde::{Deserialize, Serialize};
 
 use super::{
     link_types::hands_back,
@@ -138,7 +139,7 @@ impl Attachment {
 }
 
 /// Where an interface is that was attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Whereabouts {
     /// Where it was.
     Here,
@@ -149,7 +150,7 @@ pub(super) enum Whereabouts {
 }
 
 /// The hook that a tap uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum ChosenHook {
     Tcx,
     Socket,

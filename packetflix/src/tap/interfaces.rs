@@ -1,23 +1,24 @@
 //! The interfaces of a tap: which join, which are left out and why, and how they change.
 
 use std::{
+    error::Error,
     io,
     time::{Duration, Instant},
 };
 
 use nix::errno::Errno;
-use packetflix_common::{InterfaceCounters, InterfaceSettings, MAX_CAPTURED_LEN, MAX_INTERFACES};
+use packetflix_common::{InterfaceCounters, MAX_CAPTURED_LEN, MAX_INTERFACES};
 
 use super::{
-    CaptureFilters, Drained, Head, InterfaceSelection, Tap, TapError, blocking,
-    hook::{ChosenHook, HookError, Whereabouts},
-    kernel::Attachments,
-    link_types::{hands_back, link_type, network_offset},
+    COUNTED_IS_FRESH, CaptureFilters, Drained, Head, InterfaceSelection, Tap, TapError, blocking,
+    call::{Attached, StopsAt, Wanted},
+    hook::{ChosenHook, Whereabouts},
+    link_types::{link_type, network_offset},
 };
 use crate::{
     allowance::Allowance,
     error,
-    netns::{EnterError, Link, Links, Look, Netns},
+    netns::{Link, Links, Look},
     pcapng::LinkType,
 };
 
@@ -101,17 +102,6 @@ pub(crate) struct LinkChanges {
     pub(crate) has_passed: bool,
 }
 
-impl TappedInterface {
-    /// Takes note whether it is in another network namespace; `may_have_been` there, where it was removed.
-    fn note_where_it_is(&mut self, attachments: &Attachments, may_have_been: impl FnOnce() -> bool) {
-        self.has_moved |= match attachments.whereabouts_of_programs(self.link.ifindex) {
-            None | Some(Whereabouts::Here) => false,
-            Some(Whereabouts::Elsewhere) => true,
-            Some(Whereabouts::Removed) => may_have_been(),
-        };
-    }
-}
-
 impl LeftOut {
     fn for_good(reason: String) -> Self {
         Self { reason, retry: None }
@@ -146,56 +136,58 @@ impl Tap {
     ///
     /// # Errors
     /// When the kernel refuses one that was asked for, or all, or for want of what another would not get either.
-    pub(super) fn begin(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), TapError> {
-        let join = || {
-            let mut first = None;
-            for link in links.into_iter().take(MAX_KNOWN) {
-                match self.join_one(&link) {
-                    Ok(joined) => drop(joined.map(|interface| self.add(interface))),
-                    Err(error) if self.selection.is_by_name() || is_of_everything(&error) => {
-                        return Err(error);
-                    }
-                    Err(error) => {
-                        self.leave_out(link, LeftOut::for_now(&error));
-                        first.get_or_insert(error);
-                    }
+    pub(super) fn begin(&mut self, mut links: Vec<Link>) -> Result<(), TapError> {
+        links.truncate(MAX_KNOWN);
+        let stops_at = match self.selection.is_by_name() {
+            true => StopsAt::First,
+            false => StopsAt::Everything,
+        };
+        let mut first = None;
+        for (link, became) in self.attach_all(links, stops_at)? {
+            match became {
+                Became::Joined(interface) => drop(self.add(*interface)),
+                Became::Gone => {}
+                Became::Refused(error) if stops_at == StopsAt::First || is_of_everything(&error) => {
+                    return Err(error);
+                }
+                Became::Refused(error) => {
+                    self.leave_out(link, LeftOut::for_now(&error));
+                    first.get_or_insert(error);
                 }
             }
-            let is_captured = |interface: &TappedInterface| interface.left_out.is_none();
-            match first {
-                _ if self.interfaces.values().any(is_captured) => Ok(()),
-                Some(error) => Err(error),
-                None if self.selection.is_of_what_comes() => Ok(()),
-                None => Err(TapError::NoInterface),
-            }
-        };
-        blocking(|| netns.enter(join))?
+        }
+        let is_captured = |interface: &TappedInterface| interface.left_out.is_none();
+        match first {
+            _ if self.interfaces.values().any(is_captured) => Ok(()),
+            Some(error) => Err(error),
+            None if self.selection.is_of_what_comes() => Ok(()),
+            None => Err(TapError::NoInterface),
+        }
     }
 
     /// Adds interfaces to a capture that runs. One that the kernel refuses is left out, and tried again.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
-    pub(crate) fn join(&mut self, netns: &Netns, links: Vec<Link>) -> Result<(), EnterError> {
+    pub(crate) fn join(&mut self, links: Vec<Link>) -> Result<(), TapError> {
         if links.is_empty() {
             return Ok(());
         }
-        let join = || {
-            for link in links {
-                match self.join_one(&link) {
-                    Ok(joined) => drop(joined.map(|interface| self.add(interface))),
-                    Err(error) => self.leave_out(link, LeftOut::for_now(&error)),
-                }
+        for (link, became) in blocking(|| self.attach_all(links, StopsAt::Never))? {
+            match became {
+                Became::Joined(interface) => drop(self.add(*interface)),
+                Became::Gone => {}
+                Became::Refused(error) => self.leave_out(link, LeftOut::for_now(&error)),
             }
-        };
-        blocking(|| netns.enter(join))
+        }
+        Ok(())
     }
 
     /// Tries interfaces again that could not be attached to; gives what stood for those that have joined now.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
-    pub(crate) fn retry(&mut self, netns: &Netns) -> Result<Vec<TappedInterface>, EnterError> {
+    pub(crate) fn retry(&mut self) -> Result<Vec<TappedInterface>, TapError> {
         let now = Instant::now();
         let is_due = |interface: &TappedInterface| {
             let retry = interface.left_out.as_ref().and_then(|left_out| left_out.retry);
@@ -210,78 +202,102 @@ impl Tap {
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        let again = || {
-            due.iter()
-                .filter_map(|link| match self.join_one(link) {
-                    Ok(joined) => self.add(joined?),
-                    Err(_) => {
-                        let interface = self.interfaces.get_mut(&link.ifindex)?;
-                        let retry = interface.left_out.as_mut()?.retry.as_mut()?;
+        let mut replaced = Vec::new();
+        for (link, became) in blocking(|| self.attach_all(due, StopsAt::Never))? {
+            match became {
+                Became::Joined(interface) => replaced.extend(self.add(*interface)),
+                Became::Gone => {}
+                Became::Refused(_) => {
+                    let interface = self.interfaces.get_mut(&link.ifindex);
+                    let left_out = interface.and_then(|interface| interface.left_out.as_mut());
+                    if let Some(retry) = left_out.and_then(|left_out| left_out.retry.as_mut()) {
                         *retry = retry.later();
-                        None
                     }
-                })
-                .collect()
-        };
-        blocking(|| netns.enter(again))
-    }
-
-    /// Attaches to an interface, and makes it known to the programs; `None` when it is gone. Runs inside the namespace.
-    fn join_one(&mut self, link: &Link) -> Result<Option<TappedInterface>, TapError> {
-        let Some((link_type, left_out)) = self.judge(link) else {
-            return Ok(None);
-        };
-        // Used up even if the interface does not join: it may have got a packet into a ring.
-        let id = self.next_interface_id;
-        self.next_interface_id += 1;
-        let since = self.clock.now();
-        if left_out.is_none() {
-            match self.attach(link, id, link_type) {
-                Err(TapError::Hook(HookError::Gone { .. })) => return Ok(None),
-                attached => attached?,
+                }
             }
         }
-        Ok(Some(TappedInterface {
-            id,
-            since,
-            link_type,
-            link: link.clone(),
-            untold: None,
-            renames: Allowance::new(SAVED_FOR_RENAMES),
-            left_out,
-            is_leaving: false,
-            has_moved: false,
-        }))
+        Ok(replaced)
     }
 
-    fn judge(&self, link: &Link) -> Option<(LinkType, Option<LeftOut>)> {
-        let others = self.interfaces.values().next().map(|first| first.link_type);
-        let judged = judge(link, &self.selection, self.kernel.hook(), &self.filters, others);
-        judged.map(|(link_type, reason)| (link_type, reason.map(LeftOut::for_good)))
-    }
-
-    fn attach(&mut self, link: &Link, id: u32, link_type: LinkType) -> Result<(), TapError> {
-        let others = self.interfaces.keys().filter(|index| **index != link.ifindex);
-        if others.count() >= MAX_INTERFACES as usize {
-            return Err(TapError::TooManyInterfaces);
+    /// Attaches to interfaces, in one go, and makes them known to the programs; gives what became of each that somebody wants to
+    /// know of, up to one at which it was stopped.
+    fn attach_all(&mut self, links: Vec<Link>, stops_at: StopsAt) -> Result<Vec<(Link, Became)>, TapError> {
+        let mut others = self.interfaces.values().next().map(|first| first.link_type);
+        let mut room = (MAX_INTERFACES as usize).saturating_sub(self.interfaces.len());
+        let since = self.clock.now();
+        let mut judged = Vec::with_capacity(links.len());
+        let mut wanted = Vec::new();
+        for link in links {
+            let Some((link_type, reason)) = judge(&link, &self.selection, self.hook, &self.filters, others)
+            else {
+                continue;
+            };
+            others.get_or_insert(link_type);
+            // Used up even if the interface does not join: it may have got a packet into a ring.
+            let id = self.next_interface_id;
+            self.next_interface_id += 1;
+            let has_place = reason.is_some() || self.interfaces.contains_key(&link.ifindex) || room > 0;
+            if has_place && reason.is_none() {
+                room = room.saturating_sub(1);
+                wanted.push(Wanted {
+                    link: link.clone(),
+                    id,
+                    network_offset: network_offset(link_type),
+                    filter: self.filters.number_of(link_type) as u32,
+                    snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
+                });
+            }
+            let joined = TappedInterface {
+                id,
+                since,
+                link_type,
+                link,
+                untold: None,
+                renames: Allowance::new(SAVED_FOR_RENAMES),
+                left_out: reason.map(LeftOut::for_good),
+                is_leaving: false,
+                has_moved: false,
+            };
+            judged.push((joined, has_place));
         }
-        let settings = InterfaceSettings {
-            costs: self.rates.costs(),
-            interface_id: id,
-            hands_back: u16::from(hands_back(link)),
-            network_offset: network_offset(link_type),
-            filter: self.filters.number_of(link_type) as u32,
-            snaplen: self.snaplen.min(MAX_CAPTURED_LEN),
-        };
-        self.kernel.attach(link, settings)?;
-        if self.promiscuous
-            && !link.loopback
-            && let Err(error) = self.kernel.make_promiscuous(link.ifindex)
+        self.counted_at = None;
+        let mut attached = match wanted.is_empty() {
+            true => Vec::new(),
+            false => self.capture.attach(wanted, self.promiscuous, stops_at)?,
+        }
+        .into_iter();
+        let mut all = Vec::with_capacity(judged.len());
+        for (joined, has_place) in judged {
+            let link = joined.link.clone();
+            let became = match (&joined.left_out, has_place) {
+                (Some(_), _) => Became::Joined(Box::new(joined)),
+                (None, false) => Became::Refused(TapError::TooManyInterfaces),
+                (None, true) => match attached.next() {
+                    // It was stopped before.
+                    None => break,
+                    Some(Attached::Gone) => Became::Gone,
+                    Some(Attached::Refused(error)) => Became::Refused(error.into()),
+                    Some(Attached::Captured { not_promiscuous }) => {
+                        self.warn_of_promiscuous(&link, not_promiscuous);
+                        Became::Joined(Box::new(joined))
+                    }
+                },
+            };
+            all.push((link, became));
+        }
+        Ok(all)
+    }
+
+    fn warn_of_promiscuous(&mut self, link: &Link, error: Option<String>) {
+        if let Some(error) = error
             && self.may_warn()
         {
-            tracing::warn!(interface = link.name, %error, "promiscuous mode could not be switched on");
+            tracing::warn!(
+                interface = link.name,
+                error,
+                "promiscuous mode could not be switched on"
+            );
         }
-        Ok(())
     }
 
     /// Takes note of an interface; gives what stood in its place.
@@ -335,27 +351,28 @@ impl Tap {
         self.interfaces.get(&ifindex)
     }
 
-    /// Detaches from one interface, whose records are still in the rings.
-    pub(crate) fn detach(&mut self, ifindex: u32) {
-        if let Some(interface) = self.interfaces.get_mut(&ifindex) {
-            interface.is_leaving = true;
-            blocking(|| self.kernel.detach(ifindex));
+    /// Detaches from interfaces, whose records are still in the rings.
+    pub(crate) fn detach(&mut self, interfaces: &[u32]) {
+        for ifindex in interfaces {
+            if let Some(interface) = self.interfaces.get_mut(ifindex) {
+                interface.is_leaving = true;
+            }
+        }
+        self.counted_at = None;
+        if !interfaces.is_empty() {
+            blocking(|| self.capture.detach(interfaces));
         }
     }
 
     /// Detaches from all interfaces: no record comes after this.
     pub(crate) fn detach_all(&mut self) {
-        let Self {
-            interfaces,
-            kernel,
-            links,
-            ..
-        } = self;
-        for (ifindex, interface) in interfaces {
-            interface.note_where_it_is(kernel.attachments(), || links.may_have_moved(*ifindex));
+        let all: Vec<u32> = self.interfaces.keys().copied().collect();
+        self.note_where_they_are(&all);
+        for interface in self.interfaces.values_mut() {
             interface.is_leaving = true;
         }
-        blocking(|| kernel.detach_all());
+        self.counted_at = None;
+        blocking(|| self.capture.detach_all());
     }
 
     /// Takes records that are not younger than `until`, oldest first, each with a way to ask whether its interface, by its
@@ -367,44 +384,115 @@ impl Tap {
         mut take: impl FnMut(&[u8], &mut dyn FnMut(u32) -> bool) -> Head,
     ) -> Drained {
         let Self {
-            kernel,
+            capture,
+            hook,
+            rings,
             interfaces,
             links,
+            counted_at,
             ..
         } = self;
-        let (rings, attachments) = kernel.rings_and_attachments();
         let mut is_here = |ifindex| {
             interfaces.get_mut(&ifindex).is_some_and(|interface| {
-                interface.note_where_it_is(attachments, || links.may_have_moved(ifindex));
+                // A packet socket stays where it is, and its programs with it.
+                if *hook == ChosenHook::Tcx && !interface.is_leaving && !interface.has_moved {
+                    interface.has_moved = match links.has_moved(ifindex) {
+                        Some(has_moved) => has_moved,
+                        None => has_left(capture.whereabouts(vec![ifindex]).first()),
+                    };
+                }
                 !interface.has_moved
             })
         };
-        rings.drain(until, |record| take(record, &mut is_here))
-    }
-
-    /// Forgets a detached interface, and tells its last counts.
-    pub(crate) fn remove(&mut self, ifindex: u32) -> Option<(TappedInterface, InterfaceCounters)> {
-        let counters = self.counters(ifindex);
-        let interface = self.interfaces.remove(&ifindex)?;
-        if interface.left_out.is_none() {
-            self.kernel.remove(ifindex);
+        let mut has_taken = false;
+        let drained = rings.drain(until, |record| {
+            has_taken = true;
+            take(record, &mut is_here)
+        });
+        if has_taken {
+            *counted_at = None;
         }
-        Some((interface, counters))
+        drained
     }
 
-    /// What was counted for an interface so far, over all CPUs.
+    /// Takes note which of these interfaces are in another network namespace, or may have been before they were removed. Programs of
+    /// TCX go with them.
+    fn note_where_they_are(&mut self, interfaces: &[u32]) {
+        if !self.uses_tcx() {
+            return;
+        }
+        let mut unknown = Vec::new();
+        for ifindex in interfaces {
+            let has_moved = self.links.has_moved(*ifindex);
+            let Some(interface) = self.interfaces.get_mut(ifindex) else {
+                continue;
+            };
+            match has_moved {
+                _ if interface.is_leaving || interface.left_out.is_some() => {}
+                Some(has_moved) => interface.has_moved |= has_moved,
+                None => unknown.push(*ifindex),
+            }
+        }
+        if unknown.is_empty() {
+            return;
+        }
+        let whereabouts = blocking(|| self.capture.whereabouts(unknown.clone()));
+        for (ifindex, whereabouts) in unknown.iter().zip(&whereabouts) {
+            if let Some(interface) = self.interfaces.get_mut(ifindex) {
+                interface.has_moved |= has_left(Some(whereabouts));
+            }
+        }
+    }
+
+    /// Forgets detached interfaces, and tells the last counts of each.
+    pub(crate) fn remove(&mut self, interfaces: &[u32]) -> Vec<(u32, TappedInterface, InterfaceCounters)> {
+        if interfaces.is_empty() {
+            return Vec::new();
+        }
+        self.count();
+        let mut removed = Vec::with_capacity(interfaces.len());
+        for ifindex in interfaces {
+            let counters = self.counters(*ifindex);
+            if let Some(interface) = self.interfaces.remove(ifindex) {
+                removed.push((*ifindex, interface, counters));
+            }
+        }
+        let captured = removed
+            .iter()
+            .filter(|(_, interface, _)| interface.left_out.is_none());
+        self.capture
+            .remove(captured.map(|(ifindex, ..)| *ifindex).collect());
+        self.counted_at = None;
+        removed
+    }
+
+    /// Has the kernel tell what it has counted by now.
+    pub(crate) fn count(&mut self) {
+        let is_fresh = |at: Instant| at.elapsed() < COUNTED_IS_FRESH;
+        if !self.counted_at.is_some_and(is_fresh) {
+            let at = Instant::now();
+            self.counted = self.capture.count();
+            self.counted_at = Some(at);
+        }
+    }
+
+    /// What is counted next is asked for in any case.
+    pub(crate) fn recount(&mut self) {
+        self.counted_at = None;
+    }
+
+    /// What had been counted for an interface over all CPUs when that was last looked at.
     pub(crate) fn counters(&self, ifindex: u32) -> InterfaceCounters {
         let is_captured = |interface: &TappedInterface| interface.left_out.is_none();
         if !self.interfaces.get(&ifindex).is_some_and(is_captured) {
             return InterfaceCounters::default();
         }
-        match self.kernel.counters(ifindex) {
-            Ok(by_cpu) => by_cpu.into_iter().sum(),
-            Err(error) => {
-                tracing::error!(ifindex, %error, "the counters of an interface could not be read");
-                InterfaceCounters::default()
-            }
-        }
+        let interfaces = &self.counted.interfaces;
+        let place = interfaces.binary_search_by_key(&ifindex, |(index, _)| *index);
+        place.map_or_else(
+            |_| InterfaceCounters::default(),
+            |place| interfaces[place].1.into(),
+        )
     }
 
     /// What goes on under another name does so from now on.
@@ -466,10 +554,8 @@ impl Tap {
             .map(|interface| interface.link.ifindex)
             .filter(|index| is_gone(*index))
             .collect();
-        for index in &gone {
-            if let Some(interface) = self.interfaces.get_mut(index) {
-                interface.note_where_it_is(self.kernel.attachments(), || has_missed || moved.contains(index));
-            }
+        if self.uses_tcx() {
+            self.note_what_has_moved(&gone, &moved, has_missed);
         }
         let mut renamed = Vec::new();
         for link in &present {
@@ -521,14 +607,29 @@ impl Tap {
         self.interfaces.contains_key(&ifindex) || self.unwanted.contains(&ifindex)
     }
 
+    /// Takes note which of these that are gone were moved, or may have been, where it was missed what happened.
+    fn note_what_has_moved(&mut self, gone: &[u32], moved: &[u32], has_missed: bool) {
+        for index in gone {
+            if let Some(interface) = self.interfaces.get_mut(index) {
+                interface.has_moved |= has_missed || moved.contains(index);
+            }
+        }
+    }
+
     /// Indexes of interfaces that were removed, whoever has them now.
-    fn removed_unheard(&self) -> impl Iterator<Item = u32> {
-        self.interfaces.iter().filter_map(|(index, interface)| {
-            let attachments = self.kernel.attachments();
-            let is_away = |whereabouts| whereabouts != Whereabouts::Here;
-            let is_removed = !interface.is_leaving && attachments.whereabouts(*index).is_some_and(is_away);
-            is_removed.then_some(*index)
-        })
+    fn removed_unheard(&self) -> Vec<u32> {
+        let captured = self
+            .interfaces
+            .iter()
+            .filter(|(_, interface)| !interface.is_leaving && interface.left_out.is_none());
+        let captured: Vec<u32> = captured.map(|(index, _)| *index).collect();
+        let whereabouts = blocking(|| self.capture.whereabouts(captured.clone()));
+        let is_away = |whereabouts: &Option<Whereabouts>| has_left(Some(whereabouts));
+        let known = captured.into_iter().zip(whereabouts);
+        known
+            .filter(|(_, one)| is_away(one))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     /// Whether whoever asks the same now would get the interfaces that are captured: one that was asked for by its name may
@@ -607,7 +708,23 @@ pub(super) fn foresee(
     foreseen
 }
 
+/// What became of an interface that was to join.
+enum Became {
+    Joined(Box<TappedInterface>),
+    /// It was gone before.
+    Gone,
+    Refused(TapError),
+}
+
+/// Whether an interface that is captured is elsewhere, or nowhere.
+fn has_left(whereabouts: Option<&Option<Whereabouts>>) -> bool {
+    matches!(
+        whereabouts,
+        Some(Some(Whereabouts::Elsewhere | Whereabouts::Removed))
+    )
+}
+
 /// Whether the next interface would be refused likewise: for want of a right, of memory, or of descriptors.
-fn is_of_everything(error: &TapError) -> bool {
+pub(super) fn is_of_everything(error: &(dyn Error + 'static)) -> bool {
     error::is_exhaustion(error) || matches!(error::errno(error), Some(Errno::EPERM | Errno::EACCES))
 }

@@ -4,20 +4,21 @@
 //! packets, and neither selections nor names.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
 
 use aya::maps::{MapError, PerCpuValues};
-use packetflix_common::{InterfaceCounters, InterfaceEntry, InterfaceSettings};
+use packetflix_common::{InterfaceCounters, InterfaceEntry, InterfaceSettings, MAX_INTERFACES};
 
 use super::{
-    CaptureFilters, Loader, OwnError, OwnTraffic, ProgramUse, TapError,
+    CaptureFilters, KernelError, Loader, OwnError, OwnTraffic, ProgramUse,
+    call::Counters,
     clock::ClockSource,
-    cpu_rings::CpuRings,
-    hook::{Attachment, ChosenHook, Whereabouts},
+    hook::{Attachment, Whereabouts},
+    kernel_rings::KernelRings,
     object::{Entry, Object, Programs},
 };
 use crate::{error::chain, netns::Link, sys};
@@ -26,6 +27,8 @@ use crate::{error::chain, netns::Link, sys};
 pub(super) struct KernelCapture {
     // Dropped in this order: first the hooks, so that nothing runs any more when the rings go.
     attachments: Attachments,
+    /// Indexes of interfaces of which something was counted.
+    counted: BTreeSet<u32>,
     /// With the capture's filters, if it has any.
     filtered: Option<Arc<Programs>>,
     object: Object,
@@ -48,16 +51,10 @@ impl Attachments {
     pub(super) fn whereabouts(&self, ifindex: u32) -> Option<Whereabouts> {
         self.0.get(&ifindex).map(Attachment::whereabouts)
     }
-
-    /// Where an interface is whose programs go with it: those of a packet socket do not.
-    pub(super) fn whereabouts_of_programs(&self, ifindex: u32) -> Option<Whereabouts> {
-        let attachment = self.0.get(&ifindex)?;
-        matches!(attachment, Attachment::Tcx { .. }).then(|| attachment.whereabouts())
-    }
 }
 
 impl KernelCapture {
-    /// Takes an object, and loads what these filters take. Its rings are still being mapped then.
+    /// Takes an object, and loads what these filters take.
     ///
     /// # Errors
     /// Whatever the kernel refuses, and when there is no memory for rings.
@@ -66,25 +63,22 @@ impl KernelCapture {
         control: OwnedFd,
         filters: &CaptureFilters,
         is_admin: bool,
-    ) -> Result<Self, TapError> {
+    ) -> Result<Self, KernelError> {
         let mut object = loader.take(filters, is_admin)?;
         if loader.config().log_programs {
             object.forward_logs()?;
         }
-        // Goes on while all else is done.
-        object.rings.begin_to_map()?;
         let filtered = match object.load_filtered(filters) {
             Ok(filtered) => filtered,
             Err(error) => {
                 // It was attached to nothing yet.
-                if object.rings.wait_until_mapped().is_ok() {
-                    loader.keep(object);
-                }
+                loader.keep(object);
                 return Err(error.into());
             }
         };
         Ok(Self {
             attachments: Attachments::default(),
+            counted: BTreeSet::new(),
             used_before: filtered.as_deref().unwrap_or(&object.unfiltered).usage(),
             filtered,
             object,
@@ -123,16 +117,21 @@ impl KernelCapture {
     ///
     /// # Errors
     /// When the kernel refuses; nothing is left of it then.
-    pub(super) fn attach(&mut self, link: &Link, settings: InterfaceSettings) -> Result<(), TapError> {
+    pub(super) fn attach(&mut self, link: &Link, settings: InterfaceSettings) -> Result<(), KernelError> {
         let entry = Entry(InterfaceEntry {
             settings,
             ..InterfaceEntry::default()
         });
+        let is_known = self.counted.contains(&link.ifindex);
+        if !is_known && self.counted.len() >= MAX_INTERFACES as usize {
+            return Err(KernelError::TooManyInterfaces);
+        }
         self.insert_entry(link.ifindex, entry)
-            .map_err(|source| TapError::Entry {
+            .map_err(|source| KernelError::Entry {
                 name: link.name.clone(),
                 source,
             })?;
+        self.counted.insert(link.ifindex);
         let (object, links) = (&self.object, self.loader.tcx());
         let attached = object.hook.attach(object, self.programs(), link, links);
         let attachment = attached.inspect_err(|_| {
@@ -152,10 +151,13 @@ impl KernelCapture {
         sys::add_promiscuous_membership(self.control.as_fd(), ifindex)
     }
 
-    /// Detaches from one interface, whose records are still in the rings. What was counted of it stays.
-    pub(super) fn detach(&mut self, ifindex: u32) {
-        let attachment = self.attachments.0.remove(&ifindex);
-        self.end(attachment.into_iter().collect());
+    /// Detaches from interfaces, whose records are still in the rings. What was counted of them stays.
+    pub(super) fn detach(&mut self, interfaces: &[u32]) {
+        let attached = interfaces
+            .iter()
+            .filter_map(|ifindex| self.attachments.0.remove(ifindex));
+        let attached = attached.collect();
+        self.end(attached);
     }
 
     /// Detaches from all interfaces: no record comes after this.
@@ -179,18 +181,45 @@ impl KernelCapture {
 
     /// Forgets what was counted of an interface that was detached from.
     pub(super) fn remove(&mut self, ifindex: u32) {
+        if !self.counted.remove(&ifindex) {
+            return;
+        }
         if let Err(error) = self.object.entries.remove(&ifindex) {
             tracing::error!(ifindex, %error, "the entry of an interface could not be removed");
         }
     }
 
-    /// What was counted for an interface so far, for each possible CPU.
-    ///
-    /// # Errors
-    /// When it is not attached to, and was not.
-    pub(super) fn counters(&self, ifindex: u32) -> Result<Vec<InterfaceCounters>, MapError> {
-        let by_cpu = self.object.entries.get(&ifindex, 0)?;
-        Ok(by_cpu.iter().map(|entry| entry.0.counters).collect())
+    /// What was counted for each interface so far, over all CPUs.
+    pub(super) fn counted(&self) -> Vec<(u32, Counters)> {
+        let sum = |(ifindex, by_cpu): (u32, Vec<InterfaceCounters>)| {
+            let sum: InterfaceCounters = by_cpu.into_iter().sum();
+            (ifindex, sum.into())
+        };
+        self.by_cpu().map(sum).collect()
+    }
+
+    /// Which of the possible CPUs have accepted packets of an interface.
+    pub(super) fn cpus_with_packets(&self) -> Vec<bool> {
+        let mut has_packets = Vec::new();
+        for (_, by_cpu) in self.by_cpu() {
+            has_packets.resize(by_cpu.len(), false);
+            for (has, counters) in has_packets.iter_mut().zip(by_cpu) {
+                *has |= counters.accepted > 0;
+            }
+        }
+        has_packets
+    }
+
+    /// What was counted for each interface so far, for each possible CPU.
+    fn by_cpu(&self) -> impl Iterator<Item = (u32, Vec<InterfaceCounters>)> {
+        self.counted.iter().filter_map(|ifindex| {
+            let by_cpu = self.object.entries.get(ifindex, 0);
+            let by_cpu = by_cpu.inspect_err(|error| {
+                tracing::error!(ifindex, %error, "the counters of an interface could not be read");
+            });
+            let counters = by_cpu.ok()?.iter().map(|entry| entry.0.counters).collect();
+            Some((*ifindex, counters))
+        })
     }
 
     /// What the kernel has spent on the programs.
@@ -220,10 +249,6 @@ impl KernelCapture {
         self.object.own.remove(own);
     }
 
-    pub(super) fn hook(&self) -> ChosenHook {
-        self.object.hook
-    }
-
     /// The clock of the records.
     pub(super) fn clock(&self) -> ClockSource {
         self.object.clock
@@ -233,15 +258,11 @@ impl KernelCapture {
         &self.attachments
     }
 
-    pub(super) fn rings_and_attachments(&mut self) -> (&mut CpuRings, &Attachments) {
-        (&mut self.object.rings, &self.attachments)
-    }
-
-    pub(super) fn rings(&self) -> &CpuRings {
+    pub(super) fn rings(&self) -> &KernelRings {
         &self.object.rings
     }
 
-    pub(super) fn rings_mut(&mut self) -> &mut CpuRings {
+    pub(super) fn rings_mut(&mut self) -> &mut KernelRings {
         &mut self.object.rings
     }
 

@@ -1,8 +1,8 @@
 //! Loads the eBPF object for captures. What does not depend on a request is done before it comes: one object is always
 //! ready, loaded, verified and with its rings. One that a capture is done with is used again.
 //!
-//! A capture then has to find its namespace, list the links and attach. Beside that its rings are mapped into memory, and with
-//! a filter its programs are loaded, which are no longer than the filter makes them.
+//! A capture then has to find its namespace, list the links and attach. Beside that its rings are mapped by who reads them, and
+//! with a filter its programs are loaded, which are no longer than the filter makes them.
 //!
 //! When a capture ends, the next one gets its object, so that those that come in a row do not wait for memory to be cleared,
 //! nor for grace periods. With it come the programs that have its filter, for whoever asks for the same, and the links of
@@ -16,12 +16,12 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Mutex as AsyncMutex, Notify},
     time::{sleep, sleep_until},
 };
 
 use super::{
-    CaptureFilters, LoadError, TapConfig, TapError, connections::Connections, hook::ChosenHook,
+    CaptureFilters, KernelError, LoadError, TapConfig, connections::Connections, hook::ChosenHook,
     memory::RingMemory, object::Object, tcx::TcxLinks,
 };
 use crate::{
@@ -38,7 +38,7 @@ const MAX_SPARES: usize = 4;
 /// How long loading an object may take whose memory another capture lacks.
 const LOADING: Duration = Duration::from_secs(1);
 
-/// For how long more than one is kept, and in our memory, since captures that come in a row come soon.
+/// For how long more than one is kept, since captures that come in a row come soon.
 const SURPLUS: Duration = Duration::from_secs(2);
 
 /// After how long loading an object is tried again that failed.
@@ -58,6 +58,8 @@ pub(crate) struct Loader {
     changed: Notify,
     /// Why none could be loaded the last time.
     problem: Mutex<Option<String>>,
+    /// One at a time sees to it that there is one.
+    preparing: AsyncMutex<()>,
 }
 
 /// What is there for the next captures.
@@ -85,6 +87,7 @@ impl Loader {
             loaded: Condvar::new(),
             tcx: Arc::default(),
             changed: Notify::new(),
+            preparing: AsyncMutex::default(),
             problem: Mutex::new(Some(
                 "the service is starting: no eBPF object is loaded yet".to_owned(),
             )),
@@ -92,13 +95,13 @@ impl Loader {
     }
 
     /// The connections that captures leave out as the service's own.
-    pub(crate) fn connections(&self) -> &Arc<Connections> {
+    pub(super) fn connections(&self) -> &Arc<Connections> {
         &self.connections
     }
 
-    /// The rings' memory: bytes in use, those of objects that are ready too, and the most that may be.
-    pub(crate) fn ring_memory(&self) -> (u64, u64) {
-        (self.memory.taken(), self.config.rings.memory)
+    /// Bytes of rings that are in use, those of objects that are ready too.
+    pub(super) fn ring_memory(&self) -> u64 {
+        self.memory.taken()
     }
 
     pub(super) fn config(&self) -> &TapConfig {
@@ -107,7 +110,7 @@ impl Loader {
 
     /// Why no capture can begin, if so, as far as it is known: no object could be loaded. That others have taken all the
     /// memory for rings is no such reason.
-    pub(crate) fn problem(&self) -> Option<String> {
+    pub(super) fn problem(&self) -> Option<String> {
         self.problem
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -142,6 +145,16 @@ impl Loader {
 
     /// Loads an object whenever none is ready, or failed a while ago, and lets go of what was kept for long enough. Never ends.
     pub(crate) async fn keep_one_ready(self: &Arc<Self>) {
+        let sweeps = async {
+            loop {
+                sleep(Connections::LINGER).await;
+                self.connections.sweep();
+            }
+        };
+        tokio::join!(sweeps, self.load_again());
+    }
+
+    async fn load_again(self: &Arc<Self>) {
         loop {
             let has_failed = self.problem().is_some();
             let kept = self
@@ -157,14 +170,20 @@ impl Loader {
                     self.let_go_of_link().await;
                 }
             }
-            if self.spares().ready.is_empty() {
-                self.make_ready().await;
-            }
+            self.get_ready().await;
+        }
+    }
+
+    /// Waits until an object was loaded, or could not be.
+    pub(super) async fn get_ready(self: &Arc<Self>) {
+        let _turn = self.preparing.lock().await;
+        if self.spares().ready.is_empty() {
+            self.make_ready().await;
         }
     }
 
     /// Loads an object for the next capture.
-    pub(crate) async fn make_ready(self: &Arc<Self>) {
+    async fn make_ready(self: &Arc<Self>) {
         let loader = Arc::clone(self);
         let load = move || {
             try_what_captures_take()?;
@@ -181,7 +200,7 @@ impl Loader {
         match loaded {
             Ok(Ok(())) => self.set_problem(None),
             // The captures that hold it did begin.
-            Ok(Err(error @ TapError::RingMemory { .. })) => {
+            Ok(Err(error @ KernelError::RingMemory { .. })) => {
                 self.set_problem(None);
                 tracing::debug!(%error, "no object is ready");
             }
@@ -206,17 +225,15 @@ impl Loader {
         self.changed.notify_one();
     }
 
-    /// Until when there are more than one in memory of ours, or in all.
+    /// Until when there are more than one, or one has more than it needs.
     fn surplus_until(&self) -> Option<Instant> {
         let ready = &self.spares().ready;
-        let is_mapped = |spare: &Spare| spare.object.rings.are_mapped();
-        let first = ready
-            .first()
-            .filter(|first| ready.len() > 1 || is_mapped(first))?;
+        let has_more = |spare: &Spare| spare.object.has_more();
+        let first = ready.first().filter(|first| ready.len() > 1 || has_more(first))?;
         Some(first.since + SURPLUS)
     }
 
-    /// Lets go of those that were not used for a while, but one, and of the memory that this one is mapped into.
+    /// Lets go of those that were not used for a while, but one, and of what that has from the last capture.
     async fn let_go_of_surplus(self: &Arc<Self>) {
         let now = Instant::now();
         let mut old = Vec::new();
@@ -232,16 +249,16 @@ impl Loader {
                 }
             }
         }
-        let unmapped = tokio::task::spawn_blocking(move || {
+        let rested = tokio::task::spawn_blocking(move || {
             drop(old);
             if let Some(last) = &mut last {
                 last.object.rest();
             }
             last
         });
-        match unmapped.await {
+        match rested.await {
             Ok(last) => self.spares().ready.splice(..0, last).for_each(drop),
-            Err(error) => tracing::error!(%error, "unmapping rings was cut off"),
+            Err(error) => tracing::error!(%error, "letting go of an object was cut off"),
         }
     }
 
@@ -263,7 +280,7 @@ impl Loader {
     ///
     /// # Errors
     /// When the kernel refuses something, or the rings of other captures take all the memory that there is for rings.
-    pub(super) fn take(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Object, TapError> {
+    pub(super) fn take(&self, filters: &CaptureFilters, is_admin: bool) -> Result<Object, KernelError> {
         if let Some(mut object) = self.spares().take(filters) {
             object.rings.set_admin(is_admin);
             return Ok(object);
@@ -285,7 +302,7 @@ impl Loader {
         Some(object)
     }
 
-    fn load(&self, is_admin: bool) -> Result<Object, TapError> {
+    fn load(&self, is_admin: bool) -> Result<Object, KernelError> {
         let cpus = Cpus::look().map_err(LoadError::Cpus)?;
         let share = self.memory.take(cpus.rings(), is_admin)?;
         let hook = ChosenHook::choose(self.config.hook)?;
@@ -294,9 +311,9 @@ impl Loader {
 }
 
 /// What each capture does beside having an object: it enters a namespace, and opens a packet socket there.
-fn try_what_captures_take() -> Result<(), TapError> {
+fn try_what_captures_take() -> Result<(), KernelError> {
     let opened = Netns::own()?.enter(sys::packet_socket)?;
-    let failed = |source| TapError::Socket {
+    let failed = |source| KernelError::Socket {
         kind: "packet",
         source,
     };
@@ -305,7 +322,7 @@ fn try_what_captures_take() -> Result<(), TapError> {
 
 /// Why no capture can begin. The same each time for the same reason: which of the maps the kernel refuses first for want of
 /// a right is chance.
-fn sentence_of(error: &TapError) -> String {
+fn sentence_of(error: &KernelError) -> String {
     let blame = error.needs().blame(error);
     match errno(error) {
         Some(number) if !blame.is_empty() => match capabilities::missing(&Capability::NEEDED) {
@@ -320,12 +337,12 @@ fn sentence_of(error: &TapError) -> String {
 }
 
 /// Whether others hold what is missing.
-fn is_scarcity(error: &TapError) -> bool {
-    matches!(error, TapError::RingMemory { .. } | TapError::Memory { .. }) || is_exhaustion(error)
+fn is_scarcity(error: &KernelError) -> bool {
+    matches!(error, KernelError::RingMemory { .. } | KernelError::Memory { .. }) || is_exhaustion(error)
 }
 
 impl Spares {
-    /// The one that was used last, whose memory is mapped; one that has programs with these filters before all others.
+    /// The one that was used last; one that has programs with these filters before all others.
     fn take(&mut self, filters: &CaptureFilters) -> Option<Object> {
         let last = self.ready.len().checked_sub(1)?;
         let has_them = |spare: &Spare| spare.object.has_filtered(filters);

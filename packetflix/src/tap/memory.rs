@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{MIN_RING_SIZE, TapError};
+use super::{KernelError, MIN_RING_SIZE};
 use crate::{filter, memory};
 
 /// A capture gets at most this part of what is left, so that those that come later get something, too: there is room
@@ -81,12 +81,12 @@ impl RingMemory {
     ///
     /// # Errors
     /// When too little is left of what all may take, or of the memory.
-    pub(super) fn take(self: &Arc<Self>, rings: u32, is_admin: bool) -> Result<RingShare, TapError> {
+    pub(super) fn take(self: &Arc<Self>, rings: u32, is_admin: bool) -> Result<RingShare, KernelError> {
         self.take_of(left(), rings, is_admin)
     }
 
     /// Takes it of so much memory that is left.
-    fn take_of(self: &Arc<Self>, left: u64, rings: u32, is_admin: bool) -> Result<RingShare, TapError> {
+    fn take_of(self: &Arc<Self>, left: u64, rings: u32, is_admin: bool) -> Result<RingShare, KernelError> {
         let kept = if is_admin { 0 } else { self.config.kept(rings) };
         let size = self.reserve(left, rings, kept, |free| self.config.fitting(free, rings))?;
         Ok(RingShare {
@@ -105,18 +105,18 @@ impl RingMemory {
         rings: u32,
         kept: u64,
         size_in: impl FnOnce(u64) -> Option<u32>,
-    ) -> Result<u32, TapError> {
+    ) -> Result<u32, KernelError> {
         let mut used = self.used();
         let allowed = self.config.memory.saturating_sub(used.all + kept);
         let left = left.saturating_sub(used.pending);
         let Some(size) = size_in(allowed.min(left)) else {
             return Err(if allowed <= left {
-                TapError::RingMemory {
+                KernelError::RingMemory {
                     memory: self.config.memory,
                     kept,
                 }
             } else {
-                TapError::Memory { left }
+                KernelError::Memory { left }
             });
         };
         let total = total(size, rings);
@@ -160,11 +160,11 @@ impl RingShare {
     ///
     /// # Errors
     /// As for [`RingMemory::take`].
-    pub(super) fn grow(&mut self, rings: u32) -> Result<(), TapError> {
+    pub(super) fn grow(&mut self, rings: u32) -> Result<(), KernelError> {
         self.grow_of(left(), rings)
     }
 
-    fn grow_of(&mut self, left: u64, rings: u32) -> Result<(), TapError> {
+    fn grow_of(&mut self, left: u64, rings: u32) -> Result<(), KernelError> {
         let size = self.size;
         let kept = match self.is_admin {
             true => 0,
@@ -268,7 +268,7 @@ mod tests {
         let second = memory.take_of(40 << 20, 2, true).unwrap();
         let error = memory.take_of(40 << 20, 2, true).unwrap_err();
         assert!(
-            matches!(error, TapError::Memory { left } if left == 8 << 20),
+            matches!(error, KernelError::Memory { left } if left == 8 << 20),
             "{error}"
         );
         first.settle();
@@ -330,11 +330,11 @@ mod tests {
         share.grow_of(u64::MAX, 1).unwrap();
         assert_eq!(used(&memory), (24 << 20, 8 << 20));
         let error = share.grow_of(u64::MAX, 2).unwrap_err();
-        assert!(matches!(error, TapError::RingMemory { .. }), "{error}");
+        assert!(matches!(error, KernelError::RingMemory { .. }), "{error}");
         // What the first took and the kernel has yet to give is not left.
         let error = share.grow_of(15 << 20, 1).unwrap_err();
         assert!(
-            matches!(error, TapError::Memory { left } if left == 7 << 20),
+            matches!(error, KernelError::Memory { left } if left == 7 << 20),
             "{error}"
         );
         share.settle();

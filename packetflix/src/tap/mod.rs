@@ -1,6 +1,8 @@
-//! A tap: one kernel capture in one network namespace. It owns the loaded eBPF object, what attaches it to
-//! interfaces, and its rings. Dropping it, or the death of the process, detaches everything.
+//! A tap: one kernel capture in one network namespace. It has rings that it reads, and the other side of a line (`remote.rs`,
+//! `serve.rs`), where the rights are, has the loaded eBPF object, and what attaches it to interfaces. Dropping a tap, or the death of
+//! either process, detaches everything.
 
+mod call;
 pub(crate) mod clock;
 mod code;
 mod connections;
@@ -9,6 +11,7 @@ mod filters;
 mod hook;
 mod interfaces;
 mod kernel;
+mod kernel_rings;
 mod link_types;
 mod loader;
 mod memory;
@@ -16,31 +19,48 @@ mod object;
 mod own;
 mod rates;
 mod refused;
+mod remote;
+mod reported;
 pub(crate) mod rings;
 mod selection;
+mod serve;
 mod tcx;
+mod threads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    os::fd::OwnedFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::MapError;
 use packetflix_common::MAX_INTERFACES;
-use tokio::runtime::Handle;
+use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::call::fuzzing;
+use self::{
+    call::{Begun, Counted},
+    cpu_rings::{CpuRings, Mapping},
+    hook::ChosenHook,
+    interfaces::foresee,
+    link_types::link_type,
+    object::CLOCK_SOURCE,
+    remote::Capture,
+    selection::{Selected, select},
+};
 pub(crate) use self::{
     clock::{CaptureClock, ClockSource},
-    connections::{Connections, OpenConnection},
     cpu_rings::Positions,
     filters::CaptureFilters,
     interfaces::{ForeseenInterface, LinkChanges, TappedInterface},
     loader::Loader,
     own::OwnTraffic,
+    remote::{Connections, OpenConnection, Taps},
+    reported::Cause,
     rings::{CLOCK_WAS_SET_BACK, Drained, Head, is_younger},
+    serve::{serve, serve_all, serve_connections},
 };
 pub use self::{
     code::FilterLinkError,
@@ -50,21 +70,15 @@ pub use self::{
     own::OwnError,
     rates::RateLimits,
     refused::Refused,
+    reported::Reported,
     selection::InterfaceSelection,
-};
-use self::{
-    hook::ChosenHook,
-    interfaces::foresee,
-    kernel::KernelCapture,
-    link_types::link_type,
-    object::CLOCK_SOURCE,
-    selection::{Selected, select},
 };
 use crate::{
     allowance::Allowance,
     capabilities::Capability,
-    netns::{EnterError, Link, LinkWatch, Links, Netns},
-    sys,
+    channel::Broken,
+    error::chain,
+    netns::{EnterError, Link, LinkWatch, Links, OpenNetns},
 };
 
 /// The smallest ring, in bytes: it holds the largest record.
@@ -73,6 +87,10 @@ pub const MIN_RING_SIZE: u64 = 512 << 10;
 /// What a stream says where the kernel did not list all interfaces, or some were gone before it did.
 pub(crate) const MAY_MISS_INTERFACES: &str =
     "interfaces may be missing: they come and go faster than the kernel lists them";
+
+/// What is said of a capture with more interfaces than one holds.
+const TOO_MANY_INTERFACES: &str = "a capture holds at most 4096 interfaces, and those that come beyond that are not told of until others have gone";
+const _: () = assert!(MAX_INTERFACES == 4096, "the sentence says how many");
 
 /// How taps are made.
 #[derive(Clone, Debug)]
@@ -98,18 +116,12 @@ fn said_of_kept(bytes: u64) -> String {
 /// Why there is no tap, or an interface could not be added to it.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// The namespace could not be entered.
+    /// What takes rights could not be done.
     #[error(transparent)]
-    Enter(#[from] EnterError),
-    /// A socket in the namespace could not be opened.
-    #[error("the {kind} socket in the network namespace could not be opened")]
-    Socket {
-        /// Which kind.
-        kind: &'static str,
-        /// The error of `socket(2)`.
-        #[source]
-        source: io::Error,
-    },
+    Kernel(#[from] Reported),
+    /// Nobody is there who could do it.
+    #[error(transparent)]
+    Broken(#[from] Broken),
     /// The interfaces could not be listed.
     #[error("the network interfaces of the namespace could not be listed")]
     List(#[source] io::Error),
@@ -151,9 +163,60 @@ pub enum TapError {
         reason: String,
     },
     /// More than one tap holds.
-    #[error(
-        "a capture holds at most {MAX_INTERFACES} interfaces, and those that come beyond that are not told of until others have gone"
-    )]
+    #[error("{TOO_MANY_INTERFACES}")]
+    TooManyInterfaces,
+    /// The rings could not be waited for.
+    #[error("the rings could not be watched")]
+    Rings(#[source] io::Error),
+    /// There is no room for a ring where the service reads it.
+    #[error("a ring of {} KiB could not be mapped into memory", size >> 10)]
+    Map {
+        /// Bytes of the ring. Its data is mapped twice.
+        size: u32,
+        /// The error of `mmap`.
+        #[source]
+        source: io::Error,
+    },
+    /// The clock could not be read.
+    #[error("the clock could not be read")]
+    Clock(#[source] io::Error),
+}
+
+impl TapError {
+    /// What is to be had for what failed, should the kernel have refused it for want of a right.
+    pub(crate) fn needs(&self) -> Capability {
+        match self {
+            Self::Kernel(reported) => reported.needs,
+            _ => Capability::SysAdmin,
+        }
+    }
+
+    /// What the failure of what takes rights is about.
+    pub(crate) fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::Kernel(reported) => Some(&reported.cause),
+            _ => None,
+        }
+    }
+}
+
+/// Why something that takes rights could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KernelError {
+    /// The namespace could not be entered.
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    /// A socket in the namespace could not be opened.
+    #[error("the {kind} socket in the network namespace could not be opened")]
+    Socket {
+        /// Which kind.
+        kind: &'static str,
+        /// The error of `socket(2)`.
+        #[source]
+        source: io::Error,
+    },
+    /// More than one capture holds.
+    #[error("{TOO_MANY_INTERFACES}")]
     TooManyInterfaces,
     /// Other captures need the memory.
     #[error(
@@ -183,18 +246,9 @@ pub enum TapError {
     /// An interface could not be attached to.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// The rings could not be waited for.
-    #[error("the rings could not be watched")]
+    /// What is left in the rings could not be removed.
+    #[error("the rings could not be emptied")]
     Rings(#[source] io::Error),
-    /// There is no room for a ring where the service reads it.
-    #[error("a ring of {} KiB could not be mapped into memory", size >> 10)]
-    Map {
-        /// Bytes of the ring. Its data is mapped twice.
-        size: u32,
-        /// The error of `mmap`.
-        #[source]
-        source: io::Error,
-    },
     /// An interface's entry in the map of interfaces.
     #[error("the interface {name} could not be made known to the eBPF programs")]
     Entry {
@@ -207,26 +261,14 @@ pub enum TapError {
     /// The service's own traffic cannot be left out.
     #[error(transparent)]
     Own(#[from] OwnError),
-    /// The clock could not be read.
-    #[error("the clock could not be read")]
-    Clock(#[source] io::Error),
 }
 
-impl TapError {
+impl KernelError {
     /// What is to be had for what failed, should the kernel have refused it for want of a right.
-    pub(crate) fn needs(&self) -> Capability {
+    fn needs(&self) -> Capability {
         match self {
             Self::Socket { .. } | Self::Hook(HookError::Socket { .. }) => Capability::NetRaw,
             _ => Capability::SysAdmin,
-        }
-    }
-
-    /// The fault that the verifier found, if that is it.
-    pub(crate) fn refused(&self) -> Option<&Refused> {
-        match self {
-            Self::Load(LoadError::Refused(refused))
-            | Self::Hook(HookError::Load(LoadError::Refused(refused))) => Some(refused),
-            _ => None,
         }
     }
 }
@@ -253,10 +295,14 @@ pub(crate) struct TapRequest {
     pub(crate) is_admin: bool,
 }
 
+/// How long what was counted is taken for what is counted, unless something is read or altered meanwhile.
+const COUNTED_IS_FRESH: Duration = Duration::from_millis(5);
+
 /// A running kernel capture.
 pub(crate) struct Tap {
-    /// Dropped first, so that nothing runs any more when the rest goes.
-    kernel: KernelCapture,
+    capture: Capture,
+    hook: ChosenHook,
+    rings: CpuRings,
     interfaces: BTreeMap<u32, TappedInterface>,
     links: LinkWatch,
     clock: CaptureClock,
@@ -267,11 +313,15 @@ pub(crate) struct Tap {
     note: Option<String>,
     filters: CaptureFilters,
     snaplen: u32,
-    rates: RateLimits,
     promiscuous: bool,
     next_interface_id: u32,
     /// Those of interfaces.
     warnings: Allowance,
+    /// What the kernel has counted, and when that was asked for, if nothing has happened since.
+    counted: Arc<Counted>,
+    counted_at: Option<Instant>,
+    /// Whether it was told that rings cannot be had.
+    has_told: bool,
 }
 
 /// What a tap waits for.
@@ -284,7 +334,7 @@ pub(crate) enum TapChange {
 }
 
 /// What the kernel has spent on programs, where it keeps account of that (`kernel.bpf_stats_enabled`, kernel 5.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProgramUse {
     /// How long they ran.
     pub(crate) time: Duration,
@@ -297,17 +347,7 @@ impl Tap {
     ///
     /// # Errors
     /// Whatever the kernel refuses; nothing is left behind then.
-    pub(crate) async fn open(
-        netns: &Netns,
-        request: TapRequest,
-        loader: &Arc<Loader>,
-    ) -> Result<Self, TapError> {
-        let tap = Self::set_up(netns, request, loader).await;
-        loader.tend();
-        tap
-    }
-
-    async fn set_up(netns: &Netns, request: TapRequest, loader: &Arc<Loader>) -> Result<Self, TapError> {
+    pub(crate) async fn open(netns: &OpenNetns, request: TapRequest) -> Result<Self, TapError> {
         let TapRequest {
             selection,
             filters,
@@ -316,53 +356,61 @@ impl Tap {
             promiscuous,
             is_admin,
         } = request;
-        let (control, links, selected) = look(netns, &selection)?;
-        let Selected {
-            links: wanted,
-            unwanted,
-            note,
-        } = selected;
-        check_filters(&filters, &wanted)?;
-
-        check_hook(ChosenHook::choose(loader.config().hook)?, &selection, &wanted)?;
-        let kernel = blocking(|| KernelCapture::begin(loader, control, &filters, is_admin))?;
-        let mut tap = Self {
-            interfaces: BTreeMap::new(),
-            clock: CaptureClock::new(kernel.clock()).map_err(TapError::Clock)?,
-            kernel,
-            links,
-            selection,
-            unwanted,
-            note,
-            filters,
-            snaplen,
-            rates: loader.config().rates,
-            promiscuous,
-            next_interface_id: 0,
-            warnings: Allowance::new(interfaces::SAVED_FOR_WARNINGS),
-        };
-        tap.add_own(&own)?;
-        tap.begin(netns, wanted)?;
-        blocking(|| tap.kernel.rings_mut().wait_until_mapped())?;
-        Ok(tap)
+        blocking(|| {
+            let (hook, links, selected) = look(netns, &selection)?;
+            let Selected {
+                links: wanted,
+                unwanted,
+                note,
+            } = selected;
+            check_filters(&filters, &wanted)?;
+            check_hook(hook, &selection, &wanted)?;
+            let (capture, begun, rings) = Capture::begin(netns, &filters, is_admin)?;
+            let Begun { clock, ring_size, .. } = begun;
+            // Goes on while all else is done.
+            let mapping = Mapping::begin(rings, ring_size)?;
+            let mut tap = Self {
+                capture,
+                hook,
+                rings: CpuRings::new(ring_size)?,
+                interfaces: BTreeMap::new(),
+                clock: CaptureClock::new(clock).map_err(TapError::Clock)?,
+                links,
+                selection,
+                unwanted,
+                note,
+                filters,
+                snaplen,
+                promiscuous,
+                next_interface_id: 0,
+                warnings: Allowance::new(interfaces::SAVED_FOR_WARNINGS),
+                counted: Arc::default(),
+                counted_at: None,
+                has_told: false,
+            };
+            tap.add_own(&own)?;
+            tap.begin(wanted)?;
+            tap.rings.read_all(mapping)?;
+            Ok(tap)
+        })
     }
 
     /// Detaches from what is still attached to, and leaves what was loaded to the next capture, without a trace of this one.
     pub(crate) fn close(self) {
-        blocking(move || self.kernel.close());
+        blocking(move || drop(self));
     }
 
     /// Leaves out what is the service's own traffic on account of a client, from now on.
     ///
     /// # Errors
     /// When there is no room for it, or the kernel refuses; all is as before then.
-    pub(crate) fn add_own(&mut self, own: &OwnTraffic) -> Result<(), OwnError> {
-        self.kernel.add_own(own)
+    pub(crate) fn add_own(&mut self, own: &OwnTraffic) -> Result<(), TapError> {
+        self.capture.add_own(own)
     }
 
     /// A client has gone for which `own` was added: what no other needs is captured again.
     pub(crate) fn remove_own(&mut self, own: &OwnTraffic) {
-        self.kernel.remove_own(own);
+        self.capture.remove_own(own);
     }
 
     /// Snapshot length in bytes.
@@ -372,22 +420,27 @@ impl Tap {
 
     /// Bytes of the ring of each CPU.
     pub(crate) fn ring_size(&self) -> u32 {
-        self.kernel.rings().size()
+        self.rings.size()
     }
 
     /// How far its rings are written and read.
     pub(crate) fn positions(&self) -> &Positions {
-        self.kernel.rings().positions()
+        self.rings.positions()
     }
 
     /// How full the fullest ring is, from 0 to 1.
     pub(crate) fn ring_fill(&self) -> f64 {
-        self.kernel.rings().fill()
+        self.rings.fill()
     }
 
-    /// What the kernel has spent on the programs.
+    /// What the kernel has spent on the programs, as of the last look at what is counted.
     pub(crate) fn program_use(&self) -> ProgramUse {
-        self.kernel.program_use()
+        self.counted.used
+    }
+
+    /// Whether the process or thread through which the namespace was found still held it at the last look at what is counted.
+    pub(crate) fn is_held_by_process(&self) -> bool {
+        self.counted.is_held_by_process
     }
 
     /// The records' clock.
@@ -410,41 +463,48 @@ impl Tap {
     pub(crate) async fn changed(&mut self, rings_too: bool) -> io::Result<TapChange> {
         tokio::select! {
             () = self.links.changed() => Ok(TapChange::Links),
-            ready = self.kernel.rings().filled(), if rings_too => ready.map(|()| TapChange::Rings),
+            ready = self.rings.filled(), if rings_too => ready.map(|()| TapChange::Rings),
         }
     }
 
-    /// Gives rings to the CPUs that came online and have seen packets since.
+    /// Gives rings to the CPUs that came online and have seen packets since. They keep to the spare ring if there is no memory
+    /// for more.
     pub(crate) fn follow_cpus(&mut self) {
-        if self.kernel.rings_mut().spare_is_used() {
-            let has_packets = self.cpus_with_packets();
-            blocking(|| self.kernel.rings_mut().follow(&has_packets));
+        if !self.rings.spare_is_used() {
+            return;
+        }
+        let grown = blocking(|| {
+            let rings = self.capture.grow()?;
+            if rings.is_empty() {
+                return Ok(0);
+            }
+            let (places, read) = self.rings.grow(rings);
+            let count = places.len();
+            self.capture.use_grown(places);
+            read.map(|()| count)
+        });
+        match grown {
+            Ok(0) => {}
+            Ok(rings) => tracing::debug!(rings, "CPUs that came online have rings"),
+            Err(error) if !self.has_told => {
+                self.has_told = true;
+                let error = chain(&error);
+                tracing::warn!(error, "CPUs that came online go on sharing one ring");
+            }
+            Err(_) => {}
         }
     }
 
     /// Whether its hook is TCX.
     pub(crate) fn uses_tcx(&self) -> bool {
-        self.kernel.hook() == ChosenHook::Tcx
-    }
-
-    /// Which of the possible CPUs have accepted packets of an interface that is captured.
-    fn cpus_with_packets(&self) -> Vec<bool> {
-        let mut has_packets = Vec::new();
-        let attached = self.interfaces.keys();
-        for by_cpu in attached.filter_map(|ifindex| self.kernel.counters(*ifindex).ok()) {
-            has_packets.resize(by_cpu.len(), false);
-            for (has, counters) in has_packets.iter_mut().zip(by_cpu) {
-                *has |= counters.accepted > 0;
-            }
-        }
-        has_packets
+        self.hook == ChosenHook::Tcx
     }
 }
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tap")
-            .field("hook", &self.kernel.hook())
+            .field("hook", &self.hook)
             .finish_non_exhaustive()
     }
 }
@@ -477,18 +537,19 @@ fn check_filters(filters: &CaptureFilters, wanted: &[Link]) -> Result<(), TapErr
     }
 }
 
-/// Runs inside the namespace, in which the sockets stay; they are served by `runtime`.
-/// Looks for the interfaces that are wanted; gives the sockets through which it does.
-fn look(netns: &Netns, selection: &InterfaceSelection) -> Result<(OwnedFd, LinkWatch, Selected), TapError> {
-    let runtime = Handle::current();
-    let (control, mut links) = blocking(|| netns.enter(|| open_sockets(&runtime)))??;
-    let (present, is_whole) = blocking(|| list(&mut links, selection)).map_err(TapError::List)?;
+/// Looks for the interfaces that are wanted; gives the hook that a capture there has, and the sockets through which it looks.
+fn look(
+    netns: &OpenNetns,
+    selection: &InterfaceSelection,
+) -> Result<(ChosenHook, LinkWatch, Selected), TapError> {
+    let (hook, mut links) = remote::look(netns)?;
+    let (present, is_whole) = list(&mut links, selection).map_err(TapError::List)?;
     let mut selected = select(present, selection)?;
     if !is_whole && !selection.is_by_name() {
         let note = selected.note.into_iter().chain([MAY_MISS_INTERFACES.to_owned()]);
         selected.note = Some(note.collect::<Vec<_>>().join("; "));
     }
-    Ok((control, links, selected))
+    Ok((hook, links, selected))
 }
 
 /// The links as far as they could be listed, with those that are asked for in any case, and whether there are no others.
@@ -508,27 +569,12 @@ fn list(links: &mut LinkWatch, selection: &InterfaceSelection) -> io::Result<(Ve
 /// # Errors
 /// As [`Tap::open`], as far as it comes to that.
 pub(crate) fn look_at_interfaces(
-    netns: &Netns,
+    netns: &OpenNetns,
     selection: &InterfaceSelection,
     filters: &CaptureFilters,
-    loader: &Loader,
 ) -> Result<Vec<ForeseenInterface>, TapError> {
-    let (.., Selected { links, note, .. }) = look(netns, selection)?;
-    let hook = ChosenHook::choose(loader.config().hook)?;
+    let (hook, _, Selected { links, note, .. }) = blocking(|| look(netns, selection))?;
     Ok(foresee(links, selection, hook, filters, note))
-}
-
-fn open_sockets(runtime: &Handle) -> Result<(OwnedFd, LinkWatch), TapError> {
-    let _context = runtime.enter();
-    let control = sys::packet_socket().map_err(|source| TapError::Socket {
-        kind: "packet",
-        source,
-    })?;
-    let links = LinkWatch::open().map_err(|source| TapError::Socket {
-        kind: "netlink",
-        source,
-    })?;
-    Ok((control, links))
 }
 
 /// Does what blocks for a moment without holding up the runtime's other tasks.

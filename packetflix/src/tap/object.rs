@@ -27,15 +27,16 @@ use packetflix_common::{InterfaceEntry, Paid, globals, maps, programs::SOCKET, s
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    CaptureFilters, FilterLinkError, ProgramUse, TapConfig, TapError,
+    CaptureFilters, FilterLinkError, KernelError, ProgramUse, TapConfig,
     clock::ClockSource,
     code::{Code, descriptor_of},
     connections::Connections,
-    cpu_rings::{self, CpuRings, CreatedRings, joined},
     hook::ChosenHook,
+    kernel_rings::{self, KernelRings},
     memory::RingShare,
     own::OwnTrafficMap,
     refused::Refused,
+    threads::joined,
 };
 use crate::{
     cpus::Cpus,
@@ -195,7 +196,7 @@ pub(super) struct Object {
     pub(super) entries: InterfaceMap,
     pub(super) own: OwnTrafficMap,
     spent: Array<MapData, Spent>,
-    pub(super) rings: CpuRings,
+    pub(super) rings: KernelRings,
     pub(super) clock: ClockSource,
     log: Option<AbortOnDropHandle<()>>,
 }
@@ -205,7 +206,7 @@ impl Object {
     pub(super) fn load(
         config: &TapConfig,
         hook: ChosenHook,
-        mut share: RingShare,
+        share: RingShare,
         cpus: Cpus,
         connections: &Connections,
     ) -> Result<Self, LoadError> {
@@ -218,21 +219,21 @@ impl Object {
             .override_global(globals::CLOCK, clock.number(), true)
             .override_global(globals::PREEMPTIBLE, &*PREEMPTIBLE, true)
             .override_global(globals::LOG_LEVEL, log_level, true)
-            .map_max_entries(maps::RINGS, cpu_rings::places(&cpus))
+            .map_max_entries(maps::RINGS, kernel_rings::places(&cpus))
             .load(OBJECT)
             .map_err(|error| LoadError::Object(Box::new(error)))?;
 
         let failed = LoadError::of_map(maps::RINGS);
         let not_own = LoadError::of_map(maps::OWN_CONNECTIONS);
-        let array = cpu_rings::array_of(&made, maps::RINGS).map_err(&failed)?;
-        let lists = cpu_rings::array_of(&made, maps::OWN_CONNECTIONS).map_err(&not_own)?;
+        let array = kernel_rings::array_of(&made, maps::RINGS).map_err(&failed)?;
+        let lists = kernel_rings::array_of(&made, maps::OWN_CONNECTIONS).map_err(&not_own)?;
         let connections = connections.maps().map_err(&not_own)?;
         // All take some ten milliseconds, rings and connections by waiting.
         let (loaded, rings, shared) = thread::scope(|scope| {
-            let create = || CreatedRings::create(array, cpus, share.size);
+            let create = || KernelRings::create(array, cpus, share);
             let rings = thread::Builder::new().spawn_scoped(scope, create);
             let shared =
-                thread::Builder::new().spawn_scoped(scope, || cpu_rings::share(&lists, &connections));
+                thread::Builder::new().spawn_scoped(scope, || kernel_rings::share(&lists, &connections));
             let loaded = Code::new(OBJECT, &made).and_then(|code| Loaded::load(code, hook, &made));
             let rings = rings.map_err(MapError::IoError).and_then(joined);
             (loaded, rings, shared.map_err(MapError::IoError).and_then(joined))
@@ -243,8 +244,8 @@ impl Object {
             helper,
         } = loaded?;
         shared.map_err(not_own)?;
-        let rings = rings.map_err(failed)?;
-        share.settle();
+        let mut rings = rings.map_err(failed)?;
+        rings.settle();
         Ok(Self {
             entries: take_map(&mut made, maps::INTERFACES)?
                 .try_into()
@@ -259,7 +260,7 @@ impl Object {
             unfiltered,
             filtered: None,
             helper,
-            rings: CpuRings::new(rings, share),
+            rings,
             clock,
             log: None,
         })
@@ -293,7 +294,11 @@ impl Object {
     /// Has no more than when it was loaded, until the next capture.
     pub(super) fn rest(&mut self) {
         self.filtered = None;
-        self.rings.unmap();
+    }
+
+    /// Whether it has more than when it was loaded.
+    pub(super) fn has_more(&self) -> bool {
+        self.filtered.is_some()
     }
 
     /// Passes on what the programs log, from now on.
@@ -322,7 +327,7 @@ impl Object {
     ///
     /// # Errors
     /// When something of the capture may be left. It must not be used again then.
-    pub(super) fn clear(&mut self) -> Result<(), TapError> {
+    pub(super) fn clear(&mut self) -> Result<(), KernelError> {
         lead_to(&self.maps, self.hook, &self.unfiltered)?;
         let entries = LoadError::of_map(maps::INTERFACES);
         let interfaces: Result<Vec<u32>, MapError> = self.entries.keys().collect();

@@ -21,13 +21,14 @@ use aya::{
 };
 use nix::errno::Errno;
 use packetflix_common::{MAX_OWN_ENDPOINTS, MAX_OWN_PORTS, OwnEndpoint, OwnPorts, connections, maps};
+use serde::{Deserialize, Serialize};
 
 use super::object::{LoadError, take_map};
 use crate::error::errno;
 
 /// What of the traffic is the service's own on account of one client: TCP from or to one of these ports, of a connection
 /// that was accepted, or with one of these endpoints at either end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OwnTraffic {
     /// Ports at which the service is reached; without any, nothing is its own.
     pub(crate) ports: Vec<u16>,

@@ -1,8 +1,12 @@
 //! Programs that the kernel's verifier refuses: what of its log, which is thousands of lines, people have to know.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    borrow::Cow,
+    sync::{Mutex, PoisonError},
+};
 
 use nix::sys::utsname::uname;
+use serde::{Deserialize, Serialize};
 
 use crate::capabilities::Capability;
 
@@ -13,10 +17,10 @@ const MAX_FAULT_LEN: usize = 200;
 const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
 
 /// The verifier found fault with a program. That is not about rights, whatever error number it comes with.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{}: {}", self.fact(), self.remedy())]
 pub struct Refused {
-    program: &'static str,
+    program: Cow<'static, str>,
     release: String,
     fault: String,
     /// The program has a filter of a client's.
@@ -33,7 +37,7 @@ impl Refused {
             |names| names.release().to_string_lossy().into_owned(),
         );
         Some(Self {
-            program,
+            program: program.into(),
             release,
             fault,
             has_filter,

@@ -85,23 +85,6 @@ impl<R: Ring> Merge<R> {
         self.rings.push(ring);
     }
 
-    /// The rings, in the order in which they were added.
-    pub(super) fn rings(&self) -> &[R] {
-        &self.rings
-    }
-
-    /// Takes the rings out.
-    pub(super) fn take(&mut self) -> Vec<R> {
-        std::mem::take(&mut self.rings)
-    }
-
-    /// Removes all records that there are.
-    pub(super) fn clear(&mut self) {
-        for ring in &mut self.rings {
-            while ring.with_head(|_| (Head::Remove, ())).is_some() {}
-        }
-    }
-
     /// Gives each record that is not younger than `until` to `take`, oldest first over all rings, and removes
     /// it unless `take` says [`Head::Keep`], which ends the drain.
     ///

@@ -14,14 +14,17 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use packetflix_tests::{
     client::Recorder,
     folder::Folder,
     namespace::Namespace,
     raw::RawSocket,
     recording::Recording,
-    server::{Server, program},
+    server::{Server, program, wait_until},
 };
 use tokio::time::{Instant, timeout};
 
@@ -115,16 +118,21 @@ fn unix_sockets_are_for_their_owner() -> anyhow::Result<()> {
         "{log}"
     );
     // what is left behind is,
-    server.signal(Signal::SIGKILL)?;
-    server.wait()?;
+    kill(Pid::from_raw(i32::try_from(server.keeper()?)?), Signal::SIGKILL)?;
+    ensure!(!server.wait()?.success());
     ensure!(path.symlink_metadata()?.file_type().is_socket());
     let mut server = server_with(&tokens, &flags)?;
     server.wait_for_log(&format!("listening address={listen}"))?;
     assert_eq!(ask()?.0, 200);
-    // and whoever ends in good order leaves nothing behind.
+    // and whoever ends in good order leaves nothing behind,
     server.signal(Signal::SIGTERM)?;
     ensure!(server.wait()?.success());
     ensure!(!path.exists());
+    // nor does one whose process is killed that serves clients.
+    let mut server = server_with(&tokens, &flags)?;
+    server.signal(Signal::SIGKILL)?;
+    server.wait()?;
+    wait_until(Duration::from_secs(5), || Ok(!path.exists()))?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use packetflix_tests::{
     client::{Capture, Recorder},
     folder::Folder,
     metrics::Metrics,
-    namespace::{Namespace, run},
+    namespace::Namespace,
     server::{Server, wait_until},
 };
 use tokio::{
@@ -114,7 +114,7 @@ async fn a_token_is_revoked_though_descriptors_were_wanting() -> anyhow::Result<
     };
     let bound = |most: &str| {
         let limit = format!("--nofile={most}:20000");
-        run("prlimit", &["--pid", &server.pid().to_string(), &limit])
+        server.limit(&limit)
     };
     assert_eq!(ask(&token(0))?.0, 200);
     assert_eq!(behind()?, 0.0);

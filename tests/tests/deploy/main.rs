@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use nix::{
+    libc,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -20,7 +21,8 @@ use packetflix_tests::{
     docker::{Docker, IMAGE},
     namespace::output_of,
     root,
-    server::{percent_encoded, program, wait_until},
+    server::{keeper_of, percent_encoded, program, wait_until},
+    taken_over::has_nothing_of_the_host,
 };
 use serde_json::{Value, json};
 
@@ -190,6 +192,7 @@ async fn the_image_needs_the_listed_capabilities_and_no_others() -> anyhow::Resu
     the_image_tells_what_it_is(&deployment)?;
     its_health_is_looked_at(&deployment, &all)?;
     lets_nobody_in_from_outside(&deployment, &all)?;
+    who_takes_it_over_has_nothing_of_the_host(&deployment, &all)?;
 
     for Row { capability, sentence } in &rows {
         let mut without = all.clone();
@@ -358,6 +361,22 @@ fn lets_nobody_in_from_outside(
     let address = format!("{}:5001", deployment.docker.run(&address)?);
     let connected = deployment.connect(&address);
     ensure!(connected.is_err(), "{address}: {}", deployment.log()?);
+    deployment.stop()
+}
+
+fn who_takes_it_over_has_nothing_of_the_host(
+    deployment: &Deployment,
+    capabilities: &BTreeSet<String>,
+) -> anyhow::Result<()> {
+    deployment.serve(capabilities, &[])?;
+    let state = ["inspect", "--format", "{{.State.Pid}}", "pf"];
+    let pid = deployment.docker.run(&state)?.parse()?;
+    let keeper = keeper_of(pid).context("no keeper")?;
+    let files = [
+        ("/proc/1/root/etc/shadow", libc::O_RDONLY),
+        ("/new", libc::O_CREAT | libc::O_WRONLY),
+    ];
+    has_nothing_of_the_host(pid, keeper, &files)?;
     deployment.stop()
 }
 

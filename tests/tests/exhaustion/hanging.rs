@@ -157,7 +157,7 @@ async fn a_capture_goes_on_when_the_mount_that_holds_its_namespace_hangs() -> an
     let hanging = behind.hang()?;
     server.wait_for_log("does not answer")?;
     // For some seconds, in which it is looked at again and again: packets come as they are sent.
-    let held = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))?;
+    let held = std::fs::read_dir(format!("/proc/{}/fd", server.keeper()?))?;
     let namespace = held
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| std::fs::metadata(path).is_ok_and(|file| file.ino() == inode))

@@ -1,16 +1,22 @@
-//! The server is killed, at whatever moment.
+//! The server is killed, either of its processes, at whatever moment.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use packetflix_tests::{
     bpf_objects::Objects,
     client::Recorder,
     hook::hooks,
     namespace::Namespace,
     random::Random,
-    server::Server,
+    server::{Server, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::sleep;
@@ -31,7 +37,7 @@ async fn killed_a_hundred_times_under_load_and_back_within_a_second() -> anyhow:
     for round in 0..KILLS {
         let hook = hooks[round % hooks.len()];
         let begin = Instant::now();
-        let server = Server::start(&["--hook", hook])?;
+        let mut server = Server::start(&["--hook", hook])?;
         starts.push(begin.elapsed());
         let query = format!("netns={}", here.inode()?);
         let clients: Vec<_> = ["", "&nif=va", "&nif=va&filter=len+%3E+5"]
@@ -50,9 +56,21 @@ async fn killed_a_hundred_times_under_load_and_back_within_a_second() -> anyhow:
         if round % 4 < 2 {
             server.stop()?;
         }
-        let held = Objects::held_by(server.pid())?;
+        let held = Objects::held_by(server.keeper()?)?;
         ensure!(!held.is_empty(), "nothing to be left");
-        server.signal(Signal::SIGKILL)?;
+        let [front, keeper] = server.processes()[..] else {
+            bail!("the server is not two processes");
+        };
+        let killed = if round % 8 < 4 { front } else { keeper };
+        kill(Pid::from_raw(i32::try_from(killed)?), Signal::SIGKILL)?;
+        server.go_on();
+        // The other ends by itself.
+        wait_until(Duration::from_secs(10), || {
+            Ok(!Path::new(&format!("/proc/{keeper}")).exists())
+        })?;
+        if killed == keeper {
+            ensure!(server.wait()?.code() == Some(1), "{}", server.log());
+        }
         drop(server);
         for client in clients {
             streams += usize::from(client.await?.is_some());

@@ -11,7 +11,7 @@ use packetflix_tests::{
     namespace::Namespace,
     process::Sleeper,
     random::Random,
-    server::{Server, program, wait_until},
+    server::{RESTING_THREADS, Server, program, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use serde_json::{Value, json};
@@ -183,7 +183,9 @@ async fn containers_vanish_at_any_moment_of_a_capture() -> anyhow::Result<()> {
 
 fn nothing_is_left(server: &Server, before: &str, namespaces: &[&Namespace]) -> anyhow::Result<()> {
     wait_for_traces(before, Some(server), namespaces)?;
-    wait_until(Duration::from_secs(15), || Ok(server.status("Threads")? <= 6))?;
+    wait_until(Duration::from_secs(15), || {
+        Ok(server.status("Threads")? <= RESTING_THREADS)
+    })?;
     let log = server.log();
     if let Some(line) = log
         .lines()

@@ -6,9 +6,9 @@ use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
     client::{Capture, Recorder, Refused, refusal},
     control_group::ControlGroup,
-    namespace::{Namespace, run},
+    namespace::Namespace,
     raw::RawSocket,
-    server::{Server, program, wait_until},
+    server::{Server, bound, descriptors_of, program, status_of, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::sleep;
@@ -90,10 +90,10 @@ async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let bound = |bytes: &str| {
         let limit = format!("--as={bytes}:unlimited");
-        run("prlimit", &["--pid", &server.pid().to_string(), &limit])
+        server.limit(&limit)
     };
     // Enough for all but a ring, which takes twice its size: also for what libc reserves for threads.
-    let most = (server.status("VmSize")? << 10) + (192 << 20);
+    let most = (status_of(server.pid(), "VmSize")? << 10) + (192 << 20);
     bound(&most.to_string())?;
     let (status, sentence) = refusal(&server, &url, &[]).await?;
     ensure!(
@@ -191,10 +191,7 @@ async fn capture_goes_on_when_there_are_no_descriptors_left() -> anyhow::Result<
         std::thread::sleep(Duration::from_millis(300));
         Ok(server.descriptors()? == before)
     })?;
-    let bound = |most: u64| {
-        let pid = server.pid().to_string();
-        run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")])
-    };
+    let bound = |most: u64| server.limit(&format!("--nofile={most}:20000"));
     bound(3)?;
     // Longer than it takes to look at the namespace some times.
     sleep(Duration::from_millis(3500)).await;
@@ -220,13 +217,22 @@ async fn namespace_that_cannot_be_looked_for_is_not_said_to_be_missing() -> anyh
     let here = Namespace::new()?;
     let server = Server::start(&[])?;
     server.get("/version")?;
-    let used = server.descriptors()? as u64;
+    for pid in server.processes() {
+        refused_for_want(&server, &here, pid).await?;
+    }
+    let (status, _) = refusal(&server, &server.url("netns=1"), &[]).await?;
+    assert_eq!(status, 404);
+    Ok(())
+}
+
+/// Has one of the server's processes have too few descriptors for a capture, which is told.
+async fn refused_for_want(server: &Server, here: &Namespace, pid: u32) -> anyhow::Result<()> {
+    let used = descriptors_of(pid)? as u64;
     // Enough for the connection, and nothing to read /proc with.
     let url = server.url(&format!("netns={}&names=0", here.inode()?));
-    let pid = server.pid().to_string();
     let mut last = None;
     for most in used..used + 8 {
-        run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")])?;
+        bound(pid, &format!("--nofile={most}:20000"))?;
         let Ok(stream) = TcpStream::connect(("127.0.0.1", server.port())) else {
             continue;
         };
@@ -242,8 +248,5 @@ async fn namespace_that_cannot_be_looked_for_is_not_said_to_be_missing() -> anyh
         last = Some(refused);
     }
     ensure!(last.is_some(), "never refused");
-    run("prlimit", &["--pid", &pid, "--nofile=10000:20000"])?;
-    let (status, _) = refusal(&server, &server.url("netns=1"), &[]).await?;
-    assert_eq!(status, 404);
-    Ok(())
+    bound(pid, "--nofile=10000:20000")
 }

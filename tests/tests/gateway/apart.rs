@@ -197,7 +197,7 @@ fn come_die_and_lag(count: usize) -> anyhow::Result<()> {
         (2..count).all(|number| has(recording, number, 150)) && has(recording, count, 100)
     })?;
     std::thread::sleep(Duration::from_secs(3));
-    apart.node(1)?.signal(Signal::SIGCONT)?;
+    apart.node(1)?.go_on();
     wait_for(&file, |recording| {
         has(recording, 1, 150) && recording.interfaces.iter().any(|one| one.name == "n1")
     })?;

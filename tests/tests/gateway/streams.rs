@@ -409,7 +409,7 @@ async fn node_that_hangs_is_told_and_the_others_go_on() -> anyhow::Result<()> {
         told.options
     );
     // What it has captured comes when it goes on.
-    cluster.node("two").signal(nix::sys::signal::Signal::SIGCONT)?;
+    cluster.node("two").go_on();
     recorder
         .read_until(|recording| recording.count(&frame(1)) == 2)
         .await?;

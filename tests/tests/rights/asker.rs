@@ -80,7 +80,7 @@ fn askers_of(server: &Server) -> anyhow::Result<Vec<PathBuf>> {
             let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
             let arguments = fs::read(folder.join("cmdline")).ok()?;
             let is_asker = arguments == b"packetflix\0ask-engine\0";
-            Some(is_asker && parent.trim() == server.pid().to_string())
+            Some(is_asker && parent.trim() == server.keeper().ok()?.to_string())
         };
         if is_ours(&process) == Some(true) {
             askers.push(process);

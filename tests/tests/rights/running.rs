@@ -100,8 +100,7 @@ async fn captures_end_when_it_cannot_be_seen_who_is_there() -> anyhow::Result<()
     let mut part = server.record(PART, &netns).await?;
     goes_on(&mut part, web.pid()).await?;
     // Nothing can be opened any more.
-    let pid = server.server.pid().to_string();
-    let limit = |most: u64| run("prlimit", &["--pid", &pid, &format!("--nofile={most}:20000")]);
+    let limit = |most: u64| server.server.limit(&format!("--nofile={most}:20000"));
     limit(1)?;
     let (code, reason) = end_of(&mut part).await?;
     assert_eq!(

@@ -75,14 +75,14 @@ fn measure(
     let memory = || anyhow::Ok(gateway.status("VmRSS")? as f64 / 1024.0);
     table.figure("memory, once it is ready", "MiB", memory()?);
 
-    let (mut times, before) = (Vec::new(), cpu_of(gateway.pid())?);
+    let (mut times, before) = (Vec::new(), cpu_of(&gateway.processes())?);
     let mut len = 0;
     for _ in 0..rounds {
         let began = Instant::now();
         len = get(gateway.port(), "/targets")?.len();
         times.push(began.elapsed());
     }
-    let cpu = (cpu_of(gateway.pid())? - before) / rounds;
+    let cpu = (cpu_of(&gateway.processes())? - before) / rounds;
     table.figure(
         "all targets are listed within",
         "ms",
@@ -153,14 +153,14 @@ async fn watch(url: &str, gateway: &Server, is_long: bool) -> anyhow::Result<See
         match &since {
             None if packets > 0 => {
                 seen.first = began.elapsed();
-                since = Some((Instant::now(), cpu_of(gateway.pid())?));
+                since = Some((Instant::now(), cpu_of(&gateway.processes())?));
             }
             None => {}
             Some(_) => seen.packets += packets,
         }
     }
     if let Some((_, before)) = since {
-        seen.cpu = cpu_of(gateway.pid())? - before;
+        seen.cpu = cpu_of(&gateway.processes())? - before;
         seen.memory = gateway.status("VmRSS")? as f64 / 1024.0;
     }
     socket.close(None).await?;

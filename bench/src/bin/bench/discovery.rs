@@ -81,11 +81,11 @@ fn namespaces(table: &mut Table, crowd: &Crowd, rounds: u32) -> anyhow::Result<(
     let (mut scans_cpu, mut lsns_cpu) = (Duration::ZERO, Duration::ZERO);
     let mut answer = Vec::new();
     for round in 0..rounds {
-        let before = cpu_of(server.pid())?;
+        let before = cpu_of(&server.processes())?;
         let begin = Instant::now();
         answer = get(server.port(), "/targets")?;
         scans.push(begin.elapsed());
-        scans_cpu += cpu_of(server.pid())? - before;
+        scans_cpu += cpu_of(&server.processes())? - before;
 
         let again = Instant::now();
         get(server.port(), "/targets")?;
@@ -184,11 +184,11 @@ impl Measured {
     fn scan(&mut self, server: &Server, engine: &Engine) -> anyhow::Result<()> {
         check()?;
         engine.take_requests();
-        let before = cpu_of(server.pid())?;
+        let before = cpu_of(&server.processes())?;
         let begin = Instant::now();
         self.answer = get(server.port(), "/targets")?;
         self.times.push(begin.elapsed());
-        self.cpu += cpu_of(server.pid())? - before;
+        self.cpu += cpu_of(&server.processes())? - before;
         self.count += 1;
         self.requests += engine.take_requests();
         Ok(())

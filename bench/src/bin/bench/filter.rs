@@ -190,9 +190,9 @@ fn capture_programs(bed: &Bed, rounds: u32) -> anyhow::Result<()> {
     for _ in 0..rounds {
         for (server, results) in bed.servers.iter().zip(&mut results) {
             for ((name, query, is_accepted), result) in cases.iter().zip(results) {
-                let (socket, pid) = (Arc::clone(&bed.socket), server.pid());
+                let (socket, pids) = (Arc::clone(&bed.socket), server.processes());
                 let (time, counts) = bed.with_packetflix(server, query, move || {
-                    let (time, ()) = time_per_run(pid, TIMED_PACKETS, || flood(&socket, TIMED_PACKETS))?;
+                    let (time, ()) = time_per_run(&pids, TIMED_PACKETS, || flood(&socket, TIMED_PACKETS))?;
                     Ok(time)
                 })?;
                 counts
@@ -371,12 +371,12 @@ impl Bed {
         check()?;
         let is_accepted = filter.is_none();
         let socket = Arc::clone(&self.socket);
-        let work = |capturer| move || cost_of_flood(&socket, packets, capturer);
+        let work = |capturers| move || cost_of_flood(&socket, packets, capturers);
         let (cost, counts) = match capturer {
-            Capturer::Nobody => return work(None)(),
+            Capturer::Nobody => return work(Vec::new())(),
             Capturer::Packetflix(hook) => {
                 let server = &self.servers[hook];
-                self.with_packetflix(server, &query(filter), work(Some(server.pid())))?
+                self.with_packetflix(server, &query(filter), work(server.processes()))?
             }
             Capturer::Tcpdump => Dumper::tcpdump(&self.receiver, filter)?.meanwhile(work)?,
             Capturer::Dumpcap => Dumper::dumpcap(&self.receiver, filter)?.meanwhile(work)?,
@@ -556,12 +556,12 @@ impl Dumper {
         bail!("{arguments:?}: {}", said.join("\n"))
     }
 
-    /// Does work that is told the process.
+    /// Does work that is told the processes.
     fn meanwhile<W: FnOnce() -> anyhow::Result<Cost>>(
         self,
-        work: impl FnOnce(Option<u32>) -> W,
+        work: impl FnOnce(Vec<u32>) -> W,
     ) -> anyhow::Result<(Cost, Counts)> {
-        let cost = work(Some(self.child.id()))()?;
+        let cost = work(vec![self.child.id()])()?;
         sleep_until(Instant::now() + LAST_PACKETS)?;
         Ok((cost, self.finish()?))
     }
@@ -595,20 +595,15 @@ fn flood(socket: &RawSocket, count: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What it costs to send so many packets, while this process captures.
-fn cost_of_flood(socket: &RawSocket, packets: u64, capturer: Option<u32>) -> anyhow::Result<Cost> {
+/// What it costs to send so many packets, while these processes capture.
+fn cost_of_flood(socket: &RawSocket, packets: u64, capturers: Vec<u32>) -> anyhow::Result<Cost> {
     let mut pids = kernel_threads()?;
     pids.push(std::process::id());
-    pids.extend(capturer);
-    let used = || {
-        pids.iter()
-            .map(|pid| cpu_of(*pid))
-            .sum::<anyhow::Result<Duration>>()
-    };
+    pids.extend(capturers);
 
-    let (begin, idle, before) = (Instant::now(), unused()?, used()?);
+    let (begin, idle, before) = (Instant::now(), unused()?, cpu_of(&pids)?);
     flood(socket, packets)?;
-    let (wall, idle, used) = (begin.elapsed(), unused()? - idle, used()? - before);
+    let (wall, idle, used) = (begin.elapsed(), unused()? - idle, cpu_of(&pids)? - before);
     let all = wall.as_secs_f64() * thread::available_parallelism()?.get() as f64;
     let per_million = |seconds: f64| seconds * 1e6 / packets as f64;
     Ok(Cost {

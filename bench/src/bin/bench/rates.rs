@@ -56,10 +56,14 @@ fn measure(table: &mut Table, viewers: usize, time: Duration) -> anyhow::Result<
     }
     let told = || events.load(Ordering::Relaxed);
     wait_until(Duration::from_secs(30), || Ok(told() >= 2 * viewers as u64))?;
-    let (cpu, before, bytes_before) = (cpu_of(server.pid())?, told(), bytes.load(Ordering::Relaxed));
+    let (cpu, before, bytes_before) = (
+        cpu_of(&server.processes())?,
+        told(),
+        bytes.load(Ordering::Relaxed),
+    );
     let began = Instant::now();
     sleep_until(began + time)?;
-    let cpu = cpu_of(server.pid())? - cpu;
+    let cpu = cpu_of(&server.processes())? - cpu;
     let elapsed = began.elapsed().as_secs_f64();
     table.figure("viewers", "", viewers as f64);
     table.figure(

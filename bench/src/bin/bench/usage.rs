@@ -33,7 +33,7 @@ impl Usage {
             ..Self::default()
         };
         for pid in pids {
-            usage.cpu += cpu_of(*pid)?.as_secs_f64();
+            usage.cpu += cpu_of(&[*pid])?.as_secs_f64();
             let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let (_, rest) = stat.rsplit_once(") ").context("no name")?;
             // The first of these is the third.
@@ -131,14 +131,18 @@ pub(crate) fn tree(root: u32) -> anyhow::Result<Vec<u32>> {
     Ok(tree)
 }
 
-/// CPU time of a process and all threads that it ever had: from its clock, since `/proc/PID/stat` counts in hundredths
+/// CPU time of processes and all threads that they ever had: from their clocks, since `/proc/PID/stat` counts in hundredths
 /// of a second only.
 ///
 /// # Errors
-/// When it has ended.
-pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(pid)?))?;
-    Ok(clock.now()?.into())
+/// When one has ended.
+pub(crate) fn cpu_of(pids: &[u32]) -> anyhow::Result<Duration> {
+    let mut used = Duration::ZERO;
+    for pid in pids {
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(i32::try_from(*pid)?))?;
+        used += Duration::from(clock.now()?);
+    }
+    Ok(used)
 }
 
 /// CPU time of this thread.
@@ -149,20 +153,20 @@ pub(crate) fn thread_cpu() -> anyhow::Result<Duration> {
     Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
 }
 
-/// Nanoseconds per run of the program of this process that is run most often while `work` is done; to be asked while the
+/// Nanoseconds per run of the program of these processes that is run most often while `work` is done; to be asked while the
 /// kernel takes times.
 ///
 /// # Errors
 /// When it was not run `at_least` so often, or the work fails.
 pub(crate) fn time_per_run<T>(
-    pid: u32,
+    pids: &[u32],
     at_least: u64,
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<(f64, T)> {
-    let before = runs(pid)?;
+    let before = runs(pids)?;
     let done = work()?;
     let mut most = (0, 0);
-    for (program, (runs, time)) in runs(pid)? {
+    for (program, (runs, time)) in runs(pids)? {
         // One may have served earlier captures.
         let (earlier, earlier_time) = before.get(&program).copied().unwrap_or_default();
         most = most.max((runs - earlier, time - earlier_time));
@@ -172,12 +176,10 @@ pub(crate) fn time_per_run<T>(
     Ok((time as f64 / runs as f64, done))
 }
 
-/// How often the programs of a process ran, and for how many nanoseconds, by their numbers.
-fn runs(pid: u32) -> anyhow::Result<HashMap<u64, (u64, u64)>> {
+/// How often the programs of processes ran, and for how many nanoseconds, by their numbers.
+fn runs(pids: &[u32]) -> anyhow::Result<HashMap<u64, (u64, u64)>> {
     let mut programs = HashMap::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may just have been closed.
-        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+    for info in descriptors(pids)? {
         let number = |name| {
             let line = info.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|rest| rest.trim().parse::<u64>().ok())
@@ -189,4 +191,19 @@ fn runs(pid: u32) -> anyhow::Result<HashMap<u64, (u64, u64)>> {
         }
     }
     Ok(programs)
+}
+
+/// What `/proc/PID/fdinfo` tells of each descriptor.
+///
+/// # Errors
+/// When a process has ended.
+pub(crate) fn descriptors(pids: &[u32]) -> anyhow::Result<Vec<String>> {
+    let mut infos = Vec::new();
+    for pid in pids {
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            // It may just have been closed.
+            infos.push(fs::read_to_string(entry?.path()).unwrap_or_default());
+        }
+    }
+    Ok(infos)
 }

@@ -35,7 +35,7 @@ use super::{
     budget::{EngineBudget, MAX_DETAILS_LEN},
     docker_starts::MAX_EVENTS_LEN,
     engine_socket::{Api, EngineSocket},
-    starts::NewNamespace,
+    starts::IsOf,
     workload::{KnownPids, Workload},
 };
 use crate::{error::note_want, sys};
@@ -148,7 +148,7 @@ impl Asker {
         }
     }
 
-    /// The container that is being started in a namespace, as soon as the engine tells of it. An engine of the CRI is asked by
+    /// The container that is being started in a namespace, as `is_of` says, as soon as the engine tells of it. An engine of the CRI is asked by
     /// `checked`. Asks again and again, and so has to be bounded in time.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl Asker {
         mut self,
         socket: &EngineSocket,
         checked: UnixStream,
-        namespace: &NewNamespace<'_>,
+        is_of: IsOf<'_>,
     ) -> Result<Workload, AskerError> {
         self.order(&Order::Starting(socket.api)).await?;
         let mut checked = Some(checked);
@@ -165,8 +165,12 @@ impl Asker {
         let mut questions = MAX_START_QUESTIONS;
         loop {
             match self.hear().await?.0 {
-                Told::Starting(starting) if namespace.is_of(&starting) => return Ok(starting.workload),
-                Told::Starting(_) => {}
+                Told::Starting(starting) => {
+                    let workload = starting.workload.clone();
+                    if is_of(starting).await {
+                        return Ok(workload);
+                    }
+                }
                 Told::Connect => self.give_checked(socket, &relay, &mut checked).await?,
                 Told::Ask(_) if socket.api == Some(Api::Cri) => return Err(AskerError::Forged),
                 Told::Ask(question) if question != Question::List => {

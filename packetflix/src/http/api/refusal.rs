@@ -27,7 +27,7 @@ use crate::{
     resolve::{DirectoryError, ServiceProblem, TargetError},
     service::{Forbidden, Hidden, QuotaError, StartError},
     session::TooFewBytes,
-    tap::{HookError, LoadError, TapError},
+    tap::{Cause, TapError},
 };
 
 /// Most bytes of a sentence: it may name a value that is as long as a request can be.
@@ -65,6 +65,11 @@ impl Refusal {
             let sentence = error::chain(error) + &capability.blame(error);
             Self::new(Code::KernelRefused, sentence)
         })
+    }
+
+    /// What takes rights could not be asked for.
+    fn of_keeper(error: &(dyn Error + 'static)) -> Self {
+        Self::for_want(error).unwrap_or_else(|| Self::new(Code::Internal, error::chain(error)))
     }
 
     /// The kernel has no more of what `error` says, if it says so.
@@ -219,6 +224,7 @@ impl From<TargetError> for Refusal {
             TargetError::Find(FindError::NotFound { .. }) => Code::TargetUnknown,
             TargetError::Find(FindError::Incomplete { .. }) => Code::DiscoveryTimeout,
             TargetError::Find(FindError::Denied { .. }) => Code::KernelRefused,
+            TargetError::Find(FindError::Broken(_)) => return Self::of_keeper(&error),
             TargetError::Find(FindError::Exhausted { .. }) => {
                 return Self::by_kernel(&error, Capability::SysPtrace);
             }
@@ -274,28 +280,22 @@ impl From<TapError> for Refusal {
             TapError::NoSuchInterface { .. } | TapError::NoInterface => {
                 Self::new(Code::InterfaceUnknown, error.to_string())
             }
-            TapError::RingMemory { .. }
-            | TapError::Memory { .. }
-            | TapError::Hook(HookError::Full { .. }) => {
-                Self::new(Code::ResourcesExhausted, error.to_string())
-            }
             TapError::UnknownLinkType { .. } | TapError::NotSeen { .. } | TapError::TooManyInterfaces => {
                 Self::new(Code::InterfaceUnusable, error.to_string())
             }
-            TapError::Filter { .. } | TapError::Load(LoadError::Filter(_)) => {
-                Self::new(Code::FilterInvalid, error.to_string())
+            TapError::Filter { .. } => Self::new(Code::FilterInvalid, error.to_string()),
+            TapError::Kernel(reported) => match reported.cause {
+                Cause::Exhausted => Self::new(Code::ResourcesExhausted, error.to_string()),
+                Cause::Filter => Self::new(Code::FilterInvalid, error.to_string()),
+                Cause::Gone => Self::new(Code::InterfaceUnknown, error.to_string()),
+                Cause::NoTcx | Cause::Program | Cause::Refused(_) | Cause::Other => {
+                    Self::by_kernel(&error, error.needs())
+                }
+            },
+            TapError::Broken(_) => Self::of_keeper(&error),
+            TapError::List(_) | TapError::Rings(_) | TapError::Map { .. } | TapError::Clock(_) => {
+                Self::by_kernel(&error, error.needs())
             }
-            TapError::Hook(HookError::Gone { .. }) => Self::new(Code::InterfaceUnknown, error.to_string()),
-            TapError::Enter(_)
-            | TapError::Socket { .. }
-            | TapError::List(_)
-            | TapError::Load(_)
-            | TapError::Hook(_)
-            | TapError::Rings(_)
-            | TapError::Map { .. }
-            | TapError::Entry { .. }
-            | TapError::Own(_)
-            | TapError::Clock(_) => Self::by_kernel(&error, error.needs()),
         }
     }
 }

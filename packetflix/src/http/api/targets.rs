@@ -159,7 +159,8 @@ pub(crate) async fn list(api: &Api, caller: &Caller) -> Result<Response, Refusal
 pub(crate) async fn details(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     let words = parse_words(query)?;
-    let selection = Selection::parse(&words, caller.rights())
+    let namespace_of = |pid| api.app.namespaces.of_pid(pid);
+    let selection = Selection::parse(&words, caller.rights(), &namespace_of)
         .map_err(|error| Refusal::new(Code::ParameterInvalid, chain(&error)))?;
     let scan = api.app.discovery.recent().await?;
     tell(api, &scan, BodyKind::Targets(words), caller, || {
@@ -170,7 +171,7 @@ pub(crate) async fn details(api: &Api, query: &str, caller: &Caller) -> Result<R
 /// A number for what a caller may know of the targets that a scan found: another one, where that is another.
 pub(crate) fn digest(scan: &Scan, node_name: &str, caller: &Caller) -> u64 {
     let mut hashed = Hashed(DefaultHasher::new());
-    if let Ok(all) = Selection::parse(&[], caller.rights()) {
+    if let Ok(all) = Selection::parse(&[], caller.rights(), &|_| Err(io::ErrorKind::NotFound.into())) {
         let mut details = Details::new(scan, &all, node_name, caller);
         details.scanned_at = 0.0;
         // What cannot be written is not told either.

@@ -4,9 +4,9 @@ use std::{
     fmt,
     future::pending,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
+    net::{self as net_tcp, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     os::{
-        fd::AsFd as _,
+        fd::{AsFd as _, OwnedFd},
         unix::{
             fs::{FileTypeExt as _, MetadataExt as _},
             net,
@@ -63,6 +63,16 @@ pub(crate) enum Listener {
 /// Makes connections to a server of this process, at which nobody else can connect.
 #[derive(Clone, Debug)]
 pub struct Dialer(mpsc::Sender<net::UnixStream>);
+
+impl Bound {
+    /// Address and port, of a TCP socket.
+    fn tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+}
 
 impl Dialer {
     /// Makes one. Must be called within a tokio runtime.
@@ -145,22 +155,81 @@ fn accepted_unix(stream: UnixStream) -> io::Result<(Accepted, Peer)> {
     Ok((Accepted::Unix(stream), Peer::Unix(user)))
 }
 
-/// Opens the sockets of all addresses, which have to be this host's own if `only_here`. Must be called within a tokio
-/// runtime.
-///
-/// # Errors
-/// When one is taken, not allowed, or not known; or when others could reach it who may not.
-pub(crate) fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Vec<Listener>, ListenError> {
-    let mut listeners = Vec::new();
+/// Sockets that are bound, and listened at.
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    bound: Vec<Bound>,
+    /// That of ours which there is not, and why.
+    missing: Option<(ListenAddress, io::Error)>,
+}
+
+/// One of them.
+#[derive(Debug)]
+enum Bound {
+    Tcp(net_tcp::TcpListener),
+    Unix(net::UnixListener, SocketFile),
+}
+
+impl Sockets {
+    /// Opens the sockets of all addresses, which have to be this host's own if `only_here`.
+    ///
+    /// # Errors
+    /// When one is taken, not allowed, or not known; or when others could reach it who may not.
+    pub(crate) fn open(addresses: &[ListenAddress], only_here: bool) -> Result<Self, ListenError> {
+        listen(addresses, only_here)
+    }
+
+    /// Closes them, as for who has copies of them.
+    pub(crate) fn close(&mut self) {
+        self.leave_files();
+        self.bound.clear();
+    }
+
+    /// The files of Unix sockets, for who can remove them.
+    pub(crate) fn files(&self) -> Vec<SocketFile> {
+        let files = self.bound.iter().filter_map(|bound| match bound {
+            Bound::Unix(_, file) => Some(file.clone()),
+            Bound::Tcp(_) => None,
+        });
+        files.collect()
+    }
+
+    /// Has others remove the files of Unix sockets.
+    pub(crate) fn leave_files(&mut self) {
+        for bound in &mut self.bound {
+            if let Bound::Unix(_, file) = bound {
+                file.is_left = true;
+            }
+        }
+    }
+
+    /// Accepts connections there, and logs where that cannot be. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When they cannot be waited for.
+    pub(crate) fn listeners(self) -> io::Result<Vec<Listener>> {
+        if let Some((address, error)) = self.missing {
+            tracing::warn!(%address, %error, "there is no Unix socket: only loopback is listened at");
+        }
+        let listeners = self.bound.into_iter().map(|bound| match bound {
+            Bound::Tcp(socket) => Ok(Listener::Tcp(TcpListener::from_std(socket)?)),
+            Bound::Unix(socket, file) => Ok(Listener::Unix(UnixListener::from_std(socket)?, file)),
+        });
+        listeners.collect()
+    }
+}
+
+fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Sockets, ListenError> {
+    let mut sockets = Sockets::default();
     for address in addresses {
         match listen_at(address, only_here) {
-            Ok(Opened::Listeners(opened)) => listeners.extend(opened),
+            Ok(Opened::Listeners(opened)) => sockets.bound.extend(opened),
             Ok(Opened::Reachable) => {
                 let address = address.clone();
                 return Err(ListenError::Open { address });
             }
             Err(error) if matches!(address, ListenAddress::OwnSocket(_)) => {
-                tracing::warn!(%address, %error, "there is no Unix socket: only loopback is listened at");
+                sockets.missing = Some((address.clone(), error));
             }
             Err(source) => {
                 let address = address.clone();
@@ -168,12 +237,12 @@ pub(crate) fn listen(addresses: &[ListenAddress], only_here: bool) -> Result<Vec
             }
         }
     }
-    Ok(listeners)
+    Ok(sockets)
 }
 
 /// What became of an address.
 enum Opened {
-    Listeners(Vec<Listener>),
+    Listeners(Vec<Bound>),
     /// Nothing: others would reach it.
     Reachable,
 }
@@ -200,14 +269,14 @@ fn listen_at(address: &ListenAddress, only_here: bool) -> io::Result<Opened> {
 
 /// For both kinds of loopback, at one port; for one alone where there is no other. A port that the kernel may choose is
 /// chosen for the one, and may be taken for the other.
-fn bind_loopback(port: u16) -> io::Result<Vec<Listener>> {
+fn bind_loopback(port: u16) -> io::Result<Vec<Bound>> {
     /// How many ports are tried.
     const TRIES: usize = 16;
 
     let mut taken = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..TRIES {
         let first = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), true);
-        let chosen = first.as_ref().ok().and_then(Listener::tcp_address);
+        let chosen = first.as_ref().ok().and_then(Bound::tcp_address);
         let chosen = chosen.map_or(port, |address| address.port());
         let second = bind(SocketAddr::from((Ipv6Addr::LOCALHOST, chosen)), true);
         match (first, second) {
@@ -229,7 +298,7 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 /// For IPv4 and IPv6; for IPv4 alone where there is no IPv6.
-fn bind_all(port: u16) -> io::Result<Listener> {
+fn bind_all(port: u16) -> io::Result<Bound> {
     let dual = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     bind(dual, false).or_else(|error| match is_missing(&error) {
         true => bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), true),
@@ -237,7 +306,7 @@ fn bind_all(port: u16) -> io::Result<Listener> {
     })
 }
 
-fn bind(address: SocketAddr, only_v6: bool) -> io::Result<Listener> {
+fn bind(address: SocketAddr, only_v6: bool) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
@@ -246,10 +315,10 @@ fn bind(address: SocketAddr, only_v6: bool) -> io::Result<Listener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::Tcp(TcpListener::from_std(socket.into())?))
+    Ok(Bound::Tcp(socket.into()))
 }
 
-fn bind_unix(path: &Path) -> io::Result<Listener> {
+fn bind_unix(path: &Path) -> io::Result<Bound> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -258,7 +327,7 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::Unix(UnixListener::from_std(socket.into())?, file))
+    Ok(Bound::Unix(OwnedFd::from(socket).into(), file))
 }
 
 /// Removes the socket of a service that has ended. Anything else stays, and so does a socket that is listened at.
@@ -282,11 +351,13 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// The file of a Unix socket, removed when dropped, if it still is the same.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Whether another process removes it.
+    is_left: bool,
 }
 
 impl SocketFile {
@@ -296,12 +367,16 @@ impl SocketFile {
             path: path.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
+            is_left: false,
         })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         let is_same =
             |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode);
         if self.path.symlink_metadata().is_ok_and(is_same)
@@ -367,10 +442,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn loopback_has_one_port() {
+    #[test]
+    fn loopback_has_one_port() {
         let listeners = listen(&[ListenAddress::Loopback(0)], true).unwrap();
-        let addresses: Vec<SocketAddr> = listeners.iter().filter_map(Listener::tcp_address).collect();
+        let addresses: Vec<SocketAddr> = listeners.bound.iter().filter_map(Bound::tcp_address).collect();
         assert!(!addresses.is_empty() && addresses.iter().all(|address| address.ip().is_loopback()));
         let port = addresses[0].port();
         assert!(port != 0 && addresses.iter().all(|address| address.port() == port));
@@ -379,8 +454,8 @@ mod tests {
         assert!(matches!(error, ListenError::Unusable { .. }), "{error}");
     }
 
-    #[tokio::test]
-    async fn what_others_would_reach_is_not_opened_by_oversight() {
+    #[test]
+    fn what_others_would_reach_is_not_opened_by_oversight() {
         let host = |host: &str| ListenAddress::Host(host.to_owned(), 0);
         for address in [
             ListenAddress::All(0),
@@ -399,13 +474,14 @@ mod tests {
         assert!(listen(&[ListenAddress::All(0)], false).is_ok());
     }
 
-    #[tokio::test]
-    async fn a_socket_that_nobody_asked_for_is_done_without() {
+    #[test]
+    fn a_socket_that_nobody_asked_for_is_done_without() {
         let path = PathBuf::from("/proc/packetflix.sock");
         assert!(
             listen(&[ListenAddress::OwnSocket(path.clone())], true)
                 .unwrap()
-                .is_empty()
+                .missing
+                .is_some()
         );
         assert!(listen(&[ListenAddress::Unix(path)], true).is_err());
     }

@@ -1,6 +1,6 @@
 //! The accept loops. Every connection and every capture is a task that is waited for.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -14,13 +14,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     admission::{Admission, Admitted},
     connection::{Bounded, ClientConnection, Exchange},
-    listen::{Accepted, Dialer, ListenError, Listener, is_reachable, leads_to, listen, own},
+    listen::{Accepted, Dialer, ListenError, Listener, SocketFile, Sockets, is_reachable, leads_to, own},
     tcp::keep_prompt_and_alive,
     tls::{Tls, TlsError},
 };
 use crate::http::{endpoint::Endpoint, served::Served, site::Site};
 use crate::{
-    config::ServiceAddress,
+    config::{self, ServiceAddress},
     gateway::Gateway,
     line_bounds::WINDOW,
     service::{App, Frontend, Peer},
@@ -62,6 +62,9 @@ pub enum ServerError {
     /// Nobody could connect.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Connections could not be waited for.
+    #[error("connections cannot be waited for")]
+    Accept(#[source] io::Error),
     /// Each question would become another.
     #[error(
         "the discovery service at {0} is this service itself, which would ask itself without end: name the port of the other \
@@ -70,35 +73,72 @@ pub enum ServerError {
     Loop(ServiceAddress),
 }
 
-impl Server {
-    /// Reads the certificates and opens the listening sockets. Must be called within a tokio runtime.
+/// Where clients come in, and the service manager: what a process opens before it gives up its rights.
+#[derive(Debug)]
+pub struct Entrance {
+    sockets: Sockets,
+    manager: ServiceManager,
+}
+
+/// Files of sockets, which are removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFiles(#[expect(dead_code, reason = "removes the files when it is dropped")] Vec<SocketFile>);
+
+impl Entrance {
+    /// Opens the sockets at which a service listens.
     ///
     /// # Errors
-    /// When a file cannot be used, or an address is taken or not allowed.
-    pub async fn bind(app: App) -> Result<Self, ServerError> {
+    /// When an address is taken or not allowed.
+    pub fn open(config: &config::Frontend) -> Result<Self, ServerError> {
+        Ok(Self {
+            sockets: Sockets::open(&config.listen, config.is_closed)?,
+            manager: ServiceManager::from_environment(),
+        })
+    }
+
+    /// Closes them for this process, which has but copies.
+    pub fn close(&mut self) {
+        self.sockets.close();
+    }
+
+    /// Leaves the files of sockets to who can remove them.
+    pub fn leave_files(&mut self) -> SocketFiles {
+        let files = self.sockets.files();
+        self.sockets.leave_files();
+        SocketFiles(files)
+    }
+}
+
+impl Server {
+    /// Reads the certificates. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub async fn new(app: App, entrance: Entrance) -> Result<Self, ServerError> {
         let config = Arc::clone(&app.config);
-        let server = Self::open(Arc::new(app))?;
+        let server = Self::open(Arc::new(app), entrance)?;
         match &config.discovery_service {
             Some(service) if server.is_reached_at(service).await => Err(ServerError::Loop(service.clone())),
             _ => Ok(server),
         }
     }
 
-    /// A server of a gateway: opens the listening sockets. Must be called within a tokio runtime.
+    /// A server of a gateway. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When a file cannot be used, or an address is taken or not allowed.
-    pub fn of_gateway(gateway: Gateway) -> Result<Self, ServerError> {
-        Self::open(Arc::new(gateway))
+    /// When a file cannot be used.
+    pub fn of_gateway(gateway: Gateway, entrance: Entrance) -> Result<Self, ServerError> {
+        Self::open(Arc::new(gateway), entrance)
     }
 
-    fn open(served: Arc<dyn Served>) -> Result<Self, ServerError> {
+    fn open(served: Arc<dyn Served>, entrance: Entrance) -> Result<Self, ServerError> {
         let config = Arc::clone(&served.frontend().config);
+        let Entrance { sockets, manager } = entrance;
         Ok(Self {
             tls: config.tls.as_ref().map(Tls::open).transpose()?,
-            listeners: listen(&config.listen, config.is_closed)?,
+            listeners: sockets.listeners().map_err(ServerError::Accept)?,
             served,
-            manager: ServiceManager::from_environment(),
+            manager,
             prepares: true,
         })
     }

@@ -201,7 +201,7 @@ fn program_time(
     };
     let _taken = take_run_times().context("the kernel takes no times")?;
     let measured = during(context.bed, contestant, wish, |_| {
-        let (time, _) = time_per_run(server.pid(), plan.packets / 2, || {
+        let (time, _) = time_per_run(&server.processes(), plan.packets / 2, || {
             Generator::start(&context.bed.sender, &plan)?.finish()
         })?;
         Ok(time)

@@ -1,15 +1,10 @@
-//! What processes use: time, and what the kernel does and keeps for them.
+//! What the kernel does and keeps for processes.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::collections::BTreeMap;
 
-use crate::usage::cpu_of;
+use crate::usage::descriptors;
 
-/// CPU time of processes, which are all still there.
-pub(crate) fn cpu(tree: &[u32]) -> anyhow::Result<Duration> {
-    tree.iter().map(|pid| cpu_of(*pid)).sum()
-}
-
-/// What the eBPF programs of a process have done so far.
+/// What the eBPF programs of processes have done so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Runs {
     pub(crate) count: u64,
@@ -26,9 +21,9 @@ impl Runs {
     }
 }
 
-/// The runs of all programs that a process holds, each once; only while the kernel takes their times.
-pub(crate) fn runs(pid: u32) -> anyhow::Result<Runs> {
-    let programs = objects(pid, "prog_id:", |info| {
+/// The runs of all programs that processes hold, each once; only while the kernel takes their times.
+pub(crate) fn runs(pids: &[u32]) -> anyhow::Result<Runs> {
+    let programs = objects(pids, "prog_id:", |info| {
         Some((
             number_after(info, "run_cnt:")?,
             number_after(info, "run_time_ns:")?,
@@ -42,18 +37,16 @@ pub(crate) fn runs(pid: u32) -> anyhow::Result<Runs> {
     Ok(runs)
 }
 
-/// Bytes of the maps that a process holds, each once: of the rings, mostly.
-pub(crate) fn maps(pid: u32) -> anyhow::Result<u64> {
-    let maps = objects(pid, "map_id:", |info| number_after(info, "memlock:"))?;
+/// Bytes of the maps that processes hold, each once: of the rings, mostly.
+pub(crate) fn maps(pids: &[u32]) -> anyhow::Result<u64> {
+    let maps = objects(pids, "map_id:", |info| number_after(info, "memlock:"))?;
     Ok(maps.values().sum())
 }
 
 /// What `/proc/PID/fdinfo` tells of eBPF objects, by their numbers.
-fn objects<T>(pid: u32, id: &str, read: impl Fn(&str) -> Option<T>) -> anyhow::Result<BTreeMap<u64, T>> {
+fn objects<T>(pids: &[u32], id: &str, read: impl Fn(&str) -> Option<T>) -> anyhow::Result<BTreeMap<u64, T>> {
     let mut objects = BTreeMap::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may just have been closed.
-        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+    for info in descriptors(pids)? {
         if let (Some(id), Some(object)) = (number_after(&info, id), read(&info)) {
             objects.insert(id, object);
         }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     interrupt::sleep_until,
-    usage::{Memory, tree},
+    usage::{Memory, cpu_of, tree},
 };
 
 const TIME: Duration = Duration::from_secs(10);
@@ -59,13 +59,13 @@ pub(crate) fn run(report: &mut Report, rounds: u32, _part: &str) -> anyhow::Resu
             thread::sleep(SETTLE);
 
             let pids = tree(running.pid())?;
-            let cpu = account::cpu(&pids)?;
+            let cpu = cpu_of(&pids)?;
             let begin = Instant::now();
             sleep_until(begin + TIME)?;
-            let cpu = account::cpu(&pids)?.saturating_sub(cpu);
+            let cpu = cpu_of(&pids)?.saturating_sub(cpu);
             let part = cpu.as_secs_f64() / begin.elapsed().as_secs_f64();
             let resident = Memory::of(&pids)?.resident;
-            let maps = account::maps(running.pid())? as f64;
+            let maps = account::maps(&pids)? as f64;
             streams.finish()?;
 
             let mut record = |figure, value| scenario.record(contestant.name(), &figure, value);

@@ -11,7 +11,7 @@ use super::{
     streams::{Client, Streams},
     traffic::{Load, Sent, Traffic},
 };
-use crate::usage::{Memory, tree};
+use crate::usage::{Memory, cpu_of, tree};
 
 /// What comes first after a pause is slower: so long is it not counted.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -68,13 +68,13 @@ pub(crate) fn measure(
     thread::sleep(WARM_UP);
 
     let pids = tree(running.pid())?;
-    let cpu = account::cpu(&pids)?;
-    let runs = account::runs(running.pid())?;
+    let cpu = cpu_of(&pids)?;
+    let runs = account::runs(&pids)?;
     let sent = Traffic::start(links, load).finish()?;
     streams.release();
     streams.wait_until_quiet()?;
-    let cpu = account::cpu(&pids)?.saturating_sub(cpu);
-    let runs = account::runs(running.pid())?.since(runs);
+    let cpu = cpu_of(&pids)?.saturating_sub(cpu);
+    let runs = account::runs(&pids)?.since(runs);
     let resident = Memory::of(&pids)?.resident;
 
     let analyses = streams.finish()?;

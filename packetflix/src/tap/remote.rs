@@ -1,0 +1,244 @@
+//! What a tap has of its capture in the kernel: the other side, which has the rights, does what is asked for.
+
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use super::{
+    CaptureFilters, OwnTraffic, RingConfig, TapError,
+    call::{Attached, Begun, ConnectionNews, Counted, Question, StopsAt, TapsQuestion, Wanted},
+    cpu_rings::HandedOver,
+    hook::{ChosenHook, Whereabouts},
+    reported::Reported,
+};
+use crate::{
+    channel::{Broken, Control, Kind, Line},
+    netns::{LinkWatch, OpenNetns},
+};
+
+/// How captures are begun.
+pub(crate) struct Taps {
+    control: Arc<Control>,
+    /// Bytes that all rings may take.
+    most: u64,
+    connections: Arc<Connections>,
+}
+
+impl Taps {
+    pub(crate) fn new(control: &Arc<Control>, rings: RingConfig) -> Self {
+        Self {
+            connections: Arc::new(Connections::new(Arc::clone(control))),
+            control: Arc::clone(control),
+            most: rings.memory,
+        }
+    }
+
+    /// The connections that captures leave out as the service's own.
+    pub(crate) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
+    }
+
+    /// The rings' memory: bytes in use, those of objects that are ready too, and the most that may be.
+    pub(crate) fn ring_memory(&self) -> (u64, u64) {
+        let taken = self.control.ask(Kind::Taps, &TapsQuestion::RingMemory);
+        (taken.unwrap_or(0), self.most)
+    }
+
+    /// Why no capture can begin, if so, as far as it is known: no object could be loaded. That others have taken all the
+    /// memory for rings is no such reason.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let line = self.control.open(Kind::Taps);
+        let problem = line.and_then(|line| line.ask_soon(&TapsQuestion::Problem));
+        problem.unwrap_or_else(|broken| Some(crate::error::chain(&broken)))
+    }
+
+    /// Waits until it is known whether captures can begin.
+    pub(crate) async fn get_ready(&self) {
+        let control = Arc::clone(&self.control);
+        let ask = move || control.ask::<_, ()>(Kind::Taps, &TapsQuestion::GetReady);
+        // Whoever does not answer is told of by the service as a whole.
+        let _ = tokio::task::spawn_blocking(ask).await;
+    }
+}
+
+/// The connections that there are.
+pub(crate) struct Connections {
+    control: Arc<Control>,
+    line: OnceLock<Option<Line>>,
+}
+
+/// A connection that is open, until this is dropped.
+pub(crate) struct OpenConnection {
+    connections: Arc<Connections>,
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Connections {
+    fn new(control: Arc<Control>) -> Self {
+        Self {
+            control,
+            line: OnceLock::new(),
+        }
+    }
+
+    /// A connection was accepted: its packets are our own from now on.
+    pub(crate) fn open(self: &Arc<Self>, local: SocketAddr, peer: SocketAddr) -> OpenConnection {
+        self.tell(&ConnectionNews::Opened { local, peer });
+        OpenConnection {
+            connections: Arc::clone(self),
+            local,
+            peer,
+        }
+    }
+
+    fn tell(&self, news: &ConnectionNews) {
+        let line = self
+            .line
+            .get_or_init(|| self.control.open(Kind::Connections).ok());
+        // Without anyone who hears it, nothing is captured.
+        let _ = line.as_ref().map(|line| line.ask_soon::<_, ()>(news));
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let Self { local, peer, .. } = *self;
+        self.connections.tell(&ConnectionNews::Closed { local, peer });
+    }
+}
+
+/// What a capture has in the kernel; nothing, once this is dropped.
+pub(super) struct Capture {
+    line: Arc<Line>,
+    /// What was counted last.
+    last: Mutex<Arc<Counted>>,
+}
+
+/// Looks what there is in a namespace: the hook that captures there would have, and the sockets by which its interfaces are
+/// listed. Must be called within a tokio runtime.
+pub(super) fn look(netns: &OpenNetns) -> Result<(ChosenHook, LinkWatch), TapError> {
+    let (hook, sockets) = netns
+        .line()
+        .ask_for_descriptors::<_, Result<ChosenHook, Reported>>(&Question::Look)?;
+    let hook = hook?;
+    let sockets = <[OwnedFd; 2]>::try_from(sockets).map_err(|_| wrong())?;
+    Ok((hook, LinkWatch::of(sockets).map_err(TapError::List)?))
+}
+
+fn wrong() -> Broken {
+    std::io::Error::from(std::io::ErrorKind::InvalidData).into()
+}
+
+impl Capture {
+    /// Begins one; gives its rings, each with its place.
+    pub(super) fn begin(
+        netns: &OpenNetns,
+        filters: &CaptureFilters,
+        is_admin: bool,
+    ) -> Result<(Self, Begun, HandedOver), TapError> {
+        let question = Question::Begin {
+            filters: filters.clone(),
+            is_admin,
+        };
+        let (begun, rings) = netns
+            .line()
+            .ask_for_descriptors::<_, Result<Begun, Reported>>(&question)?;
+        let begun = begun?;
+        if rings.len() != begun.places.len() {
+            return Err(wrong().into());
+        }
+        let rings = begun.places.iter().copied().zip(rings).collect();
+        let capture = Self {
+            line: Arc::clone(netns.line()),
+            last: Mutex::default(),
+        };
+        Ok((capture, begun, rings))
+    }
+
+    /// Attaches to interfaces; gives what became of each, up to one at which it was stopped.
+    pub(super) fn attach(
+        &self,
+        interfaces: Vec<Wanted>,
+        promiscuous: bool,
+        stops_at: StopsAt,
+    ) -> Result<Vec<Attached>, TapError> {
+        let question = Question::Attach {
+            interfaces,
+            promiscuous,
+            stops_at,
+        };
+        let attached: Result<_, Reported> = self.line.ask(&question)?;
+        Ok(attached?)
+    }
+
+    pub(super) fn detach(&self, interfaces: &[u32]) {
+        self.tell(&Question::Detach(interfaces.to_vec()));
+    }
+
+    pub(super) fn detach_all(&self) {
+        self.tell(&Question::DetachAll);
+    }
+
+    /// Forgets what was counted of these.
+    pub(super) fn remove(&self, interfaces: Vec<u32>) {
+        if !interfaces.is_empty() {
+            self.tell(&Question::Remove(interfaces));
+        }
+    }
+
+    /// What is counted by now; what was last, where nobody tells.
+    pub(super) fn count(&self) -> Arc<Counted> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(counted) = self.line.ask::<_, Counted>(&Question::Count) {
+            *last = Arc::new(counted);
+        }
+        Arc::clone(&last)
+    }
+
+    /// Where interfaces are that are captured; nothing of those that are not.
+    pub(super) fn whereabouts(&self, interfaces: Vec<u32>) -> Vec<Option<Whereabouts>> {
+        let count = interfaces.len();
+        let asked = self.line.ask(&Question::Whereabouts(interfaces));
+        asked.unwrap_or_else(|_| vec![None; count])
+    }
+
+    pub(super) fn add_own(&self, own: &OwnTraffic) -> Result<(), TapError> {
+        let added: Result<(), Reported> = self.line.ask(&Question::AddOwn(own.clone()))?;
+        Ok(added?)
+    }
+
+    pub(super) fn remove_own(&self, own: &OwnTraffic) {
+        self.tell(&Question::RemoveOwn(own.clone()));
+    }
+
+    /// Rings for CPUs that came online and have seen packets since.
+    pub(super) fn grow(&self) -> Result<HandedOver, TapError> {
+        let (places, rings) = self
+            .line
+            .ask_for_descriptors::<_, Result<Vec<u32>, Reported>>(&Question::Grow)?;
+        let places = places?;
+        match places.len() == rings.len() {
+            true => Ok(places.into_iter().zip(rings).collect()),
+            false => Err(wrong().into()),
+        }
+    }
+
+    /// Has those of these rings used that are read.
+    pub(super) fn use_grown(&self, read: Vec<u32>) {
+        self.tell(&Question::UseGrown(read));
+    }
+
+    fn tell(&self, question: &Question) {
+        // Without anyone who hears it, there is no capture.
+        let _ = self.line.ask::<_, ()>(question);
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.tell(&Question::Close);
+    }
+}

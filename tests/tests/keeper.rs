@@ -1,0 +1,129 @@
+//! The service is two processes: one serves clients and has no rights, the other has them and serves no client.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use nix::{
+    libc,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use packetflix_tests::{
+    bpf_objects::Objects,
+    client::Recorder,
+    folder::Folder,
+    hook::hooks,
+    namespace::Namespace,
+    raw::{self, RawSocket},
+    server::{Server, program, wait_until},
+    taken_over::{has_no_rights, has_nothing_of_the_host, status},
+};
+
+/// `nobody`.
+const NOBODY: &str = "65534";
+
+fn frame(number: u8) -> Vec<u8> {
+    raw::ethernet(0x88b5, &[number; 46])
+}
+
+#[test]
+fn who_takes_over_what_serves_clients_has_nothing_of_the_host() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", "alice 0123456789abcdef admin discover capture\n")?;
+    let server = Server::start(&[
+        "--listen=127.0.0.1",
+        &format!("--token-file={}", tokens.display()),
+    ])?;
+    assert_eq!(status(server.pid(), "Uid")?, [NOBODY; 4]);
+    let new = folder.file("new");
+    fs::set_permissions(
+        new.parent().context("no folder")?,
+        fs::Permissions::from_mode(0o777),
+    )?;
+    let files = [
+        (&*tokens.to_string_lossy(), libc::O_RDONLY),
+        ("/etc/shadow", libc::O_RDONLY),
+        (&*new.to_string_lossy(), libc::O_CREAT | libc::O_WRONLY),
+    ];
+    has_nothing_of_the_host(server.pid(), server.keeper()?, &files)?;
+    assert_eq!(server.get("/healthz")?.0, 200);
+    Ok(())
+}
+
+/// What goes wrong in one of them leaves nothing behind, and is told.
+#[tokio::test]
+async fn each_process_ends_with_the_other() -> anyhow::Result<()> {
+    for hook in hooks()? {
+        let (here, there) = Namespace::pair()?;
+        for keeper_dies in [true, false] {
+            let mut server = Server::start(&["--hook", hook])?;
+            let url = server.url(&format!("netns={}", here.inode()?));
+            let mut recorder = Recorder::start(&url).await?;
+            RawSocket::open(&there, "vb")?.send(&frame(1))?;
+            recorder
+                .read_until(|recording| recording.count(&frame(1)) == 1)
+                .await?;
+            let keeper = server.keeper()?;
+            let held = Objects::held_by(keeper)?;
+            ensure!(!held.is_empty());
+            let killed = if keeper_dies { keeper } else { server.pid() };
+            kill(Pid::from_raw(i32::try_from(killed)?), Signal::SIGKILL)?;
+            if keeper_dies {
+                let (recording, code, _) = recorder.read_to_end().await?;
+                assert_eq!((recording.count(&frame(1)), code), (1, 1001));
+                // Whoever manages the service learns of it.
+                assert_eq!(server.wait()?.code(), Some(1));
+                ensure!(
+                    server.log().contains("did not end as it should"),
+                    "{}",
+                    server.log()
+                );
+            } else {
+                server.wait()?;
+            }
+            wait_until(Duration::from_secs(5), || {
+                Ok(!Path::new(&format!("/proc/{keeper}")).exists())
+            })?;
+            held.wait_until_gone()?;
+        }
+    }
+    Ok(())
+}
+
+/// Root, and a user with capabilities of its own, as units of systemd and images start it.
+#[tokio::test]
+async fn however_it_is_started_what_serves_clients_has_no_rights() -> anyhow::Result<()> {
+    const CAPABILITIES: &str = "+sys_admin,+net_raw,+sys_ptrace,+dac_override,+net_admin";
+
+    let (here, there) = Namespace::pair()?;
+    let file = program("packetflix")?;
+    let mut as_root = Command::new(&file);
+    let mut as_user = Command::new("setpriv");
+    as_user.args(["--reuid=75001", "--regid=75001", "--clear-groups"]);
+    as_user.args(["--inh-caps", CAPABILITIES, "--ambient-caps", CAPABILITIES]);
+    as_user.arg(&file);
+    for (command, user) in [(&mut as_root, NOBODY), (&mut as_user, "75001")] {
+        let server = Server::start_by(command, &["--listen=127.0.0.1"])?;
+        has_no_rights(server.pid())?;
+        assert_eq!(status(server.pid(), "Uid")?, [user; 4]);
+        let rights = u64::from_str_radix(&status(server.keeper()?, "CapEff")?.concat(), 16)?;
+        // Five at least: CAP_DAC_OVERRIDE, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE and CAP_SYS_ADMIN of `linux/capability.h`.
+        ensure!(
+            [1, 12, 13, 19, 21].iter().all(|number| rights & 1 << number != 0),
+            "{rights:x}"
+        );
+        server.wait_for_log("the one that serves clients has none")?;
+        ensure!(
+            server.log().contains("CAP_SYS_ADMIN CAP_NET_RAW"),
+            "{}",
+            server.log()
+        );
+        let mut recorder = Recorder::start(&server.url(&format!("netns={}", here.inode()?))).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(2))?;
+        recorder
+            .read_until(|recording| recording.count(&frame(2)) == 1)
+            .await?;
+        recorder.finish().await?;
+    }
+    Ok(())
+}
