@@ -59,6 +59,10 @@ enum Target {
     Program,
     /// Records of the rings, which become pcapng
     Record,
+    /// What the process that asks an engine says
+    Told,
+    /// What the process that serves clients asks the one that has the rights
+    Asked,
 }
 
 /// Builds the fuzz targets and runs them, on seeds and on what they found of interest before.
