@@ -91,7 +91,7 @@ impl Opening {
         &self,
         site: &Site,
         handshake: &Handshake,
-    ) -> Result<Upgrade, (Refusal, Option<Upgrade>)> {
+    ) -> Result<Upgrade, (Refusal, Option<Box<Upgrade>>)> {
         let _entered = self.span.enter();
         tracing::debug!(peer = ?handshake.caller.peer(), query = handshake.query, "asked for a capture");
         check_origin(&handshake.headers, &site.frontend().config.allowed_origins)
@@ -99,7 +99,7 @@ impl Opening {
         let upgrade = accept_upgrade(handshake);
         match handshake.caller.may_capture_something() {
             Ok(()) => upgrade.map_err(|error| (error.into(), None)),
-            Err(error) => Err((error.into(), upgrade.ok())),
+            Err(error) => Err((error.into(), upgrade.ok().map(Box::new))),
         }
     }
 
@@ -137,7 +137,9 @@ pub(crate) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
     let mut opening = Opening::of(&api.site, &handshake);
     let mut upgrade = match opening.prepare(&api.site, &handshake) {
         Ok(upgrade) => upgrade,
-        Err((refusal, upgrade)) => return opening.refuse(&api.site, refusal, upgrade),
+        Err((refusal, upgrade)) => {
+            return opening.refuse(&api.site, refusal, upgrade.map(|upgrade| *upgrade));
+        }
     };
     let span = opening.span.clone();
     let started = start(api, handshake, &mut opening.attempt, &mut upgrade, span.clone());

@@ -21,7 +21,9 @@ pub(super) async fn capture(api: &Api, handshake: Handshake) -> Result<Response,
     let mut opening = Opening::of(&api.site, &handshake);
     let mut upgrade = match opening.prepare(&api.site, &handshake) {
         Ok(upgrade) => upgrade,
-        Err((refusal, upgrade)) => return opening.refuse(&api.site, refusal, upgrade),
+        Err((refusal, upgrade)) => {
+            return opening.refuse(&api.site, refusal, upgrade.map(|upgrade| *upgrade));
+        }
     };
     let span = opening.span.clone();
     let started = start(api, handshake, &mut opening.attempt, &mut upgrade, span.clone());
