@@ -81,6 +81,15 @@ pub(crate) enum Gap {
 }
 
 impl Gap {
+    /// Whether there may be namespaces that were not seen for it.
+    pub(super) fn hides_namespaces(&self) -> bool {
+        match self {
+            Self::Processes { .. } | Self::Want | Self::Place(_) | Self::Interfaces { .. } => true,
+            Self::Engine { .. } | Self::Sockets { .. } | Self::InterfacesOf { .. } => false,
+            Self::Several { first, .. } => first.hides_namespaces(),
+        }
+    }
+
     /// Whether it is of the same kind and place as another, however much is missing there; of a user, whether it is of
     /// the same kind.
     pub(super) fn is_like(&self, other: &Self) -> bool {
@@ -207,5 +216,8 @@ mod tests {
         assert!(all[0].is_like(&interfaces(one, 77)) && interfaces(one, 77).is_like(&all[0]));
         assert!(!all[0].is_like(&all[1]) && !all[0].is_like(&interfaces(other, 0)));
         assert!(!of_root[0].is_like(&of_root[1]));
+        // A namespace may only be mounted, and be there all the same where mounts were not all looked at.
+        assert!(all[1].hides_namespaces() && all[5].hides_namespaces());
+        assert!(!all[0].hides_namespaces());
     }
 }

@@ -124,6 +124,12 @@ impl Scan {
         self.occupants.get(&netns)
     }
 
+    /// Whether a network namespace, given by its inode number, may be there, although it may not have been seen.
+    pub(crate) fn may_have(&self, netns: u64) -> bool {
+        let is_hidden = || self.is_cut || self.gaps.iter().any(Gap::hides_namespaces);
+        self.occupants(netns).is_some() || is_hidden()
+    }
+
     /// Whether all whom it has in a network namespace left that while it looked, so that others may be there by now.
     pub(crate) fn have_left(&self, netns: u64) -> bool {
         self.left.contains(&netns)

@@ -120,8 +120,7 @@ impl Common {
 
     /// What joins by a scan.
     async fn joining(&self, scan: &Scan, holding: &mut Holding, starts: &mut Starts) -> Joining {
-        self.namespaces
-            .retain(|netns| scan.occupants(netns).is_some() || scan.is_cut);
+        self.namespaces.retain(|netns| scan.may_have(netns));
         let mut joining = Joining::default();
         // What they may do now counts, and not what they might when the stream began.
         let Some(asker) = self.joiner() else {
