@@ -49,6 +49,7 @@ mod peer;
 mod problem;
 mod processes;
 mod report;
+mod rest;
 mod scan;
 mod scanner;
 mod serve;
@@ -102,6 +103,7 @@ pub(crate) mod fuzzing {
 use self::{
     arrivals::ArrivalWatch,
     call::{StartNews, TargetsQuestion},
+    rest::{Rest, SHORTEST, Wanted},
     scanner::Scanner,
     shared::SharedScan,
     starts::NewNamespace,
@@ -115,15 +117,6 @@ use crate::{
 
 /// How long a scan is good enough for those who only want to see.
 const FRESH: Duration = Duration::from_secs(1);
-
-/// How often targets are looked for while their names are wanted.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Times that a scan took, to rest before the next.
-const FOLLOW_REST: u32 = 100;
-
-/// How long captures may go on without being judged anew.
-const MAX_UNJUDGED: Duration = Duration::from_secs(5);
 
 /// Finds targets. Scans are shared among all who ask at the same time.
 #[derive(Debug)]
@@ -174,20 +167,33 @@ impl Discovery {
 
     async fn scan_again(&self) {
         self.scanner.look_at_named().await;
-        let mut pause = FOLLOW_INTERVAL;
+        let mut rest = Rest::after(Duration::ZERO);
         loop {
-            sleep(pause).await;
-            let is_judged = self.scans.is_followed();
-            if is_judged || self.scanner.addresses.receiver_count() > 0 {
+            let wanted = self.wanted();
+            let left = rest.left(wanted.unwrap_or(Wanted::ByNames));
+            if wanted.is_some() && left.is_zero() {
                 let began = Instant::now();
                 // One that is late is told of by the service as a whole.
                 let _ = self.recent().await;
-                let rest = began.elapsed() * FOLLOW_REST;
-                // Rights are not to outlive their reason for long.
-                let most = if is_judged { MAX_UNJUDGED } else { rest };
-                pause = FOLLOW_INTERVAL.max(rest.min(most));
+                rest = Rest::after(began.elapsed());
+            } else {
+                // Others may come meanwhile.
+                sleep(if left.is_zero() {
+                    SHORTEST
+                } else {
+                    left.min(SHORTEST)
+                })
+                .await;
             }
         }
+    }
+
+    /// Who wants scans, with the least patience of all.
+    fn wanted(&self) -> Option<Wanted> {
+        if self.scans.is_followed() {
+            return Some(Wanted::ByFollowers);
+        }
+        (self.scanner.addresses.receiver_count() > 0).then_some(Wanted::ByNames)
     }
 
     /// Images of the target of this full name in a network namespace, as the last scan had them. Waits for nothing.

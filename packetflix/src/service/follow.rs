@@ -134,8 +134,15 @@ impl Common {
         starts.wake();
         let mut wanted = self.new_in(scan, caller, |target| self.selection.has(target));
         wanted.retain(|Wanted { target, .. }| !starts.rests(target) && joining.allows(target, starts));
-        // What has no time to begin does so at the next scan.
-        let Begun { members, failed, .. } = self.start_all(wanted, JOIN_PATIENCE).await;
+        let Begun {
+            members,
+            failed,
+            left,
+        } = self.start_all(wanted, JOIN_PATIENCE).await;
+        if left > 0 {
+            // What had no time to begin does so at the next scan.
+            holding.look_soon();
+        }
         failed.iter().for_each(|failed| starts.rest(failed));
         joining.members.extend(members);
         joining.failed.extend(failed);
