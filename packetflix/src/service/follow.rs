@@ -75,6 +75,7 @@ impl Common {
                     holding.look_soon();
                     let Ok(Arrived::Mount(path)) = came else { continue };
                     let Some((netns, progress)) = self.hold(&path, &mut holding).await else { continue };
+                    starts.has_come(netns);
                     named.push(self.ask_whose(path, netns, progress.clone()));
                     if arrivals.send(Arrival::Held { netns, progress }).await.is_err() {
                         return;
@@ -428,9 +429,14 @@ impl Starts {
             .is_some_and(|netns| self.resting.contains_key(&netns))
     }
 
-    /// One could not begin. That it was tried is no start.
+    /// A namespace of this number has just come: what was tried was another's.
+    fn has_come(&mut self, netns: u64) {
+        self.resting.remove(&netns);
+    }
+
+    /// One could not begin. That it was tried is no start. Of one that has gone, the number may soon be another's.
     fn rest(&mut self, failed: &Failed) {
-        if let Some(netns) = failed.netns {
+        if let Some(netns) = failed.netns.filter(|_| !failed.has_gone()) {
             self.resting.insert(netns, Instant::now() + REST);
         }
         if let Some(starts) = self.by_name.get_mut(&failed.name) {
@@ -461,7 +467,7 @@ impl Starts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::StartError;
+    use crate::{resolve::TargetError, service::StartError};
 
     #[test]
     fn one_that_starts_again_and_again_leaves_others_alone() {
@@ -502,5 +508,28 @@ mod tests {
             assert!(starts.rests(&target));
         }
         assert!(!starts.rests(&TargetDescription::namespace(6)));
+        starts.has_come(5);
+        assert!(!starts.rests(&target));
+    }
+
+    /// The kernel soon gives the number of a namespace that has gone to another.
+    #[test]
+    fn one_that_has_gone_leaves_its_number_to_others() {
+        let mut starts = Starts::default();
+        let failed = |error: TargetError, is_single| Failed {
+            name: "web".to_owned(),
+            netns: Some(5),
+            is_single,
+            error: error.into(),
+        };
+        let has_gone = failed(TargetError::NoProcess { pid: 7 }, false);
+        starts.rest(&has_gone);
+        assert!(!starts.rests(&TargetDescription::namespace(5)));
+        let told = |failed| sentences(vec![failed]);
+        let sentence = |words: &str| vec![("web".to_owned(), format!("not captured: {words}"))];
+        assert_eq!(told(has_gone), sentence("it ended before that could begin"));
+        // Of one that was meant alone, it is said what is not there.
+        let single = failed(TargetError::NoProcess { pid: 7 }, true);
+        assert_eq!(told(single), sentence("there is no process 7"));
     }
 }

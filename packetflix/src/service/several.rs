@@ -461,6 +461,18 @@ impl Failed {
     pub(super) fn is_hidden(&self) -> bool {
         matches!(self.error, StartError::Hidden(_)) && !self.is_single
     }
+
+    /// Whether it was there a moment ago, and is not any more.
+    pub(super) fn has_gone(&self) -> bool {
+        is_absent(&self.error) && !self.is_single && !self.is_hidden()
+    }
+
+    fn why(&self) -> String {
+        match self.has_gone() {
+            true => "it ended before that could begin".to_owned(),
+            false => chain(&self.error),
+        }
+    }
 }
 
 /// What is said of captures that could not begin.
@@ -518,8 +530,8 @@ fn is_absent(error: &StartError) -> bool {
 /// Names of what is not captured, each with a sentence on why; one for all that are beyond the same bound.
 pub(super) fn sentences(failed: Vec<Failed>) -> Vec<(String, String)> {
     let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for Failed { name, error, .. } in failed {
-        by_reason.entry(chain(&error)).or_default().push(name);
+    for failed in failed {
+        by_reason.entry(failed.why()).or_default().push(failed.name);
     }
     for (reason, names) in &by_reason {
         let (count, first) = (names.len(), names.first().map(String::as_str).unwrap_or_default());
