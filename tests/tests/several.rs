@@ -453,7 +453,8 @@ async fn a_client_that_is_slow_with_a_hundred_targets_has_an_exact_account_of_ea
     let mut dropped = 0;
     for name in &interfaces {
         let statistics = recording.final_statistics(name)?;
-        assert_eq!(statistics.accepted, COUNT, "{name}");
+        let packets = recording.packets_of(name).len();
+        assert_eq!(statistics.accepted, COUNT, "{name}: {packets} {statistics:?}");
         assert_eq!(recording.packets_of(name).len() as u64, statistics.delivered);
         dropped += statistics.dropped;
     }
