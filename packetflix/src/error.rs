@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// An error of another process: its sentences, and the error number of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Told {
+pub struct Told {
     sentence: String,
     errno: Option<i32>,
     source: Option<Box<Self>>,

@@ -81,7 +81,7 @@ struct Kept {
     holders: Arc<Holders>,
     finder: Arc<Finder>,
     helpers: Arc<filter::Started>,
-    files: Arc<[PathBuf]>,
+    files: Arc<access::Files>,
     account: Option<PathBuf>,
 }
 
@@ -93,7 +93,10 @@ impl Kept {
             finder: Arc::new(Finder::new(config.engine_sockets.clone(), Arc::clone(&holders))),
             holders,
             helpers: Arc::default(),
-            files: config.frontend.files().into(),
+            files: Arc::new(access::Files {
+                tokens: config.frontend.token_file.clone(),
+                others: config.frontend.files(),
+            }),
             account: config.frontend.audit_log.clone(),
         })
     }

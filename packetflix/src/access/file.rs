@@ -12,7 +12,11 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use tokio::task::block_in_place;
 
-use crate::channel::{self, Broken, Control, Kind, Served};
+use super::tokens::{TokenFileError, with_digests};
+use crate::{
+    channel::{self, Broken, Control, Kind, Served},
+    error::Told,
+};
 
 /// Most bytes of such a file.
 const MAX_LEN: u64 = 1 << 20;
@@ -87,6 +91,8 @@ enum FilesQuestion {
         path: PathBuf,
         is_secret: bool,
     },
+    /// `Result<String, Told>`: the token file, with digests in the place of tokens.
+    Tokens(#[serde(with = "channel::path")] PathBuf),
     /// `Option<Stamp>`: the state of a file; none of one that is not there.
     Stamp(#[serde(with = "channel::path")] PathBuf),
 }
@@ -99,31 +105,54 @@ pub(crate) mod fuzzing {
     }
 }
 
+/// Which files are read for a process that has no rights to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files {
+    /// Nothing of it is handed out but digests.
+    pub(crate) tokens: Option<PathBuf>,
+    pub(crate) others: Vec<PathBuf>,
+}
+
 /// Reads files for a process that has no rights to: these, and no others.
 ///
 /// # Errors
 /// When what is asked cannot be understood.
-pub(crate) async fn serve(mut line: Served, files: Arc<[PathBuf]>) -> io::Result<()> {
+pub(crate) async fn serve(mut line: Served, files: Arc<Files>) -> io::Result<()> {
     while let Some(question) = line.next::<FilesQuestion>().await? {
         match question {
             FilesQuestion::Read { path, is_secret } => {
-                let answer = match files.contains(&path) {
-                    false => Err(FileError::Read {
-                        path,
-                        source: io::ErrorKind::PermissionDenied.into(),
-                    }),
+                let answer = match files.others.contains(&path) {
+                    false => Err(not_ours(path)),
                     true => block_in_place(|| read_here(&path, is_secret)),
                 };
                 line.say(&answer).await?;
             }
+            FilesQuestion::Tokens(path) => {
+                let answer = match files.tokens.as_ref() == Some(&path) {
+                    false => Err(not_ours(path).into()),
+                    true => block_in_place(|| {
+                        let text = read_here(&path, true).map_err(TokenFileError::from);
+                        text.and_then(|text| with_digests(&text))
+                    }),
+                };
+                let answer = answer.map_err(|error: TokenFileError| Told::of(&error));
+                line.say(&answer).await?;
+            }
             FilesQuestion::Stamp(path) => {
-                let is_known = files.contains(&path);
+                let is_known = files.tokens.as_ref() == Some(&path) || files.others.contains(&path);
                 let stamp = is_known.then(|| block_in_place(|| stamp_here(&path))).flatten();
                 line.say(&stamp).await?;
             }
         }
     }
     Ok(())
+}
+
+fn not_ours(path: PathBuf) -> FileError {
+    FileError::Read {
+        path,
+        source: io::ErrorKind::PermissionDenied.into(),
+    }
 }
 
 /// The state of a file; `None` of one that is not there.
@@ -156,6 +185,19 @@ fn stamp_here(path: &Path) -> Option<Stamp> {
 /// When it is not so, or it is too long or cannot be read.
 pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
     read_or_ask(path, true)
+}
+
+/// Reads a token file, likewise. Whoever reads it for this process hands out digests of the tokens only.
+///
+/// # Errors
+/// As [`read_secret`], and when it is read for this process and cannot be used.
+pub(super) fn read_tokens(path: &Path) -> Result<Vec<u8>, TokenFileError> {
+    let Some(reader) = READER.get() else {
+        return Ok(read_secret(path)?);
+    };
+    let question = FilesQuestion::Tokens(path.to_owned());
+    let told: Result<String, Told> = reader.ask(Kind::Files, &question).map_err(FileError::from)?;
+    Ok(told?.into_bytes())
 }
 
 /// Reads a file that anyone may read.

@@ -19,7 +19,7 @@ pub use self::{
     tokens::{LineError, TokenFileError},
 };
 pub(crate) use self::{
-    file::{read_by, read_public, read_secret, serve as serve_files},
+    file::{Files, read_by, read_public, read_secret, serve as serve_files},
     pattern::Pattern,
     reload::{FileAge, Followed, Reloaded, look_now},
     reviews::{MAX_TOKEN_LEN, Reviews},

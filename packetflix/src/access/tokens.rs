@@ -10,7 +10,10 @@ use super::{
     file::{self, FileError},
     rights::{Rights, ScopeError},
 };
-use crate::text::is_shown;
+use crate::{error::Told, text::is_shown};
+
+/// Stands before the digest of a token (SHA-256, in hexadecimal digits), in its place.
+const DIGEST: &str = "sha256:";
 
 /// Bytes of a digest.
 pub(super) const DIGEST_LEN: usize = ring::digest::SHA256_OUTPUT_LEN;
@@ -60,6 +63,9 @@ pub enum TokenFileError {
     /// It cannot be read.
     #[error("the token file cannot be used")]
     File(#[from] FileError),
+    /// Whoever reads it says so.
+    #[error(transparent)]
+    Told(#[from] Told),
     /// It says nothing, which is rather a file that is being written than what anyone wants.
     #[error("the token file has no line that says who may come in")]
     Empty,
@@ -105,6 +111,9 @@ pub enum LineError {
     /// No client could send it.
     #[error("the token has a character that is none of A-Z a-z 0-9 - . _ ~ + / =")]
     TokenCharacter,
+    /// It is no digest.
+    #[error("behind sha256: there are no 64 hexadecimal digits")]
+    Digest,
     /// Nobody could tell whose it is.
     #[error("the token, or the certificate's name, is that of an earlier line")]
     Repeated,
@@ -119,7 +128,7 @@ impl Tokens {
     /// # Errors
     /// When others may read it, or it has anything that cannot be used.
     pub(crate) fn load(path: &Path) -> Result<Self, TokenFileError> {
-        Self::parse(&file::read_secret(path)?)
+        Self::parse(&file::read_tokens(path)?)
     }
 
     fn parse(text: &[u8]) -> Result<Self, TokenFileError> {
@@ -162,9 +171,8 @@ impl Tokens {
             };
         }
         let name: Arc<str> = name.into();
-        check(token)?;
+        let digest = digest_in(token)?;
         let rights = Arc::new(Rights::parse(words)?);
-        let digest = digest_of(token.as_bytes());
         if self.holders.iter().any(|holder| holder.digest == digest) {
             return Err(LineError::Repeated);
         }
@@ -200,6 +208,42 @@ impl Tokens {
         let own = self.certificates.get(name);
         own.or(self.other_certificates.as_ref())
     }
+}
+
+/// What a token file says, for who needs no token of it to know one: digests stand in the place of tokens, and nothing in that of
+/// comments.
+///
+/// # Errors
+/// When the file cannot be used.
+pub(super) fn with_digests(text: &[u8]) -> Result<String, TokenFileError> {
+    Tokens::parse(text)?;
+    let lines = text.split(|byte| *byte == b'\n').map(|line| {
+        let line = str::from_utf8(line).map_err(|_| LineError::NoText)?.trim();
+        if line.starts_with('#') {
+            return Ok(String::new());
+        }
+        line_with_digest(line)
+    });
+    let lines = lines.enumerate().map(|(at, line)| {
+        let number = at + 1;
+        line.map_err(|source| TokenFileError::Line { number, source })
+    });
+    Ok(lines.collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+fn line_with_digest(line: &str) -> Result<String, LineError> {
+    if line.is_empty() {
+        return Ok(String::new());
+    }
+    let (_, rest) = Name::take(line)?;
+    let (before, rest) = line.split_at(line.len() - rest.len());
+    let rest = rest.trim_start();
+    let (token, scopes) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let digits = match token {
+        CERTIFICATE => return Ok(line.to_owned()),
+        token => digest_in(token)?.map(|byte| format!("{byte:02x}")).concat(),
+    };
+    Ok(format!("{before} {DIGEST}{digits} {scopes}"))
 }
 
 impl Name {
@@ -255,6 +299,23 @@ fn check(token: &str) -> Result<(), LineError> {
         len if len > MAX_TOKEN_LEN => Err(LineError::LongToken),
         _ => Ok(()),
     }
+}
+
+/// The digest of what stands in the place of a token.
+fn digest_in(token: &str) -> Result<[u8; DIGEST_LEN], LineError> {
+    let Some(digits) = token.strip_prefix(DIGEST) else {
+        check(token)?;
+        return Ok(digest_of(token.as_bytes()));
+    };
+    let is_digest = digits.len() == 2 * DIGEST_LEN && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if !is_digest {
+        return Err(LineError::Digest);
+    }
+    let mut digest = [0; DIGEST_LEN];
+    for (at, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * at..][..2], 16).map_err(|_| LineError::Digest)?;
+    }
+    Ok(digest)
 }
 
 pub(super) fn digest_of(token: &[u8]) -> [u8; DIGEST_LEN] {
@@ -326,8 +387,40 @@ mod tests {
     }
 
     #[test]
+    fn digests_stand_for_tokens() {
+        let text = format!(
+            "# old: {TOKEN}old\n\n \"a \\\" b\"\t{TOKEN}  capture:x/* discover\r\nbob {TOKEN}bob\n\"carol\" cert admin\n* cert none"
+        );
+        let told = with_digests(text.as_bytes()).unwrap();
+        assert!(!told.contains(TOKEN) && told.lines().count() == 6, "{told}");
+        let (said, read) = (
+            Tokens::parse(told.as_bytes()).unwrap(),
+            Tokens::parse(text.as_bytes()).unwrap(),
+        );
+        for token in [TOKEN.to_owned(), format!("{TOKEN}bob"), format!("{TOKEN}old")] {
+            assert_eq!(said.holder_of(token.as_bytes()), read.holder_of(token.as_bytes()));
+        }
+        assert_eq!(
+            (said.certificates, said.other_certificates),
+            (read.certificates, read.other_certificates)
+        );
+        // Again, and as people write them.
+        assert_eq!(with_digests(told.as_bytes()).unwrap(), told);
+        let upper = told
+            .replace("sha256:", "sha256\u{0}")
+            .to_uppercase()
+            .replace("SHA256\u{0}", "sha256:");
+        let tokens = Tokens::parse(upper.split('\n').nth(3).unwrap().as_bytes()).unwrap();
+        assert!(tokens.holder_of(format!("{TOKEN}bob").as_bytes()).is_some());
+    }
+
+    #[test]
     fn lines_that_cannot_be_used_are_named() {
         for (line, error) in [
+            ("alice sha256:", LineError::Digest),
+            (&format!("alice sha256:{}", "0".repeat(63)), LineError::Digest),
+            (&format!("alice sha256:{}g", "0".repeat(63)), LineError::Digest),
+            (&format!("alice sha256:{}é", "0".repeat(62)), LineError::Digest),
             ("alice", LineError::NoToken),
             ("alice short", LineError::ShortToken),
             ("alice =================", LineError::TokenCharacter),
@@ -382,6 +475,21 @@ mod tests {
         #[test]
         fn takes_any_file(text in any::<Vec<u8>>()) {
             let _ = Tokens::parse(&text);
+        }
+
+        #[test]
+        fn any_file_means_the_same_with_digests(text in "([a-z\"# ]{0,6}[ \t]{0,2}(cert|[a-z0-9]{16,20})[ \t]?(admin|discover|x)?\r?\n){0,5}") {
+            let told = with_digests(text.as_bytes());
+            match (Tokens::parse(text.as_bytes()), told) {
+                (Ok(read), Ok(told)) => {
+                    let said = Tokens::parse(told.as_bytes()).unwrap();
+                    prop_assert_eq!(said.len(), read.len());
+                    for (said, read) in said.holders.iter().zip(&read.holders) {
+                        prop_assert_eq!((&said.digest, &said.identity), (&read.digest, &read.identity));
+                    }
+                }
+                (read, told) => prop_assert!(read.is_err() && told.is_err()),
+            }
         }
 
         #[test]

@@ -99,9 +99,9 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Files that it is told to read, again and again.
+    /// Files that it is told to read, again and again, but for that of the tokens.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = self.token_file.iter().cloned().collect();
+        let mut files = Vec::new();
         if let Some(tls) = &self.tls {
             files.extend([tls.certificate.clone(), tls.key.clone()]);
             files.extend(tls.client_ca.iter().chain(&tls.client_crl).cloned());
