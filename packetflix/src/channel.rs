@@ -22,6 +22,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio_util::sync::CancellationToken;
 
 use crate::{error::is_exhaustion, sys};
 
@@ -84,7 +85,11 @@ impl From<io::Error> for Broken {
 pub(crate) struct Line(Mutex<UnixStream>);
 
 /// Where lines are had.
-pub(crate) struct Control(Line);
+pub(crate) struct Control {
+    line: Line,
+    /// Nobody answers there any more.
+    broken: CancellationToken,
+}
 
 /// The end at which is answered.
 pub(crate) struct Served(tokio::net::UnixStream);
@@ -96,24 +101,37 @@ pub(crate) fn pair() -> io::Result<(UnixStream, UnixStream)> {
 
 impl Control {
     pub(crate) fn new(socket: UnixStream) -> Self {
-        Self(Line::new(socket))
+        Self {
+            line: Line::new(socket),
+            broken: CancellationToken::new(),
+        }
     }
 
     /// A line for this.
     ///
     /// # Errors
-    /// When there is nobody at the other end, or there are too few descriptors.
+    /// When there is nobody at the other end who answers in time, or there are too few descriptors.
     pub(crate) fn open(&self, kind: Kind) -> Result<Line, Broken> {
-        let (opened, descriptors) = self.0.ask_for_descriptors::<_, Result<(), i32>>(&kind)?;
+        let opened = self.line.ask_soon_for_descriptors::<_, Result<(), i32>>(&kind);
+        let (opened, descriptors) = opened.inspect_err(|Broken(error)| {
+            if !is_exhaustion(error) {
+                self.broken.cancel();
+            }
+        })?;
         opened.map_err(io::Error::from_raw_os_error)?;
         let [socket] =
             <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         Ok(Line::new(socket.into()))
     }
 
+    /// Waits until no line can be had any more.
+    pub(crate) async fn is_broken(&self) {
+        self.broken.cancelled().await;
+    }
+
     /// No more lines are had, and the other end knows.
     pub(crate) fn close(&self) {
-        let socket = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Who has left knows already.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
     }
@@ -149,11 +167,20 @@ impl Line {
     /// # Errors
     /// As [`Self::ask`].
     pub(crate) fn ask_soon<Q: Serialize, A: DeserializeOwned>(&self, question: &Q) -> Result<A, Broken> {
+        Ok(self.ask_soon_for_descriptors(question)?.0)
+    }
+
+    fn ask_soon_for_descriptors<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        question: &Q,
+    ) -> Result<(A, Vec<OwnedFd>), Broken> {
         self.with(|socket| {
             socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_write_timeout(Some(PATIENCE))?;
             let answer = ask(socket, question)?;
             socket.set_read_timeout(None)?;
-            Ok(answer.map(|(answer, _)| answer))
+            socket.set_write_timeout(None)?;
+            Ok(answer)
         })
     }
 

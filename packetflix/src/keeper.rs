@@ -45,6 +45,8 @@ const MAX_WORKERS: usize = 4;
 
 /// How long the keeper may take to let go of everything, and how often it is looked whether it has.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the keeper looks whether the front is there.
+const WATCH: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the service is not two processes.
@@ -83,10 +85,12 @@ struct Kept {
     helpers: Arc<filter::Started>,
     files: Arc<access::Files>,
     account: Option<PathBuf>,
+    /// Whether it is in the process that asks, which may do all of that itself.
+    is_within: bool,
 }
 
 impl Kept {
-    fn new(config: &Config, tap: TapConfig) -> Arc<Self> {
+    fn new(config: &Config, tap: TapConfig, is_within: bool) -> Arc<Self> {
         let holders = Arc::new(Holders::default());
         Arc::new(Self {
             loader: Arc::new(Loader::new(tap)),
@@ -98,6 +102,7 @@ impl Kept {
                 others: config.frontend.files(),
             }),
             account: config.frontend.audit_log.clone(),
+            is_within,
         })
     }
 }
@@ -116,9 +121,10 @@ impl Keeper {
         match forked.map_err(|error| KeeperError::Start(error.into()))? {
             ForkResult::Child => {
                 drop(ours);
-                proc_fs::set_other_process(getppid().as_raw() as u32);
+                let front = getppid();
+                proc_fs::set_other_process(front.as_raw() as u32);
                 let_go();
-                let ended = keep(theirs, config);
+                let ended = keep(theirs, config, front);
                 at_end();
                 std::process::exit(i32::from(ended.is_err()));
             }
@@ -146,10 +152,10 @@ impl Keeper {
     /// When there are too few descriptors or threads.
     pub(crate) fn within(config: &Config, tap: TapConfig) -> Result<Self, KeeperError> {
         let (ours, theirs) = pair().map_err(KeeperError::Start)?;
-        let kept = Kept::new(config, tap);
+        let kept = Kept::new(config, tap, true);
         let keep = move || {
             // What lives for one client leaves nothing to the next.
-            if let Err(error) = serve_on_runtime(theirs, &kept, false) {
+            if let Err(error) = serve_on_runtime(theirs, &kept) {
                 tracing::warn!(%error, "what takes rights is not done any more");
             }
         };
@@ -173,12 +179,15 @@ impl Keeper {
         );
     }
 
-    /// Waits until the keeper has ended.
+    /// Waits until the keeper has ended, or answers no more.
     pub async fn ended(&self) {
         let line = self.control.open(Kind::Holders).map_err(io::Error::from);
         if let Ok(mut line) = line.and_then(Line::into_served) {
             // It says nothing that it is not asked for.
-            let _ = line.next::<()>().await;
+            tokio::select! {
+                _ = line.next::<()>() => {}
+                () = self.control.is_broken() => {}
+            }
         }
     }
 
@@ -213,7 +222,7 @@ impl Keeper {
 }
 
 /// The keeper's life.
-fn keep(control: UnixStream, config: &Config) -> io::Result<()> {
+fn keep(control: UnixStream, config: &Config, front: Pid) -> io::Result<()> {
     // It ends with the front, which a service manager or a terminal tells.
     for ignored in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         #[expect(unsafe_code, reason = "signals are ignored")]
@@ -221,13 +230,33 @@ fn keep(control: UnixStream, config: &Config) -> io::Result<()> {
         unsafe { signal(ignored, SigHandler::SigIgn) }?;
     }
     set_name(NAME)?;
-    let kept = Kept::new(config, config.tap.clone());
-    serve_on_runtime(control, &kept, true)
-        .inspect_err(|error| tracing::error!(%error, "the keeper cannot go on"))
+    end_with(front)?;
+    let kept = Kept::new(config, config.tap.clone(), false);
+    serve_on_runtime(control, &kept).inspect_err(|error| tracing::error!(%error, "the keeper cannot go on"))
 }
 
-/// Serves until nobody is at the other end any more; `tends` to what the next captures will take, if that is wanted.
-fn serve_on_runtime(control: UnixStream, kept: &Arc<Kept>, tends: bool) -> io::Result<()> {
+/// Ends this process a while after the front has ended, should whatever is in its way.
+fn end_with(front: Pid) -> io::Result<()> {
+    let watch = move || {
+        while getppid() == front {
+            thread::sleep(WATCH);
+        }
+        thread::sleep(PATIENCE);
+        #[expect(unsafe_code, reason = "nothing is waited for")]
+        // SAFETY: ends the process, and runs nothing of it.
+        unsafe {
+            nix::libc::_exit(1)
+        }
+    };
+    let watching = thread::Builder::new()
+        .name("end".to_owned())
+        .stack_size(1 << 16)
+        .spawn(watch);
+    watching.map(drop)
+}
+
+/// Serves until nobody is at the other end any more, and tends to what the next captures will take, if there may be several.
+fn serve_on_runtime(control: UnixStream, kept: &Arc<Kept>) -> io::Result<()> {
     let workers = thread::available_parallelism().map_or(1, |count| count.get().min(MAX_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -235,10 +264,10 @@ fn serve_on_runtime(control: UnixStream, kept: &Arc<Kept>, tends: bool) -> io::R
         .build()?;
     let ended = runtime.block_on(async {
         let tending = tokio::spawn({
-            let loader = Arc::clone(&kept.loader);
+            let kept = Arc::clone(kept);
             async move {
-                if tends {
-                    loader.keep_one_ready().await;
+                if !kept.is_within {
+                    kept.loader.keep_one_ready().await;
                 }
             }
         });
@@ -256,7 +285,7 @@ fn serve_on_runtime(control: UnixStream, kept: &Arc<Kept>, tends: bool) -> io::R
 
 async fn serve_line(kind: Kind, mut line: Served, kept: Arc<Kept>) {
     let served = match kind {
-        Kind::Namespace => match netns::open_for(&mut line, &kept.holders).await {
+        Kind::Namespace => match netns::open_for(&mut line, &kept.holders, kept.is_within).await {
             Ok(Some(open)) => tap::serve(line, open, Arc::clone(&kept.loader)).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),

@@ -56,4 +56,7 @@ mod units;
 
 pub use confined::give_up_if_asked;
 pub use discovery::ask_engine_if_asked;
-pub use sys::{limit_allocator_arenas, raise_limits, settle_inherited_signals, settle_inherited_state};
+pub use sys::{
+    close_inherited_descriptors, limit_allocator_arenas, raise_limits, settle_inherited_signals,
+    settle_inherited_state,
+};

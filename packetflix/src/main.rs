@@ -178,6 +178,9 @@ mod linux {
     /// Serves. What stops the start is told to people as all that is wrong with flags is, and to programs that read the log as
     /// a line of that.
     fn logged(args: &FrontendArgs, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+        #[expect(unsafe_code, reason = "whoever started this may have left it descriptors")]
+        // SAFETY: nothing has been opened yet.
+        unsafe { packetflix::close_inherited_descriptors() }?;
         logging::init(args.log());
         match run() {
             Ok(()) => Ok(ExitCode::SUCCESS),

@@ -508,7 +508,7 @@ pub fn limit_allocator_arenas() {
 ///
 /// # Safety
 /// Nothing in this process owns or uses any of them: it is to be called before anything has opened one.
-pub(crate) unsafe fn close_inherited_descriptors() -> io::Result<()> {
+pub unsafe fn close_inherited_descriptors() -> io::Result<()> {
     // SAFETY: the call takes integers; whose descriptors are closed is what the caller promises.
     match Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }) {
         Ok(_) | Err(Errno::ENOSYS) => Ok(()),

@@ -268,6 +268,37 @@ pub fn has_nothing_of_the_host(front: u32, keeper: u32, files: &[(&str, i32)]) -
             &[Errno::EPERM],
         ),
         (
+            "tgkill",
+            libc::SYS_tgkill,
+            vec![number(kept), number(kept), number(0)],
+            &[Errno::EPERM],
+        ),
+        (
+            "prlimit64",
+            libc::SYS_prlimit64,
+            vec![number(kept), number(0), Argument::Zeros(16)],
+            &[Errno::EPERM],
+        ),
+        (
+            "F_SETOWN",
+            libc::SYS_fcntl,
+            vec![number(0), number(libc::F_SETOWN.into()), number(kept)],
+            &[Errno::EPERM],
+        ),
+        (
+            "TIOCSTI",
+            libc::SYS_ioctl,
+            vec![number(0), Argument::Number(libc::TIOCSTI), text("x")],
+            &[Errno::EPERM],
+        ),
+        #[cfg(target_arch = "x86_64")]
+        (
+            "getpid of x32",
+            0x4000_0000 | libc::SYS_getpid,
+            vec![],
+            &[Errno::EPERM],
+        ),
+        (
             "clone",
             libc::SYS_clone,
             vec![number(libc::SIGCHLD.into())],

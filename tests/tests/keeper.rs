@@ -1,6 +1,12 @@
 //! The service is two processes: one serves clients and has no rights, the other has them and serves no client.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use nix::{
@@ -19,8 +25,8 @@ use packetflix_tests::{
     taken_over::{has_no_rights, has_nothing_of_the_host, status},
 };
 
-/// `nobody`.
-const NOBODY: &str = "65534";
+/// Its user where it is started as root.
+const USER: &str = "75001";
 
 fn frame(number: u8) -> Vec<u8> {
     raw::ethernet(0x88b5, &[number; 46])
@@ -34,7 +40,7 @@ fn who_takes_over_what_serves_clients_has_nothing_of_the_host() -> anyhow::Resul
         "--listen=127.0.0.1",
         &format!("--token-file={}", tokens.display()),
     ])?;
-    assert_eq!(status(server.pid(), "Uid")?, [NOBODY; 4]);
+    assert_eq!(status(server.pid(), "Uid")?, [USER; 4]);
     let new = folder.file("new");
     fs::set_permissions(
         new.parent().context("no folder")?,
@@ -99,10 +105,10 @@ async fn however_it_is_started_what_serves_clients_has_no_rights() -> anyhow::Re
     let file = program("packetflix")?;
     let mut as_root = Command::new(&file);
     let mut as_user = Command::new("setpriv");
-    as_user.args(["--reuid=75001", "--regid=75001", "--clear-groups"]);
+    as_user.args(["--reuid=75002", "--regid=75002", "--clear-groups"]);
     as_user.args(["--inh-caps", CAPABILITIES, "--ambient-caps", CAPABILITIES]);
     as_user.arg(&file);
-    for (command, user) in [(&mut as_root, NOBODY), (&mut as_user, "75001")] {
+    for (command, user) in [(&mut as_root, USER), (&mut as_user, "75002")] {
         let server = Server::start_by(command, &["--listen=127.0.0.1"])?;
         has_no_rights(server.pid())?;
         assert_eq!(status(server.pid(), "Uid")?, [user; 4]);
@@ -126,4 +132,74 @@ async fn however_it_is_started_what_serves_clients_has_no_rights() -> anyhow::Re
         recorder.finish().await?;
     }
     Ok(())
+}
+
+/// Nobody can end a process that the kernel holds, but nobody waits for it either.
+#[test]
+fn a_keeper_that_answers_no_more_ends_the_service() -> anyhow::Result<()> {
+    let mut server = Server::start(&["--listen=127.0.0.1"])?;
+    let keeper = Pid::from_raw(i32::try_from(server.keeper()?)?);
+    kill(keeper, Signal::SIGSTOP)?;
+    let begin = Instant::now();
+    let mut waits = (0..4).map(|_| server.wait());
+    let status = waits.find_map(Result::ok).context("it goes on")?;
+    let took = begin.elapsed();
+    kill(keeper, Signal::SIGCONT)?;
+    ensure!(
+        !status.success() && took < Duration::from_secs(60),
+        "{status} after {took:?}"
+    );
+    wait_until(Duration::from_secs(20), || {
+        Ok(!Path::new(&format!("/proc/{keeper}")).exists())
+    })
+}
+
+/// Whatever the front's memory tells, there is no token in it that nobody has shown.
+#[test]
+fn tokens_are_not_in_what_serves_clients() -> anyhow::Result<()> {
+    let token = format!("token{:0>16}{}", std::process::id(), "z".repeat(9));
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("alice {token} admin\n# old {token}\n"))?;
+    let server = Server::start(&[
+        "--listen=127.0.0.1",
+        &format!("--token-file={}", tokens.display()),
+    ])?;
+    ensure!(!is_in_memory(server.pid(), token.as_bytes())?, "the token");
+    ensure!(is_in_memory(server.pid(), b"alice")?, "whose it is");
+    let with = format!("GET /captures HTTP/1.1\r\nAuthorization: Bearer {token}");
+    let (head, _) = server.ask(&with)?;
+    assert_eq!(head.status()?, 200);
+    Ok(())
+}
+
+/// Whether these bytes are anywhere in what a process has written.
+fn is_in_memory(pid: u32, wanted: &[u8]) -> anyhow::Result<bool> {
+    const PAGE: usize = 4096;
+
+    let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    for line in maps.lines().filter(|line| line.contains(" rw-p ")) {
+        let (begin, end) = line
+            .split(' ')
+            .next()
+            .and_then(|range| range.split_once('-'))
+            .context("no range")?;
+        let (begin, end) = (u64::from_str_radix(begin, 16)?, u64::from_str_radix(end, 16)?);
+        let mut bytes = vec![0; usize::try_from(end - begin)?];
+        // Some cannot be read.
+        if memory.read_exact_at(&mut bytes, begin).is_err() {
+            continue;
+        }
+        // Most of it was never used.
+        let used = (0..bytes.len())
+            .step_by(PAGE)
+            .filter(|at| bytes[*at..at + PAGE] != [0; PAGE]);
+        for at in used {
+            let end = bytes.len().min(at + PAGE + wanted.len());
+            if bytes[at..end].windows(wanted.len()).any(|some| some == wanted) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }

@@ -158,6 +158,12 @@ pub(crate) async fn serve_account(mut line: Served, path: Option<PathBuf>) -> io
     let path = path.ok_or(io::ErrorKind::PermissionDenied)?;
     let mut open: Option<OpenFile> = None;
     while let Some(question) = line.next::<AccountQuestion>().await? {
+        // Lines of JSON, in which others are written otherwise.
+        if let AccountQuestion::Write(text) = &question
+            && text.trim_ascii_end().iter().any(u8::is_ascii_control)
+        {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let done = block_in_place(|| match (question, &mut open) {
             (AccountQuestion::MakeReady, Some(file)) => file.make_ready(),
             (AccountQuestion::Write(text), Some(file)) => file.write(&text),

@@ -17,11 +17,14 @@ use nix::{
 };
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, apply_filter,
+    SeccompRule, apply_filter, sock_filter,
 };
 
-use super::{Failure, NOBODY};
+use super::Failure;
 use crate::capabilities;
+
+/// Its user and group: those of the image, which no other program has. `nobody` is somebody where many are.
+const USER: u32 = 75001;
 
 /// What it never does, whatever the arguments.
 const NEVER: &[c_long] = &[
@@ -87,9 +90,15 @@ const NEVER: &[c_long] = &[
     libc::SYS_swapoff,
     libc::SYS_acct,
     libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
     libc::SYS_fanotify_init,
     libc::SYS_syslog,
     libc::SYS_personality,
+    // What others have, too.
+    libc::SYS_shmget,
+    libc::SYS_msgget,
+    libc::SYS_semget,
+    libc::SYS_mq_open,
     // The machine's clock and names.
     libc::SYS_settimeofday,
     libc::SYS_clock_settime,
@@ -109,12 +118,12 @@ const NEVER: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// Takes all rights of the calling process, which has one thread, for good: it is nobody, where it may become that, has no
+/// Takes all rights of the calling process, which has one thread, for good: it is a user of its own, where it may become that, has no
 /// capabilities and can get none, may not be traced, starts no process, and makes sockets of IP only. What the service may do is
 /// remembered, to be told.
 pub(crate) fn give_up_all() -> Result<(), Failure> {
     capabilities::remember_service();
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
     // Who may not become another user, or is in a user namespace that has no such user, stays what it is.
     let _ = setgroups(&[]);
     let _ = setresgid(group, group, group);
@@ -204,6 +213,8 @@ fn left() -> io::Result<String> {
 }
 
 fn restrict() -> io::Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    forbid(&OTHER_NUMBERS.map(|(code, jt, jf, k)| sock_filter { code, jt, jf, k }))?;
     // glibc then starts threads by the other call, whose flags can be looked at.
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     for (refused, error) in [
@@ -217,18 +228,48 @@ fn restrict() -> io::Result<()> {
             ARCH.try_into().map_err(io::Error::other)?,
         );
         let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
-        apply_filter(&program).map_err(|error| match error {
-            seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,
-            error => io::Error::other(error),
-        })?;
+        forbid(&program)?;
     }
     Ok(())
+}
+
+/// Refuses the numbers by which x86-64 has the same calls once more (x32).
+#[cfg(target_arch = "x86_64")]
+const OTHER_NUMBERS: [(u16, u8, u8, u32); 4] = [
+    ((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
+    (
+        (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16,
+        0,
+        1,
+        0x4000_0000,
+    ),
+    (
+        (libc::BPF_RET | libc::BPF_K) as u16,
+        0,
+        0,
+        libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+    ),
+    (
+        (libc::BPF_RET | libc::BPF_K) as u16,
+        0,
+        0,
+        libc::SECCOMP_RET_ALLOW,
+    ),
+];
+
+fn forbid(program: &[sock_filter]) -> io::Result<()> {
+    apply_filter(program).map_err(|error| match error {
+        seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,
+        error => io::Error::other(error),
+    })
 }
 
 /// What is refused, with which arguments.
 fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
     const KINDS: u64 = 0xf;
+    const F_SETSIG: i32 = 10;
+    const F_SETOWN_EX: i32 = 15;
 
     let condition = |argument, operator, value: i32| {
         SeccompCondition::new(
@@ -238,7 +279,19 @@ fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
             u64::from(value as u32),
         )
     };
+    let only = |argument, value| SeccompRule::new(vec![condition(argument, SeccompCmpOp::Eq, value)?]);
     let mut refused: BTreeMap<_, _> = NEVER.iter().map(|number| (*number, Vec::new())).collect();
+    // Nothing is typed for whoever has the terminal, and nobody is told by signals.
+    let no_input = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| only(1, request as i32));
+    refused.insert(libc::SYS_ioctl, no_input.into_iter().collect::<Result<_, _>>()?);
+    let no_owner = [libc::F_SETOWN, F_SETSIG, F_SETOWN_EX].map(|command| only(1, command));
+    refused.insert(libc::SYS_fcntl, no_owner.into_iter().collect::<Result<_, _>>()?);
+    // Only this process is sent signals, and has bounds set.
+    let own = std::process::id() as i32;
+    let others = condition(0, SeccompCmpOp::Ne, own)?;
+    refused.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![others.clone()])?]);
+    let others = vec![others, condition(0, SeccompCmpOp::Ne, 0)?];
+    refused.insert(libc::SYS_prlimit64, vec![SeccompRule::new(others)?]);
     // Threads are started, and no process.
     let thread = SeccompCmpOp::MaskedEq(libc::CLONE_THREAD as u64);
     refused.insert(

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio::{
-    sync::Mutex as AsyncMutex,
+    sync::{Mutex as AsyncMutex, Semaphore},
     time::{Instant, sleep, timeout},
 };
 
@@ -37,6 +37,9 @@ const SOCKETS_ARE_FRESH: Duration = Duration::from_secs(10);
 /// How long engines are asked what they start.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many look at the same time for less than everything.
+const MAX_LOOKS: usize = 64;
+
 /// How often directories are looked for that were not there.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,10 @@ pub(crate) struct Finder {
     last: Mutex<Last>,
     /// Sockets of engines that answer, and when they were found.
     answering: AsyncMutex<Option<(Instant, Arc<Vec<EngineSocket>>)>>,
+    /// Each takes up what the last has found.
+    scans: Semaphore,
+    /// Shorter ones.
+    looks: Semaphore,
 }
 
 /// What the last scan found.
@@ -68,6 +75,8 @@ impl Finder {
             remembered: Mutex::default(),
             last: Mutex::default(),
             answering: AsyncMutex::default(),
+            scans: Semaphore::new(1),
+            looks: Semaphore::new(MAX_LOOKS),
         }
     }
 
@@ -156,6 +165,11 @@ pub(crate) fn find_here(engine_sockets: Vec<PathBuf>) -> Arc<crate::channel::Con
 /// When what is asked cannot be understood.
 pub(crate) async fn serve(mut line: Served, finder: Arc<Finder>) -> io::Result<()> {
     while let Some(question) = line.next::<TargetsQuestion>().await? {
+        // A helper is started for each engine.
+        let _turn = match question {
+            TargetsQuestion::Scan => finder.scans.acquire().await,
+            _ => finder.looks.acquire().await,
+        };
         match question {
             TargetsQuestion::Scan => line.say(&finder.scan().await).await?,
             TargetsQuestion::Named => line.say(&finder.look_at_named().await).await?,
@@ -164,7 +178,8 @@ pub(crate) async fn serve(mut line: Served, finder: Arc<Finder>) -> io::Result<(
                 drop(finder.answering_sockets().await);
                 line.say(&()).await?;
             }
-            TargetsQuestion::Starting => tell_of_starts(&mut line, &finder).await?,
+            // What is answered to the last that was told may come later, and is no question.
+            TargetsQuestion::Starting => return tell_of_starts(&mut line, &finder).await,
             TargetsQuestion::Counters => {
                 let holders = finder.holders.known();
                 let counted = blocking(move || counters_of(&holders)).await;

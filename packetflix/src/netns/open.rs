@@ -32,7 +32,7 @@ enum Meant {
     Held { inode: u64, only_mounts_of_host: bool },
     /// As the host is mounting it: `Result<Opened, Errno>`.
     Arriving(#[serde(with = "channel::path")] PathBuf),
-    /// One that nobody else has: `Result<Opened, Errno>`. Its descriptor comes with it.
+    /// One that nobody else has: `Result<Opened, Errno>`. Its descriptor comes with it. Only for the process that has the rights itself.
     Fresh,
 }
 
@@ -264,7 +264,11 @@ impl HeldOpen {
 ///
 /// # Errors
 /// When what is asked cannot be understood.
-pub(crate) async fn open_for(line: &mut Served, holders: &Arc<Holders>) -> io::Result<Option<HeldOpen>> {
+pub(crate) async fn open_for(
+    line: &mut Served,
+    holders: &Arc<Holders>,
+    is_within: bool,
+) -> io::Result<Option<HeldOpen>> {
     let Some(meant) = line.next::<Meant>().await? else {
         return Ok(None);
     };
@@ -296,7 +300,11 @@ pub(crate) async fn open_for(line: &mut Served, holders: &Arc<Holders>) -> io::R
             Ok(opened.ok())
         }
         Meant::Fresh => {
-            let made = block_in_place(Netns::fresh).map_err(io::Error::other).map(hold);
+            let made = match is_within {
+                true => block_in_place(Netns::fresh).map_err(io::Error::other),
+                false => Err(io::ErrorKind::PermissionDenied.into()),
+            };
+            let made = made.map(hold);
             let told = made.as_ref().map(HeldOpen::told).map_err(errno);
             let namespace: Vec<_> = made.iter().map(|made| made.netns.descriptor.as_fd()).collect();
             line.say_with(&told, &namespace).await?;

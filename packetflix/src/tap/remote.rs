@@ -1,9 +1,10 @@
 //! What a tap has of its capture in the kernel: the other side, which has the rights, does what is asked for.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
@@ -66,7 +67,14 @@ impl Taps {
 /// The connections that there are.
 pub(crate) struct Connections {
     control: Arc<Control>,
-    line: OnceLock<Option<Line>>,
+    told: Mutex<Told>,
+}
+
+/// Who is told of connections, and of which.
+#[derive(Default)]
+struct Told {
+    line: Option<Line>,
+    open: HashSet<(SocketAddr, SocketAddr)>,
 }
 
 /// A connection that is open, until this is dropped.
@@ -80,13 +88,16 @@ impl Connections {
     fn new(control: Arc<Control>) -> Self {
         Self {
             control,
-            line: OnceLock::new(),
+            told: Mutex::default(),
         }
     }
 
     /// A connection was accepted: its packets are our own from now on.
     pub(crate) fn open(self: &Arc<Self>, local: SocketAddr, peer: SocketAddr) -> OpenConnection {
-        self.tell(&ConnectionNews::Opened { local, peer });
+        let mut told = self.told();
+        told.open.insert((local, peer));
+        told.tell(&self.control, &ConnectionNews::Opened { local, peer });
+        drop(told);
         OpenConnection {
             connections: Arc::clone(self),
             local,
@@ -94,19 +105,33 @@ impl Connections {
         }
     }
 
-    fn tell(&self, news: &ConnectionNews) {
-        let line = self
-            .line
-            .get_or_init(|| self.control.open(Kind::Connections).ok());
-        // Without anyone who hears it, nothing is captured.
-        let _ = line.as_ref().map(|line| line.ask_soon::<_, ()>(news));
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    fn tell(&mut self, control: &Control, news: &ConnectionNews) {
+        let is_heard = |line: &Line| line.ask_soon::<_, ()>(news).is_ok();
+        if !self.line.as_ref().is_some_and(is_heard) {
+            // Who hears of it next knows of none. If that is nobody, the next news is another try.
+            self.line = control.open(Kind::Connections).ok().filter(|line| {
+                let mut open = self.open.iter();
+                open.all(|&(local, peer)| {
+                    line.ask_soon::<_, ()>(&ConnectionNews::Opened { local, peer })
+                        .is_ok()
+                })
+            });
+        }
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         let Self { local, peer, .. } = *self;
-        self.connections.tell(&ConnectionNews::Closed { local, peer });
+        let mut told = self.connections.told();
+        told.open.remove(&(local, peer));
+        told.tell(&self.connections.control, &ConnectionNews::Closed { local, peer });
     }
 }
 
@@ -202,7 +227,8 @@ impl Capture {
     pub(super) fn whereabouts(&self, interfaces: Vec<u32>) -> Vec<Option<Whereabouts>> {
         let count = interfaces.len();
         let asked = self.line.ask(&Question::Whereabouts(interfaces));
-        asked.unwrap_or_else(|_| vec![None; count])
+        // What cannot be looked at is not here.
+        asked.unwrap_or_else(|_| vec![Some(Whereabouts::Elsewhere); count])
     }
 
     pub(super) fn add_own(&self, own: &OwnTraffic) -> Result<(), TapError> {
