@@ -357,6 +357,14 @@ impl Drop for Server {
         self.go_on();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What it has open is closed then.
+        let keeper = self.keeper.map(|pid| format!("/proc/{pid}/ns/net"));
+        let is_gone = || {
+            Ok(keeper
+                .as_ref()
+                .is_none_or(|keeper| !std::path::Path::new(keeper).exists()))
+        };
+        let _ = wait_until(Duration::from_secs(5), is_gone);
     }
 }
 
