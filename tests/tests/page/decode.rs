@@ -462,7 +462,10 @@ fn what_tells_of_failures_is_told_in_words() -> anyhow::Result<()> {
         browser.wait_for_text(text)?;
     }
     filter("!proto:tls !flags:syn proto:tcp !proto:icmp")?;
-    browser.wait_for_text("1 shown")?;
+    // One was shown before, too.
+    browser.wait_for(
+        "const rows = [...document.querySelectorAll('.row .summary')]; return rows.length === 1 && !rows[0].innerText.includes('SYN')",
+    )?;
     browser.click("//div[@id='packets-0']")?;
     browser.wait_for_text("selective acknowledgement: 100-200")?;
     browser.wait_for_text("options: cannot be read from here on")?;

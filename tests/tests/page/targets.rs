@@ -57,7 +57,9 @@ fn little_is_loaded_before_the_targets_are_there() -> anyhow::Result<()> {
     let server = Server::start(&[])?;
     let browser = Browser::start()?;
     browser.go(&url(&server))?;
-    browser.wait_for_text(&format!("web({})", web.pid()))?;
+    let name = format!("web({})", web.pid());
+    search(&browser, &name)?;
+    browser.wait_for_text(&name)?;
     let loaded = browser.script(
         "const all = ['navigation', 'resource'].flatMap(kind => performance.getEntriesByType(kind)); \
          return all.map(one => [one.name, one.transferSize])",
