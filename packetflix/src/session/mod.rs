@@ -337,6 +337,7 @@ impl Session {
         let over = self.timer.as_ref().and_then(|timer| timer.over(now));
         let stopping = Stopping {
             since: self.outgoing.now(),
+            asked: now,
             deadline: now + FINISH_TIMEOUT,
             why: over.map_or(why, Ended::Limit),
         };

@@ -37,6 +37,8 @@ pub(super) enum Phase {
 pub(super) struct Stopping {
     /// Since when, on the records' clock.
     pub(super) since: u64,
+    /// When it was asked to.
+    pub(super) asked: Instant,
     /// When it ends even if not all has come.
     pub(super) deadline: Instant,
     /// Why.
@@ -106,7 +108,7 @@ impl Phase {
 
     /// Whether statistics behind what is written are the last: all that was captured until the stop is.
     pub(super) fn is_completed_by(&self, written: Written) -> bool {
-        matches!(self, Self::Stopping(stopping) if written.reaches(stopping.since))
+        matches!(self, Self::Stopping(stopping) if written.reaches_since(stopping.since, stopping.asked))
     }
 
     /// All has come that was to come after the stop, or will not come any more.
@@ -133,6 +135,7 @@ mod tests {
     fn stopping() -> Stopping {
         Stopping {
             since: 5,
+            asked: Instant::now(),
             deadline: Instant::now(),
             why: Ended::TargetGone("web".to_owned()),
         }
@@ -160,7 +163,7 @@ mod tests {
         for mut phase in [naming(), Phase::Passing] {
             phase.stop(stopping());
             assert!(phase.deadline().is_some() && phase.has_room() && !phase.may_stop());
-            let written = |until| Written { until, is_all: false };
+            let written = |until| Written { until, emptied: None };
             assert!(!phase.is_completed_by(written(4)) && phase.is_completed_by(written(5)));
             phase.complete();
             assert!(matches!(&phase, Phase::Ended(Ended::TargetGone(name)) if name == "web"));

@@ -404,7 +404,7 @@ impl Reader {
 
     fn drain_and_publish(&mut self, until: u64) -> (Drained, usize) {
         let clock = *self.tap.clock();
-        let now = clock.now();
+        let (begun, now) = (Instant::now(), clock.now());
         let Self { tap, packets, .. } = self;
         let drained = tap.drain(until, |record, is_here| packets.write(record, &clock, is_here));
         let written = Written {
@@ -414,7 +414,7 @@ impl Reader {
                 Drained::Full(next) => next.saturating_sub(1).min(until),
                 Drained::Held | Drained::Empty => until,
             },
-            is_all: drained == Drained::Empty,
+            emptied: (drained == Drained::Empty).then_some(begun),
         };
         let left = self.let_go(written);
         if self.settle.is_some_and(|since| written.reaches(since)) {

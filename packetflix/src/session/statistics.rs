@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::time::Instant;
+
 use crate::{
     netns::Link,
     pcapng::{LinkType, MAX_ADDRESSES},
@@ -81,14 +83,21 @@ pub(super) struct Statistics {
 pub(super) struct Written {
     /// All that was captured until then is written.
     pub(super) until: u64,
-    /// The rings were found empty: what has a later time, since the clock was set back, is written too.
-    pub(super) is_all: bool,
+    /// Since when the rings were looked at, if they were found empty: what has a later time, since the clock was set back, is
+    /// written too.
+    pub(super) emptied: Option<Instant>,
 }
 
 impl Written {
     /// Whether all is written that was captured until `time`, which has passed.
     pub(super) fn reaches(self, time: u64) -> bool {
-        time <= self.until || (self.is_all && !is_younger(time, self.until))
+        time <= self.until || (self.emptied.is_some() && !is_younger(time, self.until))
+    }
+
+    /// The same for who asked for that at some moment, and may hear of what was written before.
+    pub(super) fn reaches_since(self, time: u64, asked: Instant) -> bool {
+        let is_of_before = self.emptied.is_some_and(|emptied| emptied < asked);
+        self.reaches(time) && (time <= self.until || !is_of_before)
     }
 }
 
@@ -111,6 +120,8 @@ pub(super) struct InterfaceCounts {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -124,9 +135,17 @@ mod tests {
             (until + SECOND, false, true),
             (u64::MAX, false, true),
         ] {
-            let written = |is_all| Written { until, is_all };
-            assert_eq!(written(false).reaches(time), reached_in_part, "{time}");
-            assert_eq!(written(true).reaches(time), reached_in_all, "{time}");
+            let now = Instant::now();
+            let written = |emptied| Written { until, emptied };
+            assert_eq!(written(None).reaches(time), reached_in_part, "{time}");
+            assert_eq!(written(Some(now)).reaches(time), reached_in_all, "{time}");
+            // What was empty before somebody asked says nothing of what has come since.
+            for (asked, reached) in [
+                (now, reached_in_all),
+                (now + Duration::from_nanos(1), reached_in_part),
+            ] {
+                assert_eq!(written(Some(now)).reaches_since(time, asked), reached, "{time}");
+            }
         }
     }
 }

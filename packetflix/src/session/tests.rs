@@ -99,7 +99,7 @@ impl Setup {
     fn publish_of(&self, time: u64, packets: u64, with_statistics: bool) {
         let written = Written {
             until: self.clock.now(),
-            is_all: true,
+            emptied: Some(Instant::now()),
         };
         let counts = InterfaceCounts {
             delivered: packets,
