@@ -33,6 +33,16 @@ impl Told {
     }
 }
 
+impl Told {
+    /// What caused it; itself, where it has the error number and nothing else does.
+    pub(crate) fn below(&self) -> Option<&(dyn Error + 'static)> {
+        match self.errno {
+            Some(_) => Some(self),
+            None => self.source(),
+        }
+    }
+}
+
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.sentence)

@@ -1,15 +1,15 @@
 //! What the side of a tap that has rights could not do, as it tells that.
 
+use std::{error::Error, fmt};
+
 use serde::{Deserialize, Serialize};
 
 use super::{HookError, KernelError, LoadError, Refused};
 use crate::{capabilities::Capability, error::Told};
 
 /// What could not be done, and what that means for who asked.
-#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
-#[error("{told}")]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reported {
-    #[source]
     told: Told,
     pub(crate) cause: Cause,
     /// What is to be had for it, should the kernel have refused it for want of a right.
@@ -33,6 +33,18 @@ pub(crate) enum Cause {
     Refused(Box<Refused>),
     /// Something else.
     Other,
+}
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.told.fmt(f)
+    }
+}
+
+impl Error for Reported {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.told.below()
+    }
 }
 
 impl From<KernelError> for Reported {
