@@ -321,6 +321,20 @@ mod tests {
 
     use super::*;
 
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn calls_have_no_other_numbers() {
+        let confined = || {
+            restrict().unwrap();
+            #[expect(unsafe_code, reason = "nothing else makes such a call")]
+            // SAFETY: it takes nothing.
+            let asked = unsafe { libc::syscall(0x4000_0000 | libc::SYS_getpid) };
+            nix::errno::Errno::result(asked)
+        };
+        let asked = thread::spawn(confined).join().unwrap();
+        assert_eq!(asked, Err(nix::errno::Errno::EPERM));
+    }
+
     #[test]
     fn threads_and_sockets_of_ip_are_all_that_is_made() {
         let confined = || {

@@ -374,7 +374,7 @@ fn who_takes_it_over_has_nothing_of_the_host(
     let keeper = keeper_of(pid).context("no keeper")?;
     let files = [
         ("/proc/1/root/etc/shadow", libc::O_RDONLY),
-        ("/new", libc::O_CREAT | libc::O_WRONLY),
+        ("/dev/shm/new", libc::O_CREAT | libc::O_WRONLY),
     ];
     has_nothing_of_the_host(pid, keeper, &files)?;
     deployment.stop()
