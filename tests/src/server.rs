@@ -1,6 +1,7 @@
 //! The server, as the program that users start.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpStream,
@@ -278,7 +279,11 @@ impl Server {
     /// # Errors
     /// When one has ended.
     pub fn descriptors(&self) -> anyhow::Result<usize> {
-        self.processes().into_iter().map(descriptors_of).sum()
+        let counts = self
+            .processes()
+            .into_iter()
+            .map(|pid| descriptors_of(pid).map(|open| open.len()));
+        counts.sum()
     }
 
     /// A number of `/proc/PID/status`, such as `VmRSS` in KiB, or `Threads`, of both its processes together.
@@ -331,12 +336,15 @@ pub fn bound(pid: u32, limit: &str) -> anyhow::Result<()> {
     .map(drop)
 }
 
-/// Number of a process's open descriptors.
+/// The numbers of the descriptors that a process has open.
 ///
 /// # Errors
 /// When it has ended.
-pub fn descriptors_of(pid: u32) -> anyhow::Result<usize> {
-    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+pub fn descriptors_of(pid: u32) -> anyhow::Result<BTreeSet<u64>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?))
+        .collect()
 }
 
 /// A number of `/proc/PID/status`.

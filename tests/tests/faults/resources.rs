@@ -1,6 +1,6 @@
 //! Memory and descriptors run out.
 
-use std::{net::TcpStream, process::Command, time::Duration};
+use std::{collections::BTreeSet, net::TcpStream, process::Command, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use packetflix_tests::{
@@ -186,11 +186,7 @@ async fn capture_goes_on_when_there_are_no_descriptors_left() -> anyhow::Result<
     let server = Server::start(&[])?;
     // Of a namespace that is but mounted, whose end is told from its still being there to open.
     let mut recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
-    wait_until(Duration::from_secs(5), || {
-        let before = server.descriptors()?;
-        std::thread::sleep(Duration::from_millis(300));
-        Ok(server.descriptors()? == before)
-    })?;
+    descriptors_at_rest(server.pid())?;
     let bound = |most: u64| server.limit(&format!("--nofile={most}:20000"));
     bound(3)?;
     // Longer than it takes to look at the namespace some times.
@@ -225,13 +221,27 @@ async fn namespace_that_cannot_be_looked_for_is_not_said_to_be_missing() -> anyh
     Ok(())
 }
 
+/// The numbers of the descriptors of a process, once it opens and closes none any more.
+fn descriptors_at_rest(pid: u32) -> anyhow::Result<BTreeSet<u64>> {
+    let mut seen = descriptors_of(pid)?;
+    wait_until(Duration::from_secs(5), || {
+        let before = std::mem::take(&mut seen);
+        std::thread::sleep(Duration::from_millis(300));
+        seen = descriptors_of(pid)?;
+        Ok(seen == before)
+    })?;
+    Ok(seen)
+}
+
 /// Has one of the server's processes have too few descriptors for a capture, which is told.
 async fn refused_for_want(server: &Server, here: &Namespace, pid: u32) -> anyhow::Result<()> {
-    let used = descriptors_of(pid)? as u64;
+    let used = descriptors_at_rest(pid)?;
+    // The bound is on their numbers, some of which may be free.
+    let mut free = (0..).filter(|number| !used.contains(number));
     // Enough for the connection, and nothing to read /proc with.
     let url = server.url(&format!("netns={}&names=0", here.inode()?));
     let mut last = None;
-    for most in used..used + 8 {
+    for most in free.by_ref().take(8) {
         bound(pid, &format!("--nofile={most}:20000"))?;
         let Ok(stream) = TcpStream::connect(("127.0.0.1", server.port())) else {
             continue;
