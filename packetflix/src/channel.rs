@@ -53,6 +53,8 @@ pub(crate) enum Kind {
     Holders,
     /// Whether and how captures can begin.
     Taps,
+    /// Rings that no capture reads.
+    Rings,
     /// The service's own connections.
     Connections,
     /// What there is to capture.

@@ -292,6 +292,7 @@ async fn serve_line(kind: Kind, mut line: Served, kept: Arc<Kept>) {
         },
         Kind::Holders => netns::serve_holders(line, Arc::clone(&kept.holders)).await,
         Kind::Taps => tap::serve_all(line, Arc::clone(&kept.loader)).await,
+        Kind::Rings => tap::serve_rings(line, Arc::clone(&kept.loader)).await,
         Kind::Connections => tap::serve_connections(line, Arc::clone(&kept.loader)).await,
         Kind::Targets => discovery::serve(line, Arc::clone(&kept.finder)).await,
         Kind::Arrivals => discovery::serve_arrivals(line, Arc::clone(&kept.finder)).await,

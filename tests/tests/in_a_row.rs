@@ -28,6 +28,15 @@ use packetflix_tests::{
 };
 use socket2::{Domain, Socket, Type};
 
+/// Where a process has mapped the pages of eBPF maps, which are those of rings.
+fn mapped_rings(pid: u32) -> anyhow::Result<BTreeSet<String>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let of_rings = maps.lines().filter(|line| line.ends_with("anon_inode:bpf-map"));
+    Ok(of_rings
+        .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
+        .collect())
+}
+
 /// Longer than links are kept.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -105,6 +114,55 @@ async fn links_serve_the_next_capture_and_are_gone_after_two_seconds() -> anyhow
         "{kept:?}"
     );
     ensure!(is_free(&here, ifindex)?);
+    Ok(())
+}
+
+/// Of what is ready for the next capture they are mapped before it, used by it, and left to the next; those of what was let go of
+/// are not there any more.
+#[tokio::test]
+async fn rings_are_mapped_before_a_capture_and_unmapped_when_none_needs_them() -> anyhow::Result<()> {
+    let (here, there) = Namespace::pair()?;
+    let server = Server::start(&["--ring-size=1MiB"])?;
+    let rings = || mapped_rings(server.pid());
+    wait_until(PATIENCE, || Ok(!rings()?.is_empty()))?;
+    wait_until(PATIENCE, || {
+        let seen = rings()?;
+        thread::sleep(Duration::from_millis(300));
+        Ok(seen == rings()?)
+    })?;
+    let first = rings()?;
+    // Two of each ring, and one of them at least.
+    ensure!(first.len() >= 2 && first.len().is_multiple_of(2), "{first:?}");
+    let url = |number: u8| {
+        Ok::<_, anyhow::Error>(server.url(&format!("netns={}&filter=len%3E{number}", here.inode()?)))
+    };
+    let mut open = Vec::new();
+    for number in 0..4 {
+        let mut recorder = Recorder::start(&url(number)?).await?;
+        RawSocket::open(&there, "vb")?.send(&frame(number))?;
+        recorder
+            .read_until(|recording| recording.has(&frame(number)))
+            .await?;
+        ensure!(
+            rings()?.is_superset(&first),
+            "{number}: {:?}, {first:?}",
+            rings()?
+        );
+        open.push(recorder);
+    }
+    let most = rings()?.len();
+    ensure!(most >= 4 * first.len(), "{most}");
+    for recorder in open {
+        let recording = recorder.finish().await?;
+        let statistics = recording.final_statistics("va")?;
+        assert_eq!(statistics.delivered, statistics.received);
+    }
+    wait_for_ends(&server)?;
+    wait_until(2 * PATIENCE, || Ok(rings()?.len() == first.len()))?;
+    // What is left is of use.
+    let left = rings()?;
+    capture_one(&url(0)?, (&there, "vb"), 7).await?;
+    ensure!(rings()?.is_superset(&left));
     Ok(())
 }
 

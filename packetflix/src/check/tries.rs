@@ -206,7 +206,7 @@ async fn capture(config: &Config, hook: Hook) -> Result<bool, CaptureError> {
         promiscuous: false,
         is_admin: true,
     };
-    let mut tap = Tap::open(&netns, request).await?;
+    let mut tap = Tap::open(&netns, request, &Arc::default()).await?;
     let sent = send_in(namespace);
     let deadline = Instant::now() + PATIENCE;
     let captured = loop {

@@ -115,7 +115,14 @@ impl App {
                 self.discovery.tell_the_rest();
             }
         };
-        tokio::join!(self.frontend.maintain(), lines, self.discovery.follow(), rates);
+        let rings = self.taps.map_ahead();
+        tokio::join!(
+            self.frontend.maintain(),
+            lines,
+            self.discovery.follow(),
+            rates,
+            rings
+        );
     }
 
     /// Logs, where lines are bounded, what had none since the last time.

@@ -522,7 +522,7 @@ impl App {
             promiscuous: !key.chaste,
             is_admin: caller.rights().may_administer(),
         };
-        let tap = Tap::open(&netns, request)
+        let tap = Tap::open(&netns, request, self.taps.ahead())
             .await
             .map_err(|error| match error.cause() {
                 Some(Cause::Program) => StartError::Tap(error).about_filter(&key.filter, Some(instructions)),

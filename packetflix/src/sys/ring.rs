@@ -74,6 +74,14 @@ impl RingReader {
         })
     }
 
+    /// Reads on where it is said to have been read to, whoever has said so.
+    pub(crate) fn restart(&mut self) {
+        self.read = self.pages.read();
+        self.next = self.read;
+        self.written = self.pages.written();
+        self.has_removed = false;
+    }
+
     /// How far it is written and read.
     pub(crate) fn pages(&self) -> &Arc<RingPages> {
         &self.pages
@@ -367,6 +375,24 @@ mod tests {
         let begin = writer.reserve(&[2; 8]);
         writer.finish(begin, 8, 0);
         assert_eq!(reader.head(), Some(&[2; 8][..]));
+    }
+
+    #[test]
+    fn a_reader_goes_on_in_a_ring_that_was_emptied() {
+        let mut writer = Writer::new();
+        let mut reader = writer.reader();
+        for data in [[1; 8], [2; 8]] {
+            let begin = writer.reserve(&data);
+            writer.finish(begin, 8, 0);
+        }
+        assert_eq!(reader.head(), Some(&[1; 8][..]));
+        reader.remove_head();
+        empty(writer.file.as_fd()).unwrap();
+        reader.restart();
+        assert_eq!(reader.head(), None);
+        let begin = writer.reserve(&[3; 8]);
+        writer.finish(begin, 8, 0);
+        assert_eq!(reader.head(), Some(&[3; 8][..]));
     }
 
     #[test]

@@ -40,14 +40,25 @@ pub(super) enum Question {
     Grow,
     /// `()`: programs are to use those of them that are read, by their places.
     UseGrown(Vec<u32>),
-    /// `()`: to end the capture, and to leave what was loaded to the next.
+    /// `bool`: to end the capture, and to leave what was loaded to the next; whether it was.
     Close,
+}
+
+/// What there is of an object that is ready for a capture.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// Bytes of each ring.
+    pub(super) ring_size: u32,
+    /// Of the rings, in the order in which they are handed over.
+    pub(super) places: Vec<u32>,
 }
 
 /// What a capture begins with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Begun {
     pub(super) clock: ClockSource,
+    /// The number of the object that it has.
+    pub(super) object: u64,
     /// Bytes of each ring.
     pub(super) ring_size: u32,
     /// Of the rings, in the order in which they are handed over.
@@ -178,6 +189,8 @@ pub(super) enum TapsQuestion {
     Problem,
     /// `u64`: bytes of rings that are in use, those that are ready for the next captures too.
     RingMemory,
+    /// `Option<Ready>`, with its rings: what the object of this number has, if it is ready.
+    RingsOf(u64),
 }
 
 /// What is told of the service's own connections; each is answered by `()`.

@@ -36,6 +36,26 @@ impl Positions {
 /// Rings that are being mapped, by a thread that is waited for: for 64 MiB the kernel makes 32,768 entries of page tables.
 pub(super) struct Mapping(Option<JoinHandle<Vec<Result<MappedRing, TapError>>>>);
 
+/// Rings that a capture begins with.
+pub(super) enum Beginning {
+    /// They were mapped ahead.
+    Mapped(Vec<MappedRing>),
+    BeingMapped(Mapping),
+}
+
+impl Beginning {
+    /// Maps rings of `size` bytes, unless these were.
+    ///
+    /// # Errors
+    /// When there is no thread for that.
+    pub(super) fn of(ahead: Option<Vec<MappedRing>>, rings: HandedOver, size: u32) -> Result<Self, TapError> {
+        match ahead {
+            Some(rings) => Ok(Self::Mapped(rings)),
+            None => Mapping::begin(rings, size).map(Self::BeingMapped),
+        }
+    }
+}
+
 impl Mapping {
     /// Begins to map rings of `size` bytes.
     ///
@@ -97,8 +117,25 @@ impl CpuRings {
     ///
     /// # Errors
     /// When there is no room for them.
-    pub(super) fn read_all(&mut self, mapping: Mapping) -> Result<(), TapError> {
-        mapping.wait().into_iter().try_for_each(|ring| self.read(ring?))
+    pub(super) fn read_all(&mut self, rings: Beginning) -> Result<(), TapError> {
+        match rings {
+            Beginning::Mapped(rings) => rings.into_iter().try_for_each(|ring| self.read(ring)),
+            Beginning::BeingMapped(mapping) => {
+                mapping.wait().into_iter().try_for_each(|ring| self.read(ring?))
+            }
+        }
+    }
+
+    /// Reads none any more; gives those that were read.
+    pub(super) fn take(&mut self) -> Vec<MappedRing> {
+        // Whoever asks later is not told of another capture's.
+        self.positions.lock().clear();
+        let places = std::mem::take(&mut self.places).into_iter();
+        let rings = self.merge.take().into_iter();
+        places
+            .zip(rings)
+            .map(|(place, ring)| MappedRing { place, ring })
+            .collect()
     }
 
     /// Reads further rings from now on; gives the places of those that can be.
@@ -153,12 +190,25 @@ impl CpuRings {
 }
 
 /// A ring that can be read.
-struct MappedRing {
+pub(super) struct MappedRing {
     place: u32,
     ring: RingReader,
 }
 
-fn map_all(rings: HandedOver, size: u32) -> Vec<Result<MappedRing, TapError>> {
+impl MappedRing {
+    /// Its place in the array that programs find it in.
+    pub(super) fn place(&self) -> u32 {
+        self.place
+    }
+
+    /// Reads on where the other side has emptied it to.
+    pub(super) fn restart(&mut self) {
+        self.ring.restart();
+    }
+}
+
+/// Maps rings of `size` bytes.
+pub(super) fn map_all(rings: HandedOver, size: u32) -> Vec<Result<MappedRing, TapError>> {
     on_threads(rings, TapError::Rings, |(place, ring)| {
         let ring = RingReader::map(ring, size).map_err(|source| TapError::Map { size, source })?;
         Ok(MappedRing { place, ring })

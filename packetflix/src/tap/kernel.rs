@@ -72,7 +72,7 @@ impl KernelCapture {
             Ok(filtered) => filtered,
             Err(error) => {
                 // It was attached to nothing yet.
-                loader.keep(object);
+                let _ = loader.keep(object);
                 return Err(error.into());
             }
         };
@@ -88,8 +88,14 @@ impl KernelCapture {
         })
     }
 
-    /// Detaches from what is still attached to, and leaves what was loaded to the next capture, without a trace of this one.
-    pub(super) fn close(mut self) {
+    /// The number of its object.
+    pub(super) fn object(&self) -> u64 {
+        self.object.number.get()
+    }
+
+    /// Detaches from what is still attached to, and leaves what was loaded to the next capture, without a trace of this one; gives
+    /// whether it could be left.
+    pub(super) fn close(mut self) -> bool {
         self.detach_all();
         let Self {
             filtered,
@@ -102,13 +108,14 @@ impl KernelCapture {
         drop((filtered, control));
         if !is_detached {
             tracing::debug!("the programs of a capture are not used again");
-            return;
+            return false;
         }
         match object.clear() {
             Ok(()) => loader.keep(object),
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(error, "the programs of a capture are not used again");
+                false
             }
         }
     }

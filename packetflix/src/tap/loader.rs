@@ -10,19 +10,21 @@
 //! that a server at rest has no more than at its start.
 
 use std::{
+    collections::BTreeSet,
     io,
+    os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::{Mutex as AsyncMutex, Notify},
+    sync::{Mutex as AsyncMutex, Notify, watch},
     time::{sleep, sleep_until},
 };
 
 use super::{
     CaptureFilters, KernelError, LoadError, TapConfig, connections::Connections, hook::ChosenHook,
-    memory::RingMemory, object::Object, tcx::TcxLinks,
+    memory::RingMemory, numbers::Numbers, object::Object, tcx::TcxLinks,
 };
 use crate::{
     capabilities::{self, Capability},
@@ -51,6 +53,7 @@ pub(crate) struct Loader {
     /// The service's own, for the programs of all captures.
     connections: Arc<Connections>,
     spares: Mutex<Spares>,
+    numbers: Numbers,
     /// Tells that a load which was begun has ended.
     loaded: Condvar,
     tcx: Arc<TcxLinks>,
@@ -84,6 +87,7 @@ impl Loader {
             config,
             connections: Arc::default(),
             spares: Mutex::default(),
+            numbers: Numbers::default(),
             loaded: Condvar::new(),
             tcx: Arc::default(),
             changed: Notify::new(),
@@ -102,6 +106,28 @@ impl Loader {
     /// Bytes of rings that are in use, those of objects that are ready too.
     pub(super) fn ring_memory(&self) -> u64 {
         self.memory.taken()
+    }
+
+    /// The numbers of the objects that are ready, and of those in use that were.
+    pub(super) fn numbers(&self) -> watch::Receiver<BTreeSet<u64>> {
+        self.numbers.watch()
+    }
+
+    /// The rings of the object of this number, each with its place, and how many bytes each has; `None` unless it is ready.
+    pub(super) fn rings_of(&self, number: u64) -> Option<(u32, Vec<(u32, OwnedFd)>)> {
+        let spares = self.spares();
+        let spare = spares
+            .ready
+            .iter()
+            .find(|spare| spare.object.number.get() == number)?;
+        let rings = &spare.object.rings;
+        let cloned = rings
+            .rings()
+            .iter()
+            .map(|(place, ring)| Ok((*place, ring.try_clone()?)));
+        // Without descriptors for them they are mapped later, or not.
+        let cloned: io::Result<_> = cloned.collect();
+        Some((rings.size(), cloned.ok()?))
     }
 
     pub(super) fn config(&self) -> &TapConfig {
@@ -210,10 +236,10 @@ impl Loader {
         }
     }
 
-    /// Keeps an object that was cleared after a capture, if it is of use for the next.
-    pub(super) fn keep(&self, mut object: Object) {
+    /// Keeps an object that was cleared after a capture, if it is of use for the next; gives whether it is.
+    pub(super) fn keep(&self, mut object: Object) -> bool {
         if !self.memory.would_give(object.rings.share()) {
-            return;
+            return false;
         }
         object.rings.set_admin(false);
         let too_many = {
@@ -223,6 +249,7 @@ impl Loader {
         };
         drop(too_many);
         self.changed.notify_one();
+        true
     }
 
     /// Until when there are more than one, or one has more than it needs.
@@ -306,7 +333,15 @@ impl Loader {
         let cpus = Cpus::look().map_err(LoadError::Cpus)?;
         let share = self.memory.take(cpus.rings(), is_admin)?;
         let hook = ChosenHook::choose(self.config.hook)?;
-        Ok(Object::load(&self.config, hook, share, cpus, &self.connections)?)
+        let number = self.numbers.next();
+        Ok(Object::load(
+            &self.config,
+            hook,
+            share,
+            cpus,
+            &self.connections,
+            number,
+        )?)
     }
 }
 
@@ -354,6 +389,7 @@ impl Spares {
 impl Spare {
     fn new(object: Object) -> Self {
         let since = Instant::now();
+        object.number.keep();
         Self { object, since }
     }
 }

@@ -2,6 +2,7 @@
 //! `serve.rs`), where the rights are, has the loaded eBPF object, and what attaches it to interfaces. Dropping a tap, or the death of
 //! either process, detaches everything.
 
+mod ahead;
 mod call;
 pub(crate) mod clock;
 mod code;
@@ -15,6 +16,7 @@ mod kernel_rings;
 mod link_types;
 mod loader;
 mod memory;
+mod numbers;
 mod object;
 mod own;
 mod rates;
@@ -40,17 +42,8 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::call::fuzzing;
-use self::{
-    call::{Begun, Counted},
-    cpu_rings::{CpuRings, Mapping},
-    hook::ChosenHook,
-    interfaces::foresee,
-    link_types::link_type,
-    object::CLOCK_SOURCE,
-    remote::Capture,
-    selection::{Selected, select},
-};
 pub(crate) use self::{
+    ahead::Ahead,
     clock::{CaptureClock, ClockSource},
     cpu_rings::Positions,
     filters::CaptureFilters,
@@ -60,7 +53,17 @@ pub(crate) use self::{
     remote::{Connections, OpenConnection, Taps},
     reported::Cause,
     rings::{CLOCK_WAS_SET_BACK, Drained, Head, is_younger},
-    serve::{serve, serve_all, serve_connections},
+    serve::{serve, serve_all, serve_connections, serve_rings},
+};
+use self::{
+    call::{Begun, Counted},
+    cpu_rings::{Beginning, CpuRings},
+    hook::ChosenHook,
+    interfaces::foresee,
+    link_types::link_type,
+    object::CLOCK_SOURCE,
+    remote::Capture,
+    selection::{Selected, select},
 };
 pub use self::{
     code::FilterLinkError,
@@ -301,6 +304,9 @@ const COUNTED_IS_FRESH: Duration = Duration::from_millis(5);
 /// A running kernel capture.
 pub(crate) struct Tap {
     capture: Capture,
+    /// The number of the object that it has.
+    object: u64,
+    ahead: Arc<Ahead>,
     hook: ChosenHook,
     rings: CpuRings,
     interfaces: BTreeMap<u32, TappedInterface>,
@@ -343,11 +349,15 @@ pub(crate) struct ProgramUse {
 }
 
 impl Tap {
-    /// Sets up a capture in `netns`.
+    /// Sets up a capture in `netns`, with rings that may have been mapped ahead.
     ///
     /// # Errors
     /// Whatever the kernel refuses; nothing is left behind then.
-    pub(crate) async fn open(netns: &OpenNetns, request: TapRequest) -> Result<Self, TapError> {
+    pub(crate) async fn open(
+        netns: &OpenNetns,
+        request: TapRequest,
+        ahead: &Arc<Ahead>,
+    ) -> Result<Self, TapError> {
         let TapRequest {
             selection,
             filters,
@@ -366,11 +376,18 @@ impl Tap {
             check_filters(&filters, &wanted)?;
             check_hook(hook, &selection, &wanted)?;
             let (capture, begun, rings) = Capture::begin(netns, &filters, is_admin)?;
-            let Begun { clock, ring_size, .. } = begun;
+            let Begun {
+                clock,
+                object,
+                ring_size,
+                places,
+            } = begun;
             // Goes on while all else is done.
-            let mapping = Mapping::begin(rings, ring_size)?;
+            let beginning = Beginning::of(ahead.take(object, &places), rings, ring_size)?;
             let mut tap = Self {
                 capture,
+                object,
+                ahead: Arc::clone(ahead),
                 hook,
                 rings: CpuRings::new(ring_size)?,
                 interfaces: BTreeMap::new(),
@@ -390,7 +407,7 @@ impl Tap {
             };
             tap.add_own(&own)?;
             tap.begin(wanted)?;
-            tap.rings.read_all(mapping)?;
+            tap.rings.read_all(beginning)?;
             Ok(tap)
         })
     }
@@ -498,6 +515,15 @@ impl Tap {
     /// Whether its hook is TCX.
     pub(crate) fn uses_tcx(&self) -> bool {
         self.hook == ChosenHook::Tcx
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let rings = self.rings.take();
+        if self.capture.close() {
+            self.ahead.give_back(self.object, rings);
+        }
     }
 }
 

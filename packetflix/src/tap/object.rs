@@ -34,6 +34,7 @@ use super::{
     hook::ChosenHook,
     kernel_rings::{self, KernelRings},
     memory::RingShare,
+    numbers::Number,
     own::OwnTrafficMap,
     refused::Refused,
     threads::joined,
@@ -184,6 +185,7 @@ impl Programs {
 
 /// The loaded object, which one capture uses at a time.
 pub(super) struct Object {
+    pub(super) number: Number,
     maps: Ebpf,
     code: Code,
     pub(super) hook: ChosenHook,
@@ -209,6 +211,7 @@ impl Object {
         share: RingShare,
         cpus: Cpus,
         connections: &Connections,
+        number: Number,
     ) -> Result<Self, LoadError> {
         check_descriptors().map_err(LoadError::Descriptors)?;
         let clock = *CLOCK_SOURCE;
@@ -247,6 +250,7 @@ impl Object {
         let mut rings = rings.map_err(failed)?;
         rings.settle();
         Ok(Self {
+            number,
             entries: take_map(&mut made, maps::INTERFACES)?
                 .try_into()
                 .map_err(LoadError::of_map(maps::INTERFACES))?,

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     CaptureFilters, OwnTraffic, RingConfig, TapError,
+    ahead::Ahead,
     call::{Attached, Begun, ConnectionNews, Counted, Question, StopsAt, TapsQuestion, Wanted},
     cpu_rings::HandedOver,
     hook::{ChosenHook, Whereabouts},
@@ -25,6 +26,7 @@ pub(crate) struct Taps {
     /// Bytes that all rings may take.
     most: u64,
     connections: Arc<Connections>,
+    ahead: Arc<Ahead>,
 }
 
 impl Taps {
@@ -33,12 +35,23 @@ impl Taps {
             connections: Arc::new(Connections::new(Arc::clone(control))),
             control: Arc::clone(control),
             most: rings.memory,
+            ahead: Arc::default(),
         }
     }
 
     /// The connections that captures leave out as the service's own.
     pub(crate) fn connections(&self) -> &Arc<Connections> {
         &self.connections
+    }
+
+    /// The rings of the captures to come.
+    pub(crate) fn ahead(&self) -> &Arc<Ahead> {
+        &self.ahead
+    }
+
+    /// Maps rings before they are read. Never ends.
+    pub(crate) async fn map_ahead(&self) {
+        self.ahead.follow(&self.control).await;
     }
 
     /// The rings' memory: bytes in use, those of objects that are ready too, and the most that may be.
@@ -140,6 +153,7 @@ pub(super) struct Capture {
     line: Arc<Line>,
     /// What was counted last.
     last: Mutex<Arc<Counted>>,
+    is_closed: bool,
 }
 
 /// Looks what there is in a namespace: the hook that captures there would have, and the sockets by which its interfaces are
@@ -151,6 +165,14 @@ pub(super) fn look(netns: &OpenNetns) -> Result<(ChosenHook, LinkWatch), TapErro
     let hook = hook?;
     let sockets = <[OwnedFd; 2]>::try_from(sockets).map_err(|_| wrong())?;
     Ok((hook, LinkWatch::of(sockets).map_err(TapError::List)?))
+}
+
+/// Rings as they are handed over, each with its place.
+pub(super) fn with_places(places: &[u32], rings: Vec<OwnedFd>) -> Result<HandedOver, Broken> {
+    match places.len() == rings.len() {
+        true => Ok(places.iter().copied().zip(rings).collect()),
+        false => Err(wrong()),
+    }
 }
 
 fn wrong() -> Broken {
@@ -172,14 +194,12 @@ impl Capture {
             .line()
             .ask_for_descriptors::<_, Result<Begun, Reported>>(&question)?;
         let begun = begun?;
-        if rings.len() != begun.places.len() {
-            return Err(wrong().into());
-        }
-        let rings = begun.places.iter().copied().zip(rings).collect();
         let capture = Self {
             line: Arc::clone(netns.line()),
             last: Mutex::default(),
+            is_closed: false,
         };
+        let rings = with_places(&begun.places, rings)?;
         Ok((capture, begun, rings))
     }
 
@@ -245,16 +265,18 @@ impl Capture {
         let (places, rings) = self
             .line
             .ask_for_descriptors::<_, Result<Vec<u32>, Reported>>(&Question::Grow)?;
-        let places = places?;
-        match places.len() == rings.len() {
-            true => Ok(places.into_iter().zip(rings).collect()),
-            false => Err(wrong().into()),
-        }
+        Ok(with_places(&places?, rings)?)
     }
 
     /// Has those of these rings used that are read.
     pub(super) fn use_grown(&self, read: Vec<u32>) {
         self.tell(&Question::UseGrown(read));
+    }
+
+    /// Ends it; gives whether what it had was left to the next.
+    pub(super) fn close(&mut self) -> bool {
+        let is_open = !std::mem::replace(&mut self.is_closed, true);
+        is_open && self.line.ask(&Question::Close).unwrap_or(false)
     }
 
     fn tell(&self, question: &Question) {
@@ -265,6 +287,6 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        self.tell(&Question::Close);
+        self.close();
     }
 }

@@ -80,6 +80,11 @@ impl<R: Ring> Merge<R> {
         Self { rings, heads }
     }
 
+    /// None any more; gives those that there were.
+    pub(super) fn take(&mut self) -> Vec<R> {
+        std::mem::take(&mut self.rings)
+    }
+
     /// One more.
     pub(super) fn add(&mut self, ring: R) {
         self.rings.push(ring);

@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 
 use super::{
     KernelError, Loader,
-    call::{Attached, Begun, ConnectionNews, Counted, Question, StopsAt, TapsQuestion, Wanted},
+    call::{Attached, Begun, ConnectionNews, Counted, Question, Ready, StopsAt, TapsQuestion, Wanted},
     connections::OpenConnection,
     hook::{ChosenHook, HookError},
     interfaces::is_of_everything,
@@ -122,8 +122,8 @@ impl Desk {
                     line.say(&()).await?;
                 }
                 Question::Close => {
-                    block_in_place(|| self.close());
-                    line.say(&()).await?;
+                    let is_left = block_in_place(|| self.close());
+                    line.say(&is_left).await?;
                 }
             }
         }
@@ -152,6 +152,7 @@ impl Desk {
         let capture = KernelCapture::begin(&self.loader, control, filters, is_admin)?;
         let begun = Begun {
             clock: capture.clock(),
+            object: capture.object(),
             ring_size: capture.rings().size(),
             places: capture.rings().rings().iter().map(|(place, _)| *place).collect(),
         };
@@ -245,11 +246,14 @@ impl Desk {
         }
     }
 
-    fn close(&mut self) {
-        if let Some(capture) = self.capture.take() {
-            capture.close();
-            self.loader.tend();
-        }
+    /// Ends the capture, if there is one; gives whether what it had was left to the next.
+    fn close(&mut self) -> bool {
+        let Some(capture) = self.capture.take() else {
+            return false;
+        };
+        let is_left = capture.close();
+        self.loader.tend();
+        is_left
     }
 }
 
@@ -270,9 +274,33 @@ pub(crate) async fn serve_all(mut line: Served, loader: Arc<Loader>) -> io::Resu
             }
             TapsQuestion::Problem => line.say(&loader.problem()).await?,
             TapsQuestion::RingMemory => line.say(&loader.ring_memory()).await?,
+            TapsQuestion::RingsOf(object) => match loader.rings_of(object) {
+                Some((ring_size, rings)) => {
+                    let (places, descriptors) = handed_over(&rings);
+                    let ready = Ready { ring_size, places };
+                    line.say_with(&Some(ready), &descriptors).await?;
+                }
+                None => line.say(&None::<Ready>).await?,
+            },
         }
     }
     Ok(())
+}
+
+/// Tells of which objects the rings may be mapped ahead, all of them whenever that changes, until nobody listens any more.
+///
+/// # Errors
+/// When nobody hears it.
+pub(crate) async fn serve_rings(mut line: Served, loader: Arc<Loader>) -> io::Result<()> {
+    let mut numbers = loader.numbers();
+    loop {
+        let kept = numbers.borrow_and_update().clone();
+        line.say(&kept).await?;
+        tokio::select! {
+            Ok(()) = numbers.changed() => {}
+            () = line.is_left() => return Ok(()),
+        }
+    }
 }
 
 /// Takes note of the service's own connections, until nobody tells of any.
