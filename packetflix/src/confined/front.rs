@@ -10,17 +10,13 @@ use std::{
 };
 
 use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _};
-use nix::{
-    libc::{self, c_long},
-    sys::prctl::set_dumpable,
-    unistd::{Gid, Uid, setgroups, setresgid, setresuid},
-};
+use nix::libc::{self, c_long};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter, sock_filter,
 };
 
-use super::Failure;
+use super::{Failure, become_user};
 use crate::capabilities;
 
 /// Its user and group: those of the image, which no other program has. `nobody` is somebody where many are.
@@ -123,17 +119,7 @@ const NEVER: &[c_long] = &[
 /// remembered, to be told.
 pub(crate) fn give_up_all() -> Result<(), Failure> {
     capabilities::remember_service();
-    let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
-    // Who may not become another user, or is in a user namespace that has no such user, stays what it is.
-    let _ = setgroups(&[]);
-    let _ = setresgid(group, group, group);
-    let _ = setresuid(user, user, user);
-    capabilities::give_up()
-        .map_err(io::Error::other)
-        .map_err(Failure::of("capabilities could not be dropped (capset)"))?;
-    set_dumpable(false)
-        .map_err(io::Error::from)
-        .map_err(Failure::of("tracing could not be forbidden (prctl)"))?;
+    become_user(USER)?;
     write_nothing().map_err(Failure::of("files could not be put out of reach (Landlock)"))?;
     restrict().map_err(Failure::of("system calls could not be restricted (seccomp)"))
 }

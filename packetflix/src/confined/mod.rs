@@ -74,19 +74,7 @@ pub(crate) fn begin(room: u64, seconds: u64) -> Result<(), Failure> {
 
 /// Leaves the process without rights, with so many descriptors that it may have at most, and with these system calls.
 pub(crate) fn give_up_rights(descriptors: u64, system_calls: &[SystemCall]) -> Result<(), Failure> {
-    // Who may not become another user, or is in a user namespace that has no such user, stays what it is: without
-    // capabilities.
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    let _ = setgroups(&[]);
-    let _ = setresgid(group, group, group);
-    let _ = setresuid(user, user, user);
-    capabilities::give_up()
-        .map_err(io::Error::other)
-        .map_err(Failure::of("capabilities could not be dropped (capset)"))?;
-    // To become another user makes the process one that may be traced by this user, unless said again.
-    set_dumpable(false)
-        .map_err(io::Error::from)
-        .map_err(Failure::of("tracing could not be forbidden (prctl)"))?;
+    become_user(NOBODY)?;
     for (resource, bound) in [
         (Resource::RLIMIT_NOFILE, descriptors),
         (Resource::RLIMIT_NPROC, 0),
@@ -96,6 +84,23 @@ pub(crate) fn give_up_rights(descriptors: u64, system_calls: &[SystemCall]) -> R
     }
     system_calls::allow_only(system_calls)
         .map_err(Failure::of("system calls could not be restricted (seccomp)"))
+}
+
+/// Makes the process one of this user and group alone, where it may become that, without capabilities, for good, and one that
+/// nobody may trace who has none.
+fn become_user(id: u32) -> Result<(), Failure> {
+    // Who may not become another user, or is in a user namespace that has no such user, stays what it is.
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    let _ = setgroups(&[]);
+    let _ = setresgid(group, group, group);
+    let _ = setresuid(user, user, user);
+    capabilities::give_up()
+        .map_err(io::Error::other)
+        .map_err(Failure::of("capabilities could not be dropped (capset)"))?;
+    // To become another user makes the process one that may be traced by this user, unless said again.
+    set_dumpable(false)
+        .map_err(io::Error::from)
+        .map_err(Failure::of("tracing could not be forbidden (prctl)"))
 }
 
 /// When the machine, or the control group, is out of memory, the kernel is to end this process and not the server.
