@@ -176,10 +176,18 @@ impl Line {
         &self,
         question: &Q,
     ) -> Result<(A, Vec<OwnedFd>), Broken> {
+        self.ask_within(question, PATIENCE)
+    }
+
+    fn ask_within<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<(A, Vec<OwnedFd>), Broken> {
         self.with(|socket| {
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.set_write_timeout(Some(PATIENCE))?;
-            let answer = ask(socket, question)?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.set_write_timeout(Some(patience))?;
+            let answer = ask(socket, question).map_err(late)?;
             socket.set_read_timeout(None)?;
             socket.set_write_timeout(None)?;
             Ok(answer)
@@ -213,6 +221,14 @@ impl Line {
     /// When it cannot be polled.
     pub(crate) fn into_served(self) -> io::Result<Served> {
         Served::new(self.0.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Who has not answered in time, does not: that is no want of anything, though the kernel has one number for both.
+fn late(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+        _ => error,
     }
 }
 
@@ -559,6 +575,14 @@ mod tests {
             let asked = tokio::task::block_in_place(|| line.ask_for_descriptors::<_, usize>(&count));
             assert_eq!(asked.is_ok_and(|(said, _)| said == count), is_heard);
         }
+    }
+
+    #[test]
+    fn who_is_late_does_not_answer() {
+        let (ours, _theirs) = pair().unwrap();
+        let asked = Line::new(ours).ask_within::<_, u32>(&1u32, Duration::from_millis(1));
+        let said = asked.unwrap_err().to_string();
+        assert_eq!(said, "the process that has the service's rights does not answer");
     }
 
     #[tokio::test(flavor = "multi_thread")]
