@@ -20,7 +20,7 @@ use crate::{
     capabilities::{self, Capability},
     cli::{self, Args, Command, FrontendArgs},
     config::{Config, ConfigError},
-    http::{Dialer, Server},
+    http::{Dialer, Server, Shutdown},
     keeper::{Keeper, KeeperError},
     service::{App, AppError},
     sys,
@@ -85,7 +85,10 @@ pub fn start() -> Result<LocalServer, Box<dyn Error + Send + Sync>> {
             let _ = sender.send(Ok(dialer));
             let mut stopped = Some(stopped);
             let shutdown = async move || match stopped.take() {
-                Some(stopped) => drop(stopped.await),
+                Some(stopped) => {
+                    drop(stopped.await);
+                    Shutdown::Asked
+                }
                 // There is no second time.
                 None => std::future::pending().await,
             };

@@ -237,9 +237,12 @@ mod linux {
             let mut has_broken = false;
             let shutdown = async move || {
                 tokio::select! {
-                    () = &mut is_broken, if !has_broken => has_broken = true,
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+                    () = &mut is_broken, if !has_broken => {
+                        has_broken = true;
+                        http::Shutdown::RightsLost
+                    }
+                    _ = terminate.recv() => http::Shutdown::Asked,
+                    _ = interrupt.recv() => http::Shutdown::Asked,
                 }
             };
             let hint = async move || {

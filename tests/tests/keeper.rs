@@ -75,8 +75,12 @@ async fn each_process_ends_with_the_other() -> anyhow::Result<()> {
             let killed = if keeper_dies { keeper } else { server.pid() };
             kill(Pid::from_raw(i32::try_from(killed)?), Signal::SIGKILL)?;
             if keeper_dies {
-                let (recording, code, _) = recorder.read_to_end().await?;
+                let (recording, code, why) = recorder.read_to_end().await?;
                 assert_eq!((recording.count(&frame(1)), code), (1, 1001));
+                assert_eq!(
+                    why,
+                    "the service ends: the process that has its rights does not answer"
+                );
                 // Whoever manages the service learns of it.
                 assert_eq!(server.wait()?.code(), Some(1));
                 ensure!(

@@ -35,6 +35,7 @@ pub(crate) struct Captures {
     streams: Mutex<BTreeMap<u64, Arc<StreamEnd>>>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
+    has_lost_rights: Arc<AtomicBool>,
 }
 
 /// How a stream of several captures is ended.
@@ -53,6 +54,11 @@ pub(crate) struct RunningStream {
 }
 
 impl RunningStream {
+    /// Whether the service ends since nobody answers who has its rights.
+    pub(crate) fn has_lost_rights(&self) -> bool {
+        self.captures.has_lost_rights.load(Ordering::Relaxed)
+    }
+
     /// Whether an operator has ended it.
     pub(crate) fn is_ended_by_operator(&self) -> bool {
         self.end.is_ended_by_operator.load(Ordering::Relaxed)
@@ -78,6 +84,7 @@ pub(crate) struct Capture {
     stop: CancellationToken,
     is_ended_by_operator: AtomicBool,
     revocation: OnceLock<String>,
+    has_lost_rights: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
 }
 
@@ -168,6 +175,7 @@ impl Captures {
             streams: Mutex::default(),
             metrics,
             audit,
+            has_lost_rights: Arc::default(),
         }
     }
 
@@ -206,6 +214,7 @@ impl Captures {
             stop,
             is_ended_by_operator: AtomicBool::new(false),
             revocation: OnceLock::new(),
+            has_lost_rights: Arc::clone(&self.has_lost_rights),
             metrics: Arc::clone(&self.metrics),
         })
     }
@@ -224,6 +233,11 @@ impl Captures {
             captures: Arc::clone(self),
             end: (CaptureEnd::CutOff, "it did not end in time".to_owned()),
         })
+    }
+
+    /// Whoever has the service's rights does not answer: that is why captures end from now on, and the service.
+    pub(crate) fn lose_rights(&self) {
+        self.has_lost_rights.store(true, Ordering::Relaxed);
     }
 
     /// All that run, in the order in which they began.
@@ -309,6 +323,11 @@ impl Capture {
     /// Whether an operator has ended it.
     pub(crate) fn is_ended_by_operator(&self) -> bool {
         self.is_ended_by_operator.load(Ordering::Relaxed)
+    }
+
+    /// Whether the service ends since nobody answers who has its rights.
+    pub(crate) fn has_lost_rights(&self) -> bool {
+        self.has_lost_rights.load(Ordering::Relaxed)
     }
 
     /// Has it end, since whoever captures may do so no more.

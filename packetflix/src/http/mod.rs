@@ -19,6 +19,6 @@ pub(crate) use self::api::fuzzing;
 pub use self::transport::{
     listen::{Dialer, ListenError},
     live::{NotLive, live},
-    server::{Entrance, Server, ServerError, SocketFiles},
+    server::{Entrance, Server, ServerError, Shutdown, SocketFiles},
     tls::TlsError,
 };

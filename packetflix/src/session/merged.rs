@@ -414,6 +414,7 @@ impl MergedSession {
             _ if self.stop.is_cancelled() => {
                 match self.timer.as_ref().and_then(|timer| timer.over(Instant::now())) {
                     Some(limit) => Ended::Limit(limit),
+                    None if self.running.has_lost_rights() => Ended::RightsLost,
                     None => Ended::Stopped,
                 }
             }

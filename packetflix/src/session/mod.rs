@@ -74,6 +74,8 @@ const LATE_COUNT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) enum Ended {
     /// It was asked to.
     Stopped,
+    /// Whoever has the service's rights does not answer, and the service ends.
+    RightsLost,
     /// An operator asked it to.
     ByOperator,
     /// Its client may capture no more.
@@ -97,6 +99,10 @@ impl Ended {
     pub(crate) fn told(&self) -> (CaptureEnd, String) {
         match self {
             Self::Stopped => (CaptureEnd::Shutdown, "the service is shutting down".to_owned()),
+            Self::RightsLost => (
+                CaptureEnd::Shutdown,
+                "the service ends: the process that has its rights does not answer".to_owned(),
+            ),
             Self::Revoked(why) => (CaptureEnd::Revoked, why.clone()),
             Self::ByOperator => (CaptureEnd::Operator, "ended by the operator".to_owned()),
             Self::Limit(limit) => (CaptureEnd::Limit, limit.to_string()),
@@ -327,6 +333,7 @@ impl Session {
         };
         match ended {
             Ended::Stopped if self.capture.is_ended_by_operator() => (Ended::ByOperator, totals),
+            Ended::Stopped if self.capture.has_lost_rights() => (Ended::RightsLost, totals),
             ended => (ended, totals),
         }
     }

@@ -43,6 +43,15 @@ const HINT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the start waits for the address of the discovery service.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Why a service shuts down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// It was asked to, by a signal.
+    Asked,
+    /// Whoever has its rights does not answer.
+    RightsLost,
+}
+
 /// The sockets that the service listens at, and what speaks TLS there.
 pub struct Server {
     served: Arc<dyn Served>,
@@ -175,7 +184,7 @@ impl Server {
     /// Serves clients until `shutdown` is ready; then ends every capture with its statistics and a close frame, and
     /// returns when all are done, after the time that is configured for that, or when `shutdown` is ready once more.
     /// Whenever `hint` is ready, files that are followed are looked at.
-    pub async fn serve(self, mut shutdown: impl AsyncFnMut(), hint: impl AsyncFnMut()) {
+    pub async fn serve(self, mut shutdown: impl AsyncFnMut() -> Shutdown, hint: impl AsyncFnMut()) {
         let listening = self.tcp_addresses();
         let Self {
             served,
@@ -196,7 +205,9 @@ impl Server {
             tls,
         });
         tokio::select! {
-            () = shutdown() => {}
+            why = shutdown() => if why == Shutdown::RightsLost {
+                frontend.captures.lose_rights();
+            },
             () = accept_everywhere(&listeners, &context, frontend) => {}
             () = stay_ready(&listeners, &context, &*served, &manager), if prepares => {}
             () = stay_in_touch(&*served, &manager) => {}
@@ -214,7 +225,7 @@ impl Server {
             drained = timeout(patience, frontend.tasks.wait()) => if drained.is_err() {
                 tracing::warn!(tasks = frontend.tasks.len(), "not everything ended in time");
             },
-            () = shutdown() => tracing::warn!(tasks = frontend.tasks.len(), "a second signal: what still runs is cut off"),
+            _ = shutdown() => tracing::warn!(tasks = frontend.tasks.len(), "a second signal: what still runs is cut off"),
             // Whoever asks meanwhile is told that the service is not ready.
             () = accept_everywhere(&listeners, &context, frontend) => {}
             () = stay_in_touch(&*served, &manager) => {}
