@@ -376,6 +376,16 @@ async fn requests_and_refusals_are_counted_by_status() -> anyhow::Result<()> {
     let really = descriptors_of(server.pid())?.len() as u64;
     // The connection that asks is one of them.
     ensure!(descriptors.abs_diff(really) <= 3, "{descriptors} {really}");
+    let (descriptors, most) = (
+        metrics.count("packetflix_keeper_open_fds")?,
+        metrics.count("packetflix_keeper_max_fds")?,
+    );
+    let really = descriptors_of(server.keeper()?)?.len() as u64;
+    // What asks is one of them, and another object may be loaded meanwhile.
+    ensure!(
+        descriptors.abs_diff(really) <= 40 && descriptors > 10 && most == metrics.count("process_max_fds")?,
+        "{descriptors} {really} {most}"
+    );
     let (memory, really) = (
         metrics.count("process_resident_memory_bytes")?,
         status_of(server.pid(), "VmRSS")? * 1024,

@@ -178,6 +178,7 @@ impl Gateway {
             captures: self.frontend.captures.count(),
             ring_memory: 0,
             ring_memory_limit: 0,
+            keeper_descriptors: (0, 0),
             files: files.iter().map(|files| files.age()).collect(),
         }
     }

@@ -53,6 +53,8 @@ pub(crate) struct Metrics {
     ring_fill: Histogram,
     ring_memory: Gauge,
     ring_memory_limit: Gauge,
+    keeper_descriptors: Gauge,
+    keeper_max_descriptors: Gauge,
     program_time: Counter<f64, AtomicU64>,
     program_runs: Counter,
     scans: Histogram,
@@ -74,6 +76,8 @@ pub(crate) struct Load {
     pub(crate) ring_memory: u64,
     /// The most that may be.
     pub(crate) ring_memory_limit: u64,
+    /// How many descriptors the process has open that has the service's rights, and how many it may have.
+    pub(crate) keeper_descriptors: (u64, u64),
     /// The files that are followed.
     pub(crate) files: Vec<FileAge>,
 }
@@ -225,6 +229,16 @@ impl Metrics {
                 "ring_memory_limit",
                 "The most memory that rings may take (--ring-memory)",
             ),
+            keeper_descriptors: plain(
+                registry,
+                "keeper_open_fds",
+                "Open file descriptors of the process that has the service's rights",
+            ),
+            keeper_max_descriptors: plain(
+                registry,
+                "keeper_max_fds",
+                "The most file descriptors that the process may have open that has the service's rights",
+            ),
             program_time: with_unit(
                 registry,
                 "program_run",
@@ -365,6 +379,9 @@ impl Metrics {
         self.captures.set(load.captures as i64);
         self.ring_memory.set(load.ring_memory.cast_signed());
         self.ring_memory_limit.set(load.ring_memory_limit.cast_signed());
+        let (open, most) = load.keeper_descriptors;
+        self.keeper_descriptors.set(open.cast_signed());
+        self.keeper_max_descriptors.set(most.cast_signed());
         for FileAge { what, age, behind } in &load.files {
             let label = [("file", *what)];
             self.file_ages.get_or_create_owned(&label).set(age.as_secs_f64());
@@ -458,6 +475,7 @@ mod tests {
             captures: 3,
             ring_memory: 1 << 20,
             ring_memory_limit: 1 << 30,
+            keeper_descriptors: (34, 1024),
             files: vec![FileAge {
                 what: "token file",
                 age: Duration::from_millis(1500),
@@ -490,6 +508,8 @@ mod tests {
             "packetflix_ring_fill_ratio_bucket{le=\"0.05\"} 1",
             "packetflix_ring_memory_bytes 1048576",
             "packetflix_ring_memory_limit_bytes 1073741824",
+            "packetflix_keeper_open_fds 34",
+            "packetflix_keeper_max_fds 1024",
             "packetflix_program_run_seconds_total 0.0000015",
             "packetflix_program_runs_total 10",
             "packetflix_scan_duration_seconds_count 1",

@@ -2,17 +2,14 @@
 
 use std::{fmt, fs, ops::Deref, sync::LazyLock};
 
-use nix::{
-    sys::resource::{Resource, getrlimit},
-    unistd::{SysconfVar, sysconf},
-};
+use nix::unistd::{SysconfVar, sysconf};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::proc_fs::other_process;
+use crate::proc_fs::{other_process, own_descriptors};
 
 /// Reads it when it is asked for.
 #[derive(Debug)]
@@ -122,11 +119,11 @@ impl Deref for Usage {
 
 impl Usage {
     fn read() -> Option<Self> {
+        let (descriptors, max_descriptors) = own_descriptors()?;
         Some(Self {
             stat: Stat::read("self")?,
-            // One of them is open for the count.
-            descriptors: (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1),
-            max_descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok()?.0,
+            descriptors,
+            max_descriptors,
         })
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     rates::Rates,
     resolve::{Directory, DiscoveryService, Resolver},
     session::Feeds,
-    tap::Taps,
+    tap::{KernelUse, Taps},
 };
 
 /// The whole service but for the sockets at which it is asked. Everything is built here, from the configuration.
@@ -98,7 +98,7 @@ impl App {
                     ..Options::default()
                 },
             ),
-            taps: Taps::new(control, config.tap.rings),
+            taps: Taps::new(control),
             namespaces: Namespaces::new(control),
             feeds: Feeds::new(frontend.tasks.clone(), Arc::clone(&frontend.metrics)),
             config,
@@ -133,11 +133,15 @@ impl App {
 
     /// What is in use at the moment.
     pub(crate) fn load(&self) -> Load {
-        let (ring_memory, ring_memory_limit) = self.taps.ring_memory();
+        let KernelUse {
+            ring_memory,
+            descriptors,
+        } = self.taps.kernel_use();
         Load {
             captures: self.captures.count(),
             ring_memory,
-            ring_memory_limit,
+            ring_memory_limit: self.config.tap.rings.memory,
+            keeper_descriptors: descriptors,
             files: self.access.files().iter().map(|files| files.age()).collect(),
         }
     }

@@ -187,10 +187,19 @@ pub(super) enum TapsQuestion {
     GetReady,
     /// `Option<String>`: why no capture can begin, if so.
     Problem,
-    /// `u64`: bytes of rings that are in use, those that are ready for the next captures too.
-    RingMemory,
+    /// `KernelUse`
+    Use,
     /// `Option<Ready>`, with its rings: what the object of this number has, if it is ready.
     RingsOf(u64),
+}
+
+/// What is in use for all captures where the rights are.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct KernelUse {
+    /// Bytes of rings, those that are ready for the next captures too.
+    pub(crate) ring_memory: u64,
+    /// How many descriptors are open, and how many may be.
+    pub(crate) descriptors: (u64, u64),
 }
 
 /// What is told of the service's own connections; each is answered by `()`.

@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::call::fuzzing;
 pub(crate) use self::{
     ahead::Ahead,
+    call::KernelUse,
     clock::{CaptureClock, ClockSource},
     cpu_rings::Positions,
     filters::CaptureFilters,

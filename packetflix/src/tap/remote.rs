@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
-    CaptureFilters, OwnTraffic, RingConfig, TapError,
+    CaptureFilters, OwnTraffic, TapError,
     ahead::Ahead,
-    call::{Attached, Begun, ConnectionNews, Counted, Question, StopsAt, TapsQuestion, Wanted},
+    call::{Attached, Begun, ConnectionNews, Counted, KernelUse, Question, StopsAt, TapsQuestion, Wanted},
     cpu_rings::HandedOver,
     hook::{ChosenHook, Whereabouts},
     reported::Reported,
@@ -23,18 +23,15 @@ use crate::{
 /// How captures are begun.
 pub(crate) struct Taps {
     control: Arc<Control>,
-    /// Bytes that all rings may take.
-    most: u64,
     connections: Arc<Connections>,
     ahead: Arc<Ahead>,
 }
 
 impl Taps {
-    pub(crate) fn new(control: &Arc<Control>, rings: RingConfig) -> Self {
+    pub(crate) fn new(control: &Arc<Control>) -> Self {
         Self {
             connections: Arc::new(Connections::new(Arc::clone(control))),
             control: Arc::clone(control),
-            most: rings.memory,
             ahead: Arc::default(),
         }
     }
@@ -54,10 +51,11 @@ impl Taps {
         self.ahead.follow(&self.control).await;
     }
 
-    /// The rings' memory: bytes in use, those of objects that are ready too, and the most that may be.
-    pub(crate) fn ring_memory(&self) -> (u64, u64) {
-        let taken = self.control.ask(Kind::Taps, &TapsQuestion::RingMemory);
-        (taken.unwrap_or(0), self.most)
+    /// What is in use where the rights are; nothing, where nobody tells.
+    pub(crate) fn kernel_use(&self) -> KernelUse {
+        self.control
+            .ask(Kind::Taps, &TapsQuestion::Use)
+            .unwrap_or_default()
     }
 
     /// Why no capture can begin, if so, as far as it is known: no object could be loaded. That others have taken all the

@@ -14,7 +14,9 @@ use tokio::task::block_in_place;
 
 use super::{
     KernelError, Loader,
-    call::{Attached, Begun, ConnectionNews, Counted, Question, Ready, StopsAt, TapsQuestion, Wanted},
+    call::{
+        Attached, Begun, ConnectionNews, Counted, KernelUse, Question, Ready, StopsAt, TapsQuestion, Wanted,
+    },
     connections::OpenConnection,
     hook::{ChosenHook, HookError},
     interfaces::is_of_everything,
@@ -25,6 +27,7 @@ use super::{
 use crate::{
     channel::Served,
     netns::{HeldOpen, LinkSockets, Netns},
+    proc_fs::own_descriptors,
     sys,
 };
 
@@ -273,7 +276,13 @@ pub(crate) async fn serve_all(mut line: Served, loader: Arc<Loader>) -> io::Resu
                 line.say(&()).await?;
             }
             TapsQuestion::Problem => line.say(&loader.problem()).await?,
-            TapsQuestion::RingMemory => line.say(&loader.ring_memory()).await?,
+            TapsQuestion::Use => {
+                let used = KernelUse {
+                    ring_memory: loader.ring_memory(),
+                    descriptors: own_descriptors().unwrap_or_default(),
+                };
+                line.say(&used).await?;
+            }
             TapsQuestion::RingsOf(object) => match loader.rings_of(object) {
                 Some((ring_size, rings)) => {
                     let (places, descriptors) = handed_over(&rings);
