@@ -330,6 +330,35 @@ mod tests {
         }
     }
 
+    /// Who has taken over the process that serves clients writes lines at most.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_no_line_is_not_written_for_another() {
+        let folder = Folder::new("audit-no-line");
+        let file = folder.0.join("audit");
+        for (text, is_line) in [
+            ("{\"a\": 1}\n", true),
+            ("{}\n{}\n", false),
+            ("\x1b[2J\n", false),
+            ("{}\0\n", false),
+            ("{}\r{}\n", false),
+        ] {
+            let _ = fs::remove_file(&file);
+            let (ours, theirs) = channel::pair().unwrap();
+            let serving = tokio::spawn(serve_account(Served::new(theirs).unwrap(), Some(file.clone())));
+            let line = Line::new(ours);
+            let ask = |question| block_in_place(|| line.ask::<_, Result<(), AuditFileError>>(&question));
+            ask(AccountQuestion::Open).unwrap().unwrap();
+            let written = ask(AccountQuestion::Write(text.as_bytes().to_vec()));
+            assert_eq!(written.is_ok_and(|written| written.is_ok()), is_line, "{text:?}");
+            assert_eq!(
+                fs::read_to_string(&file).unwrap(),
+                if is_line { text } else { "" }
+            );
+            drop(line);
+            assert_eq!(serving.await.unwrap().is_ok(), is_line);
+        }
+    }
+
     #[test]
     fn lines_are_appended_and_the_file_is_made_anew_when_it_was_moved() {
         let folder = Folder::new("audit");

@@ -288,3 +288,65 @@ impl Drop for Capture {
         self.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{sync::mpsc, task::block_in_place};
+
+    use super::*;
+    use crate::channel::{Served, open_lines, pair};
+
+    /// Who answers late, or no more, may not have heard of the last: another is told of all.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_listens_next_is_told_of_all_connections() {
+        let (asking, answering) = pair().unwrap();
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let mut lines = 0;
+        tokio::spawn(open_lines(
+            Served::new(answering).unwrap(),
+            move |_, mut line: Served| {
+                lines += 1;
+                let (number, told) = (lines, told.clone());
+                tokio::spawn(async move {
+                    while let Ok(Some(ConnectionNews::Opened { peer, .. })) = line.next().await {
+                        told.send((number, peer.port())).unwrap();
+                        // The first hears of the second connection, and says nothing any more.
+                        if (number, peer.port()) == (1, 2) || line.say(&()).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            },
+        ));
+        let connections = Arc::new(Connections::new(Arc::new(Control::new(asking))));
+        let local = SocketAddr::from(([127, 0, 0, 1], 5001));
+        let open =
+            |port| block_in_place(|| connections.open(local, SocketAddr::from(([127, 0, 0, 1], port))));
+        let _open = [open(1), open(2)];
+        let mut all = Vec::new();
+        while let Ok(one) = heard.try_recv() {
+            all.push(one);
+        }
+        all.sort_unstable();
+        assert_eq!(all, [(1, 1), (1, 2), (2, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn interfaces_that_nobody_looks_at_are_not_here() {
+        let (ours, theirs) = pair().unwrap();
+        drop(theirs);
+        let capture = Capture {
+            line: Arc::new(Line::new(ours)),
+            last: Mutex::default(),
+            is_closed: false,
+        };
+        let whereabouts = capture.whereabouts(vec![1, 2]);
+        assert!(
+            matches!(
+                whereabouts[..],
+                [Some(Whereabouts::Elsewhere), Some(Whereabouts::Elsewhere)]
+            ),
+            "{whereabouts:?}"
+        );
+    }
+}
