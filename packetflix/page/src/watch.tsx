@@ -50,8 +50,8 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
   const [hasBegun, setBegun] = useState(false);
   const [filter, setFilter] = useState("");
   const [filterError, setFilterError] = useState<string>();
-  /** Counted from the first row that there ever was: others go away before it. */
-  const [active, setActive] = useState<number>();
+  /** Its row is counted from the first that there ever was, since others go away before it; its packet, once it was told. */
+  const [active, setActive] = useState<{ row: number; packet: number | undefined }>();
   const [follows, setFollows] = useState(true);
   const [isPaused, setPaused] = useState(false);
   const [view, setView] = useState<"packets" | "conversations" | "rates">("packets");
@@ -112,13 +112,19 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
     return () => clearInterval(timer);
   }, [view]);
 
+  const known = useMemo(() => new Map(rows.rows.map((row, index) => [rows.from + index, row])), [rows]);
   const choose = (at: number) => {
     const row = rows.gone + at;
-    setActive(row);
+    const packet = known.get(at)?.number;
+    setActive({ row, packet });
     setFollows(false);
-    tell({ do: "detail", row });
+    tell({ do: "detail", row, number: packet });
   };
-  const known = useMemo(() => new Map(rows.rows.map((row, index) => [rows.from + index, row])), [rows]);
+  const placeOf = ({ row, packet }: { row: number; packet: number | undefined }) => {
+    const there = known.get(row - rows.gone)?.number;
+    // Where another packet is by now, as for another filter, none is active.
+    return packet === undefined || there === undefined || there === packet ? Math.max(-1, row - rows.gone) : -1;
+  };
 
   return (
     <section ref={section} class="watch" aria-label="Watch" hidden={!isShown}>
@@ -176,7 +182,7 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
             height={ROW}
             columns={9}
             keyOf={(at) => rows.gone + at}
-            active={active === undefined ? -1 : Math.max(-1, active - rows.gone)}
+            active={active ? placeOf(active) : -1}
             onActive={choose}
             follows={follows && !isPaused}
             isShown={isShown}

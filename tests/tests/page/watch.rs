@@ -140,6 +140,51 @@ fn words_that_mean_nothing_are_told_at_the_field() -> anyhow::Result<()> {
 }
 
 /// Each view has its place in the history, a watch goes on behind the others, and nobody is rid of its packets unasked.
+/// Who clicks on a row as it is shown is told of its packet, though rows of another filter are on their way.
+#[test]
+fn what_is_clicked_on_is_shown_though_the_filter_has_just_changed() -> anyhow::Result<()> {
+    const CLICK: &str = "return (async () => {
+        const show = document.querySelector('[aria-describedby=show-error]');
+        const type = (text) => {
+            Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(show, text);
+            show.dispatchEvent(new InputEvent('input', { bubbles: true }));
+        };
+        const after = (time) => new Promise((resolve) => setTimeout(resolve, time));
+        type('');
+        await after(500);
+        const row = document.querySelector('#packets-2');
+        type('port:4712');
+        await after(20);
+        const shown = row.isConnected && row.innerText.includes('→ 4711');
+        row.click();
+        await after(500);
+        return shown && { details: document.querySelector('.details')?.innerText ?? '', active: document.querySelector('.row.active')?.innerText };
+    })()";
+
+    let web = Sleeper::unshared_as("web", &[])?;
+    let server = Server::start(&[])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    choose(&browser, &format!("web({})", web.pid()))?;
+    browser.type_into("//label[@class='filter']/input", "udp")?;
+    watch_here(&browser)?;
+    for port in [4711, 4712] {
+        send(web.pid(), port, 3, b"x")?;
+    }
+    wait_for_total(&browser, 6)?;
+    // Again, where the rows of the filter are there at once.
+    let clicked = browser.wait_for(CLICK)?;
+    ensure!(
+        clicked["details"]
+            .as_str()
+            .is_some_and(|details| details.contains("destination port: 4711")),
+        "{clicked}"
+    );
+    // Where it was is another by now.
+    ensure!(clicked["active"].is_null(), "{clicked}");
+    browser.check_console()
+}
+
 #[test]
 fn a_watch_is_not_lost_by_going_elsewhere() -> anyhow::Result<()> {
     let web = Sleeper::unshared_as("web", &[])?;

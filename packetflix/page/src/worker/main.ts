@@ -227,8 +227,9 @@ function withNames(layer: Layer): Layer {
   return { ...layer, fields };
 }
 
-function tellDetail(row: number): void {
-  const number = numberOf(row);
+function tellDetail(row: number, chosen: number | undefined): void {
+  // The rows may be others by now than those in which it was chosen.
+  const number = chosen ?? numberOf(row);
   const kept = number === undefined ? undefined : window.get(number);
   if (!kept) return tell({ is: "detail", detail: undefined });
   const { packet, seen } = look(kept);
@@ -309,7 +310,7 @@ onmessage = ({ data }: MessageEvent<ToWorker>) => {
       wanted = { from: data.from, to: data.to };
       return tellRows();
     case "detail":
-      return tellDetail(data.row);
+      return tellDetail(data.row, data.number);
     case "conversations":
       return tellConversations();
     case "save":

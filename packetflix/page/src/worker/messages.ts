@@ -18,7 +18,8 @@ export type ToWorker =
   /** Those of the rows that there are. */
   | { do: "rows"; from: number; to: number }
   /** Counted from the first row that there ever was under the filter. */
-  | { do: "detail"; row: number }
+  /** Of the packet of this number, or, where the page does not know it, of a row. */
+  | { do: "detail"; row: number; number: number | undefined }
   | { do: "conversations" }
   | { do: "save" };
 
