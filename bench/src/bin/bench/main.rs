@@ -14,6 +14,7 @@ mod machine;
 mod merge;
 mod page;
 mod rates;
+mod starts;
 mod table;
 mod usage;
 
@@ -41,6 +42,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("merge", merge::run),
     ("page", |args, _| page::run(args)),
     ("rates", |args, _| rates::run(args)),
+    ("starts", |args, _| starts::run(args)),
 ];
 
 /// Prints what it finds out, or puts it into the report.
