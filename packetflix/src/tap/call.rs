@@ -110,58 +110,21 @@ pub(super) struct Counted {
     pub(super) is_held_by_process: bool,
 }
 
-/// [`InterfaceCounters`], in their order.
+/// [`InterfaceCounters`], to be sent.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Counters([u64; 8]);
+pub(super) struct Counters(#[serde(with = "Sent")] pub(super) InterfaceCounters);
 
-impl From<InterfaceCounters> for Counters {
-    fn from(counters: InterfaceCounters) -> Self {
-        let InterfaceCounters {
-            seen,
-            accepted,
-            delivered,
-            over_rate,
-            ring_full,
-            copy_failed,
-            seen_bytes,
-            accepted_bytes,
-        } = counters;
-        Self([
-            seen,
-            accepted,
-            delivered,
-            over_rate,
-            ring_full,
-            copy_failed,
-            seen_bytes,
-            accepted_bytes,
-        ])
-    }
-}
-
-impl From<Counters> for InterfaceCounters {
-    fn from(Counters(counters): Counters) -> Self {
-        let [
-            seen,
-            accepted,
-            delivered,
-            over_rate,
-            ring_full,
-            copy_failed,
-            seen_bytes,
-            accepted_bytes,
-        ] = counters;
-        Self {
-            seen,
-            accepted,
-            delivered,
-            over_rate,
-            ring_full,
-            copy_failed,
-            seen_bytes,
-            accepted_bytes,
-        }
-    }
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "InterfaceCounters")]
+struct Sent {
+    seen: u64,
+    accepted: u64,
+    delivered: u64,
+    over_rate: u64,
+    ring_full: u64,
+    copy_failed: u64,
+    seen_bytes: u64,
+    accepted_bytes: u64,
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

@@ -489,10 +489,7 @@ impl Tap {
         }
         let interfaces = &self.counted.interfaces;
         let place = interfaces.binary_search_by_key(&ifindex, |(index, _)| *index);
-        place.map_or_else(
-            |_| InterfaceCounters::default(),
-            |place| interfaces[place].1.into(),
-        )
+        place.map_or_else(|_| InterfaceCounters::default(), |place| interfaces[place].1.0)
     }
 
     /// What goes on under another name does so from now on.

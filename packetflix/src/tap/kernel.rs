@@ -198,10 +198,8 @@ impl KernelCapture {
 
     /// What was counted for each interface so far, over all CPUs.
     pub(super) fn counted(&self) -> Vec<(u32, Counters)> {
-        let sum = |(ifindex, by_cpu): (u32, Vec<InterfaceCounters>)| {
-            let sum: InterfaceCounters = by_cpu.into_iter().sum();
-            (ifindex, sum.into())
-        };
+        let sum =
+            |(ifindex, by_cpu): (u32, Vec<InterfaceCounters>)| (ifindex, Counters(by_cpu.into_iter().sum()));
         self.by_cpu().map(sum).collect()
     }
 
