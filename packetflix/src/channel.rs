@@ -172,7 +172,11 @@ impl Line {
         Ok(self.ask_soon_for_descriptors(question)?.0)
     }
 
-    fn ask_soon_for_descriptors<Q: Serialize, A: DeserializeOwned>(
+    /// The same, with the descriptors that come with it.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(crate) fn ask_soon_for_descriptors<Q: Serialize, A: DeserializeOwned>(
         &self,
         question: &Q,
     ) -> Result<(A, Vec<OwnedFd>), Broken> {

@@ -138,7 +138,7 @@ impl Ahead {
 /// Maps the rings of an object; `None` if it is not ready.
 fn map(object: u64, control: &Control) -> Result<Option<Vec<MappedRing>>, TapError> {
     let line = control.open(Kind::Taps)?;
-    let (ready, rings) = line.ask_for_descriptors::<_, Option<Ready>>(&TapsQuestion::RingsOf(object))?;
+    let (ready, rings) = line.ask_soon_for_descriptors::<_, Option<Ready>>(&TapsQuestion::RingsOf(object))?;
     let Some(Ready { ring_size, places }) = ready else {
         return Ok(None);
     };
