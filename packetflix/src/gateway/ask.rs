@@ -19,14 +19,20 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::node::{Node, Nodes, TokenError};
-use crate::error::chain;
+use crate::{error::chain, memory};
 
 /// How many nodes are asked at the same time.
 const AT_ONCE: usize = 64;
 
-/// Most bytes of what a node answers, and of what all together do for one request.
+/// Most bytes of what a node answers, and of the metrics of all nodes.
 const MAX_ANSWER_LEN: usize = 4 << 20;
-const MAX_ANSWERS_LEN: usize = 32 << 20;
+const MAX_METRICS_LEN: usize = 32 << 20;
+
+/// What all together answer for one list may have this part of the memory that the process may use, and within these bounds. There
+/// are as many lists at the same time as there are rounds of questions.
+const SHARE: u64 = 8;
+const MIN_ANSWERS_LEN: usize = 32 << 20;
+const MAX_ANSWERS_LEN: usize = 128 << 20;
 
 /// So many times what one node may take is the most that all together may.
 const ROUNDS_OF_PATIENCE: u32 = 3;
@@ -55,8 +61,8 @@ pub(crate) enum NodeError {
     Open(Box<OpenError>),
     #[error("it has ended: {0}")]
     Ended(String),
-    #[error("the answers of all nodes have more than {MAX_ANSWERS_LEN} bytes, and this one is left out")]
-    TooMuch,
+    #[error("the answers of all nodes have more than {0} bytes, and this one is left out")]
+    TooMuch(usize),
 }
 
 /// Why there is no answer of any node.
@@ -114,7 +120,7 @@ impl NodeError {
             | Self::NoList(_)
             | Self::Open(_)
             | Self::Ended(_)
-            | Self::TooMuch => false,
+            | Self::TooMuch(_) => false,
         }
     }
 }
@@ -164,7 +170,7 @@ impl Nodes {
     async fn ask<T, F>(
         &self,
         nodes: Vec<Arc<Node>>,
-        ask: impl Fn(Server) -> F,
+        ask: impl Fn(Arc<Node>, Server) -> F,
     ) -> Result<Vec<Asked<T>>, AskError>
     where
         F: Future<Output = Result<T, NodeError>>,
@@ -176,7 +182,7 @@ impl Nodes {
             .map_err(|_| AskError::Busy)?;
         let token = self.token()?;
         let asked = stream::iter(nodes).map(|node| {
-            let asking = ask(self.server(&node, token.as_ref()));
+            let asking = ask(Arc::clone(&node), self.server(&node, token.as_ref()));
             async move {
                 if Instant::now() >= deadline {
                     let answer = Err(NodeError::NotAsked);
@@ -191,21 +197,22 @@ impl Nodes {
         Ok(asked.buffered(AT_ONCE).collect().await)
     }
 
-    /// Asks these nodes for JSON.
+    /// Asks these nodes for JSON, and has what each answers read when it comes.
     ///
     /// # Errors
     /// When none answers.
-    pub(super) async fn ask_for_json(
+    pub(super) async fn ask_for_json<T>(
         &self,
         nodes: Vec<Arc<Node>>,
         path: &str,
-    ) -> Result<Vec<Asked<Value>>, AskError> {
-        let room = AtomicUsize::new(MAX_ANSWERS_LEN);
+        read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
+    ) -> Result<Vec<Asked<T>>, AskError> {
+        let room = Room::of(most_of_lists());
         let asked = self
-            .ask(nodes, async |server| {
+            .ask(nodes, async |node, server| {
                 let body = http::get_within(&server, path, MAX_ANSWER_LEN).await?;
-                take(&room, body.len())?;
-                serde_json::from_slice(&body).map_err(NodeError::Unreadable)
+                room.take(body.len())?;
+                read(&node, &body)
             })
             .await?;
         for Asked { node, answer } in &asked {
@@ -260,10 +267,10 @@ impl Nodes {
 
     /// Asks all nodes for their metrics.
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
-        let room = AtomicUsize::new(MAX_ANSWERS_LEN);
-        let asked = self.ask(self.all(), async |server| {
+        let room = Room::of(MAX_METRICS_LEN);
+        let asked = self.ask(self.all(), async |_, server| {
             let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
-            take(&room, body.len())?;
+            room.take(body.len())?;
             Ok(String::from_utf8_lossy(&body).into_owned())
         });
         asked.await.unwrap_or_default()
@@ -271,7 +278,7 @@ impl Nodes {
 
     /// Asks all nodes how they are.
     pub(super) async fn look(&self) {
-        let asked = self.ask(self.all(), async |server| Ok(http::greet(&server).await?));
+        let asked = self.ask(self.all(), async |_, server| Ok(http::greet(&server).await?));
         let asked = match asked.await {
             Ok(asked) => asked,
             Err(error) => {
@@ -319,9 +326,31 @@ impl Nodes {
     }
 }
 
-/// Takes so many bytes of what there is room for.
-fn take(room: &AtomicUsize, len: usize) -> Result<(), NodeError> {
-    room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(len))
-        .map(drop)
-        .map_err(|_| NodeError::TooMuch)
+/// Bytes that answers may have together.
+struct Room {
+    most: usize,
+    left: AtomicUsize,
+}
+
+impl Room {
+    fn of(most: usize) -> Self {
+        Self {
+            most,
+            left: AtomicUsize::new(most),
+        }
+    }
+
+    /// Takes so many of them.
+    fn take(&self, len: usize) -> Result<(), NodeError> {
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(len))
+            .map(drop)
+            .map_err(|_| NodeError::TooMuch(self.most))
+    }
+}
+
+/// Most bytes of what all nodes answer for one list.
+fn most_of_lists() -> usize {
+    let most = usize::try_from(memory::usable() / SHARE).unwrap_or(MAX_ANSWERS_LEN);
+    most.clamp(MIN_ANSWERS_LEN, MAX_ANSWERS_LEN)
 }

@@ -9,6 +9,7 @@ use packetflix_client::{
     server::Server,
     stream::{Bounds, CaptureStream},
 };
+use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,7 @@ use super::{
     Gateway,
     ask::{AskError, Asked, Failed, NodeError},
     feed::{Feed, NodeEnd, Note, Said},
+    lists,
     node::Node,
     rates::at_node,
     request::{self, NodeChoice, NodeWordError, Wanted},
@@ -327,7 +329,11 @@ impl Gateway {
         let path = format!("/targets?{}", request::targets_query(words));
         let asked = self
             .nodes
-            .ask_for_json(chosen, path.trim_end_matches('?'))
+            .ask_for_json(chosen, path.trim_end_matches('?'), |_, body| {
+                let mut is_there = false;
+                lists::read(body, lists::TARGETS, |_| is_there = true)?;
+                Ok(is_there)
+            })
             .await?;
         let (mut orders, mut told) = (Vec::new(), Vec::new());
         let (mut has_some, mut failed) = (false, 0);
@@ -335,10 +341,7 @@ impl Gateway {
         let names = request.names && asked.len() == 1;
         for Asked { node, answer } in asked {
             match answer {
-                Ok(list) => {
-                    let is_there = list["targets"]
-                        .as_array()
-                        .is_some_and(|targets| !targets.is_empty());
+                Ok(is_there) => {
                     has_some |= is_there;
                     if is_there || may_come {
                         let path = request::path_of_words(request, words, follow, names);
@@ -463,13 +466,17 @@ impl Gateway {
         let all = self.nodes.all();
         let asked_count = all.len();
         let path = format!("/targets?{}", request::targets_query(std::slice::from_ref(&name)));
-        let asked = self.nodes.ask_for_json(all, &path).await?;
-        let failed = asked.iter().filter(|one| one.answer.is_err()).count();
-        let is_such = |found: &serde_json::Value| target.kind.is_empty() || found["type"] == target.kind;
-        let having = asked.into_iter().filter(|Asked { answer, .. }| {
-            let targets = answer.as_ref().ok().and_then(|list| list["targets"].as_array());
-            targets.is_some_and(|targets| targets.iter().any(is_such))
+        let is_such = |found: &Value| target.kind.is_empty() || found["type"] == target.kind;
+        let asked = self.nodes.ask_for_json(all, &path, |_, body| {
+            let mut has_such = false;
+            lists::read(body, lists::TARGETS, |found| has_such |= is_such(&found))?;
+            Ok(has_such)
         });
+        let asked = asked.await?;
+        let failed = asked.iter().filter(|one| one.answer.is_err()).count();
+        let having = asked
+            .into_iter()
+            .filter(|one| one.answer.as_ref().is_ok_and(|has_such| *has_such));
         let mut having: Vec<Arc<Node>> = having.map(|one| one.node).collect();
         match having.len() {
             0 => Err(GatewayStartError::Nowhere {

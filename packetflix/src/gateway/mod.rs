@@ -20,11 +20,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::sleep;
 
 pub use self::config::{GatewayConfig, GatewayConfigError};
-use self::{ask::Asked, config::Whereabouts, node::Nodes, request::NodeChoice};
+use self::{
+    ask::Asked,
+    config::Whereabouts,
+    lists::Part,
+    node::{Node, Nodes},
+    request::NodeChoice,
+};
 pub(crate) use self::{
     ask::{AskError, NodeError},
     capture::{GatewayStartError, StartedGatewayStream},
@@ -116,7 +123,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When no node answers.
-    pub(crate) async fn targets(&self, words: Vec<String>) -> Result<Value, GatewayStartError> {
+    pub(crate) async fn targets(&self, words: Vec<String>) -> Result<Vec<Bytes>, GatewayStartError> {
         let (chosen, words) = NodeChoice::take(words)?;
         let mut nodes = self.nodes.all();
         nodes.retain(|node| chosen.has(&node.name));
@@ -127,7 +134,7 @@ impl Gateway {
             [] => "/targets".to_owned(),
             words => format!("/targets?{}", request::targets_query(words)),
         };
-        let asked = self.nodes.ask_for_json(nodes, &path).await?;
+        let asked = self.ask_for(nodes, &path, lists::TARGETS).await?;
         let doubt = self.nodes.doubt();
         Ok(lists::targets(asked, doubt, &self.frontend.config.host_name))
     }
@@ -144,15 +151,29 @@ impl Gateway {
     ///
     /// # Errors
     /// When no node answers.
-    pub(crate) async fn mobyshark(&self) -> Result<Value, AskError> {
-        let asked = self.nodes.ask_for_json(self.nodes.all(), "/mobyshark").await?;
+    pub(crate) async fn mobyshark(&self) -> Result<Vec<Bytes>, AskError> {
+        let asked = self
+            .ask_for(self.nodes.all(), "/mobyshark", lists::CONTAINERS)
+            .await?;
         Ok(lists::mobyshark(asked))
     }
 
     /// `/captures` of all nodes, behind `own`, the captures of the gateway's clients.
-    pub(crate) async fn captures(&self, own: Vec<Value>) -> Value {
-        let asked = self.nodes.ask_for_json(self.nodes.all(), "/captures").await;
+    pub(crate) async fn captures(&self, own: &[Value]) -> Vec<Bytes> {
+        let asked = self.ask_for(self.nodes.all(), "/captures", lists::CAPTURES).await;
         lists::captures(own, asked.unwrap_or_else(AskError::into_asked))
+    }
+
+    /// Asks nodes for what they have a list of.
+    async fn ask_for(
+        &self,
+        nodes: Vec<Arc<Node>>,
+        path: &str,
+        list: &'static str,
+    ) -> Result<Vec<Asked<Part>>, AskError> {
+        self.nodes
+            .ask_for_json(nodes, path, |node, body| Part::read(node, body, list))
+            .await
     }
 
     /// Has a node end a capture.

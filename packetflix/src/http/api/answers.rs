@@ -21,12 +21,35 @@ use crate::{access::Rights, memory};
 const PIECE_LEN: usize = 64 << 10;
 
 /// Answers under way may take this part of the memory that the process may use, and within these bounds.
-const SHARE: u64 = 16;
-const MIN_UNREAD: usize = 4 << 20;
-const MAX_UNREAD: usize = 64 << 20;
+const OF_HOST: Share = Share {
+    part: 16,
+    least: 4 << 20,
+    most: 64 << 20,
+};
+
+/// Those of several hosts.
+const OF_GATEWAY: Share = Share {
+    part: 4,
+    least: 64 << 20,
+    most: 256 << 20,
+};
 
 /// Most answers of one subject that are kept for those who ask next.
 const MAX_KEPT: usize = 16;
+
+/// How much of the memory something may take.
+struct Share {
+    part: u64,
+    least: usize,
+    most: usize,
+}
+
+impl Share {
+    fn bytes(&self) -> usize {
+        let bytes = usize::try_from(memory::usable() / self.part).unwrap_or(self.most);
+        bytes.clamp(self.least, self.most)
+    }
+}
 
 /// What an answer tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,25 +83,29 @@ struct Kept {
     answer: Arc<Answer>,
 }
 
-/// An answer, until it is given up.
+/// An answer in pieces, of which there are none once it is given up.
 #[derive(Debug)]
-struct Answer(Mutex<Bytes>);
+struct Answer(Mutex<Vec<Bytes>>);
 
 impl Answer {
-    fn bytes(&self) -> MutexGuard<'_, Bytes> {
+    fn pieces(&self) -> MutexGuard<'_, Vec<Bytes>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn len(&self) -> usize {
-        self.bytes().len()
+        self.pieces().iter().map(Bytes::len).sum()
     }
 }
 
 impl Answers {
     /// With bounds that suit the memory that there is.
-    pub(crate) fn new() -> Self {
-        let most = usize::try_from(memory::usable() / SHARE).unwrap_or(MAX_UNREAD);
-        Self::within(most.clamp(MIN_UNREAD, MAX_UNREAD))
+    pub(crate) fn of_host() -> Self {
+        Self::within(OF_HOST.bytes())
+    }
+
+    /// The same, for lists of several hosts.
+    pub(crate) fn of_gateway() -> Self {
+        Self::within(OF_GATEWAY.bytes())
     }
 
     fn within(most: usize) -> Self {
@@ -106,13 +133,11 @@ impl Answers {
         let mut kept = state.kept.iter();
         let known = kept.find(|kept| kept.kind == kind && kept.rights == *rights && kept.answer.len() > 0);
         if let Some(known) = known {
-            return Ok(respond(Arc::clone(&known.answer)));
+            return Ok(respond(Arc::clone(&known.answer), false));
         }
         // Others wait meanwhile, rather than making the same.
         let bytes = serde_json::to_vec(&make())?;
-        let answer = Arc::new(Answer(Mutex::new(bytes.into())));
-        state.make_room(answer.len(), self.most);
-        state.all.push(Arc::downgrade(&answer));
+        let answer = state.add(vec![bytes.into()], self.most);
         if state.kept.len() < MAX_KEPT {
             state.kept.push(Kept {
                 kind,
@@ -120,11 +145,24 @@ impl Answers {
                 answer: Arc::clone(&answer),
             });
         }
-        Ok(respond(answer))
+        Ok(respond(answer, false))
+    }
+
+    /// An answer to one who asks, of which nothing is there any more once it is read.
+    pub(crate) fn hand_out(&self, pieces: Vec<Bytes>) -> Response {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        respond(state.add(pieces, self.most), true)
     }
 }
 
 impl State {
+    fn add(&mut self, pieces: Vec<Bytes>, most: usize) -> Arc<Answer> {
+        let answer = Arc::new(Answer(Mutex::new(pieces)));
+        self.make_room(answer.len(), most);
+        self.all.push(Arc::downgrade(&answer));
+        answer
+    }
+
     /// Gives up the oldest answers until there is room for one of so many bytes, whoever has yet to read them.
     fn make_room(&mut self, len: usize, most: usize) {
         self.all.retain(|answer| answer.strong_count() > 0);
@@ -134,35 +172,47 @@ impl State {
             if used + len <= most {
                 return;
             }
-            let given_up = std::mem::take(&mut *answer.bytes());
-            used -= given_up.len();
+            used -= answer.len();
+            answer.pieces().clear();
         }
     }
 }
 
-/// Tells an answer piece by piece. What a connection has of it is a copy, so that it holds no more than that.
-fn respond(answer: Arc<Answer>) -> Response {
+/// Tells an answer piece by piece. What a connection has of it is a copy, so that it holds no more than that. What is read is let
+/// go of where nobody else reads it.
+fn respond(answer: Arc<Answer>, is_only_reader: bool) -> Response {
     let len = answer.len();
-    let pieces = stream::unfold((answer, 0), move |(answer, at)| async move {
-        if at >= len {
-            return None;
-        }
-        let piece = {
-            let bytes = answer.bytes();
-            let end = bytes.len().min(at + PIECE_LEN);
-            bytes
-                .get(at..end)
-                .filter(|piece| !piece.is_empty())
-                .map(Bytes::copy_from_slice)
-        };
-        match piece {
-            Some(piece) => {
-                let next = at + piece.len();
-                Some((Ok(piece), (answer, next)))
+    let pieces = stream::unfold(
+        (answer, 0, 0, len),
+        move |(answer, mut index, mut at, left)| async move {
+            if left == 0 {
+                return None;
             }
-            None => Some((Err(given_up()), (answer, len))),
-        }
-    });
+            let copy = loop {
+                let mut pieces = answer.pieces();
+                let Some(piece) = pieces.get_mut(index) else {
+                    break None;
+                };
+                let end = piece.len().min(at + PIECE_LEN);
+                if at < end {
+                    let copy = Bytes::copy_from_slice(&piece[at..end]);
+                    at = end;
+                    break Some(copy);
+                }
+                if is_only_reader {
+                    *piece = Bytes::new();
+                }
+                (index, at) = (index + 1, 0);
+            };
+            match copy {
+                Some(copy) => {
+                    let left = left - copy.len();
+                    Some((Ok(copy), (answer, index, at, left)))
+                }
+                None => Some((Err(given_up()), (answer, index, at, 0))),
+            }
+        },
+    );
     let response = reply::stream(pieces);
     let response = reply::with_header(response, header::CONTENT_TYPE, "application/json");
     reply::with_header(response, header::CONTENT_LENGTH, len).into_response()
@@ -237,6 +287,28 @@ mod tests {
         let last = unread.pop().unwrap();
         assert_eq!(read(last).await, Some(LEN + 2));
         assert_eq!(read(unread.remove(0)).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_one_alone_reads_is_let_go_of() {
+        let answers = Answers::within(3 * LEN);
+        let pieces = |len: usize| ["", "x", &"y".repeat(len), "z"].map(|piece| Bytes::from(piece.to_owned()));
+        let response = answers.hand_out(pieces(LEN).into());
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], (LEN + 2).to_string());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, pieces(LEN).concat());
+        let used = || {
+            let state = answers.state.lock().unwrap();
+            let answers = state.all.iter().filter_map(Weak::upgrade);
+            answers.map(|answer| answer.len()).sum::<usize>()
+        };
+        let mut half_read = answers.hand_out(pieces(LEN).into()).into_body();
+        assert_eq!(used(), LEN + 2);
+        while half_read.frame().await.unwrap().unwrap().into_data().unwrap() != "z" {}
+        assert_eq!(used(), 1);
+        let given_up = answers.hand_out(pieces(LEN).into());
+        let _others = [0, 1, 2].map(|_| answers.hand_out(pieces(LEN).into()));
+        assert_eq!(read(given_up).await, None);
     }
 
     #[tokio::test]

@@ -38,7 +38,7 @@ impl Api {
         Self {
             app,
             site,
-            answers: Answers::new(),
+            answers: Answers::of_host(),
         }
     }
 }

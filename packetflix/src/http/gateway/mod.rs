@@ -6,7 +6,6 @@ use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::stream;
-use serde_json::Value;
 use warp::{
     Reply as _,
     http::{Method, StatusCode},
@@ -16,6 +15,7 @@ use warp::{
 
 use super::{
     api::{
+        answers::Answers,
         capture::Handshake,
         captures,
         code::Code,
@@ -39,6 +39,8 @@ use crate::{
 struct Api {
     gateway: Arc<Gateway>,
     site: Arc<Site>,
+    /// Lists of all nodes that are told.
+    answers: Answers,
 }
 
 impl Served for Gateway {
@@ -50,6 +52,7 @@ impl Served for Gateway {
         let api = Arc::new(Api {
             gateway: self,
             site: Arc::clone(site),
+            answers: Answers::of_gateway(),
         });
         Paths {
             routes: routes::handing_to(move |method, path, handshake| {
@@ -101,13 +104,15 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
         "/capture" => capture::capture(&api, handshake)
             .await
             .unwrap_or_else(Refusal::into_response),
-        "/targets" => told(targets(&api, query, caller).await),
-        "/mobyshark" | "/discover/mobyshark" => told(mobyshark(&api, caller).await),
-        "/filter" => told(filter(&api, query, caller).await),
+        "/targets" => listed(&api, targets(&api, query, caller).await),
+        "/mobyshark" | "/discover/mobyshark" => listed(&api, mobyshark(&api, caller).await),
+        "/filter" => filter(&api, query, caller)
+            .await
+            .unwrap_or_else(Refusal::into_response),
         "/rates" => rates(&api, caller).unwrap_or_else(Refusal::into_response),
         PAGE => page::lead_into_folder(),
         path if let Some(file) = files::file(path) => page::show(file, &handshake.headers),
-        "/captures" => told(all_captures(&api, &handshake).await),
+        "/captures" => listed(&api, all_captures(&api, &handshake).await),
         "/metrics" => metrics(&api, caller).await.unwrap_or_else(Refusal::into_response),
         "/healthz" => health::alive(),
         "/readyz" => health::ready(api.gateway.problem(), api.gateway.doubt()),
@@ -121,30 +126,29 @@ async fn route(api: Arc<Api>, method: Method, path: FullPath, handshake: Handsha
     }
 }
 
-fn told(answer: Result<Value, Refusal>) -> Response {
-    answer.map_or_else(Refusal::into_response, |value| {
-        reply::json(&value).into_response()
-    })
+fn listed(api: &Api, pieces: Result<Vec<Bytes>, Refusal>) -> Response {
+    pieces.map_or_else(Refusal::into_response, |pieces| api.answers.hand_out(pieces))
 }
 
 /// `/targets`: all of them, or those that the words `target` of the query select.
-async fn targets(api: &Api, query: &str, caller: &Caller) -> Result<Value, Refusal> {
+async fn targets(api: &Api, query: &str, caller: &Caller) -> Result<Vec<Bytes>, Refusal> {
     caller.may_discover()?;
     caller.may_have_all()?;
     Ok(api.gateway.targets(parse_words(query)?).await?)
 }
 
-async fn mobyshark(api: &Api, caller: &Caller) -> Result<Value, Refusal> {
+async fn mobyshark(api: &Api, caller: &Caller) -> Result<Vec<Bytes>, Refusal> {
     caller.may_discover()?;
     caller.may_have_all()?;
     Ok(api.gateway.mobyshark().await?)
 }
 
 /// `/filter`: what becomes of an expression, on a node.
-async fn filter(api: &Api, query: &str, caller: &Caller) -> Result<Value, Refusal> {
+async fn filter(api: &Api, query: &str, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
     caller.may_have_all()?;
-    Ok(api.gateway.filter(query).await?)
+    let told = api.gateway.filter(query).await?;
+    Ok(reply::json(&told).into_response())
 }
 
 /// `/rates`: those of all nodes, as server-sent events, until the caller would not be let in any more, or the gateway ends.
@@ -168,9 +172,9 @@ fn rates(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     Ok(event_stream(events))
 }
 
-async fn all_captures(api: &Api, handshake: &Handshake) -> Result<Value, Refusal> {
+async fn all_captures(api: &Api, handshake: &Handshake) -> Result<Vec<Bytes>, Refusal> {
     captures::check_right(&api.site, handshake)?;
-    Ok(api.gateway.captures(captures::listed(&api.site)).await)
+    Ok(api.gateway.captures(&captures::listed(&api.site)).await)
 }
 
 /// `/captures/ID` is one of the gateway's clients, and `/captures/NODE/ID` one of a node.
