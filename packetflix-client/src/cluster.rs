@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     time::timeout,
 };
+use tokio_rustls::rustls;
 use tower_layer::Layer as _;
 use tower_service::Service;
 
@@ -125,6 +126,12 @@ pub enum RoadError {
         /// In its words.
         message: String,
     },
+    /// It is not known to be the one that is meant.
+    #[error(
+        "the certificate of the API server at {0} is not trusted: the kubeconfig says of which CA (certificate-authority) and for which \
+         name (tls-server-name) it has to be"
+    )]
+    Untrusted(String, #[source] rustls::Error),
     /// It does not answer.
     #[error("the API server at {0} cannot be reached")]
     Unreachable(String, #[source] Box<kube::Error>),
@@ -268,7 +275,10 @@ impl Road {
                 code: status.code,
                 message: status.message,
             }),
-            Ok(Err(error)) => Err(RoadError::Unreachable(url(), Box::new(error))),
+            Ok(Err(error)) => Err(match distrust(&error) {
+                Some(why) => RoadError::Untrusted(url(), why),
+                None => RoadError::Unreachable(url(), Box::new(error)),
+            }),
             Err(_) => Err(RoadError::Late(url())),
         }
     }
@@ -354,6 +364,22 @@ impl PartialEq for Road {
 }
 
 impl Eq for Road {}
+
+/// What is wrong with the certificate of the API server, if that is why it is not asked.
+fn distrust(error: &kube::Error) -> Option<rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(why @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return Some(why.clone());
+        }
+        cause = match error.downcast_ref::<std::io::Error>() {
+            // Its source would be that of what it is about.
+            Some(error) => error.get_ref().map(|error| error as _),
+            None => error.source(),
+        };
+    }
+    None
+}
 
 /// Whether a pod is ready, and is not ending.
 fn is_ready(pod: &Pod) -> bool {

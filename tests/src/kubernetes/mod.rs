@@ -7,7 +7,7 @@ mod objects;
 
 use std::{
     collections::BTreeMap,
-    io::{BufReader, Read, Write},
+    io::{BufReader, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -16,10 +16,14 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
-use tokio_rustls::rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+use tokio::io::copy_bidirectional;
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
 };
 
 use self::objects::{Objects, Which};
@@ -188,16 +192,31 @@ fn tls(identity: &Identity) -> anyhow::Result<ServerConfig> {
 
 fn serve(stream: TcpStream, config: Option<Arc<ServerConfig>>, shared: &Shared) -> anyhow::Result<()> {
     match config {
-        Some(config) => answer(
-            StreamOwned::new(ServerConnection::new(config)?, stream),
-            None,
-            shared,
-        ),
-        None => {
-            let same = stream.try_clone()?;
-            answer(stream, Some(same), shared)
-        }
+        Some(config) => answer(decrypted(stream, config)?, shared),
+        None => answer(stream, shared),
     }
+}
+
+/// What is said in TLS over a connection, as one without.
+fn decrypted(stream: TcpStream, config: Arc<ServerConfig>) -> anyhow::Result<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let inner = TcpStream::connect(listener.local_addr()?)?;
+    let (plain, _) = listener.accept()?;
+    for stream in [&stream, &inner] {
+        stream.set_nonblocking(true)?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    thread::spawn(move || {
+        runtime.block_on(async {
+            let stream = tokio::net::TcpStream::from_std(stream)?;
+            let mut inner = tokio::net::TcpStream::from_std(inner)?;
+            let mut stream = TlsAcceptor::from(config).accept(stream).await?;
+            copy_bidirectional(&mut stream, &mut inner).await
+        })
+    });
+    Ok(plain)
 }
 
 /// What is done with a request.
@@ -209,8 +228,8 @@ enum Deed {
     Forward(u16, Option<u16>),
 }
 
-/// Answers all requests of a connection, until it ends; `same` is what ports are forwarded over.
-fn answer(stream: impl Read + Write, same: Option<TcpStream>, shared: &Shared) -> anyhow::Result<()> {
+/// Answers all requests of a connection, until it ends.
+fn answer(stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let head = Head::read(&mut stream)?;
@@ -226,8 +245,7 @@ fn answer(stream: impl Read + Write, same: Option<TcpStream>, shared: &Shared) -
                 )?;
             }
             Deed::Forward(port, to) => {
-                let stream = same.context("ports are forwarded without TLS only")?;
-                return forward::forward(stream, &head, port, to);
+                return forward::forward(stream.into_inner(), &head, port, to);
             }
             Deed::Watch(which, version, time) => {
                 let events = "HTTP/1.1 200 Said\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";

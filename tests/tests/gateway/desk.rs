@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use packetflix_tests::{
     kubernetes::{ApiServer, OWN_TOKEN, Rule},
     namespace::Namespace,
     raw::{self, RawSocket},
-    server::{program, wait_until},
+    server::{Server, program, wait_until},
 };
 use serde_json::{Value, json};
 
@@ -61,6 +62,26 @@ fn desk(kubeconfig: &str, arguments: &[&str]) -> anyhow::Result<Output> {
     Ok(client.output()?)
 }
 
+/// Captures 600 packets of a namespace, as both nodes see it, which come from the other end of its pair.
+fn capture(config: &str, name: &str, there: &Namespace, file: &Path) -> anyhow::Result<Output> {
+    let socket = RawSocket::open(there, "vb")?;
+    let mut client = Command::new(program("packetflix")?)
+        .args(["capture", "--kube", "--context", "other"])
+        .args([&format!("{name}*"), "--no-follow"])
+        .args(["-f", "ether proto 0x88b5", "-c", "600", "-w"])
+        .arg(file)
+        .env("KUBECONFIG", config)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    wait_until(Duration::from_secs(30), || {
+        socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
+        Ok(client.try_wait()?.is_some())
+    })?;
+    let output = client.wait_with_output()?;
+    ensure!(output.status.success(), "{}", said(&output));
+    Ok(output)
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -100,35 +121,7 @@ fn desk_reaches_the_gateway_through_the_api_server() -> anyhow::Result<()> {
     })?;
     // Both nodes see each packet, and so does the stream.
     let file = cluster.folder.path().join("desk.pcapng");
-    let path = file.display().to_string();
-    let socket = RawSocket::open(&there, "vb")?;
-    let arguments = [
-        "capture",
-        "--kube",
-        "--context",
-        "other",
-        &format!("{name}*"),
-        "--no-follow",
-        "-f",
-        "ether proto 0x88b5",
-        "-c",
-        "600",
-        "-w",
-        &path,
-    ];
-    let mut client = Command::new(program("packetflix")?)
-        .args(arguments)
-        .env("KUBECONFIG", &config)
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut left = None;
-    wait_until(Duration::from_secs(30), || {
-        socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
-        left = client.try_wait()?;
-        Ok(left.is_some())
-    })?;
-    let output = client.wait_with_output()?;
-    ensure!(left.is_some_and(|status| status.success()), "{}", said(&output));
+    let output = capture(&config, &name, &there, &file)?;
     ensure!(
         said(&output).contains("packetflix/packetflix-gateway-b by http://127.0.0.1:"),
         "{}",
@@ -310,6 +303,81 @@ fn what_is_in_the_way_is_said() -> anyhow::Result<()> {
         said(&output).contains("refuses (503): the server is down"),
         "{}",
         said(&output)
+    );
+    Ok(())
+}
+
+/// A gateway that asks the API server of tokens, and its pod behind it.
+fn gateway_in(cluster: &Cluster, api: &ApiServer, authority: Option<&Authority>) -> anyhow::Result<Server> {
+    let own = cluster.folder.put_secret("own", OWN_TOKEN)?;
+    let scheme = if authority.is_some() { "https" } else { "http" };
+    let ca = authority.map(|authority| format!("--kubernetes-ca={}", authority.certificate().display()));
+    let flags = [
+        "--kubernetes-auth".to_owned(),
+        format!("--kubernetes-api={scheme}://127.0.0.1:{}", api.port()),
+        format!("--kubernetes-token-file={}", own.display()),
+    ];
+    let flags: Vec<&str> = flags.iter().chain(&ca).map(String::as_str).collect();
+    let gateway = cluster.gateway(&flags)?;
+    let labels = json!({ "app.kubernetes.io/name": "packetflix-gateway" });
+    api.put("pods", pod("packetflix", "gateway", &labels, "one"));
+    api.forward("packetflix", "gateway", gateway.port());
+    let may = |verb| Rule {
+        user: "alice",
+        verb,
+        resource: "nodes",
+        namespace: "",
+        name: "",
+    };
+    api.set_rules(&[may("get"), may("create")]);
+    Ok(gateway)
+}
+
+#[test]
+fn api_server_in_tls_is_reached_where_its_certificate_is_of_the_cluster() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let authority = Authority::new(cluster.folder.path(), "cluster")?;
+    let api = ApiServer::start(Some(&authority.issue("api", "/CN=api")?))?;
+    let _gateway = gateway_in(&cluster, &api, Some(&authority))?;
+    api.let_in("token-of-alice", "alice");
+    let user = json!({ "token": "token-of-alice" });
+    let url = format!("https://127.0.0.1:{}", api.port());
+    let place = json!({ "server": url, "certificate-authority": authority.certificate() });
+    let config = kubeconfig_of(&cluster, &place, &user)?;
+    let (here, there) = Namespace::pair()?;
+    let name = here.path().display().to_string();
+    wait_until(Duration::from_secs(15), || {
+        let listed = desk(&config, &["list", "--kube"])?;
+        ensure!(listed.status.success(), "{}", said(&listed));
+        Ok(String::from_utf8_lossy(&listed.stdout).matches(&name).count() >= 2)
+    })?;
+    capture(&config, &name, &there, &cluster.folder.path().join("tls.pcapng"))?;
+    let asked = api.lines().len();
+    // Of another CA, and for another name.
+    let other = Authority::new(cluster.folder.path(), "other")?;
+    let of_other = json!({ "server": url, "certificate-authority": other.certificate() });
+    let for_other = json!({ "server": url, "certificate-authority": authority.certificate(), "tls-server-name": "elsewhere" });
+    for (place, why) in [(of_other, "UnknownIssuer"), (for_other, "not valid for name")] {
+        let config = kubeconfig_of(&cluster, &place, &user)?;
+        for arguments in [&["list", "--kube"][..], &["capture", "--kube", &name, "-w", "-"]] {
+            let output = desk(&config, arguments)?;
+            let sentence = said(&output);
+            ensure!(
+                output.status.code() == Some(1)
+                    && sentence.contains(&format!(
+                        "the certificate of the API server at {url} is not trusted: the kubeconfig says"
+                    ))
+                    && sentence.contains(why),
+                "{sentence}"
+            );
+        }
+    }
+    // It was told no token.
+    let lines = api.lines();
+    ensure!(
+        lines[asked..].iter().all(|line| !line.contains("/pods")),
+        "{:?}",
+        &lines[asked..]
     );
     Ok(())
 }
