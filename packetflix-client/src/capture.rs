@@ -15,7 +15,7 @@ use crate::{
     local::StartLocal,
     output::{self, Output, OutputError, Rotation, is_standard_output},
     request::{CaptureRequest, Selection, Target},
-    run::{Manner, Run, Sink},
+    run::{Manner, Reconnection, Run, Sink},
     server::{Address, Server, ServerArgs},
     stream::CaptureStream,
     terminal::say,
@@ -317,7 +317,8 @@ fn into_file(output: Result<Output, OutputError>) -> Result<Sink, Failure> {
 pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let destination = args.destination()?;
     destination.check()?;
-    let server = args.server.reach(local, args.meant()).await?;
+    let meant = args.meant();
+    let server = args.server.reach(local, meant.clone()).await?;
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     let request = args.request(args.words(&server));
     let stream = tokio::select! {
@@ -338,7 +339,10 @@ pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Re
         announce(args, &server, &stream, &sink);
     }
     let manner = Manner {
-        reconnects: args.reconnect,
+        reconnection: args.reconnect.then_some(Reconnection {
+            args: &args.server,
+            meant: &meant,
+        }),
         talks: !args.quiet,
     };
     Run::new(&server, &request, stream, sink, manner, &mut interrupts)

@@ -11,6 +11,7 @@ use chrono::{SecondsFormat, Utc};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::{
+    cluster::Meant,
     error::{Failure, Status, chain},
     http::RequestError,
     interrupts::Interrupts,
@@ -19,7 +20,7 @@ use crate::{
     pcapng::{Blocks, Malformed},
     progress::{self, Progress},
     request::CaptureRequest,
-    server::Server,
+    server::{Server, ServerArgs},
     stream::{CaptureStream, Close, OpenError, Piece, StreamError},
     summary::{Summary, Tally},
     terminal::say,
@@ -40,18 +41,27 @@ pub enum Sink {
 
 /// How a capture is done.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Manner {
-    /// Whether a connection that breaks is made again.
-    pub reconnects: bool,
+pub struct Manner<'a> {
+    /// How a connection that breaks is made again, if it is.
+    pub reconnection: Option<Reconnection<'a>>,
     /// Whether people are told how it goes.
     pub talks: bool,
+}
+
+/// How the server was meant: what it was shown may have expired by the time of the next connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconnection<'a> {
+    /// The flags.
+    pub args: &'a ServerArgs,
+    /// The pods.
+    pub meant: &'a Meant,
 }
 
 /// A capture that runs.
 pub struct Run<'a> {
     server: &'a Server,
     request: &'a CaptureRequest,
-    manner: Manner,
+    manner: Manner<'a>,
     stream: CaptureStream,
     sink: Sink,
     gone: Pin<Box<dyn Future<Output = ()>>>,
@@ -182,7 +192,7 @@ impl<'a> Run<'a> {
         request: &'a CaptureRequest,
         stream: CaptureStream,
         sink: Sink,
-        manner: Manner,
+        manner: Manner<'a>,
         interrupts: &'a mut Interrupts,
     ) -> Self {
         let has_line = manner.talks && matches!(sink, Sink::Output(_));
@@ -255,10 +265,10 @@ impl<'a> Run<'a> {
                 return ended;
             }
             self.sink.end()?;
-            if !self.manner.reconnects || self.asked.is_some() {
+            let Some(reconnection) = self.manner.reconnection.filter(|_| self.asked.is_none()) else {
                 return ended;
-            }
-            if let Some(ended) = self.reconnect(&chain(error)).await? {
+            };
+            if let Some(ended) = self.reconnect(reconnection, &chain(error)).await? {
                 return Ok(ended);
             }
         }
@@ -305,8 +315,13 @@ impl<'a> Run<'a> {
     }
 
     /// Opens the capture again, as often as it takes; tells why that is not to be, if it is not.
-    async fn reconnect(&mut self, why: &str) -> Result<Option<Ended>, Broken> {
+    async fn reconnect(
+        &mut self,
+        Reconnection { args, meant }: Reconnection<'a>,
+        why: &str,
+    ) -> Result<Option<Ended>, Broken> {
         let since = Utc::now();
+        let mut told = None;
         self.say(&format!("{why}; connecting again"));
         let mut pause = FIRST_PAUSE;
         loop {
@@ -322,8 +337,20 @@ impl<'a> Run<'a> {
                 return Ok(Some(Ended::Enough("the limit is reached".to_owned())));
             };
             let server = self.server;
+            let server = match self.unless_ended(args.renew(server, meant)).await {
+                Ok(Ok(server)) => server,
+                Ok(Err(failure)) => {
+                    if told.as_ref() != Some(&failure) {
+                        self.say(&format!("not connected: {failure}"));
+                        told = Some(failure);
+                    }
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                    continue;
+                }
+                Err(ended) => return Ok(Some(ended)),
+            };
             // It may take its time to refuse.
-            let opened = match self.unless_ended(CaptureStream::open(server, &request)).await {
+            let opened = match self.unless_ended(CaptureStream::open(&server, &request)).await {
                 Ok(opened) => opened,
                 Err(ended) => return Ok(Some(ended)),
             };

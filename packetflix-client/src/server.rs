@@ -234,6 +234,21 @@ impl ServerArgs {
         })
     }
 
+    /// The same server, with what is to be shown to it by now: files, commands and kubeconfigs are asked anew.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub(crate) async fn renew(&self, server: &Server, meant: &Meant) -> Result<Server, Failure> {
+        match &server.address {
+            Address::Local(_) => Ok(server.clone()),
+            Address::Cluster(_) => self.reach(None, meant.clone()).await,
+            address => Ok(Server {
+                address: address.clone(),
+                ..self.resolve(None)?
+            }),
+        }
+    }
+
     /// Whether the server that is meant can be reached without a word: ssh, and a command for a token, may ask for a password.
     pub(crate) fn asks_nobody(&self) -> bool {
         let config = Config::read().unwrap_or_default();

@@ -334,6 +334,93 @@ fn gateway_in(cluster: &Cluster, api: &ApiServer, authority: Option<&Authority>)
 }
 
 #[test]
+fn tokens_that_expire_are_asked_for_anew() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let api = ApiServer::start(None)?;
+    let _gateway = gateway_in(&cluster, &api, None)?;
+    let shown = cluster.folder.put_secret("shown", "token-1-of-alice")?;
+    let plugin = cluster.folder.path().join("plugin");
+    std::fs::write(
+        &plugin,
+        format!(
+            r#"#!/bin/sh
+printf '{{"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1", "status": {{"token": "%s"}}}}' "$(cat {})"
+"#,
+            shown.display()
+        ),
+    )?;
+    std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let by_plugin = json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": plugin, "interactiveMode": "Never" } });
+    let by_file = json!({ "tokenFile": shown });
+    let (here, there) = Namespace::pair()?;
+    let name = here.path().display().to_string();
+    let socket = RawSocket::open(&there, "vb")?;
+    for (user, is_by_plugin) in [(&by_plugin, true), (&by_file, false)] {
+        cluster.folder.put_secret("shown", "token-1-of-alice")?;
+        api.let_in("token-1-of-alice", "alice");
+        let config = kubeconfig(&cluster, &api, user)?;
+        let file = cluster.folder.path().join(format!("{is_by_plugin}.pcapng"));
+        let path = file.display().to_string();
+        let mut client = Command::new(program("packetflix")?)
+            .args([
+                "capture",
+                "--kube",
+                &name,
+                "--reconnect",
+                "-f",
+                "ether proto 0x88b5",
+                "-w",
+                &path,
+            ])
+            .env("KUBECONFIG", &config)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let forwards = || {
+            api.lines()
+                .iter()
+                .filter(|line| line.contains("/portforward"))
+                .count()
+        };
+        let has = |payload: u8| {
+            socket.send(&raw::ethernet(0x88b5, &[payload; 46]))?;
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            anyhow::Ok(bytes.windows(46).any(|bytes| bytes == [payload; 46]))
+        };
+        let begun = wait_until(Duration::from_secs(30), || has(1));
+        // It expires, and there is no other yet: the API server refuses, again and again.
+        api.revoke("token-1-of-alice");
+        let refused = api.lines().len();
+        let tried = wait_until(Duration::from_secs(30), || {
+            let lines = api.lines();
+            Ok(lines[refused..]
+                .iter()
+                .filter(|line| line.contains("/pods?"))
+                .count()
+                >= 2)
+        });
+        let before = forwards();
+        cluster.folder.put_secret("shown", "token-2-of-alice")?;
+        api.let_in("token-2-of-alice", "alice");
+        let again = wait_until(Duration::from_secs(60), || has(2));
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(client.id())?),
+            nix::sys::signal::Signal::SIGINT,
+        )?;
+        let mut left = None;
+        wait_until(Duration::from_secs(30), || {
+            left = client.try_wait()?;
+            Ok(left.is_some())
+        })?;
+        let told = said(&client.wait_with_output()?);
+        begun.and(tried).and(again).with_context(|| told.clone())?;
+        ensure!(forwards() > before, "{told}");
+        ensure!(told.contains("connected again"), "{told}");
+        api.revoke("token-2-of-alice");
+    }
+    Ok(())
+}
+
+#[test]
 fn api_server_in_tls_is_reached_where_its_certificate_is_of_the_cluster() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
     let authority = Authority::new(cluster.folder.path(), "cluster")?;
