@@ -38,6 +38,9 @@ const MAX_VERSION_LEN: usize = 64 * 1024;
 /// Header in which a server tells its time beside its version: nanoseconds since 1970, UTC.
 const TIME: &str = "packetflix-time";
 
+/// Header that says what those may do on whose behalf a server is asked. It is in the answer of whoever heeds it.
+const RIGHTS: &str = "packetflix-rights";
+
 /// How often it is asked for that. The quickest answer tells most.
 const READINGS: usize = 4;
 
@@ -63,6 +66,9 @@ pub enum RequestError {
     /// It does not answer in time.
     #[error("{0} does not answer within {seconds} s", seconds = PATIENCE.as_secs())]
     Late(Address),
+    /// It would show and capture what is not theirs on whose behalf it is asked.
+    #[error("{0} bounds nothing by the rights of whoever asks: a newer packetflix has to run there")]
+    Unbounded(Address),
     /// It refuses.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -183,6 +189,11 @@ pub(crate) async fn send(
     request.headers_mut().extend(headers);
     let (mut sender, driver) = open(server).await?;
     let response = exchange(server, &mut sender, request).await?;
+    let status = response.status();
+    let is_given = status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS;
+    if server.rights.is_some() && is_given && !response.headers().contains_key(RIGHTS) {
+        return Err(RequestError::Unbounded(server.address.clone()));
+    }
     Ok(Answer { response, driver })
 }
 
@@ -194,6 +205,9 @@ fn request(server: &Server, method: Method, path: &str) -> Result<Request<Empty<
         .header(HOST, address.authority());
     if let Some(token) = &server.token {
         request = request.header(AUTHORIZATION, token.bearer());
+    }
+    if let Some(rights) = &server.rights {
+        request = request.header(RIGHTS, rights.as_bytes());
     }
     request.body(Empty::new())
 }

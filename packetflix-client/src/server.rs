@@ -78,6 +78,8 @@ pub struct Server {
     pub token: Option<Token>,
     /// With whom TLS is spoken.
     pub trust: Trust,
+    /// What those may do on whose behalf it is asked, as servers tell each other, if that is less than who asks may.
+    pub rights: Option<String>,
 }
 
 /// Where a server is.
@@ -231,6 +233,7 @@ impl ServerArgs {
             address: Address::Cluster(road),
             token: Some(token),
             trust: self.trust(),
+            rights: None,
         })
     }
 
@@ -267,6 +270,7 @@ impl ServerArgs {
             address,
             token: self.token()?,
             trust: self.trust(),
+            rights: None,
         })
     }
 
@@ -289,6 +293,7 @@ impl ServerArgs {
                 identity: identity.or_else(|| server.cert.clone().zip(server.key.clone())),
                 name: None,
             },
+            rights: None,
         })
     }
 

@@ -2,8 +2,13 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
 /// Most characters of a pattern.
 const MAX_LEN: usize = 256;
+
+/// Most characters of one that another service of ours tells: the names of a namespace and a pod.
+const MAX_TOLD_LEN: usize = 1024;
 
 /// A pattern that a whole name has to match: `?` is any character but `/` and `:`, `*` any number of these, and `**`
 /// any number of any characters. The two that are left out separate the parts of a name, so that `shop/*` is no pattern
@@ -34,6 +39,26 @@ impl FromStr for Pattern {
     type Err = PatternError;
 
     fn from_str(text: &str) -> Result<Self, PatternError> {
+        Self::read(text, MAX_LEN)
+    }
+}
+
+/// As it is written. What only looks like a pattern ([`Pattern::exactly`]) becomes one.
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::read(&text, MAX_TOLD_LEN).map_err(D::Error::custom)
+    }
+}
+
+impl Pattern {
+    fn read(text: &str, max_len: usize) -> Result<Self, PatternError> {
         let mut pieces = Vec::new();
         for character in text.chars() {
             match (character, pieces.last()) {
@@ -49,7 +74,7 @@ impl FromStr for Pattern {
         }
         match pieces.len() {
             0 => Err(PatternError::Empty),
-            len if len > MAX_LEN => Err(PatternError::TooLong),
+            len if len > max_len => Err(PatternError::TooLong),
             _ => Ok(Self(pieces)),
         }
     }
@@ -103,6 +128,12 @@ impl Pattern {
             used = next;
         }
         used[self.0.len()]
+    }
+
+    /// Whether it is known to match all that another matches. A `*` in a name of the other is a character as others are.
+    pub(crate) fn includes(&self, other: &Self) -> bool {
+        let is_plain = !self.0.contains(&Piece::One) && !other.0.contains(&Piece::Anything);
+        self == other || (is_plain && self.matches(&other.to_string()))
     }
 
     /// Whether there is no name that does not match.

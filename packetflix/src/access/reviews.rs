@@ -4,12 +4,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use super::{
-    AccessError, Identity,
+    AccessError, Identity, Rights,
     tokens::{DIGEST_LEN, digest_of},
 };
 
@@ -104,6 +104,13 @@ impl Reviews {
         one.holder.clone().ok_or(AccessError::WrongToken)
     }
 
+    /// What whoever has this token was last known to may do, if anybody has it.
+    pub(crate) fn rights_of(&self, token: &[u8]) -> Option<Arc<Rights>> {
+        let known = self.lock();
+        let holder = known.get(&digest_of(token))?.holder.as_ref()?;
+        Some(Arc::clone(&holder.rights))
+    }
+
     /// Tokens that are in use and have to be asked for again.
     pub(crate) fn due(&self) -> Vec<Box<[u8]>> {
         let now = Instant::now();
@@ -123,12 +130,7 @@ impl Reviews {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::{
-        super::{Basis, Rights},
-        *,
-    };
+    use super::{super::Basis, *};
 
     fn identity(digest: Digest) -> Identity {
         Identity {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::pattern::{Pattern, PatternError};
 
 /// What a caller may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rights {
     discover: Extent,
     capture: Extent,
@@ -13,7 +13,8 @@ pub(crate) struct Rights {
 }
 
 /// How far a right reaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Extent {
     Nothing,
     /// To what is called so.
@@ -152,6 +153,39 @@ impl Rights {
         }
     }
 
+    /// What both these and others allow.
+    pub(crate) fn within(&self, others: &Self) -> Self {
+        Self {
+            discover: self.discover.within(&others.discover),
+            capture: self.capture.within(&others.capture),
+            administer: self.administer && others.administer,
+        }
+    }
+
+    /// Those to look for what may be captured.
+    pub(crate) fn to_find(&self) -> Self {
+        Self {
+            discover: self.capture.clone(),
+            capture: self.capture.clone(),
+            administer: false,
+        }
+    }
+
+    /// Whether these allow to list and capture all that others allow.
+    pub(crate) fn include(&self, others: &Self) -> bool {
+        self.discover.includes(&others.discover) && self.capture.includes(&others.capture)
+    }
+
+    /// The patterns of pods to which they reach.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Pattern> {
+        [&self.discover, &self.capture]
+            .into_iter()
+            .flat_map(|extent| match extent {
+                Extent::Pods(patterns) => &patterns[..],
+                _ => &[],
+            })
+    }
+
     /// Whether there can be targets that may be listed.
     pub(crate) fn may_discover(&self) -> bool {
         self.discover != Extent::Nothing
@@ -211,6 +245,27 @@ impl Extent {
             Self::Nothing => *self = Self::Matching(vec![pattern]),
             Self::Matching(patterns) | Self::Pods(patterns) => patterns.push(pattern),
             Self::Everything => {}
+        }
+    }
+
+    /// How far both reach. Of two that reach to some, what both have is known only where they are the same.
+    fn within(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Everything, extent) | (extent, Self::Everything) => extent.clone(),
+            (one, other) if one == other => one.clone(),
+            _ => Self::Nothing,
+        }
+    }
+
+    fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Everything, _) | (_, Self::Nothing) => true,
+            (Self::Matching(these), Self::Matching(others)) | (Self::Pods(these), Self::Pods(others)) => {
+                others
+                    .iter()
+                    .all(|other| these.iter().any(|this| this.includes(other)))
+            }
+            _ => false,
         }
     }
 
@@ -344,6 +399,74 @@ mod tests {
         // One who only looks may see all.
         assert!(rights("discover").may_list(&occupants(&["db"])));
         assert!(!rights("capture").may_list(&occupants(&["db"])));
+    }
+
+    #[test]
+    fn rights_are_bounded_by_others() {
+        let pods = |patterns: &[&str]| {
+            let patterns = patterns.iter().map(|pattern| pattern.parse().unwrap());
+            Extent::Pods(patterns.collect())
+        };
+        let some = Rights::new(pods(&["shop/*", "bank/web"]), pods(&["bank/web"]), false);
+        assert_eq!(Rights::ALL.within(&some), some);
+        assert_eq!(some.within(&Rights::ALL), some);
+        assert_eq!(some.within(&some), some);
+        assert_eq!(Rights::NONE.within(&some), Rights::NONE);
+        assert_eq!(rights("discover").within(&some).capture, Extent::Nothing);
+        // What both have of two that reach to some only is not known.
+        assert_eq!(rights("discover capture:web").within(&some), Rights::NONE);
+        assert_eq!(
+            some.to_find(),
+            Rights::new(pods(&["bank/web"]), pods(&["bank/web"]), false)
+        );
+        for (these, others, expected) in [
+            (Rights::ALL, &some, true),
+            (some.clone(), &some, true),
+            (Rights::new(pods(&["*/*"]), pods(&["*/*"]), false), &some, true),
+            (
+                Rights::new(pods(&["shop/*", "bank/*"]), pods(&["bank/*"]), false),
+                &some,
+                true,
+            ),
+            (
+                Rights::new(pods(&["shop/a", "bank/web"]), pods(&["bank/web"]), false),
+                &some,
+                false,
+            ),
+            (
+                Rights::new(pods(&["shop/*"]), pods(&["bank/web"]), false),
+                &some,
+                false,
+            ),
+            (some.clone(), &Rights::ALL, false),
+            (rights("discover capture:**"), &some, false),
+            (
+                rights("discover capture:a capture:b"),
+                &rights("discover capture:b"),
+                true,
+            ),
+            (
+                rights("discover capture:a*"),
+                &rights("discover capture:**"),
+                false,
+            ),
+        ] {
+            assert_eq!(these.include(others), expected, "{these:?} {others:?}");
+        }
+        let told = serde_json::to_string(&some).unwrap();
+        assert_eq!(
+            told,
+            r#"{"discover":{"pods":["shop/*","bank/web"]},"capture":{"pods":["bank/web"]},"administer":false}"#
+        );
+        for rights in [
+            some,
+            Rights::ALL,
+            Rights::NONE,
+            rights("discover capture:web-* capture:a/**"),
+        ] {
+            let told = serde_json::to_string(&rights).unwrap();
+            assert_eq!(serde_json::from_str::<Rights>(&told).unwrap(), rights);
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ use packetflix_client::{
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::node::{Node, Nodes, TokenError};
-use crate::{error::chain, memory};
+use super::node::{Node, Nodes, ShownError};
+use crate::{access::Rights, error::chain, memory};
 
 /// How many nodes are asked at the same time.
 const AT_ONCE: usize = 64;
@@ -71,7 +71,7 @@ pub(crate) enum AskError {
     #[error("too many requests wait for nodes: try again")]
     Busy,
     #[error("there is nothing to show to nodes")]
-    Token(#[from] TokenError),
+    Shown(#[from] ShownError),
     #[error("there is no node {name}: there {}", are(known))]
     NoNode { name: String, known: Vec<String> },
     /// Each is named with its reason.
@@ -170,6 +170,7 @@ impl Nodes {
     async fn ask<T, F>(
         &self,
         nodes: Vec<Arc<Node>>,
+        rights: Option<&Rights>,
         ask: impl Fn(Arc<Node>, Server) -> F,
     ) -> Result<Vec<Asked<T>>, AskError>
     where
@@ -180,9 +181,9 @@ impl Nodes {
         let _round = timeout_at(deadline, self.rounds.acquire())
             .await
             .map_err(|_| AskError::Busy)?;
-        let token = self.token()?;
+        let shown = self.shown(rights)?;
         let asked = stream::iter(nodes).map(|node| {
-            let asking = ask(Arc::clone(&node), self.server(&node, token.as_ref()));
+            let asking = ask(Arc::clone(&node), self.server(&node, &shown));
             async move {
                 if Instant::now() >= deadline {
                     let answer = Err(NodeError::NotAsked);
@@ -197,7 +198,8 @@ impl Nodes {
         Ok(asked.buffered(AT_ONCE).collect().await)
     }
 
-    /// Asks these nodes for JSON, and has what each answers read when it comes.
+    /// Asks these nodes for JSON, and has what each answers read when it comes. With `rights`, it is what somebody may have who
+    /// has these.
     ///
     /// # Errors
     /// When none answers.
@@ -205,11 +207,12 @@ impl Nodes {
         &self,
         nodes: Vec<Arc<Node>>,
         path: &str,
+        rights: Option<&Rights>,
         read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
     ) -> Result<Vec<Asked<T>>, AskError> {
         let room = Room::of(most_of_lists());
         let asked = self
-            .ask(nodes, async |node, server| {
+            .ask(nodes, rights, async |node, server| {
                 let body = http::get_within(&server, path, MAX_ANSWER_LEN).await?;
                 room.take(body.len())?;
                 read(&node, &body)
@@ -240,11 +243,11 @@ impl Nodes {
     /// # Errors
     /// When none is, or the one that is refuses.
     pub(super) async fn ask_one_for_json(&self, path: &str) -> Result<Value, AskError> {
-        let token = self.token()?;
+        let shown = self.shown(None)?;
         let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
         let mut failed = Vec::new();
         for node in self.all() {
-            let server = self.server(&node, token.as_ref());
+            let server = self.server(&node, &shown);
             let until = deadline.min(Instant::now() + self.timeout);
             let why: NodeError =
                 match timeout_at(until, http::get_within(&server, path, MAX_ANSWER_LEN)).await {
@@ -268,7 +271,7 @@ impl Nodes {
     /// Asks all nodes for their metrics.
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
         let room = Room::of(MAX_METRICS_LEN);
-        let asked = self.ask(self.all(), async |_, server| {
+        let asked = self.ask(self.all(), None, async |_, server| {
             let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
             room.take(body.len())?;
             Ok(String::from_utf8_lossy(&body).into_owned())
@@ -278,7 +281,11 @@ impl Nodes {
 
     /// Asks all nodes how they are.
     pub(super) async fn look(&self) {
-        let asked = self.ask(self.all(), async |_, server| Ok(http::greet(&server).await?));
+        let asked = self.ask(
+            self.all(),
+            None,
+            async |_, server| Ok(http::greet(&server).await?),
+        );
         let asked = match asked.await {
             Ok(asked) => asked,
             Err(error) => {
@@ -300,7 +307,7 @@ impl Nodes {
     /// When it refuses, or there is no such node.
     pub(super) async fn delete(&self, name: &str, path: &str) -> Result<(), AskError> {
         let node = self.find(name)?;
-        let server = self.server(&node, self.token()?.as_ref());
+        let server = self.server(&node, &self.shown(None)?);
         let deleted = timeout(self.timeout, http::delete(&server, path)).await;
         let failed = |why| {
             AskError::Node(Box::new(Failed {

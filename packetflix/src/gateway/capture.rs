@@ -24,12 +24,13 @@ use super::{
     stream::{GatewayStream, Member, StreamInfo},
 };
 use crate::{
+    access::Rights,
     captures::{CaptureFacts, Unaccounted},
     description::TargetDescription,
     error::chain,
     pcapng::{CaptureComment, MAX_STATISTICS_LEN},
     resolve::Selection,
-    service::{Caller, CaptureRequest, Permit, StartError},
+    service::{Caller, CaptureRequest, Forbidden, Permit, StartError},
     session::{Limits, TooFewBytes, encode_section_header},
     tap::InterfaceSelection,
 };
@@ -116,6 +117,8 @@ pub(super) struct Joining {
     /// What each is asked for.
     path: String,
     bounds: Bounds,
+    /// What the client may do, where that is with some targets only.
+    rights: Option<Rights>,
 }
 
 /// What all captures of a stream are, beside what each node is asked for.
@@ -151,14 +154,14 @@ impl Gateway {
             coming,
             name,
             target,
-        } = self.orders(request).await?;
+        } = self.orders(request, caller).await?;
         let bounds = Bounds {
             message_len: MAX_MESSAGE_LEN,
             pieces: (WAITING_MESSAGES / orders.len().max(1)).clamp(LEAST_WAITING, MOST_WAITING),
         };
-        let token = self.nodes.token().map_err(AskError::from)?;
+        let shown = self.nodes.shown(caller.bounds()).map_err(AskError::from)?;
         let opened = stream::iter(orders).map(|order| {
-            let server = self.nodes.server(&order.node, token.as_ref());
+            let server = self.nodes.server(&order.node, &shown);
             async move {
                 (
                     open(self.nodes.timeout, &server, &order, &bounds).await,
@@ -235,6 +238,7 @@ impl Gateway {
                 nodes,
                 path,
                 bounds,
+                rights: caller.bounds().cloned(),
             }),
             judge: self.judge(caller.clone()),
         };
@@ -250,6 +254,18 @@ impl Gateway {
         })
     }
 
+    /// A caller may have streams. To whoever may have everything the nodes name all that there is.
+    ///
+    /// # Errors
+    /// When they may not.
+    pub(crate) fn may_capture(caller: &Caller) -> Result<(), Forbidden> {
+        caller.may_capture_something()?;
+        match caller.bounds() {
+            None => caller.may_discover(),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Says why a caller may have a stream no more, if so.
     fn judge(self: &Arc<Self>, caller: Caller) -> Box<dyn Fn() -> Option<String> + Send> {
         let access = Arc::clone(&self.frontend.access);
@@ -258,20 +274,27 @@ impl Gateway {
                 Ok(renewed) => renewed,
                 Err(error) => return Some(chain(&error)),
             };
-            let lost = renewed
-                .may_capture_something()
-                .and_then(|()| renewed.may_discover())
-                .and_then(|()| renewed.may_have_all());
+            let lost = Self::may_capture(&renewed).and_then(|()| renewed.may_still(caller.rights()));
             lost.err().map(|forbidden| forbidden.to_string())
         })
     }
 
     /// Which nodes are asked for what.
-    async fn orders(&self, request: &CaptureRequest) -> Result<Orders, GatewayStartError> {
-        match Wanted::of(request)? {
+    async fn orders(&self, request: &CaptureRequest, caller: &Caller) -> Result<Orders, GatewayStartError> {
+        let rights = caller.bounds().map(Rights::to_find);
+        let rights = rights.as_ref();
+        let wanted = Wanted::of(request)?;
+        if let Wanted::Several { words, described, .. } = &wanted
+            && described.is_empty()
+            && request::have_patterns(words)
+        {
+            // As a node has it: such a stream tells what there is.
+            caller.may_discover().map_err(StartError::from)?;
+        }
+        match wanted {
             Wanted::One(target) => {
                 let target = self.on_its_node(target)?;
-                let node = self.node_of(&target).await?;
+                let node = self.node_of(&target, rights).await?;
                 let described = [target];
                 let path = request::path_of_described(request, &described, request.names);
                 let [target] = described;
@@ -297,7 +320,10 @@ impl Gateway {
                 described,
                 follow,
                 wait,
-            } if described.is_empty() => self.orders_of_words(request, nodes, &words, follow, wait).await,
+            } if described.is_empty() => {
+                self.orders_of_words(request, rights, nodes, &words, follow, wait)
+                    .await
+            }
             Wanted::Several { described, .. } => {
                 let described = described.into_iter().map(|target| self.on_its_node(target));
                 self.orders_of_described(request, described.collect::<Result<_, _>>()?)
@@ -309,6 +335,7 @@ impl Gateway {
     async fn orders_of_words(
         &self,
         request: &CaptureRequest,
+        rights: Option<&Rights>,
         nodes: NodeChoice,
         words: &[String],
         follow: Option<bool>,
@@ -329,7 +356,7 @@ impl Gateway {
         let path = format!("/targets?{}", request::targets_query(words));
         let asked = self
             .nodes
-            .ask_for_json(chosen, path.trim_end_matches('?'), |_, body| {
+            .ask_for_json(chosen, path.trim_end_matches('?'), rights, |_, body| {
                 let mut is_there = false;
                 lists::read(body, lists::TARGETS, |_| is_there = true)?;
                 Ok(is_there)
@@ -454,7 +481,11 @@ impl Gateway {
     }
 
     /// The node that has a target: the one that is said, or the only one that has something of this name.
-    async fn node_of(&self, target: &TargetDescription) -> Result<Arc<Node>, GatewayStartError> {
+    async fn node_of(
+        &self,
+        target: &TargetDescription,
+        rights: Option<&Rights>,
+    ) -> Result<Arc<Node>, GatewayStartError> {
         if let Some(node) = self.said_node(target)? {
             return Ok(node);
         }
@@ -467,7 +498,7 @@ impl Gateway {
         let asked_count = all.len();
         let path = format!("/targets?{}", request::targets_query(std::slice::from_ref(&name)));
         let is_such = |found: &Value| target.kind.is_empty() || found["type"] == target.kind;
-        let asked = self.nodes.ask_for_json(all, &path, |_, body| {
+        let asked = self.nodes.ask_for_json(all, &path, rights, |_, body| {
             let mut has_such = false;
             lists::read(body, lists::TARGETS, |found| has_such |= is_such(&found))?;
             Ok(has_such)
@@ -554,6 +585,7 @@ impl Joining {
             pieces: LEAST_WAITING,
             ..self.bounds
         };
+        let rights = self.rights.clone();
         let name = node.name.clone();
         let order = Order {
             path: self.path.clone(),
@@ -561,11 +593,11 @@ impl Joining {
             node,
         };
         Box::pin(async move {
-            let token = match gateway.nodes.token() {
-                Ok(token) => token,
+            let shown = match gateway.nodes.shown(rights.as_ref()) {
+                Ok(shown) => shown,
                 Err(error) => return (name, Err(chain(&error))),
             };
-            let server = gateway.nodes.server(&order.node, token.as_ref());
+            let server = gateway.nodes.server(&order.node, &shown);
             let opened = open(gateway.nodes.timeout, &server, &order, &bounds).await;
             (name, opened.map_err(|error| chain(&error)))
         })

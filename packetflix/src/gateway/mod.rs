@@ -10,6 +10,7 @@ mod feed;
 mod lists;
 mod metrics;
 mod node;
+mod pods;
 mod rates;
 mod request;
 mod stream;
@@ -35,12 +36,14 @@ use self::{
 pub(crate) use self::{
     ask::{AskError, NodeError},
     capture::{GatewayStartError, StartedGatewayStream},
+    node::ShownError,
     rates::Rates,
 };
 use crate::{
-    kubernetes::{Finder, Pods},
+    access::Rights,
+    kubernetes::Finder,
     metrics::{Load, Metrics},
-    service::{AppError, Frontend, StartError},
+    service::{AppError, Caller, Frontend, StartError},
 };
 
 /// How often nodes are looked at that nobody asks for anything.
@@ -49,7 +52,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 /// The whole gateway but for the sockets at which it is asked.
 pub struct Gateway {
     pub(crate) frontend: Frontend,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     /// Finds the nodes, where they are not named.
     finder: Option<Finder>,
     /// What those share who look at rates.
@@ -63,15 +66,16 @@ impl Gateway {
     /// When the tokens or the account cannot be used.
     pub fn build(config: GatewayConfig) -> Result<Self, AppError> {
         let mut frontend = Frontend::open(Arc::clone(&config.frontend), Metrics::of_gateway())?;
-        // Rights to all nodes, and to all pods.
-        frontend.ask_kubernetes("", Box::new(|| Box::pin(async { Pods::new() })));
         let finder = match &config.nodes {
             Whereabouts::Named(_) => None,
             Whereabouts::Found { finder, .. } => Some(finder.clone()),
         };
+        let nodes = Arc::new(Nodes::new(config));
+        // Rights to all nodes, and to pods of all of them.
+        frontend.ask_kubernetes("", pods::finder(Arc::clone(&nodes)));
         Ok(Self {
             frontend,
-            nodes: Nodes::new(config),
+            nodes,
             finder,
             rates: Mutex::default(),
         })
@@ -98,7 +102,8 @@ impl Gateway {
                 self.look().await;
             }
         };
-        tokio::join!(self.frontend.maintain(), looks, search, greetings);
+        let pods = self.nodes.follow_pods();
+        tokio::join!(self.frontend.maintain(), looks, search, greetings, pods);
     }
 
     /// Asks all nodes how they are.
@@ -123,7 +128,11 @@ impl Gateway {
     ///
     /// # Errors
     /// When no node answers.
-    pub(crate) async fn targets(&self, words: Vec<String>) -> Result<Vec<Bytes>, GatewayStartError> {
+    pub(crate) async fn targets(
+        &self,
+        words: Vec<String>,
+        caller: &Caller,
+    ) -> Result<Vec<Bytes>, GatewayStartError> {
         let (chosen, words) = NodeChoice::take(words)?;
         let mut nodes = self.nodes.all();
         nodes.retain(|node| chosen.has(&node.name));
@@ -134,7 +143,9 @@ impl Gateway {
             [] => "/targets".to_owned(),
             words => format!("/targets?{}", request::targets_query(words)),
         };
-        let asked = self.ask_for(nodes, &path, lists::TARGETS).await?;
+        let asked = self
+            .ask_for(nodes, &path, caller.bounds(), lists::TARGETS)
+            .await?;
         let doubt = self.nodes.doubt();
         Ok(lists::targets(asked, doubt, &self.frontend.config.host_name))
     }
@@ -151,16 +162,18 @@ impl Gateway {
     ///
     /// # Errors
     /// When no node answers.
-    pub(crate) async fn mobyshark(&self) -> Result<Vec<Bytes>, AskError> {
+    pub(crate) async fn mobyshark(&self, caller: &Caller) -> Result<Vec<Bytes>, AskError> {
         let asked = self
-            .ask_for(self.nodes.all(), "/mobyshark", lists::CONTAINERS)
+            .ask_for(self.nodes.all(), "/mobyshark", caller.bounds(), lists::CONTAINERS)
             .await?;
         Ok(lists::mobyshark(asked))
     }
 
     /// `/captures` of all nodes, behind `own`, the captures of the gateway's clients.
     pub(crate) async fn captures(&self, own: &[Value]) -> Vec<Bytes> {
-        let asked = self.ask_for(self.nodes.all(), "/captures", lists::CAPTURES).await;
+        let asked = self
+            .ask_for(self.nodes.all(), "/captures", None, lists::CAPTURES)
+            .await;
         lists::captures(own, asked.unwrap_or_else(AskError::into_asked))
     }
 
@@ -169,10 +182,11 @@ impl Gateway {
         &self,
         nodes: Vec<Arc<Node>>,
         path: &str,
+        rights: Option<&Rights>,
         list: &'static str,
     ) -> Result<Vec<Asked<Part>>, AskError> {
         self.nodes
-            .ask_for_json(nodes, path, |node, body| Part::read(node, body, list))
+            .ask_for_json(nodes, path, rights, |node, body| Part::read(node, body, list))
             .await
     }
 

@@ -16,9 +16,10 @@ use tokio::sync::{Semaphore, watch};
 use super::{
     GatewayConfig,
     config::{Whereabouts, is_name},
+    pods::KnownPods,
 };
 use crate::{
-    access::{FileError, read_secret},
+    access::{FileError, Rights, read_secret},
     kubernetes::{Finding, FoundNode},
 };
 
@@ -48,6 +49,9 @@ pub(crate) struct State {
     pub(crate) clock: Option<ClockReading>,
 }
 
+/// Most bytes of rights that are told to nodes, in the head of a request, whose 64 KiB are for the URL, too.
+const MAX_RIGHTS_LEN: usize = 32 << 10;
+
 /// Numbers of nodes stay below this one, and begin anew.
 const NUMBERS: u32 = 1 << 20;
 
@@ -66,6 +70,7 @@ pub(super) struct Nodes {
     /// How long each may take to answer.
     pub(super) timeout: Duration,
     pub(super) rounds: Semaphore,
+    pub(super) pods: KnownPods,
 }
 
 /// The nodes that there are, as far as is known.
@@ -92,13 +97,32 @@ enum Search {
     Stale(Instant, String),
 }
 
+/// What is shown to nodes.
+#[derive(Clone)]
+pub(super) struct Shown {
+    token: Option<Token>,
+    rights: Option<String>,
+}
+
 /// Why there is nothing to show to nodes.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TokenError {
+pub(crate) enum ShownError {
     #[error("--node-token-file")]
     File(#[from] FileError),
     #[error(transparent)]
     Token(#[from] ServerError),
+    #[error(
+        "these are rights to more single targets than nodes can be told of in {MAX_RIGHTS_LEN} bytes: have rights to whole namespaces"
+    )]
+    TooManyRights,
+}
+
+/// Rights as nodes read them.
+fn told(rights: &Rights) -> Result<String, ShownError> {
+    match serde_json::to_string(rights) {
+        Ok(told) if told.len() <= MAX_RIGHTS_LEN => Ok(told),
+        _ => Err(ShownError::TooManyRights),
+    }
 }
 
 impl Nodes {
@@ -133,6 +157,7 @@ impl Nodes {
             },
             timeout: config.timeout,
             rounds: Semaphore::new(ROUNDS),
+            pods: KnownPods::default(),
         }
     }
 
@@ -227,12 +252,19 @@ impl Nodes {
         self.list.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The token that is shown to nodes, as its file has it now.
+    /// What is shown to nodes: the token, as its file has it now, and these rights, if some are bounded by them.
     ///
     /// # Errors
-    /// When there is to be one, and it cannot be read.
-    pub(super) fn token(&self) -> Result<Option<Token>, TokenError> {
-        let read = |file: &PathBuf| -> Result<Token, TokenError> {
+    /// When there is to be a token, and it cannot be read, or there are too many rights.
+    pub(super) fn shown(&self, rights: Option<&Rights>) -> Result<Shown, ShownError> {
+        Ok(Shown {
+            token: self.token()?,
+            rights: rights.map(told).transpose()?,
+        })
+    }
+
+    fn token(&self) -> Result<Option<Token>, ShownError> {
+        let read = |file: &PathBuf| -> Result<Token, ShownError> {
             let text = read_secret(Path::new(file))?;
             let origin = file.display().to_string();
             Ok(Token::parse(&String::from_utf8_lossy(&text), &origin)?)
@@ -241,11 +273,12 @@ impl Nodes {
     }
 
     /// A node, and what is shown to it.
-    pub(super) fn server(&self, node: &Node, token: Option<&Token>) -> Server {
+    pub(super) fn server(&self, node: &Node, shown: &Shown) -> Server {
         Server {
             address: node.address.clone(),
-            token: token.cloned(),
+            token: shown.token.clone(),
             trust: self.trust.clone(),
+            rights: shown.rights.clone(),
         }
     }
 }

@@ -188,8 +188,8 @@ async fn follow(gateway: Weak<Gateway>, node: Arc<Node>, rates: Weak<Rates>) {
 
 async fn begin(gateway: &Weak<Gateway>, node: &Node) -> Option<Events> {
     let gateway = gateway.upgrade()?;
-    let token = gateway.nodes.token().ok()?;
-    let server = gateway.nodes.server(node, token.as_ref());
+    let shown = gateway.nodes.shown(None).ok()?;
+    let server = gateway.nodes.server(node, &shown);
     drop(gateway);
     http::events(&server, "/rates").await.ok()
 }

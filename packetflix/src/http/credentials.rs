@@ -1,11 +1,17 @@
 //! What a request shows of who sends it: a token in a header, as a subprotocol or in the query, beside what its connection shows.
 
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use warp::http::{HeaderMap, HeaderValue, Request, Uri, header, uri::PathAndQuery};
+use std::fmt::Display;
 
-use super::{proxy::headers::wanted_protocol, transport::connection::ClientConnection};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use warp::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
+
+use super::{
+    api::{code::Code, refusal::Refusal},
+    proxy::headers::wanted_protocol,
+    transport::connection::ClientConnection,
+};
 use crate::{
-    access::{Access, AccessError},
+    access::{Access, AccessError, Rights},
     service::{Caller, Shown},
 };
 
@@ -31,6 +37,28 @@ pub(super) fn identify(
         certificate: client.certificate.as_ref(),
     };
     Caller::identify(access, shown)
+}
+
+/// Says on whose behalf a request is sent: what these may do, as JSON. It bounds what its sender may do, and is in the answer
+/// of whoever heeds it.
+pub(super) const RIGHTS: HeaderName = HeaderName::from_static("packetflix-rights");
+
+/// The rights of whom a request is sent on behalf of, if it is.
+///
+/// # Errors
+/// When they cannot be read.
+pub(super) fn rights_shown(headers: &HeaderMap) -> Result<Option<Rights>, Refusal> {
+    let mut shown = headers.get_all(RIGHTS).iter();
+    let Some(rights) = shown.next() else {
+        return Ok(None);
+    };
+    let wrong =
+        |why: &dyn Display| Refusal::new(Code::RequestInvalid, format!("{RIGHTS} has no rights: {why}"));
+    if shown.next().is_some() {
+        return Err(wrong(&"it is there more than once"));
+    }
+    let rights = serde_json::from_slice(rights.as_bytes()).map_err(|error| wrong(&error))?;
+    Ok(Some(rights))
 }
 
 /// The token that a request shows: in a header, else the one that came in its query or as a subprotocol.

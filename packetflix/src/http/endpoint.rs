@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::service::TowerToHyperService;
 use warp::{
     Reply as _,
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderValue, Method, StatusCode, Uri, header},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     api::plain_answer::instead_of_a_list,
     api::refusal::Refusal,
     body::{AnswerBody, boxed},
-    credentials::{identify, shown_token, take_protocol_token, take_query_token},
+    credentials::{RIGHTS, identify, rights_shown, shown_token, take_protocol_token, take_query_token},
     log::RequestLog,
     origin::{allowed_origin, answer_preflight, check_origin, check_single, check_site, let_read},
     proxy::{Proxy, UseOfService},
@@ -166,6 +166,7 @@ impl Endpoint {
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
                 let name = IdentifiedCaller(caller.facts().into());
+                let is_on_behalf = request.headers().contains_key(RIGHTS);
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
                 if let Some(local) = client.local {
@@ -174,6 +175,11 @@ impl Endpoint {
                 let service = TowerToHyperService::new(warp::service(self.paths.routes.clone()));
                 let mut response = service.call(request).await?.map(boxed);
                 response.extensions_mut().insert(name);
+                if is_on_behalf {
+                    response
+                        .headers_mut()
+                        .insert(RIGHTS, HeaderValue::from_static("heeded"));
+                }
                 response
             }
         };
@@ -253,7 +259,10 @@ impl Endpoint {
         token: Option<&[u8]>,
         takes_right: bool,
     ) -> Result<Caller, Refusal> {
-        let caller = identify(&self.access, client, request.headers(), token)?;
+        let mut caller = identify(&self.access, client, request.headers(), token)?;
+        if let Some(rights) = rights_shown(request.headers())? {
+            caller = caller.on_behalf(rights);
+        }
         if let Some(place) = client.place.as_ref().filter(|_| takes_right) {
             place.prove();
         }

@@ -94,6 +94,13 @@ struct Questions<'a> {
     left: usize,
 }
 
+/// Namespaces to whose pods a right reaches, and the others.
+#[derive(Default)]
+struct Reach<'a> {
+    patterns: Vec<Pattern>,
+    others: Vec<(&'a str, &'a BTreeSet<String>)>,
+}
+
 impl Reviewer {
     pub(crate) fn new(
         address: ApiAddress,
@@ -175,20 +182,59 @@ impl Reviewer {
         *known = problem;
     }
 
+    /// The pods that there are, and those to which a token gave rights before: what is captured may come back, and it may be taken
+    /// away meanwhile.
+    async fn pods(&self, token: &str) -> Pods {
+        let mut pods = (self.find_pods)().await;
+        let before = self.reviews.rights_of(token.as_bytes());
+        let before = before
+            .iter()
+            .flat_map(|rights| rights.pods())
+            .map(ToString::to_string);
+        for name in before {
+            if let Some((namespace, pod)) = name.split_once('/') {
+                pods.entry(namespace.to_owned())
+                    .or_default()
+                    .insert(pod.to_owned());
+            }
+        }
+        // These are no names of Kubernetes', and would stand for others.
+        let is_name = |name: &str| !name.is_empty() && !name.contains(['*', '?', '/']);
+        pods.retain(|namespace, _| is_name(namespace));
+        for pods in pods.values_mut() {
+            pods.retain(|pod| is_name(pod));
+        }
+        pods
+    }
+
     /// The name and the rights of whoever has this token; `None` where nobody has it.
     async fn ask(&self, token: &str) -> Result<Option<(String, Rights)>, ApiServerError> {
         let mut connection = ApiConnection::open(&self.address, &self.credentials).await?;
         let Some(user) = review_token(&mut connection, token).await? else {
             return Ok(None);
         };
-        let pods = (self.find_pods)().await;
         let mut questions = Questions {
             connection,
             user: &user,
             left: MAX_QUESTIONS,
         };
-        let capture = questions.extent("create", &self.node, &pods).await?;
-        let discover = questions.extent("get", &self.node, &pods).await?;
+        let capture = questions.wide_extent("create", &self.node).await?;
+        let discover = questions.wide_extent("get", &self.node).await?;
+        let pods = match (&capture, &discover) {
+            (Some(_), Some(_)) => Pods::new(),
+            _ => self.pods(token).await,
+        };
+        // Rights to namespaces are found before there are too many questions on pods.
+        let of_capture = questions.namespaces("create", &capture, &pods).await?;
+        let of_discover = questions.namespaces("get", &discover, &pods).await?;
+        let capture = match capture {
+            Some(extent) => extent,
+            None => questions.extent_of("create", of_capture).await?,
+        };
+        let discover = match discover {
+            Some(extent) => extent,
+            None => questions.extent_of("get", of_discover).await?,
+        };
         let administer = questions.may(on_node("delete", &self.node)).await?;
         if questions.left == 0 {
             tracing::warn!(
@@ -204,20 +250,39 @@ impl Reviewer {
 }
 
 impl Questions<'_> {
-    /// How far a right reaches.
-    async fn extent(&mut self, verb: &str, node: &str, pods: &Pods) -> Result<Extent, ApiServerError> {
+    /// How far a right reaches that is not bounded to namespaces and pods by their names.
+    async fn wide_extent(&mut self, verb: &str, node: &str) -> Result<Option<Extent>, ApiServerError> {
         if self.may(on_node(verb, node)).await? {
-            return Ok(Extent::Everything);
+            return Ok(Some(Extent::Everything));
         }
-        if self.may(on_pods(verb, "", "")).await? {
-            return Ok(Extent::Pods(vec![Pattern::parts()]));
-        }
-        let mut patterns = Vec::new();
-        for (namespace, pods) in pods {
-            if self.may(on_pods(verb, namespace, "")).await? {
-                patterns.push(Pattern::parts_of(namespace));
-                continue;
+        let is_to_all = self.may(on_pods(verb, "", "")).await?;
+        Ok(is_to_all.then(|| Extent::Pods(vec![Pattern::parts()])))
+    }
+
+    /// To the pods of which namespaces a right reaches, unless it is known how far it does.
+    async fn namespaces<'p>(
+        &mut self,
+        verb: &str,
+        known: &Option<Extent>,
+        pods: &'p Pods,
+    ) -> Result<Reach<'p>, ApiServerError> {
+        let mut reach = Reach::default();
+        for (namespace, pods) in pods.iter().filter(|_| known.is_none()) {
+            match self.may(on_pods(verb, namespace, "")).await? {
+                true => reach.patterns.push(Pattern::parts_of(namespace)),
+                false => reach.others.push((namespace, pods)),
             }
+        }
+        Ok(reach)
+    }
+
+    /// How far it reaches with single pods of the others.
+    async fn extent_of(
+        &mut self,
+        verb: &str,
+        Reach { mut patterns, others }: Reach<'_>,
+    ) -> Result<Extent, ApiServerError> {
+        for (namespace, pods) in others {
             for pod in pods {
                 if self.may(on_pods(verb, namespace, pod)).await? {
                     patterns.push(Pattern::exactly(&format!("{namespace}/{pod}")));

@@ -77,6 +77,8 @@ pub(crate) struct Caller {
     is_unnamed: bool,
     peer: Option<Peer>,
     certificate: Option<Arc<dyn Certificate>>,
+    /// What they ask for on behalf of somebody else, who may do no more than this.
+    on_behalf_of: Option<Arc<Rights>>,
 }
 
 /// Why a caller may not do what they want to; becomes a 403.
@@ -92,8 +94,12 @@ pub(crate) enum Forbidden {
         "{0} may capture some targets only, and the discovery service would show all of them: ask for /targets instead"
     )]
     Unfiltered(Arc<str>),
-    #[error("{0} may capture some targets only, of which a gateway cannot tell: ask the node that has them")]
+    #[error(
+        "{0} may capture some targets only, and a gateway tells the traffic of all: ask the node that has them"
+    )]
     OfSome(Arc<str>),
+    #[error("{0} may not capture all of this any more")]
+    NotAll(Arc<str>),
     #[error("{0} may capture some targets only, and the metrics tell of all")]
     Metrics(Arc<str>),
 }
@@ -159,6 +165,7 @@ impl Caller {
             is_unnamed: access.is_open(),
             peer: Some(shown.peer),
             certificate: shown.certificate.cloned(),
+            on_behalf_of: None,
         };
         caller.check_certificate()?;
         Ok(caller)
@@ -170,10 +177,24 @@ impl Caller {
     /// When they would not be let in any more.
     pub(crate) fn renew(&self, access: &Access) -> Result<Self, AccessError> {
         self.check_certificate()?;
-        Ok(Self {
+        let renewed = Self {
             identity: access.renew(&self.identity)?,
             ..self.clone()
-        })
+        };
+        Ok(renewed.bounded())
+    }
+
+    /// The same caller, who asks on behalf of somebody with these rights.
+    pub(crate) fn on_behalf(self, rights: Rights) -> Self {
+        let on_behalf_of = Some(Arc::new(rights));
+        Self { on_behalf_of, ..self }.bounded()
+    }
+
+    fn bounded(mut self) -> Self {
+        if let Some(rights) = &self.on_behalf_of {
+            self.identity.rights = Arc::new(self.identity.rights.within(rights));
+        }
+        self
     }
 
     fn check_certificate(&self) -> Result<(), AccessError> {
@@ -196,6 +217,7 @@ impl Caller {
             is_unnamed: true,
             peer,
             certificate: None,
+            on_behalf_of: None,
         }
     }
 
@@ -259,13 +281,28 @@ impl Caller {
         })
     }
 
-    /// They may list and capture what other hosts have, whatever it is: who else is in a namespace there is not known here.
+    /// Their rights, where these are to some targets only: who is in a namespace of another host is known there alone.
+    pub(crate) fn bounds(&self) -> Option<&Rights> {
+        Some(&**self.rights()).filter(|rights| rights.are_bounded())
+    }
+
+    /// They may know of all that other hosts have.
     ///
     /// # Errors
     /// When they may capture some targets only.
     pub(crate) fn may_have_all(&self) -> Result<(), Forbidden> {
         allow(!self.rights().are_bounded(), || {
             Forbidden::OfSome(self.shared_name())
+        })
+    }
+
+    /// They may still have what they might when they had these rights.
+    ///
+    /// # Errors
+    /// When they may not.
+    pub(crate) fn may_still(&self, rights: &Rights) -> Result<(), Forbidden> {
+        allow(self.rights().include(rights), || {
+            Forbidden::NotAll(self.shared_name())
         })
     }
 
@@ -366,6 +403,7 @@ mod tests {
                 is_unnamed: false,
                 peer: Some(Peer::Unix(0)),
                 certificate: None,
+                on_behalf_of: None,
             };
             let ClientFacts { name, kind, .. } = caller.facts();
             (caller.account().to_string(), name, kind)

@@ -517,6 +517,18 @@ fn kubectl_reads_and_watches_what_the_scripted_server_has() -> anyhow::Result<()
         "jsonpath={.items[*].endpoints[*].nodeName}",
     ])?;
     assert_eq!(slices, "one");
+    // As docs/cluster.md has it.
+    let role =
+        "create role packetflix-web-1 --verb=get,create --resource=pods/packetflix --resource-name=web-1";
+    let role: Vec<&str> = role
+        .split(' ')
+        .chain(["--dry-run=client", "-o", "json"])
+        .collect();
+    let role: Value = serde_json::from_str(&kubectl(&role)?)?;
+    assert_eq!(
+        role["rules"],
+        json!([{ "apiGroups": [""], "resources": ["pods/packetflix"], "resourceNames": ["web-1"], "verbs": ["get", "create"] }])
+    );
     // A watch tells of what comes.
     let mut watching = Command::new("kubectl")
         .args(["--kubeconfig", &config, "get", "pods", "-w", "-o", "name"])

@@ -1,26 +1,58 @@
-//! At a gateway, rights of Kubernetes hold where they reach to all nodes.
+//! At a gateway, rights of Kubernetes hold for all nodes, and for single pods.
 
-use anyhow::ensure;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
-    client::{Capture, Refused},
+    client::{Capture, Recorder, Refused},
+    engine::FakeEngine,
     kubernetes::{ApiServer, OWN_TOKEN, Rule},
     namespace::Namespace,
-    server::percent_encoded,
+    process::{Sleeper, speak_in},
+    server::{Server, percent_encoded, wait_until},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use super::Cluster;
+use crate::{
+    Cluster, TOKEN,
+    scripted::{Script, play},
+};
+
+/// A gateway that asks the API server of tokens.
+fn asking(cluster: &Cluster, api: &ApiServer, more: &[&str]) -> anyhow::Result<Server> {
+    let own = cluster.folder.put_secret("own", OWN_TOKEN)?;
+    let flags = [
+        "--kubernetes-auth",
+        &format!("--kubernetes-api=http://127.0.0.1:{}", api.port()),
+        &format!("--kubernetes-token-file={}", own.display()),
+    ];
+    cluster.gateway(&[&flags[..], more].concat())
+}
+
+/// What is at a path for whoever has a token.
+fn ask(server: &Server, path: &str, token: &str) -> anyhow::Result<(u16, Value)> {
+    let (head, body) = server.ask(&format!("GET {path} HTTP/1.1\r\nAuthorization: Bearer {token}"))?;
+    Ok((head.status()?, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+/// Why a capture is refused, if it is.
+async fn refused(gateway: &Server, query: &str, token: &str) -> anyhow::Result<Option<Refused>> {
+    let bearer = format!("Bearer {token}");
+    match Capture::open(&gateway.url(query), &[("authorization", &bearer)]).await {
+        Ok(mut capture) => {
+            capture.close().await?;
+            Ok(None)
+        }
+        Err(error) => Ok(Some(error.downcast::<Refused>()?)),
+    }
+}
 
 #[tokio::test]
 async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["n1"])?;
     let api = ApiServer::start(None)?;
-    let own = cluster.folder.put_secret("own", OWN_TOKEN)?;
-    let gateway = cluster.gateway(&[
-        "--kubernetes-auth",
-        &format!("--kubernetes-api=http://127.0.0.1:{}", api.port()),
-        &format!("--kubernetes-token-file={}", own.display()),
-    ])?;
+    let gateway = asking(&cluster, &api, &[])?;
     let may = |user, verb, resource, namespace| Rule {
         user,
         verb,
@@ -33,23 +65,13 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
         may("alice", "create", "nodes", ""),
         // The nodes would tell the gateway of all that there is.
         may("frank", "create", "nodes", ""),
-        // What pods there are on nodes is not known here.
-        may("bob", "get", "pods", ""),
-        may("bob", "create", "pods", ""),
-        may("carol", "get", "pods", "shop"),
         // Of one node alone.
         Rule {
             name: "n1",
             ..may("dave", "get", "nodes", "")
         },
     ]);
-    for (user, expected) in [
-        ("alice", 200),
-        ("bob", 403),
-        ("carol", 403),
-        ("dave", 403),
-        ("erin", 403),
-    ] {
+    for (user, expected) in [("alice", 200), ("dave", 403), ("erin", 403)] {
         let token = format!("token-of-{user}");
         api.let_in(&token, user);
         for path in ["/targets", "/mobyshark", "/metrics"] {
@@ -65,19 +87,212 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
     let described = percent_encoded(&json!({ "name": name, "node-name": "n1" }).to_string());
     for query in [format!("container={described}"), "target=**".to_owned()] {
         for (user, expected) in [("alice", None), ("frank", Some(403)), ("erin", Some(403))] {
-            let bearer = format!("Bearer token-of-{user}");
-            let url = gateway.url(&query);
-            let refused = match Capture::open(&url, &[("authorization", &bearer)]).await {
-                Ok(mut capture) => {
-                    capture.close().await?;
-                    None
-                }
-                Err(error) => Some(error.downcast::<Refused>()?.status),
-            };
+            let refused = refused(&gateway, &query, &format!("token-of-{user}")).await?;
+            let refused = refused.map(|refused| refused.status);
             ensure!(refused == expected, "{user}, {query}: {refused:?}");
         }
     }
     let (head, _) = gateway.ask("GET /targets HTTP/1.1\r\nAuthorization: Bearer token-of-nobody")?;
     ensure!(head.status()? == 401);
+    Ok(())
+}
+
+/// Waits until the gateway ends a stream; gives code and reason.
+async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
+    let read = async {
+        loop {
+            if let Some(end) = recorder.read().await? {
+                return anyhow::Ok(end);
+            }
+        }
+    };
+    timeout(Duration::from_secs(30), read)
+        .await
+        .context("the stream goes on")?
+}
+
+#[tokio::test]
+async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> anyhow::Result<()> {
+    let folder = packetflix_tests::folder::Folder::new()?;
+    let (web, other, db) = (Sleeper::unshared()?, Sleeper::unshared()?, Sleeper::unshared()?);
+    let pod = |namespace: &str, name: &str, of: &Sleeper| {
+        let labels =
+            json!({ "io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace }).to_string();
+        FakeEngine::start(
+            &folder.file(name),
+            &[(&format!("k8s_POD_{name}_{namespace}_3b5e-11_0"), of.pid())],
+            &[("FAKE_ENGINE_LABELS", &labels)],
+        )
+    };
+    let engines = [
+        pod("shop", "web-1", &web)?,
+        pod("shop", "web-2", &other)?,
+        pod("bank", "db-0", &db)?,
+    ];
+    let at = |engine: &FakeEngine| format!("--engine-socket={}", engine.socket().display());
+    let cluster = Cluster::start_with(&[
+        ("one", vec![at(&engines[0]), at(&engines[2])]),
+        ("two", vec![at(&engines[1])]),
+    ])?;
+    let api = ApiServer::start(None)?;
+    // One that tells of everything, whatever the rights are.
+    let odd = format!("--node=odd=http://127.0.0.1:{}", play(Script::default())?);
+    let gateway = asking(&cluster, &api, &[&odd])?;
+    let pods = |user, verb, namespace, name| Rule {
+        user,
+        verb,
+        resource: "pods",
+        namespace,
+        name,
+    };
+    let rules = [
+        pods("alice", "create", "shop", "web-1"),
+        pods("alice", "get", "shop", "web-1"),
+        pods("bob", "create", "bank", "db-0"),
+        pods("carol", "create", "shop", ""),
+        pods("carol", "get", "shop", ""),
+        pods("dave", "get", "", ""),
+        pods("dave", "create", "", ""),
+    ];
+    api.set_rules(&rules);
+    let all = [("shop/web-1", "one"), ("shop/web-2", "two"), ("bank/db-0", "one")];
+    for (user, listed, captured) in [
+        ("alice", Some(&all[..1]), &all[..1]),
+        // Of which one has to know.
+        ("bob", None, &all[2..]),
+        ("carol", Some(&all[..2]), &all[..2]),
+        ("dave", Some(&all[..]), &all[..]),
+        ("erin", None, &[]),
+    ] {
+        let token = format!("token-of-{user}");
+        api.let_in(&token, user);
+        for (path, member) in [("/targets", "targets"), ("/mobyshark", "containers")] {
+            let (status, list) = ask(&gateway, path, &token)?;
+            let Some(expected) = listed else {
+                ensure!(status == 403, "{user}, {path}: {list}");
+                continue;
+            };
+            let named = list[member]
+                .as_array()
+                .with_context(|| format!("{user}, {path}: {list}"))?;
+            let named = named
+                .iter()
+                .map(|target| (target["name"].as_str(), target["node-name"].as_str()));
+            let mut named: Vec<_> = named.collect();
+            let mut expected: Vec<_> = expected
+                .iter()
+                .map(|(name, node)| (Some(*name), Some(*node)))
+                .collect();
+            named.sort_unstable();
+            expected.sort_unstable();
+            ensure!(named == expected, "{user}, {path}: {list}");
+            let nodes = list["nodes"]
+                .as_array()
+                .or_else(|| list["metadata"]["nodes"].as_array());
+            let odd = nodes.and_then(|nodes| nodes.iter().find(|node| node["name"] == "odd"));
+            let problem = odd.and_then(|odd| odd["problem"].as_str()).unwrap_or_default();
+            ensure!(
+                problem.contains(
+                    "bounds nothing by the rights of whoever asks: a newer packetflix has to run there"
+                ),
+                "{problem}"
+            );
+            ensure!(list["engines"].as_array().is_none_or(Vec::is_empty), "{list}");
+        }
+        for (name, node) in all {
+            let is_theirs = captured.iter().any(|(known, _)| *known == name);
+            let described = json!({ "name": name, "node-name": node }).to_string();
+            // Elsewhere it is a process of somebody.
+            let elsewhere =
+                json!({ "name": name, "node-name": if node == "one" { "two" } else { "one" } }).to_string();
+            for (query, may) in [
+                (format!("container={}", percent_encoded(&described)), is_theirs),
+                (
+                    format!("target={}&target=none-such-*", percent_encoded(name)),
+                    is_theirs && listed.is_some(),
+                ),
+                (format!("target={}", percent_encoded(name)), is_theirs),
+                (format!("container={}", percent_encoded(&elsewhere)), false),
+            ] {
+                let refused = refused(&gateway, &query, &token).await?;
+                ensure!(refused.is_none() == may, "{user}, {query}: {refused:?}");
+                let is_forbidden = captured.is_empty() || (listed.is_none() && query.contains("none-such"));
+                let expected = if is_forbidden { 403 } else { 404 };
+                ensure!(
+                    refused.is_none_or(|refused| refused.status == expected),
+                    "{user}, {query}"
+                );
+            }
+        }
+        for path in ["/metrics", "/captures", "/rates"] {
+            ensure!(ask(&gateway, path, &token)?.0 == 403, "{user}, {path}");
+        }
+    }
+    // Everything is what is theirs.
+    let bearer = "Bearer token-of-alice";
+    let capture = Capture::open(&gateway.url("target=**"), &[("authorization", bearer)]).await?;
+    let mut recorder = Recorder::of(capture).await?;
+    let seen = recorder.read_until(|recording| {
+        let _ = [&web, &other, &db].map(|pod| speak_in(pod.pid()));
+        !recording.packets.is_empty()
+    });
+    timeout(Duration::from_secs(30), seen).await??;
+    let names: Vec<&str> = recorder
+        .recording()?
+        .interfaces
+        .iter()
+        .map(|one| &one.name[..])
+        .collect();
+    ensure!(
+        names
+            .iter()
+            .all(|name| name.starts_with("one/shop/web-1/") || *name == "odd"),
+        "{names:?}"
+    );
+    // It is taken away.
+    api.set_rules(&rules[2..]);
+    let (code, reason) = end_of(&mut recorder).await?;
+    ensure!(
+        code == 1008 && reason.contains("alice may not"),
+        "{code} {reason}"
+    );
+    // What is new is seen, and the node decides, by rights that it can read.
+    let late = Sleeper::unshared()?;
+    drop(engines);
+    let _engine = FakeEngine::start(
+        &folder.file("web-1"),
+        &[("k8s_POD_web-9_shop_3b5e-11_0", late.pid())],
+        &[(
+            "FAKE_ENGINE_LABELS",
+            &json!({ "io.kubernetes.pod.name": "web-9", "io.kubernetes.pod.namespace": "shop" }).to_string(),
+        )],
+    )?;
+    api.set_rules(&[
+        pods("alice", "create", "shop", "web-9"),
+        pods("alice", "get", "shop", "web-9"),
+    ]);
+    wait_until(Duration::from_secs(40), || {
+        let (_, list) = ask(&gateway, "/targets", "token-of-alice")?;
+        Ok(list["targets"][0]["name"] == "shop/web-9")
+    })?;
+    let node = cluster.node("one");
+    let rights = r#"{"discover":{"pods":["shop/*"]},"capture":"nothing","administer":true}"#;
+    for (rights, status) in [(rights, 200), (r#"{"capture":"everything"}"#, 400), ("", 400)] {
+        let request =
+            format!("GET /targets HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\npacketflix-rights: {rights}");
+        let (head, body) = node.ask(&request)?;
+        let body = String::from_utf8_lossy(&body);
+        ensure!(head.status()? == status, "{body}");
+        ensure!(
+            body.contains("packetflix-rights has no rights: ") == (status == 400),
+            "{body}"
+        );
+        ensure!((head.values("packetflix-rights") == ["heeded"]) == (status == 200));
+    }
+    let request = format!(
+        "GET /captures HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\npacketflix-rights: {}",
+        rights.replace("true", "false")
+    );
+    ensure!(node.ask(&request)?.0.status()? == 403);
     Ok(())
 }

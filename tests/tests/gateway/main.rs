@@ -34,6 +34,12 @@ struct Cluster {
 impl Cluster {
     /// Starts a server for each of these names.
     fn start(names: &[&str]) -> anyhow::Result<Self> {
+        let names: Vec<(&str, Vec<String>)> = names.iter().map(|name| (*name, Vec::new())).collect();
+        Self::start_with(&names)
+    }
+
+    /// The same, each with more flags.
+    fn start_with(names: &[(&str, Vec<String>)]) -> anyhow::Result<Self> {
         let folder = Folder::new()?;
         for (file, text) in [
             ("tokens", format!("gateway {TOKEN} discover capture admin\n")),
@@ -44,7 +50,7 @@ impl Cluster {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         }
         let tokens = folder.path().join("tokens").display().to_string();
-        let node = |name: &&str| {
+        let node = |(name, more): &(&str, Vec<String>)| {
             let flags = [
                 "--node-name",
                 name,
@@ -53,6 +59,7 @@ impl Cluster {
                 "--ring-size",
                 "1MiB",
             ];
+            let flags: Vec<&str> = flags.into_iter().chain(more.iter().map(String::as_str)).collect();
             anyhow::Ok(((*name).to_owned(), Server::start(&flags)?))
         };
         let nodes = names.iter().map(node).collect::<anyhow::Result<_>>()?;

@@ -36,7 +36,7 @@ const PACE: Duration = Duration::from_millis(20);
 
 /// What it does.
 #[derive(Clone, Copy, Default)]
-struct Script {
+pub(crate) struct Script {
     /// By how many nanoseconds its clock is ahead.
     ahead: i64,
     /// How long packets take until they are sent.
@@ -46,7 +46,7 @@ struct Script {
 }
 
 /// Plays the script at a port, for as long as the process lives.
-fn play(script: Script) -> anyhow::Result<u16> {
+pub(crate) fn play(script: Script) -> anyhow::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {

@@ -22,7 +22,7 @@ use crate::{
         FilterError,
         compile::{CompileError, LookUpError, excerpt},
     },
-    gateway::{AskError, GatewayStartError, NodeError},
+    gateway::{AskError, GatewayStartError, NodeError, ShownError},
     netns::FindError,
     resolve::{DirectoryError, ServiceProblem, TargetError},
     service::{Forbidden, Hidden, QuotaError, StartError},
@@ -331,7 +331,8 @@ impl From<AskError> for Refusal {
     fn from(error: AskError) -> Self {
         let code = match &error {
             AskError::Busy => Code::ServiceBusy,
-            AskError::Token(_) => Code::Internal,
+            AskError::Shown(ShownError::TooManyRights) => Code::Forbidden,
+            AskError::Shown(_) => Code::Internal,
             AskError::NoNode { .. } => Code::NodeUnknown,
             AskError::None(failed) => return of_nodes(&error, failed.first().map(|failed| &failed.why)),
             AskError::Node(failed) => return of_nodes(&error, Some(&failed.why)),

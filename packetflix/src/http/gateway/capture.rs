@@ -7,7 +7,7 @@ use super::Api;
 use crate::{
     capture_end::CaptureEnd,
     captures::Attempt,
-    gateway::StartedGatewayStream,
+    gateway::{Gateway, StartedGatewayStream},
     http::api::{
         capture::{Handshake, LEFT_BEFORE, NOTE, Opening, Upgrade},
         refusal::Refusal,
@@ -43,9 +43,7 @@ async fn start(
 ) -> Result<(), Refusal> {
     let request = request::parse(&handshake.query, &handshake.headers)?;
     attempt.target.clone_from(&request.target);
-    // The nodes know the gateway alone, and tell it what they tell whoever may list all that there is.
-    handshake.caller.may_discover()?;
-    handshake.caller.may_have_all()?;
+    Gateway::may_capture(&handshake.caller)?;
     let StartedGatewayStream {
         stream,
         stop,
