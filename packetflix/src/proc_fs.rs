@@ -12,8 +12,6 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use crate::{error::note_want, text::readable_cut};
 
 /// PID of the other process of the service, if there is one.
@@ -32,13 +30,6 @@ pub(crate) fn other_process() -> Option<u32> {
 /// Whether a process is one of the service: what it holds, it holds for a capture.
 pub(crate) fn is_ours(pid: u32) -> bool {
     pid == process::id() || other_process() == Some(pid)
-}
-
-/// How many descriptors this process has open, and how many it may have. `None` if that cannot be read.
-pub(crate) fn own_descriptors() -> Option<(u64, u64)> {
-    // One of them is open for the count.
-    let open = (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1);
-    Some((open, getrlimit(Resource::RLIMIT_NOFILE).ok()?.0))
 }
 
 /// Numbers of all processes, or of all threads of a process: the folders of `folder` that are numbers.

@@ -7,7 +7,7 @@ pub(crate) mod ring;
 
 use std::{
     ffi::CStr,
-    fs::File,
+    fs::{self, File},
     io::{self, IoSlice, IoSliceMut},
     mem::size_of,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -454,6 +454,13 @@ fn raise(resources: &[Resource]) -> io::Result<()> {
 pub(crate) fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let (_, most) = getrlimit(resource)?;
     Ok(setrlimit(resource, soft.min(most), hard.min(most))?)
+}
+
+/// How many descriptors this process has open, and how many it may have. `None` if that cannot be read.
+pub(crate) fn own_descriptors() -> Option<(u64, u64)> {
+    // One of them is open for the count.
+    let open = (fs::read_dir("/proc/self/fd").ok()?.count() as u64).saturating_sub(1);
+    Some((open, getrlimit(Resource::RLIMIT_NOFILE).ok()?.0))
 }
 
 /// Undoes what whoever started this process may have left it: signals that are blocked, children that nobody may wait for, and

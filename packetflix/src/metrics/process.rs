@@ -9,7 +9,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::proc_fs::{other_process, own_descriptors};
+use crate::{proc_fs::other_process, sys::own_descriptors};
 
 /// Reads it when it is asked for.
 #[derive(Debug)]

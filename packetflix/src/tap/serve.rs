@@ -27,8 +27,7 @@ use super::{
 use crate::{
     channel::Served,
     netns::{HeldOpen, LinkSockets, Netns},
-    proc_fs::own_descriptors,
-    sys,
+    sys::{self, own_descriptors},
 };
 
 /// Answers what is asked about a namespace until nobody asks any more; then nothing is captured there.
