@@ -25,8 +25,8 @@ use crate::{
 /// How long an answer may take: longer than any look of the server's for its targets, and than it takes to answer what ssh asks.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Most bytes of an answer.
-const MAX_LEN: usize = 64 << 20;
+/// Most bytes of an answer: more than a gateway has for the lists of all nodes.
+const MAX_LEN: usize = 192 << 20;
 
 /// Where a server tells its version, and its name there.
 const VERSION: &str = "/version";

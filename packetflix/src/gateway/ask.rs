@@ -361,3 +361,21 @@ fn most_of_lists() -> usize {
     let most = usize::try_from(memory::usable() / SHARE).unwrap_or(MAX_ANSWERS_LEN);
     most.clamp(MIN_ANSWERS_LEN, MAX_ANSWERS_LEN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_have_a_bound_together() {
+        let room = Room::of(10);
+        assert!(room.take(8).is_ok());
+        let sentence = room.take(3).unwrap_err().to_string();
+        assert_eq!(
+            sentence,
+            "the answers of all nodes have more than 10 bytes, and this one is left out"
+        );
+        assert!(room.take(2).is_ok());
+        assert!((MIN_ANSWERS_LEN..=MAX_ANSWERS_LEN).contains(&most_of_lists()));
+    }
+}

@@ -287,3 +287,60 @@ fn list(rest: &mut Map<String, Value>, name: &str) -> Vec<Value> {
 fn not_asked(node: &str, error: &NodeError) -> String {
     format!("node {node}: {}", chain(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(body: &str) -> Result<(Vec<Value>, Map<String, Value>), String> {
+        let mut elements = Vec::new();
+        let rest = read(body.as_bytes(), TARGETS, |element| elements.push(element));
+        rest.map(|rest| (elements, rest)).map_err(|error| chain(&error))
+    }
+
+    #[test]
+    fn answers_are_read_element_by_element() {
+        let (elements, rest) =
+            read_all(r#"{"version": 1, "targets": [{"name": "web"}, 7], "gaps": []}"#).unwrap();
+        assert_eq!(elements, [json!({ "name": "web" }), json!(7)]);
+        assert_eq!(Value::Object(rest), json!({ "version": 1, "gaps": [] }));
+        for (body, why) in [
+            (r#"{"containers": []}"#, "its answer has no list of targets"),
+            (
+                "[]",
+                "its answer is no JSON of packetflix: invalid type: sequence, expected an object",
+            ),
+            (
+                r#"{"targets": {}}"#,
+                "its answer is no JSON of packetflix: invalid type: map, expected a list",
+            ),
+            (
+                r#"{"targets": []} x"#,
+                "its answer is no JSON of packetflix: trailing characters",
+            ),
+            (
+                r#"{"targets": [{"name": ""#,
+                "its answer is no JSON of packetflix: EOF",
+            ),
+        ] {
+            let told = read_all(body).unwrap_err();
+            assert!(told.starts_with(why), "{body}: {told}");
+        }
+        let deep = format!(r#"{{"targets": [{}{}]}}"#, "[".repeat(200), "]".repeat(200));
+        assert!(read_all(&deep).unwrap_err().contains("recursion limit"));
+    }
+
+    #[test]
+    fn parts_become_one_list() {
+        let part = |elements: &str| elements.as_bytes().to_vec();
+        for (parts, expected) in [
+            (vec![], json!([])),
+            (vec![part("")], json!([])),
+            (vec![part("1,2"), part(""), part("3")], json!([1, 2, 3])),
+        ] {
+            let pieces = with_list(&json!({ "version": 1 }), "targets", parts);
+            let list: Value = serde_json::from_slice(&pieces.concat()).unwrap();
+            assert_eq!(list, json!({ "version": 1, "targets": expected }));
+        }
+    }
+}

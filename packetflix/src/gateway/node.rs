@@ -412,3 +412,23 @@ impl Node {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{Extent, Pattern};
+
+    #[test]
+    fn rights_that_are_told_have_a_bound() {
+        let rights = |pods: usize| {
+            let patterns = (0..pods).map(|pod| Pattern::exactly(&format!("shop/web-{pod:04}")));
+            Rights::new(Extent::Pods(patterns.collect()), Extent::Nothing, false)
+        };
+        assert!(told(&rights(1000)).is_ok());
+        let error = told(&rights(4000)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "these are rights to more single targets than nodes can be told of in 32768 bytes: have rights to whole namespaces"
+        );
+    }
+}

@@ -20,7 +20,7 @@ use packetflix_tests::{
     pace,
     raw::{self, RawSocket},
     recording::Recording,
-    server::percent_encoded,
+    server::{percent_encoded, program},
 };
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{
@@ -43,7 +43,12 @@ pub(crate) struct Script {
     late: Duration,
     /// It sends something else than pcapng.
     is_garbage: bool,
+    /// How many more targets it lists.
+    more: usize,
 }
+
+/// Bytes of such a target.
+const TARGET_LEN: usize = 640;
 
 /// Plays the script at a port, for as long as the process lives.
 pub(crate) fn play(script: Script) -> anyhow::Result<u16> {
@@ -88,8 +93,17 @@ fn answer(mut stream: TcpStream, script: Script) -> anyhow::Result<()> {
             return capture(stream, script);
         }
         let body = match head.line.contains(" /version") {
-            true => r#"{"name": "packetflix", "version": "7.8.9"}"#,
-            false => r#"{"version": 1, "targets": [{"name": "scripted", "type": "docker", "netns": 5}]}"#,
+            true => r#"{"name": "packetflix", "version": "7.8.9"}"#.to_owned(),
+            false => {
+                let more = format!(
+                    r#",{{"name": "more", "type": "docker", "netns": 6, "network-interfaces": [], "labels": "{:TARGET_LEN$}"}}"#,
+                    ""
+                );
+                format!(
+                    r#"{{"version": 1, "targets": [{{"name": "scripted", "type": "docker", "netns": 5, "network-interfaces": []}}{}]}}"#,
+                    more.repeat(script.more)
+                )
+            }
         };
         write!(
             stream,
@@ -326,5 +340,48 @@ async fn node_that_sends_no_pcapng_is_told_and_the_others_go_on() -> anyhow::Res
         .read_until(|recording| recording.packets_of(&name).len() == 1)
         .await?;
     recorder.finish().await?;
+    Ok(())
+}
+
+#[test]
+fn long_list_of_many_nodes_is_whole_and_takes_little_memory() -> anyhow::Result<()> {
+    const NODES: usize = 18;
+    const MORE: usize = 5500;
+    let port = play(Script {
+        more: MORE,
+        ..Script::default()
+    })?;
+    let flags: Vec<String> = (0..NODES)
+        .map(|node| format!("--node=n{node}=http://127.0.0.1:{port}"))
+        .collect();
+    let flags: Vec<&str> = flags
+        .iter()
+        .map(String::as_str)
+        .chain(["--node-timeout=60"])
+        .collect();
+    let gateway = crate::gateway(&flags)?;
+    let (head, body) = gateway.ask("GET /targets HTTP/1.1")?;
+    let text = String::from_utf8(body)?;
+    assert_eq!(head.status()?, 200);
+    assert_eq!(head.values("content-length"), [text.len().to_string()]);
+    assert!(text.len() > NODES * MORE * TARGET_LEN && !text.contains("\"gaps\""));
+    for node in 0..NODES {
+        let of_node = text.matches(&format!("\"node-name\":\"n{node}\"")).count();
+        assert_eq!(of_node, MORE + 1, "n{node}");
+    }
+    // It is there once, and not as a tree.
+    let most = gateway.status("VmHWM")? as usize * 1024;
+    assert!(most < 3 * text.len(), "{most} bytes for {}", text.len());
+    let listed = std::process::Command::new(program("packetflix")?)
+        .args([
+            "list",
+            "--server",
+            &format!("http://127.0.0.1:{}", gateway.port()),
+        ])
+        .output()?;
+    let said = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert!(listed.status.success(), "{said}");
+    let lines = String::from_utf8(listed.stdout)?.lines().count();
+    assert!(lines > NODES * MORE, "{lines}");
     Ok(())
 }
