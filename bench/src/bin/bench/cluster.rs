@@ -5,10 +5,11 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     process::Command,
     sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use futures_util::StreamExt as _;
 use packetflix_tests::server::{Server, program, wait_until};
 use serde_json::json;
@@ -40,6 +41,9 @@ const TIME: Duration = Duration::from_secs(5);
 
 /// How often each is listed, and begun.
 const ROUNDS: u32 = 5;
+
+/// How many lists are made at the same time.
+const LISTS: usize = 4;
 
 /// How long it may take until there is anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,8 +83,10 @@ fn measure(
     let mut len = 0;
     for _ in 0..rounds {
         let began = Instant::now();
-        len = get(gateway.port(), "/targets")?.len();
+        let list = get(gateway.port(), "/targets")?;
         times.push(began.elapsed());
+        check_whole(&list, count)?;
+        len = list.len();
     }
     let cpu = (cpu_of(&gateway.processes())? - before) / rounds;
     table.figure(
@@ -91,6 +97,17 @@ fn measure(
     table.figure("CPU of that", "ms", milliseconds(cpu));
     table.figure("size of that", "kB", len as f64 / 1000.0);
     table.figure("memory after that", "MiB", memory()?);
+    let most = || anyhow::Ok(gateway.status("VmHWM")? as f64 / 1024.0);
+    table.figure("most memory until then", "MiB", most()?);
+    thread::scope(|scope| {
+        let lists = [(); LISTS].map(|()| scope.spawn(|| get(gateway.port(), "/targets")));
+        for list in lists {
+            let list = list.join().map_err(|_| anyhow!("panicked"))??;
+            check_whole(&list, count)?;
+        }
+        anyhow::Ok(())
+    })?;
+    table.figure("most memory with four lists at once", "MiB", most()?);
 
     // Every second node has one of these.
     let mut firsts = Vec::new();
@@ -111,6 +128,13 @@ fn measure(
         }
     }
     table.figure("first packet after", "ms", milliseconds(median(&mut firsts)));
+    Ok(())
+}
+
+/// Checks that a list has the targets of so many nodes.
+fn check_whole(list: &[u8], nodes: usize) -> anyhow::Result<()> {
+    let found = String::from_utf8_lossy(list).matches("\"starttime\":").count();
+    ensure!(found == nodes * PODS, "{found} targets of {nodes} nodes");
     Ok(())
 }
 
