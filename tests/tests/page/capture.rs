@@ -375,7 +375,19 @@ fn refusals_and_faulty_filters_are_told_at_their_place() -> anyhow::Result<()> {
     ensure!(
         browser.script("return [...document.querySelectorAll('button')].find(one => one.innerText === 'Watch here').disabled")? == true
     );
-    browser.type_into("//label[@class='filter']/input", "\u{8}\u{8}\u{8}\u{8}")?;
+    // One that is longer than a request may be has no answer of ours.
+    let put = |script: &str| {
+        browser.script(&format!(
+            "const input = document.querySelector('label.filter input'); \
+             Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, {script}); \
+             input.dispatchEvent(new InputEvent('input', {{ bubbles: true }}))"
+        ))
+    };
+    put("'x'.repeat(500000)")?;
+    browser.wait_for(
+        "return document.querySelector('#filter-error').innerText.includes('more than the service reads of a request')",
+    )?;
+    put("'tcp'")?;
     browser.wait_for("return document.querySelector('#filter-error').innerText === '' || null")?;
     browser.press("Watch here")?;
     let told = browser.wait_for("return document.querySelector('.ends .error')?.innerText")?;
