@@ -211,6 +211,45 @@ async fn slow_client_loses_alone_and_is_told_of_it_where_it_lost() -> anyhow::Re
     Ok(())
 }
 
+/// What nobody takes stays in the rings. It is of those who were there, and holds up nobody who comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_one_that_stalls_gets_what_follows_and_nothing_of_before() -> anyhow::Result<()> {
+    for hook in hooks()? {
+        let (here, there) = Namespace::pair()?;
+        let server = Server::start(&["--hook", hook])?;
+        let url = server.url(&format!("netns={}&nif=va", here.inode()?));
+        let stalled = Recorder::start(&url).await?;
+        let socket = RawSocket::open(&there, "vb")?;
+        let flood = |number: u8, rounds: u64| {
+            for _ in 0..rounds {
+                socket.flood(&raw::ethernet(0x88b5, &[number; 1400]), 1000, 14)?;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            anyhow::Ok(())
+        };
+        flood(1, 40)?;
+        let mut late = Recorder::start(&url).await?;
+        flood(2, 3)?;
+        late.read_until(|recording| recording.packets.len() >= 3000)
+            .await?;
+        let recording = late.finish().await?;
+        let numbers = recording.packets.iter().map(|packet| packet.data[22]);
+        assert_eq!(numbers.filter(|number| *number != 2).count(), 0, "{hook}");
+        let statistics = recording.final_statistics("va")?;
+        assert_eq!(
+            (statistics.received, statistics.delivered, statistics.dropped),
+            (3000, 3000, 0),
+            "{hook}"
+        );
+        let recording = stalled.finish().await?;
+        let statistics = recording.final_statistics("va")?;
+        assert_eq!(statistics.delivered + statistics.dropped, 43_000, "{hook}");
+        assert_eq!(statistics.delivered, recording.packets.len() as u64, "{hook}");
+        recording.check_order()?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn one_client_cannot_hide_traffic_from_others() -> anyhow::Result<()> {
     let (here, there) = Namespace::pair()?;

@@ -150,7 +150,7 @@ impl Reader {
                     return Ok(Ended::NamespaceGone(self.netns.inode()));
                 },
                 Some(command) = self.commands.recv() => {
-                    if self.obey(command, commands).is_break() {
+                    if self.obey(command, commands).await.is_break() {
                         return Ok(Ended::Stopped);
                     }
                     pace.read_now();
@@ -193,7 +193,7 @@ impl Reader {
 
     /// Does what a client asks for, and breaks where it is the last, and leaves. Whoever asked may have left meanwhile, and so
     /// leaves the feed.
-    fn obey(&mut self, command: Command, commands: &mpsc::WeakSender<Command>) -> ControlFlow<()> {
+    async fn obey(&mut self, command: Command, commands: &mpsc::WeakSender<Command>) -> ControlFlow<()> {
         match command {
             Command::Settle { client, .. } if self.shared.window().is_alone(client) => {
                 return ControlFlow::Break(());
@@ -208,6 +208,7 @@ impl Reader {
                 drop(reply.send(self.statistics_with_rings()));
             }
             Command::Join { own, reply } => {
+                self.catch_up().await;
                 if let Some(subscription) = self.join(own, commands) {
                     let _ = reply.send(subscription);
                 }
@@ -220,6 +221,14 @@ impl Reader {
     fn demand(&self) -> (usize, bool) {
         let window = self.shared.window();
         (window.clients(), window.has_room())
+    }
+
+    /// Publishes all that is in the rings, which may be full where all clients are too slow: whoever joins gets nothing of before.
+    async fn catch_up(&mut self) {
+        let old_enough = self.tap.clock().now().saturating_sub(MERGE_WINDOW);
+        while let (Drained::Full(_), _) = self.drain(old_enough) {
+            consume_budget().await;
+        }
     }
 
     /// A client that gets what is published from now on; `None` if it had to be told of too much that is gone, or what it

@@ -172,6 +172,8 @@ impl Window {
             accounted: self.published.clone(),
         };
         self.clients.insert(client, place);
+        // It waits for the next batch, whatever the others have yet to take.
+        self.furthest = self.published_until();
         client
     }
 
@@ -463,6 +465,32 @@ pub(super) mod tests {
         assert_eq!(seen_early.delivered, [3, 4]);
         assert_eq!(seen_late.delivered, [0, 4]);
         assert_eq!((window.share.used(), window.batches.len()), (0, 0));
+    }
+
+    #[test]
+    fn who_joins_waits_for_the_next_batch_whatever_others_have_yet_to_take() {
+        let mut window = window();
+        let slow = window.join();
+        window.publish(batch(1, 0, 1));
+        assert!(!window.has_room());
+        let late = window.join();
+        assert!(window.has_room() && window.has_nothing_for(late));
+        window.publish(batch(1, 0, 2));
+        assert!(!window.has_room());
+        assert!(matches!(
+            window.take(late),
+            Next::Batch {
+                is_furthest: true,
+                ..
+            }
+        ));
+        assert!(matches!(
+            window.take(slow),
+            Next::Batch {
+                is_furthest: false,
+                ..
+            }
+        ));
     }
 
     #[test]
