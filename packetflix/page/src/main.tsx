@@ -199,4 +199,6 @@ function App() {
   );
 }
 
+// What its streams gave has ended when it was left.
+addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
 render(<App />, document.getElementById("page")!);

@@ -94,7 +94,13 @@ export function Watch({ source, isShown, onUnsaved, onClose }: Props) {
       }
     };
     tell({ do: "start", source, most: WINDOW });
-    return () => started.terminate();
+    const end = () => started.terminate();
+    // A page that was left may be kept for who comes back, and would hold its capture.
+    addEventListener("pagehide", end);
+    return () => {
+      removeEventListener("pagehide", end);
+      end();
+    };
   }, [source]);
   useEffect(() => {
     // What had the focus is gone with the window in which this was asked for.

@@ -19,7 +19,7 @@ use packetflix_tests::{
     slow::SlowLink,
 };
 
-use crate::{BEGUN, choose, fields, lost, pick, row, send, total, url, wait_for_total, watch_here};
+use crate::{BEGUN, choose, fields, lost, pick, row, send, total, url, wait_for_total, watch_here, watching};
 
 #[test]
 fn packets_are_watched_and_saved_as_tshark_sees_them() -> anyhow::Result<()> {
@@ -140,6 +140,26 @@ fn words_that_mean_nothing_are_told_at_the_field() -> anyhow::Result<()> {
 }
 
 /// Each view has its place in the history, a watch goes on behind the others, and nobody is rid of its packets unasked.
+/// Browsers keep pages that were left for who comes back, and their streams with them.
+#[test]
+fn a_watch_ends_when_its_page_is_left() -> anyhow::Result<()> {
+    let (here, _there) = Namespace::pair()?;
+    let server = Server::start(&[])?;
+    let captures = || {
+        let (_, list) = server.get("/captures")?;
+        Ok::<_, anyhow::Error>(list["captures"].as_array().context("no list")?.len())
+    };
+    let browser = watching(&server, &here)?;
+    assert_eq!(captures()?, 1);
+    browser.go("about:blank")?;
+    wait_until(Duration::from_secs(3), || Ok(captures()? == 0))?;
+    // Who comes back finds the page as it is at first.
+    browser.script("history.back()")?;
+    browser.wait_for("return document.readyState === 'complete' && document.querySelector('nav') && !document.querySelector('section.watch')")?;
+    assert_eq!(captures()?, 0);
+    browser.check_console()
+}
+
 /// Who clicks on a row as it is shown is told of its packet, though rows of another filter are on their way.
 #[test]
 fn what_is_clicked_on_is_shown_though_the_filter_has_just_changed() -> anyhow::Result<()> {
