@@ -176,7 +176,7 @@ impl Line<'_> {
                     )?;
                 }
                 let ends = (header.source_addr(), header.destination_addr());
-                payload(f, ends, ip.payload(), packet.transport.as_ref())
+                payload(f, ends, ip.payload(), packet.transport.as_ref(), self.cut())
             }
             Some(LaxNetSlice::Ipv6(ip)) => {
                 let header = ip.header();
@@ -195,7 +195,7 @@ impl Line<'_> {
                     )?;
                 }
                 let ends = (header.source_addr(), header.destination_addr());
-                payload(f, ends, ip.payload(), packet.transport.as_ref())
+                payload(f, ends, ip.payload(), packet.transport.as_ref(), self.cut())
             }
             None => {
                 let len = self.packet.original_len;
@@ -205,6 +205,11 @@ impl Line<'_> {
                 }
             }
         }
+    }
+
+    /// Bytes that the packet had beyond those that were captured.
+    fn cut(&self) -> usize {
+        (self.packet.original_len as usize).saturating_sub(self.packet.data.len())
     }
 
     /// Source: RFC 826.
@@ -241,17 +246,20 @@ impl Line<'_> {
     }
 }
 
-/// Addresses, ports, and what is between them.
+/// Addresses, ports, and what is between them; of the packet, so many bytes were not captured.
 fn payload<A: Address>(
     f: &mut fmt::Formatter<'_>,
     (source, destination): (A, A),
     payload: &LaxIpPayloadSlice<'_>,
     transport: Option<&TransportSlice<'_>>,
+    cut: usize,
 ) -> fmt::Result {
+    // What stands behind the payload is no part of it.
+    let cut = if payload.incomplete { cut } else { 0 };
     match transport {
         Some(TransportSlice::Tcp(tcp)) => {
             let (from, to) = (tcp.source_port(), tcp.destination_port());
-            write!(f, "{source}.{from} > {destination}.{to}: {}", Tcp(tcp))
+            write!(f, "{source}.{from} > {destination}.{to}: {}", Tcp(tcp, cut))
         }
         Some(TransportSlice::Udp(udp)) => {
             let (from, to) = (udp.source_port(), udp.destination_port());
@@ -260,23 +268,19 @@ fn payload<A: Address>(
         }
         Some(TransportSlice::Icmpv4(icmp)) => {
             let told = icmp4(icmp.type_u8(), icmp.code_u8());
-            write!(
-                f,
-                "{source} > {destination}: ICMP {told}, length {}",
-                icmp.slice().len()
-            )
+            let echo = echo(matches!(icmp.type_u8(), 0 | 8), icmp.bytes5to8());
+            let len = icmp.slice().len() + cut;
+            write!(f, "{source} > {destination}: ICMP {told}{echo}, length {len}")
         }
         Some(TransportSlice::Icmpv6(icmp)) => {
             let told = icmp6(icmp.type_u8());
-            write!(
-                f,
-                "{source} > {destination}: ICMP6, {told}, length {}",
-                icmp.slice().len()
-            )
+            let echo = echo(matches!(icmp.type_u8(), 128 | 129), icmp.bytes5to8());
+            let len = icmp.slice().len() + cut;
+            write!(f, "{source} > {destination}: ICMP6, {told}{echo}, length {len}")
         }
         Some(TransportSlice::Igmp(_)) => write!(f, "{source} > {destination}: igmp"),
         None => {
-            let (what, len) = (protocol(payload.ip_number), payload.payload.len());
+            let (what, len) = (protocol(payload.ip_number), payload.payload.len() + cut);
             write!(f, "{source} > {destination}: {what}, length {len}")
         }
     }
@@ -295,12 +299,21 @@ fn protocol(number: IpNumber) -> String {
     }
 }
 
-/// A segment of TCP.
-struct Tcp<'a>(&'a TcpSlice<'a>);
+/// What tells an echo from others, in bytes 5 to 8 of its header.
+fn echo(is_echo: bool, [a, b, c, d]: [u8; 4]) -> String {
+    let (id, sequence) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+    match is_echo {
+        true => format!(", id {id}, seq {sequence}"),
+        false => String::new(),
+    }
+}
+
+/// A segment of TCP, of which so many bytes were not captured.
+struct Tcp<'a>(&'a TcpSlice<'a>, usize);
 
 impl fmt::Display for Tcp<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tcp = self.0;
+        let Self(tcp, cut) = self;
         let flags = [
             (tcp.syn(), 'S'),
             (tcp.fin(), 'F'),
@@ -317,7 +330,7 @@ impl fmt::Display for Tcp<'_> {
             .map(|(_, flag)| flag)
             .collect();
         let set = if set.is_empty() { "none" } else { &set };
-        let (sequence, len) = (tcp.sequence_number(), tcp.payload().len());
+        let (sequence, len) = (tcp.sequence_number(), tcp.payload().len() + cut);
         write!(f, "Flags [{set}], seq {sequence}")?;
         if len > 0 {
             write!(f, ":{}", sequence.wrapping_add(len as u32))?;
@@ -369,6 +382,11 @@ mod tests {
 
     /// The line of a packet, without its time.
     fn line(link_type: u16, data: &[u8], detail: Detail) -> String {
+        line_of(link_type, data, data.len(), detail)
+    }
+
+    /// The line of one that had so many bytes.
+    fn line_of(link_type: u16, data: &[u8], original: usize, detail: Detail) -> String {
         let mut stream = Vec::new();
         write::block(&mut stream, SECTION_HEADER, &[0; 16]);
         let description = [
@@ -380,8 +398,8 @@ mod tests {
         ]
         .concat();
         write::block(&mut stream, INTERFACE_DESCRIPTION, &description);
-        let len = data.len() as u32;
-        let mut packet = [0, 0, 0, len, len].map(u32::to_le_bytes).concat();
+        let (len, original) = (data.len() as u32, original as u32);
+        let mut packet = [0, 0, 0, len, original].map(u32::to_le_bytes).concat();
         packet.extend(data);
         packet.resize(packet.len().next_multiple_of(4), 0);
         packet.extend([2, 0, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
@@ -431,6 +449,32 @@ mod tests {
         }
         let raw = line(RAW_IP, &tcp(), short);
         assert!(raw.starts_with("eth0 In  IP 10.0.0.1.40000 > "), "{raw}");
+        let mut echo = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+        builder
+            .icmpv4_echo_request(7, 9)
+            .write(&mut echo, &[0; 56])
+            .unwrap();
+        let raw = line(RAW_IP, &echo, short);
+        let told = "10.0.0.1 > 10.0.0.2: ICMP echo request, id 7, seq 9, length 64\n";
+        assert!(raw.ends_with(told), "{raw}");
+    }
+
+    /// As they were, whatever is left of them.
+    #[test]
+    fn lengths_are_those_of_whole_packets() {
+        let whole = tcp();
+        for left in [44, 42, 40] {
+            let cut = line_of(RAW_IP, &whole[..left], whole.len(), Detail::default());
+            assert!(
+                cut.ends_with("seq 1000:1005, ack 7, win 1024, length 5\n"),
+                "{cut}"
+            );
+        }
+        // Behind the packet stands what fills the frame.
+        let frame = [&[0; 12][..], &[8, 0], &whole, &[0; 9]].concat();
+        let cut = line_of(ETHERNET, &frame[..60], frame.len(), Detail::default());
+        assert!(cut.ends_with("length 5\n"), "{cut}");
     }
 
     #[test]
