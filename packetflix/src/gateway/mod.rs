@@ -56,7 +56,7 @@ pub struct Gateway {
     /// Finds the nodes, where they are not named.
     finder: Option<Finder>,
     /// What those share who look at rates.
-    rates: Mutex<Weak<Rates>>,
+    rates: Mutex<Vec<Weak<Rates>>>,
 }
 
 impl Gateway {

@@ -17,6 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Gateway, node::Node};
+use crate::access::Rights;
 
 /// How often those who look are told.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -30,8 +31,14 @@ const MAX_NODES: usize = 256;
 /// Most bytes of an event of a node.
 const MAX_EVENT_LEN: usize = 4 << 20;
 
+/// Most callers with different rights to some targets only to whom rates are told at the same time: each takes a connection to every
+/// node.
+const MAX_RIGHTS: usize = 8;
+
 /// The rates as they are now; nodes tell them as long as this is held.
 pub(crate) struct Rates {
+    /// Of whom they are told, if of those with these rights only.
+    rights: Option<Rights>,
     by_node: Mutex<BTreeMap<u32, NodeRates>>,
     /// How often nodes have told that their targets are others.
     changes: AtomicU64,
@@ -47,13 +54,21 @@ struct NodeRates {
 }
 
 impl Gateway {
-    /// The rates of all nodes, for as long as they are held.
-    pub(crate) fn rates(self: &Arc<Self>) -> Arc<Rates> {
+    /// The rates of all nodes, for as long as they are held, or what of them somebody may know who has these rights. `None` where
+    /// too many others have them told.
+    pub(crate) fn rates(self: &Arc<Self>, rights: Option<&Rights>) -> Option<Arc<Rates>> {
         let mut shared = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(rates) = shared.upgrade() {
-            return rates;
+        shared.retain(|rates| rates.strong_count() > 0);
+        let told: Vec<Arc<Rates>> = shared.iter().filter_map(Weak::upgrade).collect();
+        if let Some(rates) = told.iter().find(|rates| rates.rights.as_ref() == rights) {
+            return Some(Arc::clone(rates));
+        }
+        let bounded = told.iter().filter(|rates| rates.rights.is_some()).count();
+        if rights.is_some() && bounded >= MAX_RIGHTS {
+            return None;
         }
         let rates = Arc::new(Rates {
+            rights: rights.cloned(),
             by_node: Mutex::default(),
             changes: AtomicU64::new(0),
             following: Mutex::default(),
@@ -61,8 +76,8 @@ impl Gateway {
         let following = tokio::spawn(follow_all(Arc::downgrade(self), Arc::downgrade(&rates)));
         *rates.following.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(AbortOnDropHandle::new(following));
-        *shared = Arc::downgrade(&rates);
-        rates
+        shared.push(Arc::downgrade(&rates));
+        Some(rates)
     }
 }
 
@@ -174,7 +189,7 @@ async fn follow_all(gateway: Weak<Gateway>, rates: Weak<Rates>) {
 /// Has a node tell, again when it tells no more.
 async fn follow(gateway: Weak<Gateway>, node: Arc<Node>, rates: Weak<Rates>) {
     loop {
-        let Some(events) = begin(&gateway, &node).await else {
+        let Some(events) = begin(&gateway, &node, &rates).await else {
             sleep(PAUSE).await;
             continue;
         };
@@ -186,9 +201,9 @@ async fn follow(gateway: Weak<Gateway>, node: Arc<Node>, rates: Weak<Rates>) {
     }
 }
 
-async fn begin(gateway: &Weak<Gateway>, node: &Node) -> Option<Events> {
+async fn begin(gateway: &Weak<Gateway>, node: &Node, rates: &Weak<Rates>) -> Option<Events> {
     let gateway = gateway.upgrade()?;
-    let shown = gateway.nodes.shown(None).ok()?;
+    let shown = gateway.nodes.shown(rates.upgrade()?.rights.as_ref()).ok()?;
     let server = gateway.nodes.server(node, &shown);
     drop(gateway);
     http::events(&server, "/rates").await.ok()

@@ -94,10 +94,6 @@ pub(crate) enum Forbidden {
         "{0} may capture some targets only, and the discovery service would show all of them: ask for /targets instead"
     )]
     Unfiltered(Arc<str>),
-    #[error(
-        "{0} may capture some targets only, and a gateway tells the traffic of all: ask the node that has them"
-    )]
-    OfSome(Arc<str>),
     #[error("{0} may not capture all of this any more")]
     NotAll(Arc<str>),
     #[error("{0} may capture some targets only, and the metrics tell of all")]
@@ -284,16 +280,6 @@ impl Caller {
     /// Their rights, where these are to some targets only: who is in a namespace of another host is known there alone.
     pub(crate) fn bounds(&self) -> Option<&Rights> {
         Some(&**self.rights()).filter(|rights| rights.are_bounded())
-    }
-
-    /// They may know of all that other hosts have.
-    ///
-    /// # Errors
-    /// When they may capture some targets only.
-    pub(crate) fn may_have_all(&self) -> Result<(), Forbidden> {
-        allow(!self.rights().are_bounded(), || {
-            Forbidden::OfSome(self.shared_name())
-        })
     }
 
     /// They may still have what they might when they had these rights.

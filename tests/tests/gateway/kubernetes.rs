@@ -1,6 +1,10 @@
 //! At a gateway, rights of Kubernetes hold for all nodes, and for single pods.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
@@ -224,10 +228,37 @@ async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> an
                 );
             }
         }
-        for path in ["/metrics", "/captures", "/rates"] {
+        for path in ["/metrics", "/captures"] {
             ensure!(ask(&gateway, path, &token)?.0 == 403, "{user}, {path}");
         }
     }
+    // The traffic of what is theirs.
+    let (_, list) = ask(&gateway, "/targets", "token-of-alice")?;
+    let number = list["targets"][0]["netns"].to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", gateway.port()))?;
+    write!(
+        stream,
+        "GET /rates HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer token-of-alice\r\n\r\n"
+    )?;
+    let mut told: Vec<Vec<String>> = Vec::new();
+    for line in BufReader::new(stream).lines().map_while(Result::ok).take(200) {
+        let said = line.strip_prefix("data: {").map(|rest| format!("{{{rest}"));
+        let Some(said) = said else { continue };
+        let said: Value = serde_json::from_str(&said)?;
+        ensure!(said["unseen"] == json!([]), "{said}");
+        for pod in [&web, &other, &db] {
+            speak_in(pod.pid())?;
+        }
+        let rates = said["rates"].as_object().context("no rates")?;
+        told.extend((!rates.is_empty()).then(|| rates.keys().cloned().collect()));
+        if told.len() == 3 {
+            break;
+        }
+    }
+    ensure!(
+        told.len() == 3 && told.iter().all(|rates| *rates == [&number[..]]),
+        "{number} {told:?}"
+    );
     // Everything is what is theirs.
     let bearer = "Bearer token-of-alice";
     let capture = Capture::open(&gateway.url("target=**"), &[("authorization", bearer)]).await?;

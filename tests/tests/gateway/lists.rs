@@ -213,7 +213,7 @@ fn tokens_of_the_gateway_decide_who_may_ask() -> anyhow::Result<()> {
     // What the nodes know is nothing here.
     assert_eq!(status(&gateway, "/targets", TOKEN)?, 401);
     assert_eq!(status(&gateway, "/targets", "all-0123456789abcdefgh")?, 200);
-    for path in ["/metrics", "/captures", "/rates"] {
+    for path in ["/metrics", "/captures"] {
         assert_eq!(status(&gateway, path, "some-0123456789abcdef")?, 403, "{path}");
     }
     // Of what there is, only what is called so.

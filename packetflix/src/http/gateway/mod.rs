@@ -153,16 +153,23 @@ async fn filter(api: &Api, query: &str, caller: &Caller) -> Result<Response, Ref
 /// `/rates`: those of all nodes, as server-sent events, until the caller would not be let in any more, or the gateway ends.
 fn rates(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
     caller.may_discover()?;
-    caller.may_have_all()?;
-    let begun = (Arc::clone(&api.gateway), api.gateway.rates(), caller.clone(), 0);
+    let rates = api.gateway.rates(caller.bounds()).ok_or_else(|| {
+        let sentence = "too many callers with other rights look at traffic: try again";
+        Refusal::new(Code::ServiceBusy, sentence)
+    })?;
+    let begun = (Arc::clone(&api.gateway), rates, caller.clone(), 0);
     let events = stream::unfold(begun, |(gateway, rates, caller, mut told)| async move {
         let frontend = &gateway.frontend;
         let events = tokio::select! {
             () = frontend.stop.cancelled() => return None,
             events = rates.next(&mut told) => events,
         };
-        let caller = caller.renew(&frontend.access).ok()?;
-        caller.may_discover().and_then(|()| caller.may_have_all()).ok()?;
+        let renewed = caller.renew(&frontend.access).ok()?;
+        renewed.may_discover().ok()?;
+        // Who may know of more, or less, has it told anew.
+        if renewed.bounds() != caller.bounds() {
+            return None;
+        }
         Some((
             Ok::<_, Infallible>(Bytes::from(events)),
             (gateway, rates, caller, told),
