@@ -19,6 +19,9 @@ use crate::{
 /// What `-w` is given for standard output.
 const STANDARD_OUTPUT: &str = "-";
 
+/// What it is called.
+const STANDARD_OUTPUT_NAME: &str = "standard output";
+
 /// When a file is followed by the next, and how many there may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rotation {
@@ -135,7 +138,7 @@ impl Output {
     pub fn open(path: &Path) -> Result<Self, OutputError> {
         let failed = |error| failure(path, error);
         if is_standard_output(path) {
-            return Ok(Self::to(standard_output().map_err(failed)?, "standard output"));
+            return Ok(Self::to(standard_output().map_err(failed)?, STANDARD_OUTPUT_NAME));
         }
         let is_regular = path.metadata().map_or(true, |metadata| metadata.is_file());
         let mut options = OpenOptions::new();
@@ -189,6 +192,12 @@ impl Output {
             files: Some(files),
             ..Self::to(file, &name)
         })
+    }
+
+    /// Whether a program gets it by standard output, which may write to the same terminal.
+    pub(crate) fn is_piped(&self) -> bool {
+        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        self.name == STANDARD_OUTPUT_NAME && !is_file
     }
 
     /// Writes whole blocks. Those in front stand in the file as they came, and are written in one piece; from the first one

@@ -195,7 +195,7 @@ impl<'a> Run<'a> {
         manner: Manner<'a>,
         interrupts: &'a mut Interrupts,
     ) -> Self {
-        let has_line = manner.talks && matches!(sink, Sink::Output(_));
+        let has_line = manner.talks && matches!(&sink, Sink::Output(output) if !output.is_piped());
         Self {
             server,
             request,

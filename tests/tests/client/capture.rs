@@ -239,6 +239,31 @@ fn packets_are_not_written_to_a_terminal() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A program that gets the packets may write to the same terminal.
+#[test]
+fn how_it_goes_is_told_where_no_other_program_writes() -> anyhow::Result<()> {
+    let (namespace, folder) = (Namespace::new()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let client = program("packetflix")?;
+    let (_, file) = file_in(&folder, "a.pcapng");
+    for (output, is_told) in [(&*format!("-w {file}"), true), ("| cat > /dev/null", false)] {
+        let line = format!(
+            "{} capture {} --server http://127.0.0.1:{} -a duration:3 {output}",
+            client.display(),
+            namespace.name(),
+            server.port()
+        );
+        let said = Command::new("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .stdin(Stdio::null())
+            .output()?;
+        let told = String::from_utf8(said.stdout)?;
+        assert_eq!(told.contains(" packets/s, "), is_told, "{told}");
+        assert!(told.contains("0 dropped"), "{told}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_terminal_that_is_closed_ends_a_capture_after_the_final_statistics() -> anyhow::Result<()> {
     let (namespace, folder) = (Namespace::new()?, Folder::new()?);
