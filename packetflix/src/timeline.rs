@@ -231,7 +231,9 @@ impl Timeline {
             .sources
             .values()
             .flat_map(|source| source.interfaces.values());
-        self.dropped + open.map(|interface| interface.dropped).sum::<u64>()
+        open.fold(self.dropped, |dropped, interface| {
+            dropped.saturating_add(interface.dropped)
+        })
     }
 
     /// The bound that is reached, if one is.
@@ -766,25 +768,35 @@ mod tests {
         block[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
         let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
         timeline.add(1, 0);
-        let blocks = [&description("eth0")[..], &block, &packet(2 * STEP, 0, 5, 1)].concat();
+        let blocks = [
+            &description("eth0")[..],
+            &description("eth1"),
+            &block,
+            &packet(2 * STEP, 0, 5, 1),
+            &packet(3 * STEP, 1, 5, 1),
+        ]
+        .concat();
         timeline.take_hungry();
         timeline.give(1, Bytes::from(blocks), NOW);
         timeline.pass_on(u64::MAX, NOW);
         timeline.take_hungry();
+        assert_eq!(timeline.dropped(), u64::MAX);
         timeline.end(1, NOW);
         timeline.pass_on(u64::MAX, NOW);
-        let mut last = None;
+        let mut last = Vec::new();
         while let Some(piece) = timeline.take() {
             let mut rest = &piece.blocks[..];
             while let Some(block) = EncodedBlock::first(rest) {
                 if let EncodedBlock::Statistics(_) = block {
-                    last = InterfaceStatistics::decode(&rest[..block.len()])
-                        .map(|said| (said.delivered, said.dropped, said.comment == UNTOLD));
+                    last.extend(
+                        InterfaceStatistics::decode(&rest[..block.len()])
+                            .map(|said| (said.delivered, said.dropped, said.comment == UNTOLD)),
+                    );
                 }
                 rest = &rest[block.len()..];
             }
         }
-        assert_eq!(last, Some((2, u64::MAX, true)));
+        assert_eq!(last, [(2, u64::MAX, true), (1, 5, true)]);
         assert_eq!(timeline.dropped(), u64::MAX);
     }
 

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use packetflix_client::stream::{CaptureStream, Close, Piece, Pulse, StreamError};
 use tokio_util::sync::CancellationToken;
 
-use crate::pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN};
+use crate::pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN, NotWritten};
 
 /// What a node says next.
 #[derive(Debug)]
@@ -59,12 +59,25 @@ struct Check {
 enum Malformed {
     #[error("it sends what is no block of pcapng")]
     Block,
+    #[error("it sends a block of type {0:#x}, which no packetflix sends")]
+    Type(u32),
+    #[error("it sends a block of type {0:#x} whose content is none that packetflix sends")]
+    Content(u32),
     #[error("it does not begin with one section header, or begins another section")]
     Section,
     #[error("it sends packets or statistics of an interface that it has not described")]
     Interface,
     #[error("it sends packets with other times than nanoseconds")]
     Resolution,
+}
+
+impl From<NotWritten> for Malformed {
+    fn from(why: NotWritten) -> Self {
+        match why {
+            NotWritten::Type(block_type) => Self::Type(block_type),
+            NotWritten::Content(block_type) => Self::Content(block_type),
+        }
+    }
 }
 
 impl Feed {
@@ -165,7 +178,7 @@ impl Check {
 
     /// Checks a block; tells whether it is one to which something is added.
     fn check(&mut self, block: &[u8]) -> Result<bool, Malformed> {
-        let parsed = EncodedBlock::first(block).ok_or(Malformed::Block)?;
+        let parsed = EncodedBlock::sent(block)?;
         let begins = matches!(parsed, EncodedBlock::SectionHeader(_));
         if begins == self.has_begun {
             return Err(Malformed::Section);
@@ -342,6 +355,35 @@ mod tests {
         ] {
             assert_eq!(taken(&mut check(), &pieces), Err(error));
         }
+    }
+
+    /// Beginning and end of a stream, with a block of this type between them.
+    fn with_block(block_type: u32, body: &[u8]) -> Result<Vec<u8>, Malformed> {
+        let len = (body.len() as u32 + 12).to_le_bytes();
+        let block = [&block_type.to_le_bytes()[..], &len, body, &len].concat();
+        taken(&mut check(), &[&stream(), &block])
+    }
+
+    #[test]
+    fn blocks_that_no_packetflix_sends_end_it() {
+        // Packets of another's interface among them.
+        for block_type in [2, 3, 9, 10, 0xbad, 0x4000_0bad, 0x8000_0001] {
+            assert_eq!(with_block(block_type, &[0; 28]), Err(Malformed::Type(block_type)));
+        }
+        for block_type in [1, 4, 5, 6] {
+            assert_eq!(
+                with_block(block_type, &[0; 28]),
+                Err(Malformed::Content(block_type))
+            );
+        }
+        assert_eq!(
+            Malformed::Type(0xbad).to_string(),
+            "it sends a block of type 0xbad, which no packetflix sends"
+        );
+        assert_eq!(
+            Malformed::Content(6).to_string(),
+            "it sends a block of type 0x6 whose content is none that packetflix sends"
+        );
     }
 
     proptest! {

@@ -1,9 +1,18 @@
-//! Blocks that were encoded here, taken out of a row of them.
+//! Blocks that were encoded here, taken out of a row of them, or by another packetflix, and held to the form that they have here.
 
-use super::{interface, packet, packet::EncodedPacket, section, statistics};
+use super::{MAX_BLOCK_LEN, interface, names, packet, packet::EncodedPacket, section, statistics};
 
 /// Block type, and the length on both sides.
 const MIN_BLOCK_LEN: usize = 12;
+
+/// Why a block is none that a packetflix sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotWritten {
+    /// None is of this type.
+    Type(u32),
+    /// None of this type has such a content.
+    Content(u32),
+}
 
 /// The first of a row of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +46,30 @@ impl<'a> EncodedBlock<'a> {
             packet::BLOCK_TYPE => None,
             _ => Some(Self::Other(block)),
         }
+    }
+
+    /// A block that another packetflix has sent, if that is what it is: one that [`Self::first`] and any reader of pcapng can read.
+    pub(crate) fn sent(block: &'a [u8]) -> Result<Self, NotWritten> {
+        let first = |bytes: &[u8]| {
+            bytes
+                .first_chunk()
+                .map_or(0, |number| u32::from_le_bytes(*number))
+        };
+        let block_type = first(block);
+        let is_written = match block_type {
+            section::BLOCK_TYPE => section::is_written,
+            interface::BLOCK_TYPE => interface::is_written,
+            packet::BLOCK_TYPE => packet::is_written,
+            statistics::BLOCK_TYPE => statistics::is_written,
+            names::BLOCK_TYPE => names::is_written,
+            other => return Err(NotWritten::Type(other)),
+        };
+        let len = block.len();
+        let is_framed = (MIN_BLOCK_LEN..=MAX_BLOCK_LEN).contains(&len)
+            && len.is_multiple_of(4)
+            && [&block[4..], &block[len - 4..]].map(first) == [len as u32; 2];
+        let sent = Self::first(block).filter(|_| is_framed && is_written(block));
+        sent.ok_or(NotWritten::Content(block_type))
     }
 
     /// Bytes of the block.

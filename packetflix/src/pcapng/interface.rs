@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
 
-use super::options::{Block, OPT_COMMENT, cut, options};
+use super::{
+    MAX_SENT_LEN, SNAPLEN,
+    options::{Block, OPT_COMMENT, are_written, cut, is_text, options},
+};
 
 pub(super) const BLOCK_TYPE: u32 = 1;
 const IF_NAME: u16 = 2;
@@ -148,6 +151,34 @@ impl InterfaceDescription<'_> {
         annotated.text(OPT_COMMENT, comment);
         annotated.end();
     }
+}
+
+/// Whether a block whose lengths are right is one that [`InterfaceDescription::encode`] writes. Its link type may be one that is
+/// not known here.
+pub(super) fn is_written(block: &[u8]) -> bool {
+    let (Some([_, _, 0, 0, snaplen @ ..]), Some(options)) = (
+        block.get(HEAD_LEN..OPTIONS_AT),
+        block.get(OPTIONS_AT..block.len() - TAIL_LEN),
+    ) else {
+        return false;
+    };
+    let snaplen = snaplen
+        .first_chunk()
+        .map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let mut resolutions = 0;
+    let are_written = are_written(options, |code, value| match code {
+        OPT_COMMENT | IF_NAME | IF_DESCRIPTION | IF_OS => is_text(value),
+        IF_IPV4ADDR | IF_SPEED => value.len() == 8,
+        IF_IPV6ADDR => value.len() == 17,
+        IF_MACADDR => value.len() == 6,
+        IF_TSRESOL => {
+            resolutions += 1;
+            value.len() == 1
+        }
+        IF_FILTER => matches!(value, [FILTER_IS_TEXT, text @ ..] if is_text(text)),
+        _ => false,
+    });
+    are_written && resolutions == 1 && (1..=SNAPLEN).contains(&snaplen) && block.len() <= MAX_SENT_LEN
 }
 
 /// The options of a block that describes an interface.

@@ -12,7 +12,7 @@ mod packet;
 mod section;
 mod statistics;
 
-pub(crate) use blocks::EncodedBlock;
+pub(crate) use blocks::{EncodedBlock, NotWritten};
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType, MAX_ADDRESSES};
 pub use names::{HostName, NameResolution};
 pub use packet::{
@@ -28,6 +28,10 @@ pub const SNAPLEN: u32 = 262_144;
 
 /// No block is longer, in bytes: Wireshark ends a live capture at one that is.
 pub const MAX_BLOCK_LEN: usize = 262_144;
+
+/// No description or statistics of an interface are longer that another packetflix sends: what is said of them beside stays
+/// within an option, and the block within its bound.
+const MAX_SENT_LEN: usize = 32 * 1024;
 
 /// Length of `len` bytes with the padding to 32 bits.
 const fn padded(len: usize) -> usize {

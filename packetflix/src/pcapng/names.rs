@@ -5,17 +5,19 @@ use std::net::IpAddr;
 use bytes::BytesMut;
 
 use super::{
-    options::{Block, RECORD_HEADER_LEN},
+    options::{Block, RECORD_HEADER_LEN, are_written},
     padded,
 };
 use crate::text::is_shown;
 
-const BLOCK_TYPE: u32 = 4;
+pub(super) const BLOCK_TYPE: u32 = 4;
 const NRB_RECORD_IPV4: u16 = 1;
 const NRB_RECORD_IPV6: u16 = 2;
 
 /// Block type, length, the end of the records, and the length again.
-const FIXED_LEN: usize = 8 + RECORD_HEADER_LEN + 4;
+const FIXED_LEN: usize = RECORDS_AT + RECORD_HEADER_LEN + TAIL_LEN;
+const RECORDS_AT: usize = 8;
+const TAIL_LEN: usize = 4;
 
 /// Most bytes of one block of names.
 const MAX_NAMES_BLOCK_LEN: usize = 64 * 1024;
@@ -59,6 +61,24 @@ pub struct NameResolution<'a> {
     pub address: IpAddr,
     /// Its name.
     pub name: &'a HostName,
+}
+
+/// Whether a block whose lengths are right is one that [`NameResolution::encode_all`] writes.
+pub(super) fn is_written(block: &[u8]) -> bool {
+    let is_name = |name: &[u8]| match name {
+        [name @ .., 0] => str::from_utf8(name)
+            .is_ok_and(|name| (1..=MAX_NAME_LEN).contains(&name.len()) && name.chars().all(is_shown)),
+        _ => false,
+    };
+    let records = block.get(RECORDS_AT..block.len() - TAIL_LEN);
+    block.len() <= MAX_NAMES_BLOCK_LEN
+        && records.is_some_and(|records| {
+            are_written(records, |record_type, value| match record_type {
+                NRB_RECORD_IPV4 => value.get(4..).is_some_and(is_name),
+                NRB_RECORD_IPV6 => value.get(16..).is_some_and(is_name),
+                _ => false,
+            })
+        })
 }
 
 impl NameResolution<'_> {

@@ -71,15 +71,41 @@ impl<'out> Block<'out> {
 /// The options of a block, each with its code, up to the end of options or to what is none.
 pub(super) fn options(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
-        let [a, b, c, d] = *bytes.first_chunk()?;
-        let (code, len) = (
-            u16::from_le_bytes([a, b]),
-            usize::from(u16::from_le_bytes([c, d])),
-        );
-        let value = bytes.get(RECORD_HEADER_LEN..RECORD_HEADER_LEN + len)?;
-        bytes = bytes.get(RECORD_HEADER_LEN + padded(len)..).unwrap_or_default();
+        let (code, value, rest) = first(bytes)?;
+        bytes = rest.unwrap_or_default();
         (code != OPT_ENDOFOPT).then_some((code, value))
     })
+}
+
+/// Whether these are options, or records of names, as [`Block`] writes them: values that are as `is_value` wants them, then the
+/// end, and nothing behind it.
+pub(super) fn are_written(mut bytes: &[u8], mut is_value: impl FnMut(u16, &[u8]) -> bool) -> bool {
+    while let Some((code, value, Some(rest))) = first(bytes) {
+        if code == OPT_ENDOFOPT {
+            return value.is_empty() && rest.is_empty();
+        }
+        if !is_value(code, value) {
+            return false;
+        }
+        bytes = rest;
+    }
+    false
+}
+
+/// Whether a value is text, as [`Block::text`] writes it.
+pub(super) fn is_text(value: &[u8]) -> bool {
+    str::from_utf8(value).is_ok()
+}
+
+/// Code and value of the first option, and what follows it, if there is room for what fills it up.
+fn first(bytes: &[u8]) -> Option<(u16, &[u8], Option<&[u8]>)> {
+    let [a, b, c, d] = *bytes.first_chunk()?;
+    let (code, len) = (
+        u16::from_le_bytes([a, b]),
+        usize::from(u16::from_le_bytes([c, d])),
+    );
+    let value = bytes.get(RECORD_HEADER_LEN..RECORD_HEADER_LEN + len)?;
+    Some((code, value, bytes.get(RECORD_HEADER_LEN + padded(len)..)))
 }
 
 /// The longest beginning of `text` of at most `len` bytes that is whole characters.

@@ -2,11 +2,14 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use super::{padded, timestamp};
+use super::{SNAPLEN, padded, timestamp};
 
 pub(super) const BLOCK_TYPE: u32 = 6;
 const EPB_FLAGS: u16 = 2;
 const EPB_DROPCOUNT: u16 = 4;
+
+/// Where the packet's bytes begin.
+const DATA_AT: usize = 28;
 
 /// Block type, length, interface, timestamp, two lengths of the packet, and the length again.
 const FIXED_LEN: usize = 32;
@@ -207,6 +210,27 @@ impl EnhancedPacket<'_> {
             | u32::from(self.offloads.checksum) << 9
             | u32::from(self.offloads.segmentation) << 11
     }
+}
+
+/// Whether a block whose lengths are right is one that [`EnhancedPacket::encode`] writes.
+pub(super) fn is_written(block: &[u8]) -> bool {
+    let number = |at: usize| Some(u32::from_le_bytes(*block.get(at..)?.first_chunk()?));
+    let option = |code: u16, len: u16| Some(u32::from(len) << 16 | u32::from(code));
+    let Some(captured_len) = number(20).filter(|len| *len <= SNAPLEN) else {
+        return false;
+    };
+    let flags_at = DATA_AT + padded(captured_len as usize);
+    let end_at = match block
+        .len()
+        .checked_sub(padded(captured_len as usize) + MIN_PACKET_LEN)
+    {
+        Some(0) => flags_at + 8,
+        Some(DROPCOUNT_LEN) if number(flags_at + 8) == option(EPB_DROPCOUNT, 8) => {
+            flags_at + 8 + DROPCOUNT_LEN
+        }
+        _ => return false,
+    };
+    number(flags_at) == option(EPB_FLAGS, 4) && number(end_at) == Some(0)
 }
 
 /// What must be known of a packet's block to take it out of a row of them.

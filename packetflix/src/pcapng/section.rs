@@ -4,11 +4,15 @@ use std::fmt::Write as _;
 
 use bytes::BytesMut;
 
-use super::options::{Block, OPT_COMMENT, cut};
+use super::options::{Block, OPT_COMMENT, are_written, cut, is_text};
 use crate::text::is_shown;
 
 pub(super) const BLOCK_TYPE: u32 = 0x0a0d_0d0a;
 const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
+/// 1.0.
+const VERSION: [u8; 4] = [1, 0, 0, 0];
+/// The section's length is not known.
+const UNKNOWN_LEN: [u8; 8] = [0xff; 8];
 const SHB_HARDWARE: u16 = 2;
 const SHB_OS: u16 = 3;
 const SHB_USERAPPL: u16 = 4;
@@ -23,6 +27,10 @@ const MAX_TEXT_LEN: usize = 64;
 
 /// Most bytes of the filter; each interface's description has it whole.
 const MAX_FILTER_LEN: usize = 192;
+
+/// Bytes of type, length, magic, version and section length, and of the length again.
+const OPTIONS_AT: usize = 24;
+const TAIL_LEN: usize = 4;
 
 /// Begins the section, which lasts to the end of the stream.
 pub struct SectionHeader<'a> {
@@ -58,15 +66,28 @@ impl SectionHeader<'_> {
     pub fn encode(&self, out: &mut BytesMut) {
         let mut block = Block::begin(out, BLOCK_TYPE);
         block.body(&BYTE_ORDER_MAGIC.to_le_bytes());
-        // Version 1.0, and a section whose length is not known.
-        block.body(&[1, 0, 0, 0]);
-        block.body(&u64::MAX.to_le_bytes());
+        block.body(&VERSION);
+        block.body(&UNKNOWN_LEN);
         block.option(OPT_COMMENT, self.comment.yaml().as_bytes());
         block.text(SHB_HARDWARE, cut(self.hardware, MAX_TEXT_LEN));
         block.text(SHB_OS, cut(self.os, MAX_TEXT_LEN));
         block.text(SHB_USERAPPL, cut(self.application, MAX_TEXT_LEN));
         block.end();
     }
+}
+
+/// Whether a block whose lengths are right is one that [`SectionHeader::encode`] writes.
+pub(super) fn is_written(block: &[u8]) -> bool {
+    let begins = [&BYTE_ORDER_MAGIC.to_le_bytes()[..], &VERSION, &UNKNOWN_LEN].concat();
+    let options = block.get(OPTIONS_AT..block.len() - TAIL_LEN);
+    block.len() <= MAX_SECTION_HEADER_LEN
+        && block[8..].starts_with(&begins)
+        && options.is_some_and(|options| {
+            are_written(options, |code, value| match code {
+                OPT_COMMENT | SHB_HARDWARE | SHB_OS | SHB_USERAPPL => is_text(value),
+                _ => false,
+            })
+        })
 }
 
 impl CaptureComment<'_> {

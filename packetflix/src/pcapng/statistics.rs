@@ -3,7 +3,8 @@
 use bytes::BytesMut;
 
 use super::{
-    options::{Block, OPT_COMMENT, options},
+    MAX_SENT_LEN,
+    options::{Block, OPT_COMMENT, are_written, is_text, options},
     timestamp,
 };
 
@@ -43,6 +44,21 @@ pub struct InterfaceStatistics<'a> {
     pub dropped: u64,
     /// What else there is to say, or nothing.
     pub comment: &'a str,
+}
+
+/// Whether a block whose lengths are right is one that [`InterfaceStatistics::encode`] writes.
+pub(super) fn is_written(block: &[u8]) -> bool {
+    let options = block.get(HEAD_LEN..block.len() - TAIL_LEN);
+    block.len() <= MAX_SENT_LEN
+        && options.is_some_and(|options| {
+            are_written(options, |code, value| match code {
+                OPT_COMMENT => is_text(value),
+                ISB_STARTTIME | ISB_ENDTIME | ISB_IFRECV | ISB_IFDROP | ISB_FILTERACCEPT | ISB_USRDELIV => {
+                    value.len() == 8
+                }
+                _ => false,
+            })
+        })
 }
 
 impl<'a> InterfaceStatistics<'a> {

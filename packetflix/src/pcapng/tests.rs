@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::BytesMut;
 use proptest::prelude::*;
 
-use super::*;
+use super::{options::Block, *};
 
 /// A block's type, its body with options, as plain as the format defines it.
 fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
@@ -353,4 +353,203 @@ fn largest_packet_stays_within_a_block() {
     });
     let cooked = EnhancedPacket { cooked, ..packet };
     assert!(cooked.encoded_len() <= MAX_BLOCK_LEN);
+}
+
+/// One block of each type, of all that can stand in it.
+fn one_of_each() -> Vec<BytesMut> {
+    let address = |address: &str, prefix_len| InterfaceAddress {
+        address: address.parse().unwrap(),
+        prefix_len,
+    };
+    let name = HostName::new("größe.example").unwrap();
+    let encoded = |encode: &dyn Fn(&mut BytesMut)| {
+        let mut block = BytesMut::new();
+        encode(&mut block);
+        block
+    };
+    let packet = |dropped_before, len| EnhancedPacket {
+        interface_id: 0,
+        timestamp: 7,
+        original_len: 60,
+        cooked: None,
+        data: &[1; 21][..len],
+        snaplen: 1500,
+        vlan: None,
+        direction: PacketDirection::Inbound,
+        reception: Reception::Unicast,
+        offloads: Offloads::default(),
+        dropped_before,
+    };
+    vec![
+        encoded(&|out| {
+            SectionHeader {
+                hardware: "x86_64",
+                os: "Linux",
+                application: "packetflix",
+                comment: CaptureComment {
+                    container_name: "web",
+                    container_type: "docker",
+                    node_name: "n1",
+                    cluster_uid: "",
+                    filter: "",
+                    chaste: false,
+                },
+            }
+            .encode(out);
+        }),
+        encoded(&|out| {
+            InterfaceDescription {
+                link_type: LinkType::Ethernet,
+                snaplen: SNAPLEN,
+                name: "eth0",
+                description: "of web",
+                addresses: &[address("10.0.0.1", 8), address("fd00::1", 64)],
+                mac: Some([2; 6]),
+                speed: Some(1_000_000),
+                filter: "tcp",
+                comment: "one",
+                os: "Linux",
+            }
+            .encode(out);
+        }),
+        encoded(&|out| packet(0, 21).encode(out)),
+        encoded(&|out| packet(3, 20).encode(out)),
+        encoded(&|out| packet(1, 0).encode(out)),
+        encoded(&|out| {
+            InterfaceStatistics {
+                end: Some(9),
+                comment: "late",
+                ..InterfaceStatistics::default()
+            }
+            .encode(out);
+        }),
+        encoded(&|out| {
+            let names = ["10.0.0.1", "fd00::1"].map(|address| NameResolution {
+                address: address.parse().unwrap(),
+                name: &name,
+            });
+            NameResolution::encode_all(names, 1000, out);
+        }),
+    ]
+}
+
+/// Whether a reader that is not written here reads these blocks.
+fn is_read(blocks: &[u8]) -> bool {
+    let Ok((mut rest, mut parser)) = pcap_file::pcapng::PcapNgParser::new(blocks) else {
+        return false;
+    };
+    while !rest.is_empty() {
+        match parser.next_block(rest) {
+            Ok((behind, _)) => rest = behind,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+#[test]
+fn blocks_of_another_are_held_to_the_form_that_they_have_here() {
+    let blocks = one_of_each();
+    for block in &blocks {
+        assert!(EncodedBlock::sent(block).is_ok(), "{block:?}");
+    }
+    let [header, interface, packet, lost, _, statistics, names] = &blocks[..] else {
+        panic!("one of each");
+    };
+    let interface_len = interface.len();
+    for (what, block, at, bytes) in [
+        (
+            "another length at the end",
+            packet,
+            packet.len() - 4,
+            &[0, 1, 0, 0][..],
+        ),
+        ("another length at the beginning", packet, 4, &[4]),
+        ("captured beyond the block", packet, 20, &[0xff, 0xff]),
+        (
+            "captured beyond all bounds",
+            packet,
+            20,
+            &[0xfc, 0xff, 0xff, 0xff],
+        ),
+        ("flags of another length", packet, 28 + 24 + 2, &[5]),
+        ("another option than flags", packet, 28 + 24, &[1]),
+        ("another option than the count", lost, 28 + 20 + 8, &[5]),
+        ("no end of options", packet, packet.len() - 8, &[1]),
+        ("no snapshot length", interface, 12, &[0, 0, 0, 0]),
+        (
+            "a snapshot length beyond all bounds",
+            interface,
+            12,
+            &[1, 0, 4, 0],
+        ),
+        ("something beside the link type", interface, 10, &[1]),
+        ("an option beyond the block", interface, 18, &[0xff]),
+        ("no text", interface, 20, &[0xff]),
+        ("no end of options", interface, interface_len - 8, &[2]),
+        ("another byte order", header, 8, &[0x1a, 0x2b, 0x3c, 0x4d]),
+        ("another version", header, 12, &[2]),
+        ("statistics beyond the block", statistics, 22, &[0xff]),
+        ("a name beyond the block", names, 10, &[0xff]),
+        ("a record of another type", names, 8, &[3]),
+        ("a name without its end", names, 8 + 4 + 4 + 15, &[b'a']),
+        ("a name that controls a terminal", names, 8 + 4 + 4, &[0x1b]),
+    ] {
+        let mut block = block.to_vec();
+        let block_type = u32_at(&block, 0);
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        assert_eq!(
+            EncodedBlock::sent(&block),
+            Err(NotWritten::Content(block_type)),
+            "{what}"
+        );
+    }
+    let mut long = BytesMut::new();
+    let mut header = Block::begin(&mut long, 0x0a0d_0d0a);
+    header.body(&one_of_each()[0][8..24]);
+    header.option(1, &[b'a'; MAX_SECTION_HEADER_LEN]);
+    header.end();
+    assert!(is_read(&long));
+    assert_eq!(EncodedBlock::sent(&long), Err(NotWritten::Content(0x0a0d_0d0a)));
+    for bytes in [&[][..], &[1], &[3, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0]] {
+        assert!(matches!(EncodedBlock::sent(bytes), Err(NotWritten::Type(_))));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn what_another_has_sent_can_be_read(
+        which in 0usize..7, repeats in any::<prop::sample::Index>(), cut in 0usize..3,
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), prop_oneof![0u8..10, any::<u8>()]), 0..4),
+    ) {
+        let blocks = one_of_each();
+        let mut block = blocks[which].to_vec();
+        for (at, byte) in changes {
+            let at = at.index(block.len());
+            block[at] = byte;
+        }
+        // Words that stand twice, or not at all, with lengths that are right.
+        let at = repeats.index(block.len() / 4) * 4;
+        match cut {
+            0 => {}
+            1 => { block.drain(at..at + 4); }
+            _ => { let word = block[at..at + 4].to_vec(); block.splice(at..at, word); }
+        }
+        if cut > 0 && block.len() >= 12 {
+            let (len, end) = ((block.len() as u32).to_le_bytes(), block.len() - 4);
+            block[4..8].copy_from_slice(&len);
+            block[end..].copy_from_slice(&len);
+        }
+        if let Ok(sent) = EncodedBlock::sent(&block) {
+            prop_assert_eq!(sent.len(), block.len());
+            prop_assert_eq!(EncodedBlock::first(&block), Some(sent));
+            let stream = match which {
+                0 => block,
+                _ => [&blocks[0][..], &blocks[1], &block].concat(),
+            };
+            prop_assert!(is_read(&stream), "{:?}", stream);
+        }
+    }
 }
