@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::mpsc,
     thread::{self, JoinHandle},
@@ -19,7 +19,7 @@ use nix::{
 };
 use packetflix_tests::{
     folder::Folder,
-    namespace::Namespace,
+    namespace::{Namespace, output_of},
     recording::Packet,
     server::{Server, program, wait_until},
 };
@@ -340,6 +340,39 @@ fn tshark_reads_targets_live_as_they_come_and_go() -> anyhow::Result<()> {
         let line = format!("{name}-{target}/lo: {ROUNDS} packets captured, {ROUNDS} delivered, 0 dropped\n");
         assert!(told.contains(&line), "{line}: {told}");
     }
+    Ok(())
+}
+
+/// What Wireshark takes for the same packet sent again is the one packet at both ends of the link.
+#[test]
+fn wireshark_judges_a_capture_of_both_ends_by_one_of_them() -> anyhow::Result<()> {
+    let ((here, there), folder) = (Namespace::pair()?, Folder::new()?);
+    let server = Server::start(&[])?;
+    let [both, one] = ["both.pcapng", "one.pcapng"].map(|name| folder.file(name).display().to_string());
+    let capture = Capture::start(&server, &[here.name(), there.name(), "-f", "tcp", "-w", &both])?;
+    wait_for_captures(&server, 2)?;
+    let listener = there.inside(|| TcpListener::bind("10.9.1.2:7000"))??;
+    let sending = thread::spawn(move || -> anyhow::Result<Vec<u8>> {
+        let mut received = Vec::new();
+        listener.accept()?.0.read_to_end(&mut received)?;
+        Ok(received)
+    });
+    let mut stream = here.inside(|| TcpStream::connect("10.9.1.2:7000"))??;
+    stream.write_all(&[7; 100])?;
+    drop(stream);
+    let received = sending.join().ok().context("it has panicked")??;
+    assert_eq!(received.len(), 100);
+    capture.signal(Signal::SIGINT)?;
+    assert_eq!(capture.end()?.0, 130);
+    let flagged = |file: &str| -> anyhow::Result<usize> {
+        let printed = output_of(Command::new("tshark").args(["-r", file, "-Y", "tcp.analysis.flags"]))?;
+        Ok(printed.lines().count())
+    };
+    ensure!(flagged(&both)? > 0);
+    let here = format!("frame.interface_name == \"{}/va\"", here.path().display());
+    output_of(Command::new("tshark").args(["-r", &both, "-Y", &here, "-w", &one]))?;
+    ensure!(read(Path::new(&one))?.packets.len() >= 7);
+    assert_eq!(flagged(&one)?, 0);
     Ok(())
 }
 
