@@ -97,8 +97,10 @@ pub(super) fn is_text(value: &[u8]) -> bool {
     str::from_utf8(value).is_ok()
 }
 
-/// Code and value of the first option, and what follows it, if there is room for what fills it up.
-fn first(bytes: &[u8]) -> Option<(u16, &[u8], Option<&[u8]>)> {
+/// Code and value of an option, and what follows it, if there is room for what fills it up.
+type First<'a> = (u16, &'a [u8], Option<&'a [u8]>);
+
+fn first(bytes: &[u8]) -> Option<First<'_>> {
     let [a, b, c, d] = *bytes.first_chunk()?;
     let (code, len) = (
         u16::from_le_bytes([a, b]),

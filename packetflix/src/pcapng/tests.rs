@@ -492,7 +492,7 @@ fn blocks_of_another_are_held_to_the_form_that_they_have_here() {
         ("statistics beyond the block", statistics, 22, &[0xff]),
         ("a name beyond the block", names, 10, &[0xff]),
         ("a record of another type", names, 8, &[3]),
-        ("a name without its end", names, 8 + 4 + 4 + 15, &[b'a']),
+        ("a name without its end", names, 8 + 4 + 4 + 15, b"a"),
         ("a name that controls a terminal", names, 8 + 4 + 4, &[0x1b]),
     ] {
         let mut block = block.to_vec();
