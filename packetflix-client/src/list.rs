@@ -150,6 +150,9 @@ impl Targets {
     fn shown(&self) -> String {
         let rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
         let mut text = table(&["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"], &rows);
+        if rows.is_empty() {
+            text += "there is none\n";
+        }
         for gap in &self.gaps {
             text += &format!("not looked at: {}\n", shown(gap));
         }

@@ -64,6 +64,8 @@ fn targets_are_listed() -> anyhow::Result<()> {
         let list = printed(&server, &[&["list"], words].concat())?;
         assert_eq!(list.contains(&inode), is_listed, "{words:?}: {list}");
     }
+    let list = printed(&server, &["list", "nobody-is-called-so"])?;
+    assert!(list.ends_with("there is none\n"), "{list}");
     let refused = output(&server, &["list", "label:"])?;
     let sentence = String::from_utf8_lossy(&refused.stderr);
     assert!(
