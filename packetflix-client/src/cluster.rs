@@ -6,13 +6,14 @@
 use std::{
     fmt,
     future::{Ready, ready},
+    panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -174,6 +175,12 @@ pub enum ClusterError {
     /// What it shows is no token.
     #[error(transparent)]
     Token(#[from] ServerError),
+    /// What the API server would be shown is no token.
+    #[error(
+        "the token of the kubeconfig's user, which stands there or is what a plugin gives, has a character that no token has, such as \
+         a line break"
+    )]
+    NotShown,
     /// There is nothing to show.
     #[error(
         "the kubeconfig shows the API server no token, but a certificate or a password, which packetflix never sees: show a token of \
@@ -200,15 +207,14 @@ impl Road {
             .map_err(|error| RoadError::Config(Box::new(error)))?;
         config.connect_timeout = Some(PATIENCE);
         config.default_retry = false;
-        let client = |error| RoadError::Client(Box::new(error));
-        let token = bearer(&config).await.map_err(client)?;
+        let token = bearer(&config).await?;
         let token = token
             .map(|token| Token::parse(&token, "the kubeconfig"))
             .transpose()?;
         let road = Inner {
             url: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             namespace: config.default_namespace.clone(),
-            client: config.try_into().map_err(client)?,
+            client: showing(|| config.try_into())?,
             installed: args.kube_namespace.clone(),
             meant,
             place: Mutex::default(),
@@ -415,8 +421,22 @@ fn place(pod: &Pod, service: &str, namespace: &str) -> Place {
     }
 }
 
+fn not_asked(error: kube::Error) -> RoadError {
+    RoadError::Client(Box::new(error))
+}
+
+/// Makes what shows a token to the API server. `tower_http` panics there where the token cannot stand in a header, and what a plugin
+/// gives is known nowhere before.
+fn showing<T>(make: impl FnOnce() -> Result<T, kube::Error>) -> Result<T, ClusterError> {
+    let hook = take_hook();
+    set_hook(Box::new(|_| {}));
+    let made = catch_unwind(AssertUnwindSafe(make));
+    set_hook(hook);
+    Ok(made.map_err(|_| ClusterError::NotShown)?.map_err(not_asked)?)
+}
+
 /// The token that a request to the API server would show: that of the kubeconfig, of a file or of a plugin that it names.
-async fn bearer(config: &kube::Config) -> Result<Option<String>, kube::Error> {
+async fn bearer(config: &kube::Config) -> Result<Option<String>, ClusterError> {
     /// Gives what a request would show.
     #[derive(Clone)]
     struct Show;
@@ -437,7 +457,14 @@ async fn bearer(config: &kube::Config) -> Result<Option<String>, kube::Error> {
         }
     }
 
-    let Some(layer) = config.auth_layer()? else {
+    let said = serde_json::to_value(&config.auth_info).unwrap_or_default();
+    if said["token"]
+        .as_str()
+        .is_some_and(|token| HeaderValue::from_str(token).is_err())
+    {
+        return Err(ClusterError::NotShown);
+    }
+    let Some(layer) = showing(|| config.auth_layer())? else {
         return Ok(None);
     };
     let request = hyper::Request::new(Body::empty());
@@ -445,7 +472,7 @@ async fn bearer(config: &kube::Config) -> Result<Option<String>, kube::Error> {
         .layer(Show)
         .call(request)
         .await
-        .map_err(kube::Error::Service)?;
+        .map_err(|error| not_asked(kube::Error::Service(error)))?;
     let token = shown
         .headers()
         .get(AUTHORIZATION)
@@ -492,5 +519,40 @@ impl AsyncWrite for Forwarded {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn token_that_is_none_is_refused() {
+        let plugin = |token: &str| {
+            let said = json!({ "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": { "token": token } });
+            json!({ "exec": { "apiVersion": "client.authentication.k8s.io/v1", "command": "echo", "args": [said.to_string()] } })
+        };
+        for (user, expected) in [
+            (json!({ "token": "abc" }), Some("abc")),
+            (plugin("abc"), Some("abc")),
+            (json!({ "token": "a\u{1}c" }), None),
+            (json!({ "token": "abc\n" }), None),
+            (plugin("a\u{1}c"), None),
+        ] {
+            let mut config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+            config.auth_info = serde_json::from_value(user.clone()).unwrap();
+            let shown = bearer(&config).await;
+            match expected {
+                Some(token) => assert_eq!(shown.unwrap().as_deref(), Some(token), "{user}"),
+                None => assert_eq!(
+                    shown.unwrap_err().to_string(),
+                    "the token of the kubeconfig's user, which stands there or is what a plugin gives, has a character that no \
+                     token has, such as a line break",
+                    "{user}"
+                ),
+            }
+        }
     }
 }

@@ -175,6 +175,7 @@ impl From<ClusterError> for Failure {
         match error {
             ClusterError::Road(error) => Self::refused(error),
             ClusterError::Token(error) => error.into(),
+            ClusterError::NotShown => Self::refused(error),
             ClusterError::NoToken => Self::usage(error),
         }
     }
