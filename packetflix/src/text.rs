@@ -1,6 +1,6 @@
 //! What kernel, containers and users call things, as people can read it: names are bytes, and need be no text.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 /// Text as it is; what is none, and what would control a terminal, becomes `\x` and two digits for each byte.
 pub(crate) fn readable(bytes: &[u8]) -> String {
@@ -23,6 +23,14 @@ pub(crate) fn readable_cut(bytes: &[u8]) -> String {
     let half = bytes.utf8_chunks().last().map_or(&[][..], |last| last.invalid());
     let is_half = std::str::from_utf8(half).is_err_and(|error| error.error_len().is_none());
     readable(&bytes[..bytes.len() - if is_half { half.len() } else { 0 }])
+}
+
+/// Text of at most `len` bytes as it is, and of what is longer the beginning and an ellipsis.
+pub(crate) fn shortened(text: &str, len: usize) -> Cow<'_, str> {
+    match text.len() > len {
+        false => text.into(),
+        true => format!("{}…", &text[..text.floor_char_boundary(len)]).into(),
+    }
 }
 
 /// Whether a character is one that people see: no control character, line break, or mark that reorders the text around it,
@@ -69,6 +77,13 @@ mod tests {
         // What is no text anywhere is not left out.
         assert_eq!(readable_cut(b"a\xff"), "a\\xff");
         assert_eq!(readable_cut(b"\xff\xc3"), "\\xff");
+    }
+
+    #[test]
+    fn what_is_long_is_cut_between_characters() {
+        assert_eq!(shortened("größe", 7), "größe");
+        assert_eq!(shortened("größe", 4), "grö…");
+        assert_eq!(shortened("größe", 3), "gr…");
     }
 
     proptest! {

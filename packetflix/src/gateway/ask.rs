@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::node::{Node, Nodes, ShownError};
-use crate::{access::Rights, error::chain, memory};
+use crate::{access::Rights, error::chain, memory, text::shortened};
 
 /// How many nodes are asked at the same time.
 const AT_ONCE: usize = 64;
@@ -33,6 +33,9 @@ const MAX_METRICS_LEN: usize = 32 << 20;
 const SHARE: u64 = 8;
 const MIN_ANSWERS_LEN: usize = 32 << 20;
 const MAX_ANSWERS_LEN: usize = 128 << 20;
+
+/// Most bytes of a sentence of a node's.
+const MAX_SENTENCE_LEN: usize = 1024;
 
 /// So many times what one node may take is the most that all together may.
 const ROUNDS_OF_PATIENCE: u32 = 3;
@@ -53,8 +56,8 @@ pub(crate) enum NodeError {
     Late(Duration),
     #[error("it was not asked, since others took too long")]
     NotAsked,
-    #[error("its answer is no JSON of packetflix")]
-    Unreadable(#[source] serde_json::Error),
+    #[error("its answer is no JSON of packetflix: {0}")]
+    Unreadable(String),
     #[error("its answer has no list of {0}")]
     NoList(&'static str),
     #[error(transparent)]
@@ -110,6 +113,11 @@ fn first_of(failed: &[Failed]) -> String {
 }
 
 impl NodeError {
+    /// Whether the node answers as packetflix does, and refuses: others would, too.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Request(error) if matches!(**error, RequestError::Refused(_) | RequestError::Request(_)))
+    }
+
     /// Whether the node is not reached, or does not answer.
     fn is_of_connection(&self) -> bool {
         match self {
@@ -125,6 +133,18 @@ impl NodeError {
     }
 }
 
+/// A sentence of a node's, which may say what it likes.
+pub(super) fn sentence(text: &str) -> String {
+    shortened(text, MAX_SENTENCE_LEN).into_owned()
+}
+
+impl From<serde_json::Error> for NodeError {
+    fn from(error: serde_json::Error) -> Self {
+        // It may have what is no JSON in it.
+        Self::Unreadable(sentence(&error.to_string()))
+    }
+}
+
 impl From<OpenError> for NodeError {
     fn from(error: OpenError) -> Self {
         match error {
@@ -135,7 +155,10 @@ impl From<OpenError> for NodeError {
 }
 
 impl From<RequestError> for NodeError {
-    fn from(error: RequestError) -> Self {
+    fn from(mut error: RequestError) -> Self {
+        if let RequestError::Refused(refusal) = &mut error {
+            refusal.sentence = sentence(&refusal.sentence);
+        }
         Self::Request(Box::new(error))
     }
 }
@@ -238,10 +261,10 @@ impl Nodes {
         Err(AskError::None(failed.collect()))
     }
 
-    /// Asks one node after the other, until one is reached.
+    /// Asks one node after the other, until one answers as packetflix does.
     ///
     /// # Errors
-    /// When none is, or the one that is refuses.
+    /// When none does, or the one that does refuses.
     pub(super) async fn ask_one_for_json(&self, path: &str) -> Result<Value, AskError> {
         let shown = self.shown(None)?;
         let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
@@ -253,14 +276,14 @@ impl Nodes {
                 match timeout_at(until, http::get_within(&server, path, MAX_ANSWER_LEN)).await {
                     Ok(Ok(body)) => match serde_json::from_slice(&body) {
                         Ok(answer) => return Ok(answer),
-                        Err(error) => NodeError::Unreadable(error),
+                        Err(error) => error.into(),
                     },
                     Ok(Err(error)) => error.into(),
                     Err(_) => NodeError::Late(self.timeout),
                 };
-            let (name, is_of_connection) = (node.name.clone(), why.is_of_connection());
+            let (name, is_refusal) = (node.name.clone(), why.is_refusal());
             let one = Failed { node, name, why };
-            if !is_of_connection || Instant::now() >= deadline {
+            if is_refusal || Instant::now() >= deadline {
                 return Err(AskError::Node(Box::new(one)));
             }
             failed.push(one);
@@ -365,6 +388,28 @@ fn most_of_lists() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sentences_of_nodes_are_cut() {
+        let long = "no ".repeat(100_000);
+        let refused = || {
+            RequestError::Refused(http::Refusal {
+                status: 500,
+                sentence: long.clone(),
+                code: String::new(),
+            })
+        };
+        let unreadable: Result<u8, _> = serde_json::from_value(long.clone().into());
+        for error in [
+            NodeError::from(refused()),
+            OpenError::Request(refused()).into(),
+            unreadable.unwrap_err().into(),
+        ] {
+            let told = chain(&error);
+            assert!(told.contains("no no no") && told.ends_with('…'), "{told}");
+            assert!(told.len() < 2 * MAX_SENTENCE_LEN, "{}", told.len());
+        }
+    }
 
     #[test]
     fn answers_have_a_bound_together() {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Gateway,
-    ask::{AskError, Asked, Failed, NodeError},
+    ask::{AskError, Asked, Failed, NodeError, sentence},
     feed::{Feed, NodeEnd, Note, Said},
     lists,
     node::Node,
@@ -554,10 +554,12 @@ async fn open(
     let (capture, greeting) = opened.map_err(|_| NodeError::Late(patience))?;
     let capture = capture?;
     let clock = greeting.as_ref().ok().and_then(|greeting| greeting.clock);
-    let version = greeting.as_ref().map_or("", |greeting| &greeting.version);
+    let version = greeting
+        .as_ref()
+        .map_or_else(|_| String::new(), |greeting| sentence(&greeting.version));
     let note = Note {
         path: prefix.clone(),
-        comment: about_clock(&node.name, version, clock),
+        comment: about_clock(&node.name, &version, clock),
     };
     let feed = Feed::new(capture, note);
     if let Ok(greeting) = greeting {

@@ -5,7 +5,11 @@ use futures_util::FutureExt as _;
 use packetflix_client::stream::{CaptureStream, Close, Piece, Pulse, StreamError};
 use tokio_util::sync::CancellationToken;
 
-use crate::pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN, NotWritten};
+use super::ask::sentence;
+use crate::{
+    error::chain,
+    pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN, NotWritten},
+};
 
 /// What a node says next.
 #[derive(Debug)]
@@ -148,7 +152,7 @@ impl Feed {
 }
 
 fn broken(error: &StreamError) -> Said {
-    Said::Ended(NodeEnd::Broken(crate::error::chain(error)))
+    Said::Ended(NodeEnd::Broken(sentence(&chain(error))))
 }
 
 impl Check {

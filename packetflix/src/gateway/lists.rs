@@ -14,7 +14,8 @@ use serde::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    ask::{Asked, NodeError},
+    ask::{Asked, NodeError, sentence},
+    elements::{is_engine, is_such},
     node::Node,
     rates::at_gateway,
 };
@@ -38,6 +39,8 @@ pub(super) struct Part {
     elements: Vec<u8>,
     /// What else stands in its answer.
     rest: Map<String, Value>,
+    /// That some of it is left out, if so.
+    left_out: Option<String>,
 }
 
 impl Part {
@@ -47,9 +50,11 @@ impl Part {
     /// When it has none.
     pub(super) fn read(node: &Node, body: &[u8], list: &'static str) -> Result<Self, NodeError> {
         let mut elements = Vec::with_capacity(body.len());
+        let mut others = 0;
         let rest = read(body, list, |element| {
-            let Value::Object(mut members) = element else {
-                return;
+            let mut members = match element {
+                Value::Object(members) if is_such(&element, list) => members,
+                _ => return others += 1,
             };
             members.insert(NODE_NAME.to_owned(), node.name.clone().into());
             if list == TARGETS
@@ -61,7 +66,23 @@ impl Part {
             push(&mut elements, &Value::Object(members));
         })?;
         elements.shrink_to_fit();
-        Ok(Self { elements, rest })
+        Ok(Self {
+            elements,
+            rest,
+            left_out: left_out(others, list),
+        })
+    }
+}
+
+/// What is told where so many elements of a list are no such ones.
+fn left_out(others: usize, list: &str) -> Option<String> {
+    match others {
+        0 => None,
+        1 => Some(format!(
+            "lists 1 {} that is none, and is left out",
+            list.trim_end_matches('s')
+        )),
+        others => Some(format!("lists {others} {list} that are none, and are left out")),
     }
 }
 
@@ -84,9 +105,10 @@ pub(super) fn read(
     };
     let rest = json.deserialize_map(members);
     let rest = rest.and_then(|rest| json.end().map(|()| rest));
-    match rest.map_err(NodeError::Unreadable)? {
-        rest if is_there => Ok(rest),
-        _ => Err(NodeError::NoList(list)),
+    let rest = rest?;
+    match is_there {
+        true => Ok(rest),
+        false => Err(NodeError::NoList(list)),
     }
 }
 
@@ -159,7 +181,11 @@ pub(super) fn targets(asked: Vec<Asked<Part>>, doubt: Option<String>, gateway: &
     let mut scanned_at: Option<f64> = None;
     let nodes = nodes(&asked);
     for Asked { node, answer } in asked {
-        let Part { elements, mut rest } = match answer {
+        let Part {
+            elements,
+            mut rest,
+            left_out,
+        } = match answer {
             Ok(part) => part,
             Err(error) => {
                 gaps.push(not_asked(&node.name, &error));
@@ -167,7 +193,9 @@ pub(super) fn targets(asked: Vec<Asked<Part>>, doubt: Option<String>, gateway: &
             }
         };
         parts.push(elements);
-        engines.extend(list(&mut rest, "engines").into_iter().filter_map(|mut engine| {
+        gaps.extend(left_out.map(|left_out| format!("node {} {left_out}", node.name)));
+        let theirs = list(&mut rest, "engines").into_iter().filter(is_engine);
+        engines.extend(theirs.filter_map(|mut engine| {
             engine
                 .as_object_mut()?
                 .insert(NODE_NAME.to_owned(), node.name.clone().into());
@@ -178,7 +206,7 @@ pub(super) fn targets(asked: Vec<Asked<Part>>, doubt: Option<String>, gateway: &
             sentences
                 .iter()
                 .filter_map(Value::as_str)
-                .map(|gap| format!("node {}: {gap}", node.name)),
+                .map(|gap| format!("node {}: {}", node.name, sentence(gap))),
         );
         // What all of it is at least as new as.
         let at = rest.get("scanned-at").and_then(Value::as_f64);
@@ -251,9 +279,9 @@ fn with_list(members: &Value, list: &str, parts: impl IntoIterator<Item = Vec<u8
     pieces
 }
 
-/// How each node stands: its name, what is known of its clock, and why it has not answered.
-fn nodes<T>(asked: &[Asked<T>]) -> Vec<Value> {
-    let node = |Asked { node, answer }: &Asked<T>| {
+/// How each node stands: its name, what is known of its clock, and why it has not answered, or not all of it is here.
+fn nodes(asked: &[Asked<Part>]) -> Vec<Value> {
+    let node = |Asked { node, answer }: &Asked<Part>| {
         let state = node.state();
         let mut told = Map::new();
         told.insert("name".to_owned(), node.name.clone().into());
@@ -268,8 +296,12 @@ fn nodes<T>(asked: &[Asked<T>]) -> Vec<Value> {
                 seconds(clock.uncertainty as f64).into(),
             );
         }
-        if let Err(error) = answer {
-            told.insert("problem".to_owned(), chain(error).into());
+        let problem = match answer {
+            Ok(part) => part.left_out.as_ref().map(|left_out| format!("it {left_out}")),
+            Err(error) => Some(chain(error)),
+        };
+        if let Some(problem) = problem {
+            told.insert("problem".to_owned(), problem.into());
         }
         Value::Object(told)
     };
@@ -330,6 +362,58 @@ mod tests {
         assert!(read_all(&deep).unwrap_err().contains("recursion limit"));
     }
 
+    fn asked(name: &str, list: &'static str, body: &Value) -> Asked<Part> {
+        let node = Node::new(name.to_owned(), 1, "http://127.0.0.1:1".parse().unwrap());
+        let answer = Part::read(&node, body.to_string().as_bytes(), list);
+        Asked { node, answer }
+    }
+
+    fn read_back(pieces: &[Bytes]) -> Value {
+        serde_json::from_slice(&pieces.concat()).unwrap()
+    }
+
+    #[test]
+    fn elements_that_are_none_are_left_out_and_told() {
+        let target =
+            |name: Value| json!({ "name": name, "type": "docker", "netns": 5, "network-interfaces": [] });
+        let bodies = [
+            json!({ "targets": [target(json!(5)), target(json!("web")), 7], "engines": [7, { "socket": "/s", "workloads": 1 }] }),
+            json!({ "targets": [target(json!("db")), target(Value::Null)] }),
+            json!({ "targets": [target(json!("mail"))] }),
+        ];
+        let nodes = ["one", "two", "three"];
+        let all: Vec<_> = nodes
+            .iter()
+            .zip(&bodies)
+            .map(|(name, body)| asked(name, TARGETS, body))
+            .collect();
+        let list = read_back(&targets(all, None, "here"));
+        let names: Vec<&Value> = list["targets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one["name"])
+            .collect();
+        assert_eq!(names, ["web", "db", "mail"]);
+        assert_eq!(
+            list["gaps"],
+            json!([
+                "node one lists 2 targets that are none, and are left out",
+                "node two lists 1 target that is none, and is left out"
+            ])
+        );
+        assert_eq!(list["engines"].as_array().map(Vec::len), Some(1), "{list}");
+        let problem = "it lists 2 targets that are none, and are left out";
+        assert_eq!(list["nodes"][0]["problem"], problem);
+        assert_eq!(list["nodes"][2]["problem"], Value::Null);
+        // These have no gaps.
+        let one = asked("one", CAPTURES, &json!({ "captures": [{ "id": "1" }] }));
+        let list = read_back(&captures(&[], vec![one]));
+        assert_eq!(list["captures"], json!([]));
+        let problem = "it lists 1 capture that is none, and is left out";
+        assert_eq!(list["nodes"][0]["problem"], problem);
+    }
+
     #[test]
     fn parts_become_one_list() {
         let part = |elements: &str| elements.as_bytes().to_vec();
@@ -339,8 +423,7 @@ mod tests {
             (vec![part("1,2"), part(""), part("3")], json!([1, 2, 3])),
         ] {
             let pieces = with_list(&json!({ "version": 1 }), "targets", parts);
-            let list: Value = serde_json::from_slice(&pieces.concat()).unwrap();
-            assert_eq!(list, json!({ "version": 1, "targets": expected }));
+            assert_eq!(read_back(&pieces), json!({ "version": 1, "targets": expected }));
         }
     }
 }

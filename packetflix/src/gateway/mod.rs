@@ -6,6 +6,7 @@
 mod ask;
 mod capture;
 mod config;
+mod elements;
 mod feed;
 mod lists;
 mod metrics;

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     GatewayConfig,
+    ask::sentence,
     config::{Whereabouts, is_name},
     pods::KnownPods,
 };
@@ -370,7 +371,7 @@ impl List {
 }
 
 impl Node {
-    fn new(name: String, number: u32, address: Address) -> Arc<Self> {
+    pub(super) fn new(name: String, number: u32, address: Address) -> Arc<Self> {
         Arc::new(Self {
             name,
             number,
@@ -393,7 +394,7 @@ impl Node {
         *state = State {
             problem: None,
             is_known: true,
-            version: Some(greeting.version),
+            version: Some(sentence(&greeting.version)),
             clock: greeting.clock,
         };
     }

@@ -14,6 +14,7 @@ use super::{capture::Handshake, code::Code, refusal::Refusal};
 use crate::{
     captures::{Amount, Capture, FoundNames},
     http::{origin::check_origin, site::Site},
+    text::shortened,
 };
 
 /// Version of the answer: raised when a program that reads it would have to be altered.
@@ -232,10 +233,7 @@ impl<'a> FoundTarget<'a> {
 
 /// A word of a client's, or its beginning and an ellipsis.
 fn shown(word: &str) -> Cow<'_, str> {
-    match word.len() {
-        0..=MAX_SHOWN => word.into(),
-        _ => format!("{}…", &word[..word.floor_char_boundary(MAX_SHOWN)]).into(),
-    }
+    shortened(word, MAX_SHOWN)
 }
 
 /// How many of these names are shown.
