@@ -318,7 +318,7 @@ impl Nodes {
         };
         for Asked { node, answer } in asked {
             match answer {
-                Ok(greeting) => node.greeted(greeting),
+                Ok(greeting) => node.greeted(&greeting),
                 Err(error) => node.failed(&chain(&error)),
             }
         }

@@ -563,7 +563,7 @@ async fn open(
     };
     let feed = Feed::new(capture, note);
     if let Ok(greeting) = greeting {
-        node.greeted(greeting);
+        node.greeted(&greeting);
     }
     Ok(Member {
         name: node.name.clone(),

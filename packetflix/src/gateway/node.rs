@@ -386,7 +386,7 @@ impl Node {
     }
 
     /// It has answered.
-    pub(super) fn greeted(&self, greeting: Greeting) {
+    pub(super) fn greeted(&self, greeting: &Greeting) {
         let mut state = self.lock();
         if state.problem.is_some() {
             tracing::info!(node = self.name, "a node answers again");
