@@ -366,14 +366,16 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         // What it has open is closed then.
-        let keeper = self.keeper.map(|pid| format!("/proc/{pid}/ns/net"));
-        let is_gone = || {
-            Ok(keeper
-                .as_ref()
-                .is_none_or(|keeper| !std::path::Path::new(keeper).exists()))
-        };
-        let _ = wait_until(Duration::from_secs(5), is_gone);
+        let _ = wait_until(Duration::from_secs(5), || Ok(self.keeper.is_none_or(has_ended)));
     }
+}
+
+/// Whether all threads of a process have ended, the first of which stays until somebody has asked how. What they had open is closed
+/// by the last.
+fn has_ended(pid: u32) -> bool {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    threads == 0 || (threads == 1 && !process.join("ns/net").exists())
 }
 
 /// The port in the line that tells where the server listens, in either format of the log.
