@@ -347,6 +347,32 @@ pub fn descriptors_of(pid: u32) -> anyhow::Result<BTreeSet<u64>> {
         .collect()
 }
 
+/// Where a process has mapped the pages of eBPF maps, which are those of rings.
+///
+/// # Errors
+/// When it has ended.
+pub fn mapped_rings(pid: u32) -> anyhow::Result<BTreeSet<String>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let of_rings = maps.lines().filter(|line| line.ends_with("anon_inode:bpf-map"));
+    Ok(of_rings
+        .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
+        .collect())
+}
+
+/// The same, once those of what is ready for the next capture are there.
+///
+/// # Errors
+/// When they do not come.
+pub fn mapped_rings_at_rest(pid: u32) -> anyhow::Result<BTreeSet<String>> {
+    let mut seen = BTreeSet::new();
+    wait_until(Duration::from_secs(10), || {
+        let before = std::mem::replace(&mut seen, mapped_rings(pid)?);
+        thread::sleep(Duration::from_millis(300));
+        Ok(!seen.is_empty() && seen == before)
+    })?;
+    Ok(seen)
+}
+
 /// A number of `/proc/PID/status`.
 ///
 /// # Errors

@@ -24,18 +24,9 @@ use packetflix_tests::{
     namespace::Namespace,
     raw::{self, RawSocket},
     recording::Recording,
-    server::{Server, wait_until},
+    server::{Server, mapped_rings, mapped_rings_at_rest, wait_until},
 };
 use socket2::{Domain, Socket, Type};
-
-/// Where a process has mapped the pages of eBPF maps, which are those of rings.
-fn mapped_rings(pid: u32) -> anyhow::Result<BTreeSet<String>> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let of_rings = maps.lines().filter(|line| line.ends_with("anon_inode:bpf-map"));
-    Ok(of_rings
-        .filter_map(|line| Some(line.split_once(' ')?.0.to_owned()))
-        .collect())
-}
 
 /// Longer than links are kept.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -124,13 +115,7 @@ async fn rings_are_mapped_before_a_capture_and_unmapped_when_none_needs_them() -
     let (here, there) = Namespace::pair()?;
     let server = Server::start(&["--ring-size=1MiB"])?;
     let rings = || mapped_rings(server.pid());
-    wait_until(PATIENCE, || Ok(!rings()?.is_empty()))?;
-    wait_until(PATIENCE, || {
-        let seen = rings()?;
-        thread::sleep(Duration::from_millis(300));
-        Ok(seen == rings()?)
-    })?;
-    let first = rings()?;
+    let first = mapped_rings_at_rest(server.pid())?;
     // Two of each ring, and one of them at least.
     ensure!(first.len() >= 2 && first.len().is_multiple_of(2), "{first:?}");
     let url = |number: u8| {

@@ -8,7 +8,7 @@ use packetflix_tests::{
     control_group::ControlGroup,
     namespace::Namespace,
     raw::RawSocket,
-    server::{Server, bound, descriptors_of, program, status_of, wait_until},
+    server::{Server, bound, descriptors_of, mapped_rings_at_rest, program, status_of, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::sleep;
@@ -86,6 +86,7 @@ async fn rings_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
 async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()> {
     let (here, _there) = Namespace::pair()?;
     let server = Server::start(&["--ring-size", "128MiB", "--ring-memory", "1GiB"])?;
+    mapped_rings_at_rest(server.pid())?;
     let before = traces_before(Some(&server), &[&here])?;
     let url = server.url(&format!("netns={}&nif=va", here.inode()?));
     let bound = |bytes: &str| {
@@ -95,6 +96,8 @@ async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()
     // Enough for all but a ring, which takes twice its size: also for what libc reserves for threads.
     let most = (status_of(server.pid(), "VmSize")? << 10) + (192 << 20);
     bound(&most.to_string())?;
+    // Those of the first were mapped before.
+    let first = Recorder::start(&format!("{url}&filter=udp")).await?;
     let (status, sentence) = refusal(&server, &url, &[]).await?;
     ensure!(
         status == 429
@@ -103,6 +106,7 @@ async fn rings_that_the_kernel_refuses_to_map_are_refused() -> anyhow::Result<()
         "{status} {sentence}"
     );
     eprintln!("rings that cannot be mapped: {status} {sentence}");
+    first.finish().await?;
     wait_for_traces(&before, Some(&server), &[&here])?;
     bound("unlimited")?;
     Recorder::start(&url).await?.finish().await?;
