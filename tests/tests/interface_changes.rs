@@ -602,13 +602,13 @@ async fn what_is_gone_is_forgotten_once_all_clients_have_its_statistics() -> any
     for round in 0..rounds {
         // What the allocator keeps for what comes at once is there after some.
         if round == rounds / 4 {
-            before = server.status("VmRSS")?;
+            before = server.status("RssAnon")?;
         }
         come_and_go(&here, &mut clients, 2 * PAIRS, batch, &frame(round))
             .await
             .with_context(|| server.log())?;
     }
-    let grown = server.status("VmRSS")?.saturating_sub(before);
+    let grown = server.status("RssAnon")?.saturating_sub(before);
     let gone = usize::from(rounds - rounds / 4) * 2 * PAIRS;
     eprintln!("{grown} KiB more after {gone} links");
     for client in clients {

@@ -248,7 +248,7 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
             cycle().await?;
         }
         wait_for_traces(&before, Some(&server), &[&here])?;
-        let (descriptors, memory) = (server.descriptors()?, server.status("VmRSS")?);
+        let (descriptors, memory) = (server.descriptors()?, server.status("RssAnon")?);
         for _ in 0..pace::sample(200) {
             cycle().await?;
         }
@@ -261,7 +261,7 @@ async fn two_hundred_captures_leave_everything_where_it_was() -> anyhow::Result<
         wait_until(Duration::from_secs(15), || {
             Ok(server.status("Threads")? <= RESTING_THREADS)
         })?;
-        let grown = server.status("VmRSS")?.saturating_sub(memory);
+        let grown = server.status("RssAnon")?.saturating_sub(memory);
         ensure!(grown < 2048, "{hook}: resident memory grew by {grown} KiB");
     }
     Ok(())

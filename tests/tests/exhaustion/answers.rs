@@ -14,7 +14,7 @@ use packetflix_tests::{
     control_group::ControlGroup,
     namespace::Namespace,
     process::{Sleeper, capture_is_of},
-    server::{Server, program, wait_until},
+    server::{Server, mapped_rings_at_rest, program, wait_until},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
@@ -112,6 +112,7 @@ async fn answers_that_are_long_in_memory_are_taken_within_a_bound() -> anyhow::R
     let flag = format!("--engine-socket={}", socket.display());
     let server = Server::start_by(&mut group.server()?, &[&flag])?;
     let recorder = Recorder::start(&server.url(&format!("netns={}&nif=va", here.inode()?))).await?;
+    mapped_rings_at_rest(server.pid())?;
     let before = server.status("VmRSS")?;
     for _ in 0..4 {
         let (status, details) = server.get("/targets")?;
@@ -170,7 +171,7 @@ fn lists_that_nobody_reads_are_held_once_and_given_up() -> anyhow::Result<()> {
         Ok(of_engine(&details).len() == COUNT)
     })?;
     let len = details.to_string().len();
-    let resident = server.status("VmRSS")?;
+    let resident = server.status("RssAnon")?;
     let mut unread = Vec::new();
     for _ in 0..6 {
         for _ in 0..40 {
@@ -184,12 +185,13 @@ fn lists_that_nobody_reads_are_held_once_and_given_up() -> anyhow::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(1200));
     }
-    let after = server.status("VmRSS")?;
+    let after = server.status("RssAnon")?;
     eprintln!(
         "240 clients that do not read {} KiB each: {resident} KiB, then {after}",
         len >> 10
     );
-    ensure!(after < resident + (64 << 10), "{resident} {after}");
+    // Those under way may have 64 MiB, and what looks meanwhile has some more: each for itself, they would have a gigabyte.
+    ensure!(after < resident + (96 << 10), "{resident} {after}");
     // Whoever reads gets all of it.
     let (status, again) = server.get("/targets")?;
     ensure!(status == 200 && of_engine(&again) == of_engine(&details));
