@@ -43,7 +43,8 @@ const MOST_GROWTH: u64 = 40 << 10;
 
 fn proxy_of(upstream: &Upstream) -> anyhow::Result<Server> {
     let port = upstream.port().to_string();
-    Server::start(&["--proxy-discovery", "--gw-port", &port])
+    // Rings are mapped before there is a capture, and are to be little of what it takes.
+    Server::start(&["--proxy-discovery", "--gw-port", &port, "--ring-size=512KiB"])
 }
 
 #[test]

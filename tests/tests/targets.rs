@@ -29,7 +29,8 @@ fn service(targets: &[Value]) -> anyhow::Result<Upstream> {
 
 /// A server that asks the service.
 fn server_with(service: &Upstream) -> anyhow::Result<Server> {
-    Server::start(&["--gw-port", &service.port().to_string()])
+    // Rings are mapped before there is a capture, and are to be little of what it takes.
+    Server::start(&["--gw-port", &service.port().to_string(), "--ring-size=512KiB"])
 }
 
 fn names(recording: &Recording) -> Vec<&str> {
