@@ -19,7 +19,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::pcapng::{
     EncodedBlock, EncodedPacket, InterfaceDescription, InterfaceStatistics, LinkType, MAX_STATISTICS_LEN,
-    MIN_PACKET_LEN, SNAPLEN,
+    MIN_PACKET_LEN, SEVERAL_LINK_TYPES,
 };
 
 /// Most bytes of a piece, but for a single block that is longer.
@@ -27,10 +27,6 @@ const MAX_PIECE_LEN: usize = 256 * 1024;
 
 /// Most bytes that an option has beside its text: its head, and what fills it up to words.
 const MAX_OPTION_MARGIN: usize = 4 + 3;
-
-/// What is said of an interface whose source has not told its last.
-const UNTOLD: &str =
-    "counted here: whoever captured has not told the last of this interface, and more may be lost";
 
 /// Where the number of its interface stands in a packet's block.
 const INTERFACE_AT: usize = 8;
@@ -43,6 +39,10 @@ pub(crate) struct Timeline {
     heads: BinaryHeap<Reverse<(u64, u64)>>,
     /// Those that have told all that they were given.
     hungry: Vec<u64>,
+    /// Snapshot length of all interfaces, in bytes.
+    snaplen: u32,
+    /// The link type of the first interface, by its number.
+    link_type: Option<u16>,
     /// How many interfaces are described.
     described: u32,
     /// How many of them have no final statistics yet.
@@ -137,14 +137,16 @@ struct Interface {
 }
 
 impl Timeline {
-    /// Begins with a section header. A packet of a time that lies further than `foresight` nanoseconds in the future is from
-    /// before a clock was set back, and waits for nothing.
-    pub(crate) fn begin(section_header: BytesMut, bounds: Bounds, foresight: u64) -> Self {
+    /// Begins with a section header, of interfaces that have all this snapshot length, in bytes. A packet of a time that lies
+    /// further than `foresight` nanoseconds in the future is from before a clock was set back, and waits for nothing.
+    pub(crate) fn begin(section_header: BytesMut, snaplen: u32, bounds: Bounds, foresight: u64) -> Self {
         let len = section_header.len() as u64;
         Self {
             sources: BTreeMap::new(),
             heads: BinaryHeap::new(),
             hungry: Vec::new(),
+            snaplen,
+            link_type: None,
             described: 0,
             open: 0,
             dropped: 0,
@@ -270,13 +272,13 @@ impl Timeline {
         }
     }
 
-    /// Tells something of what is called so, as why it is not captured, as an interface without packets; tells whether there was
-    /// room.
+    /// Tells something of what is called so, as why it is not captured, as an interface without packets, of the section's link
+    /// type; tells whether there was room.
     pub(crate) fn tell(&mut self, name: &str, sentence: &str, now: u64) -> bool {
         let mut blocks = BytesMut::new();
         InterfaceDescription {
             link_type: LinkType::Ethernet,
-            snaplen: SNAPLEN,
+            snaplen: self.snaplen,
             name,
             description: sentence,
             addresses: &[],
@@ -287,17 +289,24 @@ impl Timeline {
             os: "",
         }
         .encode(&mut blocks);
+        let link_type = self.link_type.unwrap_or(LinkType::Ethernet as u16);
+        InterfaceDescription::set_link_type(&mut blocks, link_type);
         InterfaceStatistics {
             interface_id: self.described,
             timestamp: now,
             start: now,
             end: Some(now),
-            ..InterfaceStatistics::default()
+            received: Some(0),
+            accepted: Some(0),
+            delivered: 0,
+            dropped: Some(0),
+            comment: "",
         }
         .encode(&mut blocks);
         if blocks.len() as u64 > self.room() {
             return false;
         }
+        self.link_type = Some(link_type);
         self.described += 1;
         self.write(&blocks);
         true
@@ -393,7 +402,7 @@ impl Timeline {
     ) -> bool {
         let time = of.time_of(packet);
         let Some(interface) = of.interfaces.get_mut(&packet.interface_id) else {
-            // It is described always.
+            // There was no room for its description, and the section ends.
             return true;
         };
         if self.left.packets == 0 {
@@ -443,6 +452,16 @@ impl Timeline {
         if self.is_cut {
             return;
         }
+        let (link_type, snaplen) = InterfaceDescription::link_type_and_snaplen(block);
+        let first = self.link_type.unwrap_or(link_type);
+        let mut annotated = BytesMut::new();
+        let block = match link_type == first || InterfaceDescription::says(block, SEVERAL_LINK_TYPES) {
+            true => block,
+            false => {
+                InterfaceDescription::annotate(block, snaplen, "", SEVERAL_LINK_TYPES, &mut annotated);
+                &annotated
+            }
+        };
         let len = (block.len() + MAX_STATISTICS_LEN) as u64;
         if len > self.room() {
             self.reached = self.reached.or(self.bounds.bytes.map(Bound::Bytes));
@@ -454,6 +473,7 @@ impl Timeline {
             ..Interface::default()
         };
         of.interfaces.insert(local, interface);
+        self.link_type = Some(first);
         self.described += 1;
         self.open += 1;
         self.write(block);
@@ -470,14 +490,17 @@ impl Timeline {
             return;
         };
         let is_final = said.end.is_some();
-        interface.dropped = said.dropped.saturating_sub(interface.cut_dropped);
+        let dropped = said
+            .dropped
+            .map(|count| count.saturating_sub(interface.cut_dropped));
+        interface.dropped = dropped.unwrap_or(interface.dropped);
         let cut = interface.cut.saturating_add(interface.cut_dropped);
         let now = InterfaceStatistics {
             interface_id: interface.id,
-            received: said.received.saturating_sub(cut),
-            accepted: said.accepted.saturating_sub(cut),
+            received: said.received.map(|count| count.saturating_sub(cut)),
+            accepted: said.accepted.map(|count| count.saturating_sub(cut)),
             delivered: said.delivered.saturating_sub(interface.cut),
-            dropped: interface.dropped,
+            dropped,
             ..said
         };
         let late = interface.late;
@@ -502,7 +525,7 @@ impl Timeline {
         self.write(&block);
     }
 
-    /// Gives the interfaces of a source that has ended without them their final statistics.
+    /// Gives the interfaces of a source that has ended without them final statistics, which have what is known.
     fn close(&mut self, source: u64, now: u64) {
         let Some(of) = self.sources.remove(&source) else {
             return;
@@ -513,20 +536,21 @@ impl Timeline {
                 since,
                 delivered,
                 dropped,
+                late,
                 ..
             } = *interface;
-            let has_place = self.room() >= (UNTOLD.len() + MAX_OPTION_MARGIN) as u64;
-            let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN + UNTOLD.len() + MAX_OPTION_MARGIN);
+            let untold = untold(dropped);
+            let comment = about_late(late, &untold);
+            let has_place = self.room() >= (comment.len() + MAX_OPTION_MARGIN) as u64;
+            let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN + comment.len() + MAX_OPTION_MARGIN);
             InterfaceStatistics {
                 interface_id: id,
                 timestamp: now,
                 start: since,
                 end: Some(now),
-                received: delivered.saturating_add(dropped),
-                accepted: delivered.saturating_add(dropped),
                 delivered,
-                dropped,
-                comment: if has_place { UNTOLD } else { "" },
+                comment: if has_place { &comment } else { "" },
+                ..InterfaceStatistics::default()
             }
             .encode(&mut block);
             self.open -= 1;
@@ -534,6 +558,17 @@ impl Timeline {
             self.write(&block);
         }
     }
+}
+
+/// What the final statistics of an interface say whose source has not told its last: so many packets are known to be lost.
+fn untold(dropped: u64) -> String {
+    let least = match dropped {
+        0 => String::new(),
+        dropped => format!(", {dropped} at least"),
+    };
+    format!(
+        "how many packets were lost is not known{least}: whoever captured has not told the last of this interface"
+    )
 }
 
 /// What the final statistics of an interface say, of which so many packets came late, beside what its source says.
@@ -577,7 +612,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception};
+    use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception, SNAPLEN};
 
     /// Times of packets are multiples of this, in nanoseconds, and before this one.
     const STEP: u64 = 10_000_000;
@@ -586,6 +621,9 @@ mod tests {
 
     /// What a source tells: packets with their times, each of one of its two interfaces, and how many were lost before.
     type Told = Vec<(u64, u32, u32)>;
+
+    /// Packets received, accepted, delivered and dropped.
+    type Counts = (Option<u64>, Option<u64>, u64, Option<u64>);
 
     fn packet(time: u64, interface: u32, lost: u32, source: u8) -> BytesMut {
         let mut block = BytesMut::new();
@@ -631,10 +669,10 @@ mod tests {
             timestamp: 7,
             start: 1,
             end,
-            received: delivered + dropped + 3,
-            accepted: delivered + dropped,
+            received: Some(delivered + dropped + 3),
+            accepted: Some(delivered + dropped),
             delivered,
-            dropped,
+            dropped: Some(dropped),
             comment: "",
         }
         .encode(&mut block);
@@ -669,7 +707,7 @@ mod tests {
         interfaces: u32,
         packets: Vec<(u64, u32, u8)>,
         lost: BTreeMap<u32, u64>,
-        last: BTreeMap<u32, (u64, u64, u64, u64)>,
+        last: BTreeMap<u32, Counts>,
         len: usize,
     }
 
@@ -721,7 +759,7 @@ mod tests {
 
     /// Gives all that sources tell to a timeline, in steps of time; what was captured until a step is given before it.
     fn run(sources: &[(Told, usize)], bounds: Bounds, tells_end: bool, step: u64) -> (Read, Option<Bound>) {
-        let mut timeline = Timeline::begin(BytesMut::new(), bounds, SECOND);
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, bounds, SECOND);
         let mut queues: Vec<VecDeque<Bytes>> = Vec::new();
         for (source, (told, each)) in sources.iter().enumerate() {
             timeline.add(source as u64, 0);
@@ -766,7 +804,7 @@ mod tests {
             .position(|bytes| bytes == u64::from(LOST).to_le_bytes());
         let at = at.unwrap();
         block[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, Bounds::default(), SECOND);
         timeline.add(1, 0);
         let blocks = [
             &description("eth0")[..],
@@ -790,13 +828,13 @@ mod tests {
                 if let EncodedBlock::Statistics(_) = block {
                     last.extend(
                         InterfaceStatistics::decode(&rest[..block.len()])
-                            .map(|said| (said.delivered, said.dropped, said.comment == UNTOLD)),
+                            .map(|said| (said.delivered, said.dropped, said.comment.to_owned())),
                     );
                 }
                 rest = &rest[block.len()..];
             }
         }
-        assert_eq!(last, [(2, u64::MAX, true), (1, 5, true)]);
+        assert_eq!(last, [(2, None, untold(u64::MAX)), (1, None, untold(5))]);
         assert_eq!(timeline.dropped(), u64::MAX);
     }
 
@@ -821,9 +859,12 @@ mod tests {
             }
             for (interface, (received, accepted, delivered, dropped)) in &read.last {
                 prop_assert_eq!(*delivered, read.delivered(*interface));
-                prop_assert_eq!(*dropped, read.lost.get(interface).copied().unwrap_or_default());
-                prop_assert_eq!(*accepted, delivered + dropped);
-                prop_assert_eq!(*received, accepted + if tells_end { 3 } else { 0 });
+                let lost = read.lost.get(interface).copied().unwrap_or_default();
+                // What a source has not told is not made up.
+                let counts = tells_end.then_some((delivered + lost + 3, delivered + lost, lost));
+                prop_assert_eq!(counts.map(|(count, ..)| count), *received);
+                prop_assert_eq!(counts.map(|(_, count, _)| count), *accepted);
+                prop_assert_eq!(counts.map(|(.., count)| count), *dropped);
             }
         }
 
@@ -845,15 +886,16 @@ mod tests {
             prop_assert_eq!(read.last.len(), read.interfaces as usize);
             for (interface, (_, accepted, delivered, dropped)) in &read.last {
                 prop_assert_eq!(*delivered, read.delivered(*interface));
-                prop_assert_eq!(*dropped, read.lost.get(interface).copied().unwrap_or_default());
-                prop_assert_eq!(*accepted, delivered + dropped);
+                let lost = read.lost.get(interface).copied().unwrap_or_default();
+                prop_assert_eq!(*dropped, tells_end.then_some(lost));
+                prop_assert_eq!(*accepted, tells_end.then_some(delivered + lost));
             }
         }
     }
 
     #[test]
     fn what_is_not_told_any_more_holds_nothing_up() {
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, Bounds::default(), SECOND);
         for source in 0..2 {
             timeline.add(source, 0);
             let told = vec![(10 + source, 0, 0), (20 + source, 1, 0)];
@@ -889,7 +931,7 @@ mod tests {
 
     #[test]
     fn packets_that_come_late_are_told_at_the_end_of_their_interface() {
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, Bounds::default(), SECOND);
         // Nothing is late behind what a clock said before it was set back.
         for (source, times) in [
             (0, vec![10, 20, NOW + 2 * SECOND]),
@@ -932,9 +974,60 @@ mod tests {
         );
     }
 
+    /// Link types and snapshot lengths of the interfaces of a section, each with whether it says that there are several.
+    fn described(timeline: &mut Timeline) -> Vec<(u16, u32, bool)> {
+        let mut described = Vec::new();
+        while let Some(piece) = timeline.take() {
+            let mut rest = &piece.blocks[..];
+            while let Some(block) = EncodedBlock::first(rest) {
+                let len = block.len();
+                if let EncodedBlock::Interface(block) = block {
+                    let (link_type, snaplen) = InterfaceDescription::link_type_and_snaplen(block);
+                    described.push((
+                        link_type,
+                        snaplen,
+                        InterfaceDescription::says(block, SEVERAL_LINK_TYPES),
+                    ));
+                }
+                rest = &rest[len..];
+            }
+        }
+        described
+    }
+
+    #[test]
+    fn interfaces_differ_as_little_as_readers_on_libpcap_want_and_say_where_they_do() {
+        const ETHERNET: u16 = LinkType::Ethernet as u16;
+        const RAW: u16 = LinkType::Raw as u16;
+        let of_type = |link_type| {
+            let (mut given, mut block) = (description("eth0"), BytesMut::new());
+            InterfaceDescription::set_link_type(&mut given, link_type);
+            InterfaceDescription::annotate(&given, 96, "", "", &mut block);
+            Bytes::from(block)
+        };
+        let begin = || Timeline::begin(BytesMut::new(), 96, Bounds::default(), SECOND);
+        let mut timeline = begin();
+        for (source, link_type) in [(0, RAW), (1, RAW), (2, ETHERNET)] {
+            timeline.add(source, 0);
+            timeline.give(source, of_type(link_type), NOW);
+            timeline.tell("n1", "it lags", NOW);
+        }
+        let told = (RAW, 96, false);
+        assert_eq!(
+            described(&mut timeline),
+            [told, told, told, told, (ETHERNET, 96, true), told]
+        );
+        // Nobody knows yet.
+        let mut timeline = begin();
+        timeline.add(0, 0);
+        timeline.tell("n1", "it is gone", NOW);
+        timeline.give(0, of_type(RAW), NOW);
+        assert_eq!(described(&mut timeline), [(ETHERNET, 96, false), (RAW, 96, true)]);
+    }
+
     #[test]
     fn sentence_is_an_interface_without_packets() {
-        let mut timeline = Timeline::begin(BytesMut::new(), Bounds::default(), SECOND);
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, Bounds::default(), SECOND);
         assert!(timeline.tell("web", "not captured: too many", 5));
         let mut read = Read::default();
         read.read(&timeline.take().unwrap());
@@ -943,6 +1036,6 @@ mod tests {
             bytes: Some(50),
             ..Bounds::default()
         };
-        assert!(!Timeline::begin(BytesMut::new(), bounds, SECOND).tell("web", "not captured", 5));
+        assert!(!Timeline::begin(BytesMut::new(), SNAPLEN, bounds, SECOND).tell("web", "not captured", 5));
     }
 }

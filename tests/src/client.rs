@@ -420,7 +420,7 @@ impl Recorder {
             recording
                 .statistics
                 .iter()
-                .all(|statistics| statistics.has_received),
+                .all(|one| one.has_received || recording.untold.contains_key(&one.interface)),
             "statistics without isb_ifrecv"
         );
         Ok(recording)

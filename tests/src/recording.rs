@@ -25,6 +25,8 @@ pub struct Recording {
     pub packets: Vec<Packet>,
     /// In the order of the stream.
     pub statistics: Vec<Statistics>,
+    /// What is said of interfaces whose statistics have no losses, by their numbers.
+    pub untold: BTreeMap<usize, String>,
     /// In the order of the stream.
     pub names: Vec<Name>,
 }
@@ -167,8 +169,27 @@ impl Recording {
     /// The final statistics of the first interface of that name.
     ///
     /// # Errors
-    /// When there are none.
+    /// When there are none, or they do not tell what was lost.
     pub fn final_statistics(&self, name: &str) -> anyhow::Result<Statistics> {
+        let last = self.last_of(name)?;
+        let untold = self.untold.get(&last.interface);
+        ensure!(untold.is_none(), "{name}: {untold:?}");
+        Ok(last)
+    }
+
+    /// How many packets of the first interface of that name are there, and what is said of those that were lost, of which the
+    /// final statistics do not tell.
+    ///
+    /// # Errors
+    /// When there are none, or they tell.
+    pub fn untold_statistics(&self, name: &str) -> anyhow::Result<(u64, &str)> {
+        let last = self.last_of(name)?;
+        let untold = self.untold.get(&last.interface);
+        let said = untold.with_context(|| format!("{name}: {last:?}"))?;
+        Ok((last.delivered, said))
+    }
+
+    fn last_of(&self, name: &str) -> anyhow::Result<Statistics> {
         let id = self
             .interfaces
             .iter()
@@ -189,7 +210,8 @@ impl Recording {
         }
         for statistics in &self.statistics {
             ensure!(
-                statistics.accepted == statistics.delivered + statistics.dropped,
+                self.untold.contains_key(&statistics.interface)
+                    || statistics.accepted == statistics.delivered + statistics.dropped,
                 "{statistics:?}"
             );
             ensure!(statistics.received >= statistics.accepted, "{statistics:?}");
@@ -290,6 +312,9 @@ impl Reader {
             Block::InterfaceStatistics(block) => {
                 let before = self.counts.get(&(block.interface_id as usize));
                 let statistics = statistics(&block, before.copied().unwrap_or_default())?;
+                if let Some(said) = untold(&block)? {
+                    recording.untold.insert(statistics.interface, said);
+                }
                 recording.statistics.push(statistics);
             }
             Block::NameResolution(block) => {
@@ -343,6 +368,27 @@ fn statistics(block: &InterfaceStatisticsBlock, packets_before: u64) -> anyhow::
     statistics.has_received = received.is_some();
     statistics.received = received.unwrap_or(statistics.accepted);
     Ok(statistics)
+}
+
+/// What is said of an interface where its statistics have no losses: then they have nothing that is reckoned with these.
+fn untold(block: &InterfaceStatisticsBlock) -> anyhow::Result<Option<String>> {
+    let is_loss =
+        |option: &InterfaceStatisticsOption| matches!(option, InterfaceStatisticsOption::IsbIfDrop(_));
+    if block.options.iter().any(is_loss) {
+        return Ok(None);
+    }
+    let mut said = None;
+    for option in &block.options {
+        match option {
+            InterfaceStatisticsOption::IsbIfRecv(n) | InterfaceStatisticsOption::IsbFilterAccept(n) => {
+                bail!("{n} packets without those that were lost")
+            }
+            InterfaceStatisticsOption::Comment(comment) => said = Some(comment.to_string()),
+            _ => {}
+        }
+    }
+    said.map(Some)
+        .context("statistics without losses, and without a reason")
 }
 
 fn check_block_lengths(stream: &[u8], mut first: bool) -> anyhow::Result<()> {

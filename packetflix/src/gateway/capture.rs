@@ -108,6 +108,8 @@ struct Order {
     path: String,
     /// What stands before the names of its interfaces.
     prefix: String,
+    /// Snapshot length in bytes.
+    snaplen: u32,
 }
 
 /// Has nodes join a stream that come, or come back, while it runs.
@@ -116,6 +118,7 @@ pub(super) struct Joining {
     nodes: NodeChoice,
     /// What each is asked for.
     path: String,
+    snaplen: u32,
     bounds: Bounds,
     /// What the client may do, where that is with some targets only.
     rights: Option<Rights>,
@@ -231,12 +234,14 @@ impl Gateway {
         );
         let info = StreamInfo {
             section_header,
+            snaplen: request.snaplen,
             limits,
             is_of_one,
             joining: coming.map(|(nodes, path)| Joining {
                 gateway: Arc::clone(self),
                 nodes,
                 path,
+                snaplen: request.snaplen,
                 bounds,
                 rights: caller.bounds().cloned(),
             }),
@@ -304,6 +309,7 @@ impl Gateway {
                         node,
                         path,
                         prefix: String::new(),
+                        snaplen: request.snaplen,
                     }],
                     told: Vec::new(),
                     is_of_one: true,
@@ -373,7 +379,12 @@ impl Gateway {
                     if is_there || may_come {
                         let path = request::path_of_words(request, words, follow, names);
                         let prefix = format!("{}/", node.name);
-                        orders.push(Order { node, path, prefix });
+                        orders.push(Order {
+                            node,
+                            path,
+                            prefix,
+                            snaplen: request.snaplen,
+                        });
                     }
                 }
                 Err(error) => {
@@ -428,6 +439,7 @@ impl Gateway {
                 [only] => format!("{}/{}/", node.name, shortened(&only.full_name(), MAX_PREFIX_LEN)),
                 _ => format!("{}/", node.name),
             },
+            snaplen: request.snaplen,
             node,
         });
         let name = names.join(" ");
@@ -546,7 +558,12 @@ fn shortened(text: &str, len: usize) -> &str {
 async fn open(
     patience: Duration,
     server: &Server,
-    Order { node, path, prefix }: &Order,
+    Order {
+        node,
+        path,
+        prefix,
+        snaplen,
+    }: &Order,
     bounds: &Bounds,
 ) -> Result<Member, NodeError> {
     let opening = async { tokio::join!(CaptureStream::open_at(server, path, bounds), http::greet(server)) };
@@ -560,6 +577,7 @@ async fn open(
     let note = Note {
         path: prefix.clone(),
         comment: about_clock(&node.name, &version, clock),
+        snaplen: *snaplen,
     };
     let feed = Feed::new(capture, note);
     if let Ok(greeting) = greeting {
@@ -592,6 +610,7 @@ impl Joining {
         let order = Order {
             path: self.path.clone(),
             prefix: format!("{name}/"),
+            snaplen: self.snaplen,
             node,
         };
         Box::pin(async move {

@@ -1,5 +1,7 @@
 //! The stream of one node: whole blocks, checked, with what is said of its interfaces.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use packetflix_client::stream::{CaptureStream, Close, Piece, Pulse, StreamError};
@@ -8,8 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::ask::sentence;
 use crate::{
     error::chain,
-    pcapng::{EncodedBlock, InterfaceDescription, MAX_BLOCK_LEN, NotWritten},
+    pcapng::{EncodedBlock, InterfaceDescription, InterfaceStatistics, MAX_BLOCK_LEN, NotWritten},
 };
+
+/// Most interfaces that a node may have at the same time, and in all. Each takes memory until its final statistics have come.
+const MAX_OPEN: usize = 1 << 16;
+const MAX_DESCRIBED: u32 = 1 << 20;
 
 /// What a node says next.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(super) struct Note {
     pub(super) path: String,
     /// What else there is to say.
     pub(super) comment: String,
+    /// Snapshot length of all interfaces of the stream, in bytes.
+    pub(super) snaplen: u32,
 }
 
 /// The stream of a node.
@@ -47,6 +55,13 @@ pub(super) struct Feed {
     is_stopped: bool,
 }
 
+/// How many interfaces are described, and how many of them have not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct InterfaceCount {
+    pub(super) described: u64,
+    pub(super) open: u64,
+}
+
 /// What has been checked of a stream.
 #[derive(Debug, Default)]
 struct Check {
@@ -56,6 +71,8 @@ struct Check {
     has_begun: bool,
     /// How many interfaces are described.
     described: u32,
+    /// Those without final statistics.
+    open: BTreeSet<u32>,
 }
 
 /// What no packetflix sends.
@@ -71,8 +88,16 @@ enum Malformed {
     Section,
     #[error("it sends packets or statistics of an interface that it has not described")]
     Interface,
+    #[error("it sends packets or statistics of an interface behind that interface's final statistics")]
+    Over,
     #[error("it sends packets with other times than nanoseconds")]
     Resolution,
+    #[error("it sends more bytes of a packet than were asked for")]
+    Snaplen,
+    #[error("it describes more than {MAX_OPEN} interfaces that have not ended")]
+    Open,
+    #[error("it has described more than {MAX_DESCRIBED} interfaces")]
+    Described,
 }
 
 impl From<NotWritten> for Malformed {
@@ -100,6 +125,14 @@ impl Feed {
     /// Whether the node still answers, to be asked beside it.
     pub(super) fn pulse(&self) -> Pulse {
         self.capture.pulse()
+    }
+
+    /// How many interfaces it has.
+    pub(super) fn interfaces(&self) -> InterfaceCount {
+        InterfaceCount {
+            described: self.check.described.into(),
+            open: self.check.open.len() as u64,
+        }
     }
 
     /// What people are told of the capture.
@@ -151,6 +184,20 @@ impl Feed {
     }
 }
 
+impl Note {
+    /// Appends the description of an interface with what is said of it. It has the snapshot length of the stream, since readers on
+    /// libpcap refuse a section whose interfaces differ.
+    fn put(&self, description: &[u8], out: &mut BytesMut) {
+        let (_, snaplen) = InterfaceDescription::link_type_and_snaplen(description);
+        let shorter = match snaplen < self.snaplen {
+            true => format!("; of its packets there are the first {snaplen} bytes at most"),
+            false => String::new(),
+        };
+        let comment = format!("{}{shorter}", self.comment);
+        InterfaceDescription::annotate(description, self.snaplen, &self.path, &comment, out);
+    }
+}
+
 fn broken(error: &StreamError) -> Said {
     Said::Ended(NodeEnd::Broken(sentence(&chain(error))))
 }
@@ -193,20 +240,39 @@ impl Check {
                 if !InterfaceDescription::counts_nanoseconds(block) {
                     return Err(Malformed::Resolution);
                 }
+                self.open.insert(self.described);
                 self.described += 1;
-                Ok(true)
-            }
-            EncodedBlock::Packet(packet) if packet.interface_id >= self.described => {
-                Err(Malformed::Interface)
-            }
-            EncodedBlock::Statistics(block) => {
-                let number = block.get(8..12).and_then(|id| id.try_into().ok());
-                match number.map(u32::from_le_bytes) {
-                    Some(id) if id < self.described => Ok(false),
-                    _ => Err(Malformed::Interface),
+                match () {
+                    () if self.open.len() > MAX_OPEN => Err(Malformed::Open),
+                    () if self.described > MAX_DESCRIBED => Err(Malformed::Described),
+                    () => Ok(true),
                 }
             }
+            EncodedBlock::Packet(packet) => {
+                self.check_interface(packet.interface_id)?;
+                match packet.captured_len > self.note.snaplen {
+                    true => Err(Malformed::Snaplen),
+                    false => Ok(false),
+                }
+            }
+            EncodedBlock::Statistics(block) => {
+                let said = InterfaceStatistics::decode(block).ok_or(Malformed::Block)?;
+                self.check_interface(said.interface_id)?;
+                if said.end.is_some() {
+                    self.open.remove(&said.interface_id);
+                }
+                Ok(false)
+            }
             _ => Ok(false),
+        }
+    }
+
+    /// Whether there may be something of an interface.
+    fn check_interface(&self, id: u32) -> Result<(), Malformed> {
+        match self.open.contains(&id) {
+            true => Ok(()),
+            false if id < self.described => Err(Malformed::Over),
+            false => Err(Malformed::Interface),
         }
     }
 
@@ -217,12 +283,7 @@ impl Check {
             let (block, rest) = (block.len(), blocks);
             let this = &rest[..block];
             match EncodedBlock::first(this) {
-                Some(EncodedBlock::Interface(description)) => InterfaceDescription::annotate(
-                    description,
-                    &self.note.path,
-                    &self.note.comment,
-                    &mut noted,
-                ),
+                Some(EncodedBlock::Interface(description)) => self.note.put(description, &mut noted),
                 _ => noted.extend_from_slice(this),
             }
             blocks = &rest[block..];
@@ -250,8 +311,8 @@ mod tests {
 
     use super::*;
     use crate::pcapng::{
-        CaptureComment, EnhancedPacket, InterfaceStatistics, LinkType, Offloads, PacketDirection, Reception,
-        SNAPLEN, SectionHeader,
+        CaptureComment, EnhancedPacket, LinkType, Offloads, PacketDirection, Reception, SNAPLEN,
+        SectionHeader,
     };
 
     fn stream() -> BytesMut {
@@ -306,6 +367,7 @@ mod tests {
             note: Note {
                 path: "n1/".to_owned(),
                 comment: "its clock".to_owned(),
+                snaplen: SNAPLEN,
             },
             ..Check::default()
         }
@@ -359,6 +421,107 @@ mod tests {
         ] {
             assert_eq!(taken(&mut check(), &pieces), Err(error));
         }
+    }
+
+    /// Statistics of an interface, which are its last where it is to end.
+    fn statistics(interface_id: u32, is_last: bool) -> BytesMut {
+        let mut out = BytesMut::new();
+        InterfaceStatistics {
+            interface_id,
+            end: is_last.then_some(9),
+            ..InterfaceStatistics::default()
+        }
+        .encode(&mut out);
+        out
+    }
+
+    #[test]
+    fn nothing_of_an_interface_comes_behind_its_end() {
+        let stream = stream();
+        let header = EncodedBlock::first(&stream).unwrap().len();
+        let description = EncodedBlock::first(&stream[header..]).unwrap().len();
+        let packet = &stream[header + description..stream.len() - statistics(0, false).len()];
+        let end = statistics(0, true);
+        for (more, expected) in [
+            (&[packet, packet, &end][..], Ok(())),
+            (&[&end, packet], Err(Malformed::Over)),
+            (&[&end, &end], Err(Malformed::Over)),
+            (&[&end, &statistics(0, false)], Err(Malformed::Over)),
+            (&[&end, &stream[header..header + description]], Ok(())),
+        ] {
+            let pieces = [&[&stream[..]], more].concat();
+            assert_eq!(taken(&mut check(), &pieces).map(drop), expected);
+        }
+        assert_eq!(
+            Malformed::Over.to_string(),
+            "it sends packets or statistics of an interface behind that interface's final statistics"
+        );
+    }
+
+    #[test]
+    fn all_interfaces_have_the_snapshot_length_that_was_asked_for() {
+        let description_with = |snaplen| {
+            let mut block = stream()[..].to_vec();
+            let at = EncodedBlock::first(&block).unwrap().len() + 12;
+            block[at..at + 4].copy_from_slice(&u32::to_le_bytes(snaplen));
+            block
+        };
+        for (told, asked, expected) in [
+            (SNAPLEN, SNAPLEN, "its clock\0"),
+            (
+                65_535,
+                SNAPLEN,
+                "its clock; of its packets there are the first 65535 bytes at most\0",
+            ),
+            (SNAPLEN, 96, "its clock\0"),
+        ] {
+            let mut check = check();
+            check.note.snaplen = asked;
+            let blocks = taken(&mut check, &[&description_with(told)]).unwrap();
+            let header = EncodedBlock::first(&blocks).unwrap().len();
+            let Some(EncodedBlock::Interface(block)) = EncodedBlock::first(&blocks[header..]) else {
+                panic!("a description");
+            };
+            assert_eq!(
+                InterfaceDescription::link_type_and_snaplen(block),
+                (LinkType::Ethernet as u16, asked)
+            );
+            assert!(String::from_utf8_lossy(block).contains(expected), "{block:?}");
+        }
+        let mut check = check();
+        check.note.snaplen = 20;
+        assert_eq!(taken(&mut check, &[&stream()]), Err(Malformed::Snaplen));
+        assert_eq!(
+            Malformed::Snaplen.to_string(),
+            "it sends more bytes of a packet than were asked for"
+        );
+    }
+
+    #[test]
+    fn interfaces_of_a_node_have_bounds() {
+        let stream = stream();
+        let header = EncodedBlock::first(&stream).unwrap().len();
+        let description = EncodedBlock::first(&stream[header..]).unwrap().len();
+        let description = Bytes::copy_from_slice(&stream[header..header + description]);
+        let mut check = check();
+        taken(&mut check, &[&stream[..header]]).unwrap();
+        for _ in 0..MAX_OPEN {
+            check.take(description.clone()).unwrap();
+        }
+        assert_eq!(check.take(description.clone()), Err(Malformed::Open));
+        check.open.clear();
+        check.described = MAX_DESCRIBED - 1;
+        assert!(check.take(description.clone()).is_ok());
+        assert!(check.take(statistics(MAX_DESCRIBED - 1, true).freeze()).is_ok());
+        assert!(check.open.is_empty());
+        assert_eq!(check.take(description), Err(Malformed::Described));
+        assert_eq!(
+            [Malformed::Open, Malformed::Described].map(|error| error.to_string()),
+            [
+                "it describes more than 65536 interfaces that have not ended",
+                "it has described more than 1048576 interfaces"
+            ]
+        );
     }
 
     /// Beginning and end of a stream, with a block of this type between them.

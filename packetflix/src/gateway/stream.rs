@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     capture::Joining,
-    feed::{Feed, NodeEnd, Said},
+    feed::{Feed, InterfaceCount, NodeEnd, Said},
     window::{self, Window},
 };
 use crate::{
@@ -53,6 +53,10 @@ const MAX_ABSENCE: Duration = Duration::from_secs(60);
 /// How many captures are begun at the same time, while the stream runs.
 const MAX_OPENING: usize = 16;
 
+/// Most interfaces that all nodes may have at the same time, and in all.
+const MAX_OPEN: u64 = 1 << 19;
+const MAX_DESCRIBED: u64 = 1 << 24;
+
 /// Most sentences in a stream on its nodes.
 const MAX_SENTENCES: usize = 1024;
 
@@ -79,6 +83,8 @@ pub(crate) struct GatewayStream {
     look: tokio::time::Interval,
     passed_on: Instant,
     sentences: usize,
+    /// Those of all nodes.
+    interfaces: InterfaceCount,
     /// Whether there is one node, whose stream this is.
     is_of_one: bool,
     last: Option<(String, NodeEnd)>,
@@ -102,6 +108,7 @@ struct Source {
     /// Since when it is waited for; `None` while it has something to be passed on.
     awaited: Option<Instant>,
     feed: Option<Box<Feed>>,
+    interfaces: InterfaceCount,
     /// By how much its clock is ahead, in nanoseconds.
     ahead: i64,
     is_late: bool,
@@ -143,6 +150,8 @@ pub(super) struct Member {
 /// What a stream is, beside its nodes.
 pub(super) struct StreamInfo {
     pub(super) section_header: BytesMut,
+    /// Snapshot length in bytes.
+    pub(super) snaplen: u32,
     pub(super) limits: Limits,
     pub(super) is_of_one: bool,
     pub(super) joining: Option<Joining>,
@@ -178,7 +187,7 @@ impl GatewayStream {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stream = Self {
-            timeline: Timeline::begin(info.section_header, bounds, FORESIGHT),
+            timeline: Timeline::begin(info.section_header, info.snaplen, bounds, FORESIGHT),
             nodes: BTreeMap::new(),
             steps: FuturesUnordered::new(),
             pings: FuturesUnordered::new(),
@@ -190,6 +199,7 @@ impl GatewayStream {
             look,
             passed_on: now,
             sentences: 0,
+            interfaces: InterfaceCount::default(),
             is_of_one: info.is_of_one,
             last: None,
             totals: Totals::default(),
@@ -218,6 +228,7 @@ impl GatewayStream {
             pulse: member.feed.pulse(),
             awaited: None,
             feed: Some(Box::new(member.feed)),
+            interfaces: InterfaceCount::default(),
             ahead,
             is_late: false,
             is_silent: false,
@@ -380,7 +391,13 @@ impl GatewayStream {
             return;
         };
         source.awaited = None;
+        let interfaces = feed.interfaces();
+        let before = std::mem::replace(&mut source.interfaces, interfaces);
         source.feed = Some(feed);
+        let said = match self.interfaces.follow(before, interfaces) {
+            Ok(()) => said,
+            Err(why) => Said::Ended(NodeEnd::Broken(why)),
+        };
         match said {
             Said::Blocks { blocks, is_new } => {
                 let now = now();
@@ -430,9 +447,11 @@ impl GatewayStream {
         let Some(source) = self.nodes.remove(&id) else {
             return;
         };
+        self.interfaces.open -= source.interfaces.open;
         let (_, reason) = told(&end);
         tracing::info!(node = source.name, reason, "the capture of a node has ended");
-        let is_expected = self.deadline.is_some() || self.is_of_one;
+        let is_closed = matches!(end, NodeEnd::Closed(_));
+        let is_expected = self.is_of_one || (self.deadline.is_some() && is_closed);
         if !is_expected && !matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL) {
             let sentence = format!("node {}: {reason}", source.name);
             self.tell(&source.name, &sentence);
@@ -547,6 +566,26 @@ impl GatewayStream {
             }
             (None, _) => Ended::Stopped,
         }
+    }
+}
+
+impl InterfaceCount {
+    /// Takes in what a node has now that had this before.
+    ///
+    /// # Errors
+    /// When it has more than before, and all nodes have too many.
+    fn follow(&mut self, before: Self, now: Self) -> Result<(), String> {
+        self.described += now.described - before.described;
+        self.open = self.open + now.open - before.open;
+        let (most, which) = match () {
+            () if now.described == before.described => return Ok(()),
+            () if self.open > MAX_OPEN => (MAX_OPEN, "that have not ended"),
+            () if self.described > MAX_DESCRIBED => (MAX_DESCRIBED, "in all"),
+            () => return Ok(()),
+        };
+        Err(format!(
+            "it describes interfaces, of which the nodes of the stream have more than {most} {which}"
+        ))
     }
 }
 
@@ -673,6 +712,30 @@ mod tests {
         ] {
             assert_eq!(significant(ClockReading { ahead, uncertainty }), expected);
         }
+    }
+
+    #[test]
+    fn interfaces_of_all_nodes_have_bounds() {
+        let has = |described, open| InterfaceCount { described, open };
+        let most = MAX_OPEN / 2;
+        let mut all = InterfaceCount::default();
+        assert_eq!(all.follow(has(0, 0), has(most, most)), Ok(()));
+        assert_eq!(all.follow(has(0, 0), has(most, most)), Ok(()));
+        let told = all.follow(has(most, most), has(most + 1, most + 1)).unwrap_err();
+        assert_eq!(
+            told,
+            "it describes interfaces, of which the nodes of the stream have more than 524288 that have not ended"
+        );
+        // The others go on.
+        assert_eq!(all.follow(has(most, most), has(most, most - 1)), Ok(()));
+        assert_eq!(all, has(MAX_OPEN + 1, MAX_OPEN));
+        let told = all
+            .follow(has(most, most - 1), has(MAX_DESCRIBED, 0))
+            .unwrap_err();
+        assert_eq!(
+            told,
+            "it describes interfaces, of which the nodes of the stream have more than 16777216 in all"
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ const IF_OS: u16 = 12;
 
 /// Type and length; these, link type and snapshot length; and the length again.
 const HEAD_LEN: usize = 8;
+const SNAPLEN_AT: usize = 12;
 const OPTIONS_AT: usize = 16;
 const TAIL_LEN: usize = 4;
 
@@ -36,6 +37,10 @@ pub const MAX_ADDRESSES: usize = 64;
 
 /// Most bytes of a filter that are told: an expression may be long, and each interface has it.
 const MAX_FILTER_LEN: usize = 4096;
+
+/// Of an interface with another link type than the first.
+pub(crate) const SEVERAL_LINK_TYPES: &str = "the stream has several link types, which tcpdump and others that read with \
+    libpcap refuse: choose interfaces with nif=";
 
 /// What a packet of an interface begins with.
 ///
@@ -134,14 +139,34 @@ impl InterfaceDescription<'_> {
         options_of(block).any(|(code, value)| code == IF_TSRESOL && value == [NANOSECONDS])
     }
 
-    /// Appends a block that describes an interface, with `path` before its name, and one more comment.
-    pub(crate) fn annotate(block: &[u8], path: &str, comment: &str, out: &mut BytesMut) {
+    /// Number of the link type and snapshot length in a block that describes an interface.
+    pub(crate) fn link_type_and_snaplen(block: &[u8]) -> (u16, u32) {
+        let link_type = block.get(HEAD_LEN..).and_then(|rest| rest.first_chunk());
+        let snaplen = block.get(SNAPLEN_AT..).and_then(|rest| rest.first_chunk());
+        (
+            link_type.map_or(0, |bytes| u16::from_le_bytes(*bytes)),
+            snaplen.map_or(0, |bytes| u32::from_le_bytes(*bytes)),
+        )
+    }
+
+    /// Whether a comment of a block that describes an interface has this in it.
+    pub(crate) fn says(block: &[u8], text: &str) -> bool {
+        options_of(block).any(|(code, value)| {
+            code == OPT_COMMENT && str::from_utf8(value).is_ok_and(|comment| comment.contains(text))
+        })
+    }
+
+    /// Writes another link type into a block that describes an interface.
+    pub(crate) fn set_link_type(block: &mut [u8], link_type: u16) {
+        block[HEAD_LEN..HEAD_LEN + 2].copy_from_slice(&link_type.to_le_bytes());
+    }
+
+    /// Appends a block that describes an interface, with this snapshot length, with `path` before its name, and one more comment.
+    pub(crate) fn annotate(block: &[u8], snaplen: u32, path: &str, comment: &str, out: &mut BytesMut) {
         let mut annotated = Block::begin(out, BLOCK_TYPE);
-        annotated.body(
-            block
-                .get(HEAD_LEN..OPTIONS_AT)
-                .unwrap_or(&[0; OPTIONS_AT - HEAD_LEN]),
-        );
+        let (link_type, _) = Self::link_type_and_snaplen(block);
+        annotated.body(&u32::from(link_type).to_le_bytes());
+        annotated.body(&snaplen.to_le_bytes());
         for (code, value) in options_of(block) {
             match code {
                 IF_NAME => annotated.option(code, &[path.as_bytes(), value].concat()),
@@ -156,15 +181,13 @@ impl InterfaceDescription<'_> {
 /// Whether a block whose lengths are right is one that [`InterfaceDescription::encode`] writes. Its link type may be one that is
 /// not known here.
 pub(super) fn is_written(block: &[u8]) -> bool {
-    let (Some([_, _, 0, 0, snaplen @ ..]), Some(options)) = (
-        block.get(HEAD_LEN..OPTIONS_AT),
+    let (Some([_, _, 0, 0]), Some(options)) = (
+        block.get(HEAD_LEN..SNAPLEN_AT),
         block.get(OPTIONS_AT..block.len() - TAIL_LEN),
     ) else {
         return false;
     };
-    let snaplen = snaplen
-        .first_chunk()
-        .map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let (_, snaplen) = InterfaceDescription::link_type_and_snaplen(block);
     let mut resolutions = 0;
     let are_written = are_written(options, |code, value| match code {
         OPT_COMMENT | IF_NAME | IF_DESCRIPTION | IF_OS => is_text(value),

@@ -13,6 +13,7 @@ mod section;
 mod statistics;
 
 pub(crate) use blocks::{EncodedBlock, NotWritten};
+pub(crate) use interface::SEVERAL_LINK_TYPES;
 pub use interface::{InterfaceAddress, InterfaceDescription, LinkType, MAX_ADDRESSES};
 pub use names::{HostName, NameResolution};
 pub use packet::{

@@ -242,6 +242,8 @@ pub struct EncodedPacket {
     pub interface_id: u32,
     /// Nanoseconds since 1970, UTC.
     pub timestamp: u64,
+    /// Bytes of the packet.
+    pub captured_len: u32,
     /// Packets of this interface lost since its previous one.
     pub dropped_before: u64,
 }
@@ -255,7 +257,8 @@ impl EncodedPacket {
             return None;
         }
         // The count of lost packets is the last option, if there is one.
-        let without = FIXED_LEN + FLAGS_LEN + padded(number(20)? as usize);
+        let captured_len = number(20)?;
+        let without = FIXED_LEN + FLAGS_LEN + padded(captured_len as usize);
         let dropped_before = if len == without + DROPCOUNT_LEN {
             u64::from_le_bytes(*blocks.get(len - 16..)?.first_chunk()?)
         } else {
@@ -265,6 +268,7 @@ impl EncodedPacket {
             len,
             interface_id: number(8)?,
             timestamp: u64::from(number(12)?) << 32 | u64::from(number(16)?),
+            captured_len,
             dropped_before,
         })
     }

@@ -34,14 +34,14 @@ pub struct InterfaceStatistics<'a> {
     pub start: u64,
     /// When it ended; in the last statistics of an interface only.
     pub end: Option<u64>,
-    /// Packets seen.
-    pub received: u64,
-    /// Packets that the filter let through: those delivered and those dropped.
-    pub accepted: u64,
+    /// Packets seen, where that is known.
+    pub received: Option<u64>,
+    /// Packets that the filter let through, those delivered and those dropped, where that is known.
+    pub accepted: Option<u64>,
     /// Packets that stand in the stream before this place.
     pub delivered: u64,
-    /// Packets lost.
-    pub dropped: u64,
+    /// Packets lost, where that is known.
+    pub dropped: Option<u64>,
     /// What else there is to say, or nothing.
     pub comment: &'a str,
 }
@@ -82,9 +82,9 @@ impl<'a> InterfaceStatistics<'a> {
                 OPT_COMMENT => statistics.comment = str::from_utf8(value).ok()?,
                 ISB_STARTTIME => statistics.start = time()?,
                 ISB_ENDTIME => statistics.end = Some(time()?),
-                ISB_IFRECV => statistics.received = count()?,
-                ISB_IFDROP => statistics.dropped = count()?,
-                ISB_FILTERACCEPT => statistics.accepted = count()?,
+                ISB_IFRECV => statistics.received = Some(count()?),
+                ISB_IFDROP => statistics.dropped = Some(count()?),
+                ISB_FILTERACCEPT => statistics.accepted = Some(count()?),
                 ISB_USRDELIV => statistics.delivered = count()?,
                 _ => {}
             }
@@ -109,9 +109,11 @@ impl<'a> InterfaceStatistics<'a> {
             (ISB_IFRECV, self.received),
             (ISB_IFDROP, self.dropped),
             (ISB_FILTERACCEPT, self.accepted),
-            (ISB_USRDELIV, self.delivered),
+            (ISB_USRDELIV, Some(self.delivered)),
         ] {
-            block.option(code, &count.to_le_bytes());
+            if let Some(count) = count {
+                block.option(code, &count.to_le_bytes());
+            }
         }
         block.end();
     }

@@ -165,6 +165,7 @@ impl App {
             node_name: &self.config.node_name,
             filter: &request.filter,
             chaste: request.chaste,
+            snaplen: request.snaplen,
             limits,
         };
         let running = self.captures.begin_stream(id, stop.clone());

@@ -187,6 +187,8 @@ pub(crate) struct MergedInfo<'a> {
     /// The filter as the client wrote it, or empty.
     pub(crate) filter: &'a str,
     pub(crate) chaste: bool,
+    /// Snapshot length in bytes.
+    pub(crate) snaplen: u32,
     /// Where the stream ends at the latest.
     pub(crate) limits: Limits,
 }
@@ -281,7 +283,7 @@ impl MergedSession {
         let (sender, arrivals) = mpsc::channel(QUEUED_ARRIVALS);
         let session = Self {
             running,
-            timeline: Timeline::begin(header, bounds, CLOCK_WAS_SET_BACK),
+            timeline: Timeline::begin(header, info.snaplen, bounds, CLOCK_WAS_SET_BACK),
             members: BTreeMap::new(),
             next_member: 0,
             steps: FuturesUnordered::new(),

@@ -49,7 +49,7 @@ pub(crate) use self::{
     names::KnownNames,
     outgoing::Message,
     schedule::StatisticsPace,
-    stream::{SEVERAL_LINK_TYPES, encode_section_header},
+    stream::encode_section_header,
 };
 use self::{
     feed::Subscription,

@@ -20,7 +20,7 @@ use crate::{
     description::TargetDescription,
     pcapng::{
         CaptureComment, InterfaceAddress, InterfaceDescription, InterfaceStatistics, LinkType,
-        MAX_STATISTICS_LEN, SectionHeader,
+        MAX_STATISTICS_LEN, SEVERAL_LINK_TYPES, SectionHeader,
     },
     tap::{MAY_MISS_INTERFACES, RateLimits},
 };
@@ -48,10 +48,6 @@ const MAX_FACT_LEN: usize = 256;
 
 /// Of an interface that a client can have no packets of.
 const GONE: &str = "this interface was gone, or had another name, when the capture began";
-
-/// Of an interface with another link type than the first.
-pub(crate) const SEVERAL_LINK_TYPES: &str = "the stream has several link types, which tcpdump and others that read with \
-    libpcap refuse: choose interfaces with nif=";
 
 /// Of an interface whose packets are not seen where tcpdump sees them: behind its name, and what that means.
 const BY_TCX: &str = " (TCX)";
@@ -388,10 +384,10 @@ impl Stream {
                 timestamp: clock.realtime(end.unwrap_or(*taken)),
                 start: clock.realtime(interface.start),
                 end: end.map(|end| clock.realtime(end)),
-                received,
-                accepted,
+                received: Some(received),
+                accepted: Some(accepted),
                 delivered: interface.delivered,
-                dropped: interface.dropped,
+                dropped: Some(interface.dropped),
                 comment,
             }
             .encode(blocks);

@@ -20,7 +20,7 @@ use crate::{
     captures::tests::{captures, facts},
     description::TargetDescription,
     discovery::AddressBook,
-    pcapng::{EncodedBlock, EnhancedPacket, Offloads, PacketDirection, Reception},
+    pcapng::{EncodedBlock, EnhancedPacket, Offloads, PacketDirection, Reception, SNAPLEN},
     tap::{CaptureClock, ClockSource, OwnTraffic, Positions, RateLimits},
 };
 
@@ -323,6 +323,7 @@ impl Merged {
             node_name: "node",
             filter: "",
             chaste: false,
+            snaplen: SNAPLEN,
             limits: Limits::default(),
         };
         let stream = captures().begin_stream(1, stop.clone());

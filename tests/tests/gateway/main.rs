@@ -5,6 +5,7 @@ mod desk;
 mod endpoints;
 mod kubernetes;
 mod lists;
+mod misbehaving;
 mod page;
 mod scripted;
 mod streams;

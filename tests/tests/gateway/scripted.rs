@@ -1,7 +1,7 @@
 //! A node by script: its clock is another, and its packets come late.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,11 +20,11 @@ use packetflix_tests::{
     pace,
     raw::{self, RawSocket},
     recording::Recording,
-    server::{percent_encoded, program},
+    server::{Server, percent_encoded, program},
 };
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{
-    Bytes, Message, WebSocket,
+    self, Bytes, Message, WebSocket,
     handshake::derive_accept_key,
     protocol::{CloseFrame, Role, frame::coding::CloseCode},
 };
@@ -34,19 +34,39 @@ use crate::Cluster;
 /// How often it sends a packet.
 const PACE: Duration = Duration::from_millis(20);
 
+/// What a node sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Sends {
+    /// Packets, and the final statistics once it is asked to stop.
+    #[default]
+    All,
+    /// Something else than pcapng.
+    Garbage,
+    /// Packets, and no final statistics; the connection stays, or breaks.
+    NoEnd,
+    BrokenEnd,
+    /// Final statistics, and then packets.
+    PacketsBehindTheEnd,
+    /// Descriptions of interfaces without end.
+    Interfaces,
+}
+
 /// What it does.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Script {
     /// By how many nanoseconds its clock is ahead.
-    ahead: i64,
+    pub(crate) ahead: i64,
     /// How long packets take until they are sent.
-    late: Duration,
-    /// It sends something else than pcapng.
-    is_garbage: bool,
+    pub(crate) late: Duration,
+    /// What it sends, beside packets.
+    pub(crate) sends: Sends,
+    /// The snapshot length that it tells, unless that of packetflix, and the number of the link type, unless Ethernet's.
+    pub(crate) snaplen: Option<u32>,
+    pub(crate) link_type: Option<u16>,
     /// How many more targets it lists.
-    more: usize,
+    pub(crate) more: usize,
     /// What it answers instead of its targets.
-    answer: Option<&'static str>,
+    pub(crate) answer: Option<&'static str>,
 }
 
 /// Bytes of such a target.
@@ -137,9 +157,10 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
         },
     }
     .encode(&mut blocks);
+    let mut description = BytesMut::new();
     InterfaceDescription {
         link_type: LinkType::Ethernet,
-        snaplen: SNAPLEN,
+        snaplen: script.snaplen.unwrap_or(SNAPLEN),
         name: "eth0",
         description: "",
         addresses: &[],
@@ -149,14 +170,24 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
         comment: "",
         os: "",
     }
-    .encode(&mut blocks);
+    .encode(&mut description);
+    if let Some(link_type) = script.link_type {
+        // Behind type and length of the block.
+        description[8..10].copy_from_slice(&link_type.to_le_bytes());
+    }
+    blocks.extend_from_slice(&description);
     let mut delivered = 0;
     loop {
-        if script.is_garbage {
-            blocks.extend_from_slice(&[7; 64]);
+        match script.sends {
+            Sends::Garbage => blocks.extend_from_slice(&[7; 64]),
+            Sends::Interfaces => blocks.extend_from_slice(&description.repeat(1000)),
+            Sends::PacketsBehindTheEnd if delivered == 3 => encode_end(script, since, delivered, &mut blocks),
+            Sends::All | Sends::NoEnd | Sends::BrokenEnd | Sends::PacketsBehindTheEnd => {}
         }
         socket.send(Message::Binary(Bytes::from(blocks.split().to_vec())))?;
-        if let Ok(Message::Text(_) | Message::Close(_)) = socket.read() {
+        if script.sends != Sends::Interfaces
+            && let Ok(Message::Text(_) | Message::Close(_)) = socket.read()
+        {
             break;
         }
         delivered += 1;
@@ -175,46 +206,121 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
         }
         .encode(&mut blocks);
     }
+    if script.sends == Sends::BrokenEnd {
+        return Ok(());
+    }
+    if script.sends != Sends::NoEnd {
+        encode_end(script, since, delivered, &mut blocks);
+        socket.send(Message::Binary(Bytes::from(blocks.to_vec())))?;
+        socket.close(Some(CloseFrame {
+            code: CloseCode::Normal,
+            reason: "stopped by the client".into(),
+        }))?;
+    }
+    // Until the gateway leaves.
+    loop {
+        match socket.read() {
+            Err(tungstenite::Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
+            read => drop(read?),
+        }
+    }
+}
+
+/// The final statistics of its interface.
+fn encode_end(script: Script, since: u64, delivered: u64, blocks: &mut BytesMut) {
     InterfaceStatistics {
         interface_id: 0,
         timestamp: script.now(),
         start: since,
         end: Some(script.now()),
-        received: delivered,
-        accepted: delivered,
+        received: Some(delivered),
+        accepted: Some(delivered),
         delivered,
-        dropped: 0,
+        dropped: Some(0),
         comment: "",
     }
-    .encode(&mut blocks);
-    socket.send(Message::Binary(Bytes::from(blocks.to_vec())))?;
-    socket.close(Some(CloseFrame {
-        code: CloseCode::Normal,
-        reason: "stopped by the client".into(),
-    }))?;
-    while socket.read().is_ok() {}
-    Ok(())
+    .encode(blocks);
 }
 
-/// A stream of everything that is called so on a real node and on a scripted one, until it is `enough`.
+/// A stream of everything that is called so on a real node, `one`, and on a scripted one, `odd`.
+pub(crate) struct Beside {
+    pub(crate) gateway: Server,
+    pub(crate) recorder: Recorder,
+    /// The interface of the real node, and what sends to it.
+    pub(crate) name: String,
+    pub(crate) socket: RawSocket,
+    _cluster: Cluster,
+    _ends: (Namespace, Namespace),
+}
+
+impl Beside {
+    /// Starts it, and waits until the interface of the real node is described. `flags` are more of the gateway's, and `rest` is more
+    /// of what is asked for.
+    pub(crate) async fn start(script: Script, flags: &[&str], rest: &str) -> anyhow::Result<Self> {
+        let cluster = Cluster::start(&["one"])?;
+        let odd = format!("--node=odd=http://127.0.0.1:{}", play(script)?);
+        let gateway = cluster.gateway(&[&[&odd[..]], flags].concat())?;
+        let (here, there) = Namespace::pair()?;
+        let path = here.path().display().to_string();
+        let query = format!(
+            "target={}&target=none-such-*&filter=ether+proto+0x88b5{rest}",
+            percent_encoded(&path)
+        );
+        let mut recorder = Recorder::start(&gateway.url(&query)).await?;
+        let name = format!("one/{path}/va");
+        let begun = recorder.read_until(|recording| is_described(recording, &name));
+        timeout(pace::time(Duration::from_secs(60)), begun).await??;
+        Ok(Self {
+            gateway,
+            recorder,
+            name,
+            socket: RawSocket::open(&there, "vb")?,
+            _cluster: cluster,
+            _ends: (here, there),
+        })
+    }
+
+    /// Reads until this is said of the scripted node.
+    pub(crate) async fn read_until_told(&mut self, sentence: &str) -> anyhow::Result<()> {
+        let told = format!("node odd: {sentence}");
+        let is_told = |recording: &Recording| {
+            let mut of_odd = recording.interfaces.iter().filter(|one| one.name == "odd");
+            of_odd.any(|one| one.options.contains(&told))
+        };
+        let read = self.recorder.read_until(is_told);
+        timeout(pace::time(Duration::from_secs(60)), read).await?
+    }
+
+    /// Sends a packet to the real node, and reads until it has come.
+    pub(crate) async fn check_that_others_go_on(&mut self) -> anyhow::Result<()> {
+        let before = self.recorder.recording()?.packets_of(&self.name).len();
+        self.socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
+        let came = |recording: &Recording| recording.packets_of(&self.name).len() == before + 1;
+        timeout(
+            pace::time(Duration::from_secs(60)),
+            self.recorder.read_until(came),
+        )
+        .await?
+    }
+}
+
+fn is_described(recording: &Recording, name: &str) -> bool {
+    recording.interfaces.iter().any(|one| one.name == name)
+}
+
+/// A stream of a real node and a scripted one, until it is `enough`.
 async fn stream_with(
     script: Script,
     mut enough: impl FnMut(&Recording) -> bool,
 ) -> anyhow::Result<Recording> {
-    let cluster = Cluster::start(&["one"])?;
-    let port = play(script)?;
-    let gateway = cluster.gateway(&[&format!("--node=odd=http://127.0.0.1:{port}")])?;
-    let (here, there) = Namespace::pair()?;
-    let path = here.path().display().to_string();
-    let query = format!(
-        "target={}&target=none-such-*&filter=ether+proto+0x88b5",
-        percent_encoded(&path)
-    );
-    let mut recorder = Recorder::start(&gateway.url(&query)).await?;
-    let name = format!("one/{path}/va");
-    let begun = recorder.read_until(|recording| recording.interfaces.iter().any(|one| one.name == name));
-    timeout(pace::time(Duration::from_secs(60)), begun).await??;
-    let socket = RawSocket::open(&there, "vb")?;
+    let Beside {
+        gateway: _gateway,
+        mut recorder,
+        name,
+        socket,
+        _cluster,
+        _ends,
+    } = Beside::start(script, &[], "").await?;
     let sender = thread::spawn(move || {
         for number in 0..200 {
             let _ = socket.send(&raw::ethernet(0x88b5, &[number; 46]));
@@ -238,7 +344,7 @@ async fn stream_with(
 }
 
 /// What is said of an interface.
-fn said_of<'a>(recording: &'a Recording, name: &str) -> anyhow::Result<&'a str> {
+pub(crate) fn said_of<'a>(recording: &'a Recording, name: &str) -> anyhow::Result<&'a str> {
     let one = recording.interfaces.iter().find(|one| one.name == name);
     Ok(&one.with_context(|| format!("no {name}"))?.options)
 }
@@ -307,42 +413,6 @@ async fn node_that_lags_is_told_and_holds_nobody_up() -> anyhow::Result<()> {
         .filter(|one| one.name == "odd")
         .count();
     assert_eq!(told, 1, "once");
-    Ok(())
-}
-
-#[tokio::test]
-async fn node_that_sends_no_pcapng_is_told_and_the_others_go_on() -> anyhow::Result<()> {
-    let cluster = Cluster::start(&["one"])?;
-    let port = play(Script {
-        is_garbage: true,
-        ..Script::default()
-    })?;
-    let gateway = cluster.gateway(&[&format!("--node=odd=http://127.0.0.1:{port}")])?;
-    let (here, there) = Namespace::pair()?;
-    let path = here.path().display().to_string();
-    let query = format!(
-        "target={}&target=none-such-*&filter=ether+proto+0x88b5",
-        percent_encoded(&path)
-    );
-    let mut recorder = Recorder::start(&gateway.url(&query)).await?;
-    let name = format!("one/{path}/va");
-    recorder
-        .read_until(|recording| {
-            ["odd", &name[..]]
-                .iter()
-                .all(|name| recording.interfaces.iter().any(|one| one.name == *name))
-        })
-        .await?;
-    let said = said_of(recorder.recording()?, "odd")?;
-    assert!(
-        said.contains("node odd: it sends what is no block of pcapng"),
-        "{said}"
-    );
-    RawSocket::open(&there, "vb")?.send(&raw::ethernet(0x88b5, &[1; 46]))?;
-    recorder
-        .read_until(|recording| recording.packets_of(&name).len() == 1)
-        .await?;
-    recorder.finish().await?;
     Ok(())
 }
 

@@ -17,8 +17,9 @@ use crate::{
     capture_end::CaptureEnd,
     captures::Attempt,
     description::TargetDescription,
+    pcapng::SEVERAL_LINK_TYPES,
     service::{Asker, Caller},
-    session::{SEVERAL_LINK_TYPES, SingleStream},
+    session::SingleStream,
 };
 
 /// Header of an answer, for people: what there is to know of a capture that begins.
