@@ -190,6 +190,8 @@ impl Finder {
         let url = Uri::try_from(self.address.to_string());
         let mut config = kube::Config::new(url.map_err(|error| kube::Error::HttpError(error.into()))?);
         if self.address.is_encrypted() {
+            // Those of the file stand in their place. Without any, those of the system are looked for, which an image need not have.
+            config.root_cert = Some(Vec::new());
             config.root_cert_file = Some(self.credentials.ca.clone());
         }
         config.auth_info.token_file = Some(self.credentials.token.display().to_string());

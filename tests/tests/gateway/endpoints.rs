@@ -1,6 +1,6 @@
 //! A gateway finds its nodes as Kubernetes tells of them.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use anyhow::ensure;
 use packetflix_tests::{
@@ -10,7 +10,7 @@ use packetflix_tests::{
     kubernetes::{ApiServer, OWN_TOKEN},
     namespace::Namespace,
     raw::{self, RawSocket},
-    server::{Server, wait_until},
+    server::{Server, program, wait_until},
 };
 use serde_json::{Value, json};
 
@@ -98,6 +98,30 @@ fn nodes_come_and_go_as_their_slices_do() -> anyhow::Result<()> {
     let listed = elsewhere.node("two").log();
     ensure!(gateway.get("/targets")?.0 == 200, "{listed}");
     Ok(())
+}
+
+#[test]
+fn nodes_are_found_over_tls_where_the_system_trusts_nobody() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let authority = Authority::new(folder.path(), "cluster")?;
+    let api = ApiServer::start(Some(&authority.issue("api", "/CN=kube-apiserver")?))?;
+    let own = folder.put_secret("own", OWN_TOKEN)?;
+    let mut program = Command::new(program("packetflix")?);
+    // As in an image, which has no certificates.
+    for place in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        program.env(place, folder.path().join("nothing"));
+    }
+    let flags = [
+        "--nodes-service=packetflix/nodes".to_owned(),
+        "--nodes-plain".to_owned(),
+        format!("--kubernetes-api=https://127.0.0.1:{}", api.port()),
+        format!("--kubernetes-ca={}", authority.certificate().display()),
+        format!("--kubernetes-token-file={}", own.display()),
+    ];
+    let flags = flags.iter().map(String::as_str).collect::<Vec<_>>();
+    let gateway = Server::start_by(program.arg("gateway"), &flags)?;
+    api.put("endpointslices", slice("one", closed_port()?));
+    gateway.wait_for_log("a node is found node=\"one\"")
 }
 
 #[test]
