@@ -60,7 +60,7 @@ fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
     )?;
     run(
         "timeout",
-        &["2", "busybox", "nslookup", "db.shop.example", "10.9.1.2"],
+        &["2", "busybox", "nslookup", "bücher.shop.example", "10.9.1.2"],
     )?;
     run(
         "busybox",
@@ -81,12 +81,21 @@ fn protocols_are_told_as_people_know_them() -> anyhow::Result<()> {
     serving.join().map_err(|_| anyhow::anyhow!("nobody served"))??;
     let raw = RawSocket::open(&here, "va")?;
     raw.send(&ethernet(0x8100, &vlan(42, 0x0800, &ipv4_udp(b"in a VLAN"))))?;
+    for head in [
+        "GET /größe HTTP/1.1\r\n\r\n".as_bytes(),
+        b"GET /caf\xe9 HTTP/1.1\r\n\r\n",
+    ] {
+        raw.send(&ethernet(0x0800, &ipv4_tcp(1000, 0x18, head)))?;
+    }
     for (filter, text) in [
         ("proto:arp", "who has 10.9.1.2? tell 10.9.1.1"),
         ("proto:icmp", "echo request, identifier"),
         ("proto:http", "GET /some/thing HTTP/1.1"),
+        ("proto:http", "GET /größe HTTP/1.1"),
+        // It is no UTF-8.
+        ("proto:http", r"GET /caf\xe9 HTTP/1.1"),
         ("proto:tls", "client hello, server name shop.example"),
-        ("proto:dns", "query A db.shop.example"),
+        ("proto:dns", "query A bücher.shop.example"),
         ("proto:dhcp", "discover"),
         ("proto:vlan", "12345 → 12346 len 9"),
         ("flags:syn port:443", "[SYN] seq 0"),

@@ -5,6 +5,9 @@ export class Short extends Error {}
 
 const MOST_ARGUMENTS = 4096;
 
+// A mark of the order of bytes is a sign like others here, and is shown.
+const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
 export class Bytes {
   private readonly view: DataView;
 
@@ -57,8 +60,18 @@ export class Bytes {
     return shortest(parts);
   }
 
-  /** Text of another's making, of one byte for a sign. */
-  ascii(from: number, to: number): string {
+  /** Text of another's making in UTF-8, where what is none stands as `\xNN`. */
+  text(from: number, to: number): string {
+    const part = this.all.subarray(from, Math.min(to, this.all.length));
+    try {
+      return decoder.decode(part);
+    } catch {
+      return Array.from(part, (byte) => (byte < 0x80 ? String.fromCharCode(byte) : `\\x${hex(byte)}`)).join("");
+    }
+  }
+
+  /** The same, of one sign for each byte, so that places in it are places in the packet. */
+  bytewise(from: number, to: number): string {
     const end = Math.min(to, this.all.length);
     let text = "";
     // No function takes any number of arguments.

@@ -45,7 +45,7 @@ export function dhcp(out: Out, at: number, end: number): void {
       const all = Array.from({ length: length >> 2 }, (_, each) => bytes.ipv4(value + 4 * each));
       text = all.join(", ");
     } else if (code === 51) text = `${bytes.u32(value)} s`;
-    else if (code === 12 || code === 15) text = bytes.ascii(value, value + length);
+    else if (code === 12 || code === 15) text = bytes.text(value, value + length);
     field(OPTIONS[code] ?? `option ${code}`, text, place, value + length);
     place = value + length;
   }

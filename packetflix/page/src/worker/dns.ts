@@ -24,7 +24,7 @@ function nameAt(bytes: Bytes, start: number, at: number): { name: string; next: 
     } else if (length === 0) {
       return { name: labels.join(".") || ".", next: next < 0 ? at + 1 : next };
     } else {
-      labels.push(bytes.ascii(at + 1, at + 1 + length));
+      labels.push(bytes.text(at + 1, at + 1 + length));
       bytes.slice(at + 1, at + 1 + length);
       at += 1 + length;
     }
@@ -38,7 +38,7 @@ function record(bytes: Bytes, start: number, type: number, at: number, length: n
   if ([2, 5, 12].includes(type)) return nameAt(bytes, start, at).name;
   if (type === 15) return `${bytes.u16(at)} ${nameAt(bytes, start, at + 2).name}`;
   if (type === 33) return `${nameAt(bytes, start, at + 6).name}:${bytes.u16(at + 4)}`;
-  if (type === 16) return JSON.stringify(bytes.ascii(at + 1, at + Math.min(length, 1 + bytes.u8(at))));
+  if (type === 16) return JSON.stringify(bytes.text(at + 1, at + Math.min(length, 1 + bytes.u8(at))));
   return `${length} bytes`;
 }
 

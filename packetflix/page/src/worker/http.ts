@@ -12,7 +12,7 @@ export function http(out: Out, from: number, end: number, mark: string): boolean
   const first = out.bytes.u8(from);
   // No letter, and so no method.
   if (first < 0x41 || first > 0x5a) return false;
-  const text = out.bytes.ascii(from, Math.min(end, from + MOST));
+  const text = out.bytes.bytewise(from, Math.min(end, from + MOST));
   const line = BEGINNING.exec(text)?.[0];
   if (line === undefined) return false;
   const field = out.layer("HTTP", "http", from);
@@ -20,10 +20,11 @@ export function http(out: Out, from: number, end: number, mark: string): boolean
   for (const header of text.split("\r\n")) {
     if (header === "") break;
     const colon = at === from ? -1 : header.indexOf(":");
-    if (colon > 0) field(header.slice(0, colon), header.slice(colon + 1).trim(), at, at + header.length);
-    else field(at === from ? "first line" : "line", header, at, at + header.length);
-    at += header.length + 2;
+    const end = at + header.length;
+    if (colon > 0) field(out.bytes.text(at, at + colon), out.bytes.text(at + colon + 1, end).trim(), at, end);
+    else field(at === from ? "first line" : "line", out.bytes.text(at, end), at, end);
+    at = end + 2;
   }
-  out.say(mark + line);
+  out.say(mark + out.bytes.text(from, from + line.length));
   return true;
 }

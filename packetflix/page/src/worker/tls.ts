@@ -124,12 +124,12 @@ function hello(bytes: Bytes, at: number, field: Put): string {
       const [type, length] = [bytes.u16(place), bytes.u16(place + 2)];
       // Server name (RFC 6066, section 3): a list with one name of the type 0.
       if (type === 0 && length > 5) {
-        const name = bytes.ascii(place + 9, place + 9 + bytes.u16(place + 7));
+        const name = bytes.text(place + 9, place + 9 + bytes.u16(place + 7));
         field("server name", name, place, place + 4 + length);
         told = `, server name ${name}`;
       }
       if (type === 16 && length > 3) {
-        const name = bytes.ascii(place + 7, place + 7 + bytes.u8(place + 6));
+        const name = bytes.text(place + 7, place + 7 + bytes.u8(place + 6));
         field("application protocol", name, place, place + 4 + length);
       }
       place += 4 + length;
