@@ -37,6 +37,9 @@ const MAX_ANSWERS_LEN: usize = 128 << 20;
 /// Most bytes of a sentence of a node's.
 const MAX_SENTENCE_LEN: usize = 1024;
 
+/// A node that did not answer the last time is waited for no longer than this, where others wait for the answers of all.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// So many times what one node may take is the most that all together may.
 const ROUNDS_OF_PATIENCE: u32 = 3;
 
@@ -45,6 +48,17 @@ const ROUNDS_OF_PATIENCE: u32 = 3;
 pub(super) struct Asked<T> {
     pub(super) node: Arc<Node>,
     pub(super) answer: Result<T, NodeError>,
+}
+
+impl<T> Asked<T> {
+    /// A node that is not asked, since it did not answer the last time.
+    pub(super) fn left_out(node: Arc<Node>) -> Self {
+        let problem = node.state().problem.unwrap_or_default();
+        Self {
+            node,
+            answer: Err(NodeError::Silent(problem)),
+        }
+    }
 }
 
 /// Why a node has no answer.
@@ -56,6 +70,8 @@ pub(crate) enum NodeError {
     Late(Duration),
     #[error("it was not asked, since others took too long")]
     NotAsked,
+    #[error("it did not answer when it was last asked: {0}")]
+    Silent(String),
     #[error("its answer is no JSON of packetflix: {0}")]
     Unreadable(String),
     #[error("its answer has no list of {0}")]
@@ -124,6 +140,7 @@ impl NodeError {
             Self::Request(error) => matches!(**error, RequestError::Connect(_)),
             Self::Late(_) => true,
             Self::NotAsked
+            | Self::Silent(_)
             | Self::Unreadable(_)
             | Self::NoList(_)
             | Self::Open(_)
@@ -131,6 +148,21 @@ impl NodeError {
             | Self::TooMuch(_) => false,
         }
     }
+}
+
+/// These, if there is an answer of any node.
+pub(super) fn some_answer<T>(asked: Vec<Asked<T>>) -> Result<Vec<Asked<T>>, AskError> {
+    if asked.iter().any(|one| one.answer.is_ok()) {
+        return Ok(asked);
+    }
+    let failed = asked.into_iter().filter_map(|Asked { node, answer }| {
+        Some(Failed {
+            name: node.name.clone(),
+            node,
+            why: answer.err()?,
+        })
+    });
+    Err(AskError::None(failed.collect()))
 }
 
 /// A sentence of a node's, which may say what it likes.
@@ -189,23 +221,32 @@ impl AskError {
 }
 
 impl Nodes {
+    /// How long a node is waited for by whoever waits for others, too.
+    fn patience_with(&self, node: &Node) -> Duration {
+        match node.is_silent() {
+            true => self.timeout.min(LITTLE_PATIENCE),
+            false => self.timeout,
+        }
+    }
+
     /// Asks each of these nodes, and gives the answers in their order.
     async fn ask<T, F>(
         &self,
         nodes: Vec<Arc<Node>>,
         rights: Option<&Rights>,
+        patience: impl Fn(&Node) -> Duration,
         ask: impl Fn(Arc<Node>, Server) -> F,
     ) -> Result<Vec<Asked<T>>, AskError>
     where
         F: Future<Output = Result<T, NodeError>>,
     {
-        let patience = self.timeout;
-        let deadline = Instant::now() + patience * ROUNDS_OF_PATIENCE;
+        let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
         let _round = timeout_at(deadline, self.rounds.acquire())
             .await
             .map_err(|_| AskError::Busy)?;
         let shown = self.shown(rights)?;
         let asked = stream::iter(nodes).map(|node| {
+            let patience = patience(&node);
             let asking = ask(Arc::clone(&node), self.server(&node, &shown));
             async move {
                 if Instant::now() >= deadline {
@@ -225,8 +266,8 @@ impl Nodes {
     /// has these.
     ///
     /// # Errors
-    /// When none answers.
-    pub(super) async fn ask_for_json<T>(
+    /// When they cannot be asked.
+    pub(super) async fn ask_each_for_json<T>(
         &self,
         nodes: Vec<Arc<Node>>,
         path: &str,
@@ -235,11 +276,16 @@ impl Nodes {
     ) -> Result<Vec<Asked<T>>, AskError> {
         let room = Room::of(most_of_lists());
         let asked = self
-            .ask(nodes, rights, async |node, server| {
-                let body = http::get_within(&server, path, MAX_ANSWER_LEN).await?;
-                room.take(body.len())?;
-                read(&node, &body)
-            })
+            .ask(
+                nodes,
+                rights,
+                |node| self.patience_with(node),
+                async |node, server| {
+                    let body = http::get_within(&server, path, MAX_ANSWER_LEN).await?;
+                    room.take(body.len())?;
+                    read(&node, &body)
+                },
+            )
             .await?;
         for Asked { node, answer } in &asked {
             if let Err(error) = answer
@@ -248,17 +294,21 @@ impl Nodes {
                 node.failed(&chain(error));
             }
         }
-        if asked.iter().any(|one| one.answer.is_ok()) {
-            return Ok(asked);
-        }
-        let failed = asked.into_iter().filter_map(|Asked { node, answer }| {
-            Some(Failed {
-                name: node.name.clone(),
-                node,
-                why: answer.err()?,
-            })
-        });
-        Err(AskError::None(failed.collect()))
+        Ok(asked)
+    }
+
+    /// The same, where one has to answer.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub(super) async fn ask_for_json<T>(
+        &self,
+        nodes: Vec<Arc<Node>>,
+        path: &str,
+        rights: Option<&Rights>,
+        read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
+    ) -> Result<Vec<Asked<T>>, AskError> {
+        some_answer(self.ask_each_for_json(nodes, path, rights, read).await?)
     }
 
     /// Asks one node after the other, until one answers as packetflix does.
@@ -294,7 +344,8 @@ impl Nodes {
     /// Asks all nodes for their metrics.
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
         let room = Room::of(MAX_METRICS_LEN);
-        let asked = self.ask(self.all(), None, async |_, server| {
+        let patience = |node: &Node| self.patience_with(node);
+        let asked = self.ask(self.all(), None, patience, async |_, server| {
             let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
             room.take(body.len())?;
             Ok(String::from_utf8_lossy(&body).into_owned())
@@ -307,6 +358,7 @@ impl Nodes {
         let asked = self.ask(
             self.all(),
             None,
+            |_| self.timeout,
             async |_, server| Ok(http::greet(&server).await?),
         );
         let asked = match asked.await {

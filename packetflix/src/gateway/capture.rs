@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Gateway,
-    ask::{AskError, Asked, Failed, NodeError, sentence},
+    ask::{AskError, Asked, Failed, NodeError, sentence, some_answer},
     feed::{Feed, NodeEnd, Note, Said},
     lists,
     node::Node,
@@ -359,19 +359,13 @@ impl Gateway {
         let name = shortened(&name, MAX_NAME_LEN).to_owned();
         let may_come = wait || follow.unwrap_or_else(|| request::have_patterns(words));
         let asked_count = chosen.len();
-        let path = format!("/targets?{}", request::targets_query(words));
-        let asked = self
-            .nodes
-            .ask_for_json(chosen, path.trim_end_matches('?'), rights, |_, body| {
-                let mut is_there = false;
-                lists::read(body, lists::TARGETS, |_| is_there = true)?;
-                Ok(is_there)
-            })
-            .await?;
+        // Those that do not answer hold up nobody where they join once they do.
+        let (silent, others) = chosen.into_iter().partition(|node| may_come && node.is_silent());
+        let asked = self.ask_who_has(words, rights, others, silent, wait).await?;
         let (mut orders, mut told) = (Vec::new(), Vec::new());
         let (mut has_some, mut failed) = (false, 0);
         // Addresses of one node may be others' names on another.
-        let names = request.names && asked.len() == 1;
+        let names = request.names && asked_count == 1;
         for Asked { node, answer } in asked {
             match answer {
                 Ok(is_there) => {
@@ -414,6 +408,33 @@ impl Gateway {
             },
             name,
         })
+    }
+
+    /// Asks these nodes who has something of what words mean; and those that are `silent` only where none has anything, unless that
+    /// is waited for, or none answers.
+    async fn ask_who_has(
+        &self,
+        words: &[String],
+        rights: Option<&Rights>,
+        nodes: Vec<Arc<Node>>,
+        silent: Vec<Arc<Node>>,
+        wait: bool,
+    ) -> Result<Vec<Asked<bool>>, AskError> {
+        let path = format!("/targets?{}", request::targets_query(words));
+        let path = path.trim_end_matches('?');
+        let read = |_: &Node, body: &[u8]| {
+            let mut is_there = false;
+            lists::read(body, lists::TARGETS, |_| is_there = true)?;
+            Ok(is_there)
+        };
+        let mut asked = self.nodes.ask_each_for_json(nodes, path, rights, read).await?;
+        let mut answers = asked.iter().filter_map(|one| one.answer.as_ref().ok());
+        if answers.any(|is_there| *is_there || wait) {
+            asked.extend(silent.into_iter().map(Asked::left_out));
+        } else {
+            asked.extend(self.nodes.ask_each_for_json(silent, path, rights, read).await?);
+        }
+        some_answer(asked)
     }
 
     /// Each node is asked for those that are described as its.

@@ -385,6 +385,11 @@ impl Node {
         self.lock().clone()
     }
 
+    /// Whether it did not answer when it was last asked.
+    pub(super) fn is_silent(&self) -> bool {
+        self.lock().problem.is_some()
+    }
+
     /// It has answered.
     pub(super) fn greeted(&self, greeting: &Greeting) {
         let mut state = self.lock();

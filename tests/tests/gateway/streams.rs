@@ -1,6 +1,9 @@
 //! What several nodes capture becomes one stream: in order, with an exact account of each interface.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
@@ -13,7 +16,7 @@ use packetflix_tests::{
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use crate::{Cluster, TOKEN, closed_port};
+use crate::{Cluster, TOKEN, closed_port, say_nothing};
 
 const FILTER: &str = "filter=ether+proto+0x88b5";
 
@@ -419,6 +422,36 @@ async fn node_that_hangs_is_told_and_the_others_go_on() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of a node that is known not to answer, a stream that goes on with those that come tells at once, and does not wait for it.
+#[tokio::test]
+async fn stream_begins_without_a_node_that_is_known_to_hang() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let port = closed_port()?;
+    let node = format!("--node=gone=http://127.0.0.1:{port}");
+    let gateway = cluster.gateway(&["--node-timeout=100", &node])?;
+    let (here, there) = Namespace::pair()?;
+    let (_, list) = gateway.get("/targets")?;
+    let gaps = list["gaps"].to_string();
+    ensure!(gaps.contains("node gone: no server answers"), "{gaps}");
+    say_nothing(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?);
+    let words = percent_encoded(&path(&here));
+    let mut recorder = Recorder::start(&gateway.url(&format!("target={words}&follow=1&{FILTER}"))).await?;
+    RawSocket::open(&there, "vb")?.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 1)
+        .await?;
+    let recording = recorder.finish().await?;
+    let told = recording.interfaces.iter().find(|one| one.name == "gone");
+    let told = &told.context("not told")?.options;
+    let said = "node gone: not captured: it did not answer when it was last asked: no server answers";
+    ensure!(told.contains(said), "{told}");
+    // A list has all, and waits a second for it.
+    let (_, list) = gateway.get("/targets")?;
+    let gaps = list["gaps"].to_string();
+    ensure!(gaps.contains("node gone: it does not answer within 1s"), "{gaps}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn node_that_is_not_reached_is_told_in_the_stream_of_the_others() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one"])?;
@@ -444,8 +477,12 @@ async fn node_that_is_not_reached_is_told_in_the_stream_of_the_others() -> anyho
         .iter()
         .find(|one| one.name == "gone")
         .context("not told")?;
-    let said = "node gone: not captured: no server answers";
-    assert!(told.options.contains(said), "{}", told.options);
+    assert!(
+        told.options.contains("node gone: not captured: "),
+        "{}",
+        told.options
+    );
+    assert!(told.options.contains("no server answers"), "{}", told.options);
     Ok(())
 }
 
