@@ -96,7 +96,7 @@ pub struct CaptureArgs {
     /// Go on when the connection breaks, with a section that tells which time is missing
     #[arg(long)]
     reconnect: bool,
-    /// Say nothing but what is wrong
+    /// Say nothing, unless the capture fails
     #[arg(short, long)]
     quiet: bool,
     /// Which server.

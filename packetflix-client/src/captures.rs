@@ -12,7 +12,7 @@ use crate::{
     local::StartLocal,
     server::{Server, ServerArgs},
     table::table,
-    terminal::shown_json,
+    terminal::{shown, shown_json},
     units::{shown_duration, shown_size},
 };
 
@@ -37,22 +37,47 @@ enum CapturesVerb {
     /// End captures; their clients get what was captured until now, and the final statistics
     Stop {
         /// Numbers of the captures, as listed; that of a stream ends all that it has
-        #[arg(value_name = "ID", required = true)]
-        ids: Vec<u64>,
+        #[arg(value_name = "[NODE/]ID", required = true, value_parser = parse_id)]
+        ids: Vec<String>,
         #[command(flatten)]
         server: ServerArgs,
     },
+}
+
+/// The number of a capture, behind the name of its node where it is one of a gateway's nodes.
+fn parse_id(text: &str) -> Result<String, String> {
+    let (node, number) = text.rsplit_once('/').unwrap_or(("-", text));
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let is_name = !node.is_empty() && !node.starts_with('.') && node.chars().all(is_of_name);
+    match (is_name, number.parse::<u64>()) {
+        (true, Ok(_)) => Ok(text.to_owned()),
+        _ => Err("write the number of a capture as it is listed: 7, or NODE/7".to_owned()),
+    }
 }
 
 /// The answer of `/captures`, as far as it is shown.
 #[derive(Deserialize)]
 struct Captures {
     captures: Vec<Capture>,
+    /// Those of a gateway.
+    #[serde(default)]
+    nodes: Vec<Node>,
 }
 
 #[derive(Deserialize)]
+struct Node {
+    name: String,
+    #[serde(default)]
+    problem: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Capture {
     id: u64,
+    /// On which node of a gateway it is; it is one of the gateway's own without.
+    #[serde(default)]
+    node_name: String,
     /// That of the stream it is in, with other targets.
     #[serde(default)]
     stream: Option<u64>,
@@ -126,7 +151,13 @@ impl Captures {
             "ID", "STREAM", "CLIENT", "TARGET", "FOR", "PACKETS", "BYTES", "DROPPED", "FILTER",
         ];
         let rows: Vec<Vec<String>> = self.captures.iter().map(Capture::row).collect();
-        table(&head, &rows)
+        let mut text = table(&head, &rows);
+        for Node { name, problem } in &self.nodes {
+            if let Some(problem) = problem {
+                text += &format!("not looked at: node {}: {}\n", shown(name), shown(problem));
+            }
+        }
+        text
     }
 }
 
@@ -139,8 +170,12 @@ impl Capture {
             name => name.to_owned(),
         };
         let duration = Duration::try_from_secs_f64(self.duration).unwrap_or_default();
+        let of_node = match &self.node_name[..] {
+            "" => String::new(),
+            node => format!("{node}/"),
+        };
         vec![
-            self.id.to_string(),
+            format!("{of_node}{}", self.id),
             self.stream.map(|stream| stream.to_string()).unwrap_or_default(),
             client.join(" "),
             target,
@@ -156,6 +191,35 @@ impl Capture {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn captures_of_nodes_are_named_with_these() {
+        let captures: Captures = serde_json::from_str(
+            r#"{"version": 1, "nodes": [{"name": "n1"}, {"name": "n2", "problem": "it is gone"}], "captures": [
+                {"id": 3, "client": {"name": "ann"}, "target": {"name": "web", "netns": 5}, "duration": 1.0, "packets": 0,
+                "bytes": 0, "dropped": {"kernel": 0, "slow-client": 0}},
+                {"id": 3, "node-name": "n1", "client": {"name": "gateway"}, "target": {"name": "web", "netns": 5},
+                "duration": 1.0, "packets": 0, "bytes": 0, "dropped": {"kernel": 0, "slow-client": 0}}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            captures.shown(),
+            "ID    STREAM  CLIENT   TARGET  FOR    PACKETS  BYTES  DROPPED  FILTER\n\
+             3             ann      web     1.0 s  0        0 B    0\n\
+             n1/3          gateway  web     1.0 s  0        0 B    0\n\
+             not looked at: node n2: it is gone\n"
+        );
+    }
+
+    #[test]
+    fn numbers_of_captures_may_have_nodes() {
+        for right in ["7", "web-1/7", "n_1.example/7"] {
+            assert_eq!(parse_id(right), Ok(right.to_owned()));
+        }
+        for wrong in ["", "x", "/7", "a/", "a/b/7", "../7", "a b/7", "a/7?"] {
+            assert!(parse_id(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn captures_are_rows() {

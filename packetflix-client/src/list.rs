@@ -26,6 +26,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 const PATH: &str = "/targets";
 
+/// The column of the nodes, where a gateway has several.
+const NODE: usize = 2;
+
 /// What there is to capture.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ListArgs {
@@ -59,6 +62,9 @@ pub(crate) struct Target {
     pub(crate) r#type: String,
     #[serde(default)]
     prefix: String,
+    /// On which node of a gateway it is.
+    #[serde(default)]
+    node_name: String,
     pub(crate) netns: u64,
     #[serde(default)]
     pid: Option<u32>,
@@ -148,9 +154,16 @@ impl Targets {
     }
 
     fn shown(&self) -> String {
-        let rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
-        let mut text = table(&["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"], &rows);
-        if rows.is_empty() {
+        let mut head = vec!["TARGET", "TYPE", "NETNS", "PID", "INTERFACES"];
+        let mut rows: Vec<Vec<String>> = self.targets.iter().map(Target::row).collect();
+        if self.targets.iter().any(|target| !target.node_name.is_empty()) {
+            head.insert(NODE, "NODE");
+            for (row, target) in rows.iter_mut().zip(&self.targets) {
+                row.insert(NODE, target.node_name.clone());
+            }
+        }
+        let mut text = table(&head, &rows);
+        if self.targets.is_empty() {
             text += "there is none\n";
         }
         for gap in &self.gaps {
@@ -194,6 +207,22 @@ impl Interface {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_of_a_gateway_have_their_nodes() {
+        let targets: Targets = serde_json::from_str(
+            r#"{"version": 1, "targets": [
+                {"name": "web", "type": "docker", "node-name": "rack-7", "netns": 5, "pid": 7, "network-interfaces": []},
+                {"name": "db", "type": "docker", "node-name": "n2", "netns": 6, "pid": 8, "network-interfaces": []}]}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            targets.shown(),
+            "TARGET  TYPE    NODE    NETNS  PID  INTERFACES\n\
+             web     docker  rack-7  5      7\n\
+             db      docker  n2      6      8\n"
+        );
+    }
 
     #[test]
     fn targets_are_rows() {

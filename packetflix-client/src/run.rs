@@ -311,6 +311,9 @@ impl<'a> Run<'a> {
             Ok(_) => self.tally.note(&whole),
             Err(_) => self.tally.note_first(&whole, self.sink.packets_written()),
         }
+        for sentence in self.tally.take_sentences() {
+            self.say(&sentence);
+        }
         Ok(written?)
     }
 

@@ -11,6 +11,9 @@ use crate::{
 /// Most interfaces that are told of by their names.
 const MAX_TOLD: usize = 32;
 
+/// Most sentences of a stream that people are told.
+const MAX_SENTENCES: usize = 100;
+
 /// What has come so far.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -19,6 +22,9 @@ pub struct Tally {
     /// Bytes of pcapng.
     pub bytes: u64,
     sections: Vec<SectionTally>,
+    /// What the stream has told in the place of packets, until it is taken.
+    sentences: Vec<String>,
+    told: usize,
 }
 
 /// What has come of one section.
@@ -74,10 +80,20 @@ impl Tally {
                 continue;
             };
             match kind {
-                Kind::Interface(interface) => section.interfaces.push(InterfaceTally {
-                    name: String::from_utf8_lossy(interface.name).into_owned(),
-                    ..InterfaceTally::default()
-                }),
+                Kind::Interface(interface) => {
+                    let name = String::from_utf8_lossy(interface.name).into_owned();
+                    if let Some(sentence) = interface.sentence() {
+                        self.told += 1;
+                        if self.told <= MAX_SENTENCES {
+                            self.sentences
+                                .push(about(&name, &String::from_utf8_lossy(sentence)));
+                        }
+                    }
+                    section.interfaces.push(InterfaceTally {
+                        name,
+                        ..InterfaceTally::default()
+                    });
+                }
                 Kind::Packet(packet) => {
                     self.packets += 1;
                     let interface = section.interface(packet.interface);
@@ -90,6 +106,11 @@ impl Tally {
                 _ => {}
             }
         }
+    }
+
+    /// What the stream has told since this was last asked for, up to a bound for all of it.
+    pub fn take_sentences(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.sentences)
     }
 
     /// What that comes to.
@@ -150,6 +171,14 @@ impl fmt::Display for Totals {
     }
 }
 
+/// A sentence that names what it is about.
+fn about(name: &str, sentence: &str) -> String {
+    match sentence.contains(name) {
+        true => sentence.to_owned(),
+        false => format!("{name}: {sentence}"),
+    }
+}
+
 /// The lines that tell how a capture went.
 pub(crate) struct Summary<'a> {
     pub(crate) tally: &'a Tally,
@@ -170,6 +199,13 @@ impl fmt::Display for Summary<'_> {
             shown_size(self.tally.bytes),
             shown_duration(self.duration),
         )?;
+        let untold = self.tally.told.saturating_sub(MAX_SENTENCES);
+        if untold > 0 {
+            write!(
+                f,
+                "\npacketflix: the stream has told {untold} sentences more, as interfaces without packets"
+            )?;
+        }
         let interfaces = self.tally.totals_by_name();
         if interfaces.len() < 2 {
             return Ok(());
@@ -187,6 +223,7 @@ impl fmt::Display for Summary<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pcapng::{INTERFACE_DESCRIPTION, SECTION_HEADER, write};
 
     fn tally(section: SectionTally) -> Tally {
         Tally {
@@ -218,6 +255,78 @@ mod tests {
             };
             assert_eq!(tally.totals(), expected);
         }
+    }
+
+    /// The description of an interface with options of these codes and texts.
+    fn interface_of(options: &[(u16, &str)]) -> Vec<u8> {
+        let mut body = vec![1, 0, 0, 0, 0, 0, 0, 0];
+        for (code, text) in options {
+            write::option(&mut body, *code, text.as_bytes());
+        }
+        let mut block = Vec::new();
+        write::block(&mut block, INTERFACE_DESCRIPTION, &body);
+        block
+    }
+
+    #[test]
+    fn what_is_told_in_the_place_of_packets_is_said_within_a_bound() {
+        const NAME: u16 = 2;
+        const DESCRIPTION: u16 = 3;
+        const COMMENT: u16 = 1;
+        let mut section = Vec::new();
+        write::block(&mut section, SECTION_HEADER, &[0; 16]);
+        let mut tally = Tally::default();
+        tally.note(&section);
+        for (options, expected) in [
+            (
+                &[
+                    (NAME, "n4"),
+                    (DESCRIPTION, "node n4: gone"),
+                    (COMMENT, "node n4: gone; its clock"),
+                ][..],
+                Some("node n4: gone"),
+            ),
+            (
+                &[
+                    (COMMENT, "not captured: why"),
+                    (NAME, "web"),
+                    (DESCRIPTION, "not captured: why"),
+                ],
+                Some("web: not captured: why"),
+            ),
+            (
+                &[
+                    (NAME, "eth0"),
+                    (DESCRIPTION, "web: eth0"),
+                    (COMMENT, "nothing is captured here: why"),
+                ],
+                Some("eth0: nothing is captured here: why"),
+            ),
+            (
+                &[
+                    (NAME, "eth0"),
+                    (DESCRIPTION, "web: eth0"),
+                    (COMMENT, "at most 7 packets/s"),
+                ],
+                None,
+            ),
+            (&[(NAME, "eth0"), (COMMENT, "at most 7 packets/s")], None),
+            (&[(NAME, "eth0"), (DESCRIPTION, "web: eth0")], None),
+        ] {
+            tally.note(&interface_of(options));
+            let expected: Vec<String> = expected.map(str::to_owned).into_iter().collect();
+            assert_eq!(tally.take_sentences(), expected, "{options:?}");
+        }
+        let one = interface_of(&[(NAME, "a"), (DESCRIPTION, "a: gone"), (COMMENT, "a: gone")]);
+        tally.note(&one.repeat(MAX_SENTENCES));
+        assert_eq!(tally.take_sentences().len(), MAX_SENTENCES - 3);
+        let summary = Summary {
+            tally: &tally,
+            duration: Duration::from_secs(1),
+            reason: None,
+        };
+        let more = "the stream has told 3 sentences more";
+        assert!(summary.to_string().contains(more), "{summary}");
     }
 
     #[test]

@@ -37,7 +37,9 @@ const NAME_IPV6: u16 = 2;
 
 /// Codes of options (sections 3.5 and 4).
 const END_OF_OPTIONS: u16 = 0;
+const COMMENT: u16 = 1;
 const IF_NAME: u16 = 2;
+const IF_DESCRIPTION: u16 = 3;
 const EPB_FLAGS: u16 = 2;
 const EPB_DROPCOUNT: u16 = 4;
 const ISB_IFRECV: u16 = 4;
@@ -73,7 +75,12 @@ pub struct Interface<'a> {
     pub link_type: u16,
     /// `if_name`, or nothing.
     pub name: &'a [u8],
+    /// Its options, which are read when they are asked for.
+    options: &'a [u8],
 }
+
+/// How the comment of an interface begins of which no packets come.
+const NOT_CAPTURED: &[u8] = b"nothing is captured here";
 
 /// A packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,11 +206,22 @@ impl<'a> Block<'a> {
 impl<'a> Interface<'a> {
     fn read(block: &'a [u8]) -> Option<Self> {
         let link_type = u16::from_le_bytes(*block.get(FRONT..)?.first_chunk()?);
-        let name = option_of(options_from(block, INTERFACE_OPTIONS), IF_NAME);
+        let options = options_from(block, INTERFACE_OPTIONS);
         Some(Self {
             link_type,
-            name: name.unwrap_or_default(),
+            name: option_of(options, IF_NAME).unwrap_or_default(),
+            options,
         })
+    }
+
+    /// What it tells in the place of packets, if so: why it, or what is called as it is, is not captured, or what becomes of it.
+    pub fn sentence(&self) -> Option<&'a [u8]> {
+        let comment = option_of(self.options, COMMENT)?;
+        let description = option_of(self.options, IF_DESCRIPTION).unwrap_or_default();
+        if !description.is_empty() && comment.starts_with(description) {
+            return Some(description);
+        }
+        comment.starts_with(NOT_CAPTURED).then_some(comment)
     }
 }
 

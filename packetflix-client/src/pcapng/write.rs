@@ -3,12 +3,11 @@
 use bytes::Bytes;
 
 use super::{
-    Block, EPB_OR_ISB_INTERFACE, INTERFACE_STATISTICS, ISB_FILTERACCEPT, ISB_IFDROP, ISB_USRDELIV,
+    Block, COMMENT, EPB_OR_ISB_INTERFACE, INTERFACE_STATISTICS, ISB_FILTERACCEPT, ISB_IFDROP, ISB_USRDELIV,
     NAME_RESOLUTION, SECTION_OPTIONS, Statistics, options_from,
 };
 
 /// Codes of options.
-const COMMENT: u16 = 1;
 const ISB_STARTTIME: u16 = 2;
 const ISB_ENDTIME: u16 = 3;
 
@@ -79,7 +78,7 @@ pub(crate) fn block(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
     out.extend(len);
 }
 
-fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
+pub(crate) fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
     body.extend(code.to_le_bytes());
     body.extend((value.len() as u16).to_le_bytes());
     body.extend_from_slice(value);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    process::Command,
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -129,13 +129,14 @@ fn node_that_does_not_answer_is_named_and_costs_its_own_targets_only() -> anyhow
     let path = namespace.path().display().to_string();
     let begun = Instant::now();
     let (status, list) = gateway.get("/targets")?;
-    // Those that do not answer are waited for at the same time.
+    // Those that do not answer are waited for at the same time, and no longer where they did not answer before: when the gateway began,
+    // it has looked at all.
     assert!(begun.elapsed() < packetflix_tests::pace::time(Duration::from_secs(12)));
     assert_eq!(status, 200);
     assert_eq!(having(&list, "targets", &path), both());
     let gaps = list["gaps"].to_string();
     assert!(
-        gaps.contains("node silent: it does not answer within 5s"),
+        gaps.contains("node silent: it does not answer within 1s"),
         "{gaps}"
     );
     assert!(
@@ -146,11 +147,67 @@ fn node_that_does_not_answer_is_named_and_costs_its_own_targets_only() -> anyhow
     let (_, ghostwires) = gateway.get("/mobyshark")?;
     assert_eq!(having(&ghostwires, "containers", &path), both());
     let silent = told_of(&ghostwires["metadata"]["nodes"], "silent");
-    assert_eq!(silent["problem"], "it does not answer within 5s", "{ghostwires}");
+    assert_eq!(silent["problem"], "it does not answer within 1s", "{ghostwires}");
     let (_, text) = gateway.ask("GET /metrics HTTP/1.1")?;
     let text = String::from_utf8(text)?;
     assert!(text.contains("packetflix_node_up{node=\"silent\"} 0\n"), "{text}");
     assert_eq!(gateway.get("/readyz")?.0, 200);
+    Ok(())
+}
+
+/// Whoever sits at the client sees on which node what is, and of which nodes nothing comes.
+#[tokio::test]
+async fn client_shows_the_nodes_of_what_it_lists_and_captures() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gone = format!("--node=gone=http://127.0.0.1:{}", closed_port()?);
+    let gateway = cluster.gateway(&[&gone])?;
+    let namespace = Namespace::new()?;
+    let path = namespace.path().display().to_string();
+    let client = |arguments: &[&str]| -> anyhow::Result<Output> {
+        let mut client = Command::new(program("packetflix")?);
+        client.args(arguments).env(
+            "PACKETFLIX_SERVER",
+            format!("http://127.0.0.1:{}", gateway.port()),
+        );
+        Ok(client.output()?)
+    };
+    let mut told = String::new();
+    wait_until(Duration::from_secs(10), || {
+        told = String::from_utf8(client(&["list", &path])?.stdout)?;
+        Ok(told.matches(&path).count() == 2)
+    })
+    .with_context(|| told.clone())?;
+    let columns = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = told.lines().map(columns).collect();
+    assert_eq!(lines[0][..4], ["TARGET", "TYPE", "NODE", "NETNS"], "{told}");
+    assert_eq!((&lines[1][2][..], &lines[2][2][..]), ("one", "two"), "{told}");
+    assert!(
+        told.contains("not looked at: node gone: no server answers"),
+        "{told}"
+    );
+
+    let file = cluster.folder.path().join("file.pcapng").display().to_string();
+    let captured = client(&["capture", &path, "--follow", "-a", "duration:1", "-w", &file])?;
+    let said = String::from_utf8(captured.stderr)?;
+    assert!(said.contains("packetflix: node gone: not captured: "), "{said}");
+    assert!(!said.contains("its clock"), "{said}");
+
+    let two = cluster.node("two");
+    let bearer = format!("Bearer {TOKEN}");
+    let headers = [("authorization", &bearer[..])];
+    let url = two.url(&format!("netns={}", namespace.inode()?));
+    let recorder = Recorder::of(packetflix_tests::client::Capture::open(&url, &headers).await?).await?;
+    let told = String::from_utf8(client(&["captures"])?.stdout)?;
+    assert!(
+        told.contains("not looked at: node gone: no server answers"),
+        "{told}"
+    );
+    let id = columns(told.lines().nth(1).context("no capture")?).swap_remove(0);
+    assert!(id.starts_with("two/"), "{told}");
+    let stopped = client(&["captures", "stop", &id])?;
+    assert!(stopped.status.success(), "{stopped:?}");
+    let (_, code, reason) = recorder.read_to_end().await?;
+    assert_eq!((code, &reason[..]), (1000, "ended by the operator"));
     Ok(())
 }
 
