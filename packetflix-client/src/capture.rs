@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    cluster::Meant,
+    cluster::{Meant, parse_namespace},
     error::{Failure, Status},
     interrupts::Interrupts,
     lines::{Detail, Lines},
@@ -32,7 +32,7 @@ pub struct CaptureArgs {
     #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector"])]
     targets: Vec<String>,
     /// With --kube, the namespace of the pods that are named, or that are all meant; by default it is that of the context
-    #[arg(short, long, value_name = "NAMESPACE", requires = "kube")]
+    #[arg(short, long, value_name = "NAMESPACE", requires = "kube", value_parser = parse_namespace)]
     namespace: Option<String>,
     /// With --kube, only pods with these labels, also those that come later: KEY=VALUE or KEY, separated by commas
     #[arg(short = 'l', long, value_name = "LABELS", requires = "kube", value_parser = parse_labels)]

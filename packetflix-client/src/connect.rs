@@ -29,7 +29,8 @@ use tokio_rustls::{
 };
 
 use crate::{
-    cluster::RoadError,
+    cluster::{ForwardError, Road, RoadError, aloud},
+    error::behind,
     server::{Address, Server, Trust},
 };
 
@@ -53,13 +54,13 @@ pub enum ConnectError {
     #[error("no server answers at {0} within {seconds} s", seconds = PATIENCE.as_secs())]
     Late(Address),
     /// It does not speak TLS.
-    #[error("the server at {0} does not speak TLS: try http:// in the place of https://")]
+    #[error("the server at {0} does not speak TLS")]
     Plain(Address),
     /// Its certificate is not trusted.
-    #[error("the certificate of {0} is not trusted: --cacert names the file of the CA that issued it")]
+    #[error("the certificate of {0} is not trusted")]
     Untrusted(Address, #[source] rustls::Error),
     /// Its certificate is another's.
-    #[error("the certificate of {0} is for another name: call the server by one that it has")]
+    #[error("the certificate of {0} is for another name")]
     OtherName(Address, #[source] rustls::Error),
     /// Its certificate is too old, or too new.
     #[error("the certificate of {0} is not valid today: have it renewed, or set the clock of this machine")]
@@ -90,15 +91,50 @@ pub enum ConnectError {
     NoUnixSockets,
 }
 
+impl ConnectError {
+    /// What to do about it at the command line of a client.
+    pub(crate) fn remedy(&self) -> Option<&'static str> {
+        let is_pod = |address: &Address| matches!(address, Address::Cluster(_));
+        Some(match self {
+            Self::Plain(address) if is_pod(address) => {
+                "The pod's readiness probe says that it does (scheme: HTTPS): have it say HTTP, or packetflix speak TLS there"
+            }
+            Self::Plain(_) => "Try http:// in the place of https://",
+            Self::Untrusted(..) => "--cacert names the file of the CA that issued it",
+            Self::OtherName(address, _) if is_pod(address) => {
+                "That of a pod has to be for the name of its Service, as packetflix-gateway.NAMESPACE.svc"
+            }
+            Self::OtherName(..) => "Call the server by one that it has",
+            _ => return None,
+        })
+    }
+}
+
 /// Connects to a server, and speaks TLS with it where its address says so.
 ///
 /// # Errors
 /// When it cannot be reached or is not to be trusted.
 pub async fn connect(server: &Server) -> Result<Connection, ConnectError> {
     let address = &server.address;
+    // It takes several steps, each of which has its time, and a sentence of its own.
+    if let Address::Cluster(road) = address {
+        return open_in_cluster(road, server).await;
+    }
     timeout(PATIENCE, open(server))
         .await
         .unwrap_or_else(|_| Err(ConnectError::Late(address.clone())))
+}
+
+async fn open_in_cluster(road: &Road, server: &Server) -> Result<Connection, ConnectError> {
+    let (stream, name) = road.connect().await?;
+    let Some(name) = name else {
+        return Ok(Box::new(stream));
+    };
+    let port = stream.port().clone();
+    let encrypting = aloud(&port, PATIENCE, encrypt(stream, &name, server));
+    timeout(PATIENCE, encrypting)
+        .await
+        .unwrap_or_else(|_| Err(RoadError::Silent(port.clone(), PATIENCE.as_secs()).into()))
 }
 
 async fn open(server: &Server) -> Result<Connection, ConnectError> {
@@ -123,10 +159,7 @@ async fn open(server: &Server) -> Result<Connection, ConnectError> {
         }
         Address::Ssh { destination, port } => dial_by_ssh(destination, *port),
         Address::Local(server) => server.connect().map_err(unreachable),
-        Address::Cluster(road) => match road.connect().await? {
-            (stream, Some(name)) => encrypt(stream, &name, server).await,
-            (stream, None) => Ok(Box::new(stream)),
-        },
+        Address::Cluster(road) => open_in_cluster(road, server).await,
         #[cfg(not(unix))]
         Address::Unix(_) => Err(ConnectError::NoUnixSockets),
     }
@@ -218,6 +251,9 @@ fn tls_error(address: &Address, error: io::Error) -> ConnectError {
         Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
     };
 
+    if let Some(error) = behind::<ForwardError>(&error) {
+        return RoadError::from(error.clone()).into();
+    }
     let address = address.clone();
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     match cause {

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
+use crate::{connect::ConnectError, http::RequestError, stream::OpenError};
+
 /// Exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -53,10 +55,12 @@ impl Failure {
     }
 
     fn new(status: Status, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self {
-            status,
-            sentence: chain(error.into().as_ref()),
-        }
+        let error = error.into();
+        let sentence = match remedy(error.as_ref()) {
+            Some(remedy) => format!("{}. {remedy}", chain(error.as_ref())),
+            None => chain(error.as_ref()),
+        };
+        Self { status, sentence }
     }
 }
 
@@ -68,13 +72,74 @@ impl fmt::Display for Failure {
 
 impl Error for Failure {}
 
+/// What to do at this command line about an error of a server's, which programs that know other flags tell otherwise.
+fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let of_request = |error: &OpenError| match error {
+        OpenError::Request(error) => error.remedy(),
+        _ => None,
+    };
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let found = error
+            .downcast_ref::<RequestError>()
+            .and_then(RequestError::remedy);
+        let found = found.or_else(|| {
+            error
+                .downcast_ref::<ConnectError>()
+                .and_then(ConnectError::remedy)
+        });
+        let found = found.or_else(|| error.downcast_ref().and_then(of_request));
+        let found = found.or_else(|| {
+            error
+                .downcast_ref::<Box<OpenError>>()
+                .and_then(|error| of_request(error))
+        });
+        if found.is_some() {
+            return found;
+        }
+        cause = error.source();
+    }
+    None
+}
+
 /// An error and its sources, as one sentence.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut told = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        told += &format!(": {error}");
+        let cause = error.to_string();
+        // Some crates repeat their cause.
+        if !told.ends_with(&cause) {
+            told += &format!(": {cause}");
+        }
         source = error.source();
     }
     told
+}
+
+/// What is behind an error and all its sources.
+pub(crate) fn root(error: &dyn Error) -> String {
+    let mut last = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        last = error.to_string();
+        source = error.source();
+    }
+    last
+}
+
+/// The error of a type that is behind another, if one is.
+pub(crate) fn behind<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        cause = match error.downcast_ref::<std::io::Error>() {
+            // Its source would be that of what it is about.
+            Some(error) => error.get_ref().map(|error| error as _),
+            None => error.source(),
+        };
+    }
+    None
 }

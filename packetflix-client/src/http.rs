@@ -13,13 +13,18 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{sleep, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    cluster::{ForwardError, NOTICE, RoadError},
     connect::{ConnectError, connect},
-    error::Failure,
+    error::{Failure, behind},
     server::{Address, Server},
+    terminal::say,
 };
 
 /// How long an answer may take: longer than any look of the server's for its targets, and than it takes to answer what ssh asks.
@@ -27,6 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most bytes of an answer: more than a gateway has for the lists of all nodes.
 const MAX_LEN: usize = 192 << 20;
+
+/// How long a pod may be silent that takes connections, whatever it was asked, until it is asked again.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Status of a request that shows nothing that is known.
+const UNAUTHORIZED: u16 = 401;
 
 /// Where a server tells its version, and its name there.
 const VERSION: &str = "/version";
@@ -56,7 +67,7 @@ pub enum RequestError {
     #[error("the request cannot be made")]
     Request(#[from] http::Error),
     /// It does not speak HTTP.
-    #[error("what answers at {0} is no packetflix, or speaks TLS: try https:// in the place of http://")]
+    #[error("what answers at {0} is no packetflix, or speaks TLS")]
     NotHttp(Address, #[source] hyper::Error),
     /// ssh gives nothing.
     #[error(
@@ -80,6 +91,23 @@ pub enum RequestError {
     Body(Address, #[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl RequestError {
+    /// What to do about it at the command line of a client.
+    pub(crate) fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Connect(error) => return error.remedy(),
+            Self::NotHttp(Address::Cluster(_), _) => {
+                "Where a pod speaks TLS, its readiness probe has to say so (scheme: HTTPS)"
+            }
+            Self::NotHttp(..) => "Try https:// in the place of http://",
+            Self::Refused(refusal) if refusal.status == UNAUTHORIZED => {
+                "Show a token with --token-file, or a certificate with --cert and --key"
+            }
+            _ => return None,
+        })
+    }
+}
+
 impl From<RequestError> for Failure {
     fn from(error: RequestError) -> Self {
         match &error {
@@ -92,7 +120,7 @@ impl From<RequestError> for Failure {
 
 /// A server's refusal.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{sentence}{}", self.remedy())]
+#[error("{sentence}")]
 pub struct Refusal {
     /// Status of HTTP.
     pub status: u16,
@@ -126,14 +154,6 @@ impl Refusal {
         const URI_TOO_LONG: u16 = 414;
         const HEAD_TOO_LARGE: u16 = 431;
         [URI_TOO_LONG, HEAD_TOO_LARGE].contains(&self.status)
-    }
-
-    /// What to do about it here, where the server's sentence cannot know.
-    fn remedy(&self) -> &'static str {
-        match self.status {
-            401 => ". Show a token with --token-file, or a certificate with --cert and --key",
-            _ => "",
-        }
     }
 
     fn read(status: StatusCode, body: &[u8]) -> Option<Self> {
@@ -230,14 +250,54 @@ async fn exchange(
     sender: &mut Sender,
     request: Request<Empty<Bytes>>,
 ) -> Result<Response<Incoming>, RequestError> {
-    timeout(PATIENCE, sender.send_request(request))
-        .await
+    let answering = timeout(PATIENCE, sender.send_request(request));
+    let answer = tokio::select! {
+        answer = answering => answer,
+        silent = silence(server) => return Err(silent.into()),
+    };
+    answer
         .map_err(|_| RequestError::Late(server.address.clone()))?
         .map_err(|error| not_http(server, error))
 }
 
+/// Finds out whether a pod that does not answer says anything at all: an answer may take its time, but not that. Ends where it
+/// does not.
+async fn silence(server: &Server) -> ConnectError {
+    let Address::Cluster(road) = &server.address else {
+        return std::future::pending().await;
+    };
+    sleep(NOTICE).await;
+    let Some(port) = road.port() else {
+        return std::future::pending().await;
+    };
+    say(format_args!("waiting for an answer of {port}"));
+    let greeting = async {
+        let mut stream = connect(server).await?;
+        let request = format!("GET {VERSION} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = async {
+            stream.write_all(request.as_bytes()).await?;
+            stream.flush().await?;
+            stream.read_u8().await
+        };
+        // Whoever asked is told of what breaks off.
+        Ok(answer.await.is_ok())
+    };
+    match timeout(SILENCE, greeting).await {
+        Ok(Ok(_)) => std::future::pending().await,
+        Ok(Err(error)) => error,
+        Err(_) => RoadError::Silent(port, (NOTICE + SILENCE).as_secs()).into(),
+    }
+}
+
 fn not_http(server: &Server, error: hyper::Error) -> RequestError {
     let address = server.address.clone();
+    let broken = match &address {
+        Address::Cluster(road) => behind::<ForwardError>(&error).cloned().or_else(|| road.broken()),
+        _ => None,
+    };
+    if let Some(error) = broken {
+        return ConnectError::from(RoadError::from(error)).into();
+    }
     match address {
         Address::Ssh { .. } => RequestError::Ssh(address),
         _ => RequestError::NotHttp(address, error),
@@ -418,7 +478,7 @@ mod tests {
         let body = br#"{"error": "there is no such token", "code": "token_unknown"}"#;
         let refusal = Refusal::read(StatusCode::UNAUTHORIZED, body).unwrap();
         assert_eq!(refusal.code, "token_unknown");
-        let told = refusal.to_string();
+        let told = Failure::from(RequestError::from(refusal)).sentence;
         assert!(told.starts_with("there is no such token. Show a token"), "{told}");
         let old = Refusal::read(StatusCode::NOT_FOUND, br#"{"error": "no"}"#).unwrap();
         assert_eq!((old.to_string(), old.code), ("no".to_owned(), String::new()));

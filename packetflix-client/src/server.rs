@@ -175,8 +175,7 @@ impl From<ClusterError> for Failure {
         match error {
             ClusterError::Road(error) => Self::refused(error),
             ClusterError::Token(error) => error.into(),
-            ClusterError::NotShown => Self::refused(error),
-            ClusterError::NoToken => Self::usage(error),
+            ClusterError::NoToken(_) => Self::usage(error),
         }
     }
 }
@@ -229,7 +228,10 @@ impl ServerArgs {
             return Err(ServerError::KubeAndServer.into());
         }
         let (road, token) = Road::into_cluster(&self.cluster, meant).await?;
-        let token = self.token()?.or(token).ok_or(ClusterError::NoToken)?;
+        let token = match self.token()? {
+            Some(token) => token,
+            None => token.map_err(ClusterError::NoToken)?,
+        };
         Ok(Server {
             address: Address::Cluster(road),
             token: Some(token),

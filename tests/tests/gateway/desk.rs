@@ -1,9 +1,15 @@
 //! From a desk with nothing but a kubeconfig: through the API server to the gateway, or to nodes where there is none.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -20,7 +26,7 @@ use serde_json::{Value, json};
 use crate::{Cluster, TOKEN};
 
 /// A pod as the API has it.
-fn pod(namespace: &str, name: &str, labels: &Value, node: &str) -> Value {
+pub(crate) fn pod(namespace: &str, name: &str, labels: &Value, node: &str) -> Value {
     json!({
         "kind": "Pod",
         "apiVersion": "v1",
@@ -31,12 +37,12 @@ fn pod(namespace: &str, name: &str, labels: &Value, node: &str) -> Value {
 }
 
 /// A kubeconfig that leads there, with what its user shows.
-fn kubeconfig(cluster: &Cluster, api: &ApiServer, user: &Value) -> anyhow::Result<String> {
+pub(crate) fn kubeconfig(cluster: &Cluster, api: &ApiServer, user: &Value) -> anyhow::Result<String> {
     let place = json!({ "server": format!("http://127.0.0.1:{}", api.port()) });
     kubeconfig_of(cluster, &place, user)
 }
 
-fn kubeconfig_of(cluster: &Cluster, place: &Value, user: &Value) -> anyhow::Result<String> {
+pub(crate) fn kubeconfig_of(cluster: &Cluster, place: &Value, user: &Value) -> anyhow::Result<String> {
     let config = json!({
         "kind": "Config",
         "apiVersion": "v1",
@@ -53,7 +59,7 @@ fn kubeconfig_of(cluster: &Cluster, place: &Value, user: &Value) -> anyhow::Resu
 }
 
 /// The client, with this kubeconfig and nothing else.
-fn desk(kubeconfig: &str, arguments: &[&str]) -> anyhow::Result<Output> {
+pub(crate) fn desk(kubeconfig: &str, arguments: &[&str]) -> anyhow::Result<Output> {
     let mut client = Command::new(program("packetflix")?);
     client
         .args(arguments)
@@ -82,7 +88,7 @@ fn capture(config: &str, name: &str, there: &Namespace, file: &Path) -> anyhow::
     Ok(output)
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -218,7 +224,7 @@ fn without_a_gateway_the_desk_reaches_the_node_of_the_pods() -> anyhow::Result<(
         (&["web-1", "db-1"][..], "packetflix on several nodes (one, two)"),
         (
             &["-n", "nowhere", "web-1"],
-            "there is no such pod in the namespace nowhere",
+            "there is no pod web-1 in the namespace nowhere that is on a node",
         ),
         (&["**"], "packetflix on several nodes (one, two)"),
     ] {
@@ -271,7 +277,7 @@ fn what_is_in_the_way_is_said() -> anyhow::Result<()> {
     // A token that is nobody's, one that is never shown, and no cluster.
     let config = kubeconfig(&cluster, &api, &json!({ "token": "nobody-0123456789" }))?;
     let output = desk(&config, &["list", "--kube"])?;
-    ensure!(said(&output).contains("refuses (401)"), "{}", said(&output));
+    ensure!(said(&output).contains("(401)"), "{}", said(&output));
     let config = kubeconfig(&cluster, &api, &json!({ "username": "u", "password": "p" }))?;
     let output = desk(&config, &["list", "--kube"])?;
     ensure!(
@@ -292,7 +298,7 @@ fn what_is_in_the_way_is_said() -> anyhow::Result<()> {
     }
     let output = desk("/nowhere/kubeconfig", &["list", "--kube"])?;
     ensure!(
-        said(&output).contains("the kubeconfig does not lead to a cluster"),
+        said(&output).contains("there is no kubeconfig at /nowhere/kubeconfig"),
         "{}",
         said(&output)
     );
@@ -300,7 +306,7 @@ fn what_is_in_the_way_is_said() -> anyhow::Result<()> {
     let config = kubeconfig(&cluster, &api, &json!({ "token": TOKEN }))?;
     let output = desk(&config, &["list", "--kube"])?;
     ensure!(
-        said(&output).contains("refuses (503): the server is down"),
+        said(&output).contains("(503): the server is down"),
         "{}",
         said(&output)
     );
@@ -466,6 +472,66 @@ fn api_server_in_tls_is_reached_where_its_certificate_is_of_the_cluster() -> any
         "{:?}",
         &lines[asked..]
     );
+    Ok(())
+}
+
+/// A proxy that takes one connection after the other to where it is told (`CONNECT`), and how many it has taken.
+fn proxy() -> anyhow::Result<(u16, Arc<AtomicUsize>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let (port, count) = (listener.local_addr()?.port(), Arc::new(AtomicUsize::new(0)));
+    let taken = Arc::clone(&count);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            taken.fetch_add(1, Ordering::Relaxed);
+            thread::spawn(move || tunnel(stream));
+        }
+    });
+    Ok((port, count))
+}
+
+fn tunnel(stream: TcpStream) -> anyhow::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let to = line.split(' ').nth(1).context("no place")?;
+    let target = TcpStream::connect(to)?;
+    let mut rest = String::new();
+    while rest != "\r\n" {
+        rest.clear();
+        reader.read_line(&mut rest)?;
+    }
+    (&stream).write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+    let (mut from_target, mut to_client) = (target.try_clone()?, stream);
+    thread::spawn(move || std::io::copy(&mut from_target, &mut to_client));
+    std::io::copy(&mut reader, &mut &target)?;
+    Ok(target.shutdown(std::net::Shutdown::Write)?)
+}
+
+#[test]
+fn api_server_is_reached_through_the_proxy_that_is_named() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let api = ApiServer::start(None)?;
+    api.let_in(TOKEN, "desk");
+    let labels = json!({ "app.kubernetes.io/name": "packetflix" });
+    api.put("pods", pod("packetflix", "packetflix-x", &labels, "one"));
+    api.forward("packetflix", "packetflix-x", cluster.node("one").port());
+    let (port, count) = proxy()?;
+    let proxy = format!("http://127.0.0.1:{port}");
+    let place = json!({ "server": format!("http://127.0.0.1:{}", api.port()), "proxy-url": proxy });
+    let config = kubeconfig_of(&cluster, &place, &json!({ "token": TOKEN }))?;
+    let listed = desk(&config, &["list", "--kube"])?;
+    ensure!(listed.status.success(), "{}", said(&listed));
+    let taken = count.load(Ordering::Relaxed);
+    ensure!(taken > 0, "{:?}", api.lines());
+    // What the environment has is not for this machine.
+    let config = kubeconfig(&cluster, &api, &json!({ "token": TOKEN }))?;
+    let listed = Command::new(program("packetflix")?)
+        .args(["list", "--kube"])
+        .env("KUBECONFIG", &config)
+        .env("HTTP_PROXY", &proxy)
+        .output()?;
+    ensure!(listed.status.success(), "{}", said(&listed));
+    assert_eq!(count.load(Ordering::Relaxed), taken);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod endpoints;
 mod kubernetes;
 mod lists;
 mod misbehaving;
+mod obstacles;
 mod page;
 mod scripted;
 mod streams;
