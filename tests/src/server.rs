@@ -398,7 +398,7 @@ impl Drop for Server {
 
 /// Whether all threads of a process have ended, the first of which stays until somebody has asked how. What they had open is closed
 /// by the last.
-fn has_ended(pid: u32) -> bool {
+pub fn has_ended(pid: u32) -> bool {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
     threads == 0 || (threads == 1 && !process.join("ns/net").exists())

@@ -3,7 +3,6 @@
 use std::{
     fs,
     os::unix::fs::{FileExt as _, PermissionsExt as _},
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -21,7 +20,7 @@ use packetflix_tests::{
     hook::hooks,
     namespace::Namespace,
     raw::{self, RawSocket},
-    server::{Server, program, wait_until},
+    server::{Server, has_ended, program, wait_until},
     taken_over::{has_no_rights, has_nothing_of_the_host, status},
 };
 
@@ -91,9 +90,7 @@ async fn each_process_ends_with_the_other() -> anyhow::Result<()> {
             } else {
                 server.wait()?;
             }
-            wait_until(Duration::from_secs(5), || {
-                Ok(!Path::new(&format!("/proc/{keeper}")).exists())
-            })?;
+            wait_until(Duration::from_secs(5), || Ok(has_ended(keeper)))?;
             held.wait_until_gone()?;
         }
     }
@@ -154,7 +151,7 @@ fn a_keeper_that_answers_no_more_ends_the_service() -> anyhow::Result<()> {
         "{status} after {took:?}"
     );
     wait_until(Duration::from_secs(20), || {
-        Ok(!Path::new(&format!("/proc/{keeper}")).exists())
+        Ok(has_ended(keeper.as_raw().cast_unsigned()))
     })
 }
 

@@ -1,9 +1,6 @@
 //! The server is killed, either of its processes, at whatever moment.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::{
@@ -16,7 +13,7 @@ use packetflix_tests::{
     hook::hooks,
     namespace::Namespace,
     random::Random,
-    server::{Server, wait_until},
+    server::{Server, has_ended, wait_until},
     traces::{traces_before, wait_for_traces},
 };
 use tokio::time::sleep;
@@ -65,9 +62,7 @@ async fn killed_a_hundred_times_under_load_and_back_within_a_second() -> anyhow:
         kill(Pid::from_raw(i32::try_from(killed)?), Signal::SIGKILL)?;
         server.go_on();
         // The other ends by itself.
-        wait_until(Duration::from_secs(10), || {
-            Ok(!Path::new(&format!("/proc/{keeper}")).exists())
-        })?;
+        wait_until(Duration::from_secs(10), || Ok(has_ended(keeper)))?;
         if killed == keeper {
             ensure!(server.wait()?.code() == Some(1), "{}", server.log());
         }
