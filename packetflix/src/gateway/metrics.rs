@@ -20,8 +20,8 @@ const UP: &str = "packetflix_node_up";
 pub(super) struct Known {
     /// How many there are.
     pub(super) nodes: usize,
-    /// For how long that was not followed, where they are looked for.
-    pub(super) age: Option<Duration>,
+    /// For how long that was not followed, and how much of their Service is no node to ask, where they are looked for.
+    pub(super) followed: Option<(Duration, usize)>,
 }
 
 /// A family of metrics: what is said of it, and its samples.
@@ -44,12 +44,14 @@ impl Known {
             "# HELP {OWN}nodes Nodes that there are, as far as is known.\n# TYPE {OWN}nodes gauge\n{OWN}nodes {}\n",
             self.nodes
         );
-        if let Some(age) = self.age {
+        if let Some((age, left_out)) = self.followed {
             // Writing to a string does not fail.
             let _ = writeln!(
                 text,
                 "# HELP {OWN}nodes_age_seconds For how long it was not followed which nodes there are.\n\
-                 # TYPE {OWN}nodes_age_seconds gauge\n# UNIT {OWN}nodes_age_seconds seconds\n{OWN}nodes_age_seconds {}",
+                 # TYPE {OWN}nodes_age_seconds gauge\n# UNIT {OWN}nodes_age_seconds seconds\n{OWN}nodes_age_seconds {}\n\
+                 # HELP {OWN}endpoints_left_out Endpoints of the nodes' Service that are not asked, beside those that come and go.\n\
+                 # TYPE {OWN}endpoints_left_out gauge\n{OWN}endpoints_left_out {left_out}",
                 age.as_secs_f64()
             );
         }

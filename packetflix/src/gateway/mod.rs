@@ -203,8 +203,7 @@ impl Gateway {
     pub(crate) async fn metrics(&self, load: &Load) -> String {
         let own = self.frontend.metrics.render(load);
         let asked: Vec<Asked<String>> = self.nodes.ask_for_metrics().await;
-        let (nodes, age) = self.nodes.known();
-        metrics::merged(&own, metrics::Known { nodes, age }, &asked)
+        metrics::merged(&own, self.nodes.known(), &asked)
     }
 
     /// What is in use at the moment.

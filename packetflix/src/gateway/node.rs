@@ -17,11 +17,12 @@ use super::{
     GatewayConfig,
     ask::sentence,
     config::{Whereabouts, is_name},
+    metrics::Known,
     pods::KnownPods,
 };
 use crate::{
     access::{FileError, Rights, read_secret},
-    kubernetes::{Finding, FoundNode},
+    kubernetes::{Finding, FoundNode, LeftOut, Unfit},
 };
 
 /// Requests of clients for which all nodes are asked at the same time.
@@ -80,6 +81,8 @@ struct List {
     /// In the order of their names where they are found.
     nodes: Arc<[Arc<Node>]>,
     search: Search,
+    /// What of their Service is no node to ask.
+    left_out: LeftOut,
     /// The highest number that a node has had.
     numbered: u32,
 }
@@ -189,7 +192,7 @@ impl Nodes {
     pub(super) fn found(&self, finding: Finding) {
         let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
         match finding {
-            Finding::Nodes(found) => {
+            Finding::Nodes(found, left_out) => {
                 if !matches!(list.search, Search::Followed) {
                     tracing::info!(
                         nodes = found.len(),
@@ -197,7 +200,7 @@ impl Nodes {
                     );
                 }
                 list.search = Search::Followed;
-                if list.take(found, self.is_encrypted) {
+                if list.take(found, left_out, self.is_encrypted) {
                     drop(list);
                     self.changes.send_replace(());
                 }
@@ -206,7 +209,7 @@ impl Nodes {
         }
     }
 
-    /// Why it is not known which nodes there are now, if so.
+    /// Why there may be other nodes than are asked, if so.
     pub(super) fn doubt(&self) -> Option<String> {
         self.read().doubt()
     }
@@ -226,7 +229,9 @@ impl Nodes {
             return None;
         }
         let Some((node, state)) = problems.next() else {
-            return Some("there are no nodes: no pod is behind their Service".to_owned());
+            let why = list.left_out.sentence();
+            let why = why.unwrap_or_else(|| "no pod is behind their Service".to_owned());
+            return Some(format!("there are no nodes: {why}"));
         };
         let problem = state.problem.unwrap_or_else(|| "it was not asked yet".to_owned());
         Some(match list.nodes.len() {
@@ -238,15 +243,18 @@ impl Nodes {
         })
     }
 
-    /// How many nodes there are, and for how long that was not looked at, if they are looked for.
-    pub(super) fn known(&self) -> (usize, Option<Duration>) {
+    /// What is known of them.
+    pub(super) fn known(&self) -> Known {
         let list = self.read();
         let age = match &list.search {
             Search::None | Search::Begun(_) => None,
             Search::Followed => Some(Duration::ZERO),
             Search::Stale(since, _) => Some(since.elapsed()),
         };
-        (list.nodes.len(), age)
+        Known {
+            nodes: list.nodes.len(),
+            followed: age.map(|age| (age, list.left_out.count())),
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, List> {
@@ -286,16 +294,23 @@ impl Nodes {
 
 impl List {
     /// These are all nodes from now on; whether that makes a difference.
-    fn take(&mut self, mut found: Vec<FoundNode>, is_encrypted: bool) -> bool {
-        found.retain(|node| is_name(&node.name));
-        if found.len() > MAX_NODES {
-            tracing::warn!(
-                nodes = found.len(),
-                most = MAX_NODES,
-                "there are more nodes than can be asked"
-            );
-            found.truncate(MAX_NODES);
+    fn take(&mut self, mut found: Vec<FoundNode>, mut left_out: LeftOut, is_encrypted: bool) -> bool {
+        found.retain(|node| {
+            let has_name = is_name(&node.name);
+            if !has_name {
+                left_out.note(Unfit::Name, &node.name);
+            }
+            has_name
+        });
+        for node in found.drain(found.len().min(MAX_NODES)..) {
+            left_out.note(Unfit::Beyond, &node.name);
         }
+        if left_out != self.left_out
+            && let Some(sentence) = left_out.sentence()
+        {
+            tracing::warn!(sentence, "endpoints of the nodes' Service are left out");
+        }
+        self.left_out = left_out;
         let before = Arc::clone(&self.nodes);
         let mut known: HashMap<&str, &Arc<Node>> = HashMap::new();
         known.extend(before.iter().map(|node| (&node.name[..], node)));
@@ -360,13 +375,15 @@ impl List {
     }
 
     fn doubt(&self) -> Option<String> {
-        match &self.search {
+        let stale = match &self.search {
             Search::None | Search::Followed | Search::Begun(_) => None,
             Search::Stale(since, why) => Some(format!(
                 "which nodes there are is what it was {} s ago: {why}",
                 since.elapsed().as_secs()
             )),
-        }
+        };
+        let doubts: Vec<String> = stale.into_iter().chain(self.left_out.sentence()).collect();
+        (!doubts.is_empty()).then(|| doubts.join("; "))
     }
 }
 
@@ -423,6 +440,31 @@ impl Node {
 mod tests {
     use super::*;
     use crate::access::{Extent, Pattern};
+
+    #[test]
+    fn nodes_that_are_left_out_are_told() {
+        let node = |name: String| FoundNode {
+            name,
+            address: [10, 0, 0, 1].into(),
+            port: 5001,
+        };
+        let mut list = List::default();
+        let mut found: Vec<FoundNode> = (0..=MAX_NODES).map(|n| node(format!("n{n:04}"))).collect();
+        found.insert(0, node("a b".to_owned()));
+        assert!(list.take(found, LeftOut::default(), false));
+        assert_eq!(list.nodes.len(), MAX_NODES);
+        assert_eq!(
+            list.doubt().unwrap(),
+            "not all of the Service is asked: 1 node has a name that none may have here (a b), 1 node is more than there may be (n4096)"
+        );
+        list.search = Search::Stale(Instant::now(), "it is away".to_owned());
+        assert!(list.doubt().unwrap().starts_with(
+            "which nodes there are is what it was 0 s ago: it is away; not all of the Service is asked: "
+        ));
+        list.search = Search::Followed;
+        assert!(list.take(vec![node("n1".to_owned())], LeftOut::default(), false));
+        assert_eq!(list.doubt(), None);
+    }
 
     #[test]
     fn rights_that_are_told_have_a_bound() {

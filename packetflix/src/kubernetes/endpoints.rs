@@ -5,7 +5,7 @@
 //!
 //! Source: the API `discovery.k8s.io/v1` (EndpointSlice).
 
-use std::{collections::BTreeMap, net::IpAddr, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use warp::http::Uri;
 
 use super::api::{ApiAddress, Credentials};
-use crate::error::chain;
+use crate::{error::chain, text::shortened};
 
 /// By this label a slice says which Service it is of.
 const SERVICE: &str = "kubernetes.io/service-name";
@@ -44,6 +44,9 @@ const GOOD_WHILE: Duration = Duration::from_secs(60);
 /// Most slices that are kept.
 const MAX_SLICES: usize = 4096;
 
+/// Most bytes of what one endpoint is called that is left out.
+const MAX_NAME_LEN: usize = 100;
+
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceName {
@@ -68,10 +71,78 @@ pub(crate) struct FoundNode {
 /// What is found out of nodes.
 #[derive(Debug)]
 pub(crate) enum Finding {
-    /// These are all of them, in the order of their names.
-    Nodes(Vec<FoundNode>),
+    /// These are all of them, in the order of their names, and what is left out.
+    Nodes(Vec<FoundNode>, LeftOut),
     /// Nothing is found out, and why.
     Problem(String),
+}
+
+/// Why something of a Service is no node to ask. That an endpoint is not ready, or ends, is no reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Unfit {
+    Nodeless,
+    Name,
+    Address,
+    Port,
+    Second,
+    Beyond,
+    Slice,
+}
+
+/// What is left out of the nodes of a Service: how many for each reason, and one of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LeftOut(BTreeMap<Unfit, (usize, String)>);
+
+impl LeftOut {
+    /// Leaves out something that is called so.
+    pub(crate) fn note(&mut self, why: Unfit, name: &str) {
+        let first = || (0, shortened(name, MAX_NAME_LEN).into_owned());
+        self.0.entry(why).or_insert_with(first).0 += 1;
+    }
+
+    /// How much that is.
+    pub(crate) fn count(&self) -> usize {
+        self.0.values().map(|(count, _)| count).sum()
+    }
+
+    /// What there is to say of it, if anything.
+    pub(crate) fn sentence(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| format!("not all of the Service is asked: {self}"))
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (why, (count, name))) in self.0.iter().enumerate() {
+            let (one, several) = match why {
+                Unfit::Nodeless => ("endpoint has no nodeName", "endpoints have no nodeName"),
+                Unfit::Name => (
+                    "node has a name that none may have here",
+                    "nodes have names that none may have here",
+                ),
+                Unfit::Address => ("endpoint has no IP address", "endpoints have no IP addresses"),
+                Unfit::Port => ("endpoint has no port of TCP", "endpoints have no port of TCP"),
+                Unfit::Second => (
+                    "endpoint is another ready one of its node",
+                    "endpoints are other ready ones of their nodes",
+                ),
+                Unfit::Beyond => (
+                    "node is more than there may be",
+                    "nodes are more than there may be",
+                ),
+                Unfit::Slice => (
+                    "EndpointSlice is more than are kept",
+                    "EndpointSlices are more than are kept",
+                ),
+            };
+            let separator = if place > 0 { ", " } else { "" };
+            match count {
+                1 => write!(f, "{separator}1 {one} ({name})")?,
+                count => write!(f, "{separator}{count} {several} ({name} is one)")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why it is not known what nodes there are.
@@ -156,6 +227,7 @@ impl Finder {
             .timeout(WATCH);
         let mut events = std::pin::pin!(watcher(slices, which));
         let mut known = BTreeMap::new();
+        let mut beyond = BTreeMap::new();
         let mut is_whole = false;
         loop {
             // A watch may be silent for long, but a list may not.
@@ -167,20 +239,27 @@ impl Finder {
             match event? {
                 Event::Init => {
                     known.clear();
+                    beyond.clear();
                     is_whole = false;
                 }
                 Event::InitDone => is_whole = true,
                 Event::InitApply(slice) | Event::Apply(slice) => {
-                    if known.len() < MAX_SLICES {
-                        known.insert(slice.name_any(), slice);
+                    let name = slice.name_any();
+                    if known.len() < MAX_SLICES || known.contains_key(&name) {
+                        known.insert(name, slice);
+                    } else if beyond.len() < MAX_SLICES {
+                        beyond.insert(name, ());
                     }
                 }
                 Event::Delete(slice) => {
                     known.remove(&slice.name_any());
+                    beyond.remove(&slice.name_any());
                 }
             }
             if is_whole {
-                tell(Finding::Nodes(nodes(known.values())));
+                let (nodes, mut left_out) = nodes(known.values());
+                beyond.keys().for_each(|name| left_out.note(Unfit::Slice, name));
+                tell(Finding::Nodes(nodes, left_out));
             }
         }
     }
@@ -227,25 +306,55 @@ impl From<watcher::Error> for FindError {
 /// How much is to be said for an endpoint: the ready one of several on a node is asked.
 type Rank = (bool, bool, IpAddr);
 
-/// The nodes of slices. One that is not ready is a node, too: what is wrong with it is told, and not hidden.
-fn nodes<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<FoundNode> {
-    let mut best: BTreeMap<String, (Rank, u16)> = BTreeMap::new();
+/// The nodes of slices, and what else is in them. One that is not ready is a node, too: what is wrong with it is told, and not hidden.
+fn nodes<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> (Vec<FoundNode>, LeftOut) {
+    let mut left_out = LeftOut::default();
+    let mut by_node: BTreeMap<&str, BTreeMap<(Rank, u16), &Endpoint>> = BTreeMap::new();
     for slice in slices {
-        let Some(port) = port_of(slice) else {
-            continue;
-        };
+        let port = port_of(slice);
         for endpoint in &slice.endpoints {
-            let Some((name, rank)) = endpoint.node_name.clone().zip(rank(endpoint)) else {
-                continue;
-            };
-            let found = best.entry(name).or_insert((rank, port));
-            *found = (*found).min((rank, port));
+            match (endpoint.node_name.as_deref(), rank(endpoint), port) {
+                (Some(node), Some(rank), Some(port)) => {
+                    by_node.entry(node).or_default().insert((rank, port), endpoint);
+                }
+                (None, ..) => left_out.note(Unfit::Nodeless, called(endpoint)),
+                (_, None, _) => left_out.note(Unfit::Address, called(endpoint)),
+                (.., None) => left_out.note(Unfit::Port, called(endpoint)),
+            }
         }
     }
-    let found = best
-        .into_iter()
-        .map(|(name, ((_, _, address), port))| FoundNode { name, address, port });
-    found.collect()
+    let mut found = Vec::new();
+    for (name, of_node) in by_node {
+        let mut of_node = of_node.into_iter();
+        let Some((((_, _, address), port), best)) = of_node.next() else {
+            continue;
+        };
+        for (((is_ending, is_unready, other), _), endpoint) in of_node {
+            // A pod may have an address of each family, and one that comes or goes is beside the one that is asked.
+            let is_same = other.is_ipv4() != address.is_ipv4() && is_of_same_pod(endpoint, best);
+            if !is_same && !is_ending && !is_unready {
+                left_out.note(Unfit::Second, called(endpoint));
+            }
+        }
+        let name = name.to_owned();
+        found.push(FoundNode { name, address, port });
+    }
+    (found, left_out)
+}
+
+/// What people call an endpoint: by its pod, or by its address.
+fn called(endpoint: &Endpoint) -> &str {
+    let pod = endpoint.target_ref.as_ref().and_then(|pod| pod.name.as_deref());
+    pod.or(endpoint.addresses.first().map(String::as_str))
+        .unwrap_or("without an address")
+}
+
+/// Whether two endpoints are of one pod, as far as they say of which they are.
+fn is_of_same_pod(one: &Endpoint, other: &Endpoint) -> bool {
+    match (&one.target_ref, &other.target_ref) {
+        (Some(one), Some(other)) => one.name == other.name,
+        _ => true,
+    }
 }
 
 /// The lower, the better: not ending, ready, and the lowest address, which is of IPv4 where there is one.
@@ -289,8 +398,12 @@ mod tests {
         serde_json::from_value(slice).unwrap()
     }
 
+    fn left_out(slices: &[EndpointSlice]) -> String {
+        nodes(slices.iter()).1.to_string()
+    }
+
     fn found(slices: &[EndpointSlice]) -> Vec<String> {
-        let nodes = nodes(slices.iter());
+        let (nodes, _) = nodes(slices.iter());
         nodes
             .iter()
             .map(|node| format!("{} {}:{}", node.name, node.address, node.port))
@@ -323,7 +436,59 @@ mod tests {
         );
         let mut without_port = slices[0].clone();
         without_port.ports = None;
-        assert!(found(&[without_port]).is_empty());
+        assert!(found(&[without_port.clone()]).is_empty());
+        assert_eq!(
+            left_out(&slices),
+            "1 endpoint has no nodeName (10.0.0.5), 2 endpoints have no IP addresses (without an address is one)"
+        );
+        assert_eq!(
+            left_out(&[without_port]),
+            "1 endpoint has no nodeName (10.0.0.5), 1 endpoint has no IP address (without an address), 3 endpoints have no \
+             port of TCP (10.0.0.9 is one)"
+        );
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted_and_what_comes_and_goes_is_not() {
+        let of = |address: &str, pod: &str, conditions: serde_json::Value| {
+            json!({ "addresses": [address], "nodeName": "n1", "conditions": conditions,
+                "targetRef": { "kind": "Pod", "name": pod } })
+        };
+        let ready = || json!({ "ready": true });
+        // The pod that goes, one that comes, an address of the other family, and the same in a second slice.
+        let slices = [
+            slice(
+                "IPv4",
+                &json!([
+                    of("10.0.0.7", "a", ready()),
+                    of("10.0.0.6", "b", json!({ "ready": true, "terminating": true })),
+                    of("10.0.0.5", "c", json!({ "ready": false })),
+                ]),
+            ),
+            slice("IPv4", &json!([of("10.0.0.7", "a", ready())])),
+            slice("IPv6", &json!([of("fd00::7", "a", ready())])),
+        ];
+        assert_eq!(found(&slices), ["n1 10.0.0.7:5001"]);
+        assert_eq!(nodes(slices.iter()).1.sentence(), None);
+        let others = slice(
+            "IPv6",
+            &json!([of("fd00::8", "d", ready()), of("fd00::9", "e", ready())]),
+        );
+        let (_, mut left_out) = nodes(slices.iter().chain([&others]));
+        left_out.note(Unfit::Name, "n 1");
+        left_out.note(Unfit::Beyond, "z");
+        left_out.note(Unfit::Beyond, "zz");
+        left_out.note(Unfit::Slice, &"s".repeat(1000));
+        assert_eq!(left_out.count(), 6);
+        let cut = format!("{}…", "s".repeat(MAX_NAME_LEN));
+        assert_eq!(
+            left_out.sentence().unwrap(),
+            format!(
+                "not all of the Service is asked: 1 node has a name that none may have here (n 1), 2 endpoints are other ready \
+                 ones of their nodes (d is one), 2 nodes are more than there may be (z is one), 1 EndpointSlice is more than are \
+                 kept ({cut})"
+            )
+        );
     }
 
     #[test]

@@ -10,5 +10,5 @@ mod reviewer;
 pub use api::ApiAddressError;
 pub(crate) use api::{ApiAddress, Credentials};
 pub use endpoints::ServiceNameError;
-pub(crate) use endpoints::{Finder, Finding, FoundNode, ServiceName};
+pub(crate) use endpoints::{Finder, Finding, FoundNode, LeftOut, ServiceName, Unfit};
 pub(crate) use reviewer::{FindPods, Pods, Reviewer};

@@ -125,6 +125,59 @@ fn nodes_are_found_over_tls_where_the_system_trusts_nobody() -> anyhow::Result<(
 }
 
 #[test]
+fn endpoints_that_are_no_nodes_are_told() -> anyhow::Result<()> {
+    const SAID: &str = "not all of the Service is asked: 1 endpoint has no nodeName (127.0.0.1), 1 endpoint has no IP \
+        address (web.example), 1 endpoint is another ready one of its node (packetflix-b)";
+    let cluster = Cluster::start(&["one"])?;
+    let api = ApiServer::start(None)?;
+    let mut nameless = slice("two", 1);
+    let endpoint = nameless["endpoints"][0].as_object_mut();
+    endpoint.map(|endpoint| endpoint.remove("nodeName"));
+    api.put("endpointslices", nameless.clone());
+    let gateway = following(&cluster, &api, &["--nodes-plain"])?;
+    wait_until(Duration::from_secs(10), || {
+        let said = gateway.get("/readyz")?.1["error"].to_string();
+        Ok(said.contains("there are no nodes: not all of the Service is asked: 1 endpoint has no nodeName"))
+    })?;
+    let port = cluster.node("one").port();
+    let mut several = slice("one", port);
+    several["endpoints"] = json!([
+        { "addresses": ["127.0.0.1"], "nodeName": "one", "targetRef": { "name": "packetflix-a" } },
+        { "addresses": ["127.0.0.2"], "nodeName": "one", "targetRef": { "name": "packetflix-b" } },
+        { "addresses": ["web.example"], "nodeName": "three" },
+        // These come and go.
+        { "addresses": ["127.0.0.3"], "nodeName": "one", "conditions": { "ready": false } },
+        { "addresses": ["127.0.0.4"], "nodeName": "one", "conditions": { "ready": true, "terminating": true } },
+    ]);
+    api.put("endpointslices", several);
+    wait_for_nodes(&gateway, &["one"])?;
+    wait_until(Duration::from_secs(20), || {
+        let (status, answer) = gateway.get("/readyz")?;
+        Ok(status == 200 && answer["doubt"] == SAID)
+    })
+    .map_err(|error| error.context(format!("{:?}", gateway.get("/readyz"))))?;
+    let (_, list) = gateway.get("/targets")?;
+    let gaps = list["gaps"]
+        .as_array()
+        .is_some_and(|gaps| gaps.contains(&json!(SAID)));
+    ensure!(gaps, "{}", list["gaps"]);
+    let left_out = |count: usize| {
+        let (_, metrics) = gateway.ask("GET /metrics HTTP/1.1")?;
+        let metrics = String::from_utf8(metrics)?;
+        anyhow::Ok(metrics.contains(&format!("packetflix_gateway_endpoints_left_out {count}\n")))
+    };
+    ensure!(left_out(3)?);
+    gateway.wait_for_log("endpoints of the nodes' Service are left out")?;
+    api.put("endpointslices", slice("one", port));
+    api.remove("endpointslices", "packetflix", "nodes-two");
+    wait_until(Duration::from_secs(10), || {
+        Ok(gateway.get("/readyz")?.1["doubt"].is_null())
+    })?;
+    ensure!(left_out(0)?);
+    Ok(())
+}
+
+#[test]
 fn nodes_go_on_while_the_api_server_is_away() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
     let api = ApiServer::start(None)?;
