@@ -136,8 +136,9 @@ impl Feed {
     }
 
     /// What people are told of the capture.
-    pub(super) fn note(&self) -> Option<&str> {
-        self.capture.note()
+    pub(super) fn note(&self) -> Option<String> {
+        // It is a header, which clients read as ASCII.
+        self.capture.note().map(|note| sentence(note).replace('…', "..."))
     }
 
     /// Takes the section header, which stands at the beginning of what was said first, and keeps the rest for the next time.

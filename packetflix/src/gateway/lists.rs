@@ -196,6 +196,9 @@ pub(super) fn targets(asked: Vec<Asked<Part>>, doubt: Option<String>, gateway: &
         gaps.extend(left_out.map(|left_out| format!("node {} {left_out}", node.name)));
         let theirs = list(&mut rest, "engines").into_iter().filter(is_engine);
         engines.extend(theirs.filter_map(|mut engine| {
+            if let Some(problem) = engine.get("problem").and_then(Value::as_str) {
+                engine["problem"] = sentence(problem).into();
+            }
             engine
                 .as_object_mut()?
                 .insert(NODE_NAME.to_owned(), node.name.clone().into());
@@ -412,6 +415,19 @@ mod tests {
         assert_eq!(list["captures"], json!([]));
         let problem = "it lists 1 capture that is none, and is left out";
         assert_eq!(list["nodes"][0]["problem"], problem);
+    }
+
+    #[test]
+    fn sentences_of_nodes_on_what_is_not_looked_at_are_cut() {
+        let long = "no ".repeat(100_000);
+        let body = json!({ "targets": [], "gaps": [long],
+            "engines": [{ "socket": "/s", "workloads": 1, "problem": long }] });
+        let list = read_back(&targets(vec![asked("one", TARGETS, &body)], None, "here"));
+        for said in [&list["gaps"][0], &list["engines"][0]["problem"]] {
+            let said = said.as_str().unwrap();
+            assert!(said.contains("no no no") && said.ends_with('…'), "{said}");
+            assert!(said.len() < 1100, "{}", said.len());
+        }
     }
 
     #[test]

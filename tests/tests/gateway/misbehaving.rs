@@ -3,11 +3,14 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::ensure;
-use packetflix_tests::{client::Recorder, folder::Folder};
+use packetflix_tests::{
+    client::{Capture, Recorder},
+    folder::Folder,
+};
 
 use crate::{
-    closed_port,
-    scripted::{Beside, Script, Sends, said_of},
+    closed_port, gateway,
+    scripted::{Beside, Script, Sends, play, said_of},
 };
 
 /// Whether a program reads a stream to its end; what it prints.
@@ -184,5 +187,19 @@ async fn node_that_describes_interfaces_without_end_takes_little_memory() -> any
     tokio::time::timeout(Duration::from_secs(120), reading).await??;
     let most = beside.gateway.status("RssAnon")?.saturating_sub(before);
     ensure!(most < MOST, "{most} KiB");
+    Ok(())
+}
+
+#[tokio::test]
+async fn note_of_a_node_is_cut() -> anyhow::Result<()> {
+    for (len, expected) in [(700, "n".repeat(700)), (9000, "n".repeat(1024) + "...")] {
+        let script = Script {
+            note_len: len,
+            ..Script::default()
+        };
+        let gateway = gateway(&[&format!("--node=odd=http://127.0.0.1:{}", play(script)?)])?;
+        let capture = Capture::open(&gateway.url("target=scripted"), &[]).await?;
+        assert_eq!(capture.answer("packetflix-note"), Some(&expected[..]));
+    }
     Ok(())
 }

@@ -2,9 +2,14 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
+    mem,
     net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
@@ -49,6 +54,19 @@ pub(crate) enum Sends {
     PacketsBehindTheEnd,
     /// Descriptions of interfaces without end.
     Interfaces,
+    /// Statistics of its interface without end, none of which is the last.
+    Statistics,
+    /// Large packets, as fast as they are taken, and more that are lost meanwhile.
+    Flood,
+}
+
+/// What a flood came to, to be held against what is told of it.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) delivered: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    /// There are to be no more packets.
+    pub(crate) is_over: AtomicBool,
 }
 
 /// What it does.
@@ -63,6 +81,10 @@ pub(crate) struct Script {
     /// The snapshot length that it tells, unless that of packetflix, and the number of the link type, unless Ethernet's.
     pub(crate) snaplen: Option<u32>,
     pub(crate) link_type: Option<u16>,
+    /// How long its note on a capture is.
+    pub(crate) note_len: usize,
+    /// The account of its flood.
+    pub(crate) ledger: Option<&'static Ledger>,
     /// How many more targets it lists.
     pub(crate) more: usize,
     /// What it answers instead of its targets.
@@ -110,7 +132,11 @@ fn answer(mut stream: TcpStream, script: Script) -> anyhow::Result<()> {
             write!(
                 stream,
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+                 Sec-WebSocket-Accept: {accept}\r\n{}\r\n",
+                match script.note_len {
+                    0 => String::new(),
+                    len => format!("packetflix-note: {}\r\n", "n".repeat(len)),
+                }
             )?;
             return capture(stream, script);
         }
@@ -176,41 +202,42 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
         description[8..10].copy_from_slice(&link_type.to_le_bytes());
     }
     blocks.extend_from_slice(&description);
-    let mut delivered = 0;
+    let (mut delivered, mut dropped, mut waited) = (0, 0, Duration::ZERO);
     loop {
         match script.sends {
             Sends::Garbage => blocks.extend_from_slice(&[7; 64]),
             Sends::Interfaces => blocks.extend_from_slice(&description.repeat(1000)),
-            Sends::PacketsBehindTheEnd if delivered == 3 => encode_end(script, since, delivered, &mut blocks),
+            Sends::Statistics => {
+                let mut statistics = BytesMut::new();
+                encode_statistics(script, since, None, (delivered, dropped), &mut statistics);
+                blocks.extend_from_slice(&statistics.repeat(2000));
+            }
+            Sends::PacketsBehindTheEnd if delivered == 3 => {
+                let end = Some(script.now());
+                encode_statistics(script, since, end, (delivered, dropped), &mut blocks);
+            }
+            Sends::Flood => flood(script, waited, (&mut delivered, &mut dropped), &mut blocks),
             Sends::All | Sends::NoEnd | Sends::BrokenEnd | Sends::PacketsBehindTheEnd => {}
         }
+        let begun = Instant::now();
         socket.send(Message::Binary(Bytes::from(blocks.split().to_vec())))?;
-        if script.sends != Sends::Interfaces
+        waited = begun.elapsed();
+        if ![Sends::Interfaces, Sends::Statistics].contains(&script.sends)
             && let Ok(Message::Text(_) | Message::Close(_)) = socket.read()
         {
             break;
         }
-        delivered += 1;
-        EnhancedPacket {
-            interface_id: 0,
-            timestamp: script.now() - u64::try_from(script.late.as_nanos())?,
-            original_len: 60,
-            cooked: None,
-            data: &raw::ethernet(0x88b5, &[0xaa; 46]),
-            snaplen: SNAPLEN,
-            vlan: None,
-            direction: PacketDirection::Inbound,
-            reception: Reception::Unicast,
-            offloads: Offloads::default(),
-            dropped_before: 0,
+        if ![Sends::Flood, Sends::Statistics].contains(&script.sends) {
+            delivered += 1;
+            packet(script.now() - u64::try_from(script.late.as_nanos())?, 46, 0).encode(&mut blocks);
         }
-        .encode(&mut blocks);
     }
     if script.sends == Sends::BrokenEnd {
         return Ok(());
     }
     if script.sends != Sends::NoEnd {
-        encode_end(script, since, delivered, &mut blocks);
+        let end = Some(script.now());
+        encode_statistics(script, since, end, (delivered, dropped), &mut blocks);
         socket.send(Message::Binary(Bytes::from(blocks.to_vec())))?;
         socket.close(Some(CloseFrame {
             code: CloseCode::Normal,
@@ -226,17 +253,70 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
     }
 }
 
-/// The final statistics of its interface.
-fn encode_end(script: Script, since: u64, delivered: u64, blocks: &mut BytesMut) {
+/// A message of large packets, out of order, the first of which tells how many were lost while the last message was waited for. Once
+/// it is over, the statistics alone tell that.
+fn flood(
+    script: Script,
+    waited: Duration,
+    (delivered, dropped): (&mut u64, &mut u64),
+    blocks: &mut BytesMut,
+) {
+    const PACKETS: u64 = 30;
+    const LEN: usize = 8000;
+    const LOST_IN_A_MILLISECOND: u32 = 10;
+    let Some(ledger) = script.ledger else {
+        return;
+    };
+    let mut lost = u32::try_from(waited.as_millis()).unwrap_or_default() * LOST_IN_A_MILLISECOND;
+    *dropped += u64::from(lost);
+    ledger.dropped.store(*dropped, Ordering::Relaxed);
+    if ledger.is_over.load(Ordering::Relaxed) {
+        return;
+    }
+    let now = script.now() - u64::try_from(script.late.as_nanos()).unwrap_or_default();
+    for number in 0..PACKETS {
+        let time = now - (number * 7 % PACKETS) * 1_000_000;
+        packet(time, LEN, mem::take(&mut lost)).encode(blocks);
+    }
+    *delivered += PACKETS;
+    ledger.delivered.store(*delivered, Ordering::Relaxed);
+}
+
+fn packet(timestamp: u64, len: usize, dropped_before: u32) -> EnhancedPacket<'static> {
+    static FRAME: LazyLock<Vec<u8>> = LazyLock::new(|| raw::ethernet(0x88b5, &[0xaa; 9000]));
+    let len = raw::ethernet(0x88b5, &[]).len() + len;
+    EnhancedPacket {
+        interface_id: 0,
+        timestamp,
+        original_len: len as u32,
+        cooked: None,
+        data: &FRAME[..len],
+        snaplen: SNAPLEN,
+        vlan: None,
+        direction: PacketDirection::Inbound,
+        reception: Reception::Unicast,
+        offloads: Offloads::default(),
+        dropped_before,
+    }
+}
+
+/// Statistics of its interface, which are the last where they have an end.
+fn encode_statistics(
+    script: Script,
+    start: u64,
+    end: Option<u64>,
+    (delivered, dropped): (u64, u64),
+    blocks: &mut BytesMut,
+) {
     InterfaceStatistics {
         interface_id: 0,
         timestamp: script.now(),
-        start: since,
-        end: Some(script.now()),
-        received: Some(delivered),
-        accepted: Some(delivered),
+        start,
+        end,
+        received: Some(delivered + dropped),
+        accepted: Some(delivered + dropped),
         delivered,
-        dropped: Some(0),
+        dropped: Some(dropped),
         comment: "",
     }
     .encode(blocks);
