@@ -292,10 +292,12 @@ async fn write(writer: &Mutex<Writer>, frame: Frame<'_>) -> Result<(), WebSocket
 
 /// Reads until the server ends, or nobody takes what is read.
 async fn read(mut reader: Reader, pulse: Pulse, pieces: mpsc::Sender<Result<Piece, StreamError>>) {
-    loop {
+    // What has no place is not read: there are no more pieces than wait.
+    while let Ok(place) = pieces.reserve().await {
         let piece = next_piece(&mut reader, &pulse).await;
         let is_last = !matches!(piece, Ok(Piece::Data(_)));
-        if pieces.send(piece).await.is_err() || is_last {
+        place.send(piece);
+        if is_last {
             return;
         }
     }

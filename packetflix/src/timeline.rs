@@ -321,9 +321,9 @@ impl Timeline {
         has_room
     }
 
-    /// Whether no packet more fits into what there is to send.
+    /// Whether there is as much to send as a message may have.
     pub(crate) fn is_full(&self) -> bool {
-        self.is_full
+        self.is_full || !self.done.is_empty()
     }
 
     /// What there is to send, if anything.

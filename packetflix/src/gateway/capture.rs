@@ -28,17 +28,17 @@ use crate::{
     captures::{CaptureFacts, Unaccounted},
     description::TargetDescription,
     error::chain,
-    pcapng::{CaptureComment, MAX_STATISTICS_LEN},
+    pcapng::{CaptureComment, MAX_BLOCK_LEN, MAX_STATISTICS_LEN},
     resolve::Selection,
     service::{Caller, CaptureRequest, Forbidden, Permit, StartError},
     session::{Limits, TooFewBytes, encode_section_header},
     tap::InterfaceSelection,
 };
 
-/// Most bytes of a message of a node: it sends a quarter of that.
-const MAX_MESSAGE_LEN: usize = 1 << 20;
+/// No message of a node is as long as this, in bytes: a packetflix sends no longer ones than blocks may be.
+const MAX_MESSAGE_LEN: usize = MAX_BLOCK_LEN + 1;
 
-/// Messages of all nodes of a stream that wait on their connections, and least of each.
+/// Messages of all nodes of a stream that wait on their connections, beside one of each that is being merged; and least of each.
 const WAITING_MESSAGES: usize = 256;
 const LEAST_WAITING: usize = 1;
 const MOST_WAITING: usize = 8;
@@ -191,9 +191,7 @@ impl Gateway {
             let sentence = format!("node {name}: not captured: {}", chain(&why));
             (name, sentence)
         }));
-        let note = members
-            .iter()
-            .find_map(|member| member.feed.note().map(str::to_owned));
+        let note = members.iter().find_map(|member| member.feed.note());
         let stop = self.frontend.stop.child_token();
         let section_header = match (&mut members[..], is_of_one) {
             ([only], true) => {

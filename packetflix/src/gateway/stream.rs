@@ -57,6 +57,9 @@ const MAX_OPENING: usize = 16;
 const MAX_OPEN: u64 = 1 << 19;
 const MAX_DESCRIBED: u64 = 1 << 24;
 
+/// How much of what nodes say is heard before anything else is looked at.
+const MAX_STEPS: usize = 1024;
+
 /// Most sentences in a stream on its nodes.
 const MAX_SENTENCES: usize = 1024;
 
@@ -501,9 +504,15 @@ impl GatewayStream {
         self.passed_on = Instant::now();
     }
 
-    /// Hears what nodes have to say without waiting for any.
+    /// Hears what nodes have to say without waiting for any, up to a message: what is about no packet waits for nothing.
     fn take_ready(&mut self) {
-        while let Some(Some(step)) = self.steps.next().now_or_never() {
+        for _ in 0..MAX_STEPS {
+            if self.timeline.is_full() {
+                return;
+            }
+            let Some(Some(step)) = self.steps.next().now_or_never() else {
+                return;
+            };
             self.took(step);
         }
     }

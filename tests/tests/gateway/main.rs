@@ -5,6 +5,7 @@ mod desk;
 mod endpoints;
 mod kubernetes;
 mod lists;
+mod memory;
 mod misbehaving;
 mod obstacles;
 mod page;
