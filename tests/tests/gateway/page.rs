@@ -16,7 +16,10 @@ use packetflix_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::Cluster;
+use crate::{
+    Cluster,
+    scripted::{Script, play},
+};
 
 /// The entries of a namespace in `/targets`, by their nodes.
 fn both(gateway: &Server, namespace: &Namespace) -> anyhow::Result<Vec<Value>> {
@@ -142,6 +145,26 @@ fn filters_are_shown_as_a_node_compiles_them() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Watches what is called so on both nodes, in one stream, until packets are seen that this end of a link sends.
+fn watch(browser: &Browser, name: &str, there: &Namespace) -> anyhow::Result<()> {
+    for row in [1, 2] {
+        browser.click(&format!(
+            "(//div[@role='row'][.//*[@class='name'][contains(., '{name}')]])[{row}]//input"
+        ))?;
+    }
+    browser.press("Capture 2 targets")?;
+    browser.press("Watch here")?;
+    browser.wait_for(
+        "return document.querySelector('.status') && !document.body.innerText.includes('waiting for the service')",
+    )?;
+    let socket = RawSocket::open(there, "vb")?;
+    wait_until(Duration::from_secs(20), || {
+        socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
+        let total = browser.script("return Number(document.querySelector('.total')?.dataset.total ?? 0)")?;
+        Ok(total.as_u64() >= Some(20))
+    })
+}
+
 #[test]
 fn page_shows_and_watches_the_targets_of_all_nodes() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
@@ -153,22 +176,33 @@ fn page_shows_and_watches_the_targets_of_all_nodes() -> anyhow::Result<()> {
     browser.go(&format!("http://127.0.0.1:{}/", gateway.port()))?;
     browser.type_into("//input[@type='search']", &name)?;
     browser.wait_for_text("2 targets of")?;
-    // Both, in one stream.
-    for row in [1, 2] {
-        browser.click(&format!(
-            "(//div[@role='row'][.//*[@class='name'][contains(., '{name}')]])[{row}]//input"
-        ))?;
-    }
-    browser.press("Capture 2 targets")?;
-    browser.press("Watch here")?;
-    browser.wait_for(
-        "return document.querySelector('.status') && !document.body.innerText.includes('waiting for the service')",
-    )?;
-    let socket = RawSocket::open(&there, "vb")?;
-    wait_until(Duration::from_secs(20), || {
-        socket.send(&raw::ethernet(0x88b5, &[1; 46]))?;
-        let total = browser.script("return Number(document.querySelector('.total')?.dataset.total ?? 0)")?;
-        Ok(total.as_u64() >= Some(20))
-    })?;
+    watch(&browser, &name, &there)?;
+    browser.check_console()
+}
+
+#[test]
+fn page_shows_who_has_rights_to_some_targets_these_and_what_it_cannot_see() -> anyhow::Result<()> {
+    const PART: &str = "part-0123456789abcdef";
+    let cluster = Cluster::start(&["one", "two"])?;
+    let (here, there) = Namespace::pair()?;
+    let [name, other] = [&here, &there].map(|namespace| namespace.path().display().to_string());
+    let text = format!("part {PART} discover capture:{name}\n");
+    let tokens = cluster.folder.put_secret("clients", &text)?;
+    // Its program is too old to heed the rights of others.
+    let odd = format!("--node=odd=http://127.0.0.1:{}", play(Script::default())?);
+    let gateway = cluster.gateway(&[&odd, "--token-file", &tokens.display().to_string()])?;
+    let browser = Browser::start()?;
+    browser.go(&format!("http://127.0.0.1:{}/", gateway.port()))?;
+    browser.wait_for_text("a token is needed")?;
+    browser.type_into("//input[@type='password']", &format!("{PART}\u{e007}"))?;
+    browser.wait_for_text("2 targets")?;
+    let shown = browser.script("return document.body.innerText")?.to_string();
+    ensure!(shown.contains(&name) && !shown.contains(&other), "{shown}");
+    browser.wait_for_text("1 place could not be looked at")?;
+    browser.click("//details[@class='doubts']/summary")?;
+    browser.wait_for_text("bounds nothing by the rights of whoever asks")?;
+    watch(&browser, &name, &there)?;
+    browser.click("//a[.='Captures']")?;
+    browser.wait_for_text("part may not administer")?;
     browser.check_console()
 }
