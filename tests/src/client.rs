@@ -395,6 +395,22 @@ impl Recorder {
         }
     }
 
+    /// Waits until the server ends the stream; gives code and reason.
+    ///
+    /// # Errors
+    /// When it goes on and on, or the connection breaks.
+    pub async fn end(&mut self) -> anyhow::Result<(u16, String)> {
+        let read = async {
+            loop {
+                if let Some(end) = self.read().await? {
+                    return anyhow::Ok(end);
+                }
+            }
+        };
+        let ended = timeout(pace::time(Duration::from_secs(30)), read).await;
+        ended.context("the stream goes on")?
+    }
+
     /// Reads until the server ends the stream.
     ///
     /// # Errors
@@ -420,7 +436,7 @@ impl Recorder {
             recording
                 .statistics
                 .iter()
-                .all(|one| one.has_received || recording.untold.contains_key(&one.interface)),
+                .all(|one| one.has_received || !one.is_told),
             "statistics without isb_ifrecv"
         );
         Ok(recording)

@@ -25,8 +25,8 @@ pub struct Recording {
     pub packets: Vec<Packet>,
     /// In the order of the stream.
     pub statistics: Vec<Statistics>,
-    /// What is said of interfaces whose statistics have no losses, by their numbers.
-    pub untold: BTreeMap<usize, String>,
+    /// What the last statistics of interfaces say, by their numbers, where they say something.
+    pub said: BTreeMap<usize, String>,
     /// In the order of the stream.
     pub names: Vec<Name>,
 }
@@ -78,6 +78,8 @@ pub struct Statistics {
     pub delivered: u64,
     /// `isb_ifdrop`
     pub dropped: u64,
+    /// Whether it has one: of what was not told to the end it is not known.
+    pub is_told: bool,
     /// Whether it has an `isb_endtime`.
     pub last: bool,
 }
@@ -172,8 +174,7 @@ impl Recording {
     /// When there are none, or they do not tell what was lost.
     pub fn final_statistics(&self, name: &str) -> anyhow::Result<Statistics> {
         let last = self.last_of(name)?;
-        let untold = self.untold.get(&last.interface);
-        ensure!(untold.is_none(), "{name}: {untold:?}");
+        ensure!(last.is_told, "{name}: {:?}", self.said.get(&last.interface));
         Ok(last)
     }
 
@@ -184,9 +185,9 @@ impl Recording {
     /// When there are none, or they tell.
     pub fn untold_statistics(&self, name: &str) -> anyhow::Result<(u64, &str)> {
         let last = self.last_of(name)?;
-        let untold = self.untold.get(&last.interface);
-        let said = untold.with_context(|| format!("{name}: {last:?}"))?;
-        Ok((last.delivered, said))
+        ensure!(!last.is_told, "{name}: {last:?}");
+        let said = self.said.get(&last.interface);
+        Ok((last.delivered, said.context("nothing is said")?))
     }
 
     fn last_of(&self, name: &str) -> anyhow::Result<Statistics> {
@@ -210,8 +211,7 @@ impl Recording {
         }
         for statistics in &self.statistics {
             ensure!(
-                self.untold.contains_key(&statistics.interface)
-                    || statistics.accepted == statistics.delivered + statistics.dropped,
+                !statistics.is_told || statistics.accepted == statistics.delivered + statistics.dropped,
                 "{statistics:?}"
             );
             ensure!(statistics.received >= statistics.accepted, "{statistics:?}");
@@ -237,6 +237,30 @@ impl Recording {
             ensure!(finals == 1, "{finals} final statistics of {}", interface.name);
         }
         Ok(())
+    }
+
+    /// Checks that the final statistics say exactly of which packets timestamps go back, as those of merged streams do of what came
+    /// too late to be put in order. Gives how many these are.
+    ///
+    /// # Errors
+    /// When others go back.
+    pub fn check_late(&self) -> anyhow::Result<usize> {
+        let (mut latest, mut late) = (0, BTreeMap::<usize, u64>::new());
+        for packet in &self.packets {
+            if packet.timestamp < latest {
+                *late.entry(packet.interface).or_default() += 1;
+            }
+            latest = latest.max(packet.timestamp);
+        }
+        let mut told = BTreeMap::new();
+        for (interface, said) in &self.said {
+            let sentence = said.split("; ").find(|one| one.contains(" came late, and "));
+            if let Some((count, _)) = sentence.and_then(|one| one.split_once(' ')) {
+                told.insert(*interface, count.parse()?);
+            }
+        }
+        ensure!(late == told, "{late:?} are late, and {told:?} are told");
+        Ok(usize::try_from(late.into_values().sum::<u64>())?)
     }
 
     /// Checks that timestamps never go back.
@@ -312,8 +336,8 @@ impl Reader {
             Block::InterfaceStatistics(block) => {
                 let before = self.counts.get(&(block.interface_id as usize));
                 let statistics = statistics(&block, before.copied().unwrap_or_default())?;
-                if let Some(said) = untold(&block)? {
-                    recording.untold.insert(statistics.interface, said);
+                if let Some(said) = said(&block) {
+                    recording.said.insert(statistics.interface, said);
                 }
                 recording.statistics.push(statistics);
             }
@@ -358,37 +382,31 @@ fn statistics(block: &InterfaceStatisticsBlock, packets_before: u64) -> anyhow::
             InterfaceStatisticsOption::IsbIfRecv(n) => received = Some(*n),
             InterfaceStatisticsOption::IsbFilterAccept(n) => statistics.accepted = *n,
             InterfaceStatisticsOption::IsbUsrDeliv(n) => statistics.delivered = *n,
-            InterfaceStatisticsOption::IsbIfDrop(n) => statistics.dropped = *n,
+            InterfaceStatisticsOption::IsbIfDrop(n) => {
+                (statistics.dropped, statistics.is_told) = (*n, true);
+            }
             // Whoever adds it to the other would count twice.
             InterfaceStatisticsOption::IsbOsDrop(n) => bail!("losses are told twice: {n}"),
             InterfaceStatisticsOption::IsbEndTime(_) => statistics.last = true,
             _ => {}
         }
     }
+    if !statistics.is_told {
+        // What is reckoned with losses is not known then, and the reason is said.
+        ensure!(statistics.accepted == 0 && received.is_none(), "{statistics:?}");
+        ensure!(said(block).is_some(), "no losses, and no reason: {statistics:?}");
+    }
     statistics.has_received = received.is_some();
     statistics.received = received.unwrap_or(statistics.accepted);
     Ok(statistics)
 }
 
-/// What is said of an interface where its statistics have no losses: then they have nothing that is reckoned with these.
-fn untold(block: &InterfaceStatisticsBlock) -> anyhow::Result<Option<String>> {
-    let is_loss =
-        |option: &InterfaceStatisticsOption| matches!(option, InterfaceStatisticsOption::IsbIfDrop(_));
-    if block.options.iter().any(is_loss) {
-        return Ok(None);
-    }
-    let mut said = None;
-    for option in &block.options {
-        match option {
-            InterfaceStatisticsOption::IsbIfRecv(n) | InterfaceStatisticsOption::IsbFilterAccept(n) => {
-                bail!("{n} packets without those that were lost")
-            }
-            InterfaceStatisticsOption::Comment(comment) => said = Some(comment.to_string()),
-            _ => {}
-        }
-    }
-    said.map(Some)
-        .context("statistics without losses, and without a reason")
+/// The comment of statistics.
+fn said(block: &InterfaceStatisticsBlock) -> Option<String> {
+    block.options.iter().find_map(|option| match option {
+        InterfaceStatisticsOption::Comment(comment) => Some(comment.to_string()),
+        _ => None,
+    })
 }
 
 fn check_block_lengths(stream: &[u8], mut first: bool) -> anyhow::Result<()> {

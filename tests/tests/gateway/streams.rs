@@ -45,6 +45,20 @@ fn interface(node: &str, namespace: &Namespace, name: &str) -> String {
     format!("{node}/{}/{name}", path(namespace))
 }
 
+/// Checks that packets of several nodes stand in the order of time, but for those of which the stream itself says that they came too
+/// late: on a busy machine a node may not be given a CPU for as long as packets wait. Unless it says that a node lags, or `may_lag`,
+/// these are few.
+fn check_order(recording: &Recording, may_lag: bool) -> anyhow::Result<()> {
+    let late = recording.check_late()?;
+    let may_lag = may_lag
+        || recording
+            .interfaces
+            .iter()
+            .any(|one| one.options.contains(" lags: "));
+    ensure!(may_lag || late * 10 <= recording.packets.len(), "{late} are late");
+    Ok(())
+}
+
 /// What asks for one namespace of each of two nodes.
 fn query_of_both(here: &Namespace, there: &Namespace, rest: &str) -> anyhow::Result<String> {
     let described = json!([
@@ -141,7 +155,7 @@ async fn both_ends_of_a_link_on_two_nodes_stand_on_one_timeline() -> anyhow::Res
         .read_until(|recording| recording.packets.len() == 400)
         .await?;
     let recording = recorder.finish().await?;
-    recording.check_order()?;
+    check_order(&recording, false)?;
     recording.check_complete()?;
     for (name, sent, received) in [(&names[0], 0, 100), (&names[1], 100, 0)] {
         for number in 0..100 {
@@ -242,7 +256,8 @@ async fn every_packet_of_a_flood_is_accounted_for_however_slow_the_client_is() -
             recorder.read_during(flood).await?;
         }
         let recording = recorder.finish().await?;
-        recording.check_order()?;
+        // A client that takes nothing has nodes wait for it, and not for each other.
+        check_order(&recording, is_slow)?;
         for name in &names {
             let statistics = recording.final_statistics(name)?;
             assert_eq!(statistics.accepted, COUNT, "{name}");
@@ -283,7 +298,7 @@ async fn limits_are_those_of_the_whole_stream() -> anyhow::Result<()> {
         let (recording, code, told) = recorder.read_to_end().await?;
         assert_eq!((code, &told[..]), (1000, reason));
         recording.check_complete()?;
-        recording.check_order()?;
+        check_order(&recording, false)?;
         if limit == "&packets=7" {
             assert_eq!(recording.packets.len(), 7);
         }
