@@ -612,7 +612,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pcapng::{EnhancedPacket, Offloads, PacketDirection, Reception, SNAPLEN};
+    use crate::pcapng::{
+        EnhancedPacket, SNAPLEN,
+        samples::{INTERFACE, PACKET},
+    };
 
     /// Times of packets are multiples of this, in nanoseconds, and before this one.
     const STEP: u64 = 10_000_000;
@@ -630,15 +633,9 @@ mod tests {
         EnhancedPacket {
             interface_id: interface,
             timestamp: time,
-            original_len: 60,
-            cooked: None,
             data: &[source; 20],
-            snaplen: 1500,
-            vlan: None,
-            direction: PacketDirection::Inbound,
-            reception: Reception::Unicast,
-            offloads: Offloads::default(),
             dropped_before: lost,
+            ..PACKET
         }
         .encode(&mut block);
         block
@@ -646,19 +643,7 @@ mod tests {
 
     fn description(name: &str) -> BytesMut {
         let mut block = BytesMut::new();
-        InterfaceDescription {
-            link_type: LinkType::Ethernet,
-            snaplen: SNAPLEN,
-            name,
-            description: "",
-            addresses: &[],
-            mac: None,
-            speed: None,
-            filter: "",
-            comment: "",
-            os: "",
-        }
-        .encode(&mut block);
+        InterfaceDescription { name, ..INTERFACE }.encode(&mut block);
         block
     }
 

@@ -312,51 +312,17 @@ mod tests {
 
     use super::*;
     use crate::pcapng::{
-        CaptureComment, EnhancedPacket, LinkType, Offloads, PacketDirection, Reception, SNAPLEN,
-        SectionHeader,
+        EnhancedPacket, LinkType, SNAPLEN,
+        samples::{INTERFACE, PACKET, SECTION_HEADER},
     };
 
     fn stream() -> BytesMut {
         let mut out = BytesMut::new();
-        SectionHeader {
-            hardware: "",
-            os: "",
-            application: "",
-            comment: CaptureComment {
-                container_name: "web",
-                container_type: "docker",
-                node_name: "n1",
-                cluster_uid: "",
-                filter: "",
-                chaste: false,
-            },
-        }
-        .encode(&mut out);
-        InterfaceDescription {
-            link_type: LinkType::Ethernet,
-            snaplen: SNAPLEN,
-            name: "eth0",
-            description: "of web",
-            addresses: &[],
-            mac: None,
-            speed: None,
-            filter: "",
-            comment: "one",
-            os: "Linux",
-        }
-        .encode(&mut out);
+        SECTION_HEADER.encode(&mut out);
+        INTERFACE.encode(&mut out);
         EnhancedPacket {
-            interface_id: 0,
-            timestamp: 7,
-            original_len: 60,
-            cooked: None,
-            data: &[1; 21],
-            snaplen: 1500,
-            vlan: None,
-            direction: PacketDirection::Inbound,
-            reception: Reception::Unicast,
-            offloads: Offloads::default(),
             dropped_before: 3,
+            ..PACKET
         }
         .encode(&mut out);
         InterfaceStatistics::default().encode(&mut out);

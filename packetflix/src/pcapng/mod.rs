@@ -49,4 +49,6 @@ fn timestamp(nanoseconds: u64) -> [u8; 8] {
 }
 
 #[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
 mod tests;

@@ -5,7 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::BytesMut;
 use proptest::prelude::*;
 
-use super::{options::Block, *};
+use super::{
+    options::Block,
+    samples::{INTERFACE, PACKET, SECTION_HEADER},
+    *,
+};
 
 /// A block's type, its body with options, as plain as the format defines it.
 fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
@@ -369,47 +373,19 @@ fn one_of_each() -> Vec<BytesMut> {
         block
     };
     let packet = |dropped_before, len| EnhancedPacket {
-        interface_id: 0,
-        timestamp: 7,
-        original_len: 60,
-        cooked: None,
-        data: &[1; 21][..len],
-        snaplen: 1500,
-        vlan: None,
-        direction: PacketDirection::Inbound,
-        reception: Reception::Unicast,
-        offloads: Offloads::default(),
+        data: &PACKET.data[..len],
         dropped_before,
+        ..PACKET
     };
     vec![
-        encoded(&|out| {
-            SectionHeader {
-                hardware: "x86_64",
-                os: "Linux",
-                application: "packetflix",
-                comment: CaptureComment {
-                    container_name: "web",
-                    container_type: "docker",
-                    node_name: "n1",
-                    cluster_uid: "",
-                    filter: "",
-                    chaste: false,
-                },
-            }
-            .encode(out);
-        }),
+        encoded(&|out| SECTION_HEADER.encode(out)),
         encoded(&|out| {
             InterfaceDescription {
-                link_type: LinkType::Ethernet,
-                snaplen: SNAPLEN,
-                name: "eth0",
-                description: "of web",
                 addresses: &[address("10.0.0.1", 8), address("fd00::1", 64)],
                 mac: Some([2; 6]),
                 speed: Some(1_000_000),
                 filter: "tcp",
-                comment: "one",
-                os: "Linux",
+                ..INTERFACE
             }
             .encode(out);
         }),

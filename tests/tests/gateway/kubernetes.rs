@@ -101,20 +101,6 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until the gateway ends a stream; gives code and reason.
-async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
-    let read = async {
-        loop {
-            if let Some(end) = recorder.read().await? {
-                return anyhow::Ok(end);
-            }
-        }
-    };
-    timeout(Duration::from_secs(30), read)
-        .await
-        .context("the stream goes on")?
-}
-
 #[tokio::test]
 async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> anyhow::Result<()> {
     let folder = packetflix_tests::folder::Folder::new()?;
@@ -282,7 +268,7 @@ async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> an
     );
     // It is taken away.
     api.set_rules(&rules[2..]);
-    let (code, reason) = end_of(&mut recorder).await?;
+    let (code, reason) = recorder.end().await?;
     ensure!(
         code == 1008 && reason.contains("alice may not"),
         "{code} {reason}"

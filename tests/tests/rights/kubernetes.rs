@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     certificates::Authority,
-    client::Recorder,
     engine::FakeEngine,
     folder::Folder,
     kubernetes::{ApiServer, OWN_TOKEN, Rule},
@@ -181,20 +180,6 @@ async fn rights_to_pods_and_nodes_are_those_of_kubernetes() -> anyhow::Result<()
     Ok(())
 }
 
-/// Waits until the service ends a capture; gives code and reason.
-async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
-    let read = async {
-        loop {
-            if let Some(end) = recorder.read().await? {
-                return anyhow::Ok(end);
-            }
-        }
-    };
-    timeout(Duration::from_secs(15), read)
-        .await
-        .context("the capture goes on")?
-}
-
 #[tokio::test]
 async fn captures_end_with_the_rights_and_tokens_that_kubernetes_takes_away() -> anyhow::Result<()> {
     let cluster = Cluster::start()?;
@@ -206,13 +191,13 @@ async fn captures_end_with_the_rights_and_tokens_that_kubernetes_takes_away() ->
     let mut of_alice = server.record("token-of-alice", &named("shop/web-1")).await?;
     let mut of_dave = server.record("token-of-dave", &named("plain")).await?;
     api.set_rules(&rules[1..]);
-    let (code, reason) = end_of(&mut of_alice).await?;
+    let (code, reason) = of_alice.end().await?;
     ensure!(
         code == 1008 && reason.contains("alice may not capture"),
         "{code} {reason}"
     );
     api.revoke("token-of-dave");
-    let (code, reason) = end_of(&mut of_dave).await?;
+    let (code, reason) = of_dave.end().await?;
     ensure!(
         code == 1008 && reason.contains("this token is not known"),
         "{code} {reason}"

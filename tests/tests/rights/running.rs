@@ -26,20 +26,6 @@ use tokio::{
 
 use crate::{ADMIN, Guarded, PART};
 
-/// Waits until the service ends a capture; gives code and reason.
-async fn end_of(recorder: &mut Recorder) -> anyhow::Result<(u16, String)> {
-    let read = async {
-        loop {
-            if let Some(end) = recorder.read().await? {
-                return anyhow::Ok(end);
-            }
-        }
-    };
-    timeout(Duration::from_secs(15), read)
-        .await
-        .context("the capture goes on")?
-}
-
 /// Whether a capture goes on.
 async fn goes_on(recorder: &mut Recorder, pid: u32) -> anyhow::Result<()> {
     speak_in(pid)?;
@@ -70,7 +56,7 @@ async fn captures_end_when_others_come_into_the_namespace() -> anyhow::Result<()
                 web.end()?;
             }
             let begin = Instant::now();
-            let (code, reason) = end_of(&mut part).await?;
+            let (code, reason) = part.end().await?;
             println!("ended after {:?}", begin.elapsed());
             assert_eq!(
                 (code, &reason[..]),
@@ -102,7 +88,7 @@ async fn captures_end_when_it_cannot_be_seen_who_is_there() -> anyhow::Result<()
     // Nothing can be opened any more.
     let limit = |most: u64| server.server.limit(&format!("--nofile={most}:20000"));
     limit(1)?;
-    let (code, reason) = end_of(&mut part).await?;
+    let (code, reason) = part.end().await?;
     assert_eq!(
         (code, &reason[..]),
         (
@@ -158,7 +144,7 @@ async fn captures_end_with_their_tokens() -> anyhow::Result<()> {
         let mut admins = server.record(ADMIN, &netns).await?;
         goes_on(&mut part, web.pid()).await?;
         put(&lines)?;
-        let (code, reason) = end_of(&mut part).await?;
+        let (code, reason) = part.end().await?;
         assert_eq!((code, &reason[..]), (1008, words));
         goes_on(&mut admins, web.pid()).await?;
     }
@@ -290,7 +276,7 @@ async fn is_shut_out(kept: &mut Kept, recorder: &mut Recorder) -> anyhow::Result
         ensure!(begin.elapsed() < Duration::from_secs(15), "it is let in still");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let (code, reason) = end_of(recorder).await?;
+    let (code, reason) = recorder.end().await?;
     assert_eq!(
         (code, &reason[..]),
         (
