@@ -94,6 +94,9 @@ pub(crate) enum AskError {
     Shown(#[from] ShownError),
     #[error("there is no node {name}: there {}", are(known))]
     NoNode { name: String, known: Vec<String> },
+    /// No node is known, for that reason.
+    #[error("{0}")]
+    Nobody(String),
     /// Each is named with its reason.
     #[error("no node answers: {}", first_of(.0))]
     None(Vec<Failed>),
@@ -242,6 +245,18 @@ impl AskError {
 }
 
 impl Nodes {
+    /// All of them.
+    ///
+    /// # Errors
+    /// When there is none, as far as is known.
+    pub(super) fn some(&self) -> Result<Vec<Arc<Node>>, AskError> {
+        let nodes = self.all();
+        match nodes.is_empty() {
+            true => Err(AskError::Nobody(self.problem().unwrap_or_default())),
+            false => Ok(nodes),
+        }
+    }
+
     /// How long a node is waited for by whoever waits for others, too.
     fn patience_with(&self, node: &Node) -> Duration {
         match node.is_silent() {
@@ -340,7 +355,7 @@ impl Nodes {
         let shown = self.shown(None)?;
         let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
         let mut failed = Vec::new();
-        for node in self.all() {
+        for node in self.some()? {
             let server = self.server(&node, &shown);
             let until = deadline.min(Instant::now() + self.timeout);
             let why: NodeError =
@@ -422,9 +437,11 @@ impl Nodes {
     /// # Errors
     /// When there is none.
     pub(super) fn find(&self, name: &str) -> Result<Arc<Node>, AskError> {
-        self.get(name).ok_or_else(|| AskError::NoNode {
+        let known = self.some()?;
+        let found = known.iter().find(|node| node.name == name).cloned();
+        found.ok_or_else(|| AskError::NoNode {
             name: name.to_owned(),
-            known: self.all().iter().map(|node| node.name.clone()).collect(),
+            known: known.iter().map(|node| node.name.clone()).collect(),
         })
     }
 }

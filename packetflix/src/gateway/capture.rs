@@ -345,7 +345,7 @@ impl Gateway {
         follow: Option<bool>,
         wait: bool,
     ) -> Result<Orders, GatewayStartError> {
-        let mut chosen = self.nodes.all();
+        let mut chosen = self.nodes.some()?;
         chosen.retain(|node| nodes.has(&node.name));
         if chosen.is_empty() {
             return Err(GatewayStartError::NoNodeChosen);
@@ -504,7 +504,7 @@ impl Gateway {
         if !target.node_name.is_empty() {
             return self.nodes.find(&target.node_name).map(Some);
         }
-        let mut all = self.nodes.all();
+        let mut all = self.nodes.some()?;
         Ok(match all.len() {
             1 => all.pop(),
             _ => None,

@@ -135,7 +135,7 @@ impl Gateway {
         caller: &Caller,
     ) -> Result<Vec<Bytes>, GatewayStartError> {
         let (chosen, words) = NodeChoice::take(words)?;
-        let mut nodes = self.nodes.all();
+        let mut nodes = self.nodes.some()?;
         nodes.retain(|node| chosen.has(&node.name));
         if nodes.is_empty() {
             return Err(GatewayStartError::NoNodeChosen);
@@ -165,7 +165,12 @@ impl Gateway {
     /// When no node answers.
     pub(crate) async fn mobyshark(&self, caller: &Caller) -> Result<Vec<Bytes>, AskError> {
         let asked = self
-            .ask_for(self.nodes.all(), "/mobyshark", caller.bounds(), lists::CONTAINERS)
+            .ask_for(
+                self.nodes.some()?,
+                "/mobyshark",
+                caller.bounds(),
+                lists::CONTAINERS,
+            )
             .await?;
         Ok(lists::mobyshark(asked))
     }

@@ -169,11 +169,6 @@ impl Nodes {
         self.read().nodes.to_vec()
     }
 
-    /// The node of a name.
-    pub(super) fn get(&self, name: &str) -> Option<Arc<Node>> {
-        self.read().nodes.iter().find(|node| node.name == name).cloned()
-    }
-
     /// The node of a number.
     pub(super) fn numbered(&self, number: u32) -> Option<Arc<Node>> {
         self.read()

@@ -194,6 +194,16 @@ fn gateway_of_a_cluster_has_what_it_needs_and_nothing_more() -> anyhow::Result<(
             "system:auth-delegator"
         );
 
+        // Whoever captures from a desk, by packetflix or by kubectl. A WebSocket is a `get` there, and since 1.35 a `create`, too.
+        assert_eq!(
+            named("Role", "packetflix-desk")?["rules"],
+            json!([
+                { "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"] },
+                { "apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["create", "get"] },
+                { "apiGroups": [""], "resources": ["services"], "resourceNames": ["packetflix-gateway"], "verbs": ["get"] },
+            ])
+        );
+
         // The nodes are found by their Service, whose name is that of their certificate.
         let service = named("Service", "packetflix")?;
         assert_eq!(

@@ -215,7 +215,9 @@ fn without_a_gateway_the_desk_reaches_the_node_of_the_pods() -> anyhow::Result<(
         ensure!(output.status.code() == Some(1), "{}", said(&output));
         let lines = api.lines()[before..].join("\n");
         ensure!(
-            lines.contains(&format!("/pods/{expected}/portforward")),
+            lines.contains(&format!(
+                "GET /api/v1/namespaces/packetflix/pods/{expected}/portforward"
+            )),
             "{arguments:?}: {lines}\n{}",
             said(&output)
         );

@@ -2,15 +2,15 @@
 
 use std::{process::Command, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     certificates::Authority,
-    client::Recorder,
+    client::{Capture, Recorder, Refused},
     folder::Folder,
     kubernetes::{ApiServer, OWN_TOKEN},
     namespace::Namespace,
     raw::{self, RawSocket},
-    server::{Server, program, wait_until},
+    server::{Server, percent_encoded, program, wait_until},
 };
 use serde_json::{Value, json};
 
@@ -66,8 +66,8 @@ fn wait_for_nodes(gateway: &Server, expected: &[&str]) -> anyhow::Result<()> {
     waited.map_err(|error| error.context(format!("{expected:?}; {:?}\n{}", nodes(gateway), gateway.log())))
 }
 
-#[test]
-fn nodes_come_and_go_as_their_slices_do() -> anyhow::Result<()> {
+#[tokio::test]
+async fn nodes_come_and_go_as_their_slices_do() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
     let api = ApiServer::start(None)?;
     let gateway = following(&cluster, &api, &["--nodes-plain"])?;
@@ -76,6 +76,25 @@ fn nodes_come_and_go_as_their_slices_do() -> anyhow::Result<()> {
         let said = answer["error"].as_str().unwrap_or_default().to_owned();
         Ok(status == 503 && said.contains("there are no nodes: no pod is behind their Service"))
     })?;
+    for path in [
+        "/targets",
+        "/targets?target=node:one",
+        "/mobyshark",
+        "/filter?expr=tcp",
+    ] {
+        let (status, answer) = gateway.get(path)?;
+        let is_told = answer["error"] == "there are no nodes: no pod is behind their Service";
+        ensure!(status == 502 && is_told, "{path}: {status} {answer}");
+    }
+    let described = format!("container={}", percent_encoded(r#"{"name": "web"}"#));
+    for target in ["target=web", "target=web-*", &described] {
+        let refused = Capture::open(&gateway.url(target), &[]).await;
+        let refused = refused.err().context("it begins")?.downcast::<Refused>()?;
+        let is_told = refused
+            .body
+            .contains("there are no nodes: no pod is behind their Service");
+        ensure!(refused.status == 502 && is_told, "{refused:?}");
+    }
     announce(&api, &cluster, "one");
     wait_for_nodes(&gateway, &["one"])?;
     announce(&api, &cluster, "two");

@@ -334,6 +334,7 @@ impl From<AskError> for Refusal {
             AskError::Shown(ShownError::TooManyRights) => Code::Forbidden,
             AskError::Shown(_) => Code::Internal,
             AskError::NoNode { .. } => Code::NodeUnknown,
+            AskError::Nobody(_) => Code::NodeFailed,
             AskError::None(failed) => return of_nodes(&error, failed.first().map(|failed| &failed.why)),
             AskError::Node(failed) => return of_nodes(&error, Some(&failed.why)),
         };
