@@ -64,7 +64,7 @@ pub(crate) struct Target {
     prefix: String,
     /// On which node of a gateway it is.
     #[serde(default)]
-    node_name: String,
+    pub(crate) node_name: String,
     pub(crate) netns: u64,
     #[serde(default)]
     pid: Option<u32>,

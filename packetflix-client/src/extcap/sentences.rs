@@ -72,7 +72,9 @@ pub(super) fn targets(targets: &[Target]) -> String {
             true => name.clone(),
             false => format!("netns:{}", target.netns),
         };
-        let display = plain(&format!("{name} ({})", target.r#type));
+        let of = [&target.r#type[..], &target.node_name];
+        let of: Vec<&str> = of.into_iter().filter(|word| !word.is_empty()).collect();
+        let display = plain(&format!("{name} ({})", of.join(", ")));
         let _ = writeln!(
             text,
             "value {{arg={TARGET_NUMBER}}}{{value={value}}}{{display={display}}}"
@@ -119,7 +121,7 @@ mod tests {
             r#"[{"name": "web", "type": "docker", "netns": 5, "network-interfaces": []},
                 {"name": "db", "type": "pod", "prefix": "a", "netns": 6, "network-interfaces": []},
                 {"name": "sh", "type": "proc", "netns": 7, "network-interfaces": []},
-                {"name": "sh", "type": "proc", "netns": 8, "network-interfaces": []},
+                {"name": "sh", "type": "proc", "netns": 8, "node-name": "rack-7", "network-interfaces": []},
                 {"name": "}{x\n", "type": "proc", "netns": 9, "network-interfaces": []}]"#,
         )
         .unwrap();
@@ -128,7 +130,7 @@ mod tests {
             "value {arg=1}{value=web}{display=web (docker)}\n\
              value {arg=1}{value=a:db}{display=a:db (pod)}\n\
              value {arg=1}{value=netns:7}{display=sh (proc)}\n\
-             value {arg=1}{value=netns:8}{display=sh (proc)}\n\
+             value {arg=1}{value=netns:8}{display=sh (proc, rack-7)}\n\
              value {arg=1}{value=netns:9}{display=)(x  (proc)}\n\
              value {arg=1}{value=-}{display=those of \"More targets\" alone}\n"
         );
