@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// Only the tests that need no privilege
     #[arg(long)]
     unprivileged: bool,
+    /// Set up and build all that the tests take, and run none
+    #[arg(long, conflicts_with = "kernel")]
+    no_run: bool,
     /// Run the tests whose subject is the kernel on this one instead, booted under emulation: 5.10, 6.1, 6.12, newest, each
     /// but the first with -rt, rt for the newest of those, or all; repeatable
     #[arg(long, value_name = "KERNEL", conflicts_with = "unprivileged")]
@@ -63,6 +66,9 @@ pub(crate) fn test(args: &Args) -> anyhow::Result<()> {
         if setup::HAS_WINE {
             programs::build_for_windows()?;
         }
+    }
+    if args.no_run {
+        return Ok(());
     }
     let (mut rest, mut kernel) = (Vec::new(), Vec::new());
     for program in programs {
