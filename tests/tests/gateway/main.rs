@@ -11,6 +11,7 @@ mod obstacles;
 mod page;
 mod scripted;
 mod streams;
+mod wireshark;
 
 use std::{
     io::Read as _,
