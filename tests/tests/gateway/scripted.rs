@@ -589,11 +589,6 @@ fn long_list_of_many_nodes_is_whole_and_takes_little_memory() -> anyhow::Result<
     }
     // It is there once, and not as a tree.
     let most = gateway.status("VmHWM")? as usize * 1024;
-    println!(
-        "{most} bytes for {}: {}",
-        text.len(),
-        most as f64 / text.len() as f64
-    );
     assert!(most < 3 * text.len(), "{most} bytes for {}", text.len());
     let listed = listed_by_client(&gateway)?;
     let said = String::from_utf8_lossy(&listed.stderr).into_owned();
