@@ -321,6 +321,11 @@ impl Timeline {
         has_room
     }
 
+    /// Whether no interface is described.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.link_type.is_none()
+    }
+
     /// Whether there is as much to send as a message may have.
     pub(crate) fn is_full(&self) -> bool {
         self.is_full || !self.done.is_empty()

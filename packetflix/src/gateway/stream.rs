@@ -53,6 +53,9 @@ const MAX_ABSENCE: Duration = Duration::from_secs(60);
 /// How many captures are begun at the same time, while the stream runs.
 const MAX_OPENING: usize = 16;
 
+/// How long sentences wait for the first interface of a node, whose link type theirs are to have: readers on libpcap refuse several.
+const BARE: Duration = Duration::from_secs(1);
+
 /// Most interfaces that all nodes may have at the same time, and in all.
 const MAX_OPEN: u64 = 1 << 19;
 const MAX_DESCRIBED: u64 = 1 << 24;
@@ -85,7 +88,10 @@ pub(crate) struct GatewayStream {
     deadline: Option<Instant>,
     look: tokio::time::Interval,
     passed_on: Instant,
+    begun: Instant,
     sentences: usize,
+    /// Those that wait, each with what it is about.
+    early: Vec<(String, String)>,
     /// Those of all nodes.
     interfaces: InterfaceCount,
     /// Whether there is one node, whose stream this is.
@@ -201,7 +207,9 @@ impl GatewayStream {
             deadline: None,
             look,
             passed_on: now,
+            begun: now,
             sentences: 0,
+            early: Vec::new(),
             interfaces: InterfaceCount::default(),
             is_of_one: info.is_of_one,
             last: None,
@@ -313,8 +321,22 @@ impl GatewayStream {
     /// What is called so is not captured, or not as it should be: the stream tells so.
     pub(super) fn tell(&mut self, name: &str, sentence: &str) {
         self.sentences += 1;
-        let has_place = self.sentences <= MAX_SENTENCES && self.timeline.tell(name, sentence, now());
+        let has_place = self.sentences <= MAX_SENTENCES;
         tracing::info!(node = name, sentence, has_place, "the stream tells of a node");
+        if has_place {
+            self.early.push((name.to_owned(), sentence.to_owned()));
+            self.tell_early();
+        }
+    }
+
+    /// Tells what waits for the first interface, once that is there, or is waited for no longer.
+    fn tell_early(&mut self) {
+        let is_waiting = self.timeline.is_bare() && self.begun.elapsed() < BARE && !self.nodes.is_empty();
+        if !is_waiting {
+            for (name, sentence) in std::mem::take(&mut self.early) {
+                self.timeline.tell(&name, &sentence, now());
+            }
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -610,6 +632,7 @@ impl ClientStream for GatewayStream {
             if self.passed_on.elapsed() >= PAUSE {
                 self.pass_on();
             }
+            self.tell_early();
             if let Some(Piece { blocks, parts }) = self.timeline.take() {
                 let blocks = blocks.freeze();
                 return Some(GatewayMessage { blocks, parts });
