@@ -18,7 +18,7 @@ use crate::{
     run::{Manner, Reconnection, Run, Sink},
     server::{Address, Server, ServerArgs},
     stream::CaptureStream,
-    terminal::say,
+    terminal::{answered, say},
     units::{parse_duration, parse_size},
     wireshark,
 };
@@ -322,7 +322,7 @@ pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Re
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
     let request = args.request(args.words(&server));
     let stream = tokio::select! {
-        opened = CaptureStream::open(&server, &request) => opened?,
+        opened = answered(&server, CaptureStream::open(&server, &request)) => opened?,
         status = interrupts.first() => return Ok(status),
     };
     let detail = Detail {

@@ -12,7 +12,7 @@ use crate::{
     local::StartLocal,
     server::{Server, ServerArgs},
     table::table,
-    terminal::{shown, shown_json},
+    terminal::{answered, shown, shown_json},
     units::{shown_duration, shown_size},
 };
 
@@ -128,10 +128,12 @@ pub(crate) async fn captures(args: &CapturesArgs, local: Option<StartLocal>) -> 
     }
     let server = reach(&args.server, local).await?;
     let text = if args.json {
-        let body = get(&server, PATH).await.map_err(Failure::refused)?;
+        let body = answered(&server, get(&server, PATH)).await;
+        let body = body.map_err(Failure::refused)?;
         shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n"
     } else {
-        let captures: Captures = get_json(&server, PATH).await.map_err(Failure::refused)?;
+        let captures = answered(&server, get_json(&server, PATH)).await;
+        let captures: Captures = captures.map_err(Failure::refused)?;
         captures.shown()
     };
     print(&text)?;

@@ -17,7 +17,7 @@ use crate::{
     output::standard_output,
     server::{Address, Server, ServerArgs},
     table::table,
-    terminal::{say, shown, shown_json},
+    terminal::{answered, say, shown, shown_json},
     watch::reader_gone,
 };
 
@@ -125,10 +125,10 @@ async fn watch(server: &Server, path: &str, json: bool) -> Result<Status, Failur
 
 async fn read(server: &Server, path: &str, json: bool) -> Result<String, Failure> {
     if json {
-        let body = get(server, path).await?;
+        let body = answered(server, get(server, path)).await?;
         return Ok(shown_json(&String::from_utf8_lossy(&body)).into_owned() + "\n");
     }
-    let targets = Targets::read_at(server, path).await?;
+    let targets = answered(server, Targets::read_at(server, path)).await?;
     Ok(targets.shown())
 }
 

@@ -4,11 +4,31 @@ use std::{
     borrow::Cow,
     fmt,
     io::{self, Write as _},
+    pin::pin,
+};
+
+use tokio::time::timeout;
+
+use crate::{
+    cluster::NOTICE,
+    server::{Address, Server},
 };
 
 /// Tells people a sentence. That nobody hears it any more is no reason to end.
 pub(crate) fn say(sentence: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "packetflix: {}", shown(&sentence.to_string()));
+}
+
+/// Waits for what a server answers, and tells people so where that takes long. In a cluster, it is said what is waited for on the road there.
+pub(crate) async fn answered<T>(server: &Server, awaited: impl Future<Output = T>) -> T {
+    let mut awaited = pin!(awaited);
+    if !matches!(server.address, Address::Cluster(_)) {
+        match timeout(NOTICE, &mut awaited).await {
+            Ok(answer) => return answer,
+            Err(_) => say(format_args!("waiting for an answer of {}", server.address)),
+        }
+    }
+    awaited.await
 }
 
 /// Text without what a terminal would obey: what moves its cursor, changes its colours, or turns the direction of what

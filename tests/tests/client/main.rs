@@ -82,6 +82,11 @@ impl Capture {
         let mut log = BufReader::new(child.stderr.take().context("no log")?);
         let mut first = String::new();
         log.read_line(&mut first)?;
+        // On a busy machine.
+        if first.starts_with("packetflix: waiting ") {
+            first.clear();
+            log.read_line(&mut first)?;
+        }
         ensure!(first.starts_with("packetflix: capturing "), "{first}");
         Ok(Self { child, log, first })
     }

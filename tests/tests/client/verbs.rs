@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -36,6 +38,37 @@ fn the_version_tells_what_the_program_was_made_of() -> anyhow::Result<()> {
     let (of, abi) = object.split_once(", ABI ").unwrap();
     assert_eq!(of, format!("eBPF object for {}", std::env::consts::ARCH));
     abi.parse::<u32>()?;
+    Ok(())
+}
+
+/// Whoever waits is told for what.
+#[test]
+fn a_server_that_says_nothing_is_named_before_it_is_given_up() -> anyhow::Result<()> {
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("http://{}", silent.local_addr()?);
+    for verb in [
+        &["list"][..],
+        &["list", "--json"],
+        &["captures"],
+        &["capture", "web", "-P"],
+    ] {
+        let mut client = Command::new(program("packetflix")?)
+            .args(verb)
+            .args(["--server", &address])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        let stderr = client.stderr.take().context("no log")?;
+        BufReader::new(stderr).read_line(&mut said)?;
+        client.kill()?;
+        client.wait()?;
+        assert_eq!(
+            said,
+            format!("packetflix: waiting for an answer of {address}\n"),
+            "{verb:?}"
+        );
+    }
     Ok(())
 }
 
