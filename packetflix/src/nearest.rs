@@ -12,6 +12,30 @@ pub(crate) fn nearest<'a>(
     words: impl IntoIterator<Item = &'a str>,
     most: usize,
 ) -> Vec<&'a str> {
+    nearest_by(wrong, words.into_iter().map(|word| (word, word)), most)
+}
+
+/// The same of names of targets, of which people write a part: `web-0` for `shop/web-0`, `s1` for `/run/netns/s1`, `nginx` for
+/// `nginx(1234)`.
+pub(crate) fn nearest_names<'a>(
+    wrong: &str,
+    names: impl IntoIterator<Item = &'a str>,
+    most: usize,
+) -> Vec<&'a str> {
+    let parts = |name: &'a str| {
+        let last = name.rsplit(['/', ':']).next().unwrap_or(name);
+        let command = last.split('(').next().unwrap_or(last);
+        [name, last, command].map(|part| (part, name))
+    };
+    nearest_by(wrong, names.into_iter().flat_map(parts), most)
+}
+
+/// Those that stand second, where what stands first is near.
+fn nearest_by<'a>(
+    wrong: &str,
+    pairs: impl IntoIterator<Item = (&'a str, &'a str)>,
+    most: usize,
+) -> Vec<&'a str> {
     let wrong = letters(wrong);
     // Of those that are as near, one with the same letters: they were exchanged.
     let sorted = |letters: &str| {
@@ -20,17 +44,22 @@ pub(crate) fn nearest<'a>(
         letters
     };
     let same = sorted(&wrong);
-    let mut near: Vec<(usize, bool, &str)> = words
+    let mut near: Vec<(usize, bool, &str)> = pairs
         .into_iter()
-        .filter_map(|word| {
+        .filter_map(|(word, name)| {
             let letters = letters(word);
             let distance = distance_of(&wrong, &letters)?;
-            Some((distance, sorted(&letters) != same, word))
+            Some((distance, sorted(&letters) != same, name))
         })
         .collect();
     near.sort_unstable();
-    near.dedup();
-    near.into_iter().take(most).map(|(.., word)| word).collect()
+    let mut names = Vec::new();
+    for (.., name) in near {
+        if names.len() < most && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn letters(word: &str) -> String {
@@ -68,5 +97,20 @@ mod tests {
             nearest("web", ["shop/web-0", "wed", "db"], 3),
             ["shop/web-0", "wed"]
         );
+    }
+
+    #[test]
+    fn names_are_near_by_their_parts() {
+        let names = ["shop/web-0", "/run/netns/server", "nginx(1234)", "kind:api", "db"];
+        for (wrong, meant) in [
+            ("wbe-0", vec!["shop/web-0"]),
+            ("shop/wbe-0", vec!["shop/web-0"]),
+            ("sevrer", vec!["/run/netns/server"]),
+            ("ngnix", vec!["nginx(1234)"]),
+            ("apy", vec!["kind:api"]),
+            ("queue", vec![]),
+        ] {
+            assert_eq!(nearest_names(wrong, names, 3), meant, "{wrong}");
+        }
     }
 }

@@ -83,12 +83,14 @@ pub(crate) enum GatewayStartError {
     NoNodeNumbered,
     #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several")]
     NoNodeChosen,
-    #[error("none of {asked} nodes has {name}{}", unheard(*failed))]
+    #[error("none of {asked} nodes has {name}{}{}", unheard(*failed), but(nearest))]
     Nowhere {
         name: String,
         asked: usize,
         /// How many of them have not answered.
         failed: usize,
+        /// What may be meant, of what the caller may list.
+        nearest: Vec<String>,
     },
     #[error("{name} is on several nodes: {}; say which \"node-name\" is meant", nodes.join(", "))]
     Ambiguous { name: String, nodes: Vec<String> },
@@ -99,6 +101,15 @@ fn unheard(failed: usize) -> String {
     match failed {
         0 => String::new(),
         failed => format!(", {failed} of which do not answer"),
+    }
+}
+
+/// The end of one on what was not found, with what was.
+fn but(nearest: &[String]) -> String {
+    match nearest {
+        [] => String::new(),
+        [only] => format!("; the nearest of what they have is {only}"),
+        names => format!("; the nearest of what they have are {}", names.join(", ")),
     }
 }
 
@@ -157,7 +168,10 @@ impl Gateway {
             coming,
             name,
             target,
-        } = self.orders(request, caller).await?;
+        } = match self.orders(request, caller).await {
+            Ok(orders) => orders,
+            Err(error) => return Err(self.with_nearest(error, caller).await),
+        };
         let bounds = Bounds {
             message_len: MAX_MESSAGE_LEN,
             pieces: (WAITING_MESSAGES / orders.len().max(1)).clamp(LEAST_WAITING, MOST_WAITING),
@@ -391,6 +405,7 @@ impl Gateway {
                 name,
                 asked: asked_count,
                 failed,
+                nearest: Vec::new(),
             });
         }
         let path_of_newcomers = || request::path_of_words(request, words, follow, false);
@@ -545,6 +560,7 @@ impl Gateway {
                 name,
                 asked: asked_count,
                 failed,
+                nearest: Vec::new(),
             }),
             1 => Ok(having.remove(0)),
             _ => Err(GatewayStartError::Ambiguous {

@@ -10,6 +10,7 @@ mod elements;
 mod feed;
 mod lists;
 mod metrics;
+mod near;
 mod node;
 mod pods;
 mod rates;

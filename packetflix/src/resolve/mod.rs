@@ -18,10 +18,10 @@ pub(crate) use self::{
     service::{DiscoveryService, ServiceError, ServiceProblem},
 };
 use crate::{
-    access::Rights,
+    access::{Pattern, Rights},
     description::{Alias, TargetDescription, known_as},
     discovery::Trust,
-    nearest::nearest,
+    nearest::nearest_names,
     netns::{FindError, Namespaces, OpenNetns, ProcessError, ProcessIdentity},
     turns::{Busy, TurnBounds, Turns},
 };
@@ -465,7 +465,7 @@ impl Others {
         let name = wanted.full_name();
         let names: Vec<String> = all.iter().map(|target| target.description.full_name()).collect();
         let same = all.iter().zip(&names).filter(|(_, other)| **other == name);
-        let near = nearest(&name, names.iter().map(String::as_str), MAX_NEAREST);
+        let near = nearest_names(&name, names.iter().map(String::as_str), MAX_NEAREST);
         Self::Known {
             count: all.len(),
             of_other_types: same.map(|(target, _)| target.description.kind.clone()).collect(),
@@ -486,13 +486,44 @@ impl fmt::Display for Others {
         };
         match (&of_other_types[..], &nearest[..]) {
             (types @ [_, ..], _) => write!(f, "what has this name is of type {}", types.join(" and ")),
-            (_, []) => write!(f, "{count} others are known"),
-            (_, nearest) => write!(
-                f,
-                "{count} others are known, of which the nearest are {}",
-                nearest.join(", ")
-            ),
+            (_, nearest) => write!(f, "{count} others are known{}", of_which(nearest)),
         }
+    }
+}
+
+/// Names that may be meant by words that mean nothing: such as are near, and those whose last part a pattern has, which is held
+/// against whole names.
+pub(crate) fn nearest_of<'a>(words: impl IntoIterator<Item = &'a str>, names: &[String]) -> Vec<String> {
+    let mut near: Vec<&str> = Vec::new();
+    for word in words.into_iter().filter(|word| !word.starts_with('!')) {
+        if Selection::is_single(word) {
+            near.extend(nearest_names(word, names.iter().map(String::as_str), MAX_NEAREST));
+        } else if !word.contains(['/', ':'])
+            && let Ok(pattern) = word.parse::<Pattern>()
+        {
+            let last = |name: &str| {
+                name.rsplit(['/', ':'])
+                    .next()
+                    .is_some_and(|last| pattern.matches(last))
+            };
+            near.extend(names.iter().map(String::as_str).filter(|name| last(name)));
+        }
+    }
+    let mut nearest = Vec::new();
+    for name in near {
+        if nearest.len() < MAX_NEAREST && !nearest.contains(&name) {
+            nearest.push(name);
+        }
+    }
+    nearest.into_iter().map(str::to_owned).collect()
+}
+
+/// These, behind how many there are.
+pub(crate) fn of_which(nearest: &[String]) -> String {
+    match nearest {
+        [] => String::new(),
+        [only] => format!(", of which the nearest is {only}"),
+        several => format!(", of which the nearest are {}", several.join(", ")),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     captures::Unaccounted,
     discovery::LateScan,
     filter::FilterError,
-    resolve::{SelectionError, TargetError},
+    resolve::{SelectionError, TargetError, of_which},
     session::TooFewBytes,
     tap::TapError,
 };
@@ -35,9 +35,15 @@ pub(crate) enum StartError {
     Selection(#[from] SelectionError),
     /// The words of a selection mean nothing that there is.
     #[error(
-        "{words} means none of the {looked_at} targets that there are; with wait=1 (--wait) the stream begins, and waits for them"
+        "{words} means none of the {looked_at} targets that there are{}; with wait=1 (--wait) the stream begins, and waits for them",
+        of_which(nearest)
     )]
-    NothingSelected { words: String, looked_at: usize },
+    NothingSelected {
+        words: String,
+        looked_at: usize,
+        /// Those that may be meant, of those that the caller may know.
+        nearest: Vec<String>,
+    },
     #[error(transparent)]
     Late(#[from] LateScan),
     #[error(transparent)]

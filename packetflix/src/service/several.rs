@@ -26,7 +26,7 @@ use crate::{
     discovery::{DiscoveredTarget, Scan},
     error::chain,
     netns::FindError,
-    resolve::{Selection, Target, TargetError},
+    resolve::{Selection, Target, TargetError, nearest_of},
     session::{Arrival, Arrivals, Limits, Member, MergedInfo, MergedSession, Namespaces},
     tap::InterfaceSelection,
 };
@@ -184,10 +184,16 @@ impl App {
         } = common.start_all(wanted, patience).await;
         let judged = judge_failures(failed, members.is_empty(), several.wait).and_then(|judged| {
             if members.is_empty() && !several.wait && left == 0 {
-                let looked_at = common.known(&scan, &caller).count();
+                let known = common.known(&scan, &caller);
+                let names: Vec<String> = known.map(|target| target.description().full_name()).collect();
+                let asked = several.words.iter().map(String::as_str);
                 return Err(StartError::NothingSelected {
                     words: words.clone(),
-                    looked_at,
+                    looked_at: names.len(),
+                    nearest: match caller.may_discover() {
+                        Ok(()) => nearest_of(asked, &names),
+                        Err(_) => Vec::new(),
+                    },
                 });
             }
             Ok(judged)

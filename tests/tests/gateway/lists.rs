@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use packetflix_tests::{
     client::Recorder,
     engine::as_user,
@@ -285,6 +285,101 @@ fn tokens_of_the_gateway_decide_who_may_ask() -> anyhow::Result<()> {
         Ok(targets.len() == 1)
     })
     .with_context(|| format!("{list}"))?;
+    Ok(())
+}
+
+#[test]
+fn names_that_are_near_are_told_to_those_who_may_list_them() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let (near, others) = (Namespace::new()?, Namespace::new()?);
+    let (near, others) = (
+        near.path().display().to_string(),
+        others.path().display().to_string(),
+    );
+    let tokens = cluster.folder.put_secret(
+        "clients",
+        &format!(
+            "all all-0123456789abcdefgh discover capture\nblind blind-0123456789abcdef capture\n\
+             some some-0123456789abcdef discover capture:{others}\n"
+        ),
+    )?;
+    let gateway = cluster.gateway(&["--token-file", &tokens.display().to_string()])?;
+    let (_, name) = near.rsplit_once('/').context("no path")?;
+    // A slip of the hand: two letters are exchanged.
+    let slip = name.replacen("test", "tets", 1);
+    let pattern = format!("{}*", &name[..name.len() - 1]);
+    let told = |port: u16, token: &str, words: &[&str]| {
+        let output = Command::new(program("packetflix")?)
+            .args([
+                "capture",
+                "-w",
+                "-",
+                "--server",
+                &format!("http://127.0.0.1:{port}"),
+            ])
+            .args(words)
+            .env("PACKETFLIX_TOKEN", token)
+            .output()?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        anyhow::Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let node = cluster.node("one").port();
+    // They have to be there before they can be near.
+    wait_until(Duration::from_secs(15), || {
+        Ok(told(gateway.port(), "all-0123456789abcdefgh", &[&slip])?.contains(&near))
+    })?;
+    let others_too = format!("{slip}x");
+    for (port, token, words, expected) in [
+        (
+            node,
+            TOKEN,
+            &[&slip[..]][..],
+            "others are known, of which the nearest ",
+        ),
+        (
+            node,
+            TOKEN,
+            &[&slip, &others_too],
+            "others are known, of which the nearest ",
+        ),
+        (
+            node,
+            TOKEN,
+            &[&pattern, "--no-follow"],
+            "targets that there are, of which the nearest ",
+        ),
+        (
+            gateway.port(),
+            "all-0123456789abcdefgh",
+            &[&slip],
+            "none of 2 nodes has ",
+        ),
+        (
+            gateway.port(),
+            "all-0123456789abcdefgh",
+            &[&slip],
+            "; the nearest of what they have ",
+        ),
+        (
+            gateway.port(),
+            "all-0123456789abcdefgh",
+            &[&slip, &others_too],
+            "; the nearest of what they have ",
+        ),
+    ] {
+        let told = told(port, token, words)?;
+        ensure!(
+            told.contains(expected) && told.contains(&near),
+            "{words:?}: {told}"
+        );
+    }
+    let told_blind = told(gateway.port(), "blind-0123456789abcdef", &[&slip]);
+    ensure!(
+        told_blind.as_ref().is_ok_and(|told| !told.contains(&near)),
+        "{told_blind:?}"
+    );
+    let told_some = told(gateway.port(), "some-0123456789abcdef", &[&slip])?;
+    ensure!(!told_some.contains(&near), "{told_some}");
     Ok(())
 }
 

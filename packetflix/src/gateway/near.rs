@@ -1,0 +1,57 @@
+//! What may be meant by a name that no node has.
+
+use serde_json::Value;
+
+use super::{Gateway, capture::GatewayStartError, lists};
+use crate::{description::TargetDescription, resolve::nearest_of, service::Caller};
+
+impl Gateway {
+    /// The same error, with names that may be meant, of those that its caller may list.
+    pub(super) async fn with_nearest(&self, error: GatewayStartError, caller: &Caller) -> GatewayStartError {
+        let GatewayStartError::Nowhere {
+            name, asked, failed, ..
+        } = error
+        else {
+            return error;
+        };
+        let nearest = match caller.may_discover() {
+            Ok(()) => self.nearest(&name, caller).await,
+            Err(_) => Vec::new(),
+        };
+        GatewayStartError::Nowhere {
+            name,
+            asked,
+            failed,
+            nearest,
+        }
+    }
+
+    /// Of each node the nearest are kept, and of these the nearest again.
+    async fn nearest(&self, words: &str, caller: &Caller) -> Vec<String> {
+        let words = || words.split_whitespace();
+        let asked = self
+            .nodes
+            .ask_for_json(self.nodes.all(), "/targets", caller.bounds(), |_, body| {
+                let mut names = Vec::new();
+                lists::read(body, lists::TARGETS, |target| names.push(name_of(&target)))?;
+                Ok(nearest_of(words(), &names))
+            });
+        let asked = asked.await.unwrap_or_default();
+        let near: Vec<String> = asked
+            .into_iter()
+            .filter_map(|one| one.answer.ok())
+            .flatten()
+            .collect();
+        nearest_of(words(), &near)
+    }
+}
+
+fn name_of(target: &Value) -> String {
+    let text = |member: &str| target[member].as_str().unwrap_or_default().to_owned();
+    let target = TargetDescription {
+        name: text("name"),
+        prefix: text("prefix"),
+        ..TargetDescription::default()
+    };
+    target.full_name()
+}
