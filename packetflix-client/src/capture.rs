@@ -4,16 +4,17 @@ use std::{
     fs::File,
     io::{self, IsTerminal as _},
     path::PathBuf,
+    process::Child,
     time::Duration,
 };
 
 use crate::{
-    cluster::{Meant, parse_namespace},
     error::{Failure, Status},
     interrupts::Interrupts,
     lines::{Detail, Lines},
     local::StartLocal,
     output::{self, Output, OutputError, Rotation, is_standard_output},
+    pods::PodArgs,
     request::{CaptureRequest, Selection, Target},
     run::{Manner, Reconnection, Run, Sink},
     server::{Address, Server, ServerArgs},
@@ -31,12 +32,8 @@ pub struct CaptureArgs {
     /// pod:PATTERN, are captured into one stream; `!` before a word leaves out what it means
     #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector"])]
     targets: Vec<String>,
-    /// With --kube, the namespace of the pods that are named, or that are all meant; by default it is that of the context
-    #[arg(short, long, value_name = "NAMESPACE", requires = "kube", value_parser = parse_namespace)]
-    namespace: Option<String>,
-    /// With --kube, only pods with these labels, also those that come later: KEY=VALUE or KEY, separated by commas
-    #[arg(short = 'l', long, value_name = "LABELS", requires = "kube", value_parser = parse_labels)]
-    selector: Option<String>,
+    #[command(flatten)]
+    pods: PodArgs,
     /// Go on with targets that start again, and with those that come later; the default for patterns
     #[arg(long, overrides_with = "no_follow")]
     follow: bool,
@@ -104,6 +101,32 @@ pub struct CaptureArgs {
     server: ServerArgs,
 }
 
+/// Words with which filters begin, and which hardly anything is called.
+const WORDS_OF_FILTERS: [&str; 22] = [
+    "and",
+    "arp",
+    "dst",
+    "ether",
+    "greater",
+    "icmp",
+    "icmp6",
+    "igmp",
+    "inbound",
+    "ip",
+    "ip6",
+    "less",
+    "net",
+    "not",
+    "or",
+    "outbound",
+    "port",
+    "portrange",
+    "src",
+    "tcp",
+    "udp",
+    "vlan",
+];
+
 /// What ends a capture, or a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Limit {
@@ -111,23 +134,6 @@ enum Limit {
     FileSize(u64),
     Packets(u64),
     Files(u32),
-}
-
-/// Labels as kubectl takes them, as far as nodes compare them.
-fn parse_labels(text: &str) -> Result<String, String> {
-    let is_one = |label: &str| {
-        let is_of_label = |c: char| c.is_ascii_alphanumeric() || "-_./=".contains(c);
-        !label.is_empty() && !label.starts_with('=') && label.chars().all(is_of_label)
-    };
-    match text.split(',').all(is_one) {
-        true => Ok(text.to_owned()),
-        false => Err("write KEY=VALUE or KEY, separated by commas".to_owned()),
-    }
-}
-
-/// Whether a word is no more than the name of a pod.
-fn is_pod(word: &str) -> bool {
-    !word.contains(['/', ':', '*', '?', '!', '&'])
 }
 
 fn parse_limit(text: &str) -> Result<Limit, String> {
@@ -157,35 +163,17 @@ enum Destination {
 }
 
 impl CaptureArgs {
-    /// Which pods of a cluster are meant.
-    fn meant(&self) -> Meant {
-        Meant {
-            namespace: self.namespace.clone(),
-            labels: self.selector.clone(),
-            names: self.targets.iter().filter(|word| is_pod(word)).cloned().collect(),
-        }
-    }
-
-    /// The words of the selection: in a cluster, names and labels are those of pods.
-    fn words(&self, server: &Server) -> Vec<String> {
-        let Address::Cluster(road) = &server.address else {
-            return self.targets.clone();
-        };
-        let namespace = self.namespace.as_deref().unwrap_or_else(|| road.namespace());
-        let labels = self.selector.as_deref().unwrap_or_default().split(',');
-        let labels: String = labels
-            .filter(|label| !label.is_empty())
-            .map(|label| format!("&label:{}", label.replacen("==", "=", 1)))
-            .collect();
-        if self.targets.is_empty() {
-            return vec![format!("pod:{namespace}/*{labels}")];
-        }
-        let of_pods = self.targets.iter().map(|word| match is_pod(word) {
-            true if labels.is_empty() => format!("{namespace}/{word}"),
-            true => format!("pod:{namespace}/{word}{labels}"),
-            false => word.clone(),
-        });
-        of_pods.collect()
+    /// That a word seems to be meant as a part of a filter, if one does.
+    fn hint(&self) -> Option<String> {
+        let rest = self.targets.get(1..).filter(|_| self.filter.is_empty())?;
+        let first = rest
+            .iter()
+            .position(|word| WORDS_OF_FILTERS.contains(&&word[..]))?;
+        let filter = rest[first..].join(" ");
+        let word = &rest[first];
+        Some(format!(
+            "{word} is taken for a target. A filter goes behind -f: -f '{filter}'"
+        ))
     }
 
     /// What is asked for, with these words.
@@ -283,8 +271,9 @@ impl Destination {
         }
     }
 
-    fn open(&self, detail: Detail) -> Result<Sink, Failure> {
-        match self {
+    /// Opens it, and tells of the Wireshark that was started.
+    fn open(&self, detail: Detail) -> Result<(Sink, Option<Child>), Failure> {
+        let sink = match self {
             Self::Lines => Ok(Sink::Lines(Lines::new(detail))),
             Self::Wireshark => {
                 let mut wireshark = wireshark::start().map_err(Failure::usage)?;
@@ -296,11 +285,13 @@ impl Destination {
                 let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
                 #[cfg(windows)]
                 let pipe = File::from(std::os::windows::io::OwnedHandle::from(pipe));
-                Ok(Sink::Output(Box::new(Output::to(pipe, "Wireshark"))))
+                let sink = Sink::Output(Box::new(Output::to(pipe, "Wireshark")));
+                return Ok((sink, Some(wireshark)));
             }
             Self::Path(path) => into_file(Output::open(path)),
             Self::Files(path, rotation) => into_file(Output::rotating(path, *rotation)),
-        }
+        };
+        Ok((sink?, None))
     }
 }
 
@@ -317,10 +308,14 @@ fn into_file(output: Result<Output, OutputError>) -> Result<Sink, Failure> {
 pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
     let destination = args.destination()?;
     destination.check()?;
-    let meant = args.meant();
+    args.pods.check(&args.server)?;
+    if let Some(hint) = args.hint() {
+        say(hint);
+    }
+    let meant = args.pods.meant(&args.targets);
     let server = args.server.reach(local, meant.clone()).await?;
     let mut interrupts = Interrupts::listen().map_err(Failure::refused)?;
-    let request = args.request(args.words(&server));
+    let request = args.request(args.pods.words(&args.targets, &server));
     let stream = tokio::select! {
         opened = answered(&server, CaptureStream::open(&server, &request)) => opened?,
         status = interrupts.first() => return Ok(status),
@@ -331,7 +326,7 @@ pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Re
     };
     // A pipe is opened once somebody reads it.
     let opening = tokio::task::spawn_blocking(move || destination.open(detail));
-    let sink = tokio::select! {
+    let (sink, wireshark) = tokio::select! {
         opened = opening => opened.map_err(Failure::broken)??,
         status = interrupts.first() => return Ok(status),
     };
@@ -345,9 +340,15 @@ pub(crate) async fn capture(args: &CaptureArgs, local: Option<StartLocal>) -> Re
         }),
         talks: !args.quiet,
     };
-    Run::new(&server, &request, stream, sink, manner, &mut interrupts)
-        .to_end()
-        .await
+    let run = Run::new(&server, &request, stream, sink, manner, &mut interrupts);
+    let status = run.to_end().await?;
+    match wireshark {
+        Some(wireshark) if status == Status::Done => wireshark::end_of(wireshark)
+            .await
+            .map_err(Failure::broken)
+            .map(|()| status),
+        _ => Ok(status),
+    }
 }
 
 fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &Sink) {
@@ -357,7 +358,7 @@ fn announce(args: &CaptureArgs, server: &Server, stream: &CaptureStream, sink: &
     };
     say(format_args!(
         "capturing {} {place} into {}",
-        args.words(server).join(", "),
+        args.pods.words(&args.targets, server).join(", "),
         sink.name()
     ));
     if let Some(note) = stream.note() {

@@ -166,7 +166,9 @@ impl Captures {
 impl Capture {
     fn row(&self) -> Vec<String> {
         let client = [&self.client.name[..], &self.client.address[..]];
-        let client: Vec<&str> = client.into_iter().filter(|word| !word.is_empty()).collect();
+        let mut client: Vec<&str> = client.into_iter().filter(|word| !word.is_empty()).collect();
+        // At a Unix socket, who asks has the name of where they are.
+        client.dedup();
         let target = match &self.target.name[..] {
             "" => format!("netns:{}", self.target.netns),
             name => name.to_owned(),
@@ -231,7 +233,7 @@ mod tests {
                 "target": {"netns": 5}, "filter": "tcp port 80", "started-at": 1.0, "duration": 61.5, "packets": 10,
                 "bytes": 1500, "packets-per-second": 1.0, "bytes-per-second": 1.0,
                 "dropped": {"kernel": 1, "slow-client": 2}},
-                {"id": 5, "tap": 2, "stream": 4, "client": {"name": "bob"}, "target": {"name": "web", "netns": 6},
+                {"id": 5, "tap": 2, "stream": 4, "client": {"name": "uid:0", "address": "uid:0"}, "target": {"name": "web", "netns": 6},
                 "started-at": 1.0, "duration": 1.0, "packets": 0, "bytes": 0, "dropped": {"kernel": 0, "slow-client": 0}}]}"#,
         )
         .unwrap();
@@ -239,7 +241,7 @@ mod tests {
             captures.shown(),
             "ID  STREAM  CLIENT        TARGET   FOR       PACKETS  BYTES   DROPPED  FILTER\n\
              3           ann 10.0.0.7  netns:5  1:01 min  10       1.5 kB  3        tcp port 80\n\
-             5   4       bob           web      1.0 s     0        0 B     0\n"
+             5   4       uid:0         web      1.0 s     0        0 B     0\n"
         );
     }
 }

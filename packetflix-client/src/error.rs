@@ -2,7 +2,9 @@
 
 use std::{error::Error, fmt, process::ExitCode};
 
-use crate::{connect::ConnectError, http::RequestError, stream::OpenError};
+use fastwebsockets::WebSocketError;
+
+use crate::{cluster::ForwardError, connect::ConnectError, http::RequestError, stream::OpenError};
 
 /// Exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +58,12 @@ impl Failure {
 
     fn new(status: Status, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let error = error.into();
-        let sentence = match remedy(error.as_ref()) {
+        let again = "With --reconnect, it goes on as soon as there is another";
+        let remedy = match behind(error.as_ref()) {
+            Some(ForwardError::Ended(_)) if status == Status::Broken => Some(again),
+            _ => remedy(error.as_ref()),
+        };
+        let sentence = match remedy {
             Some(remedy) => format!("{}. {remedy}", chain(error.as_ref())),
             None => chain(error.as_ref()),
         };
@@ -135,7 +142,11 @@ pub(crate) fn behind<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        cause = match error.downcast_ref::<std::io::Error>() {
+        let io = match error.downcast_ref::<WebSocketError>() {
+            Some(WebSocketError::IoError(error)) => Some(error),
+            _ => error.downcast_ref(),
+        };
+        cause = match io {
             // Its source would be that of what it is about.
             Some(error) => error.get_ref().map(|error| error as _),
             None => error.source(),

@@ -22,6 +22,7 @@ pub mod local;
 mod open;
 pub mod output;
 pub mod pcapng;
+mod pods;
 mod progress;
 pub mod request;
 pub mod run;

@@ -9,12 +9,12 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use crate::{
-    cluster::Meant,
     error::{Failure, Status},
     http::{RequestError, get, get_json},
     interrupts::Interrupts,
     local::StartLocal,
     output::standard_output,
+    pods::PodArgs,
     server::{Address, Server, ServerArgs},
     table::table,
     terminal::{answered, say, shown, shown_json},
@@ -36,6 +36,8 @@ pub struct ListArgs {
     /// image:PATTERN, type:TYPE, pod:PATTERN, pid:NUMBER, netns:NUMBER or host; `!` before a word leaves out what it means
     #[arg(value_name = "WORD")]
     words: Vec<String>,
+    #[command(flatten)]
+    pods: PodArgs,
     /// Print the server's answer, which is JSON
     #[arg(long)]
     json: bool,
@@ -83,8 +85,9 @@ pub(crate) struct Interface {
 /// # Errors
 /// When the server refuses.
 pub(crate) async fn list(args: &ListArgs, local: Option<StartLocal>) -> Result<Status, Failure> {
-    let path = path(&args.words).map_err(Failure::usage)?;
-    let server = args.server.reach(local, Meant::default()).await?;
+    args.pods.check(&args.server)?;
+    let server = args.server.reach(local, args.pods.meant(&args.words)).await?;
+    let path = path(&args.pods.words(&args.words, &server)).map_err(Failure::usage)?;
     if matches!(server.address, Address::Local(_)) && !args.server.local {
         say("no server answers on this host: this process looks itself");
     }

@@ -5,8 +5,11 @@ use std::{
     ffi::OsString,
     io,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
 };
+
+use tokio::time::{sleep, timeout};
 
 /// Where Wireshark is installed without being found by its name.
 const PLACES: &[&str] = if cfg!(target_os = "macos") {
@@ -29,6 +32,12 @@ pub(crate) enum WiresharkError {
     /// It cannot be started.
     #[error("{} cannot be started", .0.display())]
     Start(PathBuf, #[source] io::Error),
+    /// It ends by itself.
+    #[error(
+        "Wireshark has failed ({0}): what it says stands above. It takes a display (DISPLAY or WAYLAND_DISPLAY); without one, write a file \
+         with -w"
+    )]
+    Failed(ExitStatus),
 }
 
 /// Starts Wireshark, which captures from its standard input at once. Ctrl-C is not for it.
@@ -37,6 +46,29 @@ pub(crate) enum WiresharkError {
 /// When it is not installed, or does not start.
 pub(crate) fn start() -> Result<Child, WiresharkError> {
     spawn(&["-k", "-i", "-"], Stdio::piped())
+}
+
+/// How long Wireshark may take to end that reads nothing any more.
+const END_PATIENCE: Duration = Duration::from_millis(500);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Waits a little for the end of Wireshark, which need not end with the capture, and tells whether it has failed.
+///
+/// # Errors
+/// When it has.
+pub(crate) async fn end_of(mut wireshark: Child) -> Result<(), WiresharkError> {
+    let ended = timeout(END_PATIENCE, async {
+        loop {
+            if let Some(status) = wireshark.try_wait().ok().flatten() {
+                return status;
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    });
+    match ended.await {
+        Ok(status) if !status.success() => Err(WiresharkError::Failed(status)),
+        _ => Ok(()),
+    }
 }
 
 /// Starts Wireshark, which captures at once from what it knows by a name, with one of its preferences.

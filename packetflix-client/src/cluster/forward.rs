@@ -40,8 +40,7 @@ pub enum ForwardError {
     Refused(PodPort, String),
     /// Nobody says why.
     #[error(
-        "the connection to {0} has ended: the pod, its node or the API server is gone, or the network between; --reconnect goes on as \
-         soon as it can"
+        "the connection to {0} has ended: the pod, its node or the API server is gone, or the network between"
     )]
     Ended(PodPort),
 }

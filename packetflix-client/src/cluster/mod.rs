@@ -399,8 +399,10 @@ impl Road {
 
     async fn forward(&self, place: &Place) -> Result<Forwarded, RoadError> {
         let pods = self.pods(&self.0.installed);
-        let what = format!("forward to the pod {}", place.pod);
-        let what = what + &format!(" in the namespace {}", self.0.installed);
+        let what = format!(
+            "forward to the pod {} in the namespace {}",
+            place.pod, self.0.installed
+        );
         let forwarder = self
             .ask(&what, pods.portforward(&place.pod, &[place.port]))
             .await?;

@@ -2,12 +2,15 @@
 
 use std::{fs, path::Path, process};
 
-use nix::sys::{
-    resource::{RLIM_INFINITY, Resource, getrlimit},
-    utsname::uname,
+use nix::{
+    sys::{
+        resource::{RLIM_INFINITY, Resource, getrlimit},
+        utsname::uname,
+    },
+    unistd::Uid,
 };
 
-use super::Finding;
+use super::{Finding, USER};
 use crate::{
     capabilities::{self, Capability},
     cli::{UnknownVariable, unknown_variables},
@@ -58,10 +61,27 @@ const LIMITS: [(Resource, &str, &str); 4] = [
 
 /// Each for itself.
 pub(super) fn look(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![kernel()];
+    let mut findings: Vec<Finding> = user().into_iter().collect();
+    findings.push(kernel());
     findings.extend(Capability::ALL.map(capability));
     findings.extend(beside_rights(config));
     findings
+}
+
+/// Whoever asks without the rights of a service is told of what they themselves could do.
+fn user() -> Option<Finding> {
+    let user = Uid::effective();
+    if user.is_root() || capabilities::missing(&Capability::ALL).is_none() {
+        return None;
+    }
+    let found = format!("this check runs as the user {user}, without the rights of a service");
+    Some(
+        Finding::limited(USER, found)
+            .costs(
+                "what follows holds for a service of this user: others' processes, engines and namespaces could not be looked at",
+            )
+            .remedy("run it as root, as the service: sudo packetflix check"),
+    )
 }
 
 /// The same at the start of the service, where what is missing for one reason is told once.

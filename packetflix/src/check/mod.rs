@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::config::Config;
 
+/// The subject of a finding that is about whoever asks, and not about this machine.
+const USER: &str = "user";
+
 /// Whether something works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -148,10 +151,13 @@ impl fmt::Display for Report {
                 }
             }
         }
-        let verdict = if self.captures {
-            "Captures can work."
-        } else {
-            "Captures cannot work."
+        let is_of_user = self.findings.iter().any(|finding| finding.subject == USER);
+        let verdict = match (self.captures, is_of_user) {
+            (true, _) => "Captures can work.",
+            (false, false) => "Captures cannot work.",
+            (false, true) => {
+                "Captures cannot work for this user. Whether they can for root, `sudo packetflix check` says."
+            }
         };
         writeln!(f, "\n{verdict}")
     }

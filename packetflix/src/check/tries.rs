@@ -1,8 +1,8 @@
 //! What is tried: each thing as a capture does it.
 
 use std::{
-    collections::BTreeSet, error::Error, io, net::UdpSocket, os::fd::OwnedFd, path::Path, process, sync::Arc,
-    thread, time::Duration,
+    collections::BTreeSet, error::Error, fs, io, net::UdpSocket, os::fd::OwnedFd, path::Path, process,
+    sync::Arc, thread, time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -35,6 +35,10 @@ const LOOPBACK: u32 = 1;
 
 /// The process that all others come from.
 const FIRST_PROCESS: u32 = 1;
+
+/// What podman is called, and, as `comm` has it, the process that it leaves with each of its containers.
+const PODMAN: &str = "podman";
+const MONITOR: &[u8] = b"conmon\n";
 
 /// How long a packet may take to its ring.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -161,7 +165,10 @@ async fn hook(config: &Config, hook: Hook, subject: &str) -> Finding {
         .costs("there are no captures with this hook"),
         Err(CaptureError::Keeper(error)) => Finding::fails(subject, chain(&*error))
             .costs("there are no captures")
-            .remedy("see how many threads and descriptors the service may have"),
+            .remedy(match Capability::SysAdmin.is_effective() {
+                true => "see how many threads and descriptors the service may have",
+                false => "see the capabilities above",
+            }),
         Err(CaptureError::Lost) => Finding::fails(subject, "a packet that was sent did not come to a ring")
             .costs("captures with this hook may miss packets")
             .remedy("take the other hook with --hook, and report this"),
@@ -279,6 +286,21 @@ async fn filters(subject: &str, expression: &str) -> Finding {
     }
 }
 
+/// podman, which has no daemon, runs containers, and nothing answers for it.
+fn podman_without_socket() -> Option<Finding> {
+    let is_its_monitor = |pid: &u32| {
+        let read = |file| fs::read(proc_path(*pid, file)).unwrap_or_default();
+        let line = read("cmdline");
+        read("comm") == MONITOR && line.windows(PODMAN.len()).any(|part| part == PODMAN.as_bytes())
+    };
+    let mut pids = numbers_in(Path::new("/proc")).into_iter().flatten();
+    pids.any(|pid| is_its_monitor(&pid)).then(|| {
+        Finding::limited("engine", "podman runs containers, and its API socket is not there")
+            .costs("they are listed as processes, without their names")
+            .remedy("systemctl enable --now podman.socket; for containers of a user: systemctl --user enable --now podman.socket")
+    })
+}
+
 /// Asks the engines what they run, as a scan for targets does.
 async fn engines(config: &Config) -> Vec<Finding> {
     let keeper = match Keeper::within(config, config.tap.clone()) {
@@ -322,6 +344,13 @@ async fn engines(config: &Config) -> Vec<Finding> {
                 .costs("containers and pods have no names; processes and mounted namespaces are listed")
                 .remedy("nothing, if there is none; else name its socket with --engine-socket"),
         );
+    }
+    if !scan
+        .engines
+        .iter()
+        .any(|engine| engine.path.to_string_lossy().contains(PODMAN))
+    {
+        findings.extend(podman_without_socket());
     }
     let targets = scan.targets.len();
     // What engines did not tell is said of each.

@@ -6,6 +6,7 @@ mod extcap;
 mod files;
 mod lines;
 mod local;
+mod newcomers;
 mod servers;
 mod several;
 mod ssh;
