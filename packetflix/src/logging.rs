@@ -53,6 +53,9 @@ fn what_is_logged(debug: bool) -> Targets {
         .with_default(LevelFilter::WARN)
         // It warns when a list of interfaces is cut off because its capture ends.
         .with_target("netlink_proto", LevelFilter::ERROR)
+        // It tells once more, as an error, of each request that fails, which we do with more words.
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_target("kube_runtime", LevelFilter::OFF)
         .with_target("packetflix", level)
         .with_target("packetflix_ebpf", level)
 }

@@ -41,15 +41,15 @@ pub(super) fn finder(nodes: Arc<Nodes>) -> FindPods {
 }
 
 impl Nodes {
-    async fn pods(&self) -> Pods {
+    async fn pods(&self) -> Option<Pods> {
         self.pods.are_wanted.store(true, Ordering::Relaxed);
         let mut found = self.pods.found.lock().await;
         match &*found {
-            Some((at, pods)) if at.elapsed() < KNOWN_FOR => pods.clone(),
+            Some((at, pods)) if at.elapsed() < KNOWN_FOR => Some(pods.clone()),
             _ => {
-                let pods = self.find_pods().await;
+                let pods = self.find_pods().await?;
                 *found = Some((Instant::now(), pods.clone()));
-                pods
+                Some(pods)
             }
         }
     }
@@ -58,15 +58,16 @@ impl Nodes {
     pub(super) async fn follow_pods(&self) {
         loop {
             sleep(INTERVAL).await;
-            if self.pods.are_wanted.swap(false, Ordering::Relaxed) {
-                let pods = self.find_pods().await;
+            if self.pods.are_wanted.swap(false, Ordering::Relaxed)
+                && let Some(pods) = self.find_pods().await
+            {
                 *self.pods.found.lock().await = Some((Instant::now(), pods));
             }
         }
     }
 
-    /// The pods of the nodes that answer.
-    async fn find_pods(&self) -> Pods {
+    /// The pods of the nodes that answer; `None` where none does.
+    async fn find_pods(&self) -> Option<Pods> {
         let read = |_: &Node, body: &[u8]| {
             let mut names = Vec::new();
             lists::read(body, lists::CONTAINERS, |target| {
@@ -76,17 +77,15 @@ impl Nodes {
             })?;
             Ok(names)
         };
-        let asked = self.ask_for_json(self.all(), "/mobyshark", None, read).await;
+        let asked = self
+            .ask_for_json(self.all(), "/mobyshark", None, read)
+            .await
+            .ok()?;
         let mut pods = Pods::new();
-        for (namespace, pod) in asked
-            .into_iter()
-            .flatten()
-            .filter_map(|one| one.answer.ok())
-            .flatten()
-        {
+        for (namespace, pod) in asked.into_iter().filter_map(|one| one.answer.ok()).flatten() {
             pods.entry(namespace).or_default().insert(pod);
         }
-        pods
+        Some(pods)
     }
 }
 

@@ -46,8 +46,8 @@ const MAX_NAME_LEN: usize = 256;
 /// Pods by their namespaces.
 pub(crate) type Pods = BTreeMap<String, BTreeSet<String>>;
 
-/// Finds the pods of which it may be asked.
-pub(crate) type FindPods = Box<dyn Fn() -> BoxFuture<'static, Pods> + Send + Sync>;
+/// Finds the pods of which it may be asked; `None` where nobody says which there are.
+pub(crate) type FindPods = Box<dyn Fn() -> BoxFuture<'static, Option<Pods>> + Send + Sync>;
 
 /// Asks the API server.
 pub(crate) struct Reviewer {
@@ -184,9 +184,16 @@ impl Reviewer {
 
     /// The pods that there are, and those to which a token gave rights before: what is captured may come back, and it may be taken
     /// away meanwhile.
-    async fn pods(&self, token: &str) -> Pods {
-        let mut pods = (self.find_pods)().await;
+    ///
+    /// # Errors
+    /// When none are known, whose rights would then be taken for none.
+    async fn pods(&self, token: &str) -> Result<Pods, ApiServerError> {
+        let found = (self.find_pods)().await;
         let before = self.reviews.rights_of(token.as_bytes());
+        if found.is_none() && before.is_none() {
+            return Err(ApiServerError::NoPods);
+        }
+        let mut pods = found.unwrap_or_default();
         let before = before
             .iter()
             .flat_map(|rights| rights.pods())
@@ -204,7 +211,7 @@ impl Reviewer {
         for pods in pods.values_mut() {
             pods.retain(|pod| is_name(pod));
         }
-        pods
+        Ok(pods)
     }
 
     /// The name and the rights of whoever has this token; `None` where nobody has it.
@@ -222,7 +229,7 @@ impl Reviewer {
         let discover = questions.wide_extent("get", &self.node).await?;
         let pods = match (&capture, &discover) {
             (Some(_), Some(_)) => Pods::new(),
-            _ => self.pods(token).await,
+            _ => self.pods(token).await?,
         };
         // Rights to namespaces are found before there are too many questions on pods.
         let of_capture = questions.namespaces("create", &capture, &pods).await?;

@@ -170,15 +170,14 @@ fn pods_of(discovery: &Arc<Discovery>) -> FindPods {
             // On a host where a look takes long, those of the last one.
             let scan = timeout(PATIENCE_FOR_PODS, discovery.scan_now()).await;
             let scan = scan.ok().and_then(Result::ok).or_else(|| discovery.known());
+            let scan = scan?;
             let mut pods = Pods::new();
-            if let Some(scan) = scan {
-                for (namespace, pod) in scan.targets.iter().filter_map(|target| target.pod_of_host()) {
-                    pods.entry(namespace.to_owned())
-                        .or_default()
-                        .insert(pod.to_owned());
-                }
+            for (namespace, pod) in scan.targets.iter().filter_map(|target| target.pod_of_host()) {
+                pods.entry(namespace.to_owned())
+                    .or_default()
+                    .insert(pod.to_owned());
             }
-            pods
+            Some(pods)
         })
     })
 }

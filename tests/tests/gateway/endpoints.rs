@@ -144,6 +144,22 @@ fn nodes_are_found_over_tls_where_the_system_trusts_nobody() -> anyhow::Result<(
 }
 
 #[test]
+fn api_server_that_is_not_there_is_told_of_in_our_words_alone() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&[])?;
+    let own = cluster.folder.put_secret("own", OWN_TOKEN)?;
+    let gateway = gateway(&[
+        "--nodes-service=packetflix/nodes",
+        "--nodes-plain",
+        &format!("--kubernetes-api=http://127.0.0.1:{}", closed_port()?),
+        &format!("--kubernetes-token-file={}", own.display()),
+    ])?;
+    gateway.wait_for_log("which nodes there are is not followed")?;
+    let log = gateway.log();
+    ensure!(log.lines().all(|line| !line.contains("kube_")), "{log}");
+    Ok(())
+}
+
+#[test]
 fn endpoints_that_are_no_nodes_are_told() -> anyhow::Result<()> {
     const SAID: &str = "not all of the Service is asked: 1 endpoint has no nodeName (127.0.0.1), 1 endpoint has no IP \
         address (web.example), 1 endpoint is another ready one of its node (packetflix-b)";

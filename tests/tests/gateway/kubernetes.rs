@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    Cluster, TOKEN,
+    Cluster, TOKEN, closed_port,
     scripted::{Script, play},
 };
 
@@ -98,6 +98,39 @@ async fn who_has_rights_to_all_nodes_is_let_in() -> anyhow::Result<()> {
     }
     let (head, _) = gateway.ask("GET /targets HTTP/1.1\r\nAuthorization: Bearer token-of-nobody")?;
     ensure!(head.status()? == 401);
+    Ok(())
+}
+
+#[test]
+fn nobody_is_refused_while_no_node_says_which_pods_there_are() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&[])?;
+    let api = ApiServer::start(None)?;
+    let node = format!("--node=one=http://127.0.0.1:{}", closed_port()?);
+    let gateway = asking(&cluster, &api, &[&node])?;
+    let may = |user, resource, namespace| Rule {
+        user,
+        verb: "get",
+        resource,
+        namespace,
+        name: "",
+    };
+    api.set_rules(&[may("alice", "pods", "shop")]);
+    for user in ["alice", "bob"] {
+        api.let_in(&format!("token-of-{user}"), user);
+    }
+    let (status, answer) = ask(&gateway, "/targets", "token-of-alice")?;
+    ensure!(status == 503 && answer["code"] == "not_reviewed", "{answer}");
+    gateway.wait_for_log("which pods there are to ask it about, nobody says: no node answers")?;
+    // Who may list everything needs none.
+    api.set_rules(&[
+        may("bob", "nodes", ""),
+        Rule {
+            verb: "create",
+            ..may("bob", "nodes", "")
+        },
+    ]);
+    let (status, answer) = ask(&gateway, "/targets", "token-of-bob")?;
+    ensure!(status == 502 && answer["code"] == "node_failed", "{answer}");
     Ok(())
 }
 
