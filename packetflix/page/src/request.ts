@@ -31,7 +31,7 @@ export function pathOf(targets: Target[], wish: Wish): string {
 }
 
 function words(targets: Target[]): URLSearchParams {
-  return new URLSearchParams(targets.map((target) => ["target", fullName(target)]));
+  return new URLSearchParams(targets.map((target) => ["target", wordOf(target)]));
 }
 
 /** Interfaces by name. What is called as all of them are, alone, is named twice. */
@@ -73,15 +73,20 @@ function option(letter: string, value: string): string[] {
   return value.startsWith("-") ? [`-${letter}=${value}`] : [`-${letter}`, value];
 }
 
-/** A target as our client takes it: by its namespace where its name is none to type, or means something else there. */
+/** What means something else than a target of this name. */
+const OTHERWISE = /^[-!]|[*?]|^(?:compose|image|label|netns|node|pid|pod|type):|^(?:host)?$/;
+
+/** A target as a word: by its namespace where its name is none to type, or means something else. */
 function wordOf(target: Target): string {
   const name = fullName(target);
-  const isPlain = isReadable(name) && !/^[-!]|[*?]|^(?:pid|netns):|^$/.test(name);
-  return isPlain || target.isUnlisted ? name : `netns:${target.netns}`;
+  return target.isUnlisted || (isReadable(name) && !OTHERWISE.test(name)) ? name : `netns:${target.netns}`;
 }
 
 export function command(targets: Target[], wish: Wish): string {
-  const words = ["packetflix", "capture", "--server", base.href.replace(/\/$/, ""), ...targets.map(wordOf)];
+  const named = targets.map(wordOf);
+  // What somebody has typed is taken for an option otherwise.
+  const isLast = named.some((name) => name.startsWith("-"));
+  const words = ["packetflix", "capture", "--server", base.href.replace(/\/$/, ""), ...(isLast ? [] : named)];
   for (const name of namesOf(wish)) words.push(...option("i", name));
   if (wish.filter.trim()) words.push(...option("f", wish.filter.trim()));
   if (wish.snaplen) words.push(...option("s", wish.snaplen));
@@ -90,6 +95,7 @@ export function command(targets: Target[], wish: Wish): string {
   if (wish.bytes) words.push("-a", `filesize:${wish.bytes}`);
   if (!wish.promiscuous) words.push("-p");
   words.push("-w", fileName(nameOf(targets)));
+  if (isLast) words.push("--", ...named);
   return (hasToken() ? "PACKETFLIX_TOKEN=TOKEN " : "") + words.map(quoted).join(" ");
 }
 
@@ -120,9 +126,9 @@ export function nameOf(targets: Target[]): string {
   return names.length > MOST_NAMES + 1 ? `${names.slice(0, MOST_NAMES).join(", ")} and ${names.length - MOST_NAMES} more` : names.join(", ");
 }
 
-/** Names that sort by target and time, and that every file system takes. */
+/** Names that sort by target and time, and that every file system and command line takes. */
 export function fileName(captured: string, at = now()): string {
   const time = at.toISOString().replace(/[-:]|\.\d+/g, "");
-  const name = captured.replace(/[^\w.-]+/g, "_").replace(/^[_.]+|_+$/g, "").slice(0, 80);
+  const name = captured.replace(/[^\w.-]+/g, "_").replace(/^[_.-]+|_+$/g, "").slice(0, 80);
   return `${name || "capture"}_${time}.pcapng`;
 }

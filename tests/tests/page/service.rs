@@ -9,7 +9,7 @@ use packetflix_tests::{
     namespace::output_of,
     process::Sleeper,
     reverse_proxy::ReverseProxy,
-    server::Server,
+    server::{Server, program},
     upstream::{Upstream, answer},
 };
 
@@ -300,5 +300,39 @@ fn without_a_list_targets_are_captured_by_name() -> anyhow::Result<()> {
     browser.wait_for(
         "return document.querySelector('.ends .error')?.innerText.includes('look may not capture')",
     )?;
+    browser.check_console()
+}
+
+/// What is typed there is a name, and no option of the command.
+#[test]
+fn typed_name_is_no_option_of_the_command() -> anyhow::Result<()> {
+    const TAKE: &str = "take-0123456789abcdef";
+    let folder = Folder::new()?;
+    let tokens = folder.put_secret("tokens", &format!("take {TAKE} capture\n"))?;
+    let server = Server::start(&[
+        "--listen=127.0.0.1",
+        &format!("--token-file={}", tokens.display()),
+    ])?;
+    let browser = Browser::start()?;
+    browser.go(&url(&server))?;
+    browser.type_into("//input[@type='password']", &format!("{TAKE}{ENTER}"))?;
+    browser.wait_for_text("take may not discover targets")?;
+    browser.type_into("//form[@class='by-name']//input", &format!("--quiet{ENTER}"))?;
+    browser.script("navigator.clipboard.writeText = async text => { window.copied_ = text }")?;
+    browser.press("Copy as command")?;
+    let command = browser.wait_for("return window.copied_")?;
+    let command = command.as_str().context("no text")?;
+    let line = command.replacen("packetflix", "\"$PROGRAM\"", 1);
+    let line = line.replacen("PACKETFLIX_TOKEN=TOKEN", &format!("PACKETFLIX_TOKEN={TAKE}"), 1);
+    let output = Command::new("sh")
+        .args(["-c", &line])
+        .current_dir(folder.path())
+        .env("PROGRAM", program("packetflix")?)
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(1) && told.contains("there is no target --quiet"),
+        "{command}: {told}"
+    );
     browser.check_console()
 }
