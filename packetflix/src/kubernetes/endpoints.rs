@@ -1,7 +1,7 @@
 //! Which nodes there are: the pods behind a Service, as its EndpointSlices have them.
 //!
 //! A list, and then a watch from where the list was. Whatever fails, an expired watch too, both begin anew; what was known until
-//! then stays what is known.
+//! then stays what is known. What it answers, and how often it is asked, has bounds: it may be anything that answers at its address.
 //!
 //! Source: the API `discovery.k8s.io/v1` (EndpointSlice).
 
@@ -10,20 +10,32 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration}
 use futures_util::StreamExt as _;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use kube::{
-    Api, ResourceExt as _,
+    Api,
+    client::ClientBuilder,
     runtime::watcher::{self, Event, watcher},
 };
+use packetflix_client::cluster::Bounds;
 use tokio::time::{Instant, sleep, timeout};
 use warp::http::Uri;
 
-use super::api::{ApiAddress, Credentials};
+use super::{
+    api::{ApiAddress, Credentials},
+    slices::Slices,
+};
 use crate::{error::chain, text::shortened};
 
 /// By this label a slice says which Service it is of.
 const SERVICE: &str = "kubernetes.io/service-name";
 
-/// Slices of a page of the list. The controller puts 100 endpoints into each.
-const PAGE: u32 = 100;
+/// Slices of a page of the list. The controller puts 100 endpoints into each, and 1,000 at most.
+const PAGE: u32 = 50;
+
+/// What the API server may answer, and how often it is asked: for whole lists at once, and for watches that end at once each second.
+const BOUNDS: Bounds = Bounds {
+    len: 32 << 20,
+    burst: 96,
+    pause: Duration::from_secs(1),
+};
 
 /// For how many seconds a watch is asked for.
 const WATCH: u32 = 60;
@@ -34,6 +46,12 @@ const SILENT: Duration = Duration::from_secs(WATCH as u64 + 15);
 /// How long a page of the list may take, and a connection.
 const LIST: Duration = Duration::from_secs(15);
 
+/// How long the whole list may take.
+const WHOLE_LIST: Duration = Duration::from_secs(30);
+
+/// How often it is told what has changed.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Bounds of the pause before the list is asked for anew.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -41,8 +59,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// After how long a watch was no failure right from the start.
 const GOOD_WHILE: Duration = Duration::from_secs(60);
 
-/// Most slices that are kept.
-const MAX_SLICES: usize = 4096;
+/// Most bytes of a sentence of the API server's.
+const MAX_SENTENCE_LEN: usize = 500;
 
 /// Most bytes of what one endpoint is called that is left out.
 const MAX_NAME_LEN: usize = 100;
@@ -152,8 +170,12 @@ enum FindError {
     Client(#[from] kube::Error),
     #[error("the API server refuses ({code}): {message}")]
     Refused { code: u16, message: String },
-    #[error("the API server does not answer")]
+    #[error("the API server cannot be followed")]
     Watch(#[source] watcher::Error),
+    #[error("the API server tells what is no event of an EndpointSlice")]
+    Odd,
+    #[error("the API server does not come to the end of its list within {} s", WHOLE_LIST.as_secs())]
+    Endless,
     #[error("the API server does not answer within {} s", LIST.as_secs())]
     Late,
 }
@@ -220,46 +242,48 @@ impl Finder {
 
     /// Lists, and watches until that fails.
     async fn watch(&self, tell: &(impl Fn(Finding) + Sync)) -> Result<(), FindError> {
-        let slices = Api::<EndpointSlice>::namespaced(self.client()?, &self.namespace);
+        let api = Api::<EndpointSlice>::namespaced(self.client()?, &self.namespace);
         let which = watcher::Config::default()
             .labels(&format!("{SERVICE}={}", self.service))
             .page_size(PAGE)
             .timeout(WATCH);
-        let mut events = std::pin::pin!(watcher(slices, which));
-        let mut known = BTreeMap::new();
-        let mut beyond = BTreeMap::new();
+        let mut events = std::pin::pin!(watcher(api, which));
+        let mut slices = Slices::default();
         let mut is_whole = false;
+        let until = Instant::now() + WHOLE_LIST;
+        let mut told: Option<Instant> = None;
+        let mut is_told = true;
         loop {
             // A watch may be silent for long, but a list may not.
-            let patience = if is_whole { Duration::MAX } else { LIST };
-            let next = timeout(patience, events.next()).await;
-            let Some(event) = next.map_err(|_| FindError::Late)? else {
-                return Ok(());
+            let patience = match (is_whole, is_told) {
+                (false, _) => LIST.min(until.saturating_duration_since(Instant::now())),
+                (true, false) => SETTLE,
+                (true, true) => Duration::MAX,
             };
-            match event? {
-                Event::Init => {
-                    known.clear();
-                    beyond.clear();
-                    is_whole = false;
-                }
-                Event::InitDone => is_whole = true,
-                Event::InitApply(slice) | Event::Apply(slice) => {
-                    let name = slice.name_any();
-                    if known.len() < MAX_SLICES || known.contains_key(&name) {
-                        known.insert(name, slice);
-                    } else if beyond.len() < MAX_SLICES {
-                        beyond.insert(name, ());
+            match timeout(patience, events.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(event)) => {
+                    match event? {
+                        Event::Init => {}
+                        Event::InitDone => is_whole = true,
+                        Event::InitApply(slice) | Event::Apply(slice) => slices.put(slice),
+                        Event::Delete(slice) => slices.remove(&slice),
                     }
+                    is_told = !is_whole;
                 }
-                Event::Delete(slice) => {
-                    known.remove(&slice.name_any());
-                    beyond.remove(&slice.name_any());
-                }
+                Err(_) if is_whole => {}
+                Err(_) if Instant::now() < until => return Err(FindError::Late),
+                Err(_) => return Err(FindError::Endless),
             }
-            if is_whole {
-                let (nodes, mut left_out) = nodes(known.values());
-                beyond.keys().for_each(|name| left_out.note(Unfit::Slice, name));
+            if !is_whole && Instant::now() >= until {
+                return Err(FindError::Endless);
+            }
+            // Many changes at once are one.
+            if !is_told && told.is_none_or(|told| told.elapsed() >= SETTLE) {
+                let (nodes, mut left_out) = nodes(slices.known());
+                slices.beyond().for_each(|name| left_out.note(Unfit::Slice, name));
                 tell(Finding::Nodes(nodes, left_out));
+                (told, is_told) = (Some(Instant::now()), true);
             }
         }
     }
@@ -278,7 +302,7 @@ impl Finder {
         config.read_timeout = Some(SILENT);
         config.reset_reader_on_write = true;
         config.default_retry = false;
-        config.try_into()
+        Ok(ClientBuilder::try_from(config)?.with_layer(&BOUNDS).build())
     }
 }
 
@@ -294,9 +318,11 @@ impl From<watcher::Error> for FindError {
             _ => None,
         };
         match refused {
+            // kube takes whatever it does not understand for a status.
+            Some(status) if status.code == 0 => Self::Odd,
             Some(status) => Self::Refused {
                 code: status.code,
-                message: status.message.clone(),
+                message: shortened(&status.message, MAX_SENTENCE_LEN).into_owned(),
             },
             None => Self::Watch(error),
         }

@@ -6,6 +6,7 @@
 mod api;
 mod endpoints;
 mod reviewer;
+mod slices;
 
 pub use api::ApiAddressError;
 pub(crate) use api::{ApiAddress, Credentials};

@@ -68,6 +68,8 @@ struct State {
     forwards: BTreeMap<(String, String), u16>,
     /// What is answered to requests whose first line has such a word, before all else.
     answers: Vec<(String, u16, String)>,
+    /// What watches tell in the place of what changes, and whether they end then.
+    watches: Option<(Arc<[String]>, bool)>,
     /// Connections that are forwarded.
     forwarded: Vec<TcpStream>,
 }
@@ -161,7 +163,16 @@ impl ApiServer {
 
     /// Answers as it did before it was told to do otherwise.
     pub fn answer_as_usual(&self) {
-        self.state().answers.clear();
+        let mut state = self.state();
+        state.answers.clear();
+        state.watches = None;
+        state.ended_watches += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Has watches tell this, as it stands, and then end, or tell nothing more.
+    pub fn answer_watches_with(&self, lines: Vec<String>, end: bool) {
+        self.state().watches = Some((lines.into(), end));
     }
 
     /// Breaks all connections that are forwarded, as where it is killed.
@@ -220,6 +231,8 @@ fn tls(identity: &Identity) -> anyhow::Result<ServerConfig> {
 }
 
 fn serve(stream: TcpStream, config: Option<Arc<ServerConfig>>, shared: &Shared) -> anyhow::Result<()> {
+    // Its answers wait for nothing.
+    stream.set_nodelay(true)?;
     match config {
         Some(config) => answer(decrypted(stream, config)?, shared),
         None => answer(stream, shared),
@@ -299,6 +312,18 @@ fn watch(
     let deadline = Instant::now() + time;
     let mut state = shared.lock();
     let ended = state.ended_watches;
+    if let Some((lines, end)) = state.watches.clone() {
+        drop(state);
+        for line in lines.iter() {
+            write!(stream, "{:x}\r\n{line}\r\n", line.len())?;
+        }
+        stream.flush()?;
+        state = shared.lock();
+        while !end && state.ended_watches == ended && Instant::now() < deadline {
+            state = wait(shared, state, deadline.saturating_duration_since(Instant::now()));
+        }
+        return Ok(write!(stream, "0\r\n\r\n")?);
+    }
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || state.ended_watches != ended {
@@ -310,10 +335,7 @@ fn watch(
             return Ok(write!(stream, "0\r\n\r\n")?);
         };
         if up_to == version {
-            state = shared
-                .changed
-                .wait_timeout(state, left)
-                .map_or_else(|error| error.into_inner().0, |(state, _)| state);
+            state = wait(shared, state, left);
             continue;
         }
         version = up_to;
@@ -327,6 +349,12 @@ fn watch(
         tell(stream, &bookmark)?;
         state = shared.lock();
     }
+}
+
+/// Waits for a change, for so long at most.
+fn wait<'a>(shared: &Shared, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+    let waited = shared.changed.wait_timeout(state, time);
+    waited.map_or_else(|error| error.into_inner().0, |(state, _)| state)
 }
 
 /// A line of a watch, as one chunk.

@@ -3,6 +3,7 @@
 mod apart;
 mod desk;
 mod endpoints;
+mod hostile;
 mod kubernetes;
 mod lists;
 mod memory;

@@ -515,8 +515,8 @@ fn stream_that_breaks_off_says_where() -> anyhow::Result<()> {
         &said(&output),
         &format!(
             "packetflix: the connection is broken: the connection to port 5001 of the pod packetflix-one in the namespace packetflix (by \
-             port-forward through http://127.0.0.1:{}) has ended: the pod, its node or the API server is gone, or the network between; \
-             --reconnect goes on as soon as it can",
+             port-forward through http://127.0.0.1:{}) has ended: the pod, its node or the API server is gone, or the network between. \
+             With --reconnect, it goes on as soon as there is another",
             api.port()
         ),
     )
