@@ -174,7 +174,7 @@ fn remedy(error: &RequestError) -> &'static str {
     const UNAUTHORIZED: u16 = 401;
     match error {
         RequestError::Refused(refusal) if refusal.status == UNAUTHORIZED => {
-            ". It does not know the token in the file of --node-token-file"
+            ". --node-token-file names the file of a token that it knows"
         }
         RequestError::Connect(ConnectError::Untrusted(..)) => {
             ". --node-cacert names the file of the CA that issued it"

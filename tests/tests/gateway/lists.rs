@@ -246,7 +246,13 @@ fn node_that_does_not_know_the_gateway_is_named_and_its_word_is_not_the_callers(
         (502, &"node_failed".into()),
         "{refused}"
     );
-    assert!(refused["error"].to_string().contains("token"), "{refused}");
+    // The remedy is a flag of the gateway's.
+    let told = refused["error"].as_str().context("no sentence")?;
+    assert!(
+        told.ends_with(". --node-token-file names the file of a token that it knows")
+            && !told.contains(" --token-file"),
+        "{refused}"
+    );
     Ok(())
 }
 
