@@ -1,6 +1,10 @@
 //! A pcapng stream, read by a library that is not the server's encoder.
 
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use pcap_file::pcapng::{
@@ -286,6 +290,8 @@ pub struct Reader {
     recording: Recording,
     /// Packets of each interface.
     counts: BTreeMap<usize, u64>,
+    /// Interfaces that have their final statistics.
+    ended: BTreeSet<usize>,
 }
 
 impl Reader {
@@ -330,6 +336,11 @@ impl Reader {
                     packet.interface < recording.interfaces.len(),
                     "a packet before its interface"
                 );
+                ensure!(
+                    !self.ended.contains(&packet.interface),
+                    "a packet behind the final statistics of {}",
+                    recording.interfaces[packet.interface].name
+                );
                 *self.counts.entry(packet.interface).or_default() += 1;
                 recording.packets.push(packet);
             }
@@ -338,6 +349,9 @@ impl Reader {
                 let statistics = statistics(&block, before.copied().unwrap_or_default())?;
                 if let Some(said) = said(&block) {
                     recording.said.insert(statistics.interface, said);
+                }
+                if statistics.last {
+                    self.ended.insert(statistics.interface);
                 }
                 recording.statistics.push(statistics);
             }
