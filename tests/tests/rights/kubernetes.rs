@@ -245,6 +245,32 @@ async fn captures_go_on_without_the_api_server_and_nobody_comes_in() -> anyhow::
     Ok(())
 }
 
+#[test]
+fn service_that_may_not_ask_for_reviews_says_which_role_it_lacks() -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let api = ApiServer::start(None)?;
+    api.let_in("token-of-alice", "alice");
+    let message = "tokenreviews.authentication.k8s.io is forbidden: User \"system:serviceaccount:packetflix:packetflix\" cannot \
+                   create resource \"tokenreviews\" in API group \"authentication.k8s.io\" at the cluster scope";
+    let answer = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
+        "message": message });
+    api.answer_with("/tokenreviews", 403, &answer.to_string());
+    let own = folder.put_secret("own", OWN_TOKEN)?;
+    let flags = [
+        "--kubernetes-auth".to_owned(),
+        format!("--kubernetes-api=http://127.0.0.1:{}", api.port()),
+        format!("--kubernetes-token-file={}", own.display()),
+    ];
+    let server = Guarded::start_with("nothing-at-all", &flags)?;
+    let request = "GET /targets HTTP/1.1\r\nAuthorization: Bearer token-of-alice";
+    let (head, body) = server.server.ask(request)?;
+    let body = String::from_utf8_lossy(&body);
+    ensure!(head.status()? == 503 && body.contains("not_reviewed"), "{body}");
+    server.server.wait_for_log(
+        "it refuses the service's own request (403): its account needs the ClusterRole system:auth-delegator",
+    )
+}
+
 #[tokio::test]
 async fn api_server_is_verified_before_it_is_told_tokens() -> anyhow::Result<()> {
     let folder = Folder::new()?;
