@@ -29,9 +29,10 @@ use tokio_rustls::{
 };
 
 use crate::{
-    cluster::{ForwardError, Road, RoadError, aloud},
+    cluster::{ForwardError, Road, RoadError},
     error::behind,
     server::{Address, Server, Trust},
+    terminal::aloud,
 };
 
 /// How long a connection may take until it stands.

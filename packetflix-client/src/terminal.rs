@@ -5,6 +5,7 @@ use std::{
     fmt,
     io::{self, Write as _},
     pin::pin,
+    time::Duration,
 };
 
 use tokio::time::timeout;
@@ -19,15 +20,31 @@ pub(crate) fn say(sentence: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "packetflix: {}", shown(&sentence.to_string()));
 }
 
-/// Waits for what a server answers, and tells people so where that takes long. In a cluster, it is said what is waited for on the road there.
+/// Waits for something, and tells people what is waited for, and for how long at most, where that takes long.
+pub(crate) async fn aloud<T>(
+    what: &impl fmt::Display,
+    patience: Duration,
+    awaited: impl Future<Output = T>,
+) -> T {
+    let what = format!("{what}, {} s at most", patience.as_secs());
+    told_of(&what, awaited).await
+}
+
+/// Waits for what a server answers, and tells people so where that takes long. In a cluster, it is said what is waited for on the
+/// road there.
 pub(crate) async fn answered<T>(server: &Server, awaited: impl Future<Output = T>) -> T {
-    let mut awaited = pin!(awaited);
-    if !matches!(server.address, Address::Cluster(_)) {
-        match timeout(NOTICE, &mut awaited).await {
-            Ok(answer) => return answer,
-            Err(_) => say(format_args!("waiting for an answer of {}", server.address)),
-        }
+    match &server.address {
+        Address::Cluster(_) => awaited.await,
+        address => told_of(&format!("an answer of {address}"), awaited).await,
     }
+}
+
+async fn told_of<T>(what: &str, awaited: impl Future<Output = T>) -> T {
+    let mut awaited = pin!(awaited);
+    if let Ok(done) = timeout(NOTICE, &mut awaited).await {
+        return done;
+    }
+    say(format_args!("waiting for {what}"));
     awaited.await
 }
 

@@ -11,7 +11,6 @@ mod proxy;
 
 use std::{
     fmt,
-    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,7 +31,7 @@ pub use self::{
 use crate::{
     error::{behind, root},
     server::{ServerError, Token},
-    terminal::say,
+    terminal::aloud,
 };
 
 /// How pods of the gateway and of nodes are labelled.
@@ -290,23 +289,6 @@ pub(crate) fn parse_namespace(text: &str) -> Result<String, String> {
                 .to_owned(),
         ),
     }
-}
-
-/// Waits for something, and tells people what is waited for where that takes long.
-pub(crate) async fn aloud<T>(
-    what: &impl fmt::Display,
-    patience: Duration,
-    awaited: impl Future<Output = T>,
-) -> T {
-    let mut awaited = pin!(awaited);
-    if let Ok(done) = timeout(NOTICE, &mut awaited).await {
-        return done;
-    }
-    say(format_args!(
-        "waiting for {what}, {} s at most",
-        patience.as_secs()
-    ));
-    awaited.await
 }
 
 impl Road {

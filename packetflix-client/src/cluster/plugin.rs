@@ -19,8 +19,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::aloud;
-use crate::terminal::{say, shown};
+use crate::terminal::{aloud, say, shown};
 
 /// How a plugin is bounded. Those that have people log in by a browser take a minute, and a forgotten one takes forever.
 pub(super) const BOUNDS: Bounds = Bounds {
