@@ -360,9 +360,11 @@ impl GatewayStream {
     /// When there may be something to pass on although nothing more is said, or the stream ends.
     fn due(&mut self) -> Option<Instant> {
         let time = Instant::now();
+        let is_awaiting = self.is_awaiting();
         let waiting = self.timeline.first_waiting().map(|first| {
             let passes = first.saturating_add(nanoseconds(self.window.len(time)));
             let wait = Duration::from_nanos(passes.saturating_sub(now())).min(window::MAX);
+            let wait = if is_awaiting { wait } else { Duration::ZERO };
             (time + wait).max(self.passed_on + PAUSE)
         });
         waiting.into_iter().chain(self.deadline).min()
@@ -504,11 +506,15 @@ impl GatewayStream {
         hungry.len()
     }
 
+    /// Whether a node may have older packets than what waits.
+    fn is_awaiting(&self) -> bool {
+        self.nodes.len() > 1 && self.nodes.values().any(|source| source.awaited.is_some())
+    }
+
     /// Passes on what no other node can have older packets than, up to a message.
     fn pass_on(&mut self) {
         while self.timeline.has_waiting() && !self.timeline.is_full() {
-            let is_awaiting = self.nodes.values().any(|source| source.awaited.is_some());
-            let until = match is_awaiting && self.nodes.len() > 1 {
+            let until = match self.is_awaiting() {
                 true => now().saturating_sub(nanoseconds(self.window.len(Instant::now()))),
                 false => u64::MAX,
             };
