@@ -84,7 +84,7 @@ impl Section {
             };
             write::statistics(out, begun, ended, &share.statistics());
             interface.told.delivered += share.count.delivered;
-            interface.told.dropped += share.count.dropped;
+            interface.told.dropped = interface.told.dropped.saturating_add(share.count.dropped);
         }
     }
 
@@ -121,7 +121,7 @@ impl Section {
             return false;
         };
         share.count.delivered += 1;
-        share.count.dropped += packet.dropped_before();
+        share.count.dropped = share.count.dropped.saturating_add(packet.dropped_before());
         share.takes(packet.interface, block, out)
     }
 
@@ -143,7 +143,8 @@ impl Section {
         let dropped = statistics.dropped.saturating_sub(interface.told.dropped);
         let rest = Statistics {
             dropped,
-            accepted: share.count.delivered + dropped,
+            accepted: share.count.delivered.saturating_add(dropped),
+            is_untold: statistics.is_untold,
             ..share.statistics()
         };
         write::statistics(out, begun, ended, &rest);
@@ -188,9 +189,10 @@ impl Share {
         Statistics {
             interface: self.number,
             received: 0,
-            accepted: self.count.delivered + self.count.dropped,
+            accepted: self.count.delivered.saturating_add(self.count.dropped),
             delivered: self.count.delivered,
             dropped: self.count.dropped,
+            is_untold: false,
         }
     }
 }
@@ -224,6 +226,7 @@ mod tests {
             accepted: delivered + dropped,
             delivered,
             dropped,
+            is_untold: false,
         };
         write::statistics(&mut out, 0, 0, &told);
         out

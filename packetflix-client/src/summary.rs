@@ -45,6 +45,8 @@ struct InterfaceTally {
     dropped: u64,
     /// As the statistics tell it, which know of losses that no packet followed.
     told: u64,
+    /// Whether its statistics do not tell it.
+    is_untold: bool,
 }
 
 /// What a whole capture came to, or one interface of it.
@@ -54,8 +56,10 @@ pub struct Totals {
     pub captured: u64,
     /// Those that came.
     pub delivered: u64,
-    /// Those that were lost.
+    /// Those that were lost, as far as it is known.
     pub dropped: u64,
+    /// Whether there may be more of these.
+    pub is_untold: bool,
 }
 
 impl Tally {
@@ -98,10 +102,12 @@ impl Tally {
                     self.packets += 1;
                     let interface = section.interface(packet.interface);
                     interface.packets += 1;
-                    interface.dropped += packet.dropped_before();
+                    interface.dropped = interface.dropped.saturating_add(packet.dropped_before());
                 }
                 Kind::Statistics(statistics) => {
-                    section.interface(statistics.interface).told = statistics.dropped;
+                    let interface = section.interface(statistics.interface);
+                    interface.told = statistics.dropped;
+                    interface.is_untold = statistics.is_untold;
                 }
                 _ => {}
             }
@@ -155,9 +161,12 @@ impl SectionTally {
 impl Totals {
     fn add(&mut self, interface: &InterfaceTally) {
         let dropped = interface.told.max(interface.dropped);
-        self.captured += interface.packets + dropped;
+        self.captured = self
+            .captured
+            .saturating_add(interface.packets.saturating_add(dropped));
         self.delivered += interface.packets;
-        self.dropped += dropped;
+        self.dropped = self.dropped.saturating_add(dropped);
+        self.is_untold |= interface.is_untold;
     }
 }
 
@@ -167,7 +176,11 @@ impl fmt::Display for Totals {
             f,
             "{} packets captured, {} delivered, {} dropped",
             self.captured, self.delivered, self.dropped
-        )
+        )?;
+        match self.is_untold {
+            true => f.write_str(", and how many more were lost is not known"),
+            false => Ok(()),
+        }
     }
 }
 
@@ -223,7 +236,10 @@ impl fmt::Display for Summary<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pcapng::{INTERFACE_DESCRIPTION, SECTION_HEADER, write};
+    use crate::{
+        pcapng::{ENHANCED_PACKET, INTERFACE_DESCRIPTION, SECTION_HEADER, Statistics, write},
+        section::Section,
+    };
 
     fn tally(section: SectionTally) -> Tally {
         Tally {
@@ -238,7 +254,56 @@ mod tests {
             packets,
             dropped,
             told,
+            is_untold: false,
         }
+    }
+
+    #[test]
+    fn losses_that_are_not_told_are_no_zero() {
+        let mut section = Vec::new();
+        write::block(&mut section, SECTION_HEADER, &[0; 16]);
+        section.extend(interface_of(&[]));
+        let mut tally = Tally::default();
+        tally.note(&section);
+        for (is_untold, end) in [
+            (false, "0 dropped"),
+            (true, "0 dropped, and how many more were lost is not known"),
+        ] {
+            let mut end_of = Vec::new();
+            let statistics = Statistics {
+                is_untold,
+                ..Statistics::default()
+            };
+            write::statistics(&mut end_of, 0, 0, &statistics);
+            tally.note(&end_of);
+            let told = tally.totals().to_string();
+            assert!(told.ends_with(end), "{told}");
+        }
+    }
+
+    #[test]
+    fn counts_that_none_can_have_are_no_end_of_it() {
+        let mut section = Vec::new();
+        write::block(&mut section, SECTION_HEADER, &[0; 16]);
+        section.extend(interface_of(&[]));
+        let mut body = [0, 0, 0, 4, 4, 0x0403_0201_u32].map(u32::to_le_bytes).concat();
+        const EPB_DROPCOUNT: u16 = 4;
+        write::option(&mut body, EPB_DROPCOUNT, &u64::MAX.to_le_bytes());
+        write::block(&mut section, ENHANCED_PACKET, &body);
+        let mut twice = section.clone();
+        write::block(&mut twice, ENHANCED_PACKET, &body);
+        let mut tally = Tally::default();
+        tally.note(&twice);
+        assert_eq!(tally.totals().dropped, u64::MAX);
+        let (mut out, mut taken) = (Vec::new(), 0);
+        let mut all = blocks(&twice);
+        let header = all.next().map(|block| block.bytes().to_vec()).unwrap_or_default();
+        let mut file = Section::begin(header.into(), &mut out);
+        for block in all {
+            taken += usize::from(file.takes(&block, &block.kind(), &mut out));
+        }
+        file.end_file(&mut out);
+        assert_eq!(taken, 3);
     }
 
     #[test]
@@ -252,6 +317,7 @@ mod tests {
                 captured: 10 + dropped,
                 delivered: 10,
                 dropped,
+                is_untold: false,
             };
             assert_eq!(tally.totals(), expected);
         }

@@ -119,6 +119,8 @@ pub struct Statistics {
     pub delivered: u64,
     /// `isb_ifdrop`
     pub dropped: u64,
+    /// Whether that is not told: how many were lost is not known then, or only at least.
+    pub is_untold: bool,
 }
 
 /// What comes is no pcapng.
@@ -264,6 +266,7 @@ impl Statistics {
             accepted: count(ISB_FILTERACCEPT),
             delivered: count(ISB_USRDELIV),
             dropped: count(ISB_IFDROP),
+            is_untold: option_of(options, ISB_IFDROP).is_none(),
         })
     }
 }

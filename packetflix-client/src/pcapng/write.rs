@@ -23,15 +23,18 @@ pub(crate) fn with_interface(out: &mut Vec<u8>, block: &Block<'_>, interface: u3
     }
 }
 
-/// Writes statistics of an interface, from one time to another, in nanoseconds since 1970. What it received is left out.
+/// Writes statistics of an interface, from one time to another, in nanoseconds since 1970. What it received is left out, and what is
+/// not told.
 pub(crate) fn statistics(out: &mut Vec<u8>, begun: u64, ended: u64, statistics: &Statistics) {
     let mut body = Vec::new();
     body.extend(statistics.interface.to_le_bytes());
     body.extend(time(ended));
     option(&mut body, ISB_STARTTIME, &time(begun));
     option(&mut body, ISB_ENDTIME, &time(ended));
-    option(&mut body, ISB_IFDROP, &statistics.dropped.to_le_bytes());
-    option(&mut body, ISB_FILTERACCEPT, &statistics.accepted.to_le_bytes());
+    if !statistics.is_untold {
+        option(&mut body, ISB_IFDROP, &statistics.dropped.to_le_bytes());
+        option(&mut body, ISB_FILTERACCEPT, &statistics.accepted.to_le_bytes());
+    }
     option(&mut body, ISB_USRDELIV, &statistics.delivered.to_le_bytes());
     body.extend([0; 4]);
     block(out, INTERFACE_STATISTICS, &body);

@@ -98,7 +98,7 @@ pub(crate) enum AskError {
     #[error("{0}")]
     Nobody(String),
     /// Each is named with its reason.
-    #[error("no node answers: {}", first_of(.0))]
+    #[error("{}: {}", nobody(.0), first_of(.0))]
     None(Vec<Failed>),
     #[error("node {}: {}", .0.name, .0.why)]
     Node(Box<Failed>),
@@ -113,13 +113,21 @@ pub(crate) struct Failed {
 }
 
 /// The nodes that there are, up to a bound.
-fn are(known: &[String]) -> String {
+pub(super) fn are(known: &[String]) -> String {
     const MOST: usize = 8;
     match known {
         [] => "is none".to_owned(),
         [one] => format!("is {one}"),
         known if known.len() <= MOST => format!("are {}", known.join(", ")),
         known => format!("are {} and {} more", known[..MOST].join(", "), known.len() - MOST),
+    }
+}
+
+/// What they all do.
+fn nobody(failed: &[Failed]) -> &'static str {
+    match !failed.is_empty() && failed.iter().all(|failed| failed.why.is_refusal()) {
+        true => "all nodes refuse it",
+        false => "no node answers",
     }
 }
 

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Gateway,
-    ask::{AskError, Asked, Failed, NodeError, sentence, some_answer},
+    ask::{AskError, Asked, Failed, NodeError, are, sentence, some_answer},
     feed::{Feed, NodeEnd, Note, Said},
-    lists,
+    lists::{self, Found},
     node::Node,
     rates::at_node,
     request::{self, NodeChoice, NodeWordError, Wanted},
@@ -81,13 +81,13 @@ pub(crate) enum GatewayStartError {
     NoNodeSaid,
     #[error("the node of this number of a namespace is not there any more: have the targets listed anew")]
     NoNodeNumbered,
-    #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several")]
-    NoNodeChosen,
+    #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several; there {}", are(.0))]
+    NoNodeChosen(Vec<String>),
     #[error("none of {asked} nodes has {name}{}{}", unheard(*failed), but(nearest))]
     Nowhere {
         name: String,
         asked: usize,
-        /// How many of them have not answered.
+        /// How many of them have not answered, or could not look at everything.
         failed: usize,
         /// What may be meant, of what the caller may list.
         nearest: Vec<String>,
@@ -100,7 +100,7 @@ pub(crate) enum GatewayStartError {
 fn unheard(failed: usize) -> String {
     match failed {
         0 => String::new(),
-        failed => format!(", {failed} of which do not answer"),
+        failed => format!(", {failed} of which do not answer, or could not look at everything"),
     }
 }
 
@@ -359,11 +359,7 @@ impl Gateway {
         follow: Option<bool>,
         wait: bool,
     ) -> Result<Orders, GatewayStartError> {
-        let mut chosen = self.nodes.some()?;
-        chosen.retain(|node| nodes.has(&node.name));
-        if chosen.is_empty() {
-            return Err(GatewayStartError::NoNodeChosen);
-        }
+        let chosen = self.chosen(&nodes)?;
         let name = match words {
             [] => "everything".to_owned(),
             words => words.join(" "),
@@ -376,11 +372,23 @@ impl Gateway {
         let asked = self.ask_who_has(words, rights, others, silent, wait).await?;
         let (mut orders, mut told) = (Vec::new(), Vec::new());
         let (mut has_some, mut failed) = (false, 0);
+        let unsaid = |node: &Node, why: &str| {
+            (
+                node.name.clone(),
+                format!("node {}: not captured: {why}", node.name),
+            )
+        };
         // Addresses of one node may be others' names on another.
         let names = request.names && asked_count == 1;
         for Asked { node, answer } in asked {
+            failed += usize::from(!matches!(answer, Ok(Found::One | Found::Nothing)));
             match answer {
-                Ok(is_there) => {
+                Ok(Found::Unknown(gap)) if !may_come => {
+                    let why = format!("it has not found it, and could not look at everything: {gap}");
+                    told.push(unsaid(&node, &why));
+                }
+                Ok(found) => {
+                    let is_there = matches!(found, Found::One);
                     has_some |= is_there;
                     if is_there || may_come {
                         let path = request::path_of_words(request, words, follow, names);
@@ -393,11 +401,7 @@ impl Gateway {
                         });
                     }
                 }
-                Err(error) => {
-                    failed += 1;
-                    let sentence = format!("node {}: not captured: {}", node.name, chain(&error));
-                    told.push((node.name.clone(), sentence));
-                }
+                Err(error) => told.push(unsaid(&node, &chain(&error))),
             }
         }
         if !has_some && !wait {
@@ -423,6 +427,21 @@ impl Gateway {
         })
     }
 
+    /// The nodes that are chosen, of which there is one at least.
+    pub(super) fn chosen(&self, choice: &NodeChoice) -> Result<Vec<Arc<Node>>, GatewayStartError> {
+        let all = self.nodes.some()?;
+        let names = || all.iter().map(|node| node.name.clone()).collect();
+        let chosen: Vec<_> = all
+            .iter()
+            .filter(|node| choice.has(&node.name))
+            .cloned()
+            .collect();
+        match chosen.is_empty() {
+            true => Err(GatewayStartError::NoNodeChosen(names())),
+            false => Ok(chosen),
+        }
+    }
+
     /// Asks these nodes who has something of what words mean; and those that are `silent` only where none has anything, unless that
     /// is waited for, or none answers.
     async fn ask_who_has(
@@ -432,17 +451,13 @@ impl Gateway {
         nodes: Vec<Arc<Node>>,
         silent: Vec<Arc<Node>>,
         wait: bool,
-    ) -> Result<Vec<Asked<bool>>, AskError> {
+    ) -> Result<Vec<Asked<Found>>, AskError> {
         let path = format!("/targets?{}", request::targets_query(words));
         let path = path.trim_end_matches('?');
-        let read = |_: &Node, body: &[u8]| {
-            let mut is_there = false;
-            lists::read(body, lists::TARGETS, |_| is_there = true)?;
-            Ok(is_there)
-        };
+        let read = |_: &Node, body: &[u8]| lists::find_target(body, |_| true);
         let mut asked = self.nodes.ask_each_for_json(nodes, path, rights, read).await?;
         let mut answers = asked.iter().filter_map(|one| one.answer.as_ref().ok());
-        if answers.any(|is_there| *is_there || wait) {
+        if answers.any(|found| wait || matches!(found, Found::One)) {
             asked.extend(silent.into_iter().map(Asked::left_out));
         } else {
             asked.extend(self.nodes.ask_each_for_json(silent, path, rights, read).await?);
@@ -544,16 +559,14 @@ impl Gateway {
         let asked_count = all.len();
         let path = format!("/targets?{}", request::targets_query(std::slice::from_ref(&name)));
         let is_such = |found: &Value| target.kind.is_empty() || found["type"] == target.kind;
-        let asked = self.nodes.ask_for_json(all, &path, rights, |_, body| {
-            let mut has_such = false;
-            lists::read(body, lists::TARGETS, |found| has_such |= is_such(&found))?;
-            Ok(has_such)
-        });
+        let read = |_: &Node, body: &[u8]| lists::find_target(body, is_such);
+        let asked = self.nodes.ask_for_json(all, &path, rights, read);
         let asked = asked.await?;
-        let failed = asked.iter().filter(|one| one.answer.is_err()).count();
+        let is_heard = |one: &&Asked<Found>| matches!(one.answer, Ok(Found::One | Found::Nothing));
+        let failed = asked_count - asked.iter().filter(is_heard).count();
         let having = asked
             .into_iter()
-            .filter(|one| one.answer.as_ref().is_ok_and(|has_such| *has_such));
+            .filter(|one| matches!(one.answer, Ok(Found::One)));
         let mut having: Vec<Arc<Node>> = having.map(|one| one.node).collect();
         match having.len() {
             0 => Err(GatewayStartError::Nowhere {

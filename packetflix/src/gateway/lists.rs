@@ -112,6 +112,32 @@ pub(super) fn read(
     }
 }
 
+/// Whether a node has a target that is meant.
+#[derive(Debug)]
+pub(super) enum Found {
+    One,
+    Nothing,
+    /// It has found none, and could not look at everything.
+    Unknown(String),
+}
+
+/// Whether a node has a target, of those that it was asked for, which is `wanted`.
+///
+/// # Errors
+/// When its answer has no such list.
+pub(super) fn find_target(body: &[u8], wanted: impl Fn(&Value) -> bool) -> Result<Found, NodeError> {
+    let mut is_there = false;
+    let rest = read(body, TARGETS, |found| {
+        is_there |= is_such(&found, TARGETS) && wanted(&found);
+    })?;
+    let gap = rest.get("gaps").and_then(|gaps| gaps.get(0));
+    Ok(match gap.and_then(Value::as_str) {
+        _ if is_there => Found::One,
+        Some(gap) => Found::Unknown(sentence(gap)),
+        None => Found::Nothing,
+    })
+}
+
 /// The members of an answer.
 struct Members<'a> {
     list: &'static str,
@@ -428,6 +454,28 @@ mod tests {
             assert!(said.contains("no no no") && said.ends_with('…'), "{said}");
             assert!(said.len() < 1100, "{}", said.len());
         }
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_nobody() {
+        let target = json!({ "name": "web", "type": "docker", "netns": 5, "network-interfaces": [] });
+        let such = |found: &Value| found["type"] == "docker";
+        for (answer, expected) in [
+            (json!({ "targets": [target] }), "One"),
+            (json!({ "targets": [target], "gaps": ["an engine"] }), "One"),
+            (json!({ "targets": [] }), "Nothing"),
+            (json!({ "targets": [], "gaps": [] }), "Nothing"),
+            (
+                json!({ "targets": [], "gaps": ["an engine"] }),
+                "Unknown(\"an engine\")",
+            ),
+            // It is no target, whatever it says.
+            (json!({ "targets": [{ "type": "docker" }, 1] }), "Nothing"),
+        ] {
+            let found = find_target(answer.to_string().as_bytes(), such).unwrap();
+            assert_eq!(format!("{found:?}"), expected, "{answer}");
+        }
+        assert!(find_target(b"{}", such).is_err());
     }
 
     #[test]

@@ -136,11 +136,7 @@ impl Gateway {
         caller: &Caller,
     ) -> Result<Vec<Bytes>, GatewayStartError> {
         let (chosen, words) = NodeChoice::take(words)?;
-        let mut nodes = self.nodes.some()?;
-        nodes.retain(|node| chosen.has(&node.name));
-        if nodes.is_empty() {
-            return Err(GatewayStartError::NoNodeChosen);
-        }
+        let nodes = self.chosen(&chosen)?;
         let path = match &words[..] {
             [] => "/targets".to_owned(),
             words => format!("/targets?{}", request::targets_query(words)),

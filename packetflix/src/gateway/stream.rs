@@ -24,7 +24,7 @@ use super::{
 use crate::{
     capture_end::CaptureEnd,
     captures::RunningCapture,
-    session::{ClientStream, Ended, Limit, Limits, Timer, Totals},
+    session::{BY_OPERATOR, ClientStream, Ended, Limit, Limits, Timer, Totals},
     timeline::{Bounds, Part, Piece, Timeline},
 };
 
@@ -479,7 +479,9 @@ impl GatewayStream {
         tracing::info!(node = source.name, reason, "the capture of a node has ended");
         let is_closed = matches!(end, NodeEnd::Closed(_));
         let is_expected = self.is_of_one || (self.deadline.is_some() && is_closed);
-        if !is_expected && !matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL) {
+        let is_natural =
+            matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL && close.reason != BY_OPERATOR);
+        if !is_expected && !is_natural {
             let sentence = format!("node {}: {reason}", source.name);
             self.tell(&source.name, &sentence);
         }

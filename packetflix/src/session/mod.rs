@@ -69,6 +69,9 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one that was stopped and is late waits for the last counts.
 const LATE_COUNT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The reason of a capture's end that an operator asked for.
+pub(crate) const BY_OPERATOR: &str = "ended by the operator";
+
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -104,7 +107,7 @@ impl Ended {
                 "the service ends: the process that has its rights does not answer".to_owned(),
             ),
             Self::Revoked(why) => (CaptureEnd::Revoked, why.clone()),
-            Self::ByOperator => (CaptureEnd::Operator, "ended by the operator".to_owned()),
+            Self::ByOperator => (CaptureEnd::Operator, BY_OPERATOR.to_owned()),
             Self::Limit(limit) => (CaptureEnd::Limit, limit.to_string()),
             Self::NamespaceGone(inode) => (
                 CaptureEnd::NamespaceGone,

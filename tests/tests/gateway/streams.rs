@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, TcpListener},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use packetflix_tests::{
     client::{Capture, Recorder, refusal},
     namespace::Namespace,
     raw::{self, RawSocket},
-    recording::Recording,
+    recording::{Interface, Recording},
     server::{Server, percent_encoded, wait_until},
 };
 use serde_json::{Value, json};
@@ -238,7 +239,7 @@ async fn every_packet_of_a_flood_is_accounted_for_however_slow_the_client_is() -
             .map(|(_, there)| RawSocket::open(there, "vb"))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let flood = spawn_blocking(move || {
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 let floods = sockets
                     .iter()
                     .map(|socket| scope.spawn(|| socket.flood(&raw::ethernet(0x88b5, &[0; LEN]), COUNT, 20)));
@@ -434,6 +435,67 @@ async fn node_that_hangs_is_told_and_the_others_go_on() -> anyhow::Result<()> {
     for name in &names {
         assert_eq!(recording.final_statistics(name)?.delivered, 1, "{name}");
     }
+    Ok(())
+}
+
+/// What nodes send is passed on as they send it, also where each message has one packet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packets_that_come_all_the_time_come_at_once() -> anyhow::Result<()> {
+    const PACKETS: usize = 2000;
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    let socket = RawSocket::open(&here, "va")?;
+    let sending = spawn_blocking(move || {
+        for _ in 0..PACKETS {
+            socket.send(&frame(1))?;
+            thread::sleep(Duration::from_millis(2));
+        }
+        anyhow::Ok(())
+    });
+    recorder.read_during(sending).await?;
+    // Streams fell behind by up to two seconds, after three.
+    let ended = Instant::now();
+    recorder
+        .read_until(|recording| recording.packets.len() == 2 * PACKETS)
+        .await?;
+    let late = ended.elapsed();
+    ensure!(
+        late < packetflix_tests::pace::time(Duration::from_secs(1)),
+        "{late:?}"
+    );
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    for name in &names {
+        let told = recording.final_statistics(name)?;
+        assert_eq!((told.delivered, told.dropped), (PACKETS as u64, 0), "{name}");
+    }
+    let is_of_node = |one: &Interface| ["one", "two"].contains(&&one.name[..]);
+    let said = recording.interfaces.iter().find(|one| is_of_node(one));
+    ensure!(said.is_none(), "said to lag: {said:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn end_that_an_operator_asks_of_a_node_is_told() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, _) = stream_of_both(&gateway, &here, &there, "").await?;
+    let (_, list) = gateway.get("/captures")?;
+    let captures = list["captures"].as_array().context("no list")?;
+    let of_two = captures.iter().find(|one| one["node-name"] == "two");
+    let id = &of_two.context("nothing on two")?["id"];
+    let (ended, _) = gateway.ask(&format!("DELETE /captures/two/{id} HTTP/1.1"))?;
+    assert_eq!(ended.status()?, 204);
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "two"))
+        .await?;
+    let recording = recorder.finish().await?;
+    let told = recording.interfaces.iter().find(|one| one.name == "two");
+    let told = &told.context("not told")?.options;
+    ensure!(told.contains("node two: ended by the operator"), "{told}");
     Ok(())
 }
 

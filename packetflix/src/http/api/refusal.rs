@@ -350,7 +350,7 @@ impl From<GatewayStartError> for Refusal {
             GatewayStartError::TooFewBytes(error) => return error.into(),
             GatewayStartError::Ask(error) => return error.into(),
             GatewayStartError::Word(_) | GatewayStartError::NoNodeSaid => Code::ParameterInvalid,
-            GatewayStartError::NoNodeChosen | GatewayStartError::NoNodeNumbered => Code::NodeUnknown,
+            GatewayStartError::NoNodeChosen(_) | GatewayStartError::NoNodeNumbered => Code::NodeUnknown,
             GatewayStartError::Nowhere { .. } => Code::TargetUnknown,
             GatewayStartError::Ambiguous { .. } => Code::TargetAmbiguous,
         };
