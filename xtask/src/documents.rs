@@ -255,7 +255,9 @@ mod tests {
             let words = calls.map(|call| call.split(['\n', '>', '&', '|']).next().unwrap_or_default());
             words.map(|words| words.trim().to_owned()).collect()
         };
-        let needed = commands(&read(".ci/run"));
+        let mut needed = commands(&read(".ci/run"));
+        // It passes nothing, and builds what the next one runs.
+        needed.remove("test --no-run");
         assert_eq!(needed.len(), 4, "{needed:?}");
         assert_eq!(commands(&read(".github/workflows/ci.yml")), needed);
     }
