@@ -442,10 +442,21 @@ mod tests {
         assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
         if cfg!(target_os = "linux") {
             for pid in pids.split_whitespace() {
-                // Whoever has inherited it may not have noticed yet.
-                let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                assert!(about.is_empty() || about.contains(") Z "), "{about}");
+                has_ended(pid).await;
             }
+        }
+    }
+
+    /// Waits for the end of a process that was killed: it takes a moment, and whoever has inherited it may not have noticed.
+    async fn has_ended(pid: &str) {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if about.is_empty() || about.contains(") Z ") {
+                return;
+            }
+            assert!(Instant::now() < until, "{about}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
