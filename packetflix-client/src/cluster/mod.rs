@@ -222,6 +222,13 @@ pub enum RoadError {
         /// Their names and labels.
         which: String,
     },
+    /// Which node is meant is not known without all of them.
+    #[error(
+        "the namespace {0} has more than {most} such pods, which is more than are read: have fewer of them meant by labels (-l), or install the \
+         gateway (docs/cluster.md)",
+        most = MAX_PAGES * PAGE
+    )]
+    TooManyPods(String),
     /// Nothing captures there.
     #[error(
         "packetflix is not ready on the node {node}{pods}: `kubectl -n {namespace} get pods -o wide` shows on which it is"
@@ -265,7 +272,7 @@ pub enum ClusterError {
     NoToken(String),
 }
 
-/// Whether this is a label of a DNS name (RFC 1123), as names of namespaces are.
+/// Whether this is a label of a DNS name (RFC 1123), as names of namespaces and Services are.
 pub fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && is_of_dns(text)
 }
@@ -412,10 +419,11 @@ impl Road {
             found.extend(page.items.iter().map(Found::of));
             which.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if which.continue_token.is_none() {
-                break;
+                return Ok(found);
             }
         }
-        Ok(found)
+        // Those that are not known may be on another node.
+        Err(RoadError::TooManyPods(namespace.to_owned()))
     }
 
     async fn ask<T>(

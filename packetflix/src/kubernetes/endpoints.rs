@@ -14,7 +14,7 @@ use kube::{
     client::ClientBuilder,
     runtime::watcher::{self, Event, watcher},
 };
-use packetflix_client::cluster::Bounds;
+use packetflix_client::cluster::{Bounds, is_label};
 use tokio::time::{Instant, sleep, timeout};
 use warp::http::Uri;
 
@@ -205,15 +205,6 @@ impl FromStr for ServiceName {
             name: name.to_owned(),
         })
     }
-}
-
-/// Whether this is a label of a DNS name (RFC 1123), as names of namespaces and Services are.
-fn is_label(text: &str) -> bool {
-    let is_of_label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&text.len())
-        && text.bytes().all(is_of_label)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 impl Finder {
