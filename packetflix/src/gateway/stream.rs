@@ -66,6 +66,9 @@ const MAX_STEPS: usize = 1024;
 /// Most sentences in a stream on its nodes.
 const MAX_SENTENCES: usize = 1024;
 
+/// A client that takes nothing for longer than this may have held up what nodes send.
+const STALL: Duration = Duration::from_millis(100);
+
 /// Close codes of nodes (RFC 6455, section 7.4.1).
 const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
@@ -89,6 +92,10 @@ pub(crate) struct GatewayStream {
     look: tokio::time::Interval,
     passed_on: Instant,
     begun: Instant,
+    /// Since when the client has a message.
+    given: Option<Instant>,
+    /// Since when it takes what there is, in nanoseconds since 1970: what was captured before may have waited for it.
+    taking_since: u64,
     sentences: usize,
     /// Those that wait, each with what it is about.
     early: Vec<(String, String)>,
@@ -208,6 +215,8 @@ impl GatewayStream {
             look,
             passed_on: now,
             begun: now,
+            given: None,
+            taking_since: 0,
             sentences: 0,
             early: Vec::new(),
             interfaces: InterfaceCount::default(),
@@ -450,6 +459,9 @@ impl GatewayStream {
             return;
         };
         let time = time.saturating_add_signed(source.ahead.saturating_neg());
+        if time < self.taking_since {
+            return;
+        }
         let late = Duration::from_nanos(now.saturating_sub(time));
         self.window.note(late, Instant::now());
         if late <= window::MAX {
@@ -635,6 +647,9 @@ impl ClientStream for GatewayStream {
         if self.timer.is_none() {
             self.timer = Timer::start(&self.limits, self.stop.clone());
         }
+        if self.given.take().is_some_and(|given| given.elapsed() > STALL) {
+            self.taking_since = now();
+        }
         loop {
             self.take_ready();
             if self.passed_on.elapsed() >= PAUSE {
@@ -643,6 +658,7 @@ impl ClientStream for GatewayStream {
             self.tell_early();
             if let Some(Piece { blocks, parts }) = self.timeline.take() {
                 let blocks = blocks.freeze();
+                self.given = Some(Instant::now());
                 return Some(GatewayMessage { blocks, parts });
             }
             if self.is_over() {
