@@ -5,6 +5,9 @@ use serde_json::Value;
 use super::{Gateway, capture::GatewayStartError, lists};
 use crate::{description::TargetDescription, resolve::nearest_of, service::Caller};
 
+/// Most nodes whose lists are asked for it: whole ones, for a name that is not there, which somebody may ask for again and again.
+const MAX_NODES: usize = 64;
+
 impl Gateway {
     /// The same error, with names that may be meant, of those that its caller may list.
     pub(super) async fn with_nearest(&self, error: GatewayStartError, caller: &Caller) -> GatewayStartError {
@@ -29,9 +32,13 @@ impl Gateway {
     /// Of each node the nearest are kept, and of these the nearest again.
     async fn nearest(&self, words: &str, caller: &Caller) -> Vec<String> {
         let words = || words.split_whitespace();
+        let nodes = self.nodes.all();
+        if nodes.len() > MAX_NODES {
+            return Vec::new();
+        }
         let asked = self
             .nodes
-            .ask_for_json(self.nodes.all(), "/targets", caller.bounds(), |_, body| {
+            .ask_for_json(nodes, "/targets", caller.bounds(), |_, body| {
                 let mut names = Vec::new();
                 lists::read(body, lists::TARGETS, |target| names.push(name_of(&target)))?;
                 Ok(nearest_of(words(), &names))

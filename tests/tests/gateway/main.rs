@@ -71,6 +71,20 @@ impl Cluster {
         Ok(Self { folder, nodes })
     }
 
+    /// Starts a node of this name again, where it was.
+    fn start_at(&self, port: u16, name: &str) -> anyhow::Result<Server> {
+        let tokens = self.folder.path().join("tokens").display().to_string();
+        let flags = [
+            "--node-name",
+            name,
+            "--token-file",
+            &tokens,
+            "--ring-size",
+            "1MiB",
+        ];
+        Server::start_at(port, &flags)
+    }
+
     /// The flags that make a gateway to these nodes.
     fn flags(&self) -> Vec<String> {
         let nodes = self.nodes.iter();

@@ -17,7 +17,10 @@ use packetflix_tests::{
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use crate::{Cluster, TOKEN, closed_port, say_nothing};
+use crate::{
+    Cluster, TOKEN, closed_port, say_nothing,
+    scripted::{Script, play},
+};
 
 const FILTER: &str = "filter=ether+proto+0x88b5";
 
@@ -366,18 +369,7 @@ async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
     recorder
         .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "two"))
         .await?;
-    let tokens = cluster.folder.path().join("tokens").display().to_string();
-    let _again = Server::start_at(
-        port,
-        &[
-            "--node-name",
-            "two",
-            "--token-file",
-            &tokens,
-            "--ring-size",
-            "1MiB",
-        ],
-    )?;
+    let _again = cluster.start_at(port, "two")?;
     recorder.read_until(|recording| described(recording) == 2).await?;
     let socket = RawSocket::open(&there, "vb")?;
     socket.send(&frame(7))?;
@@ -393,6 +385,66 @@ async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
             .any(|told| told.contains("node two: it is captured again")),
         "{told:?}"
     );
+    Ok(())
+}
+
+/// One that was left out since it did not answer joins once it does.
+#[tokio::test]
+async fn node_that_did_not_answer_at_the_beginning_joins_later() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (_, node) = cluster.nodes.remove(1);
+    let port = node.port();
+    drop(node);
+    let (_, list) = gateway.get("/targets")?;
+    let gaps = list["gaps"].to_string();
+    ensure!(gaps.contains("node two: no server answers"), "{gaps}");
+    let word = percent_encoded(&path(&here));
+    let mut recorder = Recorder::start(&gateway.url(&format!("target={word}&follow=1&{FILTER}"))).await?;
+    let _again = cluster.start_at(port, "two")?;
+    let name = interface("two", &here, "va");
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == name))
+        .await?;
+    RawSocket::open(&there, "vb")?.send(&frame(7))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(7)) == 2)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let told = recording.interfaces.iter().filter(|one| one.name == "two");
+    let told: Vec<&str> = told.map(|one| &one.options[..]).collect();
+    for said in ["it did not answer when it was last asked", "it is captured again"] {
+        ensure!(told.iter().any(|told| told.contains(said)), "{said}: {told:?}");
+    }
+    Ok(())
+}
+
+/// What could not be looked at is not said to be elsewhere.
+#[tokio::test]
+async fn look_of_a_node_that_was_not_whole_is_told() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let blind = play(Script {
+        answer: Some(r#"{"version": 1, "targets": [], "gaps": ["the list of mounts"]}"#),
+        ..Script::default()
+    })?;
+    let gateway = cluster.gateway(&[&format!("--node=blind=http://127.0.0.1:{blind}")])?;
+    let here = Namespace::new()?;
+    let word = percent_encoded(&path(&here));
+    let mut recorder = Recorder::start(&gateway.url(&format!("target={word}&target=no-such"))).await?;
+    recorder
+        .read_until(|recording| recording.interfaces.iter().any(|one| one.name == "blind"))
+        .await?;
+    let recording = recorder.finish().await?;
+    let told = recording.interfaces.iter().find(|one| one.name == "blind");
+    let told = &told.context("not told")?.options;
+    let said =
+        "node blind: not captured: it has not found it, and could not look at everything: the list of mounts";
+    ensure!(told.contains(said), "{told}");
+    let (status, sentence) = refusal(&gateway, &gateway.url("target=nobody-at-all"), &[]).await?;
+    let said = "none of 2 nodes has nobody-at-all, 1 of which do not answer, or could not look at everything";
+    ensure!(status == 404 && sentence.contains(said), "{status} {sentence}");
     Ok(())
 }
 
@@ -473,6 +525,45 @@ async fn packets_that_come_all_the_time_come_at_once() -> anyhow::Result<()> {
     }
     let is_of_node = |one: &Interface| ["one", "two"].contains(&&one.name[..]);
     let said = recording.interfaces.iter().find(|one| is_of_node(one));
+    ensure!(said.is_none(), "said to lag: {said:?}");
+    Ok(())
+}
+
+/// What waited for the client was not late at its node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn client_that_stalls_has_no_node_said_to_lag() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    let (here, there) = Namespace::pair()?;
+    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    let socket = RawSocket::open(&here, "va")?;
+    let large = raw::ethernet(0x88b5, &[9; 1400]);
+    // More than the sockets on the road hold, and for longer than packets are waited for.
+    let sent = spawn_blocking(move || {
+        for _ in 0..80 {
+            socket.flood(&large, 500, 14)?;
+            thread::sleep(Duration::from_millis(50));
+        }
+        anyhow::Ok(socket)
+    });
+    let socket = sent.await??;
+    recorder
+        .read_until(|recording| recording.packets.len() > 1000)
+        .await?;
+    socket.send(&frame(1))?;
+    recorder
+        .read_until(|recording| recording.count(&frame(1)) == 2)
+        .await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    for name in &names {
+        let told = recording.final_statistics(name)?;
+        assert_eq!(told.delivered + told.dropped, 40_001, "{name}");
+        // Else nothing had waited.
+        ensure!(told.dropped > 0, "{name}");
+    }
+    let is_of_node = |one: &&Interface| ["one", "two"].contains(&&one.name[..]);
+    let said = recording.interfaces.iter().find(is_of_node);
     ensure!(said.is_none(), "said to lag: {said:?}");
     Ok(())
 }
