@@ -36,13 +36,12 @@ impl Slices {
     /// Puts one there, or in the place of that of its name.
     pub(super) fn put(&mut self, slice: EndpointSlice) {
         self.remove(&slice);
-        let name = slice.name_any();
-        if name.len() > MAX_NAME_LEN {
-            return;
-        }
+        let name = name_of(&slice);
         let slice = slim(slice);
         let len = slice.endpoints.iter().map(len_of).sum();
-        if self.known.len() < MAX_SLICES && self.len + len <= MAX_LEN {
+        let has_room = self.known.len() < MAX_SLICES && self.len + len <= MAX_LEN;
+        // None of those has a name of its own whose name is cut.
+        if has_room && name.len() <= MAX_NAME_LEN {
             self.len += len;
             self.known.insert(name, (slice, len));
         } else if self.beyond.len() < MAX_SLICES {
@@ -52,7 +51,7 @@ impl Slices {
 
     /// Takes one away, if it is there.
     pub(super) fn remove(&mut self, slice: &EndpointSlice) {
-        let name = slice.name_any();
+        let name = name_of(slice);
         if let Some((_, len)) = self.known.remove(&name) {
             self.len -= len;
         }
@@ -68,6 +67,16 @@ impl Slices {
     pub(super) fn beyond(&self) -> impl Iterator<Item = &str> {
         self.beyond.iter().map(String::as_str)
     }
+}
+
+/// The name of a slice, or the first bytes of one that is longer than names are, and what stands for the others.
+fn name_of(slice: &EndpointSlice) -> String {
+    let mut name = slice.name_any();
+    if name.len() > MAX_NAME_LEN {
+        name.truncate(name.floor_char_boundary(MAX_NAME_LEN));
+        name.push('…');
+    }
+    name
 }
 
 /// What is needed of a slice.
@@ -139,6 +148,8 @@ mod tests {
         slices.remove(&slice("a", 0, ""));
         slices.put(slice("b", 10, "n1"));
         slices.put(slice(&"x".repeat(254), 1, "n1"));
+        assert_eq!((slices.known().count(), slices.beyond().count()), (1, 1));
+        slices.remove(&slice(&"x".repeat(254), 1, "n1"));
         assert_eq!((slices.known().count(), slices.beyond().count()), (1, 0));
         assert!(slices.len < 10 * 1000, "{}", slices.len);
         for number in 0..2 * MAX_SLICES {
