@@ -261,7 +261,7 @@ impl Output {
     /// # Errors
     /// As [`Self::write`], and when the next cannot be made.
     pub fn follow(&mut self) -> Result<Written, OutputError> {
-        self.end()?;
+        self.end_file(false)?;
         let Some(files) = &mut self.files else {
             return Ok(Written::More);
         };
@@ -281,13 +281,18 @@ impl Output {
         begun.map(|()| Written::More)
     }
 
-    /// Writes the final statistics of the interfaces that have none.
+    /// Ends what a broken stream has left: interfaces that have no final statistics get some, which do not tell how many packets were
+    /// lost.
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub fn end(&mut self) -> Result<(), OutputError> {
+    pub fn end_broken(&mut self) -> Result<(), OutputError> {
+        self.end_file(true)
+    }
+
+    fn end_file(&mut self, is_broken: bool) -> Result<(), OutputError> {
         if let Some(section) = &mut self.section {
-            section.end_file(&mut self.pending);
+            section.end_file(is_broken, &mut self.pending);
         }
         self.flush(&[])
     }

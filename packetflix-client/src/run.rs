@@ -72,6 +72,8 @@ pub struct Run<'a> {
     interrupts: &'a mut Interrupts,
     /// The exit status of whoever asked for the end.
     asked: Option<Status>,
+    /// Whether it goes on over another connection.
+    is_resumed: bool,
 }
 
 /// Why nothing more comes.
@@ -160,9 +162,9 @@ impl Sink {
         }
     }
 
-    fn end(&mut self) -> Result<(), OutputError> {
+    fn end_broken(&mut self) -> Result<(), OutputError> {
         match self {
-            Self::Output(output) => output.end(),
+            Self::Output(output) => output.end_broken(),
             Self::Lines(_) => Ok(()),
         }
     }
@@ -209,6 +211,7 @@ impl<'a> Run<'a> {
             progress: Progress::new(has_line),
             interrupts,
             asked: None,
+            is_resumed: false,
         }
     }
 
@@ -241,6 +244,10 @@ impl<'a> Run<'a> {
             Ok(Ended::Closed(close)) if close.reason.is_empty() => {
                 Ok(("the server has ended the capture".to_owned(), asked))
             }
+            // The last connection was asked for the rest of them only.
+            Ok(Ended::Closed(_)) if self.is_resumed && self.rest().is_none() => {
+                Ok(("the limit is reached, over all connections".to_owned(), asked))
+            }
             Ok(Ended::Closed(close)) => Ok((close.reason, asked)),
             Ok(Ended::Enough(limit)) => Ok((limit, asked)),
             Ok(Ended::GivenUp) => Ok(("stopped without a connection".to_owned(), asked)),
@@ -264,7 +271,8 @@ impl<'a> Run<'a> {
             if !error.is_of_connection() {
                 return ended;
             }
-            self.sink.end()?;
+            self.tally.note_break();
+            self.sink.end_broken()?;
             let Some(reconnection) = self.manner.reconnection.filter(|_| self.asked.is_none()) else {
                 return ended;
             };
@@ -323,7 +331,8 @@ impl<'a> Run<'a> {
         Reconnection { args, meant }: Reconnection<'a>,
         why: &str,
     ) -> Result<Option<Ended>, Broken> {
-        let since = Utc::now();
+        // What came after it was not read, or is not known to have come.
+        let since = Utc::now() - self.stream.pulse().heard().elapsed();
         let mut told = None;
         self.say(&format!("{why}; connecting again"));
         let mut pause = FIRST_PAUSE;
@@ -360,11 +369,12 @@ impl<'a> Run<'a> {
             match opened {
                 Ok(stream) => {
                     self.stream = stream;
+                    self.is_resumed = true;
                     self.blocks = Blocks::default();
                     let [from, to] =
                         [since, Utc::now()].map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
                     self.sink
-                        .resume(format!("packets from {from} to {to} are missing: {why}"));
+                        .resume(format!("packets from {from} to {to} are missing, and those before that were still on their way: {why}"));
                     self.say("connected again");
                     return Ok(None);
                 }

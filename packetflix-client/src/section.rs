@@ -75,14 +75,19 @@ impl Section {
         write::names(out, self.names.values(), MAX_NAMES_LEN);
     }
 
-    /// Writes the final statistics of the interfaces that have none in this file yet.
-    pub(crate) fn end_file(&mut self, out: &mut Vec<u8>) {
+    /// Writes the final statistics of the interfaces that have none in this file yet. Where the stream is broken, nobody tells how
+    /// many more packets were lost.
+    pub(crate) fn end_file(&mut self, is_broken: bool, out: &mut Vec<u8>) {
         let (begun, ended) = self.times();
         for interface in &mut self.interfaces {
             let Some(share) = &interface.here else {
                 continue;
             };
-            write::statistics(out, begun, ended, &share.statistics());
+            let statistics = Statistics {
+                is_untold: is_broken,
+                ..share.statistics()
+            };
+            write::statistics(out, begun, ended, &statistics);
             interface.told.delivered += share.count.delivered;
             interface.told.dropped = interface.told.dropped.saturating_add(share.count.dropped);
         }
@@ -273,7 +278,7 @@ mod tests {
             write(&mut section, &block, &mut out);
         }
         assert_eq!(section.end_len(), write::STATISTICS_LEN);
-        section.end_file(&mut out);
+        section.end_file(false, &mut out);
         assert_eq!(
             read(&std::mem::take(&mut out)),
             [
@@ -296,7 +301,7 @@ mod tests {
         ] {
             write(&mut section, &block, &mut out);
         }
-        section.end_file(&mut out);
+        section.end_file(false, &mut out);
         // The interface that has ended is not in it, and the other's losses are those of both files.
         assert_eq!(
             read(&std::mem::take(&mut out)),

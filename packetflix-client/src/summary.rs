@@ -47,6 +47,8 @@ struct InterfaceTally {
     told: u64,
     /// Whether its statistics do not tell it.
     is_untold: bool,
+    /// Whether it has statistics.
+    has_ended: bool,
 }
 
 /// What a whole capture came to, or one interface of it.
@@ -108,9 +110,18 @@ impl Tally {
                     let interface = section.interface(statistics.interface);
                     interface.told = statistics.dropped;
                     interface.is_untold = statistics.is_untold;
+                    interface.has_ended = true;
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The stream broke off: how many packets were lost of the interfaces without statistics, nobody tells any more.
+    pub fn note_break(&mut self) {
+        let last = self.sections.last_mut();
+        for interface in last.into_iter().flat_map(|section| &mut section.interfaces) {
+            interface.is_untold |= !interface.has_ended;
         }
     }
 
@@ -254,7 +265,7 @@ mod tests {
             packets,
             dropped,
             told,
-            is_untold: false,
+            ..InterfaceTally::default()
         }
     }
 
@@ -302,7 +313,7 @@ mod tests {
         for block in all {
             taken += usize::from(file.takes(&block, &block.kind(), &mut out));
         }
-        file.end_file(&mut out);
+        file.end_file(false, &mut out);
         assert_eq!(taken, 3);
     }
 

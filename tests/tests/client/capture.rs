@@ -386,6 +386,11 @@ fn a_connection_that_breaks_is_made_again() -> anyhow::Result<()> {
     wait_until(Duration::from_secs(5), || {
         Ok(read(&path).is_ok_and(|recording| recording.packets.len() == 3))
     })?;
+    // It says nothing for a while before it is gone.
+    server.stop()?;
+    let heard = output_of(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%3NZ"]))?;
+    std::thread::sleep(Duration::from_secs(2));
+    server.signal(Signal::SIGKILL)?;
     drop(server);
     let server = Server::start(&["--listen", &address])?;
     wait_until(Duration::from_secs(10), || Ok(!is_idle(&server)?))?;
@@ -397,27 +402,36 @@ fn a_connection_that_breaks_is_made_again() -> anyhow::Result<()> {
         "{told}"
     );
     assert!(
-        told.contains("5 packets captured, 5 delivered, 0 dropped"),
+        told.contains("5 packets captured, 5 delivered, 0 dropped, and how many more were lost is not known"),
         "{told}"
     );
 
+    assert!(
+        told.contains("the limit is reached, over all connections"),
+        "{told}"
+    );
     let comments =
         output_of(Command::new("tshark").args(["-r", &file, "-T", "fields", "-e", "frame.number"]))?;
     assert_eq!(comments.lines().count(), 5);
     let sections = output_of(Command::new("capinfos").arg(&file))?;
     let stream = fs::read(&path)?;
     let text = String::from_utf8_lossy(&stream);
-    assert!(
-        text.contains(" are missing: the server is gone without a word"),
-        "{sections}"
-    );
-    // Both sections have their final statistics.
+    let said =
+        " are missing, and those before that were still on their way: the server is gone without a word";
+    assert!(text.contains(said), "{sections}");
+    let from = text
+        .split_once("packets from ")
+        .map(|(_, rest)| &rest[..heard.trim().len()]);
+    assert!(from.is_some_and(|from| from <= heard.trim()), "{from:?}, {heard}");
+    // Both sections have their final statistics, of which those of the first cannot tell how many were lost.
     let begins = stream
         .windows(4)
         .rposition(|bytes| bytes == [0x0a, 0x0d, 0x0d, 0x0a])
         .unwrap();
-    for section in [&stream[..begins], &stream[begins..]] {
-        Recording::parse(section)?.check_complete()?;
+    for (section, is_told) in [(&stream[..begins], false), (&stream[begins..], true)] {
+        let recording = Recording::parse(section)?;
+        recording.check_complete()?;
+        assert!(recording.statistics.iter().all(|one| one.is_told == is_told));
     }
     Ok(())
 }
