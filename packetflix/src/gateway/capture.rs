@@ -83,7 +83,7 @@ pub(crate) enum GatewayStartError {
     NoNodeNumbered,
     #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several; there {}", are(.0))]
     NoNodeChosen(Vec<String>),
-    #[error("none of {asked} nodes has {name}{}{}", unheard(*failed), but(nearest))]
+    #[error("{}{}{}", missing(name, *asked), unheard(*failed, *asked), but(nearest))]
     Nowhere {
         name: String,
         asked: usize,
@@ -92,15 +92,25 @@ pub(crate) enum GatewayStartError {
         /// What may be meant, of what the caller may list.
         nearest: Vec<String>,
     },
-    #[error("{name} is on several nodes: {}; say which \"node-name\" is meant", nodes.join(", "))]
+    #[error("{name} is on several nodes: {}; say which is meant, by node:NAME, or in container= as \"node-name\"", nodes.join(", "))]
     Ambiguous { name: String, nodes: Vec<String> },
 }
 
-/// The end of a sentence on what was not found.
-fn unheard(failed: usize) -> String {
-    match failed {
-        0 => String::new(),
-        failed => format!(", {failed} of which do not answer, or could not look at everything"),
+/// The beginning of a sentence on what was not found.
+fn missing(name: &str, asked: usize) -> String {
+    match asked {
+        1 => format!("the node that was asked has no {name}"),
+        asked => format!("none of {asked} nodes has {name}"),
+    }
+}
+
+/// What comes next in it.
+fn unheard(failed: usize, asked: usize) -> String {
+    match (failed, asked) {
+        (0, _) => String::new(),
+        (1, 1) => ", as far as it answers and could look at everything".to_owned(),
+        (1, _) => ", 1 of which does not answer, or could not look at everything".to_owned(),
+        _ => format!(", {failed} of which do not answer, or could not look at everything"),
     }
 }
 

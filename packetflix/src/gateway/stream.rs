@@ -332,6 +332,10 @@ impl GatewayStream {
         self.sentences += 1;
         let has_place = self.sentences <= MAX_SENTENCES;
         tracing::info!(node = name, sentence, has_place, "the stream tells of a node");
+        let sentence = match self.sentences {
+            MAX_SENTENCES => "what else there is to tell of nodes stands in the gateway's log alone",
+            _ => sentence,
+        };
         if has_place {
             self.early.push((name.to_owned(), sentence.to_owned()));
             self.tell_early();

@@ -443,7 +443,7 @@ async fn look_of_a_node_that_was_not_whole_is_told() -> anyhow::Result<()> {
         "node blind: not captured: it has not found it, and could not look at everything: the list of mounts";
     ensure!(told.contains(said), "{told}");
     let (status, sentence) = refusal(&gateway, &gateway.url("target=nobody-at-all"), &[]).await?;
-    let said = "none of 2 nodes has nobody-at-all, 1 of which do not answer, or could not look at everything";
+    let said = "none of 2 nodes has nobody-at-all, 1 of which does not answer, or could not look at everything";
     ensure!(status == 404 && sentence.contains(said), "{status} {sentence}");
     Ok(())
 }
