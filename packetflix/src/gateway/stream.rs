@@ -394,6 +394,20 @@ impl GatewayStream {
             }
             Event::Pinged | Event::Time => {}
         }
+    }
+
+    /// Takes what is due besides what nodes say, of which there may always be more than a client takes.
+    fn take_due(&mut self) {
+        while let Some(Some(())) = self.pings.next().now_or_never() {}
+        while let Some(Some((name, joined))) = self.opening.next().now_or_never() {
+            self.joined(&name, joined);
+        }
+        if self.look.tick().now_or_never().is_some() {
+            self.take(Event::Look);
+        }
+        if self.stop.is_cancelled() && self.deadline.is_none() && !self.nodes.is_empty() {
+            self.finish();
+        }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.give_up();
         }
@@ -655,6 +669,11 @@ impl ClientStream for GatewayStream {
             self.taking_since = now();
         }
         loop {
+            self.take_due();
+            if self.running.revocation().is_some() {
+                // As at a node, nothing follows.
+                return None;
+            }
             self.take_ready();
             if self.passed_on.elapsed() >= PAUSE {
                 self.pass_on();
