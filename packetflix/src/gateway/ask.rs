@@ -17,7 +17,10 @@ use packetflix_client::{
     stream::OpenError,
 };
 use serde_json::Value;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::node::{Node, Nodes, ShownError};
 use crate::{access::Rights, error::chain, memory, text::shortened};
@@ -30,7 +33,7 @@ const MAX_ANSWER_LEN: usize = 4 << 20;
 const MAX_METRICS_LEN: usize = 32 << 20;
 
 /// What all together answer for one list may have this part of the memory that the process may use, and within these bounds. There
-/// are as many lists at the same time as there are rounds of questions.
+/// are as many lists at the same time as there are rounds of questions, of clients and of the gateway itself.
 const SHARE: u64 = 8;
 const MIN_ANSWERS_LEN: usize = 32 << 20;
 const MAX_ANSWERS_LEN: usize = 128 << 20;
@@ -41,8 +44,9 @@ const MAX_SENTENCE_LEN: usize = 1024;
 /// A node that did not answer the last time is waited for no longer than this, where others wait for the answers of all.
 const LITTLE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// So many times what one node may take is the most that all together may.
+/// So many times what one node may take is the most that all together may, and so many of these may pass before the first is asked.
 const ROUNDS_OF_PATIENCE: u32 = 3;
+const ROUNDS_OF_WAITING: u32 = ROUNDS_OF_PATIENCE - 1;
 
 /// What a node has answered, or why it has not.
 #[derive(Debug)]
@@ -69,8 +73,8 @@ pub(crate) enum NodeError {
     Request(Box<RequestError>),
     #[error("it does not answer within {0:?}")]
     Late(Duration),
-    #[error("it was not asked, since others took too long")]
-    NotAsked,
+    #[error("there was no time for it, since others took too long")]
+    NoTime,
     #[error("it did not answer when it was last asked: {0}")]
     Silent(String),
     #[error("its answer is no JSON of packetflix: {0}")]
@@ -151,7 +155,7 @@ impl NodeError {
         match self {
             Self::Request(error) => matches!(**error, RequestError::Connect(_)),
             Self::Late(_) => true,
-            Self::NotAsked
+            Self::NoTime
             | Self::Silent(_)
             | Self::Unreadable(_)
             | Self::NoList(_)
@@ -273,9 +277,10 @@ impl Nodes {
         }
     }
 
-    /// Asks each of these nodes, and gives the answers in their order.
+    /// Asks each of these nodes in its turn, and gives the answers in their order.
     async fn ask<T, F>(
         &self,
+        rounds: &Semaphore,
         nodes: Vec<Arc<Node>>,
         rights: Option<&Rights>,
         patience: impl Fn(&Node) -> Duration,
@@ -284,8 +289,9 @@ impl Nodes {
     where
         F: Future<Output = Result<T, NodeError>>,
     {
-        let deadline = Instant::now() + self.timeout * ROUNDS_OF_PATIENCE;
-        let _round = timeout_at(deadline, self.rounds.acquire())
+        let begun = Instant::now();
+        let deadline = begun + self.timeout * ROUNDS_OF_PATIENCE;
+        let _round = timeout_at(begun + self.timeout * ROUNDS_OF_WAITING, rounds.acquire())
             .await
             .map_err(|_| AskError::Busy)?;
         let shown = self.shown(rights)?;
@@ -293,13 +299,15 @@ impl Nodes {
             let patience = patience(&node);
             let asking = ask(Arc::clone(&node), self.server(&node, &shown));
             async move {
-                if Instant::now() >= deadline {
-                    let answer = Err(NodeError::NotAsked);
-                    return Asked { node, answer };
-                }
-                let until = deadline.min(Instant::now() + patience);
-                let answer = timeout_at(until, asking).await;
-                let answer = answer.unwrap_or(Err(NodeError::Late(patience)));
+                let until = Instant::now() + patience;
+                let answer = timeout_at(until.min(deadline), asking).await;
+                // A node whose time others have taken is not known to be late.
+                let late = if until <= deadline {
+                    NodeError::Late(patience)
+                } else {
+                    NodeError::NoTime
+                };
+                let answer = answer.unwrap_or(Err(late));
                 Asked { node, answer }
             }
         });
@@ -318,9 +326,21 @@ impl Nodes {
         rights: Option<&Rights>,
         read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
     ) -> Result<Vec<Asked<T>>, AskError> {
+        self.ask_in_turn(&self.rounds, nodes, path, rights, read).await
+    }
+
+    async fn ask_in_turn<T>(
+        &self,
+        rounds: &Semaphore,
+        nodes: Vec<Arc<Node>>,
+        path: &str,
+        rights: Option<&Rights>,
+        read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
+    ) -> Result<Vec<Asked<T>>, AskError> {
         let room = Room::of(most_of_lists());
         let asked = self
             .ask(
+                rounds,
                 nodes,
                 rights,
                 |node| self.patience_with(node),
@@ -353,6 +373,21 @@ impl Nodes {
         read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
     ) -> Result<Vec<Asked<T>>, AskError> {
         some_answer(self.ask_each_for_json(nodes, path, rights, read).await?)
+    }
+
+    /// Asks all nodes for JSON of which the gateway itself has need, whatever clients ask for.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub(super) async fn ask_for_own_json<T>(
+        &self,
+        path: &str,
+        read: impl Fn(&Node, &[u8]) -> Result<T, NodeError>,
+    ) -> Result<Vec<Asked<T>>, AskError> {
+        some_answer(
+            self.ask_in_turn(&self.own_rounds, self.all(), path, None, read)
+                .await?,
+        )
     }
 
     /// Asks one node after the other, until one answers as packetflix does.
@@ -389,7 +424,7 @@ impl Nodes {
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
         let room = Room::of(MAX_METRICS_LEN);
         let patience = |node: &Node| self.patience_with(node);
-        let asked = self.ask(self.all(), None, patience, async |_, server| {
+        let asked = self.ask(&self.rounds, self.all(), None, patience, async |_, server| {
             let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
             room.take(body.len())?;
             Ok(String::from_utf8_lossy(&body).into_owned())
@@ -400,6 +435,7 @@ impl Nodes {
     /// Asks all nodes how they are.
     pub(super) async fn look(&self) {
         let asked = self.ask(
+            &self.own_rounds,
             self.all(),
             None,
             |_| self.timeout,
@@ -407,6 +443,8 @@ impl Nodes {
         );
         let asked = match asked.await {
             Ok(asked) => asked,
+            // It says nothing of them.
+            Err(AskError::Busy) => return,
             Err(error) => {
                 self.all().iter().for_each(|node| node.failed(&chain(&error)));
                 return;
@@ -415,6 +453,7 @@ impl Nodes {
         for Asked { node, answer } in asked {
             match answer {
                 Ok(greeting) => node.greeted(&greeting),
+                Err(NodeError::NoTime) => {}
                 Err(error) => node.failed(&chain(&error)),
             }
         }

@@ -71,7 +71,9 @@ pub(super) struct Nodes {
     trust: Trust,
     /// How long each may take to answer.
     pub(super) timeout: Duration,
+    /// Turns of clients, and of the gateway itself, which clients cannot take.
     pub(super) rounds: Semaphore,
+    pub(super) own_rounds: Semaphore,
     pub(super) pods: KnownPods,
 }
 
@@ -161,6 +163,7 @@ impl Nodes {
             },
             timeout: config.timeout,
             rounds: Semaphore::new(ROUNDS),
+            own_rounds: Semaphore::new(1),
             pods: KnownPods::default(),
         }
     }

@@ -77,10 +77,7 @@ impl Nodes {
             })?;
             Ok(names)
         };
-        let asked = self
-            .ask_for_json(self.all(), "/mobyshark", None, read)
-            .await
-            .ok()?;
+        let asked = self.ask_for_own_json("/mobyshark", read).await.ok()?;
         let mut pods = Pods::new();
         for (namespace, pod) in asked.into_iter().filter_map(|one| one.answer.ok()).flatten() {
             pods.entry(namespace).or_default().insert(pod);

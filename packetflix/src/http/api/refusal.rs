@@ -362,7 +362,7 @@ impl From<GatewayStartError> for Refusal {
 /// asks is of the gateway.
 fn of_nodes(problem: &AskError, why: Option<&NodeError>) -> Refusal {
     let code = match why {
-        Some(NodeError::Late(_) | NodeError::NotAsked) => Code::NodeTimeout,
+        Some(NodeError::Late(_) | NodeError::NoTime) => Code::NodeTimeout,
         Some(NodeError::Request(error)) => match &**error {
             NodeRequestError::Refused(refusal) => match Code::named(&refusal.code) {
                 None | Some(Code::NotAuthenticated | Code::Forbidden) => Code::NodeFailed,
