@@ -289,7 +289,7 @@ impl<'a> Run<'a> {
         loop {
             let written = tokio::select! {
                 piece = self.stream.next() => match piece? {
-                    Piece::Data(data) => self.take(data)?,
+                    Piece::Data(data) => self.take(data.bytes)?,
                     Piece::Closed(_) if self.blocks.is_within_one() => return Err(Broken::Cut),
                     Piece::Closed(close) if close.is_as_asked() => return Ok(Ended::Closed(close)),
                     Piece::Closed(close) => return Err(Broken::Closed(close)),

@@ -1,6 +1,8 @@
 //! A capture that runs: the messages of its WebSocket, and how it ends.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -89,9 +91,18 @@ impl Default for Bounds {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Bytes of pcapng.
-    Data(Bytes),
+    Data(Data),
     /// The server has closed.
     Closed(Close),
+}
+
+/// Bytes of pcapng, as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// When they came, where they were waited for; otherwise they have been there for a while.
+    pub came: Option<Instant>,
 }
 
 /// How the server has ended a stream.
@@ -307,9 +318,14 @@ async fn next_piece(reader: &mut Reader, pulse: &Pulse) -> Result<Piece, StreamE
     let writer = &*pulse.writer;
     loop {
         let mut answer = async |frame| write(writer, frame).await;
-        let frame = timeout(SILENCE, reader.read_frame(&mut answer))
-            .await
-            .map_err(|_| StreamError::Silent)?;
+        let mut reading = pin!(timeout(SILENCE, reader.read_frame(&mut answer)));
+        let mut was_waited_for = false;
+        let frame = poll_fn(|context| {
+            let polled = reading.as_mut().poll(context);
+            was_waited_for |= polled.is_pending();
+            polled
+        });
+        let frame = frame.await.map_err(|_| StreamError::Silent)?;
         let frame = match frame {
             Ok(frame) => {
                 pulse.note();
@@ -319,15 +335,23 @@ async fn next_piece(reader: &mut Reader, pulse: &Pulse) -> Result<Piece, StreamE
             Err(error) => return Err(StreamError::Broken(error)),
         };
         match frame.opcode {
-            OpCode::Binary | OpCode::Continuation => return Ok(Piece::Data(bytes_of(frame.payload))),
+            OpCode::Binary | OpCode::Continuation => {
+                return Ok(Piece::Data(Data {
+                    bytes: bytes_of(frame.payload),
+                    came: was_waited_for.then(Instant::now),
+                }));
+            }
             OpCode::Text => {
                 let text = String::from_utf8_lossy(&frame.payload).into_owned();
                 return Err(StreamError::Text(text));
             }
             OpCode::Close => return Ok(Piece::Closed(close_of(&frame.payload))),
             OpCode::Ping => {
-                let pong = Frame::pong(frame.payload);
-                write(writer, pong).await.map_err(StreamError::Broken)?;
+                let pong = timeout(SILENCE, write(writer, Frame::pong(frame.payload)));
+                // One that takes none is as good as silent.
+                pong.await
+                    .map_err(|_| StreamError::Silent)?
+                    .map_err(StreamError::Broken)?;
             }
             OpCode::Pong => {}
         }

@@ -713,7 +713,7 @@ async fn begin_as(
     let why = match timeout(PATIENCE, member.feed.next(stop)).await {
         Ok(Said::Blocks { blocks, .. }) => return Ok(member.feed.begin(blocks)),
         Ok(Said::Ended(NodeEnd::Closed(close))) => NodeError::Ended(close.reason),
-        Ok(Said::Ended(NodeEnd::Broken(why))) => NodeError::Ended(why),
+        Ok(Said::Ended(NodeEnd::Broken(why) | NodeEnd::Malformed(why))) => NodeError::Ended(why),
         Err(_) => NodeError::Late(PATIENCE),
     };
     Err(AskError::Node(Box::new(Failed {

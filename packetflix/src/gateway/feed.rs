@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt as _;
-use packetflix_client::stream::{CaptureStream, Close, Piece, Pulse, StreamError};
+use packetflix_client::stream::{CaptureStream, Close, Data, Piece, Pulse, StreamError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::sentence;
@@ -20,8 +20,8 @@ const MAX_DESCRIBED: u32 = 1 << 20;
 /// What a node says next.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// Whole blocks; whether it was waited for, so that they have come just now.
-    Blocks { blocks: Bytes, is_new: bool },
+    /// Whole blocks, and when the last of them came, where it was waited for.
+    Blocks { blocks: Bytes, came: Option<Instant> },
     /// Nothing more.
     Ended(NodeEnd),
 }
@@ -33,6 +33,8 @@ pub(super) enum NodeEnd {
     Closed(Close),
     /// It broke off.
     Broken(String),
+    /// It was ended, since the node sends what no packetflix sends.
+    Malformed(String),
 }
 
 /// What is said of each interface of a node.
@@ -151,9 +153,8 @@ impl Feed {
 
     /// What it says next. When `stop` is cancelled, it is asked for the rest and its end.
     pub(super) async fn next(&mut self, stop: &CancellationToken) -> Said {
-        let mut is_new = false;
         if let Some(blocks) = self.ready.take().filter(|blocks| !blocks.is_empty()) {
-            return Said::Blocks { blocks, is_new };
+            return Said::Blocks { blocks, came: None };
         }
         loop {
             if stop.is_cancelled() && !self.is_stopped {
@@ -162,21 +163,16 @@ impl Feed {
                     return broken(&error);
                 }
             }
-            let piece = match self.capture.next().now_or_never() {
-                Some(piece) => piece,
-                None => {
-                    is_new = true;
-                    tokio::select! {
-                        piece = self.capture.next() => piece,
-                        () = stop.cancelled(), if !self.is_stopped => continue,
-                    }
-                }
+            let piece = tokio::select! {
+                biased;
+                piece = self.capture.next() => piece,
+                () = stop.cancelled(), if !self.is_stopped => continue,
             };
             match piece {
-                Ok(Piece::Data(bytes)) => match self.check.take(bytes) {
+                Ok(Piece::Data(Data { bytes, came })) => match self.check.take(bytes) {
                     Ok(blocks) if blocks.is_empty() => {}
-                    Ok(blocks) => return Said::Blocks { blocks, is_new },
-                    Err(malformed) => return Said::Ended(NodeEnd::Broken(malformed.to_string())),
+                    Ok(blocks) => return Said::Blocks { blocks, came },
+                    Err(malformed) => return Said::Ended(NodeEnd::Malformed(malformed.to_string())),
                 },
                 Ok(Piece::Closed(close)) => return Said::Ended(NodeEnd::Closed(close)),
                 Err(error) => return broken(&error),
@@ -210,6 +206,10 @@ impl Check {
             true => bytes,
             false => {
                 self.rest.extend_from_slice(&bytes);
+                // However small the pieces of a block are, it is copied once.
+                if len_of(&self.rest)?.is_none() {
+                    return Ok(Bytes::new());
+                }
                 std::mem::take(&mut self.rest).freeze()
             }
         };

@@ -450,15 +450,14 @@ impl GatewayStream {
         source.feed = Some(feed);
         let said = match self.interfaces.follow(before, interfaces) {
             Ok(()) => said,
-            Err(why) => Said::Ended(NodeEnd::Broken(why)),
+            Err(why) => Said::Ended(NodeEnd::Malformed(why)),
         };
         match said {
-            Said::Blocks { blocks, is_new } => {
-                let now = now();
-                if is_new {
-                    self.note_lateness(id, &blocks, now);
+            Said::Blocks { blocks, came } => {
+                if let Some(came) = came {
+                    self.note_lateness(id, &blocks, came);
                 }
-                self.timeline.give(id, blocks, now);
+                self.timeline.give(id, blocks, now());
             }
             Said::Ended(end) => {
                 self.timeline.end(id, now());
@@ -468,8 +467,8 @@ impl GatewayStream {
         self.ask_the_hungry();
     }
 
-    /// Takes in how late packets have come that came just now, and tells where that is too late to be put in order.
-    fn note_lateness(&mut self, id: u64, blocks: &[u8], now: u64) {
+    /// Takes in how late packets were when they came, and tells where that is too late to be put in order.
+    fn note_lateness(&mut self, id: u64, blocks: &[u8], came: Instant) {
         let Some(source) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -480,7 +479,7 @@ impl GatewayStream {
         if time < self.taking_since {
             return;
         }
-        let late = Duration::from_nanos(now.saturating_sub(time));
+        let late = Duration::from_nanos(now().saturating_sub(time)).saturating_sub(came.elapsed());
         self.window.note(late, Instant::now());
         if late <= window::MAX {
             source.is_late &= late > window::MAX / 2;
@@ -735,7 +734,7 @@ fn told(end: &NodeEnd) -> (CaptureEnd, String) {
             };
             (end, close.reason.clone())
         }
-        NodeEnd::Broken(why) => (CaptureEnd::Failed, why.clone()),
+        NodeEnd::Broken(why) | NodeEnd::Malformed(why) => (CaptureEnd::Failed, why.clone()),
     }
 }
 
