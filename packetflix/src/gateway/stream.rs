@@ -90,6 +90,8 @@ pub(crate) struct GatewayStream {
     /// When the stream ends although nodes have not told all, once it is to end.
     deadline: Option<Instant>,
     look: tokio::time::Interval,
+    /// When nodes were last looked at.
+    looked: Instant,
     passed_on: Instant,
     begun: Instant,
     /// Since when the client has a message.
@@ -127,15 +129,20 @@ struct Source {
     interfaces: InterfaceCount,
     /// By how much its clock is ahead, in nanoseconds.
     ahead: i64,
+    /// Since when it takes part, and for how long it was let alone before.
+    since: Instant,
+    pause: Option<Duration>,
     is_late: bool,
     is_silent: bool,
 }
 
 /// A node that does not take part.
+#[derive(Default)]
 struct Absence {
-    /// When it is tried again; never where it has ended on purpose.
+    /// When it is tried again; never where it has ended on purpose, or sends what no packetflix sends.
     next: Option<Instant>,
-    pause: Duration,
+    /// For how long it was let alone.
+    pause: Option<Duration>,
     /// Whether the stream tells of it.
     is_told: bool,
 }
@@ -213,6 +220,7 @@ impl GatewayStream {
             stop,
             deadline: None,
             look,
+            looked: now,
             passed_on: now,
             begun: now,
             given: None,
@@ -231,13 +239,14 @@ impl GatewayStream {
             running,
         };
         for member in members {
-            stream.add(member);
+            stream.add(member, None);
         }
         stream.ask_the_hungry();
         stream
     }
 
-    fn add(&mut self, member: Member) {
+    /// A node takes part, which was let alone for that long before.
+    fn add(&mut self, member: Member, pause: Option<Duration>) {
         let id = self.next_id;
         self.next_id += 1;
         let ahead = member.clock.map_or(0, significant);
@@ -250,6 +259,8 @@ impl GatewayStream {
             feed: Some(Box::new(member.feed)),
             interfaces: InterfaceCount::default(),
             ahead,
+            since: Instant::now(),
+            pause,
             is_late: false,
             is_silent: false,
         };
@@ -259,18 +270,19 @@ impl GatewayStream {
     /// A node does not take part, of which the stream tells already; it is tried again after a while.
     pub(super) fn miss(&mut self, name: &str, sentence: &str) {
         self.tell(name, sentence);
-        self.absent_for_a_while(name, true);
+        self.absent_for_a_while(name, None, true);
     }
 
-    fn absent_for_a_while(&mut self, name: &str, is_told: bool) {
-        let known = self.absent.get(name).map(|absence| absence.pause * 2);
-        let pause = known.unwrap_or(MIN_ABSENCE).min(MAX_ABSENCE);
-        let absence = Absence {
+    /// A node is tried again after twice the pause that there was before.
+    fn absent_for_a_while(&mut self, name: &str, before: Option<Duration>, is_told: bool) -> &mut Absence {
+        let pause = before.map_or(MIN_ABSENCE, |pause| (pause * 2).min(MAX_ABSENCE));
+        let absence = self.absent.entry(name.to_owned()).or_default();
+        *absence = Absence {
             next: Some(Instant::now() + pause),
-            pause,
+            pause: Some(pause),
             is_told,
         };
-        self.absent.insert(name.to_owned(), absence);
+        absence
     }
 
     /// Begins captures on nodes that have come, or may have come back.
@@ -294,19 +306,16 @@ impl GatewayStream {
         nodes.truncate(MAX_OPENING.saturating_sub(self.opening.len()));
         for node in nodes {
             // Not again before it is known what becomes of it.
-            let absence = self.absent.entry(node.name.clone()).or_insert(Absence {
-                next: None,
-                pause: MIN_ABSENCE / 2,
-                is_told: false,
-            });
-            absence.next = None;
+            self.absent.entry(node.name.clone()).or_default().next = None;
             self.opening.push(joining.open(node));
         }
     }
 
     /// It is known what becomes of a node that was begun.
     fn joined(&mut self, name: &str, joined: Result<Member, String>) {
-        let was_told = self.absent.get(name).is_some_and(|absence| absence.is_told);
+        let absence = self.absent.get(name);
+        let was_told = absence.is_some_and(|absence| absence.is_told);
+        let pause = absence.and_then(|absence| absence.pause);
         match joined {
             Ok(member) if self.deadline.is_none() => {
                 self.absent.remove(name);
@@ -314,7 +323,7 @@ impl GatewayStream {
                 if was_told {
                     self.tell(name, &format!("node {name}: it is captured again"));
                 }
-                self.add(member);
+                self.add(member, pause);
                 self.ask_the_hungry();
             }
             Ok(_) => {}
@@ -322,7 +331,7 @@ impl GatewayStream {
                 if !was_told {
                     self.tell(name, &format!("node {name}: not captured: {why}"));
                 }
-                self.absent_for_a_while(name, true);
+                self.absent_for_a_while(name, pause, true);
             }
         }
     }
@@ -353,7 +362,15 @@ impl GatewayStream {
     }
 
     fn is_over(&self) -> bool {
-        self.nodes.is_empty() && !self.timeline.has_waiting()
+        self.nodes.is_empty() && !self.timeline.has_waiting() && !self.may_come_back()
+    }
+
+    /// Whether a node may join that has ended, or was not reached.
+    fn may_come_back(&self) -> bool {
+        let is_tried = |absence: &Absence| absence.next.is_some();
+        self.joining.is_some()
+            && !self.stop.is_cancelled()
+            && (!self.opening.is_empty() || self.absent.values().any(is_tried))
     }
 
     async fn event(&mut self) -> Event {
@@ -508,15 +525,25 @@ impl GatewayStream {
         tracing::info!(node = source.name, reason, "the capture of a node has ended");
         let is_closed = matches!(end, NodeEnd::Closed(_));
         let is_expected = self.is_of_one || (self.deadline.is_some() && is_closed);
-        let is_natural =
-            matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL && close.reason != BY_OPERATOR);
+        let is_by_operator =
+            matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL && close.reason == BY_OPERATOR);
+        // Where targets may come, a node does not end because there are none.
+        let is_natural = self.joining.is_none()
+            && !is_by_operator
+            && matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL);
         if !is_expected && !is_natural {
             let sentence = format!("node {}: {reason}", source.name);
             self.tell(&source.name, &sentence);
         }
-        let is_meant = matches!(&end, NodeEnd::Closed(close) if [NORMAL, NOT_ALLOWED].contains(&close.code));
-        self.absent_for_a_while(&source.name, !is_expected);
-        if is_meant && let Some(absence) = self.absent.get_mut(&source.name) {
+        let is_for_good = match &end {
+            NodeEnd::Closed(close) => is_by_operator || close.code == NOT_ALLOWED,
+            NodeEnd::Malformed(_) => true,
+            NodeEnd::Broken(_) => false,
+        };
+        // One that goes again as soon as it has come is not tried all the time.
+        let pause = source.pause.filter(|_| source.since.elapsed() < MAX_ABSENCE);
+        let absence = self.absent_for_a_while(&source.name, pause, !is_expected);
+        if is_for_good {
             absence.next = None;
         }
         self.last = Some((source.name, end));
@@ -582,6 +609,9 @@ impl GatewayStream {
         if let Some(why) = (self.judge)() {
             self.running.revoke(why);
         }
+        // Nobody was asked while the client took nothing.
+        let was_held_up = self.looked.elapsed() > 2 * LOOK;
+        self.looked = Instant::now();
         let mut silent = Vec::new();
         for source in self.nodes.values_mut() {
             let Some(since) = source.awaited else {
@@ -590,7 +620,7 @@ impl GatewayStream {
             let quiet = since.elapsed().min(source.pulse.heard().elapsed());
             if quiet < SILENT {
                 source.is_silent = false;
-            } else if !std::mem::replace(&mut source.is_silent, true) {
+            } else if !was_held_up && !std::mem::replace(&mut source.is_silent, true) {
                 silent.push(source.name.clone());
             }
             let pulse = source.pulse.clone();

@@ -51,6 +51,8 @@ pub(crate) enum Sends {
     /// Packets, and no final statistics; the connection stays, or breaks.
     NoEnd,
     BrokenEnd,
+    /// The description of its interface, and then the connection breaks.
+    Breaks,
     /// Final statistics, and then packets.
     PacketsBehindTheEnd,
     /// Descriptions of interfaces without end.
@@ -223,11 +225,14 @@ fn capture(stream: TcpStream, script: Script) -> anyhow::Result<()> {
                 encode_statistics(script, since, end, (delivered, dropped), &mut blocks);
             }
             Sends::Flood => flood(script, waited, (&mut delivered, &mut dropped), &mut blocks),
-            Sends::All | Sends::NoEnd | Sends::BrokenEnd | Sends::PacketsBehindTheEnd => {}
+            Sends::All | Sends::NoEnd | Sends::BrokenEnd | Sends::Breaks | Sends::PacketsBehindTheEnd => {}
         }
         let begun = Instant::now();
         socket.send(Message::Binary(Bytes::from(blocks.split().to_vec())))?;
         waited = begun.elapsed();
+        if script.sends == Sends::Breaks {
+            return Ok(());
+        }
         if ![Sends::Interfaces, Sends::Statistics].contains(&script.sends)
             && let Ok(Message::Text(_) | Message::Close(_)) = socket.read()
         {

@@ -23,7 +23,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     Cluster, TOKEN, closed_port, say_nothing,
-    scripted::{Script, play},
+    scripted::{Script, Sends, play},
 };
 
 const FILTER: &str = "filter=ether+proto+0x88b5";
@@ -355,7 +355,16 @@ async fn node_that_dies_is_told_and_the_others_go_on() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(&["one", "two"])?;
+    // Also while there is no other.
+    for names in [&["two", "one"][..], &["two"]] {
+        comes_back(names).await?;
+    }
+    Ok(())
+}
+
+/// The first of these nodes is killed and started again.
+async fn comes_back(names: &[&str]) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(names)?;
     let gateway = cluster.gateway(&[])?;
     let (here, there) = Namespace::pair()?;
     target(&gateway, "two", &here)?;
@@ -367,7 +376,7 @@ async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
         of_two.count()
     };
     recorder.read_until(|recording| described(recording) == 1).await?;
-    let (_, node) = cluster.nodes.remove(1);
+    let (_, node) = cluster.nodes.remove(0);
     let port = node.port();
     drop(node);
     recorder
@@ -378,7 +387,7 @@ async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
     let socket = RawSocket::open(&there, "vb")?;
     socket.send(&frame(7))?;
     recorder
-        .read_until(|recording| recording.count(&frame(7)) == 2)
+        .read_until(|recording| recording.count(&frame(7)) == names.len())
         .await?;
     let recording = recorder.finish().await?;
     recording.check_complete()?;
@@ -388,6 +397,68 @@ async fn node_that_comes_back_joins_again() -> anyhow::Result<()> {
         told.iter()
             .any(|told| told.contains("node two: it is captured again")),
         "{told:?}"
+    );
+    Ok(())
+}
+
+/// The end of its part is told, although it has closed as it should.
+#[tokio::test]
+async fn node_that_reaches_its_own_limit_is_told_and_joins_again() -> anyhow::Result<()> {
+    let cluster = Cluster::start_with(&[
+        ("one", Vec::new()),
+        ("short", vec!["--max-duration=2".to_owned()]),
+    ])?;
+    let gateway = cluster.gateway(&[])?;
+    let here = Namespace::new()?;
+    let word = percent_encoded(&path(&here));
+    let mut recorder = Recorder::start(&gateway.url(&format!("target={word}&follow=1"))).await?;
+    let told = |recording: &Recording, what: &str| {
+        let mut of_node = recording.interfaces.iter().filter(|one| one.name == "short");
+        of_node.any(|one| one.options.contains(what))
+    };
+    for what in [
+        "node short: the limit of 2s that the service sets every capture is reached",
+        "node short: it is captured again",
+    ] {
+        recorder.read_until(|recording| told(recording, what)).await?;
+    }
+    recorder.finish().await?.check_complete()
+}
+
+/// Its sentences leave others room for theirs.
+#[tokio::test]
+async fn node_that_goes_as_soon_as_it_comes_is_tried_less_and_less() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let scripted = |sends| {
+        play(Script {
+            sends,
+            ..Script::default()
+        })
+    };
+    let (breaks, odd) = (scripted(Sends::Breaks)?, scripted(Sends::Garbage)?);
+    let gateway = cluster.gateway(&[
+        &format!("--node=breaks=http://127.0.0.1:{breaks}"),
+        &format!("--node=odd=http://127.0.0.1:{odd}"),
+    ])?;
+    let mut recorder = Recorder::start(&gateway.url("target=scripted&follow=1")).await?;
+    let time = tokio::spawn(async {
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        anyhow::Ok(())
+    });
+    recorder.read_during(time).await?;
+    let recording = recorder.finish().await?;
+    recording.check_complete()?;
+    let told = |node: &str, what: &str| {
+        let of_node = recording.interfaces.iter().filter(|one| one.name == node);
+        of_node.filter(|one| one.options.contains(what)).count()
+    };
+    // After one second, two and four.
+    let again = told("breaks", "it is captured again");
+    ensure!((1..=3).contains(&again), "{again}");
+    // What sends nonsense is not asked for more.
+    assert_eq!(
+        (told("odd", "it sends what is no block"), told("odd", "")),
+        (1, 1)
     );
     Ok(())
 }
@@ -536,16 +607,31 @@ async fn packets_that_come_all_the_time_come_at_once() -> anyhow::Result<()> {
 
 /// What waited for the client was not late at its node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn client_that_stalls_has_no_node_said_to_lag() -> anyhow::Result<()> {
-    let cluster = Cluster::start(&["one", "two"])?;
+async fn client_that_stalls_has_no_node_said_to_lag_or_hang() -> anyhow::Result<()> {
+    // The third has nothing to say meanwhile.
+    let cluster = Cluster::start(&["one", "two", "idle"])?;
     let gateway = cluster.gateway(&[])?;
     let (here, there) = Namespace::pair()?;
-    let (mut recorder, names) = stream_of_both(&gateway, &here, &there, "").await?;
+    let idle = Namespace::new()?;
+    let described = json!([
+        { "name": path(&here), "netns": here.inode()?, "node-name": "one" },
+        { "name": path(&there), "netns": there.inode()?, "node-name": "two" },
+        { "name": path(&idle), "netns": idle.inode()?, "node-name": "idle" },
+    ]);
+    let container = percent_encoded(&described.to_string());
+    let mut recorder = Recorder::start(&gateway.url(&format!("container={container}&{FILTER}"))).await?;
+    let names = [interface("one", &here, "va"), interface("two", &there, "vb")];
+    recorder
+        .read_until(|recording| {
+            let is_there = |name: &String| recording.interfaces.iter().any(|one| one.name == *name);
+            names.iter().all(is_there)
+        })
+        .await?;
     let socket = RawSocket::open(&here, "va")?;
     let large = raw::ethernet(0x88b5, &[9; 1400]);
     // More than the sockets on the road hold, and for longer than packets are waited for.
     let sent = spawn_blocking(move || {
-        for _ in 0..80 {
+        for _ in 0..150 {
             socket.flood(&large, 500, 14)?;
             thread::sleep(Duration::from_millis(50));
         }
@@ -563,13 +649,13 @@ async fn client_that_stalls_has_no_node_said_to_lag() -> anyhow::Result<()> {
     recording.check_complete()?;
     for name in &names {
         let told = recording.final_statistics(name)?;
-        assert_eq!(told.delivered + told.dropped, 40_001, "{name}");
+        assert_eq!(told.delivered + told.dropped, 75_001, "{name}");
         // Else nothing had waited.
         ensure!(told.dropped > 0, "{name}");
     }
-    let is_of_node = |one: &&Interface| ["one", "two"].contains(&&one.name[..]);
+    let is_of_node = |one: &&Interface| ["one", "two", "idle"].contains(&&one.name[..]);
     let said = recording.interfaces.iter().find(is_of_node);
-    ensure!(said.is_none(), "said to lag: {said:?}");
+    ensure!(said.is_none(), "said to lag or hang: {said:?}");
     Ok(())
 }
 
