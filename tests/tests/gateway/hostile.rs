@@ -1,7 +1,10 @@
 //! What answers at the address of an API server may be anything: who asks there keeps within bounds of requests and memory, tells
 //! what is wrong, and goes on once it is right.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use packetflix_tests::{
@@ -53,7 +56,7 @@ fn api_server_is_not_asked_in_a_loop() -> anyhow::Result<()> {
         "ERROR",
         &json!({ "kind": "Status", "code": 410, "reason": "Expired", "message": "too old" }),
     );
-    for (what, lines, answer) in [
+    let wrongs = [
         ("a watch that ends at once", Some(Vec::new()), None),
         ("a watch that is too old", Some(vec![gone]), None),
         (
@@ -63,31 +66,43 @@ fn api_server_is_not_asked_in_a_loop() -> anyhow::Result<()> {
         ),
         ("too many requests", None, Some(429)),
         ("an error", None, Some(500)),
-    ] {
-        let api = ApiServer::start(None)?;
-        api.put("endpointslices", slice("one", nobody));
-        if let Some(lines) = lines {
-            api.answer_watches_with(lines, true);
-        }
-        if let Some(code) = answer {
-            api.refuse("/endpointslices?", code, "not now");
-        }
-        let begun = Instant::now();
-        let gateway = following(&cluster, &api, &["--nodes-plain"])?;
-        let is_loop = wait_until(Duration::from_secs(5), || Ok(api.lines().len() > 120));
-        ensure!(
-            is_loop.is_err(),
-            "{what}: {} in {:?}",
-            api.lines().len(),
-            begun.elapsed()
-        );
-        ensure!(api.lines().len() > 1, "{what}: {:?}", api.lines());
-        // It is followed once it does as it should.
-        api.answer_as_usual();
-        api.put("endpointslices", slice("two", nobody));
-        wait_until(Duration::from_secs(30), || knows(&gateway, 2))
-            .with_context(|| format!("{what}: {}", gateway.log()))?;
+    ];
+    // Each is waited for.
+    thread::scope(|scope| {
+        let each = wrongs.map(|(what, lines, answer)| {
+            let cluster = &cluster;
+            scope.spawn(move || is_not_asked_in_a_loop(cluster, nobody, lines, answer).with_context(|| what))
+        });
+        each.map(|one| one.join().expect("no panic"))
+            .into_iter()
+            .collect()
+    })
+}
+
+/// A gateway asks an API server that answers watches with these lines, or all with this status.
+fn is_not_asked_in_a_loop(
+    cluster: &Cluster,
+    nobody: u16,
+    lines: Option<Vec<String>>,
+    answer: Option<u16>,
+) -> anyhow::Result<()> {
+    let api = ApiServer::start(None)?;
+    api.put("endpointslices", slice("one", nobody));
+    if let Some(lines) = lines {
+        api.answer_watches_with(lines, true);
     }
+    if let Some(code) = answer {
+        api.refuse("/endpointslices?", code, "not now");
+    }
+    let begun = Instant::now();
+    let gateway = following(cluster, &api, &["--nodes-plain"])?;
+    let is_loop = wait_until(Duration::from_secs(5), || Ok(api.lines().len() > 120));
+    ensure!(is_loop.is_err(), "{} in {:?}", api.lines().len(), begun.elapsed());
+    ensure!(api.lines().len() > 1, "{:?}", api.lines());
+    // It is followed once it does as it should.
+    api.answer_as_usual();
+    api.put("endpointslices", slice("two", nobody));
+    wait_until(Duration::from_secs(30), || knows(&gateway, 2)).with_context(|| gateway.log())?;
     Ok(())
 }
 

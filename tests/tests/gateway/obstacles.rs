@@ -383,6 +383,16 @@ fn api_server_that_is_not_reached_is_told_of() -> anyhow::Result<()> {
 
 #[test]
 fn pod_that_says_nothing_is_told_of() -> anyhow::Result<()> {
+    thread::scope(|scope| {
+        let each = ["HTTP", "HTTPS"].map(|scheme| scope.spawn(move || says_nothing(scheme)));
+        each.map(|one| one.join().expect("no panic"))
+            .into_iter()
+            .collect()
+    })
+}
+
+/// A pod is asked that says nothing, by what its probe says that it speaks.
+fn says_nothing(scheme: &str) -> anyhow::Result<()> {
     let cluster = Cluster::start(&[])?;
     let api = ApiServer::start(None)?;
     api.let_in(TOKEN, "desk");
@@ -392,37 +402,36 @@ fn pod_that_says_nothing_is_told_of() -> anyhow::Result<()> {
         api.port()
     );
     api.forward("packetflix", "packetflix-one", silent_port()?);
-    for (scheme, notice) in [
-        ("HTTP", format!("packetflix: waiting for an answer of {port}")),
-        ("HTTPS", format!("packetflix: waiting for {port}, 10 s at most")),
-    ] {
-        let mut pod = packetflix("packetflix-one", "packetflix", "one", true);
-        pod["spec"]["containers"][0]["readinessProbe"] = json!({ "httpGet": { "scheme": scheme } });
-        api.put("pods", pod);
-        let begun = Instant::now();
-        let config = &config;
-        let all: Vec<_> = thread::scope(|scope| {
-            let verbs = [LIST, &["capture", "--kube", "**", "-w", "-"]];
-            let waiting = verbs.map(|arguments| scope.spawn(move || refused(config, arguments)));
-            waiting.map(|told| told.join().expect("no panic")).into()
-        });
-        for told in all {
-            let told = told?;
-            ensure!(
-                begun.elapsed() < Duration::from_secs(25),
-                "{:?}: {told}",
-                begun.elapsed()
-            );
-            let (waiting, silent) = told.split_once('\n').with_context(|| told.clone())?;
-            check(waiting, &notice)?;
-            check(
-                silent,
-                &format!(
-                    "packetflix: {port} takes connections, and has said nothing for … s: look whether packetflix hangs there (kubectl logs), \
+    let notice = match scheme {
+        "HTTP" => format!("packetflix: waiting for an answer of {port}"),
+        _ => format!("packetflix: waiting for {port}, 10 s at most"),
+    };
+    let mut pod = packetflix("packetflix-one", "packetflix", "one", true);
+    pod["spec"]["containers"][0]["readinessProbe"] = json!({ "httpGet": { "scheme": scheme } });
+    api.put("pods", pod);
+    let begun = Instant::now();
+    let config = &config;
+    let all: Vec<_> = thread::scope(|scope| {
+        let verbs = [LIST, &["capture", "--kube", "**", "-w", "-"]];
+        let waiting = verbs.map(|arguments| scope.spawn(move || refused(config, arguments)));
+        waiting.map(|told| told.join().expect("no panic")).into()
+    });
+    for told in all {
+        let told = told?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(25),
+            "{:?}: {told}",
+            begun.elapsed()
+        );
+        let (waiting, silent) = told.split_once('\n').with_context(|| told.clone())?;
+        check(waiting, &notice)?;
+        check(
+            silent,
+            &format!(
+                "packetflix: {port} takes connections, and has said nothing for … s: look whether packetflix hangs there (kubectl logs), \
                      and whether `kubectl port-forward` does better"
-                ),
-            )?;
-        }
+            ),
+        )?;
     }
     Ok(())
 }
