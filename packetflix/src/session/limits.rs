@@ -92,7 +92,7 @@ impl fmt::Display for Limit {
         match self {
             Self::Untold => write!(
                 f,
-                "interfaces come and go faster than the client takes what is told of them:                  {MAX_DESCRIPTIONS} wait for it"
+                "interfaces come and go faster than the client takes what is told of them: {MAX_DESCRIPTIONS} wait for it"
             ),
             Self::Packets(1) => f.write_str("the limit of 1 packet is reached"),
             Self::Packets(packets) => write!(f, "the limit of {packets} packets is reached"),
@@ -289,5 +289,6 @@ mod tests {
         assert_eq!(packets, "the limit of 100 packets is reached");
         let time = Limit::Duration(Duration::from_millis(1500)).to_string();
         assert_eq!(time, "the limit of 1.5s is reached");
+        assert!(!Limit::Untold.to_string().contains("  "));
     }
 }
