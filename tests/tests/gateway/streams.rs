@@ -406,7 +406,7 @@ async fn comes_back(names: &[&str]) -> anyhow::Result<()> {
 async fn node_that_reaches_its_own_limit_is_told_and_joins_again() -> anyhow::Result<()> {
     let cluster = Cluster::start_with(&[
         ("one", Vec::new()),
-        ("short", vec!["--max-duration=2".to_owned()]),
+        ("short", vec!["--max-duration=2s".to_owned()]),
     ])?;
     let gateway = cluster.gateway(&[])?;
     let here = Namespace::new()?;
