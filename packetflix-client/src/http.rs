@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most bytes of an answer: more than a gateway has for the lists of all nodes.
 const MAX_LEN: usize = 192 << 20;
+
+/// Most bytes of a refusal, which is a sentence.
+const MAX_REFUSAL_LEN: usize = 64 << 10;
 
 /// How long a pod may be silent that takes connections, whatever it was asked, until it is asked again.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -86,6 +89,9 @@ pub enum RequestError {
     /// The answer is not what packetflix answers.
     #[error("what answers at {0} is no packetflix: is that its address?")]
     Other(Address),
+    /// The answer has more than so many bytes.
+    #[error("the answer of {0} has more than {1} bytes")]
+    TooLong(Address, usize),
     /// The answer broke off.
     #[error("the answer of {0} broke off")]
     Body(Address, #[source] Box<dyn std::error::Error + Send + Sync>),
@@ -182,14 +188,17 @@ impl Answer {
         let body = timeout(PATIENCE, Limited::new(self.response, max_len).collect())
             .await
             .map_err(|_| RequestError::Late(address.clone()))?
-            .map_err(|error| RequestError::Body(address.clone(), error))?;
+            .map_err(|error| match error.is::<LengthLimitError>() {
+                true => RequestError::TooLong(address.clone(), max_len),
+                false => RequestError::Body(address.clone(), error),
+            })?;
         Ok(body.to_bytes())
     }
 
     /// The error that this answer is.
     pub(crate) async fn into_error(self, address: &Address) -> RequestError {
         let status = self.response.status();
-        match self.body(address, MAX_LEN).await {
+        match self.body(address, MAX_REFUSAL_LEN).await {
             Ok(body) => Refusal::read(status, &body)
                 .or_else(|| Refusal::too_long(status))
                 .map_or_else(|| RequestError::Other(address.clone()), RequestError::Refused),
@@ -460,7 +469,10 @@ pub async fn delete(server: &Server, path: &str) -> Result<(), RequestError> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::server::Trust;
 
     #[test]
     fn clocks_are_read_in_the_middle_of_the_road() {
@@ -483,5 +495,35 @@ mod tests {
         let old = Refusal::read(StatusCode::NOT_FOUND, br#"{"error": "no"}"#).unwrap();
         assert_eq!((old.to_string(), old.code), ("no".to_owned(), String::new()));
         assert_eq!(Refusal::read(StatusCode::NOT_FOUND, b"<html>"), None);
+    }
+
+    #[tokio::test]
+    async fn refusals_without_end_are_not_read_to_their_end() {
+        const MOST: usize = 16 << 20;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let server = Server {
+            address: format!("http://{}", listener.local_addr().unwrap())
+                .parse()
+                .unwrap(),
+            token: None,
+            trust: Trust::default(),
+            rights: None,
+        };
+        let refusing = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = format!("HTTP/1.1 500 Internal Server Error\r\nContent-Length: {MOST}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut sent = 0;
+            while sent < MOST && stream.write_all(&[b' '; 4096]).await.is_ok() {
+                sent += 4096;
+            }
+            sent
+        });
+        let error = get_within(&server, "/targets", 4 << 20).await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.ends_with(" has more than 65536 bytes"), "{told}");
+        // What is under way fits into the buffers of a connection.
+        let sent = refusing.await.unwrap();
+        assert!(sent < MOST, "{sent}");
     }
 }
