@@ -127,8 +127,9 @@ struct Interface {
     since: u64,
     /// Packets passed on.
     delivered: u64,
-    /// Packets lost, as far as those that were passed on, or statistics, have told.
-    dropped: u64,
+    /// Packets lost, as far as those that were passed on have told, and as far as statistics have: either may know more first.
+    told_lost: u64,
+    said_lost: u64,
     /// Packets behind the cut, and those lost of which they tell.
     cut: u64,
     cut_dropped: u64,
@@ -234,7 +235,7 @@ impl Timeline {
             .values()
             .flat_map(|source| source.interfaces.values());
         open.fold(self.dropped, |dropped, interface| {
-            dropped.saturating_add(interface.dropped)
+            dropped.saturating_add(interface.lost())
         })
     }
 
@@ -424,7 +425,7 @@ impl Timeline {
             return false;
         }
         interface.delivered += 1;
-        interface.dropped = interface.dropped.saturating_add(packet.dropped_before);
+        interface.told_lost = interface.told_lost.saturating_add(packet.dropped_before);
         if self.latest > now {
             // The clock was set back: nothing is late by that.
             self.latest = time;
@@ -495,17 +496,17 @@ impl Timeline {
             return;
         };
         let is_final = said.end.is_some();
-        let dropped = said
-            .dropped
-            .map(|count| count.saturating_sub(interface.cut_dropped));
-        interface.dropped = dropped.unwrap_or(interface.dropped);
-        let cut = interface.cut.saturating_add(interface.cut_dropped);
+        let in_all = said.dropped.unwrap_or_default();
+        let said_lost = in_all.saturating_sub(interface.cut_dropped);
+        interface.said_lost = interface.said_lost.max(said_lost);
+        let lost = interface.lost();
+        let cut = interface.cut.saturating_add(in_all.saturating_sub(lost));
         let now = InterfaceStatistics {
             interface_id: interface.id,
             received: said.received.map(|count| count.saturating_sub(cut)),
             accepted: said.accepted.map(|count| count.saturating_sub(cut)),
             delivered: said.delivered.saturating_sub(interface.cut),
-            dropped,
+            dropped: said.dropped.map(|_| lost),
             ..said
         };
         let late = interface.late;
@@ -515,7 +516,7 @@ impl Timeline {
             if self.room() < (comment.len() + MAX_OPTION_MARGIN) as u64 {
                 comment = Cow::Borrowed("");
             }
-            self.dropped = self.dropped.saturating_add(interface.dropped);
+            self.dropped = self.dropped.saturating_add(lost);
             of.interfaces.remove(&local);
             self.open -= 1;
         } else if self.is_cut || block.len() as u64 > self.room() {
@@ -540,11 +541,11 @@ impl Timeline {
                 id,
                 since,
                 delivered,
-                dropped,
                 late,
                 ..
             } = *interface;
-            let untold = untold(dropped);
+            let lost = interface.lost();
+            let untold = untold(lost);
             let comment = about_late(late, &untold);
             let has_place = self.room() >= (comment.len() + MAX_OPTION_MARGIN) as u64;
             let mut block = BytesMut::with_capacity(MAX_STATISTICS_LEN + comment.len() + MAX_OPTION_MARGIN);
@@ -559,17 +560,17 @@ impl Timeline {
             }
             .encode(&mut block);
             self.open -= 1;
-            self.dropped = self.dropped.saturating_add(dropped);
+            self.dropped = self.dropped.saturating_add(lost);
             self.write(&block);
         }
     }
 }
 
 /// What the final statistics of an interface say whose source has not told its last: so many packets are known to be lost.
-fn untold(dropped: u64) -> String {
-    let least = match dropped {
+fn untold(lost: u64) -> String {
+    let least = match lost {
         0 => String::new(),
-        dropped => format!(", {dropped} at least"),
+        lost => format!(", {lost} at least"),
     };
     format!(
         "how many packets were lost is not known{least}: whoever captured has not told the last of this interface"
@@ -593,6 +594,13 @@ fn about_late(late: u64, said: &str) -> Cow<'_, str> {
 /// wrong is from before that was set back: nothing waits until its time comes again.
 fn waits(time: u64, until: u64, now: u64, foresight: u64) -> bool {
     time > until && time < now.saturating_add(foresight)
+}
+
+impl Interface {
+    /// How many packets were lost, as far as it is known.
+    fn lost(&self) -> u64 {
+        self.told_lost.max(self.said_lost)
+    }
 }
 
 impl Source {

@@ -212,6 +212,95 @@ fn no_count_of_a_source_ends_what_others_tell() {
     assert_eq!(timeline.dropped(), u64::MAX);
 }
 
+/// All statistics of a section: what was delivered and dropped, what is said beside it, and whether they are the last.
+fn told_statistics(timeline: &mut Timeline) -> Vec<(u64, Option<u64>, String, bool)> {
+    let mut told = Vec::new();
+    while let Some(piece) = timeline.take() {
+        let mut rest = &piece.blocks[..];
+        while let Some(block) = EncodedBlock::first(rest) {
+            let len = block.len();
+            if let EncodedBlock::Statistics(block) = block {
+                let said = InterfaceStatistics::decode(block).unwrap();
+                told.push((
+                    said.delivered,
+                    said.dropped,
+                    said.comment.to_owned(),
+                    said.end.is_some(),
+                ));
+            }
+            rest = &rest[len..];
+        }
+    }
+    told
+}
+
+/// Statistics may know of losses before the packet comes that tells of them, as its CPU has another soon or late.
+#[test]
+fn losses_that_statistics_have_told_are_not_counted_again() {
+    let untold = |dropped| (2, None, untold(dropped), true);
+    for (lost, said, least) in [
+        // Packets have told of nothing else.
+        ([0, 1000], 1000, 1000),
+        // They have told of less, or of more.
+        ([300, 0], 1000, 1000),
+        ([300, 900], 1000, 1200),
+        ([0, 1200], 1000, 1200),
+    ] {
+        let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, Bounds::default(), SECOND);
+        timeline.add(1, 0);
+        timeline.take_hungry();
+        let blocks = [
+            &description("eth0")[..],
+            &packet(STEP, 0, lost[0], 1),
+            &statistics(0, 1, said, None),
+            &packet(2 * STEP, 0, lost[1], 1),
+        ]
+        .concat();
+        timeline.give(1, Bytes::from(blocks), NOW);
+        timeline.pass_on(u64::MAX, NOW);
+        assert_eq!(timeline.dropped(), least, "{lost:?}");
+        timeline.take_hungry();
+        timeline.end(1, NOW);
+        let told = told_statistics(&mut timeline);
+        assert_eq!(told, [(1, Some(said), String::new(), false), untold(least)]);
+        assert_eq!(timeline.dropped(), least);
+    }
+}
+
+/// The packet that tells of them may stand behind the cut.
+#[test]
+fn losses_that_were_told_before_the_cut_stay_told() {
+    let bounds = Bounds {
+        packets: Some(1),
+        bytes: None,
+    };
+    let mut timeline = Timeline::begin(BytesMut::new(), SNAPLEN, bounds, SECOND);
+    timeline.add(1, 0);
+    timeline.take_hungry();
+    let blocks = [
+        &description("eth0")[..],
+        &statistics(0, 0, 1000, None),
+        &packet(STEP, 0, 0, 1),
+        &packet(2 * STEP, 0, 1000, 1),
+        &packet(3 * STEP, 0, 7, 1),
+        &statistics(0, 3, 1007, Some(9)),
+    ]
+    .concat();
+    timeline.give(1, Bytes::from(blocks), NOW);
+    timeline.pass_on(u64::MAX, NOW);
+    assert_eq!(timeline.reached(), Some(Bound::Packets(1)));
+    timeline.cut(NOW);
+    let told = told_statistics(&mut timeline);
+    assert_eq!(
+        told,
+        [
+            (0, Some(1000), String::new(), false),
+            (1, Some(1000), String::new(), true)
+        ]
+    );
+    assert_eq!(timeline.dropped(), 1000);
+}
+
 proptest! {
     #[test]
     fn packets_follow_each_other_in_time_and_each_is_accounted_for(
