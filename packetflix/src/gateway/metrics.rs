@@ -2,7 +2,11 @@
 //!
 //! Source: OpenMetrics 1.0, section 4: what is said of a family stands before its samples, and a family in one piece.
 
-use std::{collections::HashMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use super::ask::Asked;
 
@@ -14,6 +18,18 @@ const OWN: &str = "packetflix_gateway_";
 
 /// Whether a node has told its metrics.
 const UP: &str = "packetflix_node_up";
+
+/// The types that families may have.
+const TYPES: [&str; 8] = [
+    "counter",
+    "gauge",
+    "gaugehistogram",
+    "histogram",
+    "info",
+    "stateset",
+    "summary",
+    "unknown",
+];
 
 /// What is known of nodes.
 #[derive(Clone, Copy, Debug)]
@@ -87,17 +103,28 @@ pub(super) fn merged(own: &str, known: Known, asked: &[Asked<String>]) -> String
 
 /// Whether a text is metrics that a node may tell: one line that a reader refuses would cost those of all nodes.
 fn are_of_a_node(text: &str) -> bool {
+    let mut told = HashSet::new();
     text.lines().all(|line| match line.strip_prefix("# ") {
         _ if line.is_empty() || line == END => true,
-        Some(said) => {
-            let mut words = said.splitn(3, ' ');
-            let is_known = words
-                .next()
-                .is_some_and(|kind| ["HELP", "TYPE", "UNIT"].contains(&kind));
-            is_known && words.next().is_some_and(is_name_of_a_node) && words.next().is_some()
-        }
+        // Of each kind there is one line of a family.
+        Some(said) => said_of(said).is_some_and(|kind_and_name| told.insert(kind_and_name)),
         None => is_sample(line),
     })
+}
+
+/// What kind of thing a line says, and of which family, if a node may say it.
+fn said_of(line: &str) -> Option<(&str, &str)> {
+    let mut words = line.splitn(3, ' ');
+    let (kind, name, text) = (words.next()?, words.next()?, words.next()?);
+    let is_good = match kind {
+        "HELP" => true,
+        "TYPE" => TYPES.contains(&text),
+        "UNIT" => name
+            .strip_suffix(text)
+            .is_some_and(|before| before.ends_with('_')),
+        _ => false,
+    };
+    (is_good && is_name_of_a_node(name)).then_some((kind, name))
 }
 
 /// Whether a metric may have this name: those of the gateway are the gateway's.
@@ -123,19 +150,35 @@ fn is_sample(line: &str) -> bool {
     let Some(numbers) = rest.and_then(|rest| rest.strip_prefix(' ')) else {
         return false;
     };
-    let numbers: Vec<&str> = numbers.split(' ').collect();
-    let are_numbers = numbers.iter().all(|number| number.parse::<f64>().is_ok());
-    is_name_of_a_node(name) && (1..=2).contains(&numbers.len()) && are_numbers
+    let (value, time) = match numbers.split_once(' ') {
+        Some((value, time)) => (value, Some(time)),
+        None => (numbers, None),
+    };
+    is_name_of_a_node(name) && is_value(value) && time.is_none_or(is_finite)
 }
 
-/// What stands behind labels, if these are some, and none is called as the one that is added.
-fn after_labels(mut rest: &str) -> Option<&str> {
+/// Whether this is a value as readers take it. Rust takes more: signs of what is no number, and what is too large for one.
+fn is_value(text: &str) -> bool {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_nan() => !text.starts_with(['+', '-']),
+        Ok(value) if value.is_infinite() => !text.contains(|c: char| c.is_ascii_digit()),
+        value => value.is_ok(),
+    }
+}
+
+fn is_finite(text: &str) -> bool {
+    text.parse::<f64>().is_ok_and(f64::is_finite)
+}
+
+/// What stands behind labels, if these are some, and each is there once.
+fn after_labels(labels: &str) -> Option<&str> {
+    if let Some(behind) = labels.strip_prefix('}') {
+        return Some(behind);
+    }
+    let (mut rest, mut names) = (labels, HashSet::new());
     loop {
-        if let Some(behind) = rest.strip_prefix('}') {
-            return Some(behind);
-        }
         let (name, value) = rest.split_once("=\"")?;
-        if !is_name(name) || name == "node" {
+        if !is_label_of_a_node(name) || !names.insert(name) {
             return None;
         }
         let mut is_escaped = false;
@@ -147,8 +190,16 @@ fn after_labels(mut rest: &str) -> Option<&str> {
             }
         })?;
         rest = &value[end + 1..];
-        rest = rest.strip_prefix(',').unwrap_or(rest);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None => return rest.strip_prefix('}'),
+        }
     }
+}
+
+/// Whether a label may have this name: not that of the one that is added, and none of those that readers have for themselves.
+fn is_label_of_a_node(name: &str) -> bool {
+    is_name(name) && !name.contains(':') && !name.starts_with("__") && name != "node"
 }
 
 impl Families {
@@ -224,6 +275,9 @@ mod tests {
             "a{x=\"y\"} 1.5e3",
             "a{x=\"\\\"}\",z=\"\"} NaN",
             "a{} +Inf 1.0",
+            "a:b{_x=\"1\",x1=\"2\"} -1",
+            "# HELP a ",
+            "# TYPE a histogram\n# UNIT a_seconds seconds\n# HELP a_seconds As \\\\ is.\n",
         ] {
             assert!(are_of_a_node(good), "{good}");
         }
@@ -241,6 +295,26 @@ mod tests {
             "# TYPE packetflix_gateway_x gauge",
             "# HELP",
             "# EVIL a b",
+            "# TYPE a nonsense",
+            "# TYPE a gauge ",
+            "# TYPE a gauge\n# TYPE a counter",
+            "# HELP a x\na 1\n# HELP a y",
+            "# UNIT a x",
+            "# UNIT ax x",
+            "# UNIT x x",
+            "a{x=\"1\"y=\"2\"} 1",
+            "a{x=\"1\",,y=\"2\"} 1",
+            "a{,} 1",
+            "a{x=\"1\",} 1",
+            "a{x=\"1\",x=\"2\"} 1",
+            "a{x:y=\"1\"} 1",
+            "a{__name__=\"b\"} 1",
+            "a 1 NaN",
+            "a 1 +Inf",
+            "a 1e999",
+            "a -NaN",
+            "a +nan",
+            "a\u{0} 1",
         ] {
             assert!(!are_of_a_node(bad), "{bad}");
         }
