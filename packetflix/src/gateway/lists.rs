@@ -59,7 +59,7 @@ impl Part {
             members.insert(NODE_NAME.to_owned(), node.name.clone().into());
             if list == TARGETS
                 && let Some(netns) = members.get_mut("netns")
-                && let Some(number) = netns.as_u64()
+                && let Some(number) = netns.as_u64().and_then(|number| u32::try_from(number).ok())
             {
                 *netns = at_gateway(node.number, number).into();
             }

@@ -45,12 +45,13 @@ pub(crate) struct Rates {
     following: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
-/// What a node has told, by the numbers of namespaces.
-#[derive(Debug, Default, Deserialize)]
+/// What a node has told, by the numbers of namespaces, which have no more bits in Linux: packets and bytes that each interface, by
+/// its index, has received and sent.
+#[derive(Debug, Default, Deserialize, PartialEq)]
 struct NodeRates {
-    rates: BTreeMap<u64, Value>,
+    rates: BTreeMap<u32, BTreeMap<u32, [f64; 4]>>,
     #[serde(default)]
-    unseen: Vec<u64>,
+    unseen: Vec<u32>,
 }
 
 impl Gateway {
@@ -97,11 +98,11 @@ impl Rates {
     fn told(&self) -> Value {
         let by_node = self.lock();
         let all = by_node.iter().flat_map(|(number, of)| {
-            let of_node =
-                |(netns, rates): (&u64, &Value)| (at_gateway(*number, *netns).to_string(), rates.clone());
-            of.rates.iter().map(of_node)
+            of.rates
+                .iter()
+                .map(|(netns, rates)| (at_gateway(*number, *netns), rates))
         });
-        let rates: serde_json::Map<String, Value> = all.collect();
+        let rates: BTreeMap<u64, _> = all.collect();
         let unseen = by_node
             .iter()
             .flat_map(|(number, of)| of.unseen.iter().map(|netns| at_gateway(*number, *netns)));
@@ -127,9 +128,9 @@ impl Rates {
         match (of("event:"), of("data:")) {
             (Some("targets"), _) => self.changed(),
             (Some("rates"), Some(data)) => {
-                if let Ok(rates) = serde_json::from_str(data) {
-                    self.lock().insert(number, rates);
-                }
+                // What no node writes is none.
+                let rates = serde_json::from_str(data).unwrap_or_default();
+                self.lock().insert(number, rates);
             }
             _ => {}
         }
@@ -138,12 +139,8 @@ impl Rates {
 
 /// The number of a namespace at a gateway: that of its node, and in the lower 32 bits what it is there. Numbers of nodes have 20
 /// bits, so that what reads JSON as JavaScript does loses none.
-pub(super) fn at_gateway(node: u32, netns: u64) -> u64 {
-    match netns >> 32 {
-        0 => (u64::from(node) << 32) | netns,
-        // No number of Linux.
-        _ => netns,
-    }
+pub(super) fn at_gateway(node: u32, netns: u32) -> u64 {
+    (u64::from(node) << 32) | u64::from(netns)
 }
 
 /// The numbers of node and namespace in a number of the gateway's; `None` where it says nothing of a node.
@@ -211,12 +208,11 @@ async fn begin(gateway: &Weak<Gateway>, node: &Node, rates: &Weak<Rates>) -> Opt
 
 /// Reads events until they end, or one is longer than any should be.
 async fn read(mut events: Events, number: u32, rates: &Weak<Rates>) {
-    const END: &[u8] = b"\n\n";
     let mut text = BytesMut::new();
+    let mut searched = 0;
     while let Some(bytes) = events.next().await {
         text.extend_from_slice(&bytes);
-        while let Some(end) = text.windows(END.len()).position(|two| two == END) {
-            let event = text.split_to(end + END.len());
+        while let Some(event) = first_event(&mut text, &mut searched) {
             let Some(rates) = rates.upgrade() else {
                 return;
             };
@@ -226,6 +222,16 @@ async fn read(mut events: Events, number: u32, rates: &Weak<Rates>) {
             return;
         }
     }
+}
+
+/// Takes the first event off, if it is whole. In the first `searched` bytes none has its end.
+fn first_event(text: &mut BytesMut, searched: &mut usize) -> Option<BytesMut> {
+    const END: &[u8] = b"\n\n";
+    // The end may have begun there.
+    let from = searched.saturating_sub(END.len() - 1);
+    let end = text[from..].windows(END.len()).position(|two| two == END);
+    *searched = if end.is_some() { 0 } else { text.len() };
+    end.map(|end| text.split_to(from + end + END.len()))
 }
 
 #[cfg(test)]
@@ -238,7 +244,59 @@ mod tests {
         assert_eq!(at_node(number), Some((3, 4_026_531_840)));
         assert_eq!(at_node(4_026_531_840), None);
         // As JavaScript keeps them.
-        assert!(at_gateway((1 << 20) - 1, u64::from(u32::MAX)) < 1 << 53);
-        assert_eq!(at_gateway(3, u64::MAX), u64::MAX);
+        assert!(at_gateway((1 << 20) - 1, u32::MAX) < 1 << 53);
+    }
+
+    fn rates() -> Rates {
+        Rates {
+            rights: None,
+            by_node: Mutex::default(),
+            changes: AtomicU64::new(0),
+            following: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn no_node_tells_rates_of_another_or_of_another_form() {
+        let good = r#"{"uptime":1.5,"rates":{"5":{"2":[1.0,0,2.5,0]}},"unseen":[6]}"#;
+        let told = json!({ "rates": { "4294967301": { "2": [1.0, 0.0, 2.5, 0.0] } }, "unseen": [4_294_967_302_u64] });
+        let nothing = json!({ "rates": {}, "unseen": [] });
+        for (data, expected) in [
+            (good, &told),
+            // It is that of node 1, of whoever says so.
+            (r#"{"rates":{"4294967301":{"2":[1,0,2,0]}}}"#, &nothing),
+            (r#"{"rates":{},"unseen":[4294967302]}"#, &nothing),
+            (r#"{"rates":{"5":[[],[],[]]}}"#, &nothing),
+            (r#"{"rates":{"5":{"2":[1,2,3]}}}"#, &nothing),
+            (r#"{"rates":{"5":{"2":["1",2,3,4]}}}"#, &nothing),
+            (r#"{"rates":{"web":{}}}"#, &nothing),
+            ("[", &nothing),
+        ] {
+            let rates = rates();
+            for data in [good, data] {
+                rates.take(1, &format!("event: rates\ndata: {data}\n\n"));
+            }
+            assert_eq!(&rates.told(), expected, "{data}");
+        }
+    }
+
+    #[test]
+    fn events_are_found_wherever_they_are_cut() {
+        let stream = b"event: a\n\n\n\nevent: b\ndata: c\n\nevent";
+        let expected = ["event: a\n\n", "\n\n", "event: b\ndata: c\n\n"];
+        for len in 1..=stream.len() {
+            let (mut text, mut searched, mut events) = (BytesMut::new(), 0, Vec::new());
+            for piece in stream.chunks(len) {
+                text.extend_from_slice(piece);
+                while let Some(event) = first_event(&mut text, &mut searched) {
+                    events.push(event);
+                }
+            }
+            assert_eq!(
+                (events, &text[..]),
+                (expected.map(Into::into).to_vec(), &b"event"[..]),
+                "{len}"
+            );
+        }
     }
 }
