@@ -2,14 +2,14 @@
 //!
 //! Each element has the name of its node; members that this version does not know are passed on as they are. Nodes that have not
 //! answered are named. What a node lists is made part of the list as soon as it has answered, one element after the other, so that
-//! nothing more of it is there than its bytes.
+//! nothing more of it is there than its bytes; what is not used of its answer is not kept.
 
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{
     Deserializer as _,
-    de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value, json};
 
@@ -32,15 +32,33 @@ pub(super) const TARGETS: &str = "targets";
 pub(super) const CONTAINERS: &str = "containers";
 pub(super) const CAPTURES: &str = "captures";
 
+/// What else is used of their answers: engines, sentences on what could not be looked at, and when it was looked.
+const ENGINES: &str = "engines";
+const GAPS: &str = "gaps";
+const SCANNED_AT: &str = "scanned-at";
+
 /// What a node lists, with its name in each element.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Part {
     /// The elements, with commas between them.
     elements: Vec<u8>,
-    /// What else stands in its answer.
-    rest: Map<String, Value>,
+    /// Its engines, likewise.
+    engines: Vec<u8>,
+    /// The first of its sentences on what it could not look at, and how many more there are.
+    gaps: Vec<String>,
+    more_gaps: usize,
+    scanned_at: Option<f64>,
     /// That some of it is left out, if so.
     left_out: Option<String>,
+}
+
+/// What stands in an answer.
+pub(super) enum Told {
+    /// An element of the list that is read.
+    Element(Value),
+    Engine(Value),
+    Gap(Value),
+    ScannedAt(f64),
 }
 
 impl Part {
@@ -49,28 +67,49 @@ impl Part {
     /// # Errors
     /// When it has none.
     pub(super) fn read(node: &Node, body: &[u8], list: &'static str) -> Result<Self, NodeError> {
-        let mut elements = Vec::with_capacity(body.len());
+        let mut part = Self {
+            elements: Vec::with_capacity(body.len()),
+            ..Self::default()
+        };
         let mut others = 0;
-        let rest = read(body, list, |element| {
-            let mut members = match element {
-                Value::Object(members) if is_such(&element, list) => members,
-                _ => return others += 1,
-            };
-            members.insert(NODE_NAME.to_owned(), node.name.clone().into());
-            if list == TARGETS
-                && let Some(netns) = members.get_mut("netns")
-                && let Some(number) = netns.as_u64().and_then(|number| u32::try_from(number).ok())
-            {
-                *netns = at_gateway(node.number, number).into();
-            }
-            push(&mut elements, &Value::Object(members));
+        read(body, list, |told| match told {
+            Told::Element(element) => others += usize::from(!part.add(node, element, list)),
+            Told::Engine(engine) => part.add_engine(node, engine),
+            Told::Gap(Value::String(_)) if part.gaps.len() >= MAX_GAPS => part.more_gaps += 1,
+            Told::Gap(gap) => part.gaps.extend(gap.as_str().map(sentence)),
+            Told::ScannedAt(at) => part.scanned_at = Some(at),
         })?;
-        elements.shrink_to_fit();
-        Ok(Self {
-            elements,
-            rest,
-            left_out: left_out(others, list),
-        })
+        part.elements.shrink_to_fit();
+        part.left_out = left_out(others, list);
+        Ok(part)
+    }
+
+    /// Adds an element; tells whether it is one of such a list.
+    fn add(&mut self, node: &Node, element: Value, list: &str) -> bool {
+        let mut members = match element {
+            Value::Object(members) if is_such(&element, list) => members,
+            _ => return false,
+        };
+        members.insert(NODE_NAME.to_owned(), node.name.clone().into());
+        if list == TARGETS
+            && let Some(netns) = members.get_mut("netns")
+            && let Some(number) = netns.as_u64().and_then(|number| u32::try_from(number).ok())
+        {
+            *netns = at_gateway(node.number, number).into();
+        }
+        push(&mut self.elements, &Value::Object(members));
+        true
+    }
+
+    fn add_engine(&mut self, node: &Node, mut engine: Value) {
+        if !is_engine(&engine) {
+            return;
+        }
+        if let Some(problem) = engine.get("problem").and_then(Value::as_str) {
+            engine["problem"] = sentence(problem).into();
+        }
+        engine[NODE_NAME] = node.name.clone().into();
+        push(&mut self.engines, &engine);
     }
 }
 
@@ -86,28 +125,17 @@ fn left_out(others: usize, list: &str) -> Option<String> {
     }
 }
 
-/// Reads an answer: gives the elements of the list of this name one after the other, and then what stands beside it.
+/// Reads an answer that has a list of this name: gives what is used of it, of each list one element after the other.
 ///
 /// # Errors
 /// When it has no such list.
-pub(super) fn read(
-    body: &[u8],
-    list: &'static str,
-    mut take: impl FnMut(Value),
-) -> Result<Map<String, Value>, NodeError> {
-    let mut is_there = false;
-    let mut take = |element| take(element);
+pub(super) fn read(body: &[u8], list: &'static str, mut take: impl FnMut(Told)) -> Result<(), NodeError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let members = Members {
-        list,
-        is_there: &mut is_there,
-        take: &mut take,
-    };
-    let rest = json.deserialize_map(members);
-    let rest = rest.and_then(|rest| json.end().map(|()| rest));
-    let rest = rest?;
+    let take: &mut dyn FnMut(Told) = &mut take;
+    let is_there = json.deserialize_map(Members { list, take })?;
+    json.end()?;
     match is_there {
-        true => Ok(rest),
+        true => Ok(()),
         false => Err(NodeError::NoList(list)),
     }
 }
@@ -126,48 +154,66 @@ pub(super) enum Found {
 /// # Errors
 /// When its answer has no such list.
 pub(super) fn find_target(body: &[u8], wanted: impl Fn(&Value) -> bool) -> Result<Found, NodeError> {
-    let mut is_there = false;
-    let rest = read(body, TARGETS, |found| {
-        is_there |= is_such(&found, TARGETS) && wanted(&found);
+    let (mut is_there, mut first_gap) = (false, None);
+    read(body, TARGETS, |told| match told {
+        Told::Element(found) => is_there |= is_such(&found, TARGETS) && wanted(&found),
+        Told::Gap(Value::String(gap)) if first_gap.is_none() => first_gap = Some(sentence(&gap)),
+        _ => {}
     })?;
-    let gap = rest.get("gaps").and_then(|gaps| gaps.get(0));
-    Ok(match gap.and_then(Value::as_str) {
+    Ok(match first_gap {
         _ if is_there => Found::One,
-        Some(gap) => Found::Unknown(sentence(gap)),
+        Some(gap) => Found::Unknown(gap),
         None => Found::Nothing,
     })
 }
 
-/// The members of an answer.
+/// The members of an answer; whether a list of this name is among them. Those that are not used are not kept.
 struct Members<'a> {
     list: &'static str,
-    is_there: &'a mut bool,
-    take: &'a mut dyn FnMut(Value),
+    take: &'a mut dyn FnMut(Told),
 }
 
 impl<'de> Visitor<'de> for Members<'_> {
-    type Value = Map<String, Value>;
+    type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let mut rest = Map::new();
+        let Self { list, take } = self;
+        let mut is_there = false;
         while let Some(name) = members.next_key::<String>()? {
-            if name == self.list {
-                *self.is_there = true;
-                members.next_value_seed(Elements(&mut *self.take))?;
-            } else {
-                rest.insert(name, members.next_value()?);
-            }
+            let kind = match &name[..] {
+                name if name == list => {
+                    is_there = true;
+                    Told::Element
+                }
+                ENGINES => Told::Engine,
+                GAPS => Told::Gap,
+                SCANNED_AT => {
+                    take(Told::ScannedAt(members.next_value()?));
+                    continue;
+                }
+                _ => {
+                    members.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            members.next_value_seed(Elements {
+                kind,
+                take: &mut *take,
+            })?;
         }
-        Ok(rest)
+        Ok(is_there)
     }
 }
 
-/// The elements of its list.
-struct Elements<'a>(&'a mut dyn FnMut(Value));
+/// The elements of a list, and what they are.
+struct Elements<'a> {
+    kind: fn(Value) -> Told,
+    take: &'a mut dyn FnMut(Told),
+}
 
 impl<'de> DeserializeSeed<'de> for Elements<'_> {
     type Value = ();
@@ -186,7 +232,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while let Some(element) = list.next_element()? {
-            (self.0)(element);
+            (self.take)((self.kind)(element));
         }
         Ok(())
     }
@@ -204,59 +250,44 @@ fn push(elements: &mut Vec<u8>, element: &Value) {
 /// `/targets`. With a doubt there may be other nodes than were asked.
 pub(super) fn targets(asked: Vec<Asked<Part>>, doubt: Option<String>, gateway: &str) -> Vec<Bytes> {
     let (mut parts, mut engines, mut gaps) = (Vec::new(), Vec::new(), Vec::from_iter(doubt));
+    let mut more_gaps = 0;
     let mut scanned_at: Option<f64> = None;
     let nodes = nodes(&asked);
     for Asked { node, answer } in asked {
-        let Part {
-            elements,
-            mut rest,
-            left_out,
-        } = match answer {
+        let part = match answer {
             Ok(part) => part,
             Err(error) => {
                 gaps.push(not_asked(&node.name, &error));
                 continue;
             }
         };
-        parts.push(elements);
-        gaps.extend(left_out.map(|left_out| format!("node {} {left_out}", node.name)));
-        let theirs = list(&mut rest, "engines").into_iter().filter(is_engine);
-        engines.extend(theirs.filter_map(|mut engine| {
-            if let Some(problem) = engine.get("problem").and_then(Value::as_str) {
-                engine["problem"] = sentence(problem).into();
-            }
-            engine
-                .as_object_mut()?
-                .insert(NODE_NAME.to_owned(), node.name.clone().into());
-            Some(engine)
-        }));
-        let sentences = list(&mut rest, "gaps");
+        parts.push(part.elements);
+        engines.push(part.engines);
         gaps.extend(
-            sentences
-                .iter()
-                .filter_map(Value::as_str)
-                .map(|gap| format!("node {}: {}", node.name, sentence(gap))),
+            part.left_out
+                .map(|left_out| format!("node {} {left_out}", node.name)),
         );
+        let sentences = part.gaps.iter();
+        gaps.extend(sentences.map(|gap| format!("node {}: {gap}", node.name)));
+        more_gaps += part.more_gaps;
         // What all of it is at least as new as.
-        let at = rest.get("scanned-at").and_then(Value::as_f64);
-        scanned_at = scanned_at.into_iter().chain(at).reduce(f64::min);
+        scanned_at = scanned_at.into_iter().chain(part.scanned_at).reduce(f64::min);
     }
-    let rest = gaps.len().saturating_sub(MAX_GAPS);
-    if rest > 0 {
+    more_gaps += gaps.len().saturating_sub(MAX_GAPS);
+    if more_gaps > 0 {
         gaps.truncate(MAX_GAPS);
-        gaps.push(format!("{rest} more things could not be looked at"));
+        gaps.push(format!("{more_gaps} more things could not be looked at"));
     }
     let mut merged = json!({
         "version": 1,
         "scanned-at": scanned_at.unwrap_or_default(),
         NODE_NAME: gateway,
         "nodes": nodes,
-        "engines": engines,
     });
     if !gaps.is_empty() {
         merged["gaps"] = gaps.into();
     }
-    with_list(&merged, TARGETS, parts)
+    with_lists(&merged, [(ENGINES, engines), (TARGETS, parts)])
 }
 
 /// `/mobyshark`: GhostWire's list. What its clients do not know they leave alone.
@@ -269,7 +300,7 @@ pub(super) fn mobyshark(asked: Vec<Asked<Part>>) -> Vec<Bytes> {
             "nodes": nodes(&asked),
         },
     });
-    with_list(&merged, CONTAINERS, elements_of(asked))
+    with_lists(&merged, [(CONTAINERS, elements_of(asked).collect())])
 }
 
 /// `/captures`: those of the gateway's clients, which have no name of a node, and those of the nodes.
@@ -279,11 +310,8 @@ pub(super) fn captures(own: &[Value], asked: Vec<Asked<Part>>) -> Vec<Bytes> {
     for capture in own {
         push(&mut first, capture);
     }
-    with_list(
-        &merged,
-        CAPTURES,
-        std::iter::once(first).chain(elements_of(asked)),
-    )
+    let parts = std::iter::once(first).chain(elements_of(asked));
+    with_lists(&merged, [(CAPTURES, parts.collect())])
 }
 
 fn elements_of(asked: Vec<Asked<Part>>) -> impl Iterator<Item = Vec<u8>> {
@@ -291,20 +319,24 @@ fn elements_of(asked: Vec<Asked<Part>>) -> impl Iterator<Item = Vec<u8>> {
     answers.map(|part| part.elements)
 }
 
-/// An object with these members, and a list that is the elements of all parts, in pieces.
-fn with_list(members: &Value, list: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> Vec<Bytes> {
+/// An object with these members, and lists that are the elements of all their parts, in pieces.
+fn with_lists<const N: usize>(members: &Value, lists: [(&str, Vec<Vec<u8>>); N]) -> Vec<Bytes> {
     let mut head = members.to_string();
     // The brace at its end.
     head.pop();
-    head += &format!(",\"{list}\":[");
     let mut pieces = vec![Bytes::from(head)];
-    for part in parts.into_iter().filter(|part| !part.is_empty()) {
-        if pieces.len() > 1 {
-            pieces.push(Bytes::from_static(b","));
+    for (name, parts) in lists {
+        pieces.push(format!(",\"{name}\":[").into());
+        let begun = pieces.len();
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
+            if pieces.len() > begun {
+                pieces.push(Bytes::from_static(b","));
+            }
+            pieces.push(part.into());
         }
-        pieces.push(part.into());
+        pieces.push(Bytes::from_static(b"]"));
     }
-    pieces.push(Bytes::from_static(b"]}"));
+    pieces.push(Bytes::from_static(b"}"));
     pieces
 }
 
@@ -337,14 +369,6 @@ fn nodes(asked: &[Asked<Part>]) -> Vec<Value> {
     asked.iter().map(node).collect()
 }
 
-/// Takes the list of this name.
-fn list(rest: &mut Map<String, Value>, name: &str) -> Vec<Value> {
-    match rest.remove(name) {
-        Some(Value::Array(list)) => list,
-        _ => Vec::new(),
-    }
-}
-
 fn not_asked(node: &str, error: &NodeError) -> String {
     format!("node {node}: {}", chain(error))
 }
@@ -353,18 +377,23 @@ fn not_asked(node: &str, error: &NodeError) -> String {
 mod tests {
     use super::*;
 
-    fn read_all(body: &str) -> Result<(Vec<Value>, Map<String, Value>), String> {
-        let mut elements = Vec::new();
-        let rest = read(body.as_bytes(), TARGETS, |element| elements.push(element));
-        rest.map(|rest| (elements, rest)).map_err(|error| chain(&error))
+    /// The elements of an answer, and what else is used of it.
+    fn read_all(body: &str) -> Result<(Vec<Value>, Vec<Value>), String> {
+        let (mut elements, mut others) = (Vec::new(), Vec::new());
+        let read = read(body.as_bytes(), TARGETS, |told| match told {
+            Told::Element(element) => elements.push(element),
+            Told::Engine(other) | Told::Gap(other) => others.push(other),
+            Told::ScannedAt(at) => others.push(at.into()),
+        });
+        read.map(|()| (elements, others)).map_err(|error| chain(&error))
     }
 
     #[test]
     fn answers_are_read_element_by_element() {
-        let (elements, rest) =
-            read_all(r#"{"version": 1, "targets": [{"name": "web"}, 7], "gaps": []}"#).unwrap();
+        let body = r#"{"version": 1, "engines": [5], "targets": [{"name": "web"}, 7], "gaps": ["no", []], "x": [[]], "scanned-at": 3}"#;
+        let (elements, others) = read_all(body).unwrap();
         assert_eq!(elements, [json!({ "name": "web" }), json!(7)]);
-        assert_eq!(Value::Object(rest), json!({ "version": 1, "gaps": [] }));
+        assert_eq!(others, [json!(5), json!("no"), json!([]), json!(3.0)]);
         for (body, why) in [
             (r#"{"containers": []}"#, "its answer has no list of targets"),
             (
@@ -457,6 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn sentences_without_number_are_counted() {
+        let many = json!({ "targets": [], "gaps": vec!["no"; MAX_GAPS + 5] });
+        let part = asked("one", TARGETS, &many);
+        assert_eq!(
+            part.answer.as_ref().map(|part| part.gaps.len()).unwrap(),
+            MAX_GAPS
+        );
+        let few = json!({ "targets": [], "gaps": ["no", 5] });
+        let list = read_back(&targets(vec![part, asked("two", TARGETS, &few)], None, "here"));
+        let gaps = list["gaps"].as_array().unwrap();
+        assert_eq!(gaps.len(), MAX_GAPS + 1);
+        assert_eq!(gaps[0], "node one: no");
+        assert_eq!(gaps[MAX_GAPS], "6 more things could not be looked at");
+    }
+
+    #[test]
     fn what_could_not_be_looked_at_is_not_nobody() {
         let target = json!({ "name": "web", "type": "docker", "netns": 5, "network-interfaces": [] });
         let such = |found: &Value| found["type"] == "docker";
@@ -486,8 +531,10 @@ mod tests {
             (vec![part("")], json!([])),
             (vec![part("1,2"), part(""), part("3")], json!([1, 2, 3])),
         ] {
-            let pieces = with_list(&json!({ "version": 1 }), "targets", parts);
-            assert_eq!(read_back(&pieces), json!({ "version": 1, "targets": expected }));
+            let lists = [("engines", parts.clone()), ("targets", parts)];
+            let pieces = with_lists(&json!({ "version": 1 }), lists);
+            let all = json!({ "version": 1, "engines": expected, "targets": expected });
+            assert_eq!(read_back(&pieces), all);
         }
     }
 }

@@ -2,7 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Gateway, capture::GatewayStartError, lists};
+use super::{
+    Gateway,
+    capture::GatewayStartError,
+    lists::{self, Told},
+};
 use crate::{description::TargetDescription, resolve::nearest_of, service::Caller};
 
 /// Most nodes whose lists are asked for it: whole ones, for a name that is not there, which somebody may ask for again and again.
@@ -40,7 +44,11 @@ impl Gateway {
             .nodes
             .ask_for_json(nodes, "/targets", caller.bounds(), |_, body| {
                 let mut names = Vec::new();
-                lists::read(body, lists::TARGETS, |target| names.push(name_of(&target)))?;
+                lists::read(body, lists::TARGETS, |told| {
+                    if let Told::Element(target) = told {
+                        names.push(name_of(&target));
+                    }
+                })?;
                 Ok(nearest_of(words(), &names))
             });
         let asked = asked.await.unwrap_or_default();

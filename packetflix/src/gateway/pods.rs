@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::Mutex, time::sleep};
 
 use super::{
-    lists,
+    lists::{self, Told},
     node::{Node, Nodes},
 };
 use crate::kubernetes::{FindPods, Pods};
@@ -70,10 +70,13 @@ impl Nodes {
     async fn find_pods(&self) -> Option<Pods> {
         let read = |_: &Node, body: &[u8]| {
             let mut names = Vec::new();
-            lists::read(body, lists::CONTAINERS, |target| {
-                let is_pod = target["type"] == KIND;
-                let name = target["name"].as_str().filter(|_| is_pod);
-                names.extend(name.and_then(|name| name.split_once('/')).map(owned));
+            lists::read(body, lists::CONTAINERS, |told| {
+                if let Told::Element(target) = told
+                    && target["type"] == KIND
+                {
+                    let name = target["name"].as_str();
+                    names.extend(name.and_then(|name| name.split_once('/')).map(owned));
+                }
             })?;
             Ok(names)
         };

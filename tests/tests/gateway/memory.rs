@@ -118,3 +118,32 @@ async fn statistics_without_end_take_little_memory() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Each of these has many times its bytes as a tree.
+#[test]
+fn what_is_not_used_of_an_answer_takes_little_memory() -> anyhow::Result<()> {
+    const NODES: u64 = 4;
+    /// What each node answers, in KiB.
+    const ANSWER: u64 = 3 << 10;
+    const MARGIN: u64 = 8 << 10;
+    let lists = "[],".repeat((ANSWER << 10) as usize / 3);
+    let lists = lists.trim_end_matches(',');
+    for member in ["new", "gaps", "engines"] {
+        let answer = format!(r#"{{"version": 1, "{member}": [{lists}], "targets": []}}"#).leak();
+        let script = Script {
+            answer: Some(answer),
+            ..Script::default()
+        };
+        let nodes = (0..NODES).map(|node| Ok(format!("--node=n{node}=http://127.0.0.1:{}", play(script)?)));
+        let mut flags = nodes.collect::<anyhow::Result<Vec<_>>>()?;
+        flags.push("--node-timeout=30".to_owned());
+        let gateway = gateway(&flags.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let before = gateway.status("VmHWM")?;
+        let (status, list) = gateway.get("/targets")?;
+        ensure!(status == 200, "{list}");
+        let most = gateway.status("VmHWM")? - before;
+        // Their bytes may all be there at the same time, in buffers that grow.
+        ensure!(most < NODES * 2 * ANSWER + MARGIN, "{member}: {most} KiB");
+    }
+    Ok(())
+}
