@@ -83,10 +83,10 @@ pub(crate) enum GatewayStartError {
     NoNodeNumbered,
     #[error("no node of this name is chosen: node:NAME is one, and node:PATTERN several; there {}", are(.0))]
     NoNodeChosen(Vec<String>),
-    #[error("{}{}{}", missing(name, *asked), unheard(*failed, *asked), but(nearest))]
+    #[error("{}{}{}", missing(name, asked.len()), unheard(*failed, asked.len()), but(nearest))]
     Nowhere {
         name: String,
-        asked: usize,
+        asked: Vec<Arc<Node>>,
         /// How many of them have not answered, or could not look at everything.
         failed: usize,
         /// What may be meant, of what the caller may list.
@@ -376,7 +376,7 @@ impl Gateway {
         };
         let name = shortened(&name, MAX_NAME_LEN).to_owned();
         let may_come = wait || follow.unwrap_or_else(|| request::have_patterns(words));
-        let asked_count = chosen.len();
+        let all_chosen = chosen.clone();
         // Those that do not answer hold up nobody where they join once they do.
         let (silent, others) = chosen.into_iter().partition(|node| may_come && node.is_silent());
         let asked = self.ask_who_has(words, rights, others, silent, wait).await?;
@@ -389,7 +389,7 @@ impl Gateway {
             )
         };
         // Addresses of one node may be others' names on another.
-        let names = request.names && asked_count == 1;
+        let names = request.names && all_chosen.len() == 1;
         for Asked { node, answer } in asked {
             failed += usize::from(!matches!(answer, Ok(Found::One | Found::Nothing)));
             match answer {
@@ -417,7 +417,7 @@ impl Gateway {
         if !has_some && !wait {
             return Err(GatewayStartError::Nowhere {
                 name,
-                asked: asked_count,
+                asked: all_chosen,
                 failed,
                 nearest: Vec::new(),
             });
@@ -566,14 +566,13 @@ impl Gateway {
             return Err(GatewayStartError::NoNodeSaid);
         }
         let all = self.nodes.all();
-        let asked_count = all.len();
         let path = format!("/targets?{}", request::targets_query(std::slice::from_ref(&name)));
         let is_such = |found: &Value| target.kind.is_empty() || found["type"] == target.kind;
         let read = |_: &Node, body: &[u8]| lists::find_target(body, is_such);
-        let asked = self.nodes.ask_for_json(all, &path, rights, read);
+        let asked = self.nodes.ask_for_json(all.clone(), &path, rights, read);
         let asked = asked.await?;
         let is_heard = |one: &&Asked<Found>| matches!(one.answer, Ok(Found::One | Found::Nothing));
-        let failed = asked_count - asked.iter().filter(is_heard).count();
+        let failed = all.len() - asked.iter().filter(is_heard).count();
         let having = asked
             .into_iter()
             .filter(|one| matches!(one.answer, Ok(Found::One)));
@@ -581,7 +580,7 @@ impl Gateway {
         match having.len() {
             0 => Err(GatewayStartError::Nowhere {
                 name,
-                asked: asked_count,
+                asked: all,
                 failed,
                 nearest: Vec::new(),
             }),

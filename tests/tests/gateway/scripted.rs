@@ -92,6 +92,8 @@ pub(crate) struct Script {
     pub(crate) more: usize,
     /// What it answers instead of its targets.
     pub(crate) answer: Option<&'static str>,
+    /// Whether it has nothing of what words mean.
+    pub(crate) has_no_word: bool,
 }
 
 /// Bytes of such a target.
@@ -148,6 +150,9 @@ fn answer(mut stream: TcpStream, script: Script) -> anyhow::Result<()> {
         }
         let body = match (head.line.contains(" /version"), script.answer) {
             (true, _) => r#"{"name": "packetflix", "version": "7.8.9"}"#.to_owned(),
+            (false, _) if script.has_no_word && head.line.contains("target=") => {
+                r#"{"version": 1, "targets": []}"#.to_owned()
+            }
             (false, Some(answer)) => answer.to_owned(),
             (false, None) => {
                 let more = format!(

@@ -524,6 +524,37 @@ async fn look_of_a_node_that_was_not_whole_is_told() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Others may have it, and were not asked.
+#[tokio::test]
+async fn names_that_are_near_are_those_of_the_nodes_that_were_asked() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let target = r#"{"name": "scripted", "type": "docker", "netns": 5, "network-interfaces": []}"#;
+    let long = target.replace("scripted", &format!("scripte{}", "d".repeat(600)));
+    let answer = format!(r#"{{"version": 1, "targets": [{long}, {target}]}}"#).leak();
+    let odd = play(Script {
+        answer: Some(answer),
+        has_no_word: true,
+        ..Script::default()
+    })?;
+    let gateway = cluster.gateway(&[&format!("--node=odd=http://127.0.0.1:{odd}")])?;
+    for (choice, expected) in [
+        ("one", "the node that was asked has no scriptde"),
+        (
+            "odd",
+            "the node that was asked has no scriptde; the nearest of what they have is scripted",
+        ),
+        (
+            "o*",
+            "none of 2 nodes has scriptde; the nearest of what they have is scripted",
+        ),
+    ] {
+        let url = gateway.url(&format!("target=node:{choice}&target=scriptde"));
+        let (status, sentence) = refusal(&gateway, &url, &[]).await?;
+        ensure!(status == 404 && sentence == expected, "{status} {sentence}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn node_that_hangs_is_told_and_the_others_go_on() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
