@@ -420,16 +420,23 @@ impl Nodes {
         Err(AskError::None(failed))
     }
 
-    /// Asks all nodes for their metrics.
+    /// Asks all nodes for their metrics. Where none can be asked, none has told them.
     pub(super) async fn ask_for_metrics(&self) -> Vec<Asked<String>> {
+        let nodes = self.all();
         let room = Room::of(MAX_METRICS_LEN);
         let patience = |node: &Node| self.patience_with(node);
-        let asked = self.ask(&self.rounds, self.all(), None, patience, async |_, server| {
+        let asked = self.ask(&self.rounds, nodes.clone(), None, patience, async |_, server| {
             let body = http::get_within(&server, "/metrics", MAX_ANSWER_LEN).await?;
             room.take(body.len())?;
             Ok(String::from_utf8_lossy(&body).into_owned())
         });
-        asked.await.unwrap_or_default()
+        let untold = |node| Asked {
+            node,
+            answer: Err(NodeError::NoTime),
+        };
+        asked
+            .await
+            .unwrap_or_else(|_| nodes.into_iter().map(untold).collect())
     }
 
     /// Asks all nodes how they are.

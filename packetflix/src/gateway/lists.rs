@@ -14,7 +14,7 @@ use serde::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    ask::{Asked, NodeError, sentence},
+    ask::{AskError, Asked, NodeError, sentence},
     elements::{is_engine, is_such},
     node::Node,
     rates::at_gateway,
@@ -82,6 +82,14 @@ impl Part {
         part.elements.shrink_to_fit();
         part.left_out = left_out(others, list);
         Ok(part)
+    }
+
+    /// What is there of a node that was not asked.
+    pub(super) fn not_asked(why: &AskError) -> Self {
+        Self {
+            left_out: Some(format!("was not asked: {}", chain(why))),
+            ..Self::default()
+        }
     }
 
     /// Adds an element; tells whether it is one of such a list.

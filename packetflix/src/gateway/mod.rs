@@ -174,10 +174,20 @@ impl Gateway {
 
     /// `/captures` of all nodes, behind `own`, the captures of the gateway's clients.
     pub(crate) async fn captures(&self, own: &[Value]) -> Vec<Bytes> {
-        let asked = self
-            .ask_for(self.nodes.all(), "/captures", None, lists::CAPTURES)
-            .await;
-        lists::captures(own, asked.unwrap_or_else(AskError::into_asked))
+        let nodes = self.nodes.all();
+        let asked = self.ask_for(nodes.clone(), "/captures", None, lists::CAPTURES);
+        let asked = asked.await.unwrap_or_else(|error| match error {
+            AskError::None(_) => error.into_asked(),
+            // Nobody was asked, for a reason of the gateway's.
+            error => nodes
+                .into_iter()
+                .map(|node| Asked {
+                    node,
+                    answer: Ok(Part::not_asked(&error)),
+                })
+                .collect(),
+        });
+        lists::captures(own, asked)
     }
 
     /// Asks nodes for what they have a list of.

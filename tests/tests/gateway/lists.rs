@@ -155,6 +155,30 @@ fn node_that_does_not_answer_is_named_and_costs_its_own_targets_only() -> anyhow
     Ok(())
 }
 
+#[test]
+fn nodes_that_cannot_be_asked_are_told_with_the_reason() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one", "two"])?;
+    let gateway = cluster.gateway(&[])?;
+    std::fs::remove_file(cluster.folder.path().join("token"))?;
+    let (status, list) = gateway.get("/captures")?;
+    assert_eq!(
+        (status, list["nodes"].as_array().map(Vec::len)),
+        (200, Some(2)),
+        "{list}"
+    );
+    let (_, text) = gateway.ask("GET /metrics HTTP/1.1")?;
+    let text = String::from_utf8(text)?;
+    for node in ["one", "two"] {
+        let told = told_of(&list["nodes"], node);
+        let problem = told["problem"].as_str().context("no problem")?;
+        let why = "it was not asked: there is nothing to show to nodes: --node-token-file: ";
+        ensure!(problem.starts_with(why), "{problem}");
+        let up = format!("packetflix_node_up{{node=\"{node}\"}} 0\n");
+        ensure!(text.contains(&up), "{text}");
+    }
+    Ok(())
+}
+
 /// Whoever sits at the client sees on which node what is, and of which nodes nothing comes.
 #[tokio::test]
 async fn client_shows_the_nodes_of_what_it_lists_and_captures() -> anyhow::Result<()> {
