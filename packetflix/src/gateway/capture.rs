@@ -92,7 +92,10 @@ pub(crate) enum GatewayStartError {
         /// What may be meant, of what the caller may list.
         nearest: Vec<String>,
     },
-    #[error("{name} is on several nodes: {}; say which is meant, by node:NAME, or in container= as \"node-name\"", nodes.join(", "))]
+    #[error(
+        "{name} is on several nodes: there {}; say which is meant, by node:NAME, or in container= as \"node-name\"",
+        are(nodes)
+    )]
     Ambiguous { name: String, nodes: Vec<String> },
 }
 

@@ -1,6 +1,6 @@
 //! The stream of one node: whole blocks, checked, with what is said of its interfaces.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use packetflix_client::stream::{CaptureStream, Close, Data, Piece, Pulse, StreamError};
@@ -73,8 +73,8 @@ struct Check {
     has_begun: bool,
     /// How many interfaces are described.
     described: u32,
-    /// Those without final statistics.
-    open: BTreeSet<u32>,
+    /// Those without final statistics, with how many packets there were of each.
+    open: BTreeMap<u32, u64>,
 }
 
 /// What no packetflix sends.
@@ -92,6 +92,8 @@ enum Malformed {
     Interface,
     #[error("it sends packets or statistics of an interface behind that interface's final statistics")]
     Over,
+    #[error("it says that it has sent other packets than it has")]
+    Delivered,
     #[error("it sends packets with other times than nanoseconds")]
     Resolution,
     #[error("it sends more bytes of a packet than were asked for")]
@@ -241,7 +243,7 @@ impl Check {
                 if !InterfaceDescription::counts_nanoseconds(block) {
                     return Err(Malformed::Resolution);
                 }
-                self.open.insert(self.described);
+                self.open.insert(self.described, 0);
                 self.described += 1;
                 match () {
                     () if self.open.len() > MAX_OPEN => Err(Malformed::Open),
@@ -250,7 +252,7 @@ impl Check {
                 }
             }
             EncodedBlock::Packet(packet) => {
-                self.check_interface(packet.interface_id)?;
+                *self.interface(packet.interface_id)? += 1;
                 match packet.captured_len > self.note.snaplen {
                     true => Err(Malformed::Snaplen),
                     false => Ok(false),
@@ -258,7 +260,9 @@ impl Check {
             }
             EncodedBlock::Statistics(block) => {
                 let said = InterfaceStatistics::decode(block).ok_or(Malformed::Block)?;
-                self.check_interface(said.interface_id)?;
+                if *self.interface(said.interface_id)? != said.delivered {
+                    return Err(Malformed::Delivered);
+                }
                 if said.end.is_some() {
                     self.open.remove(&said.interface_id);
                 }
@@ -268,13 +272,13 @@ impl Check {
         }
     }
 
-    /// Whether there may be something of an interface.
-    fn check_interface(&self, id: u32) -> Result<(), Malformed> {
-        match self.open.contains(&id) {
-            true => Ok(()),
-            false if id < self.described => Err(Malformed::Over),
-            false => Err(Malformed::Interface),
-        }
+    /// How many packets there were of an interface of which there may be more.
+    fn interface(&mut self, id: u32) -> Result<&mut u64, Malformed> {
+        let why = match id < self.described {
+            true => Malformed::Over,
+            false => Malformed::Interface,
+        };
+        self.open.get_mut(&id).ok_or(why)
     }
 
     /// The same blocks, with what is said of each interface.
@@ -325,7 +329,7 @@ mod tests {
             ..PACKET
         }
         .encode(&mut out);
-        InterfaceStatistics::default().encode(&mut out);
+        out.extend_from_slice(&statistics(0, 1, false));
         out
     }
 
@@ -391,10 +395,11 @@ mod tests {
     }
 
     /// Statistics of an interface, which are its last where it is to end.
-    fn statistics(interface_id: u32, is_last: bool) -> BytesMut {
+    fn statistics(interface_id: u32, delivered: u64, is_last: bool) -> BytesMut {
         let mut out = BytesMut::new();
         InterfaceStatistics {
             interface_id,
+            delivered,
             end: is_last.then_some(9),
             ..InterfaceStatistics::default()
         }
@@ -403,17 +408,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_an_interface_comes_behind_its_end() {
+    fn statistics_count_the_packets_before_and_nothing_comes_behind_the_last() {
         let stream = stream();
         let header = EncodedBlock::first(&stream).unwrap().len();
         let description = EncodedBlock::first(&stream[header..]).unwrap().len();
-        let packet = &stream[header + description..stream.len() - statistics(0, false).len()];
-        let end = statistics(0, true);
+        let packet = &stream[header + description..stream.len() - statistics(0, 1, false).len()];
+        let end = statistics(0, 1, true);
         for (more, expected) in [
-            (&[packet, packet, &end][..], Ok(())),
+            (&[packet, packet, &statistics(0, 3, true)][..], Ok(())),
+            (
+                &[packet, packet, &statistics(0, 2, true)],
+                Err(Malformed::Delivered),
+            ),
+            (&[&statistics(0, 2, false)], Err(Malformed::Delivered)),
             (&[&end, packet], Err(Malformed::Over)),
             (&[&end, &end], Err(Malformed::Over)),
-            (&[&end, &statistics(0, false)], Err(Malformed::Over)),
+            (&[&end, &statistics(0, 1, false)], Err(Malformed::Over)),
             (&[&end, &stream[header..header + description]], Ok(())),
         ] {
             let pieces = [&[&stream[..]], more].concat();
@@ -479,7 +489,11 @@ mod tests {
         check.open.clear();
         check.described = MAX_DESCRIBED - 1;
         assert!(check.take(description.clone()).is_ok());
-        assert!(check.take(statistics(MAX_DESCRIBED - 1, true).freeze()).is_ok());
+        assert!(
+            check
+                .take(statistics(MAX_DESCRIBED - 1, 0, true).freeze())
+                .is_ok()
+        );
         assert!(check.open.is_empty());
         assert_eq!(check.take(description), Err(Malformed::Described));
         assert_eq!(

@@ -840,7 +840,11 @@ async fn what_cannot_be_captured_is_refused_before_the_upgrade() -> anyhow::Resu
             404,
             "there is no node three: there are one, two",
         ),
-        (format!("target={known}"), 409, "is on several nodes: one, two"),
+        (
+            format!("target={known}"),
+            409,
+            "is on several nodes: there are one, two",
+        ),
         (
             "target=nobody-at-all".to_owned(),
             404,
