@@ -123,6 +123,15 @@ impl Reviews {
         due.map(|one| one.token.clone()).collect()
     }
 
+    /// Has all that is known be so much older.
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        for one in self.lock().values_mut() {
+            one.at -= by;
+            one.used -= by;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Reviewed>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

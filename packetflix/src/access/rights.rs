@@ -176,14 +176,12 @@ impl Rights {
         self.discover.includes(&others.discover) && self.capture.includes(&others.capture)
     }
 
-    /// The patterns of pods to which they reach.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = &Pattern> {
-        [&self.discover, &self.capture]
-            .into_iter()
-            .flat_map(|extent| match extent {
-                Extent::Pods(patterns) => &patterns[..],
-                _ => &[],
-            })
+    /// The patterns of pods to which the right to list reaches, and that to capture.
+    pub(crate) fn pods(&self) -> [&[Pattern]; 2] {
+        [&self.discover, &self.capture].map(|extent| match extent {
+            Extent::Pods(patterns) => &patterns[..],
+            _ => &[],
+        })
     }
 
     /// Whether there can be targets that may be listed.

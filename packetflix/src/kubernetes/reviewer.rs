@@ -37,7 +37,10 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Most tokens that are asked for at the same time.
 const MAX_AT_ONCE: usize = 16;
 
-/// Most questions on what one caller may do.
+/// How long it may take of that to ask for what was not allowed before.
+const PATIENCE_WITH_NEW: Duration = Duration::from_secs(5);
+
+/// Most questions on what one caller may do in namespaces and with pods.
 const MAX_QUESTIONS: usize = 1024;
 
 /// Most bytes of a name that is shown.
@@ -45,6 +48,9 @@ const MAX_NAME_LEN: usize = 256;
 
 /// Pods by their namespaces.
 pub(crate) type Pods = BTreeMap<String, BTreeSet<String>>;
+
+/// Names of pods beside their namespaces; an empty one is all pods of its namespace.
+type Names = Vec<(String, String)>;
 
 /// Finds the pods of which it may be asked; `None` where nobody says which there are.
 pub(crate) type FindPods = Box<dyn Fn() -> BoxFuture<'static, Option<Pods>> + Send + Sync>;
@@ -91,14 +97,19 @@ struct Attributes<'a> {
 struct Questions<'a> {
     connection: ApiConnection,
     user: &'a User,
+    /// How many may follow on namespaces and pods.
     left: usize,
+    /// Whether there were more.
+    are_cut: bool,
 }
 
-/// Namespaces to whose pods a right reaches, and the others.
-#[derive(Default)]
+/// How far a right reaches, as far as that has been asked.
 struct Reach<'a> {
-    patterns: Vec<Pattern>,
-    others: Vec<(&'a str, &'a BTreeSet<String>)>,
+    verb: &'static str,
+    /// Where it is bounded by no names.
+    wide: Option<Extent>,
+    /// Whether it reaches to a pod of a namespace, or to all of them where the pod has no name.
+    asked: BTreeMap<(&'a str, &'a str), bool>,
 }
 
 impl Reviewer {
@@ -182,77 +193,129 @@ impl Reviewer {
         *known = problem;
     }
 
-    /// The pods that there are, and those to which a token gave rights before: what is captured may come back, and it may be taken
-    /// away meanwhile.
-    ///
-    /// # Errors
-    /// When none are known, whose rights would then be taken for none.
-    async fn pods(&self, token: &str) -> Result<Pods, ApiServerError> {
-        let found = (self.find_pods)().await;
-        let before = self.reviews.rights_of(token.as_bytes());
-        if found.is_none() && before.is_none() {
-            return Err(ApiServerError::NoPods);
-        }
-        let mut pods = found.unwrap_or_default();
-        let before = before
-            .iter()
-            .flat_map(|rights| rights.pods())
-            .map(ToString::to_string);
-        for name in before {
-            if let Some((namespace, pod)) = name.split_once('/') {
-                pods.entry(namespace.to_owned())
-                    .or_default()
-                    .insert(pod.to_owned());
-            }
-        }
-        // These are no names of Kubernetes', and would stand for others.
-        let is_name = |name: &str| !name.is_empty() && !name.contains(['*', '?', '/']);
-        pods.retain(|namespace, _| is_name(namespace));
-        for pods in pods.values_mut() {
-            pods.retain(|pod| is_name(pod));
-        }
-        Ok(pods)
-    }
-
     /// The name and the rights of whoever has this token; `None` where nobody has it.
     async fn ask(&self, token: &str) -> Result<Option<(String, Rights)>, ApiServerError> {
         let mut connection = ApiConnection::open(&self.address, &self.credentials).await?;
         let Some(user) = review_token(&mut connection, token).await? else {
             return Ok(None);
         };
+        let rights = self.rights_of(connection, &user, token).await?;
+        Ok(Some((shown(&user.username), rights)))
+    }
+
+    /// What a user may do.
+    ///
+    /// What their token gave rights to before is asked first. It took no more questions then, so that it is always asked, however
+    /// many pods there are by now: none of these rights is lost to others' growth, and none is kept by it.
+    async fn rights_of(
+        &self,
+        connection: ApiConnection,
+        user: &User,
+        token: &str,
+    ) -> Result<Rights, ApiServerError> {
         let mut questions = Questions {
             connection,
-            user: &user,
+            user,
             left: MAX_QUESTIONS,
+            are_cut: false,
         };
-        let capture = questions.wide_extent("create", &self.node).await?;
-        let discover = questions.wide_extent("get", &self.node).await?;
-        let pods = match (&capture, &discover) {
-            (Some(_), Some(_)) => Pods::new(),
-            _ => self.pods(token).await?,
-        };
-        // Rights to namespaces are found before there are too many questions on pods.
-        let of_capture = questions.namespaces("create", &capture, &pods).await?;
-        let of_discover = questions.namespaces("get", &discover, &pods).await?;
-        let capture = match capture {
-            Some(extent) => extent,
-            None => questions.extent_of("create", of_capture).await?,
-        };
-        let discover = match discover {
-            Some(extent) => extent,
-            None => questions.extent_of("get", of_discover).await?,
-        };
+        let wide = [
+            questions.wide_extent("get", &self.node).await?,
+            questions.wide_extent("create", &self.node).await?,
+        ];
         let administer = questions.may(on_node("delete", &self.node)).await?;
-        if questions.left == 0 {
+        let (pods, before) = match wide.contains(&None) {
+            true => self.pods(token).await?,
+            false => Default::default(),
+        };
+        let mut reaches = Reach::to(wide);
+        for (reach, names) in reaches.iter_mut().zip(&before) {
+            for (namespace, pod) in names {
+                questions.ask(reach, namespace, pod).await?;
+            }
+        }
+        // Rights to namespaces are found before there are too many questions on pods.
+        let of_new = async {
+            for reach in &mut reaches {
+                for namespace in pods.keys() {
+                    questions.ask(reach, namespace, "").await?;
+                }
+            }
+            for reach in &mut reaches {
+                for (namespace, pods) in &pods {
+                    for pod in pods {
+                        questions.ask(reach, namespace, pod).await?;
+                    }
+                }
+            }
+            Ok::<_, ApiServerError>(())
+        };
+        match timeout(PATIENCE_WITH_NEW, of_new).await {
+            Ok(asked) => asked?,
+            Err(_) => questions.are_cut = true,
+        }
+        if questions.are_cut {
             tracing::warn!(
                 user = user.username,
-                "a caller's rights to pods were not all asked for: there are too many"
+                "a caller's rights to pods were not all asked for: there are too many, or the Kubernetes API server is slow"
             );
         }
-        Ok(Some((
-            shown(&user.username),
-            Rights::new(discover, capture, administer),
-        )))
+        let [discover, capture] = reaches.map(Reach::extent);
+        Ok(Rights::new(discover, capture, administer))
+    }
+
+    /// The pods that there are, and the names to which a token gave rights before, to list and to capture: what is captured may
+    /// come back, and its right may be taken away meanwhile.
+    ///
+    /// # Errors
+    /// When none are known, whose rights would then be taken for none.
+    async fn pods(&self, token: &str) -> Result<(Pods, [Names; 2]), ApiServerError> {
+        let found = (self.find_pods)().await;
+        let before = self.reviews.rights_of(token.as_bytes());
+        if found.is_none() && before.is_none() {
+            return Err(ApiServerError::NoPods);
+        }
+        let mut pods = found.unwrap_or_default();
+        pods.retain(|namespace, _| is_name(namespace));
+        for pods in pods.values_mut() {
+            pods.retain(|pod| is_name(pod));
+        }
+        let before = before.map(|rights| rights.pods().map(names_of));
+        Ok((pods, before.unwrap_or_default()))
+    }
+}
+
+impl<'a> Reach<'a> {
+    /// The rights to list and to capture, of which is known whether they are bounded by no names.
+    fn to([discover, capture]: [Option<Extent>; 2]) -> [Self; 2] {
+        [("get", discover), ("create", capture)].map(|(verb, wide)| Self {
+            verb,
+            wide,
+            asked: BTreeMap::new(),
+        })
+    }
+
+    fn is_to_all_of(&self, namespace: &str) -> bool {
+        self.asked.get(&(namespace, "")) == Some(&true)
+    }
+
+    fn is_known(&self, namespace: &'a str, pod: &'a str) -> bool {
+        self.wide.is_some() || self.is_to_all_of(namespace) || self.asked.contains_key(&(namespace, pod))
+    }
+
+    fn extent(self) -> Extent {
+        let allowed = self.asked.iter().filter(|(_, is_allowed)| **is_allowed);
+        let patterns = allowed.filter_map(|((namespace, pod), _)| match *pod {
+            "" => Some(Pattern::parts_of(namespace)),
+            _ if self.is_to_all_of(namespace) => None,
+            pod => Some(Pattern::exactly(&format!("{namespace}/{pod}"))),
+        });
+        let patterns: Vec<Pattern> = patterns.collect();
+        match (self.wide, patterns.is_empty()) {
+            (Some(wide), _) => wide,
+            (None, true) => Extent::Nothing,
+            (None, false) => Extent::Pods(patterns),
+        }
     }
 }
 
@@ -266,43 +329,28 @@ impl Questions<'_> {
         Ok(is_to_all.then(|| Extent::Pods(vec![Pattern::parts()])))
     }
 
-    /// To the pods of which namespaces a right reaches, unless it is known how far it does.
-    async fn namespaces<'p>(
+    /// Asks whether a right reaches to a pod, or to all of a namespace where that has no name, unless it is known. What is not
+    /// asked is not allowed.
+    async fn ask<'p>(
         &mut self,
-        verb: &str,
-        known: &Option<Extent>,
-        pods: &'p Pods,
-    ) -> Result<Reach<'p>, ApiServerError> {
-        let mut reach = Reach::default();
-        for (namespace, pods) in pods.iter().filter(|_| known.is_none()) {
-            match self.may(on_pods(verb, namespace, "")).await? {
-                true => reach.patterns.push(Pattern::parts_of(namespace)),
-                false => reach.others.push((namespace, pods)),
-            }
+        reach: &mut Reach<'p>,
+        namespace: &'p str,
+        pod: &'p str,
+    ) -> Result<(), ApiServerError> {
+        if reach.is_known(namespace, pod) {
+            return Ok(());
         }
-        Ok(reach)
+        let Some(left) = self.left.checked_sub(1) else {
+            self.are_cut = true;
+            return Ok(());
+        };
+        self.left = left;
+        let is_allowed = self.may(on_pods(reach.verb, namespace, pod)).await?;
+        reach.asked.insert((namespace, pod), is_allowed);
+        Ok(())
     }
 
-    /// How far it reaches with single pods of the others.
-    async fn extent_of(
-        &mut self,
-        verb: &str,
-        Reach { mut patterns, others }: Reach<'_>,
-    ) -> Result<Extent, ApiServerError> {
-        for (namespace, pods) in others {
-            for pod in pods {
-                if self.may(on_pods(verb, namespace, pod)).await? {
-                    patterns.push(Pattern::exactly(&format!("{namespace}/{pod}")));
-                }
-            }
-        }
-        Ok(match patterns.is_empty() {
-            true => Extent::Nothing,
-            false => Extent::Pods(patterns),
-        })
-    }
-
-    /// Whether the user may do this. What is not asked is not allowed.
+    /// Whether the user may do this.
     async fn may(&mut self, attributes: Attributes<'_>) -> Result<bool, ApiServerError> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -320,10 +368,6 @@ impl Questions<'_> {
             denied: bool,
         }
 
-        let Some(left) = self.left.checked_sub(1) else {
-            return Ok(false);
-        };
-        self.left = left;
         let spec = Spec {
             user: self.user,
             resource_attributes: attributes,
@@ -403,6 +447,23 @@ fn on_pods<'a>(verb: &'a str, namespace: &'a str, name: &'a str) -> Attributes<'
     }
 }
 
+/// What patterns stand for that were made of names.
+fn names_of(patterns: &[Pattern]) -> Names {
+    let names = patterns.iter().filter_map(|pattern| {
+        let pattern = pattern.to_string();
+        let (namespace, pod) = pattern.split_once('/')?;
+        let pod = if pod == "*" { "" } else { pod };
+        let are_names = is_name(namespace) && (pod.is_empty() || is_name(pod));
+        are_names.then(|| (namespace.to_owned(), pod.to_owned()))
+    });
+    names.collect()
+}
+
+/// Whether Kubernetes may call something so. What else there is would stand for others.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['*', '?', '/'])
+}
+
 /// A name that can be shown.
 fn shown(name: &str) -> String {
     match name.len() <= MAX_NAME_LEN && !name.chars().any(char::is_control) {
@@ -410,3 +471,6 @@ fn shown(name: &str) -> String {
         false => "unnamed".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! What is asked of an API server that is slow where it is told to be, and what becomes of its answers.
+
+use std::{collections::HashSet, convert::Infallible, net::Ipv4Addr, path::PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::access::{Access, AccessError, Credentials as Shown, Identity};
+
+/// A token begins with the name of its user.
+const SEPARATOR: char = '#';
+
+/// What users may do, and what is never said.
+#[derive(Default)]
+struct Script {
+    /// Such as `alice create shop/web-1`, `alice create shop/` and `alice create n1`.
+    allowed: HashSet<String>,
+    /// Questions on what users may do in namespaces that begin so are never answered.
+    silent_on: Option<&'static str>,
+    /// What was asked, in that order: tokens, and what users would do.
+    asked: Vec<String>,
+}
+
+/// A scripted API server, and who asks it.
+struct Cluster {
+    script: Arc<Mutex<Script>>,
+    pods: Arc<Mutex<Pods>>,
+    reviews: Arc<Reviews>,
+    access: Access,
+    reviewer: Arc<Reviewer>,
+    own: PathBuf,
+    _server: AbortOnDropHandle<()>,
+}
+
+impl Cluster {
+    async fn start(name: &str) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (script, pods) = (Arc::<Mutex<Script>>::default(), Arc::<Mutex<Pods>>::default());
+        let of_server = Arc::clone(&script);
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let script = Arc::clone(&of_server);
+                let service = service_fn(move |request| answer(Arc::clone(&script), request));
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        let own = std::env::temp_dir().join(format!("packetflix-reviewer-{name}-{}", std::process::id()));
+        std::fs::write(&own, "own").unwrap();
+        let credentials = Credentials {
+            ca: PathBuf::new(),
+            token: own.clone(),
+        };
+        let reviews = Arc::new(Reviews::default());
+        let known = Arc::clone(&pods);
+        let find_pods: FindPods = Box::new(move || {
+            let pods = known.lock().unwrap().clone();
+            Box::pin(async move { Some(pods) })
+        });
+        let address = format!("http://127.0.0.1:{port}").parse().unwrap();
+        let reviewer = Reviewer::new(
+            address,
+            credentials,
+            "n1".to_owned(),
+            find_pods,
+            Arc::clone(&reviews),
+        );
+        Self {
+            script,
+            pods,
+            access: Access::open(None, false, Some(Arc::clone(&reviews))).unwrap(),
+            reviews,
+            reviewer: Arc::new(reviewer),
+            own,
+            _server: AbortOnDropHandle::new(server),
+        }
+    }
+
+    fn allow(&self, rights: &[&str]) {
+        let rights = rights.iter().map(ToString::to_string);
+        self.script().allowed.extend(rights);
+    }
+
+    fn put(&self, namespace: &str, pod: &str) {
+        let mut pods = self.pods.lock().unwrap();
+        pods.entry(namespace.to_owned())
+            .or_default()
+            .insert(pod.to_owned());
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.script.lock().unwrap()
+    }
+
+    /// Who it is that shows a token, as a request has it judged.
+    async fn show(&self, token: &str) -> Result<Identity, AccessError> {
+        self.reviewer.review(token.as_bytes()).await;
+        self.access.identify(Shown {
+            token: Some(token.as_bytes()),
+            certificate: None,
+            user: None,
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // It may not be there.
+        let _ = std::fs::remove_file(&self.own);
+    }
+}
+
+async fn answer(
+    script: Arc<Mutex<Script>>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let spec = &asked["spec"];
+    let of = |name: &str| spec["resourceAttributes"][name].as_str().unwrap_or_default();
+    let (what, delay) = match (spec["token"].as_str(), spec["user"].as_str()) {
+        (None, Some(user)) => {
+            let object = match of("resource") {
+                "nodes" => of("name").to_owned(),
+                _ => format!("{}/{}", of("namespace"), of("name")),
+            };
+            let script = script.lock().unwrap();
+            let is_silent = script.silent_on.is_some_and(|begin| object.starts_with(begin));
+            let delay = is_silent.then_some(Duration::MAX);
+            (format!("{user} {} {object}", of("verb")), delay)
+        }
+        (token, _) => (token.unwrap_or_default().to_owned(), None),
+    };
+    script.lock().unwrap().asked.push(what.clone());
+    sleep(delay.unwrap_or_default()).await;
+    let status = match what.split_once(SEPARATOR) {
+        Some(("nobody", _)) => json!({ "authenticated": false }),
+        Some((user, _)) => json!({ "authenticated": true, "user": { "username": user } }),
+        None => json!({ "allowed": script.lock().unwrap().allowed.contains(&what) }),
+    };
+    Ok(Response::new(Full::from(json!({ "status": status }).to_string())))
+}
+
+#[tokio::test]
+async fn growth_elsewhere_takes_no_right_away() {
+    let cluster = Cluster::start("growth").await;
+    cluster.put("zoo", "web");
+    cluster.allow(&["alice create zoo/web", "alice get zoo/web", "bob create zoo/"]);
+    let before = [
+        cluster.show("alice#1").await.unwrap(),
+        cluster.show("bob#1").await.unwrap(),
+    ];
+    for more in 0..MAX_QUESTIONS {
+        cluster.put(&format!("a-{more}"), "web");
+    }
+    for (identity, token) in before.iter().zip(["alice#1", "bob#1"]) {
+        cluster.reviews.age(Duration::from_secs(6));
+        cluster.script().asked.clear();
+        let after = cluster.show(token).await.unwrap();
+        assert!(
+            after.rights.include(&identity.rights),
+            "{token}: {:?}",
+            after.rights
+        );
+        // The token, and what is bounded by no names.
+        assert!(cluster.script().asked.len() <= 1 + 5 + MAX_QUESTIONS);
+    }
+    // What is taken away is gone.
+    cluster.pods.lock().unwrap().clear();
+    cluster.script().allowed.clear();
+    for token in ["alice#1", "bob#1"] {
+        cluster.reviews.age(Duration::from_secs(6));
+        assert_eq!(
+            *cluster.show(token).await.unwrap().rights,
+            Rights::NONE,
+            "{token}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn questions_that_take_too_long_keep_no_right_that_is_taken_away() {
+    let cluster = Cluster::start("slow").await;
+    cluster.put("shop", "web-1");
+    cluster.put("shop", "web-2");
+    cluster.allow(&["alice create shop/web-1", "alice create shop/web-2"]);
+    cluster.show("alice#1").await.unwrap();
+    cluster.put("a-1", "web");
+    let mut script = cluster.script();
+    script.silent_on = Some("a-");
+    script.allowed.remove("alice create shop/web-2");
+    drop(script);
+    cluster.reviews.age(Duration::from_secs(6));
+    let rights = cluster.show("alice#1").await.unwrap().rights;
+    assert!(rights.may_ask_for("shop/web-1") && !rights.may_ask_for("shop/web-2"));
+}
