@@ -22,7 +22,7 @@ pub(crate) use self::{
     file::{Files, read_by, read_public, read_secret, serve as serve_files},
     pattern::Pattern,
     reload::{FileAge, Followed, Reloaded, look_now},
-    reviews::{MAX_TOKEN_LEN, Reviews},
+    reviews::{Reviews, as_asked},
     rights::{Extent, Occupant, Occupants, Rights, Verdict},
 };
 use crate::capabilities::service_user;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    AccessError, Identity, Rights,
+    AccessError, Basis, Identity, Rights,
     tokens::{DIGEST_LEN, digest_of},
 };
 
@@ -32,30 +32,57 @@ type Digest = [u8; DIGEST_LEN];
 pub(crate) struct Reviews(Mutex<HashMap<Digest, Reviewed>>);
 
 struct Reviewed {
-    token: Box<[u8]>,
     /// Whose it is, if it is anybody's.
-    holder: Option<Identity>,
+    holder: Option<Holder>,
     at: Instant,
     used: Instant,
+}
+
+/// Whoever has a token. Those that nobody has are not kept, but their digests are.
+struct Holder {
+    token: Box<str>,
+    name: Arc<str>,
+    rights: Arc<Rights>,
 }
 
 impl Reviewed {
     fn is_fresh(&self, now: Instant) -> bool {
         now.duration_since(self.at) < FRESH
     }
+
+    fn identity(&self, digest: Digest) -> Result<Identity, AccessError> {
+        let holder = self.holder.as_ref().ok_or(AccessError::WrongToken)?;
+        Ok(Identity {
+            name: Arc::clone(&holder.name),
+            rights: Arc::clone(&holder.rights),
+            basis: Basis::Review(digest),
+        })
+    }
+}
+
+/// A token as it is asked for, unless it is none that anybody has.
+pub(crate) fn as_asked(token: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(token).ok();
+    text.filter(|text| !text.is_empty() && text.len() <= MAX_TOKEN_LEN)
 }
 
 impl Reviews {
     /// Whether an answer is there that lets in, or keeps out.
-    pub(crate) fn is_fresh(&self, token: &[u8]) -> bool {
+    pub(crate) fn is_fresh(&self, token: &str) -> bool {
         let now = Instant::now();
         let known = self.lock();
-        known.get(&digest_of(token)).is_some_and(|one| one.is_fresh(now))
+        let known = known.get(&digest_of(token.as_bytes()));
+        known.is_some_and(|one| one.is_fresh(now))
     }
 
-    /// Takes an answer in. `holder` says whose the token with this digest is, if it is anybody's.
-    pub(crate) fn note(&self, token: &[u8], holder: impl FnOnce(Digest) -> Option<Identity>) {
-        let digest = digest_of(token);
+    /// Takes an answer in: the name and the rights of whoever has the token, if anybody has it.
+    pub(crate) fn note(&self, token: &str, holder: Option<(String, Rights)>) {
+        let digest = digest_of(token.as_bytes());
+        let holder = holder.map(|(name, rights)| Holder {
+            token: token.into(),
+            name: name.into(),
+            rights: Arc::new(rights),
+        });
         let now = Instant::now();
         let mut known = self.lock();
         let used = known.get(&digest).map_or(now, |one| one.used);
@@ -72,8 +99,7 @@ impl Reviews {
         known.insert(
             digest,
             Reviewed {
-                token: token.into(),
-                holder: holder(digest),
+                holder,
                 at: now,
                 used,
             },
@@ -85,12 +111,14 @@ impl Reviews {
     /// # Errors
     /// When it is nobody's, or that is not known for certain any more.
     pub(super) fn holder_of(&self, token: &[u8]) -> Result<Identity, AccessError> {
+        let token = as_asked(token).ok_or(AccessError::WrongToken)?;
+        let digest = digest_of(token.as_bytes());
         let now = Instant::now();
         let mut known = self.lock();
-        let one = known.get_mut(&digest_of(token)).filter(|one| one.is_fresh(now));
+        let one = known.get_mut(&digest).filter(|one| one.is_fresh(now));
         let one = one.ok_or(AccessError::NotReviewed)?;
         one.used = now;
-        one.holder.clone().ok_or(AccessError::WrongToken)
+        one.identity(digest)
     }
 
     /// Whose token has this digest, as it was last known: what runs goes on while nobody can be asked.
@@ -101,26 +129,25 @@ impl Reviews {
         let mut known = self.lock();
         let one = known.get_mut(digest).ok_or(AccessError::WrongToken)?;
         one.used = Instant::now();
-        one.holder.clone().ok_or(AccessError::WrongToken)
+        one.identity(*digest)
     }
 
     /// What whoever has this token was last known to may do, if anybody has it.
-    pub(crate) fn rights_of(&self, token: &[u8]) -> Option<Arc<Rights>> {
+    pub(crate) fn rights_of(&self, token: &str) -> Option<Arc<Rights>> {
         let known = self.lock();
-        let holder = known.get(&digest_of(token))?.holder.as_ref()?;
+        let holder = known.get(&digest_of(token.as_bytes()))?.holder.as_ref()?;
         Some(Arc::clone(&holder.rights))
     }
 
     /// Tokens that are in use and have to be asked for again.
-    pub(crate) fn due(&self) -> Vec<Box<[u8]>> {
+    pub(crate) fn due(&self) -> Vec<Box<str>> {
         let now = Instant::now();
         let known = self.lock();
-        let due = known.values().filter(|one| {
-            one.holder.is_some()
-                && now.duration_since(one.used) < IN_USE
-                && now.duration_since(one.at) > FRESH / 2
-        });
-        due.map(|one| one.token.clone()).collect()
+        let due = known
+            .values()
+            .filter(|one| now.duration_since(one.used) < IN_USE && now.duration_since(one.at) > FRESH / 2);
+        due.filter_map(|one| Some(one.holder.as_ref()?.token.clone()))
+            .collect()
     }
 
     /// Has all that is known be so much older.
@@ -139,42 +166,30 @@ impl Reviews {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Basis, *};
+    use super::*;
 
-    fn identity(digest: Digest) -> Identity {
-        Identity {
-            name: "alice".into(),
-            rights: Arc::new(Rights::ORDINARY),
-            basis: Basis::Review(digest),
-        }
-    }
-
-    /// Has all that is known be so much older.
-    fn age(reviews: &Reviews, by: Duration) {
-        for one in reviews.lock().values_mut() {
-            one.at -= by;
-            one.used -= by;
-        }
+    fn alice() -> Option<(String, Rights)> {
+        Some(("alice".to_owned(), Rights::ORDINARY))
     }
 
     #[test]
     fn answers_let_in_for_seconds_and_what_runs_goes_on() {
         let reviews = Reviews::default();
         assert_eq!(reviews.holder_of(b"t"), Err(AccessError::NotReviewed));
-        reviews.note(b"t", |digest| Some(identity(digest)));
-        reviews.note(b"wrong", |_| None);
+        reviews.note("t", alice());
+        reviews.note("wrong", None);
         let alice = reviews.holder_of(b"t").unwrap();
         let Basis::Review(digest) = alice.basis else {
             panic!("{alice:?}")
         };
         assert_eq!(reviews.holder_of(b"wrong"), Err(AccessError::WrongToken));
-        assert!(reviews.is_fresh(b"t") && reviews.due().is_empty());
-        age(&reviews, FRESH);
+        assert!(reviews.is_fresh("t") && reviews.due().is_empty());
+        reviews.age(FRESH);
         assert_eq!(reviews.holder_of(b"t"), Err(AccessError::NotReviewed));
         assert_eq!(reviews.holder_by(&digest), Ok(alice));
-        assert_eq!(reviews.due(), [Box::from(&b"t"[..])]);
+        assert_eq!(reviews.due(), [Box::from("t")]);
         // It is taken away.
-        reviews.note(b"t", |_| None);
+        reviews.note("t", None);
         assert_eq!(reviews.holder_by(&digest), Err(AccessError::WrongToken));
         assert!(reviews.due().is_empty());
     }
@@ -182,14 +197,24 @@ mod tests {
     #[test]
     fn what_nobody_uses_is_forgotten_and_all_is_bounded() {
         let reviews = Reviews::default();
-        reviews.note(b"t", |digest| Some(identity(digest)));
+        reviews.note("t", alice());
         for wrong in 0..2 * MAX_KNOWN {
-            reviews.note(&wrong.to_ne_bytes(), |_| None);
+            reviews.note(&wrong.to_string(), None);
         }
         assert_eq!(reviews.lock().len(), MAX_KNOWN);
         assert!(reviews.holder_of(b"t").is_ok());
-        age(&reviews, 2 * IN_USE);
-        reviews.note(b"u", |_| None);
+        reviews.age(2 * IN_USE);
+        reviews.note("u", None);
         assert_eq!(reviews.lock().len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_can_have_is_wrong_unasked() {
+        for wrong in [&[b'x'; MAX_TOKEN_LEN + 1][..], b"", b"\xff"] {
+            assert_eq!(as_asked(wrong), None);
+            let reviews = Reviews::default();
+            assert_eq!(reviews.holder_of(wrong), Err(AccessError::WrongToken));
+        }
+        assert!(as_asked(&[b'x'; MAX_TOKEN_LEN]).is_some());
     }
 }

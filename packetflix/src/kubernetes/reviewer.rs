@@ -24,7 +24,7 @@ use tokio::{
 
 use super::api::{ApiAddress, ApiConnection, ApiServerError, Credentials};
 use crate::{
-    access::{Basis, Extent, Identity, MAX_TOKEN_LEN, Pattern, Reviews, Rights},
+    access::{Extent, Pattern, Reviews, Rights, as_asked},
     error::chain,
 };
 
@@ -133,9 +133,9 @@ impl Reviewer {
 
     /// Sees to it that whose a token is, is known, unless the API server does not say.
     pub(crate) async fn review(&self, token: &[u8]) {
-        if self.reviews.is_fresh(token) {
+        let Some(token) = as_asked(token).filter(|token| !self.reviews.is_fresh(token)) else {
             return;
-        }
+        };
         let Ok(Ok(_turn)) = timeout(PATIENCE, self.turns.acquire()).await else {
             return;
         };
@@ -155,23 +155,11 @@ impl Reviewer {
         }
     }
 
-    async fn ask_for(&self, token: &[u8]) {
-        let text = std::str::from_utf8(token).ok();
-        let text = text.filter(|text| !text.is_empty() && text.len() <= MAX_TOKEN_LEN);
-        let answer = match text {
-            Some(text) => timeout(PATIENCE, self.ask(text)).await,
-            None => Ok(Ok(None)),
-        };
+    async fn ask_for(&self, token: &str) {
+        let answer = timeout(PATIENCE, self.ask(token)).await;
         match answer.unwrap_or(Err(ApiServerError::Late)) {
             Ok(holder) => {
-                self.reviews.note(token, |digest| {
-                    let (name, rights) = holder?;
-                    Some(Identity {
-                        name: name.into(),
-                        rights: Arc::new(rights),
-                        basis: Basis::Review(digest),
-                    })
-                });
+                self.reviews.note(token, holder);
                 self.tell(None);
             }
             Err(error) => self.tell(Some(chain(&error))),
@@ -271,7 +259,7 @@ impl Reviewer {
     /// When none are known, whose rights would then be taken for none.
     async fn pods(&self, token: &str) -> Result<(Pods, [Names; 2]), ApiServerError> {
         let found = (self.find_pods)().await;
-        let before = self.reviews.rights_of(token.as_bytes());
+        let before = self.reviews.rights_of(token);
         if found.is_none() && before.is_none() {
             return Err(ApiServerError::NoPods);
         }

@@ -200,3 +200,17 @@ async fn questions_that_take_too_long_keep_no_right_that_is_taken_away() {
     let rights = cluster.show("alice#1").await.unwrap().rights;
     assert!(rights.may_ask_for("shop/web-1") && !rights.may_ask_for("shop/web-2"));
 }
+
+#[tokio::test]
+async fn only_an_api_server_that_was_asked_is_said_to_answer() {
+    let cluster = Cluster::start("answers").await;
+    cluster.reviewer.tell(Some("it is away".to_owned()));
+    let problem = || cluster.reviewer.problem.lock().unwrap().clone();
+    for wrong in ["x".repeat(64 << 10), String::new()] {
+        assert_eq!(cluster.show(&wrong).await, Err(AccessError::WrongToken));
+        assert!(problem().is_some());
+    }
+    assert!(cluster.script().asked.is_empty());
+    assert_eq!(cluster.show("nobody#1").await, Err(AccessError::WrongToken));
+    assert!(problem().is_none());
+}
