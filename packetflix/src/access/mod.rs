@@ -7,7 +7,7 @@ mod reviews;
 mod rights;
 mod tokens;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::file::fuzzing;
@@ -58,8 +58,10 @@ pub(crate) enum Basis {
 }
 
 /// What a client shows of itself.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Credentials<'a> {
+    /// When it came.
+    pub(crate) came: Instant,
     /// What it gives as its token.
     pub(crate) token: Option<&'a [u8]>,
     /// The name in its certificate, which is verified.
@@ -156,7 +158,7 @@ impl Access {
                 return Ok(holder.clone());
             }
             let reviews = self.reviews.as_ref().ok_or(AccessError::WrongToken)?;
-            return reviews.holder_of(token);
+            return reviews.holder_of(token, credentials.came);
         }
         if let Some(name) = credentials.certificate.filter(|_| self.certificates) {
             return Ok(Identity::of_certificate(name, tokens.as_deref()));
@@ -254,6 +256,7 @@ mod tests {
         user: Option<u32>,
     ) -> Result<(String, Rights), AccessError> {
         let found = access.identify(Credentials {
+            came: Instant::now(),
             token,
             certificate,
             user,

@@ -13,7 +13,7 @@ use super::{
     tokens::{DIGEST_LEN, digest_of},
 };
 
-/// For how long an answer lets in.
+/// For how long an answer lets in, from when it was asked for.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// For how long a token is asked for again that nobody has shown, and no capture has needed.
@@ -34,6 +34,7 @@ pub(crate) struct Reviews(Mutex<HashMap<Digest, Reviewed>>);
 struct Reviewed {
     /// Whose it is, if it is anybody's.
     holder: Option<Holder>,
+    /// When that was asked.
     at: Instant,
     used: Instant,
 }
@@ -46,8 +47,9 @@ struct Holder {
 }
 
 impl Reviewed {
-    fn is_fresh(&self, now: Instant) -> bool {
-        now.duration_since(self.at) < FRESH
+    /// Whether it lets in who came then. The answer to a question that is younger than that does, however long it took.
+    fn is_fresh(&self, came: Instant) -> bool {
+        came.saturating_duration_since(self.at) < FRESH
     }
 
     fn identity(&self, digest: Digest) -> Result<Identity, AccessError> {
@@ -67,16 +69,16 @@ pub(crate) fn as_asked(token: &[u8]) -> Option<&str> {
 }
 
 impl Reviews {
-    /// Whether an answer is there that lets in, or keeps out.
-    pub(crate) fn is_fresh(&self, token: &str) -> bool {
-        let now = Instant::now();
+    /// Whether an answer is there that lets in, or keeps out, who came with a token then.
+    pub(crate) fn is_fresh(&self, token: &str, came: Instant) -> bool {
         let known = self.lock();
         let known = known.get(&digest_of(token.as_bytes()));
-        known.is_some_and(|one| one.is_fresh(now))
+        known.is_some_and(|one| one.is_fresh(came))
     }
 
-    /// Takes an answer in: the name and the rights of whoever has the token, if anybody has it.
-    pub(crate) fn note(&self, token: &str, holder: Option<(String, Rights)>) {
+    /// Takes an answer in to what was asked at that time, unless a later one is known: the name and the rights of whoever has the
+    /// token, if anybody has it.
+    pub(crate) fn note(&self, token: &str, at: Instant, holder: Option<(String, Rights)>) {
         let digest = digest_of(token.as_bytes());
         let holder = holder.map(|(name, rights)| Holder {
             token: token.into(),
@@ -85,6 +87,9 @@ impl Reviews {
         });
         let now = Instant::now();
         let mut known = self.lock();
+        if known.get(&digest).is_some_and(|one| one.at > at) {
+            return;
+        }
         let used = known.get(&digest).map_or(now, |one| one.used);
         known.retain(|other, one| *other == digest || now.duration_since(one.used) < 2 * IN_USE);
         if known.len() >= MAX_KNOWN && !known.contains_key(&digest) {
@@ -96,28 +101,20 @@ impl Reviews {
                 known.remove(&oldest);
             }
         }
-        known.insert(
-            digest,
-            Reviewed {
-                holder,
-                at: now,
-                used,
-            },
-        );
+        known.insert(digest, Reviewed { holder, at, used });
     }
 
-    /// Whose token it is.
+    /// Whose token it is with which somebody came then.
     ///
     /// # Errors
     /// When it is nobody's, or that is not known for certain any more.
-    pub(super) fn holder_of(&self, token: &[u8]) -> Result<Identity, AccessError> {
+    pub(super) fn holder_of(&self, token: &[u8], came: Instant) -> Result<Identity, AccessError> {
         let token = as_asked(token).ok_or(AccessError::WrongToken)?;
         let digest = digest_of(token.as_bytes());
-        let now = Instant::now();
         let mut known = self.lock();
-        let one = known.get_mut(&digest).filter(|one| one.is_fresh(now));
+        let one = known.get_mut(&digest).filter(|one| one.is_fresh(came));
         let one = one.ok_or(AccessError::NotReviewed)?;
-        one.used = now;
+        one.used = Instant::now();
         one.identity(digest)
     }
 
@@ -172,39 +169,63 @@ mod tests {
         Some(("alice".to_owned(), Rights::ORDINARY))
     }
 
+    fn note(reviews: &Reviews, token: &str, holder: Option<(String, Rights)>) {
+        reviews.note(token, Instant::now(), holder);
+    }
+
+    fn holder_of(reviews: &Reviews, token: &str) -> Result<Identity, AccessError> {
+        reviews.holder_of(token.as_bytes(), Instant::now())
+    }
+
     #[test]
     fn answers_let_in_for_seconds_and_what_runs_goes_on() {
         let reviews = Reviews::default();
-        assert_eq!(reviews.holder_of(b"t"), Err(AccessError::NotReviewed));
-        reviews.note("t", alice());
-        reviews.note("wrong", None);
-        let alice = reviews.holder_of(b"t").unwrap();
+        assert_eq!(holder_of(&reviews, "t"), Err(AccessError::NotReviewed));
+        note(&reviews, "t", alice());
+        note(&reviews, "wrong", None);
+        let alice = holder_of(&reviews, "t").unwrap();
         let Basis::Review(digest) = alice.basis else {
             panic!("{alice:?}")
         };
-        assert_eq!(reviews.holder_of(b"wrong"), Err(AccessError::WrongToken));
-        assert!(reviews.is_fresh("t") && reviews.due().is_empty());
+        assert_eq!(holder_of(&reviews, "wrong"), Err(AccessError::WrongToken));
+        assert!(reviews.is_fresh("t", Instant::now()) && reviews.due().is_empty());
         reviews.age(FRESH);
-        assert_eq!(reviews.holder_of(b"t"), Err(AccessError::NotReviewed));
+        assert_eq!(holder_of(&reviews, "t"), Err(AccessError::NotReviewed));
         assert_eq!(reviews.holder_by(&digest), Ok(alice));
         assert_eq!(reviews.due(), [Box::from("t")]);
         // It is taken away.
-        reviews.note("t", None);
+        note(&reviews, "t", None);
         assert_eq!(reviews.holder_by(&digest), Err(AccessError::WrongToken));
         assert!(reviews.due().is_empty());
     }
 
     #[test]
+    fn answers_are_as_old_as_their_questions() {
+        let reviews = Reviews::default();
+        let came = Instant::now();
+        let [before, after] = [came.checked_sub(FRESH).unwrap(), came + FRESH];
+        reviews.note("t", before, alice());
+        assert!(!reviews.is_fresh("t", came) && reviews.is_fresh("t", before));
+        // Whoever waits for the answer is let in by it, however long it takes.
+        reviews.note("t", came, alice());
+        assert!(reviews.is_fresh("t", came) && !reviews.is_fresh("t", after));
+        // One to an older question comes too late.
+        reviews.note("t", after, None);
+        reviews.note("t", came, alice());
+        assert_eq!(reviews.holder_of(b"t", came), Err(AccessError::WrongToken));
+    }
+
+    #[test]
     fn what_nobody_uses_is_forgotten_and_all_is_bounded() {
         let reviews = Reviews::default();
-        reviews.note("t", alice());
+        note(&reviews, "t", alice());
         for wrong in 0..2 * MAX_KNOWN {
-            reviews.note(&wrong.to_string(), None);
+            note(&reviews, &wrong.to_string(), None);
         }
         assert_eq!(reviews.lock().len(), MAX_KNOWN);
-        assert!(reviews.holder_of(b"t").is_ok());
+        assert!(holder_of(&reviews, "t").is_ok());
         reviews.age(2 * IN_USE);
-        reviews.note("u", None);
+        note(&reviews, "u", None);
         assert_eq!(reviews.lock().len(), 1);
     }
 
@@ -213,7 +234,10 @@ mod tests {
         for wrong in [&[b'x'; MAX_TOKEN_LEN + 1][..], b"", b"\xff"] {
             assert_eq!(as_asked(wrong), None);
             let reviews = Reviews::default();
-            assert_eq!(reviews.holder_of(wrong), Err(AccessError::WrongToken));
+            assert_eq!(
+                reviews.holder_of(wrong, Instant::now()),
+                Err(AccessError::WrongToken)
+            );
         }
         assert!(as_asked(&[b'x'; MAX_TOKEN_LEN]).is_some());
     }

@@ -1,6 +1,6 @@
 //! What a request shows of who sends it: a token in a header, as a subprotocol or in the query, beside what its connection shows.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Instant};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use warp::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
@@ -21,17 +21,19 @@ const TOKEN_PARAMETER: &str = "token";
 /// What a subprotocol begins with that is a token, in base64url without padding (RFC 4648, section 5).
 const TOKEN_PROTOCOL: &[u8] = b"bearer.";
 
-/// Who sends a request with these headers over a connection of `client`; `token` came in its query or as a subprotocol.
+/// Who sent a request at that time with these headers over a connection of `client`; `token` came in its query or as a subprotocol.
 ///
 /// # Errors
 /// When they are not let in.
 pub(super) fn identify(
     access: &Access,
+    came: Instant,
     client: &ClientConnection,
     headers: &HeaderMap,
     token: Option<&[u8]>,
 ) -> Result<Caller, AccessError> {
     let shown = Shown {
+        came,
         peer: client.peer,
         token: shown_token(headers, token),
         certificate: client.certificate.as_ref(),

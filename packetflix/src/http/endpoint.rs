@@ -1,7 +1,7 @@
 //! What every request passes first: it is bounded, its caller is asked for, it goes to our routes or to the discovery
 //! service, and is logged.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
@@ -51,8 +51,9 @@ const ACCOUNTED_LINES: u64 = 50;
 #[derive(Clone, Debug)]
 struct IdentifiedCaller(Arc<ClientFacts>);
 
-/// What was asked for.
+/// What was asked for, and when.
 struct Asked {
+    came: Instant,
     method: Method,
     path: String,
 }
@@ -60,6 +61,7 @@ struct Asked {
 impl Asked {
     fn of<B>(request: &Request<B>) -> Self {
         Self {
+            came: Instant::now(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
         }
@@ -118,12 +120,15 @@ impl Endpoint {
         let log = RequestLog::begin(&self.site.frontend().config, &request);
         let asked = Asked::of(&request);
         if let Some(token) = shown_token(request.headers(), token.as_deref()) {
-            self.site.frontend().review(token).await;
+            self.site.frontend().review(token, asked.came).await;
         }
         let mut response = match proxy {
             _ if let Err(error) = check_single(request.headers()) => self.refuse(error.into(), client),
-            Some(proxy) => self.proxied(proxy, request, client, token.as_deref()).await,
-            None => self.own(request, client, token.as_deref()).await?,
+            Some(proxy) => {
+                self.proxied(proxy, request, asked.came, client, token.as_deref())
+                    .await
+            }
+            None => self.own(request, asked.came, client, token.as_deref()).await?,
         };
         self.account(&asked, client, &response);
         // Wherever clients believe that the service is.
@@ -143,6 +148,7 @@ impl Endpoint {
     async fn own(
         &self,
         mut request: Request<Incoming>,
+        came: Instant,
         client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Result<Response<AnswerBody>, Infallible> {
@@ -156,10 +162,12 @@ impl Endpoint {
             true => Ok(()),
             false => self.check_page(&request, client, false),
         });
-        let caller = checked.and_then(|()| match self.caller(&request, client, token, !is_public) {
-            Err(_) if is_public => Ok(Caller::nobody(Some(client.peer))),
-            known => known,
-        });
+        let caller = checked.and_then(
+            |()| match self.caller(&request, came, client, token, !is_public) {
+                Err(_) if is_public => Ok(Caller::nobody(Some(client.peer))),
+                known => known,
+            },
+        );
         let mut response = match caller {
             Err(refusal) => self.refuse(refusal, client),
             Ok(_) if request.method() == Method::CONNECT => no_tunnel(request.uri()),
@@ -194,12 +202,13 @@ impl Endpoint {
         &self,
         proxy: &Proxy,
         mut request: Request<Incoming>,
+        came: Instant,
         client: &ClientConnection,
         token: Option<&[u8]>,
     ) -> Response<AnswerBody> {
         let caller = check_url(request.uri())
             .and_then(|()| self.check_page(&request, client, true))
-            .and_then(|()| self.caller(&request, client, token, true));
+            .and_then(|()| self.caller(&request, came, client, token, true));
         let caller = match caller {
             Ok(caller) => caller,
             Err(refusal) => return self.refuse(refusal, client),
@@ -255,11 +264,12 @@ impl Endpoint {
     fn caller<B>(
         &self,
         request: &Request<B>,
+        came: Instant,
         client: &ClientConnection,
         token: Option<&[u8]>,
         takes_right: bool,
     ) -> Result<Caller, Refusal> {
-        let mut caller = identify(&self.access, client, request.headers(), token)?;
+        let mut caller = identify(&self.access, came, client, request.headers(), token)?;
         if let Some(rights) = rights_shown(request.headers())? {
             caller = caller.on_behalf(rights);
         }

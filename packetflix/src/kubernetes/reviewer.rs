@@ -12,7 +12,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
@@ -131,16 +131,16 @@ impl Reviewer {
         }
     }
 
-    /// Sees to it that whose a token is, is known, unless the API server does not say.
-    pub(crate) async fn review(&self, token: &[u8]) {
-        let Some(token) = as_asked(token).filter(|token| !self.reviews.is_fresh(token)) else {
+    /// Sees to it that whose a token is with which somebody came then, is known, unless the API server does not say.
+    pub(crate) async fn review(&self, token: &[u8], came: Instant) {
+        let Some(token) = as_asked(token).filter(|token| !self.reviews.is_fresh(token, came)) else {
             return;
         };
         let Ok(Ok(_turn)) = timeout(PATIENCE, self.turns.acquire()).await else {
             return;
         };
         // Another request may have brought the same.
-        if !self.reviews.is_fresh(token) {
+        if !self.reviews.is_fresh(token, came) {
             self.ask_for(token).await;
         }
     }
@@ -156,10 +156,11 @@ impl Reviewer {
     }
 
     async fn ask_for(&self, token: &str) {
+        let at = Instant::now();
         let answer = timeout(PATIENCE, self.ask(token)).await;
         match answer.unwrap_or(Err(ApiServerError::Late)) {
             Ok(holder) => {
-                self.reviews.note(token, holder);
+                self.reviews.note(token, at, holder);
                 self.tell(None);
             }
             Err(error) => self.tell(Some(chain(&error))),

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use crate::{
@@ -61,6 +62,8 @@ pub(crate) trait Certificate: fmt::Debug + Send + Sync {
 /// What somebody shows of who they are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shown<'a> {
+    /// When they came.
+    pub(crate) came: Instant,
     /// Where they are.
     pub(crate) peer: Peer,
     /// Their token.
@@ -152,6 +155,7 @@ impl Caller {
     /// When they are not let in. A certificate that was trusted when the connection was made has to be so still.
     pub(crate) fn identify(access: &Access, shown: Shown<'_>) -> Result<Self, AccessError> {
         let identity = access.identify(Credentials {
+            came: shown.came,
             token: shown.token,
             certificate: shown.certificate.map(|certificate| certificate.name()),
             user: shown.peer.user(),

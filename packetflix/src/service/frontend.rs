@@ -1,9 +1,12 @@
 //! What every service of ours has that is asked over HTTP, whatever it serves: whom it lets in, how much these may have, and
 //! what is told of that.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use tokio::time::sleep;
@@ -112,10 +115,10 @@ impl Frontend {
         });
     }
 
-    /// Sees to it that whose a token is, is known, where somebody else has to be asked.
-    pub(crate) async fn review(&self, token: &[u8]) {
+    /// Sees to it that whose a token is with which somebody came then, is known, where somebody else has to be asked.
+    pub(crate) async fn review(&self, token: &[u8], came: Instant) {
         if let Some(reviewer) = self.reviewer.as_ref().filter(|_| self.access.wants_review(token)) {
-            reviewer.review(token).await;
+            reviewer.review(token, came).await;
         }
     }
 

@@ -341,7 +341,14 @@ mod tests {
 
     fn anybody() -> UseOfService {
         let access = Access::open(None, false, None).unwrap();
-        let caller = identify(&access, &CLIENT, &HeaderMap::new(), None).unwrap();
+        let caller = identify(
+            &access,
+            std::time::Instant::now(),
+            &CLIENT,
+            &HeaderMap::new(),
+            None,
+        )
+        .unwrap();
         UseOfService::new(caller, Arc::new(access))
     }
 

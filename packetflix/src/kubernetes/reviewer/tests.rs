@@ -100,8 +100,10 @@ impl Cluster {
 
     /// Who it is that shows a token, as a request has it judged.
     async fn show(&self, token: &str) -> Result<Identity, AccessError> {
-        self.reviewer.review(token.as_bytes()).await;
+        let came = Instant::now();
+        self.reviewer.review(token.as_bytes(), came).await;
         self.access.identify(Shown {
+            came,
             token: Some(token.as_bytes()),
             certificate: None,
             user: None,
