@@ -45,14 +45,14 @@ pub(crate) struct Identity {
 }
 
 /// What an identity rests on, and is lost with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Basis {
     /// Nothing that could be lost.
     Nothing,
     /// The token with this digest.
     Token([u8; DIGEST_LEN]),
-    /// What another service says of the token with this digest.
-    Review([u8; DIGEST_LEN]),
+    /// What another service says of the token with this digest, which is asked again as long as anything rests on it.
+    Review(Arc<[u8; DIGEST_LEN]>),
     /// A client certificate.
     Certificate,
 }
@@ -186,14 +186,14 @@ impl Access {
     /// When its token is not known any more. Whether a certificate is still to be trusted is for those to say who know it.
     pub(crate) fn renew(&self, identity: &Identity) -> Result<Identity, AccessError> {
         let tokens = self.tokens.as_ref().map(|tokens| tokens.current());
-        match identity.basis {
+        match &identity.basis {
             Basis::Nothing => Ok(identity.clone()),
             Basis::Token(digest) => tokens
-                .and_then(|tokens| tokens.holder_by(&digest).cloned())
+                .and_then(|tokens| tokens.holder_by(digest).cloned())
                 .ok_or(AccessError::WrongToken),
             Basis::Review(digest) => {
                 let reviews = self.reviews.as_ref().ok_or(AccessError::WrongToken)?;
-                reviews.holder_by(&digest)
+                reviews.holder_by(digest)
             }
             Basis::Certificate => Ok(Identity::of_certificate(&identity.name, tokens.as_deref())),
         }

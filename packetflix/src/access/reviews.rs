@@ -16,16 +16,17 @@ use super::{
 /// For how long an answer lets in, from when it was asked for.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// For how long a token is asked for again that nobody has shown, and no capture has needed.
-const IN_USE: Duration = Duration::from_secs(10);
+/// For how long it is known what was said of a token on which nothing rests.
+const KEPT: Duration = Duration::from_secs(20);
 
 /// Most tokens of which something is known.
 const MAX_KNOWN: usize = 4096;
 
 /// The longest token that is asked for, in bytes.
-pub(crate) const MAX_TOKEN_LEN: usize = 16 << 10;
+const MAX_TOKEN_LEN: usize = 16 << 10;
 
-type Digest = [u8; DIGEST_LEN];
+/// The digest of a token. Whoever was let in by the token has the one that is kept, so that it shows what rests on it.
+pub(super) type Digest = Arc<[u8; DIGEST_LEN]>;
 
 /// What is known of tokens.
 #[derive(Default)]
@@ -36,7 +37,6 @@ struct Reviewed {
     holder: Option<Holder>,
     /// When that was asked.
     at: Instant,
-    used: Instant,
 }
 
 /// Whoever has a token. Those that nobody has are not kept, but their digests are.
@@ -52,14 +52,19 @@ impl Reviewed {
         came.saturating_duration_since(self.at) < FRESH
     }
 
-    fn identity(&self, digest: Digest) -> Result<Identity, AccessError> {
+    fn identity(&self, digest: &Digest) -> Result<Identity, AccessError> {
         let holder = self.holder.as_ref().ok_or(AccessError::WrongToken)?;
         Ok(Identity {
             name: Arc::clone(&holder.name),
             rights: Arc::clone(&holder.rights),
-            basis: Basis::Review(digest),
+            basis: Basis::Review(Arc::clone(digest)),
         })
     }
+}
+
+/// Whether somebody rests on what is said of a token.
+fn is_in_use(digest: &Digest) -> bool {
+    Arc::strong_count(digest) > 1
 }
 
 /// A token as it is asked for, unless it is none that anybody has.
@@ -79,29 +84,32 @@ impl Reviews {
     /// Takes an answer in to what was asked at that time, unless a later one is known: the name and the rights of whoever has the
     /// token, if anybody has it.
     pub(crate) fn note(&self, token: &str, at: Instant, holder: Option<(String, Rights)>) {
-        let digest = digest_of(token.as_bytes());
         let holder = holder.map(|(name, rights)| Holder {
             token: token.into(),
             name: name.into(),
             rights: Arc::new(rights),
         });
-        let now = Instant::now();
+        let digest = digest_of(token.as_bytes());
+        let answer = Reviewed { holder, at };
         let mut known = self.lock();
-        if known.get(&digest).is_some_and(|one| one.at > at) {
+        if let Some(one) = known.get_mut(&digest) {
+            if one.at <= at {
+                *one = answer;
+            }
             return;
         }
-        let used = known.get(&digest).map_or(now, |one| one.used);
-        known.retain(|other, one| *other == digest || now.duration_since(one.used) < 2 * IN_USE);
-        if known.len() >= MAX_KNOWN && !known.contains_key(&digest) {
+        let now = Instant::now();
+        known.retain(|digest, one| is_in_use(digest) || now.saturating_duration_since(one.at) < KEPT);
+        if known.len() >= MAX_KNOWN {
             // Whoever is let in stays known before all who are not.
             let oldest = known
                 .iter()
-                .min_by_key(|(_, one)| (one.holder.is_some(), one.used));
-            if let Some(oldest) = oldest.map(|(oldest, _)| *oldest) {
+                .min_by_key(|(digest, one)| (is_in_use(digest), one.holder.is_some(), one.at));
+            if let Some(oldest) = oldest.map(|(oldest, _)| Arc::clone(oldest)) {
                 known.remove(&oldest);
             }
         }
-        known.insert(digest, Reviewed { holder, at, used });
+        known.insert(Arc::new(digest), answer);
     }
 
     /// Whose token it is with which somebody came then.
@@ -111,10 +119,10 @@ impl Reviews {
     pub(super) fn holder_of(&self, token: &[u8], came: Instant) -> Result<Identity, AccessError> {
         let token = as_asked(token).ok_or(AccessError::WrongToken)?;
         let digest = digest_of(token.as_bytes());
-        let mut known = self.lock();
-        let one = known.get_mut(&digest).filter(|one| one.is_fresh(came));
-        let one = one.ok_or(AccessError::NotReviewed)?;
-        one.used = Instant::now();
+        let known = self.lock();
+        let one = known.get_key_value(&digest);
+        let one = one.filter(|(_, one)| one.is_fresh(came));
+        let (digest, one) = one.ok_or(AccessError::NotReviewed)?;
         one.identity(digest)
     }
 
@@ -123,10 +131,9 @@ impl Reviews {
     /// # Errors
     /// When it is nobody's.
     pub(super) fn holder_by(&self, digest: &Digest) -> Result<Identity, AccessError> {
-        let mut known = self.lock();
-        let one = known.get_mut(digest).ok_or(AccessError::WrongToken)?;
-        one.used = Instant::now();
-        one.identity(*digest)
+        let known = self.lock();
+        let (digest, one) = known.get_key_value(digest).ok_or(AccessError::WrongToken)?;
+        one.identity(digest)
     }
 
     /// What whoever has this token was last known to may do, if anybody has it.
@@ -136,15 +143,17 @@ impl Reviews {
         Some(Arc::clone(&holder.rights))
     }
 
-    /// Tokens that are in use and have to be asked for again.
+    /// Tokens in use that have to be asked for again, those first that have not been for the longest time.
     pub(crate) fn due(&self) -> Vec<Box<str>> {
-        let now = Instant::now();
         let known = self.lock();
-        let due = known
-            .values()
-            .filter(|one| now.duration_since(one.used) < IN_USE && now.duration_since(one.at) > FRESH / 2);
-        due.filter_map(|one| Some(one.holder.as_ref()?.token.clone()))
-            .collect()
+        let due = known.iter().filter_map(|(digest, one)| {
+            let is_due = is_in_use(digest) && one.at.elapsed() > FRESH / 2;
+            let holder = one.holder.as_ref().filter(|_| is_due)?;
+            Some((one.at, holder.token.clone()))
+        });
+        let mut due: Vec<_> = due.collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, token)| token).collect()
     }
 
     /// Has all that is known be so much older.
@@ -152,7 +161,6 @@ impl Reviews {
     pub(crate) fn age(&self, by: Duration) {
         for one in self.lock().values_mut() {
             one.at -= by;
-            one.used -= by;
         }
     }
 
@@ -177,6 +185,13 @@ mod tests {
         reviews.holder_of(token.as_bytes(), Instant::now())
     }
 
+    fn digest(identity: &Identity) -> &Digest {
+        match &identity.basis {
+            Basis::Review(digest) => digest,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn answers_let_in_for_seconds_and_what_runs_goes_on() {
         let reviews = Reviews::default();
@@ -184,18 +199,42 @@ mod tests {
         note(&reviews, "t", alice());
         note(&reviews, "wrong", None);
         let alice = holder_of(&reviews, "t").unwrap();
-        let Basis::Review(digest) = alice.basis else {
-            panic!("{alice:?}")
-        };
         assert_eq!(holder_of(&reviews, "wrong"), Err(AccessError::WrongToken));
         assert!(reviews.is_fresh("t", Instant::now()) && reviews.due().is_empty());
         reviews.age(FRESH);
         assert_eq!(holder_of(&reviews, "t"), Err(AccessError::NotReviewed));
-        assert_eq!(reviews.holder_by(&digest), Ok(alice));
+        assert_eq!(reviews.holder_by(digest(&alice)), Ok(alice.clone()));
         assert_eq!(reviews.due(), [Box::from("t")]);
         // It is taken away.
         note(&reviews, "t", None);
-        assert_eq!(reviews.holder_by(&digest), Err(AccessError::WrongToken));
+        assert_eq!(reviews.holder_by(digest(&alice)), Err(AccessError::WrongToken));
+        reviews.age(FRESH);
+        assert!(reviews.due().is_empty());
+    }
+
+    #[test]
+    fn what_somebody_rests_on_is_asked_for_and_kept() {
+        let reviews = Reviews::default();
+        for token in ["seldom", "often", "shown"] {
+            note(&reviews, token, alice());
+        }
+        let [seldom, often] = ["seldom", "often"].map(|token| holder_of(&reviews, token).unwrap());
+        assert!(holder_of(&reviews, "shown").is_ok());
+        reviews.age(FRESH);
+        note(&reviews, "often", alice());
+        reviews.age(FRESH);
+        assert_eq!(reviews.due(), ["seldom", "often"].map(Box::from));
+        // However long nobody looks at it, and whatever comes.
+        reviews.age(KEPT);
+        for other in 0..2 * MAX_KNOWN {
+            note(&reviews, &other.to_string(), alice());
+        }
+        assert_eq!(reviews.lock().len(), MAX_KNOWN);
+        assert_eq!(reviews.holder_by(digest(&seldom)), Ok(seldom.clone()));
+        let digest = Digest::clone(digest(&often));
+        drop((seldom, often));
+        assert_eq!(reviews.due(), [Box::from("often")]);
+        drop(digest);
         assert!(reviews.due().is_empty());
     }
 
@@ -218,13 +257,14 @@ mod tests {
     #[test]
     fn what_nobody_uses_is_forgotten_and_all_is_bounded() {
         let reviews = Reviews::default();
+        let came = Instant::now();
         note(&reviews, "t", alice());
         for wrong in 0..2 * MAX_KNOWN {
             note(&reviews, &wrong.to_string(), None);
         }
         assert_eq!(reviews.lock().len(), MAX_KNOWN);
-        assert!(holder_of(&reviews, "t").is_ok());
-        reviews.age(2 * IN_USE);
+        assert!(reviews.holder_of(b"t", came).is_ok());
+        reviews.age(KEPT);
         note(&reviews, "u", None);
         assert_eq!(reviews.lock().len(), 1);
     }

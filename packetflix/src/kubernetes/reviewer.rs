@@ -145,7 +145,7 @@ impl Reviewer {
         }
     }
 
-    /// Asks again and again for tokens that are in use. Never ends.
+    /// Asks again and again for tokens on which something rests. Never ends.
     pub(crate) async fn follow(&self) {
         loop {
             sleep(INTERVAL).await;
