@@ -151,6 +151,8 @@ pub(crate) enum ApiServerError {
     Answer(#[source] serde_json::Error),
     #[error("it does not answer in time")]
     Late,
+    #[error("too much is to be asked of it")]
+    Busy,
     #[error("which pods there are to ask it about, nobody says: no node answers")]
     NoPods,
 }

@@ -10,32 +10,43 @@
 //! Source: the APIs `authentication.k8s.io/v1` (TokenReview) and `authorization.k8s.io/v1` (SubjectAccessReview).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{interval, timeout},
 };
 
 use super::api::{ApiAddress, ApiConnection, ApiServerError, Credentials};
 use crate::{
     access::{Extent, Pattern, Reviews, Rights, as_asked},
     error::chain,
+    turns::{TurnBounds, Turns},
 };
 
-/// How long all that is asked of one token may take, one after the other.
+/// How long it may take to ask whose a token is, and then what they may do.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often it is looked which tokens are to be asked for again.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Most tokens that are asked for at the same time.
+/// Most tokens of which it is asked at the same time whose they are.
 const MAX_AT_ONCE: usize = 16;
+
+/// Users of whom it is asked at the same time what they may do. One has any number of tokens.
+const USERS: TurnBounds = TurnBounds {
+    at_once: MAX_AT_ONCE,
+    of_one: MAX_AT_ONCE / 4,
+    waiting_of_one: 64,
+    waiting: 512,
+    // Longer than all of one may take, so that each of them has its turn. Requests do not wait that long.
+    patience: Duration::from_secs(120),
+};
 
 /// How long it may take of that to ask for what was not allowed before.
 const PATIENCE_WITH_NEW: Duration = Duration::from_secs(5);
@@ -62,10 +73,22 @@ pub(crate) struct Reviewer {
     node: String,
     find_pods: FindPods,
     reviews: Arc<Reviews>,
-    turns: Semaphore,
+    /// What runs waits for none of those who only come, and who may go before they have their answer.
+    running: Line,
+    coming: Line,
+    /// Held by requests for which a token is asked for.
+    locks: Mutex<HashMap<Box<str>, Weak<Lock>>>,
     /// Why it has said nothing the last time.
     problem: Mutex<Option<String>>,
 }
+
+/// Where tokens wait to be asked for.
+struct Line {
+    tokens: Semaphore,
+    users: Arc<Turns>,
+}
+
+type Lock = tokio::sync::Mutex<()>;
 
 /// `UserInfo`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -126,7 +149,9 @@ impl Reviewer {
             node,
             find_pods,
             reviews,
-            turns: Semaphore::new(MAX_AT_ONCE),
+            running: Line::new(),
+            coming: Line::new(),
+            locks: Mutex::default(),
             problem: Mutex::default(),
         }
     }
@@ -136,33 +161,61 @@ impl Reviewer {
         let Some(token) = as_asked(token).filter(|token| !self.reviews.is_fresh(token, came)) else {
             return;
         };
-        let Ok(Ok(_turn)) = timeout(PATIENCE, self.turns.acquire()).await else {
-            return;
+        let lock = self.lock_of(token);
+        let asked = async {
+            let _only_one = lock.lock().await;
+            // Another request may have brought the same.
+            if !self.reviews.is_fresh(token, came) {
+                self.ask_for(token, &self.coming).await;
+            }
         };
-        // Another request may have brought the same.
-        if !self.reviews.is_fresh(token, came) {
-            self.ask_for(token).await;
-        }
+        // Whoever comes no further is refused.
+        let _ = timeout(2 * PATIENCE, asked).await;
     }
 
     /// Asks again and again for tokens on which something rests. Never ends.
     pub(crate) async fn follow(&self) {
+        let mut looks = interval(INTERVAL);
+        let (mut begun, mut asked) = (HashSet::new(), FuturesUnordered::new());
         loop {
-            sleep(INTERVAL).await;
-            for token in self.reviews.due() {
-                self.ask_for(&token).await;
+            tokio::select! {
+                _ = looks.tick() => {
+                    for token in self.reviews.due() {
+                        if begun.insert(token.clone()) {
+                            asked.push(async {
+                                self.ask_for(&token, &self.running).await;
+                                token
+                            });
+                        }
+                    }
+                }
+                Some(token) = asked.next() => {
+                    begun.remove(&token);
+                }
             }
         }
     }
 
-    async fn ask_for(&self, token: &str) {
-        let at = Instant::now();
-        let answer = timeout(PATIENCE, self.ask(token)).await;
-        match answer.unwrap_or(Err(ApiServerError::Late)) {
-            Ok(holder) => {
+    /// Whoever has locked this is the only request for which a token is asked for. Others wait for the answer.
+    fn lock_of(&self, token: &str) -> Arc<Lock> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = locks.get(token).and_then(Weak::upgrade);
+        lock.unwrap_or_else(|| {
+            let lock = Arc::default();
+            locks.insert(token.into(), Arc::downgrade(&lock));
+            lock
+        })
+    }
+
+    async fn ask_for(&self, token: &str, line: &Line) {
+        match self.ask(token, line).await {
+            Ok((at, holder)) => {
                 self.reviews.note(token, at, holder);
                 self.tell(None);
             }
+            // Nothing was heard of it.
+            Err(ApiServerError::Busy) => tracing::debug!("too many tokens are to be asked for"),
             Err(error) => self.tell(Some(chain(&error))),
         }
     }
@@ -182,14 +235,32 @@ impl Reviewer {
         *known = problem;
     }
 
-    /// The name and the rights of whoever has this token; `None` where nobody has it.
-    async fn ask(&self, token: &str) -> Result<Option<(String, Rights)>, ApiServerError> {
-        let mut connection = ApiConnection::open(&self.address, &self.credentials).await?;
-        let Some(user) = review_token(&mut connection, token).await? else {
-            return Ok(None);
+    /// Since when a token is known to be whose, with what rights; `None` where nobody has it.
+    async fn ask(
+        &self,
+        token: &str,
+        line: &Line,
+    ) -> Result<(Instant, Option<(String, Rights)>), ApiServerError> {
+        let turn = timeout(PATIENCE, line.tokens.acquire()).await;
+        let turn = turn.map_err(|_| ApiServerError::Busy)?;
+        let at = Instant::now();
+        let asked = timeout(PATIENCE, self.user_of(token)).await;
+        let Some((connection, user)) = asked.unwrap_or(Err(ApiServerError::Late))? else {
+            return Ok((at, None));
         };
-        let rights = self.rights_of(connection, &user, token).await?;
-        Ok(Some((shown(&user.username), rights)))
+        drop(turn);
+        let turn = line.users.take(&user.username[..].into(), 1).await;
+        let _turn = turn.map_err(|_| ApiServerError::Busy)?;
+        let rights = timeout(PATIENCE, self.rights_of(connection, &user, token)).await;
+        let rights = rights.unwrap_or(Err(ApiServerError::Late))?;
+        Ok((at, Some((shown(&user.username), rights))))
+    }
+
+    /// Whoever has a token, and the connection over which that was asked.
+    async fn user_of(&self, token: &str) -> Result<Option<(ApiConnection, User)>, ApiServerError> {
+        let mut connection = ApiConnection::open(&self.address, &self.credentials).await?;
+        let user = review_token(&mut connection, token).await?;
+        Ok(user.map(|user| (connection, user)))
     }
 
     /// What a user may do.
@@ -271,6 +342,15 @@ impl Reviewer {
         }
         let before = before.map(|rights| rights.pods().map(names_of));
         Ok((pods, before.unwrap_or_default()))
+    }
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            tokens: Semaphore::new(MAX_AT_ONCE),
+            users: Turns::new(USERS),
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! What is asked of an API server that is slow where it is told to be, and what becomes of its answers.
 
-use std::{collections::HashSet, convert::Infallible, net::Ipv4Addr, path::PathBuf};
+use std::{convert::Infallible, net::Ipv4Addr, path::PathBuf};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
@@ -16,11 +16,13 @@ use crate::access::{Access, AccessError, Credentials as Shown, Identity};
 /// A token begins with the name of its user.
 const SEPARATOR: char = '#';
 
-/// What users may do, and what is never said.
+/// What users may do, and how long it takes to say so.
 #[derive(Default)]
 struct Script {
     /// Such as `alice create shop/web-1`, `alice create shop/` and `alice create n1`.
     allowed: HashSet<String>,
+    /// How long each answer on what a user may do takes.
+    slow: HashMap<String, Duration>,
     /// Questions on what users may do in namespaces that begin so are never answered.
     silent_on: Option<&'static str>,
     /// What was asked, in that order: tokens, and what users would do.
@@ -109,6 +111,10 @@ impl Cluster {
             user: None,
         })
     }
+
+    fn times_asked(&self, what: &str) -> usize {
+        self.script().asked.iter().filter(|asked| *asked == what).count()
+    }
 }
 
 impl Drop for Cluster {
@@ -134,7 +140,8 @@ async fn answer(
             };
             let script = script.lock().unwrap();
             let is_silent = script.silent_on.is_some_and(|begin| object.starts_with(begin));
-            let delay = is_silent.then_some(Duration::MAX);
+            let slow = script.slow.get(user).copied();
+            let delay = if is_silent { Some(Duration::MAX) } else { slow };
             (format!("{user} {} {object}", of("verb")), delay)
         }
         (token, _) => (token.unwrap_or_default().to_owned(), None),
@@ -147,6 +154,99 @@ async fn answer(
         None => json!({ "allowed": script.lock().unwrap().allowed.contains(&what) }),
     };
     Ok(Response::new(Full::from(json!({ "status": status }).to_string())))
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_noticed_whatever_others_are_asked_for() {
+    let cluster = Cluster::start("others").await;
+    cluster.allow(&["alice create n1"]);
+    let alice = cluster.show("alice#1").await.unwrap();
+    assert!(alice.rights.may_capture_something());
+    let others: Vec<String> = (0..40)
+        .map(|other| format!("other-{}#{other}", other / 4))
+        .collect();
+    let mut held = Vec::new();
+    for other in &others {
+        held.push(cluster.show(other).await.unwrap());
+    }
+    cluster.script().allowed.clear();
+    let slow = (0..10).map(|other| (format!("other-{other}"), Duration::from_millis(200)));
+    cluster.script().slow.extend(slow);
+    cluster.reviews.age(Duration::from_secs(4));
+    let reviewer = Arc::clone(&cluster.reviewer);
+    let _follower = AbortOnDropHandle::new(tokio::spawn(async move { reviewer.follow().await }));
+    let begun = Instant::now();
+    while cluster
+        .access
+        .renew(&alice)
+        .unwrap()
+        .rights
+        .may_capture_something()
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "it has not been noticed"
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_keeps_no_right() {
+    let cluster = Cluster::start("goes").await;
+    cluster.allow(&["alice create n1"]);
+    let alice = cluster.show("alice#1").await.unwrap();
+    cluster.script().allowed.clear();
+    let slow = Duration::from_millis(100);
+    cluster.script().slow.insert("alice".to_owned(), slow);
+    cluster.reviews.age(Duration::from_secs(6));
+    // There is always one who has just come.
+    let mut shown: FuturesUnordered<_> = (1..=10)
+        .map(|wait| timeout(Duration::from_millis(9 * wait), cluster.show("alice#1")))
+        .collect();
+    let reviewer = Arc::clone(&cluster.reviewer);
+    let _follower = AbortOnDropHandle::new(tokio::spawn(async move { reviewer.follow().await }));
+    let begun = Instant::now();
+    while cluster
+        .access
+        .renew(&alice)
+        .unwrap()
+        .rights
+        .may_capture_something()
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "it has not been noticed"
+        );
+        let _ = shown.next().await;
+        shown.push(timeout(Duration::from_millis(90), cluster.show("alice#1")));
+    }
+}
+
+#[tokio::test]
+async fn one_user_takes_not_all_turns_and_one_token_takes_one() {
+    let cluster = Cluster::start("turns").await;
+    let slow = Duration::from_millis(600);
+    cluster.script().slow.insert("many".to_owned(), slow);
+    let shown: Vec<_> = (0..40).map(|shown| format!("many#{}", shown / 20)).collect();
+    let of_many = shown.iter().map(|token| cluster.show(token));
+    let more: Vec<_> = (0..40).map(|more| format!("many#more-{more}")).collect();
+    let of_many = futures_util::future::join_all(of_many.chain(more.iter().map(|token| cluster.show(token))));
+    let of_alice = async {
+        sleep(Duration::from_millis(200)).await;
+        let begun = Instant::now();
+        cluster.show("alice#1").await.unwrap();
+        begun.elapsed()
+    };
+    tokio::pin!(of_many);
+    let waited = tokio::select! {
+        waited = of_alice => waited,
+        _ = &mut of_many => panic!("alice is the last"),
+    };
+    assert!(waited < Duration::from_secs(1), "alice waited for {waited:?}");
+    for token in ["many#0", "many#1"] {
+        assert_eq!(cluster.times_asked(token), 1, "{token}");
+    }
 }
 
 #[tokio::test]
@@ -194,10 +294,8 @@ async fn questions_that_take_too_long_keep_no_right_that_is_taken_away() {
     cluster.allow(&["alice create shop/web-1", "alice create shop/web-2"]);
     cluster.show("alice#1").await.unwrap();
     cluster.put("a-1", "web");
-    let mut script = cluster.script();
-    script.silent_on = Some("a-");
-    script.allowed.remove("alice create shop/web-2");
-    drop(script);
+    cluster.script().silent_on = Some("a-");
+    cluster.script().allowed.remove("alice create shop/web-2");
     cluster.reviews.age(Duration::from_secs(6));
     let rights = cluster.show("alice#1").await.unwrap().rights;
     assert!(rights.may_ask_for("shop/web-1") && !rights.may_ask_for("shop/web-2"));
