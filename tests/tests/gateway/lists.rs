@@ -13,7 +13,7 @@ use packetflix_tests::{
     namespace::Namespace,
     server::{Server, program, wait_until},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Cluster, TOKEN, closed_port, gateway, silent_port};
 
@@ -76,7 +76,8 @@ async fn targets_of_all_nodes_are_one_list() -> anyhow::Result<()> {
 #[tokio::test]
 async fn captures_and_metrics_of_all_nodes_have_their_node() -> anyhow::Result<()> {
     let cluster = Cluster::start(&["one", "two"])?;
-    let gateway = cluster.gateway(&[])?;
+    let account = cluster.folder.path().join("account");
+    let gateway = cluster.gateway(&[&format!("--audit-log={}", account.display())])?;
     let namespace = Namespace::new()?;
     let two = cluster.node("two");
     let url = two.url(&format!("netns={}", namespace.inode()?));
@@ -105,12 +106,43 @@ async fn captures_and_metrics_of_all_nodes_have_their_node() -> anyhow::Result<(
     assert!(text.ends_with("# EOF\n"));
     // An operator ends it from here.
     let id = &captures[0]["id"];
-    let (refused, _) = gateway.ask(&format!("DELETE /captures/three/{id} HTTP/1.1"))?;
-    assert_eq!(refused.status()?, 404);
-    let (ended, _) = gateway.ask(&format!("DELETE /captures/two/{id} HTTP/1.1"))?;
-    assert_eq!(ended.status()?, 204);
+    let asked = [
+        (format!("three/{id}"), 404),
+        ("two/x".to_owned(), 404),
+        ("two/999".to_owned(), 404),
+        (format!("two/{id}"), 204),
+    ];
+    for (path, status) in &asked {
+        let (answer, _) = gateway.ask(&format!("DELETE /captures/{path} HTTP/1.1"))?;
+        assert_eq!(answer.status()?, *status, "{path}");
+    }
     let (_, code, reason) = recorder.read_to_end().await?;
     assert_eq!((code, &reason[..]), (1000, "ended by the operator"));
+    // Each has a line in the account, however it was answered.
+    let account = std::fs::read_to_string(account)?;
+    let lines: Vec<Value> = account
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let ends = lines
+        .iter()
+        .filter(|line| line["message"] == "end of a capture asked for");
+    let ends: Vec<&Value> = ends.collect();
+    assert_eq!(ends.len(), asked.len(), "{account}");
+    for (line, (path, status)) in ends.into_iter().zip(&asked) {
+        assert_eq!(
+            (&line["id"], &line["status"]),
+            (&json!(path), &json!(status)),
+            "{line}"
+        );
+        assert_eq!(line["client"], "anyone");
+        assert!(
+            line["address"]
+                .as_str()
+                .is_some_and(|address| address.starts_with("127.0.0.1:")),
+            "{line}"
+        );
+    }
     Ok(())
 }
 

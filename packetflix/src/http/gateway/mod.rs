@@ -184,7 +184,7 @@ async fn all_captures(api: &Api, handshake: &Handshake) -> Result<Vec<Bytes>, Re
 }
 
 /// `/captures/ID` is one of the gateway's clients, and `/captures/NODE/ID` one of a node.
-async fn one_capture(api: &Api, method: &Method, id: &str, handshake: &Handshake) -> Response {
+async fn one_capture(api: &Arc<Api>, method: &Method, id: &str, handshake: &Handshake) -> Response {
     let Some((node, id)) = id.split_once('/') else {
         return captures::one(&api.site, method, id, handshake);
     };
@@ -194,7 +194,7 @@ async fn one_capture(api: &Api, method: &Method, id: &str, handshake: &Handshake
 }
 
 async fn end_on_node(
-    api: &Api,
+    api: &Arc<Api>,
     method: &Method,
     node: &str,
     id: &str,
@@ -206,19 +206,39 @@ async fn end_on_node(
         return Err(Refusal::new(Code::MethodNotAllowed, sentence));
     }
     captures::check_right(&api.site, handshake)?;
+    let caller = handshake.caller.clone();
+    // By a task of its own, so that there is a line of it, too, where whoever asks leaves meanwhile.
+    let ending = end_and_account(Arc::clone(api), node.to_owned(), id.to_owned(), caller);
+    let ended = api.site.frontend().tasks.spawn(ending).await;
+    ended.map_err(|error| Refusal::new(Code::Internal, error.to_string()))??;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn end_and_account(api: Arc<Api>, node: String, id: String, caller: Caller) -> Result<(), Refusal> {
+    let ended = end_number_on(&api.gateway, &node, &id).await;
+    let status = ended
+        .as_ref()
+        .map_or_else(Refusal::status, |()| StatusCode::NO_CONTENT);
+    let audit = &api.site.frontend().audit;
+    audit.end_asked(&format!("{node}/{id}"), &caller.facts(), status.as_u16());
+    if ended.is_ok() {
+        tracing::info!(
+            node,
+            id,
+            caller = caller.name(),
+            caller_type = caller.kind(),
+            "a capture of a node is ended by the operator"
+        );
+    }
+    ended
+}
+
+async fn end_number_on(gateway: &Gateway, node: &str, id: &str) -> Result<(), Refusal> {
     let number = id.parse().map_err(|_| {
         let sentence = format!("no capture {id} is running on {node}: see /captures");
         Refusal::new(Code::CaptureUnknown, sentence)
     })?;
-    api.gateway.end_on(node, number).await?;
-    tracing::info!(
-        node,
-        id,
-        caller = handshake.caller.name(),
-        caller_type = handshake.caller.kind(),
-        "a capture of a node is ended by the operator"
-    );
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(gateway.end_on(node, number).await?)
 }
 
 async fn metrics(api: &Api, caller: &Caller) -> Result<Response, Refusal> {
