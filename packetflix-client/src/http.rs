@@ -218,12 +218,20 @@ pub(crate) async fn send(
     request.headers_mut().extend(headers);
     let (mut sender, driver) = open(server).await?;
     let response = exchange(server, &mut sender, request).await?;
-    let status = response.status();
-    let is_given = status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS;
-    if server.rights.is_some() && is_given && !response.headers().contains_key(RIGHTS) {
+    if server.rights.is_some() && !is_bounded(&response) {
         return Err(RequestError::Unbounded(server.address.clone()));
     }
     Ok(Answer { response, driver })
+}
+
+/// Whether an answer tells no more than those may know on whose behalf it was asked for. Refusals name what there is, too, but for
+/// those that come before it is looked who asks for what.
+fn is_bounded(answer: &Response<Incoming>) -> bool {
+    let is_of_first_look = matches!(
+        answer.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    );
+    is_of_first_look || answer.headers().contains_key(RIGHTS)
 }
 
 fn request(server: &Server, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
@@ -469,10 +477,70 @@ pub async fn delete(server: &Server, path: &str) -> Result<(), RequestError> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        net::{self, Ipv4Addr},
+        thread,
+    };
+
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::server::Trust;
+
+    /// A server that answers each request with one of these in turn.
+    fn answering(answers: Vec<String>) -> Server {
+        let listener = net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for answer in answers {
+                let mut stream = listener.accept().unwrap().0;
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let head = lines.map_while(Result::ok).take_while(|line| !line.is_empty());
+                assert!(head.count() > 1);
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        Server {
+            address: format!("http://127.0.0.1:{port}").parse().unwrap(),
+            token: None,
+            trust: Trust::default(),
+            rights: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_rights_have_bounded_is_not_passed_on() {
+        const BODY: &str = r#"{"error": "there is no bank/vaul: bank/vault is near"}"#;
+        let answer = |status: u16, header: &str| {
+            format!(
+                "HTTP/1.1 {status} S\r\n{header}Content-Length: {}\r\n\r\n{BODY}",
+                BODY.len()
+            )
+        };
+        for (status, is_told) in [
+            (200, false),
+            (400, false),
+            (401, true),
+            (403, false),
+            (404, false),
+            (409, false),
+            (414, true),
+            (429, false),
+            (431, true),
+            (503, false),
+        ] {
+            let by_old = answer(status, "");
+            let by_new = answer(status, "packetflix-rights: heeded\r\n");
+            let mut server = answering(vec![by_old.clone(), by_old, by_new]);
+            let ask = async |server: &Server| get(server, "/targets").await;
+            let unbounded = |answer| matches!(answer, Err(RequestError::Unbounded(_)));
+            assert!(!unbounded(ask(&server).await), "{status}, for everything");
+            server.rights = Some("{}".to_owned());
+            assert_eq!(unbounded(ask(&server).await), !is_told, "{status}, by an old one");
+            assert!(!unbounded(ask(&server).await), "{status}, by a new one");
+        }
+    }
 
     #[test]
     fn clocks_are_read_in_the_middle_of_the_road() {

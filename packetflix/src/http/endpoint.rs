@@ -157,6 +157,7 @@ impl Endpoint {
             return Ok(answer.map(boxed));
         }
         let reader = allowed_origin(request.headers(), origins).cloned();
+        let is_on_behalf = request.headers().contains_key(RIGHTS);
         let is_public = (self.paths.is_public)(request.uri().path());
         let checked = check_bounds(&request).and_then(|()| match is_public {
             true => Ok(()),
@@ -174,7 +175,6 @@ impl Endpoint {
             Ok(_) if request.uri().path_and_query().is_none() => no_path(request.uri()),
             Ok(caller) => {
                 let name = IdentifiedCaller(caller.facts().into());
-                let is_on_behalf = request.headers().contains_key(RIGHTS);
                 let extensions = request.extensions_mut();
                 extensions.insert(caller);
                 if let Some(local) = client.local {
@@ -183,14 +183,13 @@ impl Endpoint {
                 let service = TowerToHyperService::new(warp::service(self.paths.routes.clone()));
                 let mut response = service.call(request).await?.map(boxed);
                 response.extensions_mut().insert(name);
-                if is_on_behalf {
-                    response
-                        .headers_mut()
-                        .insert(RIGHTS, HeaderValue::from_static("heeded"));
-                }
                 response
             }
         };
+        if is_on_behalf {
+            let headers = response.headers_mut();
+            headers.insert(RIGHTS, HeaderValue::from_static("heeded"));
+        }
         if let Some(origin) = reader {
             let_read(&mut response, origin);
         }

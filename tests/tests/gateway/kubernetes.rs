@@ -134,6 +134,50 @@ fn nobody_is_refused_while_no_node_says_which_pods_there_are() -> anyhow::Result
     Ok(())
 }
 
+/// A node that knows of no rights but its own refuses as it would the gateway.
+#[tokio::test]
+async fn refusals_of_a_node_that_heeds_no_rights_are_not_passed_on() -> anyhow::Result<()> {
+    let cluster = Cluster::start(&["one"])?;
+    let api = ApiServer::start(None)?;
+    let old = Script {
+        refusal: Some(
+            r#"{"error": "there is no bank/vaul; the nearest is bank/vault", "code": "target_unknown"}"#,
+        ),
+        ..Script::default()
+    };
+    let old = format!("--node=old=http://127.0.0.1:{}", play(old)?);
+    let gateway = asking(&cluster, &api, &[&old])?;
+    let may = |user, verb, resource| Rule {
+        user,
+        verb,
+        resource,
+        namespace: "",
+        name: "",
+    };
+    api.set_rules(&[
+        may("alice", "get", "nodes"),
+        may("alice", "create", "nodes"),
+        may("bob", "get", "pods"),
+        may("bob", "create", "pods"),
+    ]);
+    let described = percent_encoded(&json!({ "name": "bank/vaul", "node-name": "old" }).to_string());
+    for (user, expected) in [
+        ("alice", (404, "the nearest is bank/vault")),
+        ("bob", (502, "bounds nothing by the rights of whoever asks")),
+    ] {
+        let token = format!("token-of-{user}");
+        api.let_in(&token, user);
+        let refused = refused(&gateway, &format!("container={described}"), &token).await?;
+        let Refused { status, body } = refused.context("not refused")?;
+        ensure!(
+            status == expected.0 && body.contains(expected.1),
+            "{user}: {status} {body}"
+        );
+        ensure!(user == "alice" || !body.contains("vault"), "{user}: {body}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> anyhow::Result<()> {
     let folder = packetflix_tests::folder::Folder::new()?;
@@ -337,7 +381,7 @@ async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> an
             body.contains("packetflix-rights has no rights: ") == (status == 400),
             "{body}"
         );
-        ensure!((head.values("packetflix-rights") == ["heeded"]) == (status == 200));
+        ensure!(head.values("packetflix-rights") == ["heeded"], "{body}");
     }
     let request = format!(
         "GET /captures HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\npacketflix-rights: {}",

@@ -94,6 +94,8 @@ pub(crate) struct Script {
     pub(crate) answer: Option<&'static str>,
     /// Whether it has nothing of what words mean.
     pub(crate) has_no_word: bool,
+    /// What it says when it refuses captures, which it then does.
+    pub(crate) refusal: Option<&'static str>,
 }
 
 /// Bytes of such a target.
@@ -134,7 +136,16 @@ fn answer(mut stream: TcpStream, script: Script) -> anyhow::Result<()> {
             text.push(byte[0]);
         }
         let head = Head::read(&mut &text[..])?;
-        if head.line.contains(" /capture") {
+        let is_capture = head.line.contains(" /capture");
+        if let Some(refusal) = script.refusal.filter(|_| is_capture) {
+            write!(
+                stream,
+                "HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\n\r\n{refusal}",
+                refusal.len()
+            )?;
+            continue;
+        }
+        if is_capture {
             let key = head.values("sec-websocket-key").concat();
             let accept = derive_accept_key(key.as_bytes());
             write!(

@@ -20,12 +20,14 @@ pub(crate) fn instead_of_a_list(code: Code, sentence: &str) -> Value {
     })
 }
 
-/// A whole answer for those whose request is not read, or not to its end, and who may want a list.
+/// A whole answer for those whose request is not read, or not to its end, and who may want a list. Nothing in it takes a right, so that
+/// those are heeded on whose behalf anybody asks.
 pub(crate) fn plain_answer(code: Code, sentence: &str) -> Vec<u8> {
     let status = code.status();
     let body = instead_of_a_list(code, sentence).to_string();
     format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\
+         packetflix-rights: heeded\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()
