@@ -162,7 +162,7 @@ impl Rights {
         }
     }
 
-    /// Those to look for what may be captured.
+    /// Those to look for what may be captured, by a name that is known.
     pub(crate) fn to_find(&self) -> Self {
         Self {
             discover: self.capture.clone(),
@@ -207,6 +207,11 @@ impl Rights {
     /// Whether it takes the names of targets to decide what may be captured.
     pub(crate) fn are_by_pattern(&self) -> bool {
         self.capture.is_by_name()
+    }
+
+    /// Whether it takes the names of targets to decide what may be listed.
+    pub(crate) fn lists_are_by_pattern(&self) -> bool {
+        self.discover.is_by_name()
     }
 
     /// Whether there are targets of which nothing may be known.

@@ -311,16 +311,20 @@ impl Gateway {
 
     /// Which nodes are asked for what.
     async fn orders(&self, request: &CaptureRequest, caller: &Caller) -> Result<Orders, GatewayStartError> {
-        let rights = caller.bounds().map(Rights::to_find);
-        let rights = rights.as_ref();
         let wanted = Wanted::of(request)?;
-        if let Wanted::Several { words, described, .. } = &wanted
-            && described.is_empty()
-            && request::have_patterns(words)
-        {
+        let has_patterns = matches!(
+            &wanted,
+            Wanted::Several { words, described, .. } if described.is_empty() && request::have_patterns(words)
+        );
+        if has_patterns {
             // As a node has it: such a stream tells what there is.
             caller.may_discover().map_err(StartError::from)?;
         }
+        let rights = caller.bounds().map(|bounds| match has_patterns {
+            true => bounds.clone(),
+            false => bounds.to_find(),
+        });
+        let rights = rights.as_ref();
         match wanted {
             Wanted::One(target) => {
                 let target = self.on_its_node(target)?;

@@ -126,7 +126,14 @@ impl Selection {
         self.single.len() < self.meant.len() || self.meant.is_empty()
     }
 
-    /// Whether a target is selected by such a word.
+    /// Whether a target is selected by a word that means it alone.
+    pub(crate) fn has_by_name(&self, target: &DiscoveredTarget) -> bool {
+        let description = target.description();
+        let mut single = self.meant.iter().filter(|word| word.is_single());
+        single.any(|word| word.has(target, &description)) && !self.leaves_out(target, &description)
+    }
+
+    /// Whether a target is selected by a word that may mean any number of them.
     pub(crate) fn has_by_pattern(&self, target: &DiscoveredTarget) -> bool {
         let description = target.description();
         let is_meant = self.meant.is_empty()
@@ -346,7 +353,14 @@ mod tests {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let selection = Selection::parse(&words, &Rights::ALL, &nowhere)?;
         let targets = all();
-        let selected = targets.iter().filter(|target| selection.has(target));
+        let selected = targets.iter().filter(|target| {
+            let has = selection.has(target);
+            assert_eq!(
+                has,
+                selection.has_by_name(target) || selection.has_by_pattern(target)
+            );
+            has
+        });
         Ok(selected.map(|target| target.namespace.inode).collect())
     }
 

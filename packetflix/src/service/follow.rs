@@ -22,7 +22,7 @@ use tracing::Instrument as _;
 use super::{
     Asker, Caller,
     changes::Changes,
-    several::{Begun, Common, Failed, Wanted, sentences, shown},
+    several::{Begun, Common, Failed, Wanted, known, sentences, shown},
     start::Held,
 };
 use crate::{
@@ -111,9 +111,9 @@ impl Common {
         let Some(Asker { caller, .. }) = self.joiner() else {
             return Vec::new();
         };
-        let known = self.known(scan, &caller);
-        let captured = known.filter(|target| self.namespaces.have(target.namespace.inode));
-        let changed = changes.since_last(scan, captured, !caller.rights().are_by_pattern());
+        let rights = caller.rights();
+        let captured = known(scan, rights).filter(|target| self.namespaces.have(target.namespace.inode));
+        let changed = changes.since_last(scan, captured, !rights.are_bounded());
         let told = changed.into_iter();
         told.map(|(name, sentence)| Arrival::Told { name, sentence })
             .collect()
@@ -133,7 +133,7 @@ impl Common {
             self.release(held, place, &target, &asker, starts, &mut joining);
         }
         starts.wake();
-        let mut wanted = self.new_in(scan, caller, |target| self.selection.has(target));
+        let mut wanted = self.new_in(scan, |target| self.is_selected(scan, caller, target));
         wanted.retain(|Wanted { target, .. }| !starts.rests(target) && joining.allows(target, starts));
         let Begun {
             members,
@@ -217,10 +217,10 @@ impl Common {
             return Whose::Unknown;
         }
         let netns = held.netns();
-        let mut known = self
-            .known(scan, caller)
-            .filter(|target| target.namespace.inode == netns);
-        match known.find(|target| self.selection.has(target)) {
+        match scan
+            .targets_in(netns)
+            .find(|target| self.is_selected(scan, caller, target))
+        {
             Some(target) => Whose::Selected(Box::new(TargetDescription {
                 interfaces: Vec::new(),
                 ..target.description()
@@ -261,9 +261,9 @@ impl Common {
     }
 }
 
-/// Whether what is in a namespace decides if it may be captured, which only a scan knows.
+/// Whether what is in a namespace decides if it may be captured, or listed, which only a scan knows.
 fn is_decided_by_scans(caller: &Caller) -> bool {
-    caller.rights().are_by_pattern() || !caller.rights().may_capture_something()
+    caller.rights().are_bounded() || !caller.rights().may_capture_something()
 }
 
 /// What joins a stream, and what cannot.

@@ -184,7 +184,7 @@ impl App {
         } = common.start_all(wanted, patience).await;
         let judged = judge_failures(failed, members.is_empty(), several.wait).and_then(|judged| {
             if members.is_empty() && !several.wait && left == 0 {
-                let known = common.known(&scan, &caller);
+                let known = known(&scan, caller.rights());
                 let names: Vec<String> = known.map(|target| target.description().full_name()).collect();
                 let asked = several.words.iter().map(String::as_str);
                 return Err(StartError::NothingSelected {
@@ -264,18 +264,12 @@ impl Common {
         may_know.then_some(asker)
     }
 
-    /// The targets that its caller may know of.
-    pub(super) fn known<'a>(
-        &self,
-        scan: &'a Scan,
-        caller: &Caller,
-    ) -> impl Iterator<Item = &'a DiscoveredTarget> {
-        let rights = Arc::clone(caller.rights());
-        scan.targets.iter().filter(move |target| {
-            let occupants = scan.occupants(target.namespace.inode);
-            let are_theirs = |occupants| rights.may_capture(occupants) == Verdict::Allowed;
-            !rights.are_by_pattern() || occupants.is_some_and(are_theirs)
-        })
+    /// Whether a target is selected that its caller may capture. What a pattern means shows what there is, and so is only what may be
+    /// listed, too.
+    pub(super) fn is_selected(&self, scan: &Scan, caller: &Caller, target: &DiscoveredTarget) -> bool {
+        let rights = caller.rights();
+        let is_named = self.selection.has_by_name(target) && may_capture(rights, scan, target);
+        is_named || (self.selection.has_by_pattern(target) && may_know(rights, scan, target))
     }
 
     /// What a stream begins with: what is described, what single words mean, and what patterns mean in a scan.
@@ -296,20 +290,18 @@ impl Common {
         });
         let mut wanted: Vec<Wanted> = single.collect();
         if has_patterns {
-            wanted.extend(self.new_in(scan, caller, |target| self.selection.has_by_pattern(target)));
+            let is_meant = |target: &DiscoveredTarget| {
+                self.selection.has_by_pattern(target) && may_know(caller.rights(), scan, target)
+            };
+            wanted.extend(self.new_in(scan, is_meant));
         }
         wanted
     }
 
     /// Targets of a scan that are selected, one for each namespace that is not captured yet.
-    pub(super) fn new_in(
-        &self,
-        scan: &Scan,
-        caller: &Caller,
-        is_selected: impl Fn(&DiscoveredTarget) -> bool,
-    ) -> Vec<Wanted> {
+    pub(super) fn new_in(&self, scan: &Scan, is_selected: impl Fn(&DiscoveredTarget) -> bool) -> Vec<Wanted> {
         let mut by_namespace: BTreeMap<u64, &DiscoveredTarget> = BTreeMap::new();
-        for target in self.known(scan, caller) {
+        for target in &scan.targets {
             let netns = target.namespace.inode;
             if self.namespaces.have(netns) || !is_selected(target) {
                 continue;
@@ -461,6 +453,27 @@ impl Common {
             });
         }
     }
+}
+
+/// Whether a target may be captured, as far as names decide that.
+fn may_capture(rights: &Rights, scan: &Scan, target: &DiscoveredTarget) -> bool {
+    let is_theirs = |occupants| rights.may_capture(occupants) == Verdict::Allowed;
+    !rights.are_by_pattern() || scan.occupants(target.namespace.inode).is_some_and(is_theirs)
+}
+
+/// Whether it may be known, too, that it is there, as far as names decide that.
+fn may_know(rights: &Rights, scan: &Scan, target: &DiscoveredTarget) -> bool {
+    let is_listed = |occupants| rights.may_list(occupants);
+    let may_list =
+        !rights.lists_are_by_pattern() || scan.occupants(target.namespace.inode).is_some_and(is_listed);
+    may_list && may_capture(rights, scan, target)
+}
+
+/// The targets of which somebody with these rights may know.
+pub(super) fn known<'a>(scan: &'a Scan, rights: &Rights) -> impl Iterator<Item = &'a DiscoveredTarget> {
+    scan.targets
+        .iter()
+        .filter(|target| may_know(rights, scan, target))
 }
 
 impl Failed {

@@ -220,6 +220,8 @@ async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> an
         pods("carol", "get", "shop", ""),
         pods("dave", "get", "", ""),
         pods("dave", "create", "", ""),
+        pods("grace", "get", "shop", ""),
+        pods("grace", "create", "", ""),
     ];
     api.set_rules(&rules);
     let all = [("shop/web-1", "one"), ("shop/web-2", "two"), ("bank/db-0", "one")];
@@ -294,6 +296,21 @@ async fn rights_to_single_pods_and_namespaces_are_rights_to_nothing_else() -> an
         for path in ["/metrics", "/captures"] {
             ensure!(ask(&gateway, path, &token)?.0 == 403, "{user}, {path}");
         }
+    }
+    // What patterns mean is what may be listed, too.
+    api.let_in("token-of-grace", "grace");
+    for (words, may) in [
+        ("target=bank/db-0", true),
+        ("target=shop/*", true),
+        ("target=bank/*", false),
+        ("target=bank/*&follow=0", false),
+        ("target=bank/db-*&target=nobody", false),
+    ] {
+        let refused = refused(&gateway, words, "token-of-grace").await?;
+        let is_well = refused
+            .as_ref()
+            .map_or(may, |refused| !may && refused.status == 404);
+        ensure!(is_well, "{words}: {refused:?}");
     }
     // The traffic of what is theirs.
     let (_, list) = ask(&gateway, "/targets", "token-of-alice")?;

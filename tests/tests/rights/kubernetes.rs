@@ -9,6 +9,7 @@ use packetflix_tests::{
     folder::Folder,
     kubernetes::{ApiServer, OWN_TOKEN, Rule},
     process::{Sleeper, speak_in},
+    recording::Recording,
     server::wait_until,
 };
 use serde_json::{Value, json};
@@ -177,6 +178,41 @@ async fn rights_to_pods_and_nodes_are_those_of_kubernetes() -> anyhow::Result<()
         "{spec}"
     );
     ensure!(spec["extra"] == json!({ "example.org/team": ["red"] }), "{spec}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn patterns_mean_no_more_than_may_be_listed() -> anyhow::Result<()> {
+    const TOKEN: &str = "token-of-alice";
+    let cluster = Cluster::start()?;
+    let Cluster { api, server, .. } = &cluster;
+    api.set_rules(&[node("alice", "create", "n1"), pods("alice", "get", "shop", "")]);
+    api.let_in(TOKEN, "alice");
+    let mut recorder = server.record(TOKEN, "target=**&names=0").await?;
+    let is_of = |recording: &Recording, name: &str| recording.interfaces.iter().any(|one| one.name == name);
+    recorder
+        .read_until(|recording| is_of(recording, "shop/web-1/lo"))
+        .await?;
+    // Nor does anything join that they know nothing of.
+    let others = recorder.read_until(|recording| recording.interfaces.len() > 1);
+    ensure!(
+        timeout(Duration::from_secs(5), others).await.is_err(),
+        "it is told of others"
+    );
+    recorder.finish().await?;
+    let (status, sentence) = server.status(TOKEN, "target=db-*").await?;
+    ensure!(
+        status == 404 && sentence.contains("none of the 1 targets") && !sentence.contains("bank"),
+        "{status} {sentence}"
+    );
+    // What is asked for by its name may be captured, also beside patterns.
+    for query in [
+        named("plain"),
+        "target=plain&target=none-such-*&names=0".to_owned(),
+    ] {
+        let (status, sentence) = server.status(TOKEN, &query).await?;
+        ensure!(status == 101, "{query}: {status} {sentence}");
+    }
     Ok(())
 }
 
