@@ -3,6 +3,7 @@
 use std::{
     env,
     error::Error,
+    ffi::OsStr,
     fmt, io,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
@@ -23,8 +24,10 @@ const PORT: u16 = 5001;
 /// How long a server of this host may take to be there.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Variable that names the server.
+/// Variables that name the server, and what is shown to it.
 const VARIABLE: &str = "PACKETFLIX_SERVER";
+const TOKEN_VARIABLE: &str = "PACKETFLIX_TOKEN";
+const TOKEN_FILE_VARIABLE: &str = "PACKETFLIX_CLIENT_TOKEN_FILE";
 
 /// Unix sockets of a server on this host that was not told where to listen.
 #[cfg(unix)]
@@ -44,16 +47,10 @@ pub struct ServerArgs {
     pub local: bool,
     /// Token that is shown to the server. Other users of this machine see it in the list of processes: --token-file keeps it
     /// from them
-    #[arg(
-        long,
-        env = "PACKETFLIX_TOKEN",
-        value_name = "TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
+    #[arg(long, env = TOKEN_VARIABLE, value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// File that has the token, and nothing else, and that others may not read
-    #[arg(long, env = "PACKETFLIX_CLIENT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = TOKEN_FILE_VARIABLE, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Certificates of the CAs that are trusted, in PEM, instead of those of this machine
     #[arg(long, env = "PACKETFLIX_CACERT", value_name = "FILE")]
@@ -141,6 +138,9 @@ pub enum ServerError {
     /// What is to be the token cannot stand in a header.
     #[error("the token in {0} is empty, or has spaces or characters that no token has")]
     Token(String),
+    /// A token, and the file of another.
+    #[error("--token is one token, and --token-file has another: leave one of them away")]
+    TwoTokens,
     /// A server, and none.
     #[error("--local captures without a server: leave it away, or --server")]
     LocalAndServer,
@@ -176,6 +176,24 @@ impl From<ClusterError> for Failure {
             ClusterError::Road(error) => Self::refused(error),
             ClusterError::Token(error) => error.into(),
             ClusterError::NoToken(_) => Self::usage(error),
+        }
+    }
+}
+
+/// A token, and a file that has one.
+struct Tokens<'a> {
+    token: Option<&'a str>,
+    file: Option<&'a Path>,
+}
+
+impl Tokens<'_> {
+    /// The one that there is, if there is one.
+    fn read(self) -> Result<Option<Token>, ServerError> {
+        match (self.token, self.file) {
+            (Some(_), Some(_)) => Err(ServerError::TwoTokens),
+            (Some(token), None) => Token::parse(token, "--token").map(Some),
+            (None, Some(file)) => Token::read(file).map(Some),
+            (None, None) => Ok(None),
         }
     }
 }
@@ -228,7 +246,8 @@ impl ServerArgs {
             return Err(ServerError::KubeAndServer.into());
         }
         let (road, token) = Road::into_cluster(&self.cluster, meant).await?;
-        let token = match self.token()? {
+        // Variables have that of the server that another variable names, whose neither API server nor gateway is to see.
+        let token = match self.tokens_of_flags().read()? {
             Some(token) => token,
             None => token.map_err(ClusterError::NoToken)?,
         };
@@ -300,11 +319,28 @@ impl ServerArgs {
         })
     }
 
+    /// That of a flag, or else that of a variable.
     fn token(&self) -> Result<Option<Token>, ServerError> {
-        match (&self.token, &self.token_file) {
-            (Some(token), _) => Token::parse(token, "--token").map(Some),
-            (None, Some(file)) => Token::read(file).map(Some),
-            (None, None) => Ok(None),
+        match self.tokens_of_flags().read()? {
+            Some(token) => Ok(Some(token)),
+            None => self.tokens().read(),
+        }
+    }
+
+    fn tokens(&self) -> Tokens<'_> {
+        Tokens {
+            token: self.token.as_deref(),
+            file: self.token_file.as_deref(),
+        }
+    }
+
+    /// Those that no variable has.
+    fn tokens_of_flags(&self) -> Tokens<'_> {
+        let Tokens { token, file } = self.tokens();
+        let is_of = |variable: &str, value: &OsStr| env::var_os(variable).is_some_and(|set| set == value);
+        Tokens {
+            token: token.filter(|token| !is_of(TOKEN_VARIABLE, token.as_ref())),
+            file: file.filter(|file| !is_of(TOKEN_FILE_VARIABLE, file.as_ref())),
         }
     }
 

@@ -158,12 +158,58 @@ fn desk_reaches_the_gateway_through_the_api_server() -> anyhow::Result<()> {
         "{}",
         said(&nobody)
     );
+    check_whose_token_is_shown(&cluster, &config)?;
     // The right is taken away.
     api.set_rules(&[]);
     wait_until(Duration::from_secs(20), || {
         let listed = desk(&config, &["list", "--kube"])?;
         Ok(!listed.status.success() && said(&listed).contains("may not"))
     })
+}
+
+/// Of variables, which have that of another server, none is: nobody here knows it. Those of flags are.
+fn check_whose_token_is_shown(cluster: &Cluster, config: &str) -> anyhow::Result<()> {
+    const OTHERS: &str = "token-for-another-server";
+    let others = cluster.folder.put_secret("others", OTHERS)?.display().to_string();
+    let alices = cluster
+        .folder
+        .put_secret("alices", "token-of-alice")?
+        .display()
+        .to_string();
+    let list = |flags: &[&str]| {
+        let mut client = Command::new(program("packetflix")?);
+        client
+            .args(["list", "--kube"])
+            .args(flags)
+            .env("KUBECONFIG", config);
+        client.env("PACKETFLIX_SERVER", "http://127.0.0.1:1");
+        anyhow::Ok(client)
+    };
+    for (variable, value) in [
+        ("PACKETFLIX_TOKEN", OTHERS),
+        ("PACKETFLIX_CLIENT_TOKEN_FILE", &others),
+    ] {
+        for (flags, is_let_in) in [
+            (&[][..], true),
+            (&["--token-file", &alices], true),
+            (&["--token", "token-of-alice"], true),
+            (&["--token", "token-of-nobody"], false),
+        ] {
+            let listed = list(flags)?.env(variable, value).output()?;
+            ensure!(
+                listed.status.success() == is_let_in,
+                "{variable} {flags:?}: {}",
+                said(&listed)
+            );
+        }
+    }
+    let both = list(&["--token", "token-of-alice", "--token-file", &alices])?.output()?;
+    ensure!(
+        both.status.code() == Some(2) && said(&both).contains("leave one of them away"),
+        "{}",
+        said(&both)
+    );
+    Ok(())
 }
 
 #[test]
