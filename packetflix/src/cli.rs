@@ -253,8 +253,9 @@ pub struct FrontendArgs {
     )]
     pub max_captures: u16,
 
-    /// How many captures one client may have at the same time. A client is an IPv4 address, or the /64 prefix of an IPv6
-    /// address, so that all behind one proxy are one; and it is the name of a token or certificate, wherever that is
+    /// How many captures one client may have at the same time. A client is the name of a token or certificate, wherever that is;
+    /// where nobody is asked for one, it is an IPv4 address, or the /64 prefix of an IPv6 address, so that all behind one proxy
+    /// are one
     #[arg(
         long,
         env = "PACKETFLIX_MAX_CAPTURES_PER_CLIENT",

@@ -563,7 +563,7 @@ async fn captures_are_counted_by_client_and_by_target() -> anyhow::Result<()> {
     let mut running = vec![Recorder::start(&first).await?, Recorder::start(&first).await?];
     let (status, sentence) = refusal(&server, &second, &[]).await?;
     let words = "a client may have 2 captures at the same time (--max-captures-per-client), \
-                 and the client 127.0.0.1 has 2";
+                 and 127.0.0.1 has 2";
     assert_eq!((status, &sentence[..]), (429, words));
 
     running.push(Recorder::over(connect_from("127.0.0.2", &server)?, &first).await?);

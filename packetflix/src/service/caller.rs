@@ -382,6 +382,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn client_is_whoever_has_the_address() {
+        let client = |address: &str| ClientId::new(Some(address.parse().unwrap()));
+        assert_eq!(client("10.0.0.1"), client("::ffff:10.0.0.1"));
+        assert_ne!(client("10.0.0.1"), client("10.0.0.2"));
+        assert_eq!(client("2001:db8::1"), client("2001:db8::ffff:0:0:2"));
+        assert_ne!(client("2001:db8::1"), client("2001:db8:0:1::1"));
+        assert_eq!(client("2001:db8:1:2:3:4:5:6").to_string(), "2001:db8:1:2::/64");
+    }
+
+    #[test]
+    fn accounts_are_of_addresses_only_where_nobody_has_a_name() {
+        let account = |is_unnamed| {
+            let caller = Caller {
+                identity: Identity {
+                    name: "alice".into(),
+                    rights: Arc::new(Rights::NONE),
+                    basis: Basis::Certificate,
+                },
+                is_unnamed,
+                peer: Some(Peer::Tcp("127.0.0.1:4711".parse().unwrap())),
+                certificate: None,
+                on_behalf_of: None,
+            };
+            caller.account().to_string()
+        };
+        assert_eq!(
+            (account(false), account(true)),
+            ("certificate alice".to_owned(), "127.0.0.1".to_owned())
+        );
+    }
+
+    #[test]
     fn a_token_a_certificate_and_a_user_of_one_name_have_accounts_of_their_own() {
         let account = |name: &str, basis| {
             let caller = Caller {

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Caller, ClientId, Peer, Permit, Permits, StartError};
+use super::{Caller, Permit, Permits, StartError};
 use crate::{
     access::{self, Access, Reviews, TokenFileError},
     captures::{Attempt, Audit, AuditFileError, Captures},
@@ -170,8 +170,7 @@ impl Frontend {
         if self.stop.is_cancelled() {
             return Err(StartError::ShuttingDown);
         }
-        let client = ClientId::new(caller.peer().and_then(Peer::ip));
         let is_admin = caller.rights().may_administer();
-        Ok(self.permits.permit(client, caller.account(), is_admin)?)
+        Ok(self.permits.permit(caller.account(), is_admin)?)
     }
 }

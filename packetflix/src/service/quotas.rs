@@ -6,7 +6,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::caller::ClientId;
 use crate::config::Quotas;
 
 /// Why no more captures may run.
@@ -22,21 +21,11 @@ pub(crate) enum QuotaError {
         clients: usize,
     },
     #[error(
-        "a client may have {limit} captures at the same time (--max-captures-per-client), and the client {client} \
-         has {running}"
+        "a client may have {limit} captures at the same time (--max-captures-per-client), and {client} has {running}"
     )]
     Client {
         limit: usize,
-        client: ClientId,
-        running: usize,
-    },
-    #[error(
-        "one account may have {limit} captures at the same time, from wherever (--max-captures-per-client), and {account} \
-         has {running}"
-    )]
-    Account {
-        limit: usize,
-        account: Arc<str>,
+        client: Arc<str>,
         running: usize,
     },
     #[error(
@@ -61,8 +50,7 @@ pub(crate) struct Permits {
 #[derive(Debug, Default)]
 struct CaptureCounts {
     total: usize,
-    by_client: HashMap<ClientId, usize>,
-    by_account: HashMap<Arc<str>, usize>,
+    by_client: HashMap<Arc<str>, usize>,
     by_target: HashMap<u64, usize>,
 }
 
@@ -70,8 +58,7 @@ struct CaptureCounts {
 #[derive(Debug)]
 pub(crate) struct Permit {
     permits: Arc<Permits>,
-    client: ClientId,
-    account: Arc<str>,
+    client: Arc<str>,
     is_admin: bool,
     netns: Option<u64>,
 }
@@ -101,16 +88,11 @@ impl Permits {
         })
     }
 
-    /// The place of one more capture, of a target that is not known yet.
+    /// The place of one more capture, of a target that is not known yet. A client is who pays for it, by any address.
     ///
     /// # Errors
-    /// When there are as many as may be, in all, of this client, or on this account.
-    pub(crate) fn permit(
-        self: &Arc<Self>,
-        client: ClientId,
-        account: Arc<str>,
-        is_admin: bool,
-    ) -> Result<Permit, QuotaError> {
+    /// When there are as many as may be, in all or of this client.
+    pub(crate) fn permit(self: &Arc<Self>, client: Arc<str>, is_admin: bool) -> Result<Permit, QuotaError> {
         let Quotas {
             total, per_client, ..
         } = self.quotas;
@@ -123,16 +105,10 @@ impl Permits {
                 clients: running.by_client.len(),
             });
         }
-        add(&mut running.by_client, client, per_client).map_err(|running| QuotaError::Client {
-            limit: per_client,
-            client,
-            running,
-        })?;
-        if let Err(own) = add(&mut running.by_account, Arc::clone(&account), per_client) {
-            remove(&mut running.by_client, &client);
-            return Err(QuotaError::Account {
+        if let Err(own) = add(&mut running.by_client, Arc::clone(&client), per_client) {
+            return Err(QuotaError::Client {
                 limit: per_client,
-                account,
+                client,
                 running: own,
             });
         }
@@ -141,7 +117,6 @@ impl Permits {
         Ok(Permit {
             permits: Arc::clone(self),
             client,
-            account,
             is_admin,
             netns: None,
         })
@@ -175,7 +150,6 @@ impl Drop for Permit {
         let mut running = self.permits.lock();
         running.total -= 1;
         remove(&mut running.by_client, &self.client);
-        remove(&mut running.by_account, &self.account);
         if let Some(netns) = self.netns {
             remove(&mut running.by_target, &netns);
         }
@@ -217,20 +191,14 @@ mod tests {
         per_target: 3,
     };
 
-    fn client(address: &str) -> ClientId {
-        ClientId::new(Some(address.parse().unwrap()))
-    }
-
     #[test]
     fn refusals_say_which_limit_and_who_holds_it() {
         let permits = Permits::new(QUOTAS);
-        let [one, other] = ["10.0.0.1", "2001:db8::1"].map(client);
-        let mut of_one: Vec<Permit> = (0..4)
-            .map(|_| permits.permit(one, "one".into(), false).unwrap())
-            .collect();
+        let permit = |client: &str| permits.permit(client.into(), false);
+        let mut of_one: Vec<Permit> = (0..4).map(|_| permit("10.0.0.1").unwrap()).collect();
         assert_eq!(
-            permits.permit(one, "one".into(), false).unwrap_err().to_string(),
-            "a client may have 4 captures at the same time (--max-captures-per-client), and the client 10.0.0.1 has 4"
+            permit("10.0.0.1").unwrap_err().to_string(),
+            "a client may have 4 captures at the same time (--max-captures-per-client), and 10.0.0.1 has 4"
         );
         for permit in &mut of_one[..3] {
             permit.name_target(5).unwrap();
@@ -240,55 +208,44 @@ mod tests {
             "a network namespace may have 3 captures at the same time (--max-captures-per-target), and 5 has 3"
         );
         of_one[3].name_target(6).unwrap();
-        let _of_other: Vec<Permit> = (0..2)
-            .map(|_| permits.permit(other, "other".into(), false).unwrap())
-            .collect();
+        let _of_other: Vec<Permit> = (0..2).map(|_| permit("token ci").unwrap()).collect();
         assert_eq!(
-            permits
-                .permit(client("10.0.0.3"), "third".into(), false)
-                .unwrap_err()
-                .to_string(),
+            permit("10.0.0.3").unwrap_err().to_string(),
             "no more captures may run at the same time than 6 (--max-captures), and those are running (clients: 2)"
         );
         drop(of_one);
         assert_eq!(permits.lock().total, 2);
-        permits
-            .permit(one, "one".into(), false)
-            .unwrap()
-            .name_target(5)
-            .unwrap();
+        permit("10.0.0.1").unwrap().name_target(5).unwrap();
     }
 
     #[test]
-    fn one_account_takes_not_all_and_some_are_kept_for_who_administers() {
+    fn one_client_takes_not_all_and_some_are_kept_for_who_administers() {
         let permits = Permits::new(Quotas {
             total: 128,
             per_client: 40,
             per_target: 64,
         });
-        let from = |n: u8, account: &str, is_admin| {
-            let mut permit = permits.permit(client(&format!("10.0.0.{n}")), account.into(), is_admin)?;
+        let permit = |client: &str, is_admin| {
+            let mut permit = permits.permit(client.into(), is_admin)?;
             permit.name_target(5)?;
             Ok(permit)
         };
-        let mut running: Vec<Permit> = (0..40).map(|n| from(n % 3, "ci", false).unwrap()).collect();
-        let error: QuotaError = from(4, "ci", false).unwrap_err();
+        let mut running: Vec<Permit> = (0..40).map(|_| permit("token ci", false).unwrap()).collect();
+        let error: QuotaError = permit("token ci", false).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "one account may have 40 captures at the same time, from wherever (--max-captures-per-client), and ci has 40"
+            "a client may have 40 captures at the same time (--max-captures-per-client), and token ci has 40"
         );
-        running.extend((0..20).map(|n| from(n, "other", false).unwrap()));
-        let error = from(9, "other", false).unwrap_err();
+        running.extend((0..20).map(|_| permit("other", false).unwrap()));
+        let error = permit("other", false).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a network namespace may have 60 captures at the same time (--max-captures-per-target, of which 4 are kept for \
              admin), and 5 has 60"
         );
-        running.extend((0..4).map(|n| from(n, "root", true).unwrap()));
-        assert!(from(9, "root", true).is_err());
-        let elsewhere = |n: usize, is_admin| {
-            permits.permit(client(&format!("10.0.1.{n}")), format!("{n}").into(), is_admin)
-        };
+        running.extend((0..4).map(|_| permit("root", true).unwrap()));
+        assert!(permit("root", true).is_err());
+        let elsewhere = |n: usize, is_admin| permits.permit(format!("{n}").into(), is_admin);
         running.extend((0..56).map(|n| elsewhere(n, false).unwrap()));
         let error = elsewhere(100, false).unwrap_err().to_string();
         assert!(
@@ -298,16 +255,7 @@ mod tests {
         running.extend((0..8).map(|n| elsewhere(n, true).unwrap()));
         assert!(elsewhere(100, true).is_err());
         drop(running);
-        assert!(permits.lock().by_account.is_empty());
-    }
-
-    #[test]
-    fn client_is_whoever_has_the_address() {
-        assert_eq!(client("10.0.0.1"), client("::ffff:10.0.0.1"));
-        assert_ne!(client("10.0.0.1"), client("10.0.0.2"));
-        assert_eq!(client("2001:db8::1"), client("2001:db8::ffff:0:0:2"));
-        assert_ne!(client("2001:db8::1"), client("2001:db8:0:1::1"));
-        assert_eq!(client("2001:db8:1:2:3:4:5:6").to_string(), "2001:db8:1:2::/64");
+        assert!(permits.lock().by_client.is_empty());
     }
 
     proptest! {
@@ -318,7 +266,7 @@ mod tests {
             for (what, who, netns) in steps {
                 if what == 0 && !permits.is_empty() {
                     permits.swap_remove(usize::from(who) % permits.len());
-                } else if let Ok(mut permit) = all.permit(ClientId::V4([10, 0, 0, who].into()), format!("{}", who % 2).into(), who == 2) {
+                } else if let Ok(mut permit) = all.permit(who.to_string().into(), who == 2) {
                     // One that is refused is dropped like one that ends.
                     if what == 1 || permit.name_target(netns).is_ok() {
                         permits.push(permit);
@@ -329,8 +277,6 @@ mod tests {
                 prop_assert!(running.total <= QUOTAS.total);
                 prop_assert_eq!(running.by_client.values().sum::<usize>(), permits.len());
                 prop_assert!(running.by_client.values().all(|count| (1..=QUOTAS.per_client).contains(count)));
-                prop_assert_eq!(running.by_account.values().sum::<usize>(), permits.len());
-                prop_assert!(running.by_account.values().all(|count| (1..=QUOTAS.per_client).contains(count)));
                 prop_assert!(running.by_target.values().all(|count| (1..=QUOTAS.per_target).contains(count)));
                 let named = permits.iter().filter(|permit| permit.netns.is_some()).count();
                 prop_assert_eq!(running.by_target.values().sum::<usize>(), named);

@@ -1,4 +1,4 @@
-//! What is kept for those who administer the service.
+//! What each may have of what all share, and what is kept for those who administer the service.
 
 use anyhow::ensure;
 use packetflix_tests::namespace::Namespace;
@@ -32,6 +32,23 @@ async fn memory_of_rings_is_kept_for_who_administers() -> anyhow::Result<()> {
     );
     ensure!(taken.len() >= 4, "{} captures, then {sentence}", taken.len());
     let (status, sentence) = server.status(ADMIN, &format!("{netns}&snaplen=99")).await?;
+    ensure!(status == 101, "{status} {sentence}");
+    Ok(())
+}
+
+/// Those behind one proxy, or one port-forward, come from one address.
+#[tokio::test]
+async fn captures_are_counted_by_name_and_not_by_address() -> anyhow::Result<()> {
+    let namespace = Namespace::new()?;
+    let server = Guarded::start_with("**", &["--max-captures-per-client=1".to_owned()])?;
+    let netns = format!("netns={}", namespace.inode()?);
+    let _running = server.open(PART, &netns).await?;
+    let (status, sentence) = server.status(PART, &netns).await?;
+    ensure!(
+        status == 429 && sentence.contains("and token part has 1"),
+        "{status} {sentence}"
+    );
+    let (status, sentence) = server.status(ADMIN, &netns).await?;
     ensure!(status == 101, "{status} {sentence}");
     Ok(())
 }
