@@ -185,8 +185,10 @@ fn values_of_the_chart_go_together_and_into_any_namespace() -> anyhow::Result<()
             let env = container["env"].as_array().context("no env")?;
             ensure!(env.contains(&format), "{env:?}");
         }
-        let captures = json!({ "name": "PACKETFLIX_MAX_CAPTURES", "value": "300" });
-        ensure!(node["env"].as_array().is_some_and(|env| env.contains(&captures)));
+        for variable in ["PACKETFLIX_MAX_CAPTURES", "PACKETFLIX_MAX_CAPTURES_PER_CLIENT"] {
+            let captures = json!({ "name": variable, "value": "300" });
+            ensure!(node["env"].as_array().is_some_and(|env| env.contains(&captures)));
+        }
         assert_eq!(node["resources"]["limits"]["memory"], "2Gi");
         for pod in [deployment, &named("DaemonSet", "packetflix")?["spec"]] {
             assert_eq!(

@@ -137,6 +137,13 @@ fn every_file_is_of_its_kustomization() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a variable of a container is set to.
+fn variable(container: &Value, name: &str) -> Option<Value> {
+    let mut env = container["env"].as_array()?.iter();
+    let found = env.find(|one| one["name"] == name)?;
+    Some(found["value"].clone())
+}
+
 /// What `docs/cluster.md` says of the gateway, and of the nodes behind it.
 #[test]
 fn gateway_of_a_cluster_has_what_it_needs_and_nothing_more() -> anyhow::Result<()> {
@@ -154,12 +161,7 @@ fn gateway_of_a_cluster_has_what_it_needs_and_nothing_more() -> anyhow::Result<(
             (&deployment["replicas"], &gateway["args"]),
             (&json!(2), &json!(["gateway"]))
         );
-        let of = |name: &str| {
-            let env = gateway["env"].as_array().into_iter().flatten();
-            env.clone()
-                .find(|one| one["name"] == name)
-                .map(|one| one["value"].clone())
-        };
+        let of = |name: &str| variable(gateway, name);
         assert_eq!(of("PACKETFLIX_KUBERNETES_AUTH"), Some(json!("true")));
         assert_eq!(of("PACKETFLIX_NODES_PLAIN"), None);
         // It takes no right of the kernel, and says so.
@@ -221,6 +223,13 @@ fn gateway_of_a_cluster_has_what_it_needs_and_nothing_more() -> anyhow::Result<(
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             assert_eq!(node[probe]["httpGet"]["scheme"], "HTTPS");
         }
+        // All that it captures there is one client's, and all who come to it by port-forward are at one address.
+        let captures = variable(&node, "PACKETFLIX_MAX_CAPTURES_PER_CLIENT");
+        ensure!(
+            captures.is_some() && captures == variable(&node, "PACKETFLIX_MAX_CAPTURES"),
+            "{captures:?}"
+        );
+        assert_eq!(of("PACKETFLIX_MAX_CONNECTIONS_PER_ADDRESS"), Some(json!("1024")));
         let manager = read("deploy/kubernetes/cert-manager.yaml")?;
         ensure!(
             manager.contains("secretName: packetflix-nodes-tls\n")
