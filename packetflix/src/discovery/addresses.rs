@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         access::Occupant,
-        discovery::{scan::Found, target::Namespace},
+        discovery::target::Namespace,
         netns::{Link, LinkAddress},
     };
 
@@ -158,26 +158,12 @@ mod tests {
             };
             Occupants::new(names.iter().map(occupant), true)
         };
-        let found = Found {
-            at: std::time::SystemTime::now(),
-            occupants: [
-                (1, occupants(&["init(1)"])),
-                (2, occupants(&["web"])),
-                (3, occupants(&["db", "db-too"])),
-            ]
-            .into(),
-            targets: targets.to_vec(),
-            engines: Vec::new(),
-            gaps: Vec::new(),
-            left: HashSet::new(),
-            is_cut: false,
-            is_partial: false,
-        };
-        let scan = Scan {
-            began: tokio::time::Instant::now(),
-            found,
-            formerly: Arc::default(),
-        };
+        let in_each = [
+            (1, occupants(&["init(1)"])),
+            (2, occupants(&["web"])),
+            (3, occupants(&["db", "db-too"])),
+        ];
+        let scan = Scan::of(targets.to_vec(), in_each.into());
         let book = AddressBook::new(&scan, "node");
         let seen = |netns| -> Vec<(String, &str)> {
             book.seen_from(netns, |_| true, |_| true)

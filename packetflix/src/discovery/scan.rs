@@ -113,6 +113,24 @@ impl Deref for Scan {
 }
 
 impl Scan {
+    /// One that has found these, and who is in each network namespace.
+    #[cfg(test)]
+    pub(crate) fn of(targets: Vec<DiscoveredTarget>, occupants: HashMap<u64, Occupants>) -> Self {
+        let found = Found {
+            targets,
+            occupants,
+            gaps: Vec::new(),
+            is_cut: false,
+            is_partial: false,
+            ..Found::nothing()
+        };
+        Self {
+            began: Instant::now(),
+            found,
+            formerly: Arc::default(),
+        }
+    }
+
     /// The targets in a network namespace.
     pub(crate) fn targets_in(&self, netns: u64) -> impl Iterator<Item = &DiscoveredTarget> {
         let targets = self.targets.iter();

@@ -591,3 +591,63 @@ fn excerpt(text: &str) -> String {
         _ => format!("{}…", &text[..text.floor_char_boundary(MAX_NAME_LEN)]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access::{Extent, Occupant, Occupants},
+        discovery::{Trust, target::Namespace},
+    };
+
+    fn target(name: &str, inode: u64) -> DiscoveredTarget {
+        DiscoveredTarget {
+            name: name.to_owned(),
+            kind: "pod",
+            trust: Trust::Host,
+            prefix: String::new(),
+            namespace: Arc::new(Namespace {
+                inode,
+                is_host: false,
+                is_roots: true,
+                links: Vec::new(),
+                mounts: Vec::new(),
+            }),
+            process: None,
+            workload: None,
+        }
+    }
+
+    #[test]
+    fn known_is_what_may_be_captured_and_listed() {
+        let alone = |name: &str| {
+            let occupant = Occupant {
+                name: name.to_owned(),
+                is_self_chosen: false,
+                is_pod: true,
+            };
+            Occupants::new([occupant], true)
+        };
+        let scan = Scan::of(
+            vec![target("bank/db", 1), target("shop/web", 2)],
+            [(1, alone("bank/db")), (2, alone("shop/web"))].into(),
+        );
+        let shop = || Extent::Pods(vec!["shop/*".parse().unwrap()]);
+        for (discover, capture, expected) in [
+            (
+                Extent::Everything,
+                Extent::Everything,
+                &["bank/db", "shop/web"][..],
+            ),
+            (shop(), shop(), &["shop/web"]),
+            (Extent::Everything, shop(), &["shop/web"]),
+            (shop(), Extent::Everything, &["shop/web"]),
+            // Who may list nothing asks for names that they know.
+            (Extent::Nothing, Extent::Everything, &["bank/db", "shop/web"]),
+        ] {
+            let rights = Rights::new(discover, capture, false);
+            let known: Vec<&str> = known(&scan, &rights).map(|target| &target.name[..]).collect();
+            assert_eq!(known, expected, "{rights:?}");
+        }
+    }
+}
