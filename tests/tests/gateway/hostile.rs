@@ -50,7 +50,6 @@ fn knows(gateway: &Server, count: usize) -> anyhow::Result<bool> {
 
 #[test]
 fn api_server_is_not_asked_in_a_loop() -> anyhow::Result<()> {
-    let cluster = Cluster::start(&[])?;
     let nobody = closed_port()?;
     let gone = event(
         "ERROR",
@@ -70,8 +69,7 @@ fn api_server_is_not_asked_in_a_loop() -> anyhow::Result<()> {
     // Each is waited for.
     thread::scope(|scope| {
         let each = wrongs.map(|(what, lines, answer)| {
-            let cluster = &cluster;
-            scope.spawn(move || is_not_asked_in_a_loop(cluster, nobody, lines, answer).with_context(|| what))
+            scope.spawn(move || is_not_asked_in_a_loop(nobody, lines, answer).with_context(|| what))
         });
         each.map(|one| one.join().expect("no panic"))
             .into_iter()
@@ -81,11 +79,11 @@ fn api_server_is_not_asked_in_a_loop() -> anyhow::Result<()> {
 
 /// A gateway asks an API server that answers watches with these lines, or all with this status.
 fn is_not_asked_in_a_loop(
-    cluster: &Cluster,
     nobody: u16,
     lines: Option<Vec<String>>,
     answer: Option<u16>,
 ) -> anyhow::Result<()> {
+    let cluster = Cluster::start(&[])?;
     let api = ApiServer::start(None)?;
     api.put("endpointslices", slice("one", nobody));
     if let Some(lines) = lines {
@@ -95,7 +93,7 @@ fn is_not_asked_in_a_loop(
         api.refuse("/endpointslices?", code, "not now");
     }
     let begun = Instant::now();
-    let gateway = following(cluster, &api, &["--nodes-plain"])?;
+    let gateway = following(&cluster, &api, &["--nodes-plain"])?;
     let is_loop = wait_until(Duration::from_secs(5), || Ok(api.lines().len() > 120));
     ensure!(is_loop.is_err(), "{} in {:?}", api.lines().len(), begun.elapsed());
     ensure!(api.lines().len() > 1, "{:?}", api.lines());
