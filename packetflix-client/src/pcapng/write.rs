@@ -11,8 +11,13 @@ use super::{
 const ISB_STARTTIME: u16 = 2;
 const ISB_ENDTIME: u16 = 3;
 
-/// Bytes of the statistics of an interface: the block, three counters, two times and the end of options.
-pub(crate) const STATISTICS_LEN: u64 = 24 + 5 * 12 + 4;
+/// What is said in the place of a count of losses.
+const UNTOLD: &str = "how many packets were lost is not known.";
+
+/// Most bytes of the statistics of an interface: the block, a counter, two times, that sentence, which is longer than two counters, and
+/// the end of options.
+pub(crate) const STATISTICS_LEN: u64 = 24 + 3 * 12 + (4 + UNTOLD.len() as u64) + 4;
+const _: () = assert!(UNTOLD.len().is_multiple_of(4) && UNTOLD.len() >= 20);
 
 /// Writes a packet or statistics with another number of its interface.
 pub(crate) fn with_interface(out: &mut Vec<u8>, block: &Block<'_>, interface: u32) {
@@ -31,7 +36,9 @@ pub(crate) fn statistics(out: &mut Vec<u8>, begun: u64, ended: u64, statistics: 
     body.extend(time(ended));
     option(&mut body, ISB_STARTTIME, &time(begun));
     option(&mut body, ISB_ENDTIME, &time(ended));
-    if !statistics.is_untold {
+    if statistics.is_untold {
+        option(&mut body, COMMENT, UNTOLD.as_bytes());
+    } else {
         option(&mut body, ISB_IFDROP, &statistics.dropped.to_le_bytes());
         option(&mut body, ISB_FILTERACCEPT, &statistics.accepted.to_le_bytes());
     }
