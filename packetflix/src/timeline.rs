@@ -499,7 +499,8 @@ impl Timeline {
         let in_all = said.dropped.unwrap_or_default();
         let said_lost = in_all.saturating_sub(interface.cut_dropped);
         interface.said_lost = interface.said_lost.max(said_lost);
-        let lost = interface.lost();
+        // Packets may tell of more than was this stream's.
+        let lost = interface.lost().min(in_all);
         let cut = interface.cut.saturating_add(in_all.saturating_sub(lost));
         let now = InterfaceStatistics {
             interface_id: interface.id,

@@ -241,6 +241,9 @@ async fn who_joins_one_that_stalls_gets_what_follows_and_nothing_of_before() -> 
             (3000, 3000, 0),
             "{hook}"
         );
+        // Nor does a packet tell of what was lost before.
+        let told: u64 = recording.packets.iter().map(|packet| packet.dropped_before).sum();
+        assert_eq!(told, 0, "{hook}");
         let recording = stalled.finish().await?;
         let statistics = recording.final_statistics("va")?;
         assert_eq!(statistics.delivered + statistics.dropped, 43_000, "{hook}");

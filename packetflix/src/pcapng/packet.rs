@@ -273,19 +273,21 @@ impl EncodedPacket {
         })
     }
 
-    /// The block that this was read of, telling that `more` packets were lost than it does.
-    pub fn with_more_dropped(&self, block: &[u8], more: u64) -> Bytes {
-        let has_count = if self.dropped_before > 0 { DROPCOUNT_LEN } else { 0 };
+    /// The block that this was read of, telling that so many packets were lost before it.
+    pub fn with_dropped(&self, block: &[u8], dropped: u64) -> Bytes {
+        let len_of = |count: u64| if count > 0 { DROPCOUNT_LEN } else { 0 };
         // What follows is the end of options, and the length.
-        let options_end = self.len - has_count - 8;
-        let len = (options_end + DROPCOUNT_LEN + 8) as u32;
+        let options_end = self.len - len_of(self.dropped_before) - 8;
+        let len = (options_end + len_of(dropped) + 8) as u32;
         let mut out = BytesMut::with_capacity(len as usize);
         out.put_slice(&block[..4]);
         out.put_u32_le(len);
         out.put_slice(&block[8..options_end]);
-        out.put_u16_le(EPB_DROPCOUNT);
-        out.put_u16_le(8);
-        out.put_u64_le(self.dropped_before.saturating_add(more));
+        if dropped > 0 {
+            out.put_u16_le(EPB_DROPCOUNT);
+            out.put_u16_le(8);
+            out.put_u64_le(dropped);
+        }
         out.put_u32_le(0);
         out.put_u32_le(len);
         out.freeze()

@@ -140,14 +140,15 @@ proptest! {
         expected.truncate(snaplen as usize);
         let read_back = EncodedPacket { len: out.len(), interface_id, timestamp, captured_len: expected.len() as u32, dropped_before: dropped_before.into() };
         prop_assert_eq!(EncodedPacket::first(&out), Some(read_back));
-        let more = read_back.with_more_dropped(&out, 7);
-        let with_more = u64::from(dropped_before) + 7;
-        let told = EncodedPacket { len: more.len(), dropped_before: with_more, ..read_back };
-        prop_assert_eq!(EncodedPacket::first(&more), Some(told));
-        if let Ok(dropped_before) = u32::try_from(with_more) {
-            let mut again = BytesMut::new();
-            EnhancedPacket { dropped_before, ..packet }.encode(&mut again);
-            prop_assert_eq!(&again[..], &more[..]);
+        for dropped in [0, u64::from(dropped_before) + 7] {
+            let other = read_back.with_dropped(&out, dropped);
+            let told = EncodedPacket { len: other.len(), dropped_before: dropped, ..read_back };
+            prop_assert_eq!(EncodedPacket::first(&other), Some(told));
+            if let Ok(dropped_before) = u32::try_from(dropped) {
+                let mut again = BytesMut::new();
+                EnhancedPacket { dropped_before, ..packet }.encode(&mut again);
+                prop_assert_eq!(&again[..], &other[..]);
+            }
         }
         prop_assert_eq!(EncodedPacket::first(&out[..out.len() - 1]), None);
         let blocks = blocks(&out);

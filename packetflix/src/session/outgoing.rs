@@ -61,6 +61,8 @@ pub(super) struct Outgoing {
     described: usize,
     /// Packets lost by the client, by their interface, of which its next packet has to tell.
     untold: BTreeMap<u32, u64>,
+    /// Packets lost before the client came, by their interface, of which packets have still to tell: they are not this client's.
+    foreign: BTreeMap<u32, u64>,
     limits: Limits,
     left: Left,
     /// What is sent next.
@@ -92,11 +94,17 @@ impl Outgoing {
         let beginning_len = beginning.len() as u64;
         info.check_room(beginning_len + stream.end_len())?;
         let limits = info.limits.clone();
+        let foreign = before.interfaces.iter().filter_map(|(place, counts)| {
+            let foreign = counts.dropped.saturating_sub(counts.told_lost);
+            (foreign > 0).then_some((*place as u32, foreign))
+        });
+        let foreign = foreign.collect();
         let mut outgoing = Self {
             stream,
             known: before,
             described: 0,
             untold: BTreeMap::new(),
+            foreign,
             left: Left {
                 packets: limits.packets.unwrap_or(u64::MAX),
                 bytes: limits.bytes.unwrap_or(u64::MAX) - beginning_len,
@@ -223,7 +231,13 @@ impl Outgoing {
             (message.blocks, message.packets) = (beginning.packets, beginning.total);
         }
         self.left.packets -= message.packets;
-        let rest = self.tell_losses(message);
+        let is_foreign = |count: &PacketCount| {
+            count.told_lost > 0 && self.foreign.contains_key(&(count.interface as u32))
+        };
+        let rest = match self.untold.is_empty() && !batch.counts.iter().any(is_foreign) {
+            true => message,
+            false => self.tell_losses(message),
+        };
         self.put(rest);
         let reached = match (self.limits.packets, self.limits.bytes) {
             (Some(limit), _) if self.left.packets == 0 => Some(Limit::Packets(limit)),
@@ -233,27 +247,30 @@ impl Outgoing {
         (is_whole, reached)
     }
 
-    /// Has the first packet of each interface of which the client has lost some tell so; gives what follows the last
-    /// of those. Others share the packets, so that each that tells is a copy.
+    /// Has the first packet of each interface of which the client has lost some tell so, and none of what was lost before the client
+    /// came; gives what follows the last of those. Others share the packets, so that each that tells otherwise is a copy.
     fn tell_losses(&mut self, mut rest: Message) -> Message {
         let mut at = 0;
         let mut passed = 0;
-        while !self.untold.is_empty()
+        while !(self.untold.is_empty() && self.foreign.is_empty())
             && let Some(packet) = EncodedPacket::first(&rest.blocks[at..])
         {
             let block = at..at + packet.len;
             at = block.end;
             passed += 1;
-            let Some(lost) = self.untold.remove(&packet.interface_id) else {
+            let foreign = self.take_foreign(&packet);
+            let lost = self.untold.remove(&packet.interface_id).unwrap_or_default();
+            if lost == 0 && foreign == 0 {
                 continue;
-            };
+            }
+            let dropped = (packet.dropped_before - foreign).saturating_add(lost);
             self.put(Message {
                 blocks: rest.blocks.slice(..block.start),
                 packets: passed - 1,
                 ..rest
             });
             self.put(Message {
-                blocks: packet.with_more_dropped(&rest.blocks[block], lost),
+                blocks: packet.with_dropped(&rest.blocks[block], dropped),
                 packets: 1,
                 ..rest
             });
@@ -265,6 +282,19 @@ impl Outgoing {
             (at, passed) = (0, 0);
         }
         rest
+    }
+
+    /// How many of the packets that were lost before this one were lost before the client came.
+    fn take_foreign(&mut self, packet: &EncodedPacket) -> u64 {
+        let Some(left) = self.foreign.get_mut(&packet.interface_id) else {
+            return 0;
+        };
+        let foreign = packet.dropped_before.min(*left);
+        *left -= foreign;
+        if *left == 0 {
+            self.foreign.remove(&packet.interface_id);
+        }
+        foreign
     }
 
     /// Takes what is known now of all packets, and writes the statistics of interfaces that have left, or of all.
