@@ -74,6 +74,9 @@ const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
 const NOT_ALLOWED: u16 = 1008;
 
+/// How the reason ends of a node whose target has ended, or its network namespace.
+const HAS_ENDED: &str = " has ended";
+
 type Work<T> = FuturesUnordered<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 /// The stream.
@@ -529,8 +532,7 @@ impl GatewayStream {
             matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL && close.reason == BY_OPERATOR);
         // Where targets may come, a node does not end because there are none.
         let is_natural = self.joining.is_none()
-            && !is_by_operator
-            && matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL);
+            && matches!(&end, NodeEnd::Closed(close) if close.code == NORMAL && close.reason.ends_with(HAS_ENDED));
         if !is_expected && !is_natural {
             let sentence = format!("node {}: {reason}", source.name);
             self.tell(&source.name, &sentence);

@@ -231,9 +231,8 @@ impl Outgoing {
             (message.blocks, message.packets) = (beginning.packets, beginning.total);
         }
         self.left.packets -= message.packets;
-        let is_foreign = |count: &PacketCount| {
-            count.told_lost > 0 && self.foreign.contains_key(&(count.interface as u32))
-        };
+        let is_foreign =
+            |count: &PacketCount| count.told_lost > 0 && self.foreign.contains_key(&(count.interface as u32));
         let rest = match self.untold.is_empty() && !batch.counts.iter().any(is_foreign) {
             true => message,
             false => self.tell_losses(message),

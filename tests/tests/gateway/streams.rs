@@ -422,6 +422,16 @@ async fn node_that_reaches_its_own_limit_is_told_and_joins_again() -> anyhow::Re
     ] {
         recorder.read_until(|recording| told(recording, what)).await?;
     }
+    recorder.finish().await?.check_complete()?;
+    // Where it does not join again, its end is told all the same.
+    let described = json!([
+        { "name": path(&here), "netns": here.inode()?, "node-name": "one" },
+        { "name": path(&here), "netns": here.inode()?, "node-name": "short" },
+    ]);
+    let container = percent_encoded(&described.to_string());
+    let mut recorder = Recorder::start(&gateway.url(&format!("container={container}"))).await?;
+    let what = "node short: the limit of 2s that the service sets every capture is reached";
+    recorder.read_until(|recording| told(recording, what)).await?;
     recorder.finish().await?.check_complete()
 }
 
