@@ -10,7 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, ensure};
+use bytes::BytesMut;
 use futures_util::StreamExt as _;
+use packetflix::pcapng::{
+    CaptureComment, EnhancedPacket, InterfaceDescription, LinkType, Offloads, PacketDirection, Reception,
+    SNAPLEN, SectionHeader,
+};
 use packetflix_tests::server::{Server, program, wait_until};
 use serde_json::json;
 use tokio::{
@@ -329,7 +334,7 @@ async fn capture(stream: TcpStream) -> anyhow::Result<()> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let mut blocks = Vec::with_capacity(PACKETS * (LEN + 32));
+            let mut blocks = BytesMut::with_capacity(PACKETS * (LEN + 64));
             for number in 0..PACKETS {
                 packet(now() - (PACKETS - number) as u64 * 1000, &mut blocks);
             }
@@ -350,44 +355,52 @@ async fn send(writer: &mut (impl tokio::io::AsyncWrite + Unpin), payload: &[u8])
     Ok(writer.write_all(&frame).await?)
 }
 
-/// A section header, and an Ethernet interface with nanoseconds (pcapng, sections 4.1 and 4.2).
-fn beginning() -> Vec<u8> {
-    let mut blocks = Vec::new();
-    block(&mut blocks, 0x0a0d_0d0a, |body| {
-        body.extend(0x1a2b_3c4d_u32.to_le_bytes());
-        body.extend([1, 0, 0, 0]);
-        body.extend(u64::MAX.to_le_bytes());
-    });
-    block(&mut blocks, 1, |body| {
-        body.extend([1, 0, 0, 0]);
-        body.extend(262_144_u32.to_le_bytes());
-        body.extend([2, 0, 4, 0]);
-        body.extend(b"eth0");
-        body.extend([9, 0, 1, 0, 9, 0, 0, 0]);
-        body.extend([0; 4]);
-    });
+/// What a node begins with: a section header, and an Ethernet interface.
+fn beginning() -> BytesMut {
+    let mut blocks = BytesMut::new();
+    SectionHeader {
+        hardware: "",
+        os: "",
+        application: "",
+        comment: CaptureComment {
+            container_name: "",
+            container_type: "",
+            node_name: "",
+            cluster_uid: "",
+            filter: "",
+            chaste: false,
+        },
+    }
+    .encode(&mut blocks);
+    InterfaceDescription {
+        link_type: LinkType::Ethernet,
+        snaplen: SNAPLEN,
+        name: "eth0",
+        description: "",
+        addresses: &[],
+        mac: None,
+        speed: None,
+        filter: "",
+        comment: "",
+        os: "",
+    }
+    .encode(&mut blocks);
     blocks
 }
 
-/// An Enhanced Packet Block (section 4.3).
-fn packet(time: u64, blocks: &mut Vec<u8>) {
-    block(blocks, 6, |body| {
-        body.extend(0_u32.to_le_bytes());
-        body.extend(u32::try_from(time >> 32).unwrap_or_default().to_le_bytes());
-        body.extend((time as u32).to_le_bytes());
-        for len in [LEN as u32; 2] {
-            body.extend(len.to_le_bytes());
-        }
-        body.extend([0xaa; LEN]);
-    });
-}
-
-fn block(blocks: &mut Vec<u8>, kind: u32, fill: impl FnOnce(&mut Vec<u8>)) {
-    let mut body = Vec::new();
-    fill(&mut body);
-    let len = u32::try_from(body.len() + 12).unwrap_or_default().to_le_bytes();
-    blocks.extend(kind.to_le_bytes());
-    blocks.extend(len);
-    blocks.extend(body);
-    blocks.extend(len);
+fn packet(timestamp: u64, blocks: &mut BytesMut) {
+    EnhancedPacket {
+        interface_id: 0,
+        timestamp,
+        original_len: LEN as u32,
+        cooked: None,
+        data: &[0xaa; LEN],
+        snaplen: SNAPLEN,
+        vlan: None,
+        direction: PacketDirection::Inbound,
+        reception: Reception::Unicast,
+        offloads: Offloads::default(),
+        dropped_before: 0,
+    }
+    .encode(blocks);
 }
