@@ -56,15 +56,10 @@ impl Cluster {
         }
         let tokens = folder.path().join("tokens").display().to_string();
         let node = |(name, more): &(&str, Vec<String>)| {
-            let flags = [
-                "--node-name",
-                name,
-                "--token-file",
-                &tokens,
-                "--ring-size",
-                "1MiB",
-            ];
-            let flags: Vec<&str> = flags.into_iter().chain(more.iter().map(String::as_str)).collect();
+            let flags: Vec<&str> = node_flags(name, &tokens)
+                .into_iter()
+                .chain(more.iter().map(String::as_str))
+                .collect();
             anyhow::Ok(((*name).to_owned(), Server::start(&flags)?))
         };
         let nodes = names.iter().map(node).collect::<anyhow::Result<_>>()?;
@@ -74,15 +69,7 @@ impl Cluster {
     /// Starts a node of this name again, where it was.
     fn start_at(&self, port: u16, name: &str) -> anyhow::Result<Server> {
         let tokens = self.folder.path().join("tokens").display().to_string();
-        let flags = [
-            "--node-name",
-            name,
-            "--token-file",
-            &tokens,
-            "--ring-size",
-            "1MiB",
-        ];
-        Server::start_at(port, &flags)
+        Server::start_at(port, &node_flags(name, &tokens))
     }
 
     /// The flags that make a gateway to these nodes.
@@ -112,6 +99,10 @@ impl Cluster {
         let named = self.nodes.iter().find(|(node, _)| node == name);
         named.map(|(_, server)| server).expect("there is one")
     }
+}
+
+fn node_flags<'a>(name: &'a str, tokens: &'a str) -> [&'a str; 6] {
+    ["--node-name", name, "--token-file", tokens, "--ring-size", "1MiB"]
 }
 
 fn gateway(flags: &[&str]) -> anyhow::Result<Server> {

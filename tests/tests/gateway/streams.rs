@@ -896,24 +896,51 @@ async fn what_cannot_be_captured_is_refused_before_the_upgrade() -> anyhow::Resu
     Ok(())
 }
 
+/// A gateway that knows Alice by a token, and a link between two namespaces.
+struct OfAlice {
+    cluster: Cluster,
+    gateway: Server,
+    link: (Namespace, Namespace),
+}
+
+impl OfAlice {
+    const TOKEN: &str = "alice-0123456789abcdef";
+
+    fn start() -> anyhow::Result<Self> {
+        let cluster = Cluster::start(&["one", "two"])?;
+        let line = format!("alice {} discover capture\n", Self::TOKEN);
+        cluster.folder.put_secret("clients", &line)?;
+        let tokens = cluster.folder.path().join("clients").display().to_string();
+        let gateway = cluster.gateway(&["--token-file", &tokens])?;
+        let link = Namespace::pair()?;
+        Ok(Self {
+            cluster,
+            gateway,
+            link,
+        })
+    }
+
+    /// Both ends of the link, captured by her.
+    async fn capture(&self) -> anyhow::Result<Capture> {
+        let (here, there) = &self.link;
+        let url = self.gateway.url(&query_of_both(here, there, "")?);
+        let bearer = format!("Bearer {}", Self::TOKEN);
+        Capture::open(&url, &[("authorization", &bearer)]).await
+    }
+
+    /// Her token is known no longer.
+    fn take_away(&self) -> anyhow::Result<()> {
+        let line = "bob bob-0123456789abcdefgh discover capture\n";
+        self.cluster.folder.put_secret("clients", line)?;
+        self.gateway.signal(nix::sys::signal::Signal::SIGHUP)
+    }
+}
+
 #[tokio::test]
 async fn token_that_is_taken_away_ends_the_stream() -> anyhow::Result<()> {
-    let cluster = Cluster::start(&["one", "two"])?;
-    let tokens = cluster.folder.path().join("clients");
-    let alice = "alice-0123456789abcdef";
-    cluster
-        .folder
-        .put_secret("clients", &format!("alice {alice} discover capture\n"))?;
-    let gateway = cluster.gateway(&["--token-file", &tokens.display().to_string()])?;
-    let (here, there) = Namespace::pair()?;
-    let bearer = format!("Bearer {alice}");
-    let query = query_of_both(&here, &there, "")?;
-    let capture = Capture::open(&gateway.url(&query), &[("authorization", &bearer)]).await?;
-    let recorder = Recorder::of(capture).await?;
-    cluster
-        .folder
-        .put_secret("clients", "bob bob-0123456789abcdefgh discover capture\n")?;
-    gateway.signal(nix::sys::signal::Signal::SIGHUP)?;
+    let ours = OfAlice::start()?;
+    let recorder = Recorder::of(ours.capture().await?).await?;
+    ours.take_away()?;
     let (_, code, _) = recorder.read_to_end().await?;
     assert_eq!(code, 1008);
     Ok(())
@@ -923,18 +950,9 @@ async fn token_that_is_taken_away_ends_the_stream() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn token_that_is_taken_away_ends_the_stream_of_who_reads_slowly() -> anyhow::Result<()> {
     const TIMES: usize = 2000;
-    let cluster = Cluster::start(&["one", "two"])?;
-    let tokens = cluster.folder.path().join("clients");
-    let alice = "alice-0123456789abcdef";
-    cluster
-        .folder
-        .put_secret("clients", &format!("alice {alice} discover capture\n"))?;
-    let gateway = cluster.gateway(&["--token-file", &tokens.display().to_string()])?;
-    let (here, there) = Namespace::pair()?;
-    let bearer = format!("Bearer {alice}");
-    let query = query_of_both(&here, &there, "")?;
-    let mut capture = Capture::open(&gateway.url(&query), &[("authorization", &bearer)]).await?;
-    let socket = RawSocket::open(&here, "va")?;
+    let ours = OfAlice::start()?;
+    let mut capture = ours.capture().await?;
+    let socket = RawSocket::open(&ours.link.0, "va")?;
     let large = raw::ethernet(0x88b5, &[9; 1400]);
     let is_over = Arc::new(AtomicBool::new(false));
     let is_enough = Arc::clone(&is_over);
@@ -954,10 +972,7 @@ async fn token_that_is_taken_away_ends_the_stream_of_who_reads_slowly() -> anyho
             Piece::Closed(code, reason) => break (code, reason),
         }
         if messages == 50 {
-            cluster
-                .folder
-                .put_secret("clients", "bob bob-0123456789abcdefgh discover capture\n")?;
-            gateway.signal(nix::sys::signal::Signal::SIGHUP)?;
+            ours.take_away()?;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
